@@ -13,6 +13,7 @@ composited on white in images. Of an animated image, the first frame is used.
 
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -21,7 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -34,11 +35,6 @@ from PIL import Image, ImageOps
 from alpro.errors import InputError
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 from alpro.shards.schema import MAX_SECONDS, Reason
-
-try:
-    import resource
-except ImportError:  # not a Unix: no memory limit
-    resource = None  # type: ignore[assignment]
 
 Decoder = Literal["auto", "pyav", "ffmpeg"]
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
@@ -211,9 +207,27 @@ def _message(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-_lock = threading.Lock()
-_threads = 0  # inside memory_limit
-_before = 0, (0, 0)  # the process's bytes and RLIMIT_DATA before the first of them entered
+class _Memory:
+    """The memory of this process, in bytes: what it held before the first of its decoding threads, which have been
+    granted more, began. Beyond, allocations fail. Only on Linux."""
+
+    def __init__(self) -> None:
+        self.lock, self.granted, self.held, self.own = threading.Lock(), 0, 0, (0, 0)
+
+    def grant(self, size: int) -> None:
+        """Grants `size` more bytes, or takes them back if it is negative."""
+        with self.lock, suppress(FileNotFoundError):  # another system
+            if not self.granted:
+                pages = int(Path("/proc/self/statm").read_text().split()[5])
+                self.held, self.own = pages * resource.getpagesize(), resource.getrlimit(resource.RLIMIT_DATA)
+            self.granted += size
+            soft, hard = self.own
+            limits = [limit for limit in self.own if limit != resource.RLIM_INFINITY]
+            ceiling = min([self.held + self.granted, *limits]) if self.granted else soft
+            resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
+
+
+_memory = _Memory()
 
 
 @contextmanager
@@ -221,31 +235,15 @@ def memory_limit(limits: Limits) -> Iterator[None]:
     """Limits the growth of the process's memory within the body to `limits.memory` for each thread in such a body.
 
     Beyond the limit, allocations fail and the body raises DecodeError: FFmpeg and numpy report the failure and the
-    process continues. The limit applies to the process: allocations of other threads count too. Only on Linux.
+    process continues. The limit applies to the process: allocations of other threads count too.
     """
-
-    def enter(threads: int) -> None:
-        global _threads, _before
-        with _lock:
-            if not _threads:
-                pages = int(Path("/proc/self/statm").read_text().split()[5])
-                _before = pages * resource.getpagesize(), resource.getrlimit(resource.RLIMIT_DATA)
-            _threads += threads
-            held, (soft, hard) = _before
-            own = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-            ceiling = min([held + _threads * limits.memory, *own]) if _threads else soft
-            resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
-
-    limited = resource is not None and Path("/proc/self/statm").exists()
-    if limited:
-        enter(1)
+    _memory.grant(limits.memory)
     try:
         yield
     except MemoryError:
         raise limits.too_much_memory() from None
     finally:
-        if limited:
-            enter(-1)
+        _memory.grant(-limits.memory)
 
 
 # PyAV: timestamps are read first, without decoding. They determine the requested frames, which are then decoded from
@@ -262,46 +260,29 @@ def _pyav() -> Any:
 
 
 def _decode_with_pyav(request: _Request) -> Clip:
-    av = _pyav()
+    av, limits = _pyav(), request.limits
+    max_pixels = {"max_pixels": str(limits.max_pixels)}  # also enforced if the size changes within the video
+    left = request.seconds_left()
     try:
-        with memory_limit(request.limits):
-            try:
-                return _clip(request, seek=True)
-            except (DecodeError, av.FFmpegError) as error:
-                if isinstance(error, DecodeError) and error.reason != "unreadable":
-                    raise
-            return _clip(request, seek=False)
+        with (
+            memory_limit(limits),
+            av.open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container,
+        ):
+            stream = _video_stream(container)
+            codec = stream.codec_context
+            limits.check_size(codec.width, codec.height)
+            if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
+                raise DecodeError("unreadable", "frames without a size, or larger than the limit")
+            codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels  # a pool has a worker per core
+            times, keys, origin = _timestamps(container, stream, request)
+            indices, duration = request.choose((times - origin) * float(stream.time_base))
+            wanted, inverse = np.unique(times[indices], return_inverse=True)
+            frames, *size = _decode(container, stream, wanted.tolist(), keys, request)
+            return Clip(frames[inverse], duration, *size)
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
-        raise request.limits.too_slow() from None
+        raise limits.too_slow() from None
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DecodeError("unreadable", _message(error)) from error
-
-
-def _clip(request: _Request, seek: bool) -> Clip:
-    """seek: before the window and to the key frames before its frames. Otherwise everything from the first key frame on
-    is read and decoded, for files in which a seek leads to another frame, or that have no key frames."""
-    with _opened(request) as (container, stream):
-        times, keys, origin = _timestamps(container, stream, request, seek)
-        indices, duration = request.choose((times - origin) * float(stream.time_base))
-        wanted, inverse = np.unique(times[indices], return_inverse=True)
-        with nullcontext((container, stream)) if seek else _opened(request) as (container, stream):
-            frames, *size = _decode(container, stream, wanted.tolist(), keys if seek else keys[:1], request, seek)
-    return Clip(frames[inverse], duration, *size)
-
-
-@contextmanager
-def _opened(request: _Request) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream."""
-    max_pixels = {"max_pixels": str(request.limits.max_pixels)}  # also enforced if the size changes within the video
-    left = request.seconds_left()
-    with _pyav().open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container:
-        stream = _video_stream(container)
-        codec = stream.codec_context
-        request.limits.check_size(codec.width, codec.height)
-        if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
-            raise DecodeError("unreadable", "frames without a size, or larger than the limit")
-        codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels  # a pool has a worker per core
-        yield container, stream
 
 
 def _video_stream(container: Any) -> Any:
@@ -332,15 +313,15 @@ def video_seconds(path: Path) -> float:
         return 0.0
 
 
-def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def _timestamps(container: Any, stream: Any, request: _Request) -> tuple[np.ndarray, np.ndarray, int]:
     """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
     presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
-    if seek and container.format.name == "mpeg":  # a seek in a program stream may lead to another frame
-        raise DecodeError("unreadable", "a program stream")
-    second, vp8 = float(1 / stream.time_base), stream.codec_context.name == "vp8"
-    start, end, far = request.start or 0.0, request.end, seek and (request.start or 0.0) > FAR_SECONDS
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # numbered in the order of the file
-        raise DecodeError("unreadable", "frames without unique timestamps")
+    kind, codec = container.format.name, stream.codec_context
+    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the order of the file.
+    if kind == "mpeg" or (kind == "avi" and codec.has_b_frames):
+        raise DecodeError("unreadable", "no unique timestamps to seek")
+    second, vp8 = float(1 / stream.time_base), codec.name == "vp8"
+    start, end, far = request.start or 0.0, request.end, (request.start or 0.0) > FAR_SECONDS
     origin, after = stream.start_time or 0, np.inf
     if far:
         if not next(container.demux(stream)).is_keyframe:
@@ -367,7 +348,7 @@ def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> t
     else:
         # An edit list may omit whole groups of frames, which are then missing from MP4's index.
         index = stream.index_entries
-        expected = len(index) if container.format.name.startswith("mov") else stream.frames
+        expected = len(index) if kind.startswith("mov") else stream.frames
         if index[len(index) - 1].timestamp > max(times, default=0) if far and len(index) else count < expected:
             raise DecodeError("unreadable", "truncated: frames in the index are missing")
     ascending = np.sort(np.array(times, np.int64))
@@ -377,7 +358,7 @@ def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> t
 
 
 def _decode(
-    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: _Request, seek: bool
+    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: _Request
 ) -> tuple[np.ndarray, int, int]:
     """The frames with these timestamps, which are ascending, and their width and height when upright.
 
@@ -391,8 +372,7 @@ def _decode(
 
     for (presented, decoded), group in groupby(wanted, key_before):
         run = list(group)
-        if seek:
-            container.seek(decoded, stream=stream)
+        container.seek(decoded, stream=stream)
         if codec.is_open:
             codec.flush_buffers()
         latest = -np.inf
@@ -504,7 +484,7 @@ def _ffmpeg(output: Any, request: _Request) -> bytes:
     left, pipe = request.seconds_left(), subprocess.PIPE
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
-        if hasattr(resource, "prlimit"):
+        if hasattr(resource, "prlimit"):  # Linux
             with suppress(ProcessLookupError):  # it may have ended
                 max_bytes = request.limits.memory + FFMPEG_BYTES
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))

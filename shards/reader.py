@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards.schema import INDEX
-from alpro.shards.storage import Location, join, open_binary, read_range
+from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_PLACES = ("json_offset", "json_size", "json_crc32")
 FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
@@ -220,21 +220,21 @@ def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
     """The index of a decoded corpus, one row per sample. Raises InputError if it is missing or cannot be read."""
-    with _open_index(folder) as file:
+    with _index_file(folder) as file:
         return pq.read_table(file, columns=columns)
 
 
 def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The index of a decoded corpus, in batches of some thousand rows. Raises InputError as `read_index`."""
-    with _open_index(folder) as file:
+    with _index_file(folder) as file:
         yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH, columns=columns)
 
 
 @contextmanager
-def _open_index(folder: Location) -> Iterator[BinaryIO]:
+def _index_file(folder: Location) -> Iterator[Path]:
     try:
-        with open_binary(join(folder, "index.parquet")) as file:
-            yield file
+        with local_copy(join(folder, "index.parquet")) as path:
+            yield path
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus") from error
     except (OSError, pa.ArrowException) as error:

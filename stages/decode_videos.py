@@ -19,10 +19,9 @@ from alpro.progress import progress
 from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
-from alpro.shards.sources.identity import identities
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
+from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.reuse import REJECTED, UNITS, reuse_unit
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
@@ -41,7 +40,6 @@ from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 9
-FETCH_SECONDS = 1800.0  # time limit of fetching a file
 
 
 class Config(StageConfig):
@@ -106,7 +104,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
     plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
     check_texts(source, plan)
-    if not config.group_pattern and (hint := group_hint(plan)):
+    if hint := plan.group_hint():
         log.info(f"hint: {hint}")
     with progress("decoding", len(plan.numbers), "items") as advance:
         done = partial(is_finished, config=config, out=out)
@@ -145,19 +143,6 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
             else "fill the column 'captions'"
         )
         raise InputError(f"{source}: no captions and no questions; {hint}")
-
-
-def group_hint(plan: DecodePlan) -> str:
-    """A hint if splits are generated and file names look like clips of the same videos; otherwise an empty string."""
-    similar = plan.similar_names()
-    if similar is None:
-        return ""
-    last = similar.prefix[-1]
-    pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
-    return (
-        f"the names of {similar.items} files differ only in a number, such as {' and '.join(similar.examples)}; if "
-        f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"
-    )
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
@@ -300,7 +285,7 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
     if the file cannot be fetched."""
     with ExitStack() as stack:
         try:
-            copy = local_copy(row.path, max_bytes, folder, FETCH_SECONDS, row.member)
+            copy = local_copy(row.path, max_bytes, folder, row.member)
             path = stack.enter_context(copy)
             if isinstance(row.path, Path) and (state := file_state(path)) and state[0] > max_bytes:
                 raise TooLarge(f"{state[0]} bytes")

@@ -25,7 +25,7 @@ from alpro.files import read_json
 from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
-from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent
+from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
 from alpro.stages.corpora.units import (
@@ -122,10 +122,10 @@ def index_beside(shard: Location) -> pa.Table:
     """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it cannot be read."""
     place, name = join(parent(shard), "index.parquet"), PurePosixPath(str(shard)).name
     try:
-        with open_binary(place) as file:
-            if not set(INDEX.names) <= set(pq.read_schema(file).names):  # of an earlier version, or something else
+        with local_copy(place) as path:
+            if not set(INDEX.names) <= set(pq.read_schema(path).names):  # of an earlier version, or something else
                 return INDEX.empty_table()
-            return pq.read_table(file, filters=[("shard", "==", name)], schema=INDEX)
+            return pq.read_table(path, filters=[("shard", "==", name)], schema=INDEX)
     except FileNotFoundError:
         return INDEX.empty_table()
     except (OSError, pa.ArrowException) as error:

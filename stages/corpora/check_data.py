@@ -17,7 +17,7 @@ from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import TABLES
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
-from alpro.stages.decode_videos import Config, decode, fetched, group_hint, plan_of
+from alpro.stages.decode_videos import Config, decode, fetched, plan_of
 
 MAX_NAMED = 3  # items that are named as examples
 COMPARED_BYTES = 1 << 16  # of the start and the end of files of equal size
@@ -46,7 +46,7 @@ def check_data(
             "splits": plan.texts_by_split(),
             "split_source": split_source(plan),
             **describe_rows(plan, limits),
-            "group_hint": "" if config.group_pattern else group_hint(plan),
+            "group_hint": plan.group_hint(),
             "decoded": decode_some(plan.evenly_spaced(samples), config, Path(name)),
         }
     report["problems"] = list(problems(report, config, limits))
