@@ -18,7 +18,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -80,7 +79,7 @@ class Limits:
     """Limits for decoding one file."""
 
     timeout: float = 60.0  # seconds
-    memory: int = 2 << 30  # bytes, in addition to the process's current memory; enforced on Linux
+    memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
     max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
 
     def check_size(self, width: int, height: int) -> None:
@@ -164,7 +163,6 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
     _check_file(path)
     try:
         with (
-            memory_limit(limits),
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image,
         ):
@@ -179,7 +177,7 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
             resized = upright.convert("RGB").resize(target, Image.Resampling.BICUBIC)
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
@@ -207,43 +205,19 @@ def _message(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-class _Memory:
-    """The memory of this process, in bytes: what it held before the first of its decoding threads, which have been
-    granted more, began. Beyond, allocations fail. Only on Linux."""
-
-    def __init__(self) -> None:
-        self.lock, self.granted, self.held, self.own = threading.Lock(), 0, 0, (0, 0)
-
-    def grant(self, size: int) -> None:
-        """Grants `size` more bytes, or takes them back if it is negative."""
-        with self.lock, suppress(FileNotFoundError):  # another system
-            if not self.granted:
-                pages = int(Path("/proc/self/statm").read_text().split()[5])
-                self.held, self.own = pages * resource.getpagesize(), resource.getrlimit(resource.RLIMIT_DATA)
-            self.granted += size
-            soft, hard = self.own
-            limits = [limit for limit in self.own if limit != resource.RLIM_INFINITY]
-            ceiling = min([self.held + self.granted, *limits]) if self.granted else soft
-            resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
-
-
-_memory = _Memory()
-
-
 @contextmanager
-def memory_limit(limits: Limits) -> Iterator[None]:
-    """Limits the growth of the process's memory within the body to `limits.memory` for each thread in such a body.
-
-    Beyond the limit, allocations fail and the body raises DecodeError: FFmpeg and numpy report the failure and the
-    process continues. The limit applies to the process: allocations of other threads count too.
-    """
-    _memory.grant(limits.memory)
+def memory_limit(size: int) -> Iterator[None]:
+    """Within the body, allocations of this process fail beyond `size` bytes more than it holds, and raise MemoryError:
+    FFmpeg and numpy report the failure, and the process continues. For processes of one thread, on Linux."""
+    own = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(FileNotFoundError):  # another system
+        held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        limits = [limit for limit in (held + size, *own) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), own[1]))
     try:
         yield
-    except MemoryError:
-        raise limits.too_much_memory() from None
     finally:
-        _memory.grant(-limits.memory)
+        resource.setrlimit(resource.RLIMIT_DATA, own)
 
 
 # PyAV: timestamps are read first, without decoding. They determine the requested frames, which are then decoded from
@@ -264,10 +238,7 @@ def _decode_with_pyav(request: _Request) -> Clip:
     max_pixels = {"max_pixels": str(limits.max_pixels)}  # also enforced if the size changes within the video
     left = request.seconds_left()
     try:
-        with (
-            memory_limit(limits),
-            av.open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container,
-        ):
+        with av.open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
@@ -490,8 +461,7 @@ def _ffmpeg(output: Any, request: _Request) -> bytes:
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))
                 # If this process is killed, nothing else stops ffmpeg, which may run forever.
                 resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(left) + 2, int(left) + 3))
-        with memory_limit(request.limits):
-            written, log = process.communicate(timeout=left)
+        written, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
     finally:

@@ -187,13 +187,13 @@ def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem
         except Exception as error:
             if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
                 raise
-            is_missing, cause = isinstance(error, FileNotFoundError), error
-            if is_missing and error.__cause__:  # also raised by fsspec for a server that does not respond
-                is_missing, cause = getattr(error.__cause__, "status", None) in (404, 410), error.__cause__
-            if is_missing:
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            status = getattr(cause, "status", None)
+            # fsspec also raises FileNotFoundError for a server that does not respond: then the cause is an OSError.
+            if cause is not error and not isinstance(cause, OSError) and status in (None, 404, 410):
                 raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
-            if pause is None or isinstance(error, PermissionError) or getattr(cause, "status", None) in (401, 403):
-                raise OSError(f"{location}: {_line(cause)}") from error
+            if pause is None or isinstance(error, PermissionError) or status in (401, 403):
+                raise OSError(f"{location}: {_line(cause or error)}") from error
             time.sleep(pause)
     raise AssertionError
 

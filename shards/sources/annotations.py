@@ -71,13 +71,15 @@ def scan_annotations(videos: Path, files: Mapping[str, Path], root: Path | None 
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
-    media, joined = MediaFiles(videos, root), dict[tuple[str, str], Video]()
+    media, joined, bad = MediaFiles(videos, root), dict[tuple[str, str], Video](), ""
     for key, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
         with progress(f"reading {file.name}", None, "records") as advance:
-            yield from read_file(file, split_of(key), joined, media, TEXTS in files and key != TEXTS, advance)
+            for reject in read_file(file, split_of(key), joined, media, TEXTS in files and key != TEXTS, advance):
+                bad = bad or f"; {reject.id}: {reject.detail}"
+                yield reject
     splits = Counter(place for split, place in joined if split != TEXTS)
     if not splits:
-        raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations")
+        raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations{bad}")
     for (split, place), video in joined.items():
         if split != TEXTS:
             has_texts = video.captions or video.sentences or video.questions

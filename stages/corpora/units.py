@@ -49,22 +49,22 @@ def part_path(name: str, kind: str, out: Path) -> Path:
 
 
 def write_unit(name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]) -> None:
+    """Writes the parts of a unit, the record last."""
     for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
         pq.write_table(table, part_path(name, kind, out))
         sync(part_path(name, kind, out))
     write_json(part_path(name, "json", out), record)
 
 
-def read_unit(name: str, out: Path) -> dict[str, Any] | None:
-    """The record of a unit that an interrupted run finished; None if it is not finished, or if one of its parts cannot
-    be read, of which a line is printed."""
+def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
+    """The record and the rejects of a unit that an interrupted run finished; None if it is not finished, or if one of
+    its parts cannot be read, of which a line is printed."""
     path = part_path(name, "json", out)
     if not path.is_file():
         return None
     try:
-        for kind in ("index.parquet", "rejects.parquet"):
-            pq.read_metadata(part_path(name, kind, out))
-        return dict(read_json(path))
+        pq.read_metadata(part_path(name, "index.parquet", out))
+        return dict(read_json(path)), pq.read_table(part_path(name, "rejects.parquet", out))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         log.warning(f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})")
         forget_unit(name, out)
@@ -72,7 +72,7 @@ def read_unit(name: str, out: Path) -> dict[str, Any] | None:
 
 
 def forget_unit(name: str, out: Path) -> None:
-    """Removes the mark that a unit is finished."""
+    """Removes the mark that a unit is finished, before it is made again."""
     part_path(name, "json", out).unlink(missing_ok=True)
     sync(out / "parts")
 

@@ -64,7 +64,7 @@ def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
         assert (about["rows"], about["rejects"]) == (len(kinds) - kinds.count(BAD), kinds.count(BAD))
         assert about["questions"] == (QUESTION in kinds)
         rows = {row.id: row for unit in plan.units() for row in unit.rows}
-        expected = [record for record in scan_source(source) if isinstance(record, Row)]
+        expected = [record for record in scan_source(source)[1] if isinstance(record, Row)]
         assert len(rows) == len(expected)
         for row in expected:
             assert rows[row.id] == row.model_copy(update={"split": "train", "group": row.name})
