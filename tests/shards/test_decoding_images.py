@@ -100,18 +100,6 @@ def test_the_first_frame_of_an_animated_image_is_used(tmp_path: Path):
         assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
 
 
-def bomb(path: Path, width: int, height: int) -> Path:
-    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
-    rows = zlib.compress(bytes(1 << 22))
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    return path
-
-
 @pytest.mark.parametrize("size", [(100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)])
 def test_the_size_of_an_image_is_checked_before_decoding(tmp_path: Path, size):
     """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""

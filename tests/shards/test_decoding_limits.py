@@ -1,7 +1,6 @@
 """A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens no other file."""
 
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alpro.shards import decoding
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, memory_limit
+from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from tests.conftest import ROOT
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")
@@ -125,61 +124,24 @@ def test_a_size_that_lies_or_grows_is_rejected(make_video: Make, decoder):
 
 
 @on_linux
-def test_the_memory_limit_fails_allocations_and_the_process_survives(make_video: Make, tmp_path: Path):
+def test_the_memory_limit_fails_allocations_and_the_process_survives():
     """In a new process: this one may reuse memory that it has freed."""
-    video = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
-    Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
-    program = f"""
+    program = """
 import resource
-import av
 import numpy as np
-from pathlib import Path
-from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, memory_limit
-def array(mib):
-    with memory_limit(Limits(memory=64 << 20)):
-        np.ones(mib << 20, np.uint8)
-def tried(work, *arguments):
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+from alpro.shards.decoding import memory_limit
+before = resource.getrlimit(resource.RLIMIT_DATA)
+for mib in (100, 10):
     try:
-        work(*arguments)
-        print("done")
-    except DecodeError as error:
-        print(error.reason)
+        with memory_limit(64 << 20):
+            np.ones(mib << 20, np.uint8)
+            print("done")
+    except MemoryError:
+        print("failed")
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-video, image, little, much = Path({str(video)!r}), Path({str(tmp_path / "a.png")!r}), Limits(memory=20 << 20), Limits()
-tried(array, 100), tried(array, 10)
-for limits in (little, much):  # little first: what was freed is used again
-    tried(decode_image, image, 32, limits)
-    tried(decode_video, video, 2, 32, None, None, "pyav", limits)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    reasons = done.stdout.splitlines()
-    assert reasons[:3] == ["too much memory", "done", "too much memory"]
-    assert reasons[3] in ("too much memory", "unreadable")  # some of FFmpeg's decoders call want of memory bad data
-    assert reasons[4:] == ["done", "done"]
-
-
-@on_linux
-def test_each_decoding_thread_has_its_own_memory_limit():
-    limits, inside, filled = Limits(memory=128 << 20), threading.Barrier(2), threading.Barrier(2)
-    results = []
-
-    def hold() -> None:
-        with memory_limit(limits):
-            inside.wait()
-            try:
-                results.append(np.ones(100 << 20, np.uint8)[-1])
-            finally:
-                filled.wait()
-
-    threads = [threading.Thread(target=hold) for _ in range(2)]
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [1, 1]
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == ["failed", "done"], done.stderr
 
 
 @on_linux
