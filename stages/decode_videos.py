@@ -23,7 +23,15 @@ from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.reuse import UNITS, has_transient, reuse_unit
-from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    draw_samples,
+    pixel_sums,
+    too_many_rejects,
+    write_overlap,
+    write_statistics,
+    write_tables,
+)
 from alpro.stages.corpora.units import (
     forget_unit,
     merge_parts,
@@ -31,8 +39,6 @@ from alpro.stages.corpora.units import (
     part_path,
     read_unit,
     run_unfinished,
-    too_many_rejects,
-    write_statistics,
     write_unit,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
@@ -113,7 +119,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     counts, outcome.warnings = write_overlap(out, COMPARED)
     outcome.counts |= counts
     draw_samples(out)
-    if error := too_many_rejects(source, outcome, config.max_reject_share, out):
+    if error := too_many_rejects(source, out, config.max_reject_share, outcome.counts["items"]):
         raise error
     return outcome
 
@@ -290,9 +296,8 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
             sha256.update({f"{name}.tar": record["sha256"]} if record["sha256"] else {})
             yield pa.Table.from_pylist([record], schema=UNITS)
 
-    corpus = merge_parts(plan.places, out, [plan.manifest.rejects()])
+    merge_parts(plan.places, out, [plan.manifest.rejects()])
     write_tables(out / "units.parquet", UNITS, units())
-    counts = corpus.all() | {"linked": linked}
+    counts = write_statistics(out, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
     assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
-    write_statistics(out, corpus, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
-    return Outcome(counts, sha256=sha256)
+    return Outcome(counts | {"linked": linked}, sha256=sha256)
