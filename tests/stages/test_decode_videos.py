@@ -20,6 +20,7 @@ from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
 from alpro.stages import decode_videos
+from alpro.stages.corpora.units import open_parts
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import contents, write_manifest
 
@@ -259,3 +260,16 @@ def test_any_id_can_be_written_to_a_shard(tmp_path, resources, inline_pool):
     assert len(keys) == len(names)
     assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}
+
+
+@pytest.mark.parametrize("dask", ["", "tcp://127.0.0.1:1"])
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path, resources, dask):
+    """Not with Dask, whose tasks can outlive the pipeline that sent them."""
+    parts = tmp_path / "out" / "parts"
+    (parts / ".manifest.1.part").mkdir(parents=True)
+    stale = [".a.tar.1.part", "parts/.fetched.1.mp4", "parts/.manifest.1.part/manifest.parquet"]
+    for name in (*stale, "a.tar"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    assert open_parts(tmp_path / "out", resources.model_copy(update={"dask": dask})) == parts
+    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left == ({"a.tar", *stale} if dask else {"a.tar"})
