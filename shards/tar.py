@@ -67,7 +67,6 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
                     raise DamagedTar(at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}")
                 is_file = member.isreg() and not member.issparse()  # a sparse file has other bytes than its data
                 yield TarMember(member.name, member.offset_data, size, is_file, member.isdir())
-                tar.members.clear()
                 at = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise error if isinstance(error, DamagedTar) else DamagedTar(at, str(error)) from None

@@ -170,13 +170,13 @@ class MediaFiles:
         Raises ValueError if the name is none in the folder.
         """
         if entry.name not in self.located:
-            name, path, problem = self.relative(entry.name), "", ""
+            name = self.relative(entry.name)
             try:
                 path = self._path(name, entry)
                 str(path).encode()  # a folder name may not be valid UTF-8
+                self.located[entry.name] = name, path, ""
             except (ValueError, InputError) as error:
-                path, problem = "", str(error)
-            self.located[entry.name] = name, path, problem
+                self.located[entry.name] = name, "", str(error)
         return self.located[entry.name]
 
     def _path(self, name: str, entry: Entry) -> Location:
