@@ -72,7 +72,7 @@ def scan_annotations(videos: Path, files: Mapping[str, Path], root: Path | None 
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     media, joined, bad = MediaFiles(videos, root), dict[tuple[str, str], Video](), ""
-    for key, file in sorted(files.items(), key=lambda item: item[0] != TEXTS):
+    for key, file in files.items():
         with progress(f"reading {file.name}", None, "records") as advance:
             for reject in read_file(file, split_of(key), joined, media, TEXTS in files and key != TEXTS, advance):
                 bad = bad or f"; {reject.id}: {reject.detail}"

@@ -55,13 +55,12 @@ class DecodePlan:
         self.manifest, self.pattern = manifest, re.compile(group_pattern) if group_pattern else None
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
-        thresholds = [min(int(share * 2**64), 2**64 - 1) for share in (test, test + validation)]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)}
         for batch in manifest.batches([*parts, "group", "name"]):
             if self.named_splits:
                 split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
             elif self.generated_splits:
-                split = np.array([_split(f"{seed}/{group}", *thresholds) for group in self._groups(batch)], np.int8)
+                split = _splits(f"{seed}/", self._groups(batch), test, validation)
             else:
                 split = np.zeros(len(batch), np.int8)
             parts["split"].append(split.astype(np.int8))
@@ -176,8 +175,9 @@ class DecodePlan:
         )
 
 
-def _split(seeded_group: str, test: int, validation: int) -> int:
-    """The split of a group, by its seeded hash alone, so that no other row moves when rows are added, removed or
+def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
+    """The split of each group, by its seeded hash alone, so that no other row moves when rows are added, removed or
     renamed: by two thresholds, so that the shares are met only on average."""
-    place = int.from_bytes(hashlib.sha256(seeded_group.encode()).digest()[:8], "big")
-    return 2 if place < test else 1 if place < validation else 0
+    hashes = b"".join(hashlib.sha256((seed + group).encode()).digest()[:8] for group in groups)
+    fractions = np.frombuffer(hashes, ">u8") / 2.0**64
+    return np.where(fractions < test, 2, np.where(fractions < test + validation, 1, 0))

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.artifact import RECORD
 from alpro.files import atomic_write, checksum
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
 
@@ -32,12 +33,11 @@ UNITS = pa.schema(
 
 @lru_cache(maxsize=1)
 def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The units of the corpora beside `out` by their keys: the folder, and the row of UNITS."""
+    """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for table in sorted(out.parent.glob("*/units.parquet")):
+    for folder in sorted(record.parent for record in out.parent.glob(f"*/{RECORD}")):
         with suppress(OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
-            units = pq.read_table(table).to_pylist() if table.parent != out else []
-            found |= {unit["key"]: (table.parent, unit) for unit in units}
+            found |= {unit["key"]: (folder, unit) for unit in pq.read_table(folder / "units.parquet").to_pylist()}
     return found
 
 
@@ -49,8 +49,7 @@ def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[dict[str
     folder, unit = units[key]
     try:
         index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX)
-        filters = [("id", "in", ids)] if unit["rejected"] else [("id", "==", "")]
-        rejected = pq.read_table(folder / "rejects.parquet", filters=filters, schema=REJECTS)
+        rejected = pq.read_table(folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS)
         is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
         if not is_complete or has_transient(rejected):
             return None

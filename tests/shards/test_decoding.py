@@ -112,8 +112,13 @@ def frames_that_differ(make_video: Make, monkeypatch, recipe, window, count: int
         for far in (10.0, 0.05):  # a short video is read like an hour-long one
             monkeypatch.setattr(decoding, "FAR_SECONDS", far)
             monkeypatch.setattr(decoding, "BACK_SECONDS", 0.2)
-            clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
-            equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
+            try:
+                clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
+                equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
+            except DecodeError:  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
+                frames = decode_video(path, count, SIZE, start, end).frames.astype(int)
+                nearest = [int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
+                equal = np.array([(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)])
             changed += [] if equal.all() else [(far, np.flatnonzero(~equal).tolist())]
     return changed
 

@@ -80,7 +80,15 @@ def test_a_file_that_is_missing_or_appears(folder, tmp_path):
             read(place)
     (tmp_path / "new.bin").write_bytes(b"x")
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/new.bin", b"x")
-    assert exists(place)  # also where a listing is cached
+    assert exists(place)
+
+
+def test_a_cached_listing_does_not_hide_a_file(memory, monkeypatch):
+    """As stores list a folder once, and another machine writes files."""
+    system, cached = type(fsspec.filesystem("memory")), ["listing"]
+    monkeypatch.setattr(system, "invalidate_cache", lambda self, path=None: cached.clear())
+    monkeypatch.setattr(system, "info", lambda self, path: {"type": "file"} if not cached else 1 / 0)
+    assert exists(f"{memory}/new.bin")
 
 
 def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path: Path):
@@ -133,8 +141,14 @@ class Refused(Exception):
     status = 403
 
 
+class Broken(Exception):
+    status = 500
+
+
 CAUSED = FileNotFoundError("a")  # as fsspec raises it for a server that does not respond
 CAUSED.__cause__ = ConnectionError("lost")
+BROKEN = FileNotFoundError("a")
+BROKEN.__cause__ = Broken("b")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +157,7 @@ CAUSED.__cause__ = ConnectionError("lost")
         ([TimeoutError("slow"), RuntimeError("lost"), None], None, 3),
         ([RuntimeError("lost")], OSError, 3),
         ([CAUSED], OSError, 3),
+        ([BROKEN], OSError, 3),
         ([FileNotFoundError("a")], FileNotFoundError, 1),
         ([PermissionError("a")], OSError, 1),
         ([Refused("no")], OSError, 1),

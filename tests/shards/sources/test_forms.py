@@ -30,7 +30,7 @@ def touch(folder: Path, names: Iterable[str]) -> Path:
 @pytest.fixture
 def videos(tmp_path) -> Path:
     """A folder of empty media with the names of each data set."""
-    names = ["video0.mp4", "video1.mp4", "video2.webm", "0001/77.mp4", "v_abc.mp4", "def.mp4", "image1.jpg"]
+    names = ["video0.mp4", "video1.mp4", "video2.webm", "0001/77.mp4", "v_abc.mp4", "def.mp4", "image1.jpg", "vid3.avi"]
     return touch(tmp_path / "videos", [*names, "-x_1_000003_000013.mp4", "12@N02_ef.m4v"])
 
 
@@ -126,10 +126,12 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
             QUESTION | {"video_id": 1, "category_id": 14, "id": 158581},  # a number, as in the files of MSRVTT-QA
             QUESTION | {"video_id": 0, "question": "Who's it", "answer_type": None},
             QUESTION | {"answer_type": "How many?", "answer": 2},
+            QUESTION | {"video_id": 3},  # of MSVD-QA
         ],
         [
             ("1", "", "video1.mp4", ("what runs?", "dog", "what"), ("what runs?", "2", "how_many")),
             ("0", "", "video0.mp4", ("Who's it", "dog", "who")),
+            ("3", "", "vid3.avi", ("what runs?", "dog", "what")),
         ],
     ),
     "captions": (
@@ -318,6 +320,7 @@ NAMES = [
     ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
     ("A/7.mp4 B/7.webm", "7.webm", "B/7.webm"),  # the whole name comes before its stem
     ("A/7.mkv A/7.webm", "7", "A/7.mkv"),
+    ("A/x.mov.mp4 B/x.mkv", "x.mov", "A/x.mov.mp4"),
     ("", 300 * "x", None),
 ]
 

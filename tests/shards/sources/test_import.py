@@ -92,7 +92,12 @@ def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
     digest = first.about["digest"]
     os.utime(source, ns=(1, 1))
     assert imported_again(monkeypatch, source, first)
-    assert import_source(source, tmp_path / "manifests").about["digest"] == digest  # equal rows
+    again = import_source(source, tmp_path / "manifests")
+    assert again.about["digest"] == digest  # equal rows
+    (tmp_path / "importer.py").write_text("another importer")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "__file__", str(tmp_path / "importer.py"))
+        assert import_source(source, tmp_path / "new").folder.name != again.folder.name
     moved = source.rename(tmp_path / "moved.jsonl")
     assert import_source(moved, tmp_path / "others").about["digest"] == digest
 

@@ -54,7 +54,7 @@ def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_pa
         ("m.jsonl", NEWLINE + b'{"path": ' + 5000 * b"9" + b"}\n" + LINE, "line 2", "not JSON: Exceeds the limit"),
         ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, "line 2", "not JSON: nested too deeply"),
         ("m.jsonl", NEWLINE + b"[1]\n" + LINE, "line 2", "not a JSON object"),
-        ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE), "line 2", "not JSON"),
+        ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE, mtime=0), "line 2", "not JSON"),
         ("m.csv", TABLE % b"b.mp4,\xe4", "line 3", "not UTF-8"),
         ("m.csv", TABLE % (b"b.mp4," + 200_000 * b"x"), "line 3", "field larger than field limit (131072)"),
         ("m.tsv", TABS % b"b.mp4\t\xe4", "line 3", "not UTF-8"),
@@ -103,7 +103,7 @@ LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 10
         ("m.xlsx", b"a.mp4 a dog", "a manifest is a .jsonl, .csv, .tsv or .parquet file"),
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),
         ("m.jsonl.gz", b"not gzip", "cannot be read"),
-        ("m.jsonl.gz", gzip.compress(1000 * NEWLINE)[:-20], "cannot be read"),
+        ("m.jsonl.gz", gzip.compress(1000 * NEWLINE, mtime=0)[:-20], "cannot be read"),
     ],
 )
 def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line_with_its_name(tmp_path, name, content, reason):

@@ -30,7 +30,9 @@ def decode_images(rows: list[dict], folder: Path, resources: Resources, **config
         path.write_bytes(path.read_bytes() + file["more"])
         os.utime(path, (file["touched"], file["touched"]))
     settings = {"size": 16, "samples_per_shard": 4, **config}
-    return decode_videos.run(Config.model_validate(settings), {"data": source}, out, resources), out
+    outcome = decode_videos.run(Config.model_validate(settings), {"data": source}, out, resources)
+    (out / "artifact.json").write_text("{}")
+    return outcome, out
 
 
 def shards(folder: Path) -> dict[str, tuple[str, ...]]:
