@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from alpro.shards import decoding
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary
+from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tests.conftest import ROOT
 
@@ -256,14 +256,3 @@ def test_file_names_are_not_interpreted(tmp_path: Path, make_video: Make, number
         for decoder in ("pyav", "ffmpeg"):
             assert numbers(decode_video(Path(name), 4, 32, decoder=decoder)) == [0, 1, 2, 3]
         assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
-
-
-def test_file_metadata_is_not_parsed_as_the_decoders_output(make_video: Make, numbers: Numbers):
-    """A title that looks like what ffmpeg writes about frames."""
-    path = make_video("a.mkv", 4)
-    line, titled = "\n#dimensions 0: 8x8\n0, 9, 9, 1, 9, 0x1\n", path.with_name("titled.mkv")
-    command = [ffmpeg_binary(), "-v", "error", "-i", str(path), "-c", "copy", "-metadata", f"title={line}", str(titled)]
-    subprocess.run(command, check=True)
-    clip = decode_video(titled, 4, 32, decoder="ffmpeg")
-    assert (numbers(clip), clip.width, clip.height) == ([0, 1, 2, 3], 64, 48)
-    assert clip.duration == pytest.approx(0.4)

@@ -105,7 +105,7 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
     "WebVid": (
         "results_2M_val.csv",
         WEBVID,
-        [("77", "", "77.mp4", "Sea, waves"), ("78", "", "78.mp4", "A dog")],
+        [("77", "", "77.mp4", "Sea, waves"), ("78", "", "no 78.mp4", "A dog")],
     ),
     "ALPRO's own lists": (
         "train.jsonl.gz",
@@ -117,7 +117,7 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
         [
             ("video1", "", "video1.mp4", "a man talks", "someone speaks", "a man talks"),  # as many as the file has
             ("video0", "", "video0.mp4", "a man sits. he stands up."),
-            ("video9", "", "video9.mp4", "a cat"),
+            ("video9", "", "no video9.mp4", "a cat"),
         ],
     ),
     "questions": (
@@ -142,7 +142,7 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
     "captions of CC3M": (
         "cc3m.json",
         [{"image": "image1.jpg", "caption": ["a cat", "an animal"]}, {"image": "none.jpg", "caption": '["x", "y"]'}],
-        [("image1.jpg", "", "image1.jpg", "a cat", "an animal"), ("none.jpg", "", "none.jpg", "x", "y")],
+        [("image1.jpg", "", "image1.jpg", "a cat", "an animal"), ("none.jpg", "", "no none.jpg", "x", "y")],
     ),
 }
 
@@ -155,24 +155,18 @@ def test_each_form_is_read_by_its_columns_and_named(form, videos, capsys):
         (
             row.id,
             row.split,
-            row.path.name,
+            row.path.name if row.path.is_file() else f"no {row.path.name}",
             *row.captions,
             *((question.question, question.answer, question.type) for question in row.questions),
         )
         for row in records
     ]
     assert rows == expected
+    _, records = scan_source(videos / name)
+    assert {row.kind == "image" for row in records} == {form == "captions of CC3M"}
     title = form.removesuffix(" of CC3M")
     assert what == f"{name}: {title}"
     assert f"read as {title}; its videos are looked up in {videos}" in capsys.readouterr().err
-
-
-def test_kinds_follow_from_the_files(videos):
-    _, records = scan_source(write(videos / "cc3m.json", FORMS["captions of CC3M"][1]))
-    assert [(row.kind, row.path.is_file(), row.path.parent) for row in records] == [
-        ("image", True, videos),
-        ("image", False, videos),
-    ]
 
 
 def test_a_webvid_table_is_beside_its_videos_or_alone(videos, tmp_path):
@@ -400,22 +394,13 @@ def test_the_real_moments_of_didemo_are_its_paragraphs(tmp_path):
 
 @pytest.mark.long
 @has_captions
-@pytest.mark.parametrize(
-    ("file", "videos", "texts"),
-    [
-        ("msrvtt_train9k.jsonl.gz", 8998, 179960),
-        ("msrvtt_test1k.jsonl.gz", 1000, 1000),
-        ("msrvtt_test1k_all_captions.jsonl.gz", 1000, 20000),
-        ("didemo_test_paragraph.jsonl.gz", 1037, 1037),
-        ("msrvtt_qa_test.jsonl.gz", None, 72763),
-        ("msvd_qa_train.jsonl.gz", None, 30862),
-        ("webvid_sample.jsonl.gz", None, 450),
-        ("cc3m_sample.jsonl.gz", None, 450),
-    ],
-)
-def test_every_line_is_read_and_grouped_by_video(file, videos, texts, tmp_path):
-    rows, rejects = scan(tmp_path, {"test": CAPTIONS / file})
-    assert rejects == []
-    assert sum(len(row.captions) + len(row.questions) for row in rows) == texts
-    assert videos is None or len(rows) == videos
-    assert len({row.id for row in rows}) == len(rows)
+def test_every_line_is_read_and_grouped_by_video(tmp_path):
+    for name, videos, texts in (
+        ("msrvtt_train9k", 8998, 179960),
+        ("msrvtt_qa_test", 2988, 72763),
+        ("cc3m_sample", 450, 450),
+    ):
+        rows, rejects = scan(tmp_path, {"test": CAPTIONS / f"{name}.jsonl.gz"})
+        assert rejects == []
+        assert sum(len(row.captions) + len(row.questions) for row in rows) == texts
+        assert len({row.id for row in rows}) == len(rows) == videos

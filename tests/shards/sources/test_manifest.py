@@ -106,6 +106,7 @@ X = {"path": "a.mp4", "caption": "x"}
         (X | {"path": "https://host/clips/a.mp4?v=7"}, "name", "https://host/clips/a.mp4?v=7"),
         (X | {"path": "https://host/clips/a%20b.mp4?v=7"}, "file_name", "a b.mp4"),
         (X | {"path": "s3://bucket/data/what?.mp4"}, "file_name", "what?.mp4"),
+        (X | {"path": "a b.mp4"}, "file_name", "a b.mp4"),
         *((X | {"path": path}, "name", "a.mp4") for path in ("a.mp4", "./a.mp4", "x/../a.mp4", "{folder}/a.mp4")),
         (X | {"start": "0.5", "end": "2"}, "start", 0.5),
         (X | {"group": 7}, "group", "7"),

@@ -10,7 +10,6 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.pipeline.plan.digests import Digests, digest_data
-from alpro.shards.schema import Row
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
@@ -66,18 +65,6 @@ def test_real_workers_fetch_videos_over_http(manifest, tmp_path, served):
     )
     assert here == there
     assert len(here) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        (Path("/data/a b.mp4"), "a b.mp4"),
-        ("filecache::https://host/a%20b.mp4?v=secret/of.mine", "a b.mp4"),
-        ("zip://in/a.mp4::s3://bucket/b.zip", "a.mp4"),
-    ],
-)
-def test_a_file_name_does_not_depend_on_its_location(path, name):
-    assert Row(id="a", path=path, kind="video").file_name == name
 
 
 def test_a_remote_manifest_cannot_open_local_files(tmp_path, memory, inline_pool, resources):
