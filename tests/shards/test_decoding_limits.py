@@ -2,7 +2,6 @@
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -24,7 +23,6 @@ Make = Callable[..., Path]
 Numbers = Callable[[Clip], list[int]]
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
-every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
 
 
@@ -195,10 +193,7 @@ SCRIPTS = {
     "hls of a key": '#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-KEY:METHOD=AES-128,URI="{}"\n#EXTINF:1,\n{}\n',
     "concat": "ffconcat version 1.0\nfile '{}'\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{}</BaseURL></MPD>',
-    "image flow": '<?xml version="1.0"?><AssetMap xmlns="http://www.smpte-ra.org/schemas/429-9/2007/AM">{}</AssetMap>',
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/9\n",
-    "subtitles": "1\n00:00:00,000 --> 00:00:02,000\n<img src='{}'>\n",
-    "smil": "<smil><body><video src='{}'/></body></smil>",
     "svg": "<svg xmlns='http://www.w3.org/2000/svg'><image href='{}'/></svg>",
 }
 
@@ -226,20 +221,6 @@ def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_
                         decode_image(path, 32)
         with pytest.raises(BlockingIOError):
             server.accept()
-
-
-@every_decoder
-def test_a_video_with_frames_in_another_file_is_rejected(tmp_path: Path, make_video: Make, decoder):
-    """QuickTime tracks can do so by an alias in the data reference."""
-    content = bytearray(make_video("secret.mov", 4, codec="mjpeg", pixels="yuvj420p").read_bytes())
-    at = content.index(b"dref") + 12  # name, version and flags, number of entries; then the entry's size
-    assert content[at + 4 : at + 8] == b"url "
-    content[at + 4 : at + 8] = b"alis"
-    content[at + 8 : at + 12] = struct.pack(">I", 0)  # not: in this file
-    data = content.index(b"mdat")
-    content[data + 4 : data + 3000] = bytes(2996)  # the pictures are not here
-    (tmp_path / "a.mov").write_bytes(content)
-    assert refusal(tmp_path / "a.mov", decoder).startswith(("unreadable", "no video"))
 
 
 NAMES = ["-y.mp4", "-i", "--help.mp4", "it's.mp4", 'say "x".mp4', "two\nlines.mp4", "concat:a.mp4|b.mp4"]
