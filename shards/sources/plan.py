@@ -56,7 +56,12 @@ class DecodePlan:
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)}
+        is_matched, unmatched = False, ""
         for batch in manifest.batches([*parts, "group", "name"]):
+            if self.pattern:
+                names = batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
+                is_matched = is_matched or any(map(self.pattern.search, names))
+                unmatched = unmatched or next(iter(names), "")
             if self.named_splits:
                 split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
             elif self.generated_splits:
@@ -73,7 +78,11 @@ class DecodePlan:
         if kinds != "all":
             self.mask = self.columns["kind"] == KINDS.index(kinds)
         self.numbers = np.flatnonzero(self.mask)
-        self._check_pattern()
+        if self.pattern and unmatched and not is_matched:  # every file would be its own group
+            raise InputError(
+                f"{manifest.about['source']}: group_pattern = {group_pattern!r} matches no file's path, such as "
+                f"{unmatched!r}"
+            )
         self.places = dict(self._cut(max_rows))  # of each unit: the numbers of its rows
         self._group = lru_cache(maxsize=4)(pq.ParquetFile(manifest.file).read_row_group)
 
@@ -87,20 +96,6 @@ class DecodePlan:
         if not match:
             return name
         return match[1] or match[0] if match.re.groups else match[0]
-
-    def _check_pattern(self) -> None:
-        """Raises InputError if the pattern matches no name: every file would be its own group."""
-        example = ""
-        for batch in self.manifest.batches(["group", "name"]) if self.pattern else ():
-            names = batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
-            if self.pattern and any(map(self.pattern.search, names)):
-                return
-            example = example or next(iter(names), "")
-        if self.pattern and example:
-            raise InputError(
-                f"{self.manifest.about['source']}: group_pattern = {self.pattern.pattern!r} matches no file's path, "
-                f"such as {example!r}"
-            )
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
         """The units of each split and kind. A unit, except the last, has at least half of `max_rows` rows. It ends at
