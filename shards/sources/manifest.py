@@ -189,16 +189,9 @@ def table_of(data: Location) -> Path | None:
     if not isinstance(data, Path) or not data.is_dir():
         return data if isinstance(data, Path) else None
     tables = [p for p in sorted(data.iterdir()) if p.name.removesuffix(".gz").endswith(TABLES) and p.is_file()]
-    tables = [p for p in tables if not is_download(p)]
     if len(tables) != 1 or any(Path(path).with_suffix(".txt").is_file() for path in walk(data, MEDIA_EXTENSIONS)):
         return None
     return tables[0]
-
-
-def is_download(file: Path) -> bool:
-    """Whether a file lies beside a shard, or a folder, that video2dataset or img2dataset has written."""
-    stem = file.with_name(file.name.partition(".")[0].removesuffix("_stats"))
-    return stem.is_dir() or stem.with_suffix(".tar").is_file()
 
 
 def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row | Reject]:

@@ -118,7 +118,7 @@ def smooth_clip() -> Callable[..., Clip]:
         start, along, down = (rng.uniform(0, 120, (count, 1, 1, 3)) for _ in range(3))
         at = np.linspace(0, 1, 32)
         frames = start + along * at[None, :, None, None] + down * at[None, None, :, None]
-        return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5, width=64, height=48)
+        return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5004, width=64, height=48)
 
     return make
 

@@ -33,7 +33,7 @@ a.mkv libx264 yuv422p
 a.mp4 libx265 yuv420p {X265}
 a.mkv libx265 yuv420p10le {X265}
 a.ts libx265 yuv420p {X265}
-a.webm libvpx yuv420p auto-alt-ref=1 b=500k
+a.webm libvpx yuv420p auto-alt-ref=1 lag-in-frames=12 b=500k
 a.webm libvpx yuva420p auto-alt-ref=0
 a.webm libvpx-vp9 yuv420p b=300k
 a.webm libvpx-vp9 yuva420p

@@ -198,7 +198,15 @@ def test_a_row_is_planned_as_it_was_imported():
     member = {"name": "a/0.mp4", "offset": 512, "size": 7}
     asked = [{"question": "what?", "answer": "a dog", "type": "what"}]
     rows = [
-        Row(id="a", path="s3://bucket/a.mp4", kind="video", split="train", group="g", start=1.5, meta={"a": [1, None]}),
+        Row(
+            id="a",
+            path="zip://in/a.mp4::s3://bucket/b.zip",
+            kind="video",
+            split="train",
+            group="g",
+            start=1.5,
+            meta={"a": [1, None]},
+        ),
         Row(id="b", path=Path("/b.tar"), kind="video", split="train", member=member, group="g"),
         Row(id="c", path=Path("/c.mp4"), kind="video", split="train", captions=("x",), questions=asked, group="g"),
     ]
