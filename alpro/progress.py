@@ -5,7 +5,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from alpro.log import log
 
@@ -15,7 +17,8 @@ LINE_SECONDS = 15.0  # between plain lines
 SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
 
 
-def progress(what: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+@contextmanager
+def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
     left, and the note.
 
@@ -23,65 +26,41 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Abstract
     shows it.
     """
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
-        return nullcontext(lambda n=1, note="": None)
-    plain = os.environ.get(PLAIN) == "1" or not sys.stderr.isatty()
-    return lines(what, total, unit, done) if plain else bar(what, total, unit, done)
+        yield lambda n=1, note="": None
+        return
+    bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
+    task = bar.add_task(what, total=total, completed=done, note="") if bar else None
+    began = last_line = time.monotonic()
+    count, last_note = done, ""
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal count, last_line, last_note
+        count, last_note = count + n, note or last_note
+        now = time.monotonic()
+        if bar:
+            bar.update(task, advance=n, note=last_note)
+            if now - began > QUIET_SECONDS and not bar.live.is_started:
+                bar.start()
+        elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
+            last_line = now
+            parts = [f"{count} {unit}" if total is None else f"{count} of {total} {unit}", f"{now - began:.0f} s"]
+            if total is not None and count > done:
+                left = (now - began) * (total - count) / (count - done)
+                parts.append(f"{timedelta(seconds=round(left))} left")
+            log.info(f"{what}: {', '.join(parts + [last_note] * bool(last_note))}")
+
+    try:
+        yield advance
+    finally:
+        if bar:
+            bar.stop()
 
 
-@contextmanager
-def bar(what: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
+def progress_bar(unit: str) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    shown_bar = Progress(
-        *columns, *remaining, console=Console(stderr=True), transient=True, speed_estimate_period=SPEED_SECONDS
-    )
-    task = shown_bar.add_task(what, total=total, completed=done, note="")
-    began = time.monotonic()
-
-    def advance(n: int = 1, note: str = "") -> None:
-        if not shown_bar.live.is_started and time.monotonic() - began > QUIET_SECONDS:
-            shown_bar.start()
-        if note:
-            shown_bar.update(task, note=note)
-        shown_bar.advance(task, n)
-
-    try:
-        yield advance
-    finally:
-        shown_bar.stop()
-
-
-@contextmanager
-def lines(what: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
-    started = last = time.monotonic()
-    before, last_note = done, ""
-
-    def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, last, last_note
-        done, last_note = done + n, note or last_note
-        now = time.monotonic()
-        if now - started > QUIET_SECONDS and now - last > LINE_SECONDS:
-            last = now
-            parts = [f"{done} of {total} {unit}" if total is not None else f"{done} {unit}"]
-            parts.append(f"{now - started:.0f} s")
-            if total is not None and done > before:
-                left = (now - started) * (total - done) / (done - before)
-                parts.append(f"{rough_duration(left)} left")
-            log.info(f"{what}: {', '.join(parts + ([last_note] if last_note else []))}")
-
-    yield advance
-
-
-def rough_duration(seconds: float) -> str:
-    """A duration in the largest unit of which it has at least two.
-
-    >>> [rough_duration(seconds) for seconds in (0.2, 100, 400, 10_000, 1_000_000)]
-    ['1 s', '100 s', '7 minutes', '3 hours', '12 days']
-    """
-    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{max(1, round(seconds))} s"
+    console = Console(stderr=True)
+    return Progress(*columns, *remaining, console=console, transient=True, speed_estimate_period=SPEED_SECONDS)

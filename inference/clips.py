@@ -16,7 +16,7 @@ from alpro.models.timesformer import VideoConfig
 from alpro.shards.decoding import Clip, DecodeError, decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Row
+from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, is_url, local_copy, located, suffix
 from alpro.shards.transforms import squash
 from alpro.stages.execution.interface import cores
@@ -26,7 +26,6 @@ S = TypeVar("S", bound=Source)
 
 MAX_THREADS = 16  # of a machine with many cores; a file is decoded by one
 MAX_FETCHED_BYTES = 4 * 2**30  # of a file at a URL
-FETCH_SECONDS = 1800.0
 
 
 def file_name(source: Source) -> str:
@@ -38,7 +37,7 @@ def file_name(source: Source) -> str:
 
 def is_file(text: Any) -> bool:
     """Whether what a person writes is a file and not a text: a path, a URL, or a name like that of a video or image."""
-    return not isinstance(text, str) or is_url(text) or suffix(Path(text)) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    return not isinstance(text, str) or is_url(text) or suffix(Path(text)) in MEDIA_EXTENSIONS
 
 
 def is_image(source: Source) -> bool:
@@ -92,7 +91,7 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
 def local_file(source: Location | bytes) -> Iterator[Path]:
     """A path of a file on this machine; a temporary one for a URL, or for the content of a file."""
     if not isinstance(source, bytes):
-        with local_copy(absolute(source), MAX_FETCHED_BYTES, seconds=FETCH_SECONDS) as path:
+        with local_copy(absolute(source), MAX_FETCHED_BYTES) as path:
             yield path
         return
     with NamedTemporaryFile() as file:

@@ -28,9 +28,8 @@ from alpro.inference.model import BATCH, Model
 from alpro.shards.decoding import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.identity import identities
 from alpro.shards.sources.manifest import scan_manifest
-from alpro.shards.storage import Location, absolute, exists, join, located
+from alpro.shards.storage import Location, absolute, exists, identities, join, located
 
 CHUNK = 2048  # sources whose files are looked up together
 CORPUS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]

@@ -14,8 +14,7 @@ from alpro.errors import InputError
 from alpro.inference.index import Index, Item, source_of
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
-from alpro.shards.sources.identity import identities
-from alpro.shards.storage import located
+from alpro.shards.storage import identities, located
 from alpro.stages.encoding.encode import Texts
 from alpro.stages.evaluation.retrieval import match
 

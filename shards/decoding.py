@@ -13,15 +13,15 @@ composited on white in images. Of an animated image, the first frame is used.
 
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
 import subprocess
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -34,11 +34,6 @@ from PIL import Image, ImageOps
 from alpro.errors import InputError
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 from alpro.shards.schema import MAX_SECONDS, Reason
-
-try:
-    import resource
-except ImportError:  # not a Unix: no memory limit
-    resource = None  # type: ignore[assignment]
 
 Decoder = Literal["auto", "pyav", "ffmpeg"]
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
@@ -84,7 +79,7 @@ class Limits:
     """Limits for decoding one file."""
 
     timeout: float = 60.0  # seconds
-    memory: int = 2 << 30  # bytes, in addition to the process's current memory; enforced on Linux
+    memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
     max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
 
     def check_size(self, width: int, height: int) -> None:
@@ -168,7 +163,6 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
     _check_file(path)
     try:
         with (
-            memory_limit(limits),
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image,
         ):
@@ -183,7 +177,7 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
             resized = upright.convert("RGB").resize(target, Image.Resampling.BICUBIC)
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
@@ -211,41 +205,19 @@ def _message(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-_lock = threading.Lock()
-_threads = 0  # inside memory_limit
-_before = 0, (0, 0)  # the process's bytes and RLIMIT_DATA before the first of them entered
-
-
 @contextmanager
-def memory_limit(limits: Limits) -> Iterator[None]:
-    """Limits the growth of the process's memory within the body to `limits.memory` for each thread in such a body.
-
-    Beyond the limit, allocations fail and the body raises DecodeError: FFmpeg and numpy report the failure and the
-    process continues. The limit applies to the process: allocations of other threads count too. Only on Linux.
-    """
-
-    def enter(threads: int) -> None:
-        global _threads, _before
-        with _lock:
-            if not _threads:
-                pages = int(Path("/proc/self/statm").read_text().split()[5])
-                _before = pages * resource.getpagesize(), resource.getrlimit(resource.RLIMIT_DATA)
-            _threads += threads
-            held, (soft, hard) = _before
-            own = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-            ceiling = min([held + _threads * limits.memory, *own]) if _threads else soft
-            resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
-
-    limited = resource is not None and Path("/proc/self/statm").exists()
-    if limited:
-        enter(1)
+def memory_limit(size: int) -> Iterator[None]:
+    """Within the body, allocations of this process fail beyond `size` bytes more than it holds, and raise MemoryError:
+    FFmpeg and numpy report the failure, and the process continues. For processes of one thread, on Linux."""
+    own = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(FileNotFoundError):  # another system
+        held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        limits = [limit for limit in (held + size, *own) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), own[1]))
     try:
         yield
-    except MemoryError:
-        raise limits.too_much_memory() from None
     finally:
-        if limited:
-            enter(-1)
+        resource.setrlimit(resource.RLIMIT_DATA, own)
 
 
 # PyAV: timestamps are read first, without decoding. They determine the requested frames, which are then decoded from
@@ -262,46 +234,26 @@ def _pyav() -> Any:
 
 
 def _decode_with_pyav(request: _Request) -> Clip:
-    av = _pyav()
+    av, limits = _pyav(), request.limits
+    max_pixels = {"max_pixels": str(limits.max_pixels)}  # also enforced if the size changes within the video
+    left = request.seconds_left()
     try:
-        with memory_limit(request.limits):
-            try:
-                return _clip(request, seek=True)
-            except (DecodeError, av.FFmpegError) as error:
-                if isinstance(error, DecodeError) and error.reason != "unreadable":
-                    raise
-            return _clip(request, seek=False)
+        with av.open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container:
+            stream = _video_stream(container)
+            codec = stream.codec_context
+            limits.check_size(codec.width, codec.height)
+            if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
+                raise DecodeError("unreadable", "frames without a size, or larger than the limit")
+            codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels  # a pool has a worker per core
+            times, keys, origin = _timestamps(container, stream, request)
+            indices, duration = request.choose((times - origin) * float(stream.time_base))
+            wanted, inverse = np.unique(times[indices], return_inverse=True)
+            frames, *size = _decode(container, stream, wanted.tolist(), keys, request)
+            return Clip(frames[inverse], duration, *size)
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
-        raise request.limits.too_slow() from None
+        raise limits.too_slow() from None
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DecodeError("unreadable", _message(error)) from error
-
-
-def _clip(request: _Request, seek: bool) -> Clip:
-    """seek: before the window and to the key frames before its frames. Otherwise everything from the first key frame on
-    is read and decoded, for files in which a seek leads to another frame, or that have no key frames."""
-    with _opened(request) as (container, stream):
-        times, keys, origin = _timestamps(container, stream, request, seek)
-        indices, duration = request.choose((times - origin) * float(stream.time_base))
-        wanted, inverse = np.unique(times[indices], return_inverse=True)
-        with nullcontext((container, stream)) if seek else _opened(request) as (container, stream):
-            frames, *size = _decode(container, stream, wanted.tolist(), keys if seek else keys[:1], request, seek)
-    return Clip(frames[inverse], duration, *size)
-
-
-@contextmanager
-def _opened(request: _Request) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream."""
-    max_pixels = {"max_pixels": str(request.limits.max_pixels)}  # also enforced if the size changes within the video
-    left = request.seconds_left()
-    with _pyav().open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container:
-        stream = _video_stream(container)
-        codec = stream.codec_context
-        request.limits.check_size(codec.width, codec.height)
-        if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
-            raise DecodeError("unreadable", "frames without a size, or larger than the limit")
-        codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels  # a pool has a worker per core
-        yield container, stream
 
 
 def _video_stream(container: Any) -> Any:
@@ -332,15 +284,15 @@ def video_seconds(path: Path) -> float:
         return 0.0
 
 
-def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def _timestamps(container: Any, stream: Any, request: _Request) -> tuple[np.ndarray, np.ndarray, int]:
     """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
     presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
-    if seek and container.format.name == "mpeg":  # a seek in a program stream may lead to another frame
-        raise DecodeError("unreadable", "a program stream")
-    second, vp8 = float(1 / stream.time_base), stream.codec_context.name == "vp8"
-    start, end, far = request.start or 0.0, request.end, seek and (request.start or 0.0) > FAR_SECONDS
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # numbered in the order of the file
-        raise DecodeError("unreadable", "frames without unique timestamps")
+    kind, codec = container.format.name, stream.codec_context
+    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the order of the file.
+    if kind == "mpeg" or (kind == "avi" and codec.has_b_frames):
+        raise DecodeError("unreadable", "no unique timestamps to seek")
+    second, vp8 = float(1 / stream.time_base), codec.name == "vp8"
+    start, end, far = request.start or 0.0, request.end, (request.start or 0.0) > FAR_SECONDS
     origin, after = stream.start_time or 0, np.inf
     if far:
         if not next(container.demux(stream)).is_keyframe:
@@ -367,7 +319,7 @@ def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> t
     else:
         # An edit list may omit whole groups of frames, which are then missing from MP4's index.
         index = stream.index_entries
-        expected = len(index) if container.format.name.startswith("mov") else stream.frames
+        expected = len(index) if kind.startswith("mov") else stream.frames
         if index[len(index) - 1].timestamp > max(times, default=0) if far and len(index) else count < expected:
             raise DecodeError("unreadable", "truncated: frames in the index are missing")
     ascending = np.sort(np.array(times, np.int64))
@@ -377,7 +329,7 @@ def _timestamps(container: Any, stream: Any, request: _Request, seek: bool) -> t
 
 
 def _decode(
-    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: _Request, seek: bool
+    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: _Request
 ) -> tuple[np.ndarray, int, int]:
     """The frames with these timestamps, which are ascending, and their width and height when upright.
 
@@ -391,8 +343,7 @@ def _decode(
 
     for (presented, decoded), group in groupby(wanted, key_before):
         run = list(group)
-        if seek:
-            container.seek(decoded, stream=stream)
+        container.seek(decoded, stream=stream)
         if codec.is_open:
             codec.flush_buffers()
         latest = -np.inf
@@ -504,14 +455,13 @@ def _ffmpeg(output: Any, request: _Request) -> bytes:
     left, pipe = request.seconds_left(), subprocess.PIPE
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
-        if hasattr(resource, "prlimit"):
+        if hasattr(resource, "prlimit"):  # Linux
             with suppress(ProcessLookupError):  # it may have ended
                 max_bytes = request.limits.memory + FFMPEG_BYTES
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))
                 # If this process is killed, nothing else stops ffmpeg, which may run forever.
                 resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(left) + 2, int(left) + 3))
-        with memory_limit(request.limits):
-            written, log = process.communicate(timeout=left)
+        written, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
     finally:

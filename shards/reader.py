@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,10 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards.schema import INDEX
-from alpro.shards.storage import Location, join, open_binary, read_range
+from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_PLACES = ("json_offset", "json_size", "json_crc32")
 FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
-UNKNOWN = -1  # in place of a CRC-32, for an index of an earlier version
 KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
@@ -41,19 +40,8 @@ class Unreadable(InputError):
     """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
 
 
-Span = tuple[int, int, int]  # the offset, size (bytes) and CRC-32 of a member
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """A fetched byte range of a shard."""
-
-    offset: int
-    data: bytes
-
-    def cut(self, offset: int, size: int) -> bytes:
-        start = offset - self.offset
-        return self.data[start : start + size]
+Span = tuple[int, int, int | None]  # the offset, size (bytes) and CRC-32 of a member; None: not known
+Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
 class FrameCache:
@@ -80,7 +68,7 @@ class Sample:
     about: dict[str, Any]
     shard: Location
     places: list[Span]  # of each frame's JPEG
-    fetched: ByteRange | None = None  # the bytes of all frames, if fetched in one request
+    fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
     cache: FrameCache | None = None
     first: int = 0  # position of its first frame in the corpus, for the cache
 
@@ -187,9 +175,8 @@ def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]
     columns = [*KEPT_COLUMNS, *JSON_PLACES, *FRAME_PLACES]
     first, excluded = 0, pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
-        table = with_crc32(pa.Table.from_batches([batch]))
         # Other tools write the same values with other types.
-        table = table.select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
+        table = pa.Table.from_batches([batch]).select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
         table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
         first += table.num_rows
         for column, value in values.items():
@@ -199,42 +186,33 @@ def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]
         yield table
 
 
-def with_crc32(index: pa.Table) -> pa.Table:
-    """The index, with UNKNOWN for the CRC-32 of each member if it has none."""
-    if "frame_crc32s" in index.column_names:
-        return index
-    index = index.append_column("json_crc32", pa.array([UNKNOWN] * index.num_rows, pa.int64()))
-    sums = [[UNKNOWN] * len(sizes) for sizes in index["frame_sizes"].to_pylist()]
-    return index.append_column("frame_crc32s", pa.array(sums, pa.list_(pa.int64())))
-
-
 def _stacked(columns: list[pa.Array]) -> bytes:
     return np.stack([column.to_numpy() for column in columns], axis=1).tobytes()
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """The sample of an index row, with the row as its metadata."""
-    sums = row.get("frame_crc32s") or [UNKNOWN] * len(row["frame_sizes"])
+    sums = row.get("frame_crc32s") or [None] * len(row["frame_sizes"])  # an index for search has none
     return Sample(row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], sums, strict=True)))
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
     """The index of a decoded corpus, one row per sample. Raises InputError if it is missing or cannot be read."""
-    with _open_index(folder) as file:
+    with _index_file(folder) as file:
         return pq.read_table(file, columns=columns)
 
 
 def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The index of a decoded corpus, in batches of some thousand rows. Raises InputError as `read_index`."""
-    with _open_index(folder) as file:
+    with _index_file(folder) as file:
         yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH, columns=columns)
 
 
 @contextmanager
-def _open_index(folder: Location) -> Iterator[BinaryIO]:
+def _index_file(folder: Location) -> Iterator[Path]:
     try:
-        with open_binary(join(folder, "index.parquet")) as file:
-            yield file
+        with local_copy(join(folder, "index.parquet")) as path:
+            yield path
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus") from error
     except (OSError, pa.ArrowException) as error:
@@ -245,10 +223,10 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(shard: Location, offset: int, size: int, crc32: int, fetched: ByteRange | None = None) -> bytes:
+def _read(shard: Location, offset: int, size: int, crc32: int | None, fetched: Fetched | None = None) -> bytes:
     """The bytes of a member. Raises OSError if they are not those that were indexed."""
     if fetched:
-        data = fetched.cut(offset, size)
+        data = fetched[1][offset - fetched[0] :][:size]
     elif isinstance(shard, Path):
         file = _open(str(shard))  # a reference keeps it open if another thread evicts it from the cache
         data = os.pread(file.fileno(), size, offset)
@@ -256,17 +234,17 @@ def _read(shard: Location, offset: int, size: int, crc32: int, fetched: ByteRang
         data = read_range(shard, offset, size)
     if len(data) != size:
         raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}, {offset + size} expected")
-    if crc32 not in (UNKNOWN, zlib.crc32(data)):
+    if crc32 is not None and zlib.crc32(data) != crc32:
         raise OSError(f"damaged: {size} bytes at byte {offset} of the shard have changed since it was indexed")
     return data
 
 
-def _fetch(shard: str, places: list[Span]) -> ByteRange | None:
+def _fetch(shard: str, places: list[Span]) -> Fetched | None:
     """All members of a sample in one request; None if they lie too far apart, as in shards of other tools."""
     start, end = min(o for o, _, _ in places), max(o + size for o, size, _ in places)
     if end - start > 2 * sum(size for _, size, _ in places) + MAX_GAP_BYTES:
         return None
-    return ByteRange(start, read_range(shard, start, end - start))
+    return start, read_range(shard, start, end - start)
 
 
 def _open(path: str) -> io.FileIO:

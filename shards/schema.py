@@ -18,6 +18,7 @@ KINDS: tuple[Kind, ...] = ("video", "image")
 VIDEO_EXTENSIONS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"}
 VIDEO_EXTENSIONS |= {".flv", ".wmv", ".3gp", ".ogv"}
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 
 
 def _not_blank(text: str) -> str:

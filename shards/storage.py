@@ -9,16 +9,18 @@ missing package raises InputError.
 """
 
 import errno
-import io
+import math
 import os
 import posixpath
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -28,30 +30,29 @@ from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
+from alpro.files import file_state
 from alpro.shards.schema import Member
 
 Location = Path | str
 Answer = TypeVar("Answer")
 
-URL = re.compile(r"(?:[a-z][\w+.-]*::)*(?P<protocol>[a-z][\w+.-]*)://", re.IGNORECASE)
+URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the local disk
 MAX_CONCURRENT_REQUESTS = 16
 CHUNK_BYTES = 1 << 22  # of a member of a tar that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
+# Keys that different stores use for a file's version, the most reliable first.
+VERSION_KEYS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid"]
+VERSION_KEYS += ["generation", "lastmodified", "mtime", "modified", "updated", "created"]
 
 
-class TransferLimitExceeded(OSError):
-    """A transfer exceeds a limit; it is not retried."""
+class TooLarge(OSError):
+    """A file exceeds the size limit. It is not requested again."""
 
 
-class TooLarge(TransferLimitExceeded):
-    """The file exceeds the size limit."""
-
-
-class TooSlow(TransferLimitExceeded):
-    """The transfer exceeds the time limit."""
+# Names
 
 
 def is_url(text: object) -> bool:
@@ -91,7 +92,7 @@ def join(folder: Location, name: str) -> Location:
     if "::" in name:
         raise InputError(f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it")
     head, path, rest = _split(folder)
-    return head + posixpath.join(path, _quote(head, name)) + rest
+    return head + posixpath.join(path, quote(name) if _is_http(head) else name) + rest
 
 
 def parent(location: Location) -> Location:
@@ -99,53 +100,6 @@ def parent(location: Location) -> Location:
         return location.parent
     head, path, rest = _split(location)
     return head + posixpath.dirname(path) + rest
-
-
-def resolve(root: Location, path: str) -> Location:
-    """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path is not allowed.
-
-    A row may refer to files in the folder of its manifest, by a relative path, an absolute path or a URL, and to files
-    in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore cannot open other local files.
-    """
-    refuse_credentials("path", path)
-    if not is_url(path):
-        return _below_path(root, path) if isinstance(root, Path) else _below_url(root, path)
-    location = located(path)
-    if isinstance(location, Path):
-        return _below_path(root, str(location)) if isinstance(root, Path) else _refuse(root, path)
-    outside = ".." in unquote(location).split("/")
-    if isinstance(root, str) and not outside and location.startswith(root.rstrip("/") + "/"):
-        return location
-    if "::" in location or location.partition("://")[0].lower() not in NETWORK_PROTOCOLS:
-        _refuse(root, path)
-    return location
-
-
-def _below_path(root: Path, name: str) -> Path:
-    path, folder = os.path.normpath(os.path.join(root, name)), os.path.normpath(root)  # noqa: PTH118 (much faster)
-    return Path(path) if path == folder or path.startswith(folder.rstrip("/") + "/") else _refuse(root, name)
-
-
-def _below_url(root: str, path: str) -> Location:
-    name = posixpath.normpath(path)
-    return _refuse(root, path) if name.startswith(("/", "..")) else join(root, name)
-
-
-def _refuse(root: Location, path: str) -> Any:
-    raise InputError(f"path {path!r} is outside the data folder {root}; move the file into it")
-
-
-def _split(url: str) -> tuple[str, str, str]:
-    """Splits a URL into the part before its path, the path, and the rest of the chain."""
-    match = URL.match(url)
-    assert match, url
-    path, link, rest = url[match.end() :].partition("::")
-    return url[: match.end()], path, link + rest
-
-
-def _quote(head: str, name: str) -> str:
-    """Quotes a file name for a URL over HTTP, where # and ? have a meaning."""
-    return quote(name) if head.lower().endswith(("http://", "https://")) else name
 
 
 def suffix(location: Location) -> str:
@@ -157,132 +111,95 @@ def suffix(location: Location) -> str:
     if isinstance(location, Path):
         return location.suffix.lower()
     head, path, _ = _split(location)
-    if head.lower().endswith(("http://", "https://")):
-        path = unquote(re.split("[?#]", path)[0])
-    extension = PurePosixPath(path).suffix.lower()
+    extension = PurePosixPath(unquote(re.split("[?#]", path)[0]) if _is_http(head) else path).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
 
 
+def _split(url: str) -> tuple[str, str, str]:
+    """Splits a URL into the part before its path, the path, and the rest of the chain."""
+    match = URL.match(url)
+    assert match, url
+    path, link, rest = url[match.end() :].partition("::")
+    return match[0], path, link + rest
+
+
+def _is_http(head: str) -> bool:
+    """Whether # and ? have a meaning in a URL that starts so."""
+    return head.lower().endswith(("http://", "https://"))
+
+
+def resolve(root: Location, path: str) -> Location:
+    """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path is not allowed.
+
+    A row may refer to files in the folder of its manifest, by a relative path, an absolute path or a URL, and to files
+    in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore cannot open other local files.
+    """
+    refuse_credentials("path", path)
+    location = located(path) if is_url(path) else path
+    if isinstance(location, Path) or not is_url(path):
+        found = _inside(root, str(location))
+    else:
+        protocol, inside = location.partition("://")[0].lower(), f"{str(root).rstrip('/')}/"
+        is_below = isinstance(root, str) and ".." not in unquote(location).split("/") and location.startswith(inside)
+        found = location if is_below or ("::" not in location and protocol in NETWORK_PROTOCOLS) else None
+    if found is None:
+        raise InputError(f"path {path!r} is outside the data folder {root}; move the file into it")
+    return found
+
+
+def _inside(root: Location, path: str) -> Location | None:
+    """The location of a path that is no URL, absolute or relative to `root`, or None if it is outside."""
+    if isinstance(root, str):
+        name = posixpath.normpath(path)
+        return None if name.startswith(("/", "..")) else join(root, name)
+    whole, folder = os.path.normpath(os.path.join(root, path)), os.path.normpath(root)  # noqa: PTH118 (much faster)
+    return Path(whole) if whole == folder or whole.startswith(folder.rstrip("/") + "/") else None
+
+
+# Requests
+
+
 def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a location and the file's name in it. Each process and thread creates its own (20 µs):
-    connections do not survive a fork."""
+    """The file system of a location and the file's name in it."""
     if isinstance(location, Path):
         return LocalFileSystem(), str(location.absolute())
     try:
-        return url_to_fs(location)
-    except ImportError as error:  # fsspec names the package
+        system, name = url_to_fs(location)
+    except (ImportError, ValueError) as error:  # a missing package, which fsspec names, or an unknown protocol
         raise InputError(f"{location}: {_line(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{location}: {_line(error)}; see fsspec's documentation") from error
+    _kept.add(system)
+    return system, name
 
 
-def _keep_connections() -> None:
-    """Before a fork, by which loading processes start: the child keeps the file systems that it inherits.
-
-    fsspec would drop them there, which closes their connections, and also removes them from the selector of the event
-    loop, which both processes share: the parent would wait for its next answer without end.
-    """
-    _kept.clear()
-    classes = [fsspec.AbstractFileSystem]
-    for cls in classes:
-        classes += cls.__subclasses__()
-        _kept.extend(vars(cls).get("_cache", {}).values())
-
-
-_kept: list[fsspec.AbstractFileSystem] = []
-os.register_at_fork(before=_keep_connections)
-
-
-@contextmanager
-def store_errors(location: Location) -> Iterator[None]:
-    """Converts all exceptions of a store's library to an OSError with a one-line message."""
-    try:
-        yield
-    except (InputError, TransferLimitExceeded):
-        raise
-    except Exception as error:
-        if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
-            raise
-        cause = error.__cause__  # fsspec raises FileNotFoundError for a server that does not respond
-        if (
-            isinstance(error, FileNotFoundError)
-            and not isinstance(cause, OSError)
-            and _status(cause) in (None, 404, 410)
-        ):
-            raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
-        kind = PermissionError if isinstance(error, PermissionError) or _status(error) in (401, 403) else OSError
-        message = _line(cause if isinstance(error, FileNotFoundError) and cause else error)
-        raise kind(f"{location}: {message}") from error
-
-
-def _status(error: BaseException | None) -> int | None:
-    return getattr(error, "status", None)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Remote(io.RawIOBase):
-    """An open file of a store, with its errors converted to OSError."""
-
-    def __init__(self, file: Any, location: str):
-        self.file, self.location = file, location
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self.file.seekable()
-
-    def readinto(self, buffer: Any) -> int:
-        start, size = self.file.tell(), len(buffer)
-        if getattr(self.file, "cache", None) is None:  # a stream, of a server without ranges, cannot go back
-            with store_errors(self.location):
-                data = self.file.read(size)
-        else:
-            data = call_store(self.location, lambda *_: (self.file.seek(start), self.file.read(size))[1])
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with store_errors(self.location):
-            return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-def open_binary(location: Location, **options: Any) -> BinaryIO:
-    """Opens a file for reading. A URL is fetched block by block (`options` as in fsspec's open)."""
-    if isinstance(location, Path):
-        return open(location, "rb")
-    file = call_store(location, lambda system, name: system.open(name, "rb", **options))
-    return cast(BinaryIO, _Remote(file, location))
+# A loading process is a fork. There, fsspec drops the file systems of its parent, and what is no longer referenced
+# closes its connections in the event loop that both processes share: the parent would wait for its next answer forever.
+_kept: set[fsspec.AbstractFileSystem] = set()
 
 
 def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
     """Calls `function` with the file system and the file's name, and retries failed requests a few times: one lost
-    request among millions does not mean a corrupt or missing file."""
+    request among millions does not mean a corrupt or missing file. Raises OSError with a one-line message."""
     for pause in (*RETRY_DELAYS, None):
         try:
-            with store_errors(location):
-                return function(*filesystem(location))
-        except (FileNotFoundError, PermissionError, TransferLimitExceeded):
+            return function(*filesystem(location))
+        except (InputError, TooLarge):
             raise
-        except OSError as error:
-            if pause is None or isinstance(location, Path) or error.errno in DISK_FULL:
+        except Exception as error:
+            if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
                 raise
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            status = getattr(cause, "status", None)
+            # fsspec also raises FileNotFoundError for a server that does not respond: then the cause is an OSError.
+            if cause is not error and not isinstance(cause, OSError) and status in (None, 404, 410):
+                raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
+            if pause is None or isinstance(error, PermissionError) or status in (401, 403):
+                raise OSError(f"{location}: {_line(cause or error)}") from error
             time.sleep(pause)
     raise AssertionError
 
 
-def read_bytes(location: Location) -> bytes:
-    return call_store(location, lambda system, name: system.cat_file(name))
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
@@ -309,84 +226,100 @@ def exists(location: Location) -> bool:
 
 def listing(folder: Location, extension: str) -> list[Location]:
     """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
-    return [join(folder, name) for name in _names(folder) if name.endswith(extension)]
-
-
-def _names(folder: Location) -> list[str]:
     if isinstance(folder, Path):
-        return sorted(path.name for path in folder.iterdir() if path.is_file())
+        return [
+            folder / name for name in sorted(p.name for p in folder.iterdir() if p.suffix == extension and p.is_file())
+        ]
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
-    paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "file"]
     # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
-    return sorted(unquote(p.rpartition("/")[2]) if "://" in p else p.rpartition("/")[2] for p in paths)
+    paths = [(entry["name"], entry["name"].rpartition("/")[2]) for entry in entries if entry["type"] == "file"]
+    names = sorted(unquote(name) if "://" in path else name for path, name in paths)
+    return [join(folder, name) for name in names if name.endswith(extension)]
+
+
+def identities(locations: Iterable[Location]) -> Iterator[str]:
+    """What changes with each file, in order, without reading it: its size and its ETag, digest or modification time.
+
+    "missing" if there is no readable file, and "not fetched" if its store does not respond. Requests are concurrent.
+    """
+    remaining = iter(locations)
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        while batch := list(islice(remaining, 64 * MAX_CONCURRENT_REQUESTS)):
+            yield from threads.map(_identity, batch)
+
+
+def _identity(location: Location) -> str:
+    if isinstance(location, Path):
+        return " ".join(map(str, file_state(location) or ["missing"]))
+    try:
+        info = call_store(location, lambda system, name: system.info(name))
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "not fetched"
+    if info.get("type", "file") != "file":
+        return "missing"
+    values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
+    return f"{info.get('size')} {next((f'{key} {values[key]}' for key in VERSION_KEYS if values.get(key)), '')}"
+
+
+# Local copies
 
 
 @contextmanager
 def local_copy(
-    location: Location,
-    max_bytes: int | None = None,
-    folder: Path | None = None,
-    seconds: float | None = None,
-    member: Member | None = None,
+    location: Location, max_bytes: float = math.inf, folder: Path | None = None, member: Member | None = None
 ) -> Iterator[Path]:
     """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a member of a tar.
 
     The copy has the file's extension and is in `folder` (default: the system's temporary folder). Raises TooLarge if
-    the file exceeds `max_bytes`, without fetching more, OSError if the store fails or after `seconds`, and EOFError if
-    the tar ends inside the member.
+    the file exceeds `max_bytes`, without fetching more, another OSError if the store fails, and EOFError if the tar
+    ends inside the member.
     """
     if isinstance(location, Path) and not member:
         yield location
         return
-    deadline = None if seconds is None else time.monotonic() + seconds
+    limit = _SizeLimit(max_bytes)
     handle, name = tempfile.mkstemp(suffix(Path(member.name) if member else location), ".fetched.", folder)
     os.close(handle)
     copy = Path(name)
     try:
         if member:
-            _TransferLimit(max_bytes).set_size(member.size)
+            limit.set_size(member.size)
             _unpack(member, location, copy)
-            yield copy
-            return
-        call_store(
-            location,
-            lambda system, name: system.get_file(name, str(copy), callback=_TransferLimit(max_bytes, deadline)),
-        )
-        _TransferLimit(max_bytes).set_size(copy.stat().st_size)  # not every store reports progress
+        else:
+            call_store(location, lambda system, name: system.get_file(name, str(copy), callback=limit))
+            limit.set_size(copy.stat().st_size)  # not every store reports progress
         yield copy
     finally:
         copy.unlink(missing_ok=True)
 
 
 def _unpack(member: Member, tar: Location, copy: Path) -> None:
-    with open_binary(tar) if isinstance(tar, Path) else nullcontext() as file, open(copy, "wb") as out:
+    with open(copy, "wb") as out:
         for start in range(0, member.size, CHUNK_BYTES):
             size = min(CHUNK_BYTES, member.size - start)
-            if file:
-                file.seek(member.offset + start)
-            data = file.read(size) if file else read_range(tar, member.offset + start, size)
+            data = read_range(tar, member.offset + start, size)
             if len(data) != size:
                 raise EOFError(f"{tar} ends inside {member.name}")
             out.write(data)
 
 
-class _TransferLimit(Callback):
-    """Stops a transfer that exceeds the size limit or the deadline."""
+class _SizeLimit(Callback):
+    """Stops a transfer of more than `max_bytes`."""
 
-    def __init__(self, max_bytes: int | None, deadline: float | None = None):
+    def __init__(self, max_bytes: float):
         super().__init__()
-        self.max_bytes, self.deadline = max_bytes, deadline
+        self.max_bytes = max_bytes
 
     def set_size(self, size: int | None) -> None:
         super().set_size(size)
-        self._check(size)
+        self._check(size or 0)
 
     def relative_update(self, inc: int = 1) -> None:
         super().relative_update(inc)
         self._check(self.value)
 
-    def _check(self, size: int | None) -> None:
-        if self.max_bytes is not None and size is not None and size > self.max_bytes:
+    def _check(self, size: int) -> None:
+        if size > self.max_bytes:
             raise TooLarge(f"larger than {self.max_bytes} bytes")
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise TooSlow("fetching takes too long")

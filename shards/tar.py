@@ -13,11 +13,8 @@ from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_END_BYTES = 2 * BLOCK + tarfile.RECORDSIZE - BLOCK  # two blocks of zeros, and the rest of a record
-MAX_HEADER_BYTES = 1 << 20  # of the long name of a member, or its extended header
+MAX_NAME = 4096  # characters
 CHUNK_BYTES = 1 << 22  # of a member that are in memory
-WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-NO_END = "it ends without two blocks of zeros"
-LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 class DamagedTar(ValueError):
@@ -61,63 +58,19 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     the archive ends as it should: with two blocks of zeros, and at most the rest of a record of zeros after them.
     """
     end, at = file.seek(0, SEEK_END), 0
-    extended: dict[str, str] = {}  # of the next member: its name and size, if they do not fit into its header
-    while True:
-        file.seek(at)
-        block = file.read(BLOCK)
-        if block == bytes(BLOCK):
-            return check_end(file, at, end)
-        try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
-        except (tarfile.HeaderError, ValueError) as error:
-            reason = f"not a header ({error})" if at == 0 or len(block) == BLOCK else NO_END
-            raise DamagedTar(at, reason) from None
-        is_extra = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *LONG_NAMES)
-        size = header.size if is_extra else _number(extended.get("size", header.size), at)
-        size = 0 if header.type in WITHOUT_DATA else size
-        data = at + BLOCK
-        at_next = data + -(-size // BLOCK) * BLOCK
-        if not 0 <= size <= end - data or (is_extra and size > MAX_HEADER_BYTES):
-            raise DamagedTar(at, f"{header.name!r} of {size} bytes, of a file of {end}")
-        if is_extra:
-            content = file.read(size)
-            if header.type == tarfile.GNUTYPE_LONGNAME:
-                extended["path"] = content.rstrip(b"\0").decode("utf-8", "replace")
-            elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                extended |= _extended_header(content, data)
-        else:
-            name = extended.get("path", header.name).rstrip("/")
-            sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
-            yield TarMember(name, data, size, header.isreg() and not sparse, header.isdir())
-            extended = {}
-        at = at_next
-
-
-def check_end(file: BinaryIO, at: int, end: int) -> None:
-    """Raises DamagedTar unless only the zeros that end an archive follow."""
-    if end - at < 2 * BLOCK:
-        raise DamagedTar(at, NO_END)
-    file.seek(at)
-    if end - at > MAX_END_BYTES or file.read(end - at).strip(b"\0"):
-        raise DamagedTar(at, f"a hole of zeros, or the end of a first archive: {end - at} bytes follow")
-
-
-def _extended_header(content: bytes, at: int) -> dict[str, str]:
-    """The records `LENGTH KEY=VALUE\\n` of a pax header."""
-    found, start = dict[str, str](), 0
-    while content[start:].strip(b"\0"):
-        length, _, _ = content[start : start + 20].partition(b" ")
-        record = content[start : start + int(length)] if length.isdigit() and int(length) else b""
-        key, equals, value = record[len(length) + 1 :].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
-            raise DamagedTar(at + start, "not an extended header")
-        found[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "replace")
-        start += len(record)
-    return found
-
-
-def _number(text: str | int, at: int) -> int:
+    file.seek(0)
     try:
-        return int(text)
-    except ValueError:  # not a number, or one of thousands of digits
-        raise DamagedTar(at, "its size is not a number") from None
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as tar:
+            while member := tar.next():
+                size = member.size if member.isreg() else 0
+                if not 0 <= size <= end - member.offset_data or len(member.name) > MAX_NAME:
+                    raise DamagedTar(at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}")
+                is_file = member.isreg() and not member.issparse()  # a sparse file has other bytes than its data
+                yield TarMember(member.name, member.offset_data, size, is_file, member.isdir())
+                at = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise error if isinstance(error, DamagedTar) else DamagedTar(at, str(error)) from None
+    file.seek(at)
+    zeros = file.read(MAX_END_BYTES + 1)
+    if len(zeros) < 2 * BLOCK or zeros.strip(b"\0") or len(zeros) > MAX_END_BYTES:
+        raise DamagedTar(at, "a bad header, a hole of zeros, or an end without two blocks of zeros")

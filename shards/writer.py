@@ -17,7 +17,6 @@ from alpro.errors import InputError
 from alpro.files import publish, temporary_name
 from alpro.shards.decoding import Clip
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
-from alpro.shards.storage import Location, open_binary
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
@@ -98,16 +97,15 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def index_shard(shard: Location) -> pa.Table:
-    """The index rows of a shard of this format, by path or URL, with the CRC-32 of each member.
+def index_shard(shard: Path) -> pa.Table:
+    """The index rows of a shard of this format, with the CRC-32 of each member.
 
     Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for anything else, such
-    as a pickle, for a damaged tar and for duplicate members. The column `shard` has the URL, or the name of a local
-    file.
+    as a pickle, for a damaged tar and for duplicate members. The column `shard` has the name of the file.
     """
     samples: dict[str, _Members] = {}
     try:
-        with open_binary(shard) as file:
+        with open(shard, "rb") as file:
             for member in tar_members(file):
                 if not (member.is_folder and member.name == "."):  # as written by `tar -c .`
                     _add_member(samples, member, file, shard)
@@ -115,8 +113,7 @@ def index_shard(shard: Location) -> pa.Table:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
     if not samples:
         raise InputError(f"{shard}: it has no samples")
-    name = shard.name if isinstance(shard, Path) else shard
-    rows = [_index_row(shard, key, sample) | {"shard": name} for key, sample in samples.items()]
+    rows = [_index_row(shard, key, sample) | {"shard": shard.name} for key, sample in samples.items()]
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
@@ -129,7 +126,7 @@ class _Members:
     frames: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
-def _add_member(samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Location) -> None:
+def _add_member(samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Path) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.is_file:
         raw = PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}
@@ -148,7 +145,7 @@ def _add_member(samples: dict[str, _Members], member: TarMember, file: BinaryIO,
         sample.frames[number] = place
 
 
-def _index_row(path: Location, key: str, sample: _Members) -> dict[str, Any]:
+def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
     if not sample.about or not sample.frames:
         raise InputError(f"{path}: sample {key} has no json or no frames")
     try:

@@ -9,23 +9,29 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log
 from alpro.progress import progress
-from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video
+from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
-from alpro.shards.sources.identity import identities
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from alpro.shards.storage import DISK_FULL, Location, TooLarge, local_copy
+from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.reuse import REJECTED, UNITS, reuse_unit
-from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap, write_tables
+from alpro.stages.corpora.reuse import UNITS, has_transient, reuse_unit
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    draw_samples,
+    pixel_sums,
+    too_many_rejects,
+    write_overlap,
+    write_statistics,
+    write_tables,
+)
 from alpro.stages.corpora.units import (
     forget_unit,
     merge_parts,
@@ -33,15 +39,12 @@ from alpro.stages.corpora.units import (
     part_path,
     read_unit,
     run_unfinished,
-    too_many_rejects,
-    write_statistics,
     write_unit,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 9
-FETCH_SECONDS = 1800.0  # time limit of fetching a file
 
 
 class Config(StageConfig):
@@ -106,20 +109,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
     plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
     check_texts(source, plan)
-    if not config.group_pattern and (hint := group_hint(plan)):
+    if hint := plan.group_hint():
         log.info(f"hint: {hint}")
     with progress("decoding", len(plan.numbers), "items") as advance:
         done = partial(is_finished, config=config, out=out)
         process = partial(process_unit, config=config, out=out)
         run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
-    (out / REJECTED).unlink(missing_ok=True)
     outcome = merge(plan, out)
     counts, outcome.warnings = write_overlap(out, COMPARED)
     outcome.counts |= counts
     draw_samples(out)
-    if error := too_many_rejects(source, outcome, config.max_reject_share, out):
-        delete_rejected_units(plan, out)
-        (out / REJECTED).touch()
+    if error := too_many_rejects(source, out, config.max_reject_share, outcome.counts["items"]):
         raise error
     return outcome
 
@@ -139,33 +139,18 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
         bad = next(plan.rejects(), None)
         raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
     if not any(texts["items"] for texts in plan.texts_by_split().values()):
-        hint = (
-            "put each video's captions, one per line, in a .txt file of the same name"
-            if Path(source).is_dir()
-            else "fill the column 'captions'"
+        raise InputError(
+            f"{source}: no captions and no questions; fill the column `captions` of the manifest, or put each video's "
+            "captions, one per line, in a .txt file of the same name"
         )
-        raise InputError(f"{source}: no captions and no questions; {hint}")
-
-
-def group_hint(plan: DecodePlan) -> str:
-    """A hint if splits are generated and file names look like clips of the same videos; otherwise an empty string."""
-    similar = plan.similar_names()
-    if similar is None:
-        return ""
-    last = similar.prefix[-1]
-    pattern = "(.+?)" + ("" if last.isalnum() else re.escape(last)) + r"\d+\.[^.]+$"
-    return (
-        f"the names of {similar.items} files differ only in a number, such as {' and '.join(similar.examples)}; if "
-        f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"
-    )
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
-    """Whether a unit was finished by an interrupted run, from the same files."""
-    record = read_unit(unit.name, out)
-    if record is None:
+    """Whether a unit was finished by an interrupted run, from the same files and without transient rejects."""
+    if (finished := read_unit(unit.name, out)) is None:
         return False
-    if record.get("key") == unit_key(unit, config):
+    record, rejected = finished
+    if record.get("key") == unit_key(unit, config) and not has_transient(rejected):
         return True
     forget_unit(unit.name, out)
     return False
@@ -199,19 +184,26 @@ def unit_key(unit: DecodeUnit, config: Config) -> str:
 
 
 def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
-    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels."""
+    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels.
+
+    A decoder may crash or hang. The number of each item is noted before it is decoded: if the note is still there when
+    the unit is tried again, the process died during this item, which is decoded in a process of its own.
+    """
     rejects, sums = [], np.zeros((3, 3))
-    suspects = Suspects(part_path(unit.name, "suspects", out))
-    with ShardWriter(out / f"{unit.name}.tar") as writer, suspects:
+    note = part_path(unit.name, "suspects", out)
+    suspects = set(note.read_text().split()) if note.is_file() else set()
+    with ShardWriter(out / f"{unit.name}.tar") as writer:
         for number, row in enumerate(unit.rows):
             try:
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
                 with fetched(row, config.max_bytes, out / "parts") as path:
-                    suspects.add(number)
-                    clip = (decode_in_subprocess if number in suspects.earlier else decode_with_timeout)(
-                        row, path, config
-                    )
+                    note.write_text(" ".join(sorted(suspects | {str(number)})))
+                    if str(number) in suspects:
+                        clip = decode_in_subprocess(row, path, config)
+                    else:
+                        with exit_after(max_decode_seconds(config)):
+                            clip = decode(row, path, config)
             except DecodeError as error:
                 rejects.append(Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail))
                 continue
@@ -220,42 +212,9 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
     return rejects, sums
 
 
-class Suspects:
-    """The items of a unit during which a process died, in a file.
-
-    The number of each item is written before it is decoded. If the file exists, the process died during the last one.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> "Suspects":
-        self.earlier = {int(n) for n in self.path.read_text().split("\n")[:-1]} if self.path.is_file() else set()
-        self.file = open(self.path, "a")
-        self.size = self.file.tell()
-        return self
-
-    def add(self, number: int) -> None:
-        if number not in self.earlier:
-            self.file.truncate(self.size)
-            self.file.write(f"{number}\n")
-            self.file.flush()
-
-    def __exit__(self, *exception: object) -> None:
-        """Removes the current item: it has not killed the process."""
-        self.file.truncate(self.size)
-        self.file.close()
-
-
 def max_decode_seconds(config: Config) -> float:
     """The maximum time for an item if decoders respect their time limit, on a busy machine."""
     return config.timeout + 30
-
-
-def decode_with_timeout(row: Row, path: Path, config: Config) -> Clip:
-    """`decode` in this process, which exits if the decoder hangs. The next process decodes the item in a subprocess."""
-    with exit_after(max_decode_seconds(config)):
-        return decode(row, path, config)
 
 
 def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
@@ -282,11 +241,14 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     """
     limits = Limits(config.timeout)
     try:
-        if row.kind == "image":
-            return decode_image(path, config.size, limits, keep_ratio=True)
-        return decode_video(path, config.frames, config.size, row.start, row.end, decoder, limits)
+        with memory_limit(limits.memory):
+            if row.kind == "image":
+                return decode_image(path, config.size, limits, keep_ratio=True)
+            return decode_video(path, config.frames, config.size, row.start, row.end, decoder, limits)
     except (DecodeError, InputError):
         raise
+    except MemoryError:
+        raise limits.too_much_memory() from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
@@ -300,8 +262,7 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
     if the file cannot be fetched."""
     with ExitStack() as stack:
         try:
-            copy = local_copy(row.path, max_bytes, folder, FETCH_SECONDS, row.member)
-            path = stack.enter_context(copy)
+            path = stack.enter_context(local_copy(row.path, max_bytes, folder, row.member))
             if isinstance(row.path, Path) and (state := file_state(path)) and state[0] > max_bytes:
                 raise TooLarge(f"{state[0]} bytes")
         except FileNotFoundError:
@@ -315,16 +276,6 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
                 raise
             raise DecodeError("not fetched", str(error)) from None
         yield path
-
-
-def delete_rejected_units(plan: DecodePlan, out: Path) -> None:
-    """Forgets that units with rejects are finished, so that a rerun decodes them again after the cause is fixed. Their
-    shards stay: a run that accepts more rejects reuses them."""
-    for name in plan.places:
-        if pq.read_metadata(part_path(name, "rejects.parquet", out)).num_rows:
-            forget_unit(name, out)
-            for kind in ("rejects.parquet", "index.parquet"):
-                part_path(name, kind, out).unlink(missing_ok=True)
 
 
 def merge(plan: DecodePlan, out: Path) -> Outcome:
@@ -345,9 +296,8 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
             sha256.update({f"{name}.tar": record["sha256"]} if record["sha256"] else {})
             yield pa.Table.from_pylist([record], schema=UNITS)
 
-    corpus = merge_parts(plan.places, out, [plan.manifest.rejects()])
+    merge_parts(plan.places, out, [plan.manifest.rejects()])
     write_tables(out / "units.parquet", UNITS, units())
-    counts = corpus.all() | {"linked": linked}
+    counts = write_statistics(out, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
     assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
-    write_statistics(out, corpus, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
-    return Outcome(counts, sha256=sha256)
+    return Outcome(counts | {"linked": linked}, sha256=sha256)

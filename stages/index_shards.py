@@ -25,19 +25,17 @@ from alpro.files import read_json
 from alpro.progress import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
-from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, open_binary, parent
+from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
 from alpro.shards.writer import index_shard
-from alpro.stages.corpora.tables import COMPARED, draw_samples, pixel_sums, write_overlap
-from alpro.stages.corpora.units import (
-    merge_parts,
-    open_parts,
-    part_path,
-    read_unit,
-    run_unfinished,
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    draw_samples,
+    pixel_sums,
     too_many_rejects,
+    write_overlap,
     write_statistics,
-    write_unit,
 )
+from alpro.stages.corpora.units import merge_parts, open_parts, part_path, read_unit, run_unfinished, write_unit
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
 VERSION = 4
@@ -85,7 +83,7 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
         run_unfinished(units, partial(is_finished, out=out), process, resources, advance, lambda _: 1)
     check_samples(units, out)
     outcome = merge(units, out)
-    if error := too_many_rejects(inputs["shards"], outcome, config.max_reject_share, out):
+    if error := too_many_rejects(inputs["shards"], out, config.max_reject_share, outcome.counts["items"]):
         raise error
     local = all(isinstance(unit.shard, Path) for unit in units)  # at a URL, every sample takes a request
     counts, outcome.warnings = write_overlap(out, COMPARED if local else 0)
@@ -122,10 +120,10 @@ def index_beside(shard: Location) -> pa.Table:
     """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it cannot be read."""
     place, name = join(parent(shard), "index.parquet"), PurePosixPath(str(shard)).name
     try:
-        with open_binary(place) as file:
-            if not set(INDEX.names) <= set(pq.read_schema(file).names):  # of an earlier version, or something else
+        with local_copy(place) as path:
+            if not set(INDEX.names) <= set(pq.read_schema(path).names):  # of an earlier version, or something else
                 return INDEX.empty_table()
-            return pq.read_table(file, filters=[("shard", "==", name)], schema=INDEX)
+            return pq.read_table(path, filters=[("shard", "==", name)], schema=INDEX)
     except FileNotFoundError:
         return INDEX.empty_table()
     except (OSError, pa.ArrowException) as error:
@@ -205,8 +203,7 @@ def merge(units: list[ShardUnit], out: Path) -> Outcome:
         for split, counts in numbers["expected"].items():
             for name in COUNT_NAMES:
                 expected[split][name] += counts[name]
-    corpus = merge_parts([unit.name for unit in units], out)
-    counts = corpus.all() | {"shards": len(units)}
+    merge_parts([unit.name for unit in units], out)
+    counts = write_statistics(out, training, everything, expected)
     assert counts["items"] == sum(split["items"] for split in expected.values())
-    write_statistics(out, corpus, training, everything, expected)
-    return Outcome(counts)
+    return Outcome(counts | {"shards": len(units)})

@@ -48,8 +48,9 @@ def work(clock, done: int = 0, of: int | None = 12) -> None:
             advance(1, f"note {number}")
 
 
-LINES = [f"decoding: {n} of 12 items, {10 * n} s, {max(120 - 10 * n, 1)} s left, note {n - 1}" for n in range(2, 13, 2)]
-LATER = ["decoding: 10 of 12 items, 20 s, 20 s left, note 9", "decoding: 12 of 12 items, 40 s, 1 s left, note 11"]
+LEFT = {2: "0:01:40", 4: "0:01:20", 6: "0:01:00", 8: "0:00:40", 10: "0:00:20", 12: "0:00:00"}
+LINES = [f"decoding: {n} of 12 items, {10 * n} s, {left} left, note {n - 1}" for n, left in LEFT.items()]
+LATER = [f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n - 1}" for n in (10, 12)]
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,6 @@ def print_check(report: dict[str, Any]) -> None:
     ):
         if count:
             print(f"  {count:,} {what}{''.join(f'{chr(10)}    {example}' for example in examples)}")
-    for split, shared in report["also_in_training"].items():
-        if shared["captions"]:
-            of = f"{shared['captions']} of {shared['items']} {split} items"
-            print(f"  {of} have a caption that a training item has too")
-    for split, copies in report["copies_of_training"].items():
-        if copies:
-            print(f"  {len(copies)} {split} files are copies of training files, such as {copies[0]}")
     cut: dict[str, list[str]] = {}
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.progress import progress
-from alpro.shards.sources.identity import identities
 from alpro.shards.sources.manifest import import_source
-from alpro.shards.storage import Location, is_url
+from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards
 
 THREADS = 8  # that read files

@@ -25,7 +25,7 @@ from alpro.files import make_folder, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import CHANGED, Outcome
+from alpro.stages.execution.interface import Outcome
 from alpro.stages.execution.stop import STOP
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
@@ -106,10 +106,8 @@ class Store:
         if step.unchanged and not step.unchanged():
             for name in UNFINISHED:  # results from the changed files must not be reused if the files are restored
                 shutil.rmtree(folder / name, ignore_errors=True)
-            write_json(folder / CHANGED, {})
             where = " or ".join(str(path) for name, path in step.paths.items() if name != "manifests")
             raise InputError(f"{step.name}: its input files changed during the run ({where}); run again")
-        (folder / CHANGED).unlink(missing_ok=True)
         return write_record(
             folder, step.description, outcome, {"seconds": round(time.monotonic() - started, 1), **run_info}
         )

@@ -15,11 +15,9 @@ The columns of a record determine its form.
 
 import json
 import re
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alpro.errors import InputError
 from alpro.shards.sources.records import Record, plain
@@ -33,35 +31,46 @@ SPLIT_NAMES |= {"validate": "validation", "validation": "validation", "test": "t
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What a record says of a video or image, without texts if `problem` says why. Sentences are joined with those of
-    the other records of the video."""
+class Form:
+    """A form of records: the columns that only it has together (of a tuple, one is enough), the columns of its texts,
+    of which the first that a record has counts, and which texts are one caption: those of a record, or of a video."""
 
-    name: str
-    kind: str  # of its texts: caption, sentence or question
-    texts: tuple[Any, ...]
-    problem: str = ""
-    other_names: tuple[str, ...] = ()  # of the file, if no file has this name
-    url: str = ""
+    title: str
+    columns: tuple[str | tuple[str, ...], ...]
+    texts: tuple[str, ...] = ()
+    joined: Literal["", "record", "video"] = ""
+
+    def fits(self, record: Record) -> bool:
+        return all(any(name in record for name in ((one,) if isinstance(one, str) else one)) for one in self.columns)
+
+
+DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
+QUESTIONS = Form("questions", ("question", "answer", NAME_COLUMNS))
+MSRVTT = Form("MSR-VTT (videodatainfo)", ("video_id", "sen_ids"), ("sen_ids",))
+NAMES = Form("a list of videos", (NAME_COLUMNS,))
+FORMS = (
+    DOWNLOADS,
+    QUESTIONS,
+    MSRVTT,
+    Form("ActivityNet Captions", ("video", "sentences", "timestamps"), ("sentences",), "video"),
+    Form("DiDeMo", ("video", "description", "times"), ("description",), "video"),
+    Form("VATEX", ("videoID", "enCap"), ("enCap",)),
+    Form("WebVid", ("videoid", "name"), ("name",)),
+    Form("ALPRO's own lists", ("clip_name", "caption"), ("caption",), "record"),
+    Form("captions", (NAME_COLUMNS, TEXT_COLUMNS), TEXT_COLUMNS),
+    NAMES,
+)
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form of records: the columns that only it has together, and how an entry is read. named: it has any column of
-    NAME_COLUMNS; texts: and any of TEXT_COLUMNS."""
+class Entry:
+    """What a record says of a video or image."""
 
-    title: str
-    columns: frozenset[str]
-    read: Callable[[Record], Entry]
-    named: bool = False
-    texts: bool = False
-
-    def fits(self, record: Record) -> bool:
-        return (
-            record.keys() >= self.columns
-            and (not self.named or any(key in record for key in NAME_COLUMNS))
-            and (not self.texts or any(key in record for key in TEXT_COLUMNS))
-        )
+    form: Form
+    name: str
+    texts: tuple[Any, ...]  # captions or questions
+    other_names: tuple[str, ...]  # of the file, if no file has this name
+    url: str
 
 
 def form_of(record: Record) -> Form | None:
@@ -69,39 +78,33 @@ def form_of(record: Record) -> Form | None:
     return next((form for form in FORMS if form.fits(record)), None)
 
 
-def read_entry(record: Record, file: Path, lists: bool = False) -> tuple[Form, Entry]:
-    """The form of a record, and what it says. Raises InputError for unknown columns, ValueError for an invalid record.
+def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
+    """What a record says. Raises InputError for unknown columns, ValueError for an invalid record.
 
     lists: a record may have a name alone, because another file has the texts.
     """
-    form, columns = form_of(record), ", ".join(sorted(record))
-    if form is NAMES and not lists:
-        raise InputError(
-            f"{file}: names videos in a column, but no column has texts (columns {columns}); name the column of the "
-            "texts `caption`, or set `annotations.texts` to the file that has them"
-        )
-    if form is None:
-        raise InputError(
-            f"{file}: unknown annotation format with columns {columns}; supported are caption with clip_name, question "
-            f"and answer with video_id, name with videoid, caption with image{hint(set(record))}"
-        )
+    form = form_of(record)
     if form is DOWNLOADS:
+        raise InputError(f"{file}: {form.title}; use the folder of its shards, {file.parent}")
+    if form is None or (form is NAMES and not lists):
         raise InputError(
-            f"{file}: this is the metadata of video2dataset or img2dataset; use the folder of its shards, {file.parent}"
+            f"{file}: no form of annotations (docs/formats.md) has the columns {', '.join(sorted(record)[:20])}; name "
+            "the column of the files `video`, and that of the texts `caption`, or set `annotations.texts` to the file "
+            "that has them"
         )
-    return form, form.read(plain(record, (*NAME_COLUMNS, *TEXT_COLUMNS, "question", "answer", "sentences")))
-
-
-def hint(columns: set[str]) -> str:
-    """A hint for unknown columns: the form that has most of them, and what it needs; or an empty string."""
-    if len(columns) == 1 and (found := [mark for mark in ";|" if mark in next(iter(columns))]):
-        return f" (columns of a .csv are separated by commas, not by {found[0]!r})"
-    shared = {form: len(form.columns & columns) for form in FORMS if len(form.columns) > 1}
-    best = max(shared, key=lambda form: shared[form] / len(form.columns))
-    if 2 * shared[best] < len(best.columns):
-        return ""
-    missing = " and ".join(sorted(best.columns - columns))
-    return f" (this looks like {best.title} without the column {missing})" if missing else f" (this is {best.title})"
+    record = plain(record)
+    value = next(record[key] for key in NAME_COLUMNS if key in record)
+    name = "" if value is None else str(value)
+    texts: list[Any] = [question_of(record, "answer_type")] if form is QUESTIONS else []
+    if form.texts:
+        texts = texts_of(next(record[column] for column in form.texts if column in record))
+        texts = [" ".join(texts)] if texts and form.joined else texts
+        if not texts:
+            raise ValueError("no caption")
+    others = [f"{record['page_dir']}/{name}"] if record.get("page_dir") else []  # of WebVid
+    others += [name[2:]] if name.startswith("v_") else []  # of ActivityNet
+    others += [f"video{name}", f"vid{name}"] if name.isdecimal() else []  # of MSRVTT-QA and MSVD-QA
+    return Entry(form, name, tuple(texts), tuple(others), str(record.get("contentUrl") or ""))
 
 
 def split_name(text: Any) -> str:
@@ -112,14 +115,26 @@ def split_name(text: Any) -> str:
     return SPLIT_NAMES[split]
 
 
-def question_type(text: str) -> str:
-    """Normalises a question type for the name of a metric: [a-z0-9_-]+.
+def texts_of(value: Any) -> list[str]:
+    """The texts of a cell, a text or a list of texts, which in CSV is JSON: with single spaces, without blank ones.
 
-    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
-    ['what', 'what', 'yes_no', 'other']
+    Raises ValueError for anything else.
     """
-    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
-    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
+    if isinstance(value, str):
+        value = [value] if (found := json_list(value)) is None else found
+    value = [] if value is None else value
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError("captions are not a list of strings")
+    return [" ".join(text.split()) for text in value if text.strip()]
+
+
+def json_list(text: str) -> list[Any] | None:
+    """Parses a JSON list, as in a CSV cell; None if the text is not a JSON list."""
+    try:
+        value = json.loads(text) if text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
 
 
 def question_of(record: Record, kind: str) -> dict[str, str]:
@@ -130,83 +145,11 @@ def question_of(record: Record, kind: str) -> dict[str, str]:
     return {"question": question, "answer": answer, "type": question_type(str(record.get(kind) or question.split()[0]))}
 
 
-def unused(record: Record, form: Form) -> str:
-    """A note on the columns that are not used, of a table that is not of a known data set; empty if all are used."""
-    if not form.texts:
-        return ""
-    name, text = (next(key for key in keys if key in record) for keys in (NAME_COLUMNS, TEXT_COLUMNS))
-    others = [key for key in record if key not in (name, text, "split")]
-    shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-    return f" without its columns {shown}, which only a manifest with `path` may have" if others else ""
+def question_type(text: str) -> str:
+    """Normalises a question type for the name of a metric: [a-z0-9_-]+.
 
-
-def _name(record: Record) -> str:
-    value = next(record[key] for key in NAME_COLUMNS if key in record)
-    return "" if value is None else str(value)
-
-
-def _clean(value: Any) -> tuple[str, ...]:
-    """The texts of a cell, without blank ones and with single spaces. A list in a CSV cell is JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    items = value if isinstance(value, list) else [value]
-    return tuple(" ".join(str(item).split()) for item in items if item and str(item).strip())
-
-
-def _entry(record: Record, kind: str, column: str, **more: Any) -> Entry:
-    texts = _clean(record[column])
-    return Entry(_name(record), kind, texts, "" if texts else "no caption", **more)
-
-
-def _webvid(record: Record) -> Entry:
-    folder = str(record.get("page_dir") or "")
-    others = (f"{folder}/{_name(record)}",) if folder else ()
-    return _entry(record, "caption", "name", other_names=others, url=str(record.get("contentUrl") or ""))
-
-
-def _activitynet(record: Record) -> Entry:
-    name = _name(record)
-    return _entry(record, "sentence", "sentences", other_names=(name[2:],) if name.startswith("v_") else ())
-
-
-def _question(record: Record) -> Entry:
-    name = _name(record)
-    others = (f"video{name}", f"vid{name}") if name.isdecimal() else ()  # of MSRVTT-QA and MSVD-QA
-    try:
-        return Entry(name, "question", (question_of(record, "answer_type"),), other_names=others)
-    except ValueError as error:
-        return Entry(name, "question", (), str(error), others)
-
-
-def _table(record: Record) -> Entry:
-    """Captions of a video. In ALPRO's own files, which have `clip_name`, a list is one paragraph (DiDeMo)."""
-    column = next(key for key in TEXT_COLUMNS if key in record)
-    texts = _clean(record[column])
-    if texts and column != "captions" and "clip_name" in record:
-        texts = (" ".join(texts),)
-    return Entry(_name(record), "caption", texts, "" if texts else "no caption")
-
-
-def _name_alone(record: Record) -> Entry:
-    return Entry(_name(record), "caption", ())
-
-
-def _form(title: str, columns: str, read: Callable[[Record], Entry], **about: bool) -> Form:
-    return Form(title, frozenset(columns.split()), read, **about)
-
-
-DOWNLOADS = _form("metadata of video2dataset or img2dataset", "key status error_message", _name_alone)
-MSRVTT = _form("MSR-VTT (videodatainfo)", "video_id sen_ids", lambda record: _entry(record, "caption", "sen_ids"))
-NAMES = _form("a list of videos", "", _name_alone, named=True)
-FORMS = (
-    DOWNLOADS,
-    _form("questions", "question answer", _question, named=True),
-    MSRVTT,
-    _form("ActivityNet Captions", "video sentences timestamps", _activitynet),
-    _form("DiDeMo", "video description times", lambda record: _entry(record, "sentence", "description")),
-    _form("VATEX", "videoID enCap", lambda record: _entry(record, "caption", "enCap")),
-    _form("WebVid", "videoid name", _webvid),
-    _form("captions", "", _table, named=True, texts=True),
-    NAMES,
-)
+    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
+    ['what', 'what', 'yes_no', 'other']
+    """
+    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
+    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"

@@ -28,15 +28,6 @@ TEXT_COUNTS = ("captions", "questions")
 
 
 @dataclass(frozen=True)
-class SimilarNames:
-    """Files whose names differ only in a trailing number: their count, and two examples that start with `prefix`."""
-
-    items: int
-    prefix: str
-    examples: tuple[str, str]
-
-
-@dataclass(frozen=True)
 class DecodeUnit:
     """The rows of one shard, decoded independently by one worker."""
 
@@ -64,13 +55,17 @@ class DecodePlan:
         self.manifest, self.pattern = manifest, re.compile(group_pattern) if group_pattern else None
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
-        thresholds = [min(int(share * 2**64), 2**64 - 1) for share in (test, test + validation)]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)}
-        for batch in manifest.batches(["kind", "split", "cut", "group", "name", *TEXT_COUNTS]):
+        is_matched, unmatched = False, ""
+        for batch in manifest.batches([*parts, "group", "name"]):
+            if self.pattern:
+                names = batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
+                is_matched = is_matched or any(map(self.pattern.search, names))
+                unmatched = unmatched or next(iter(names), "")
             if self.named_splits:
                 split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
             elif self.generated_splits:
-                split = np.array([_split(f"{seed}/{group}", *thresholds) for group in self.groups(batch)], np.int8)
+                split = _splits(f"{seed}/", self._groups(batch), test, validation)
             else:
                 split = np.zeros(len(batch), np.int8)
             parts["split"].append(split.astype(np.int8))
@@ -79,16 +74,19 @@ class DecodePlan:
             for name in TEXT_COUNTS:
                 parts[name].append(pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False).astype(np.int32))
         self.columns = {name: np.concatenate(arrays or [np.zeros(0, np.int64)]) for name, arrays in parts.items()}
-        self.numbers = np.arange(len(self.columns["kind"]))  # of the planned rows in the manifest
+        self.mask = np.ones(len(self.columns["kind"]), bool)  # which rows of the manifest are planned
         if kinds != "all":
-            self.numbers = np.flatnonzero(self.columns["kind"] == KINDS.index(kinds))
-        self.mask = np.zeros(len(self.columns["kind"]), bool)  # which rows of the manifest are planned
-        self.mask[self.numbers] = True
-        self._check_pattern()
+            self.mask = self.columns["kind"] == KINDS.index(kinds)
+        self.numbers = np.flatnonzero(self.mask)
+        if self.pattern and unmatched and not is_matched:  # every file would be its own group
+            raise InputError(
+                f"{manifest.about['source']}: group_pattern = {group_pattern!r} matches no file's path, such as "
+                f"{unmatched!r}"
+            )
         self.places = dict(self._cut(max_rows))  # of each unit: the numbers of its rows
         self._group = lru_cache(maxsize=4)(pq.ParquetFile(manifest.file).read_row_group)
 
-    def groups(self, batch: pa.RecordBatch) -> list[str]:
+    def _groups(self, batch: pa.RecordBatch) -> list[str]:
         """The group of each row of a batch with the columns `group` and `name`."""
         groups = batch["group"].to_pylist()
         return [group or self._found(name) for group, name in zip(groups, batch["name"].to_pylist(), strict=True)]
@@ -99,27 +97,13 @@ class DecodePlan:
             return name
         return match[1] or match[0] if match.re.groups else match[0]
 
-    def _check_pattern(self) -> None:
-        """Raises InputError if the pattern matches no name: every file would be its own group."""
-        example = ""
-        for batch in self.manifest.batches(["group", "name"]) if self.pattern else ():
-            names = batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
-            if self.pattern and any(map(self.pattern.search, names)):
-                return
-            example = example or next(iter(names), "")
-        if self.pattern and example:
-            raise InputError(
-                f"{self.manifest.about['source']}: group_pattern = {self.pattern.pattern!r} matches no file's path, "
-                f"such as {example!r}"
-            )
-
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
         """The units of each split and kind. A unit, except the last, has at least half of `max_rows` rows. It ends at
         the next row whose hash is a multiple of a quarter of `max_rows`, or at `max_rows` rows."""
         for split in range(len(SPLITS)):
             for kind in range(len(KINDS)):
-                found = (self.columns["split"][self.numbers] == split) & (self.columns["kind"][self.numbers] == kind)
-                numbers = self.numbers[found]
+                chosen = self.mask & (self.columns["split"] == split) & (self.columns["kind"] == kind)
+                numbers = np.flatnonzero(chosen)
                 ends = np.flatnonzero(self.columns["cut"][numbers] % max(2, max_rows // 4) == 0)
                 first, count = 0, 0
                 while first < len(numbers):
@@ -153,41 +137,42 @@ class DecodePlan:
 
     def texts_by_split(self) -> dict[str, dict[str, int]]:
         """By split, the number of items with a caption or a question, and the number of captions and questions."""
-        captions, questions, splits = (self.columns[name][self.numbers] for name in (*TEXT_COUNTS, "split"))
+        captions, questions, splits = (self.columns[name][self.mask] for name in (*TEXT_COUNTS, "split"))
         counts = {}
         for code, split in enumerate(SPLITS):
-            mask = splits == code
-            numbers = ((captions + questions > 0)[mask].sum(), captions[mask].sum(), questions[mask].sum())
+            chosen = splits == code
+            numbers = ((captions + questions > 0)[chosen].sum(), captions[chosen].sum(), questions[chosen].sum())
             counts[split] = dict(zip(("items", *TEXT_COUNTS), map(int, numbers), strict=True))
         return counts
 
-    def similar_names(self) -> SimilarNames | None:
-        """Files that may be clips of the same videos, judging by their names. None if the manifest has splits or
-        groups, or if no names are similar."""
-        if not self.generated_splits:
-            return None
+    def group_hint(self) -> str:
+        """A hint if splits are generated and files may be clips of the same videos, judging by their names, which
+        differ only in a trailing number; otherwise an empty string."""
+        if not self.generated_splits or self.pattern:
+            return ""
         prefixes: dict[str, str] = {}  # of the groups, which are files
         for batch in self.manifest.batches(["group", "name"]):
             for group, name in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                prefixes[group or name] = "" if group else _prefix(name)
+                numbered = None if group else re.fullmatch(r"(.*\D)\d+", PurePosixPath(name).stem)
+                is_long = numbered and len(numbered[1]) >= MIN_PREFIX_LENGTH
+                prefixes[group or name] = numbered[1] if numbered and is_long else ""
         counts = {p: n for p, n in Counter(filter(None, prefixes.values())).items() if 1 < n < len(prefixes) / 2}
         # A prefix that half of all files share is the name of the data set. Many groups of few clips are videos; a few
         # groups of many files are collections.
         if not counts or len(counts) < max(counts.values()):
-            return None
+            return ""
         prefix = min(counts, key=lambda p: (-len(p), p))
         first, second, *_ = (PurePosixPath(name).name for name, own in prefixes.items() if own == prefix)
-        return SimilarNames(sum(counts.values()), prefix, (first, second))
+        pattern = "(.+?)" + ("" if prefix[-1].isalnum() else re.escape(prefix[-1])) + r"\d+\.[^.]+$"
+        return (
+            f"the names of {sum(counts.values())} files differ only in a number, such as {first} and {second}; if "
+            f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"
+        )
 
 
-def _prefix(name: str) -> str:
-    """A file name up to its trailing number; an empty string if it has none or is short."""
-    numbered = re.fullmatch(r"(.*\D)\d+", PurePosixPath(name).stem)
-    return numbered[1] if numbered and len(numbered[1]) >= MIN_PREFIX_LENGTH else ""
-
-
-def _split(seeded_group: str, test: int, validation: int) -> int:
-    """The split of a group, by its seeded hash alone, so that no other row moves when rows are added, removed or
+def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
+    """The split of each group, by its seeded hash alone, so that no other row moves when rows are added, removed or
     renamed: by two thresholds, so that the shares are met only on average."""
-    place = int.from_bytes(hashlib.sha256(seeded_group.encode()).digest()[:8], "big")
-    return 2 if place < test else 1 if place < validation else 0
+    hashes = b"".join(hashlib.sha256((seed + group).encode()).digest()[:8] for group in groups)
+    fractions = np.frombuffer(hashes, ">u8") / 2.0**64
+    return np.where(fractions < test, 2, np.where(fractions < test + validation, 1, 0))

@@ -1,4 +1,4 @@
-"""Streams the records of a file: JSON Lines, a JSON list or object, CSV, TSV or Parquet.
+"""Streams the records of a file: JSON Lines, a JSON list or object, CSV, TSV, Parquet, or a list of names (.txt).
 
 Reading continues after an invalid record: the reason is yielded instead, with the line or row number. The whole file is
 invalid if the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON list. The readers of
@@ -14,28 +14,22 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from alpro.errors import InputError
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.storage import Location, open_binary
+from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
-MAX_LINE = MAX_JSON_BYTES  # characters
-MAX_DOCUMENT = 1 << 30  # characters of a .json file, which is read as a whole
-MAX_DEPTH = 64  # of nested lists and objects; pydantic reads the JSON of a sample with a limit of about 200
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
-NOT_TEXT = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` decodes it
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-class BadRecord(ValueError):
-    """An invalid record, with the reason. Reading continues with the next record."""
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` decodes it
 
 
 def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
@@ -44,70 +38,53 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
     Raises InputError if the file is missing, corrupt, in another format, or not UTF-8.
     """
     name = str(path).removesuffix(".gz")
+    ending = PurePosixPath(name).suffix
     try:
-        with open_binary(path) as file:
-            if name.endswith(".parquet"):
-                yield from _parquet(file)
+        with local_copy(path) as local:
+            if ending == ".parquet":
+                yield from _parquet(local)
                 return
-            unpacked = gzip.open(file) if str(path).endswith(".gz") else io.BufferedReader(cast(io.RawIOBase, file))
-            head = cast(io.BufferedReader, unpacked).peek(4096)[:4096]
-            if head.startswith(UTF_16) or b"\0" in head[:1024]:
-                raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-            text = io.TextIOWrapper(cast(IO[bytes], unpacked), "utf-8-sig", "surrogateescape", newline="\n")
-            if not (read := READERS.get(PurePosixPath(name).suffix)):
-                raise InputError(
-                    f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
-                    "or a folder of videos"
-                )
-            yield from read(text)
+            with gzip.open(local) if name != str(path) else open(local, "rb") as file:
+                if b"\0" in file.peek(1024)[:1024]:
+                    raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+                if not (read := READERS.get(ending)):
+                    raise InputError(
+                        f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
+                        "or a folder of videos"
+                    )
+                yield from read(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n"))
     except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def _lines(text: IO[str]) -> Iterator[tuple[str, str | BadRecord]]:
-    """The lines that are not blank, with their numbers. At most MAX_LINE characters of a line are in memory."""
-    number = 0
-    while line := text.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            while line and not line.endswith("\n"):
-                line = text.readline(MAX_LINE)
-            yield f"line {number}", BadRecord(f"a line of more than {MAX_LINE:,} characters")
-        elif found := NOT_TEXT.search(line):
-            yield f"line {number}", BadRecord(_not_utf8(found))
-        elif line.strip():
-            yield f"line {number}", line.rstrip("\r\n")
-
-
-def _not_utf8(found: re.Match[str]) -> str:
-    return f"not UTF-8: byte 0x{ord(found[0]) - 0xDC00:02x} at position {found.start() + 1}"
-
-
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    for where, line in _lines(text):
-        yield where, str(line) if isinstance(line, BadRecord) else {"video_id": line.strip()}
+    for number, line in enumerate(text, 1):
+        if line.strip():
+            yield f"line {number}", "not UTF-8" if NOT_UTF8.search(line) else {"video_id": line.strip()}
 
 
 def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    for where, line in _lines(text):
-        try:
-            if isinstance(line, BadRecord):
-                raise line
-            record = json.loads(line)
-            yield where, record if isinstance(record, dict) else "not a JSON object"
-        except BadRecord as error:
-            yield where, str(error)
-        except RecursionError:
-            yield where, "not JSON: nested too deeply"
-        except ValueError as error:  # also raised for numbers with too many digits
-            yield where, f"not JSON: {getattr(error, 'msg', error)}"
+    for number, line in enumerate(text, 1):
+        if line.strip():
+            yield f"line {number}", _object(line)
+
+
+def _object(line: str) -> Record | str:
+    """The object of a line, or the reason why it is not one."""
+    if NOT_UTF8.search(line):
+        return "not UTF-8"
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    except ValueError as error:  # also raised for numbers with too many digits
+        return f"not JSON: {getattr(error, 'msg', error)}"
+    return record if isinstance(record, dict) else "not a JSON object"
 
 
 def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     """The entries of a list; those of an object, each with its key as `video`; or the records of JSON Lines."""
-    content, value = text.read(MAX_DOCUMENT), None
-    if text.read(1):
-        raise ValueError(f"JSON of more than {MAX_DOCUMENT:,} characters; write it as JSON Lines (.jsonl)")
+    content, value = text.read(), None
     try:
         value = json.loads(content)
     except RecursionError:
@@ -115,7 +92,7 @@ def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     except ValueError as error:
         if not content.lstrip().startswith("{"):
             raise ValueError(f"not JSON: {error}") from None
-    if NOT_TEXT.search(content):
+    if NOT_UTF8.search(content):
         raise ValueError("not UTF-8")
     if isinstance(value, list):
         for number, entry in enumerate(value, 1):
@@ -134,31 +111,26 @@ def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
     captions: dict[str, list[Any]] = {}
     for sentence in value["sentences"]:
         if isinstance(sentence, dict):
-            captions.setdefault(str(sentence.get("video_id")), []).append(sentence.get("caption"))
+            captions.setdefault(str(sentence.get("video_id")), []).append(sentence.get("caption") or "")
     about = {str(video.get("video_id")): video for video in value.get("videos") or [] if isinstance(video, dict)}
     for name in {**about, **captions}:
         yield f"video {name!r}", {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])}
 
 
-def _tsv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    columns: list[str] = []
-    for where, line in _lines(text):
-        cells = line if isinstance(line, BadRecord) else line.split("\t")
-        if not columns:
-            columns = _columns(cells)
-        elif isinstance(cells, list) and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
-            yield where, "an unclosed quotation mark at the start of a text; save a table with quoted texts as CSV"
-        else:
-            yield where, _in_columns(columns, cells)
-
-
 def _csv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    reader = csv.reader(text, strict=True)
-    columns: list[str] = []
+    return _table(text, strict=True)
+
+
+def _tsv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
+    return _table(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
+    reader, columns = csv.reader(text, **dialect), list[str]()
     while True:
         first = reader.line_num + 1
         try:
-            cells: list[str] | BadRecord = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
@@ -167,40 +139,43 @@ def _csv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
                     f"line {first}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
                 ) from None
-            cells = BadRecord(str(error))
+            if not columns:
+                raise ValueError(f"line {first}: {error}") from None
+            yield f"line {first}", str(error)
+            continue
         if not columns:
-            columns = _columns(cells)
+            columns = _checked(cells)
         elif cells:
-            yield f"line {first}", _in_columns(columns, cells)
+            yield f"line {first}", _in_columns(columns, cells, "quoting" not in dialect)
 
 
-def _columns(cells: list[str] | BadRecord) -> list[str]:
+def _checked(columns: list[str]) -> list[str]:
     """The column names of a table. Raises ValueError for duplicates."""
-    if isinstance(cells, BadRecord):
-        raise ValueError(f"line 1: {cells}")
-    if repeated := [name for name in cells if cells.count(name) > 1]:
+    if repeated := [name for name in columns if columns.count(name) > 1]:
         raise ValueError(f"the column {repeated[0]!r} appears twice")
-    return cells
+    if any(map(NOT_UTF8.search, columns)):
+        raise ValueError("line 1: not UTF-8")
+    return columns
 
 
-def _in_columns(columns: list[str], cells: list[str] | BadRecord) -> Record | str:
-    if isinstance(cells, BadRecord):
-        return str(cells)
+def _in_columns(columns: list[str], cells: list[str], quoted: bool) -> Record | str:
+    """The record of a line. quoted: whether quotation marks around a text have been removed."""
     if len(cells) > len(columns):
         return "more cells than columns; quote texts with commas"
-    if found := next(filter(None, map(NOT_TEXT.search, cells)), None):
-        return _not_utf8(found)
+    if any(map(NOT_UTF8.search, cells)):
+        return "not UTF-8"
+    if not quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+        return "an unclosed quotation mark at the start of a text; save a table with quoted texts as CSV"
     return dict(zip(columns, cells, strict=False))
 
 
-def _parquet(file: IO[bytes]) -> Iterator[tuple[str, Record | str]]:
-    table = pq.ParquetFile(file)
-    _columns(table.schema_arrow.names)
-    number = 0
-    for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-        for record in _rows(batch):
-            number += 1
-            yield f"row {number}", record
+def _parquet(path: Path) -> Iterator[tuple[str, Record | str]]:
+    with pq.ParquetFile(path) as table:
+        _checked(table.schema_arrow.names)
+        numbers = count(1)
+        for batch in table.iter_batches(PARQUET_BATCH_ROWS):
+            for record in _rows(batch):
+                yield f"row {next(numbers)}", record
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
@@ -218,39 +193,19 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
 READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _names}
 
 
-def plain(record: Record, texts: Collection[str]) -> Record:
+def plain(record: Record) -> Record:
     """Converts a record to JSON values: bytes and dates become strings, a lone surrogate becomes a question mark.
 
-    Raises BadRecord if the record is nested too deeply or too large, contains a NUL, as a hole in a file does, or if a
-    column in `texts` has bytes that are not UTF-8.
+    Raises ValueError if the record cannot be stored as JSON and read again: if it is nested too deeply or too large, or
+    has bytes that are not UTF-8, or a NUL, as a hole in a file has.
     """
-
-    def text_of(value: Any) -> str:
-        try:
-            return value.decode() if isinstance(value, bytes) else str(value)
-        except UnicodeDecodeError:
-            binary.append(value)
-            return value.hex()
-
-    if _nested(record, MAX_DEPTH):
-        raise BadRecord(f"lists and objects nested more than {MAX_DEPTH} deep")
-    binary: list[bytes] = []
-    for name in sorted(record.keys() & set(texts)):
-        json.dumps(record[name], default=text_of)
-        if binary:
-            raise BadRecord(f"{name}: bytes that are not UTF-8")
-    text = json.dumps(record, default=text_of, ensure_ascii=False)
+    try:
+        text = json.dumps(record, default=lambda v: v.decode() if isinstance(v, bytes) else str(v), ensure_ascii=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if len(text) > MAX_JSON_BYTES // 2:
-        raise BadRecord(f"{len(text):,} characters; a column holds texts and numbers, not media")
+        raise ValueError(f"{len(text):,} characters; a column holds texts and numbers, not media")
     if "\\u0000" in text:
-        raise BadRecord("a NUL character")
-    return json.loads(text.encode("utf-8", "replace"))
-
-
-def _nested(value: Any, depth: int) -> bool:
-    """Whether lists and objects are nested more than `depth` levels deep."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list):
-        return False
-    return depth < 0 or any(_nested(item, depth - 1) for item in value if isinstance(item, dict | list))
+        raise ValueError("a NUL character")
+    # Readers have a limit of 200 levels; in a sample a record is one level deeper.
+    return from_json(b"[[%s]]" % text.encode("utf-8", "replace"))[0][0]

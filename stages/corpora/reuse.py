@@ -1,4 +1,4 @@
-"""Reuses shards of earlier artifacts with the same rows, files and settings, and without transient rejects.
+"""Reuses shards of earlier corpora with the same rows, files and settings, and without transient rejects.
 
 After rows are added, removed or changed, only the shards with these rows are decoded. A shard is reused as a hard link,
 or a copy if links are not supported, after its checksum is verified.
@@ -14,12 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.files import checksum, publish, temporary_name
+from alpro.artifact import RECORD
+from alpro.files import atomic_write, checksum
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
-from alpro.stages.execution.interface import CHANGED
-
-REJECTED = "too_many_rejects"  # file of a corpus with more rejects than its configuration allows
-FINISHED = ("artifact.json", CHANGED, REJECTED)  # also without a record: an input file changed during the run
 
 # One row per unit in units.parquet, which is written after the index. A unit has no shard if all rows are rejected.
 UNITS = pa.schema(
@@ -38,12 +35,9 @@ UNITS = pa.schema(
 def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for table in sorted(out.parent.glob("*/units.parquet")):
-        if not any((table.parent / name).exists() for name in FINISHED):
-            continue
+    for folder in sorted(record.parent for record in out.parent.glob(f"*/{RECORD}")):
         with suppress(OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
-            units = pq.read_table(table).to_pylist() if table.parent != out else []
-            found |= {unit["key"]: (table.parent, unit) for unit in units}
+            found |= {unit["key"]: (folder, unit) for unit in pq.read_table(folder / "units.parquet").to_pylist()}
     return found
 
 
@@ -55,28 +49,30 @@ def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[dict[str
     folder, unit = units[key]
     try:
         index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX)
-        filters = [("id", "in", ids)] if unit["rejected"] else [("id", "==", "")]
-        rejected = pq.read_table(folder / "rejects.parquet", filters=filters, schema=REJECTS)
-        complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
-        if not complete or not TRANSIENT_REASONS.isdisjoint(rejected["reason"].to_pylist()):
+        rejected = pq.read_table(folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS)
+        is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
+        if not is_complete or has_transient(rejected):
             return None
-        if unit["samples"] and not _link(folder / f"{unit['name']}.tar", out / f"{name}.tar", unit["sha256"]):
-            return None
+        if unit["samples"]:
+            shard = folder / f"{unit['name']}.tar"
+            if checksum(shard) != unit["sha256"]:
+                return None
+            link(shard, out / f"{name}.tar")
     except (OSError, pa.ArrowException):  # deleted or corrupt
         return None
-    shard = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
-    return unit | {"name": name}, index.set_column(index.schema.get_field_index("shard"), "shard", shard), rejected
+    shards = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
+    return unit | {"name": name}, index.set_column(index.schema.get_field_index("shard"), "shard", shards), rejected
 
 
-def _link(old: Path, new: Path, sha256: str) -> bool:
-    """Links a shard to another name, if its checksum is correct. Returns whether it is linked."""
-    if checksum(old) != sha256:
-        return False
-    temporary = temporary_name(new)
-    try:
-        os.link(old, temporary)
-    except OSError:  # links are not supported, or the file has too many
-        shutil.copyfile(old, temporary)
-    publish(temporary, new)
-    temporary.unlink(missing_ok=True)  # renaming a link over another link to the same file keeps both
-    return True
+def has_transient(rejected: pa.Table) -> bool:
+    """Whether a reject may be accepted in another run, such as one whose server did not respond."""
+    return not TRANSIENT_REASONS.isdisjoint(rejected["reason"].to_pylist())
+
+
+def link(old: Path, new: Path) -> None:
+    new.unlink(missing_ok=True)  # renaming a link over another link to the same file keeps both
+    with atomic_write(new) as temporary:
+        try:
+            os.link(old, temporary)
+        except OSError:  # links are not supported, or the file has too many
+            shutil.copyfile(old, temporary)

@@ -1,24 +1,26 @@
-"""Writes the tables of a corpus from their parts, its statistics, the overlap of its splits, and a picture."""
+"""Writes the tables of a corpus, its statistics, the overlap of its splits, and a picture."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.log import log
 from alpro.shards.overlap import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
+from alpro.shards.storage import Location
 
 ROW_GROUP = 2048  # rows of a table that are buffered before they are written
 COMPARED = 4000  # samples whose frames are compared between the splits; takes a few seconds
+TEXTS = ("captions", "questions")
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -33,62 +35,63 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
         writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
 
 
-class CorpusCounts:
-    """Counts the samples and rejects of a corpus while its tables are written."""
+def write_statistics(
+    out: Path, training: np.ndarray, everything: np.ndarray, expected: Mapping[str, Mapping[str, int]]
+) -> dict[str, int]:
+    """Writes statistics.json, and returns the numbers of items, samples and rejects, by index.parquet and
+    rejects.parquet.
 
-    def __init__(self) -> None:
-        self.kinds: Counter[str] = Counter()
-        self.splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-        self.reasons: Counter[str] = Counter()
-        self.seconds = 0.0
-
-    def samples(self, index: pa.Table) -> pa.Table:
-        self.kinds.update(index["kind"].to_pylist())
-        self.seconds += sum(index["duration"].to_pylist())
-        for split, counts in self.splits.items():
-            rows = index.filter(pc.equal(index["split"], split))
-            counts["items"] += rows.num_rows
-            for name in ("captions", "questions"):
-                counts[name] += pc.sum(pc.list_value_length(rows[name])).as_py() or 0
-        return index
-
-    def rejects(self, rejected: pa.Table) -> pa.Table:
-        self.reasons.update(rejected["reason"].to_pylist())
-        return rejected
-
-    def all(self) -> dict[str, int]:
-        samples, rejected = self.kinds.total(), self.reasons.total()
-        return {
-            "items": samples + rejected,
-            "samples": samples,
-            "rejected": rejected,
-            "videos": self.kinds["video"],
-            "images": self.kinds["image"],
-            **{split: counts["items"] for split, counts in self.splits.items()},
-            **{name: sum(counts[name] for counts in self.splits.values()) for name in ("captions", "questions")},
-        }
-
-    def statistics(self, expected: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-        """Hours of video, rejects by reason, and for each split the items, captions and questions: their number in the
-        corpus and in the manifest (`expected`, by split)."""
-        return {
-            "hours": round(self.seconds / 3600, 4),
-            "splits": {
-                split: {name: [counts[name], expected[split][name]] for name in expected[split]}
-                for split, counts in self.splits.items()
-            },
-            "reasons": dict(self.reasons.most_common()),
-        }
-
-
-def pixel_statistics(sums: np.ndarray) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel from the sums of `pixel_sums`."""
+    The file has the mean and standard deviation of each channel, from the pixel sums (3, 3) of the training samples, or
+    of all samples if there are no training samples; hours of video, rejects by reason, and for each split the items,
+    captions and questions: their number in the corpus and in the manifest (`expected`, by split).
+    """
+    index = pq.read_table(out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"])
+    reasons = reasons_of(out)
+    splits: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        rows = index.filter(pc.equal(index["split"], split))
+        texts = {name: pc.sum(pc.list_value_length(rows[name])).as_py() or 0 for name in TEXTS}
+        splits[split] = {"items": rows.num_rows} | texts
+    sums = training if training.any() else everything
     pixels = np.maximum(sums[0], 1)
     mean = sums[1] / pixels
-    return {
+    std = np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6))
+    statistics = {
         "mean": mean.round(5).tolist(),
-        "std": np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6)).round(5).tolist(),
+        "std": std.round(5).tolist(),
+        "hours": round((pc.sum(index["duration"]).as_py() or 0) / 3600, 4),
+        "splits": {split: {name: [n, expected[split][name]] for name, n in splits[split].items()} for split in splits},
+        "reasons": dict(reasons.most_common()),
     }
+    write_json(out / "statistics.json", statistics)
+    videos = pc.sum(pc.equal(index["kind"], "video")).as_py() or 0
+    return {
+        "items": index.num_rows + reasons.total(),
+        "samples": index.num_rows,
+        "rejected": reasons.total(),
+        "videos": videos,
+        "images": index.num_rows - videos,
+        **{split: counts["items"] for split, counts in splits.items()},
+        **{name: sum(counts[name] for counts in splits.values()) for name in TEXTS},
+    }
+
+
+def reasons_of(out: Path) -> Counter[str]:
+    return Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+
+
+def too_many_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> InputError | None:
+    """The error to raise if the share of rejected items is above the limit. Rejects below it are logged."""
+    reasons, place = reasons_of(out), out / "rejects.parquet"
+    shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    if reasons.total() > max_reject_share * items:
+        return InputError(
+            f"{source}: {reasons.total()} of {items} items are rejected, more than max_reject_share = "
+            f"{max_reject_share:g} allows ({shown}); see {place}"
+        )
+    if reasons:
+        log.info(f"{reasons.total()} of {items} items are rejected ({shown}): {place}")
+    return None
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:

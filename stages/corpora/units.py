@@ -6,23 +6,19 @@ merged into the tables of the corpus.
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.errors import InputError
 from alpro.files import make_folder, read_json, sync, write_json
 from alpro.log import log
 from alpro.shards.schema import INDEX, REJECTS
-from alpro.shards.storage import Location
-from alpro.stages.corpora.tables import CorpusCounts, pixel_statistics, write_tables
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.corpora.tables import write_tables
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
 UnitT = TypeVar("UnitT")
@@ -49,22 +45,22 @@ def part_path(name: str, kind: str, out: Path) -> Path:
 
 
 def write_unit(name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]) -> None:
+    """Writes the parts of a unit, the record last."""
     for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
         pq.write_table(table, part_path(name, kind, out))
         sync(part_path(name, kind, out))
     write_json(part_path(name, "json", out), record)
 
 
-def read_unit(name: str, out: Path) -> dict[str, Any] | None:
-    """The record of a unit that an interrupted run finished; None if it is not finished, or if one of its parts cannot
-    be read, of which a line is printed."""
+def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
+    """The record and the rejects of a unit that an interrupted run finished; None if it is not finished, or if one of
+    its parts cannot be read, of which a line is printed."""
     path = part_path(name, "json", out)
     if not path.is_file():
         return None
     try:
-        for kind in ("index.parquet", "rejects.parquet"):
-            pq.read_metadata(part_path(name, kind, out))
-        return dict(read_json(path))
+        pq.read_metadata(part_path(name, "index.parquet", out))
+        return dict(read_json(path)), pq.read_table(part_path(name, "rejects.parquet", out))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         log.warning(f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})")
         forget_unit(name, out)
@@ -72,7 +68,7 @@ def read_unit(name: str, out: Path) -> dict[str, Any] | None:
 
 
 def forget_unit(name: str, out: Path) -> None:
-    """Removes the mark that a unit is finished."""
+    """Removes the mark that a unit is finished, before it is made again."""
     part_path(name, "json", out).unlink(missing_ok=True)
     sync(out / "parts")
 
@@ -98,41 +94,12 @@ def run_unfinished(
         advance(size(unit))
 
 
-def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] = ()) -> CorpusCounts:
-    """Merges the parts of all units into index.parquet and rejects.parquet, and counts their rows.
+def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] = ()) -> None:
+    """Merges the parts of all units into index.parquet and rejects.parquet.
 
     names: the names of the units, in order. invalid: rejects that belong to no unit.
     """
-
-    def parts(kind: str) -> Iterator[pa.Table]:
-        return (pq.read_table(part_path(name, kind, out)) for name in names)
-
-    corpus = CorpusCounts()
-    write_tables(out / "index.parquet", INDEX, map(corpus.samples, parts("index.parquet")))
-    write_tables(out / "rejects.parquet", REJECTS, map(corpus.rejects, chain(invalid, parts("rejects.parquet"))))
-    return corpus
-
-
-def write_statistics(
-    out: Path, corpus: CorpusCounts, training: np.ndarray, everything: np.ndarray, expected: dict[str, dict[str, int]]
-) -> None:
-    """Writes statistics.json from the pixel sums (3, 3) of the training samples, or of all samples if there are no
-    training samples, and from the counts."""
-    pixels = pixel_statistics(training if training.any() else everything)
-    write_json(out / "statistics.json", pixels | corpus.statistics(expected))
-
-
-def too_many_rejects(source: Location, outcome: Outcome, max_reject_share: float, out: Path) -> InputError | None:
-    """The error to raise if the share of rejected items is above the limit. Rejects below it are logged."""
-    rejected, total = outcome.counts["rejected"], outcome.counts["items"]
-    if not rejected:
-        return None
-    reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
-    shown, place = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()), out / "rejects.parquet"
-    if rejected <= max_reject_share * total:
-        log.info(f"{rejected} of {total} items are rejected ({shown}): {place}")
-        return None
-    return InputError(
-        f"{source}: {rejected} of {total} items are rejected, more than max_reject_share = {max_reject_share:g} allows "
-        f"({shown}); see {place}"
-    )
+    index = (pq.read_table(part_path(name, "index.parquet", out)) for name in names)
+    rejects = (pq.read_table(part_path(name, "rejects.parquet", out)) for name in names)
+    write_tables(out / "index.parquet", INDEX, index)
+    write_tables(out / "rejects.parquet", REJECTS, chain(invalid, rejects))

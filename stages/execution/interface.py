@@ -12,8 +12,6 @@ from alpro.errors import InputError
 
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
 EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
-# Instead of the record: the stage finished, but its input files changed during the run.
-CHANGED = "changed.json"
 
 
 class StageFailed(Exception):

@@ -1,8 +1,11 @@
 """Shared by the tests of media: small videos with known frames, rows, clips and manifests."""
 
+import io
 import json
 import os
-from collections.abc import Callable
+import random
+import tarfile
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from PIL import Image
 from alpro.shards.decoding import Clip
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.tar import tar_members
+
+BLOCK = 512
 
 
 def color(number: int) -> tuple[int, int, int]:
@@ -112,12 +118,9 @@ def smooth_clip() -> Callable[..., Clip]:
         start, along, down = (rng.uniform(0, 120, (count, 1, 1, 3)) for _ in range(3))
         at = np.linspace(0, 1, 32)
         frames = start + along * at[None, :, None, None] + down * at[None, None, :, None]
-        return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5, width=64, height=48)
+        return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5004, width=64, height=48)
 
     return make
-
-
-QUESTION = {"question": "what  runs?", "answer": "dog"}
 
 
 @pytest.fixture
@@ -143,3 +146,34 @@ def single_row(source: Path) -> Row:
     (row,), rejects = read_manifest(source)
     assert rejects == []
     return row
+
+
+def pack(*members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT, **header) -> bytes:
+    """A tar of these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.pax_headers = dict(header)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def headers_of(content: bytes) -> list[int]:
+    return [member.offset - BLOCK for member in tar_members(io.BytesIO(content))]
+
+
+def damaged(content: bytes, headers: list[int]) -> Iterator[bytes]:
+    """The tar with flipped bits (in the headers, and anywhere), holes of zeros, cut at blocks and members, joined."""
+    rng = random.Random(0)
+    places = [at + byte for at in headers for byte in (0, 3, 101, 124, 135, 148, 156, 257, 400)]
+    for at in places + [rng.randrange(len(content)) for _ in range(40)]:
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << rng.randrange(8)
+        yield bytes(flipped)
+    for at in range(0, len(content), 3 * BLOCK):
+        yield content[:at] + bytes(min(4096, len(content) - at)) + content[at + 4096 :]
+        yield content[:at]
+    yield from (content[: at + extra] for at in headers for extra in (0, 100, BLOCK, 700))
+    yield from (content + content, content + bytes(20_000), content + b"x" * BLOCK, b"", b"x" * 600)

@@ -112,8 +112,14 @@ def frames_that_differ(make_video: Make, monkeypatch, recipe, window, count: int
         for far in (10.0, 0.05):  # a short video is read like an hour-long one
             monkeypatch.setattr(decoding, "FAR_SECONDS", far)
             monkeypatch.setattr(decoding, "BACK_SECONDS", 0.2)
-            clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
-            equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
+            try:
+                clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
+                equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
+            except DecodeError:  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
+                assert far < 10 or "intra-refresh=1" in str(more["options"])
+                frames = decode_video(path, count, SIZE, start, end).frames.astype(int)
+                nearest = [int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
+                equal = np.array([(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)])
             changed += [] if equal.all() else [(far, np.flatnonzero(~equal).tolist())]
     return changed
 
@@ -171,7 +177,7 @@ def test_only_what_the_frames_need_is_read_and_decoded(make_video: Make, work):
 
 def test_the_length_of_a_video_is_that_of_its_header(make_video: Make, tmp_path: Path):
     assert video_seconds(make_video("a.mp4", 24)) == pytest.approx(2.4)
-    assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])) == 0  # of less than 100 bytes a second
+    assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 100_000])) == 0  # of less than 100 bytes a second
     assert video_seconds(tmp_path / "missing.mp4") == 0
 
 

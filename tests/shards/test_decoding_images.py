@@ -72,11 +72,6 @@ def test_exif_orientation_is_applied(tmp_path: Path):
             assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
 
 
-def test_cmyk_is_converted_to_rgb(tmp_path: Path):
-    Image.new("RGB", (60, 40), (200, 60, 30)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    assert np.abs(decode_image(tmp_path / "a.jpg", 32).frames.astype(int) - (200, 60, 30)).max() <= 6
-
-
 def test_16_bit_greyscale_is_not_clipped(tmp_path: Path):
     for grey in (0, 12, 102, 255):
         Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
@@ -91,25 +86,6 @@ def test_transparency_becomes_white(tmp_path: Path):
         (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
         assert np.abs(frame[:, :12] - 90).max() <= 8
         assert (frame[:, 20:] >= 250).all()
-
-
-def test_the_first_frame_of_an_animated_image_is_used(tmp_path: Path):
-    for name in ("a.gif", "a.webp", "a.png"):
-        pictures = [Image.new("RGB", (60, 40), color) for color in ((200, 40, 40), (40, 200, 40), (40, 40, 200))]
-        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100, loop=0)
-        assert np.abs(decode_image(tmp_path / name, 32).frames.astype(int) - (200, 40, 40)).max() <= 8
-
-
-def bomb(path: Path, width: int, height: int) -> Path:
-    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
-    rows = zlib.compress(bytes(1 << 22))
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    return path
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)])

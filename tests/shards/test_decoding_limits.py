@@ -1,9 +1,7 @@
 """A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens no other file."""
 
 import os
-import resource
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -12,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alpro.shards import decoding
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, memory_limit
+from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from tests.conftest import ROOT
 
 pytest.importorskip("av")
 pytest.importorskip("ffmpeg")
@@ -25,7 +23,6 @@ Make = Callable[..., Path]
 Numbers = Callable[[Clip], list[int]]
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
-every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
 
 
@@ -125,61 +122,24 @@ def test_a_size_that_lies_or_grows_is_rejected(make_video: Make, decoder):
 
 
 @on_linux
-def test_the_memory_limit_fails_allocations_and_the_process_survives(make_video: Make, tmp_path: Path):
+def test_the_memory_limit_fails_allocations_and_the_process_survives():
     """In a new process: this one may reuse memory that it has freed."""
-    video = make_video("a.mp4", 2, size=(3840, 2160), options={"preset": "ultrafast"})
-    Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
-    program = f"""
+    program = """
 import resource
-import av
 import numpy as np
-from pathlib import Path
-from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, memory_limit
-def array(mib):
-    with memory_limit(Limits(memory=64 << 20)):
-        np.ones(mib << 20, np.uint8)
-def tried(work, *arguments):
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+from alpro.shards.decoding import memory_limit
+before = resource.getrlimit(resource.RLIMIT_DATA)
+for mib in (100, 10):
     try:
-        work(*arguments)
-        print("done")
-    except DecodeError as error:
-        print(error.reason)
+        with memory_limit(64 << 20):
+            np.ones(mib << 20, np.uint8)
+            print("done")
+    except MemoryError:
+        print("failed")
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-video, image, little, much = Path({str(video)!r}), Path({str(tmp_path / "a.png")!r}), Limits(memory=20 << 20), Limits()
-tried(array, 100), tried(array, 10)
-for limits in (little, much):  # little first: what was freed is used again
-    tried(decode_image, image, 32, limits)
-    tried(decode_video, video, 2, 32, None, None, "pyav", limits)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    reasons = done.stdout.splitlines()
-    assert reasons[:3] == ["too much memory", "done", "too much memory"]
-    assert reasons[3] in ("too much memory", "unreadable")  # some of FFmpeg's decoders call want of memory bad data
-    assert reasons[4:] == ["done", "done"]
-
-
-@on_linux
-def test_each_decoding_thread_has_its_own_memory_limit():
-    limits, inside, filled = Limits(memory=128 << 20), threading.Barrier(2), threading.Barrier(2)
-    results = []
-
-    def hold() -> None:
-        with memory_limit(limits):
-            inside.wait()
-            try:
-                results.append(np.ones(100 << 20, np.uint8)[-1])
-            finally:
-                filled.wait()
-
-    threads = [threading.Thread(target=hold) for _ in range(2)]
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [1, 1]
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == ["failed", "done"], done.stderr
 
 
 @on_linux
@@ -233,10 +193,7 @@ SCRIPTS = {
     "hls of a key": '#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-KEY:METHOD=AES-128,URI="{}"\n#EXTINF:1,\n{}\n',
     "concat": "ffconcat version 1.0\nfile '{}'\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{}</BaseURL></MPD>',
-    "image flow": '<?xml version="1.0"?><AssetMap xmlns="http://www.smpte-ra.org/schemas/429-9/2007/AM">{}</AssetMap>',
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/9\n",
-    "subtitles": "1\n00:00:00,000 --> 00:00:02,000\n<img src='{}'>\n",
-    "smil": "<smil><body><video src='{}'/></body></smil>",
     "svg": "<svg xmlns='http://www.w3.org/2000/svg'><image href='{}'/></svg>",
 }
 
@@ -266,20 +223,6 @@ def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_
             server.accept()
 
 
-@every_decoder
-def test_a_video_with_frames_in_another_file_is_rejected(tmp_path: Path, make_video: Make, decoder):
-    """QuickTime tracks can do so by an alias in the data reference."""
-    content = bytearray(make_video("secret.mov", 4, codec="mjpeg", pixels="yuvj420p").read_bytes())
-    at = content.index(b"dref") + 12  # name, version and flags, number of entries; then the entry's size
-    assert content[at + 4 : at + 8] == b"url "
-    content[at + 4 : at + 8] = b"alis"
-    content[at + 8 : at + 12] = struct.pack(">I", 0)  # not: in this file
-    data = content.index(b"mdat")
-    content[data + 4 : data + 3000] = bytes(2996)  # the pictures are not here
-    (tmp_path / "a.mov").write_bytes(content)
-    assert refusal(tmp_path / "a.mov", decoder).startswith(("unreadable", "no video"))
-
-
 NAMES = ["-y.mp4", "-i", "--help.mp4", "it's.mp4", 'say "x".mp4', "two\nlines.mp4", "concat:a.mp4|b.mp4"]
 NAMES += ["subfile,,start,0,end,0,,:a.mp4", "http:a.mp4", "file:a.mp4", "pipe:0", "a%03d.mp4", "a*.mp4"]
 NAMES += ["[v][a];null.mp4", "$(touch gone).mp4", "`touch gone`.mp4", "Grüße 世界 🎬.mp4", "a\udcff.mp4"]
@@ -294,14 +237,3 @@ def test_file_names_are_not_interpreted(tmp_path: Path, make_video: Make, number
         for decoder in ("pyav", "ffmpeg"):
             assert numbers(decode_video(Path(name), 4, 32, decoder=decoder)) == [0, 1, 2, 3]
         assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
-
-
-def test_file_metadata_is_not_parsed_as_the_decoders_output(make_video: Make, numbers: Numbers):
-    """A title that looks like what ffmpeg writes about frames."""
-    path = make_video("a.mkv", 4)
-    line, titled = "\n#dimensions 0: 8x8\n0, 9, 9, 1, 9, 0x1\n", path.with_name("titled.mkv")
-    command = [ffmpeg_binary(), "-v", "error", "-i", str(path), "-c", "copy", "-metadata", f"title={line}", str(titled)]
-    subprocess.run(command, check=True)
-    clip = decode_video(titled, 4, 32, decoder="ffmpeg")
-    assert (numbers(clip), clip.width, clip.height) == ([0, 1, 2, 3], 64, 48)
-    assert clip.duration == pytest.approx(0.4)

@@ -1,6 +1,4 @@
-"""Other programs read our shards: WebDataset, and the datasets library of Hugging Face."""
-
-import json
+"""Other programs read our shards: WebDataset."""
 
 import pytest
 
@@ -32,22 +30,3 @@ def test_webdataset_reads_metadata_and_frames(shards, expected, clips):
     first = samples[reader[0].about["id"]][frames[0]]
     assert (first.mode, first.size) == ("RGB", (40, 40))
     assert (reader[0].frames([0])[0] == first).all()
-
-
-def test_hugging_face_datasets_reads_metadata_and_frames(shards, expected, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed: pip install datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    loaded = datasets.load_dataset(
-        "webdataset", data_files={"train": shards}, split="train", streaming=True, cache_dir=str(tmp_path)
-    )
-    names = {}
-    for sample in loaded:
-        about = sample["json"]
-        names[about["id"]] = about
-        assert sample["00.jpg"].size == (40, 40)
-        assert {f"{n:02d}.jpg" for n in range(8)} <= sample.keys()
-    assert names.keys() == expected.keys()
-    for name, about in names.items():
-        for key in ("captions", "split", "kind", "duration", "source"):
-            assert about[key] == expected[name][key]
-    assert json.dumps(names)

@@ -37,9 +37,12 @@ def test_items_with_a_caption_of_training_are_listed_and_counted(folder):
     }
 
 
-@pytest.mark.parametrize(("max_samples", "held_out"), [(0, 0), (4, 2), (9, 3), (100, 3)])
-def test_frames_of_a_limited_number_of_samples_are_read_held_out_first(corpus_of, tmp_path, max_samples, held_out):
-    rows = [{"id": f"{n}", "captions": ("x",), "split": "train" if n < 8 else "test"} for n in range(11)]
+@pytest.mark.parametrize(
+    ("training", "max_samples", "held_out"), [(8, 0, 0), (8, 4, 2), (8, 9, 3), (8, 100, 3), (3, 9, 6), (3, 4, 2)]
+)
+def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, training, max_samples, held_out):
+    """Held-out samples first, up to half of the number, and more if there are few training samples."""
+    rows = [{"id": f"{n}", "captions": ("x",), "split": "train" if n < training else "test"} for n in range(11)]
     assert overlap(corpus_of(tmp_path, rows), max_samples)[1]["test"]["compared"] == held_out
 
 

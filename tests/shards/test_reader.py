@@ -51,25 +51,28 @@ def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path, monkeyp
     """A corpus of three row groups and batches, as a large one has many."""
     monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 2)
     for shard, names in WRITTEN.items():
-        writer = ShardWriter(tmp_path / shard, quality=95)
-        for name in names:
-            writer.write(rows[name], clips[name])
-        writer.close()
+        with ShardWriter(tmp_path / shard, quality=95) as writer:
+            for name in names:
+                writer.write(rows[name], clips[name])
     index = pa.concat_tables([index_shard(tmp_path / shard) for shard in WRITTEN])
     pq.write_table(index, tmp_path / "index.parquet", row_group_size=2)
     return tmp_path
 
 
-def test_samples_round_trip(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
-    reader = ShardReader(corpus)
+def read_all(reader: ShardReader) -> list[bytes]:
+    return [reader[number].frames().tobytes() for number in range(len(reader))]
+
+
+def test_samples_round_trip_in_any_order(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
+    reader, names = ShardReader(corpus), list(rows)
     assert len(reader) == 5
-    for number, (name, row) in enumerate(rows.items()):
-        sample = reader[number]
+    for number in (4, 0, 3, 3, 1, 2):
+        sample, name = reader[number], names[number]
         assert sample.about == {
             "version": 1,
             "id": name,
-            "kind": row.kind,
-            "split": row.split,
+            "kind": rows[name].kind,
+            "split": rows[name].split,
             "group": name,
             "frames": len(clips[name].frames),
             "captions": [f"dog {name}", "ein Hündchen 🐕"],
@@ -77,122 +80,13 @@ def test_samples_round_trip(corpus: Path, rows: dict[str, Row], clips: dict[str,
             "duration": 2.5,
             "width": 64,
             "height": 48,
-            "source": row.path.name,
+            "source": rows[name].path.name,
             "meta": {"tags": ["é", None]},
         }
         frames = sample.frames()
         assert frames.shape == clips[name].frames.shape
         assert np.abs(frames.astype(int) - clips[name].frames).mean() < 2
-
-
-@pytest.fixture(params=["memory", "http", "filecache"])
-def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
-    """The same corpus at a URL."""
-    for file in corpus.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
-    http = served(corpus)[0]
-    return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
-
-
-def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, at_url: str):
-    here, there = ShardReader(corpus), ShardReader(at_url)
-    assert len(there) == len(here)
-    assert there.column("captions") == here.column("captions")
-    for number in range(len(here)):
-        assert there[number].about == here[number].about
-        assert np.array_equal(there[number].frames(), here[number].frames())
-        assert np.array_equal(there[number].frames([0]), here[number].frames([0]))
-    assert len(ShardReader(at_url, "train", "image")) == 1
-
-
-def test_a_sample_at_a_url_takes_one_request(corpus: Path, served: Callable):
-    url, server = served(corpus)
-    reader = ShardReader(url)
-    server.asked.clear()
-    for number in (3, 0):
-        reader[number].frames()
-    assert [(method, path) for method, path, _ in server.asked] == [("GET", "/second.tar"), ("GET", "/first.tar")]
-
-
-def test_distant_members_are_fetched_separately(corpus: Path, served: Callable, monkeypatch):
-    """As in shards whose samples lie in between one another: no request fetches megabytes for a few frames."""
-    monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
-    url, server = served(corpus)
-    reader = ShardReader(url)
-    server.asked.clear()
-    assert np.array_equal(reader[0].frames([0, 2]), ShardReader(corpus)[0].frames([0, 2]))
-    assert len(server.asked) == 3  # what is known of it, and two frames
-
-
-def read_all(reader: ShardReader) -> list[bytes]:
-    return [reader[number].frames().tobytes() for number in range(len(reader))]
-
-
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start: str):
-    here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
-    expected = read_all(here)
-    assert read_all(there) == expected  # connections are open now
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
-        samples = list(pool.map(read_all, [here, there, here, there]))
-    assert samples == [expected] * 4
-    assert read_all(there) == expected
-
-
-def test_a_missing_truncated_or_corrupt_remote_shard_is_named_in_the_error(corpus: Path, memory: str):
-    system = fsspec.filesystem("memory")
-    for file in corpus.iterdir():
-        system.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
-    content = (corpus / "first.tar").read_bytes()
-    row = read_index(memory).to_pylist()[0]
-    system.pipe_file("/bucket/corpus/first.tar", content[: row["json_offset"] + 10])
-    with pytest.raises(Unreadable, match=r"memory://bucket/corpus/first.tar: a: .*truncated"):
-        ShardReader(memory)[0]
-    first = row["frame_offsets"][0]
-    system.pipe_file("/bucket/corpus/first.tar", content[:first] + bytes(40) + content[first + 40 :])
-    with pytest.raises(Unreadable, match=r"first.tar: a, frame 0: "):
-        ShardReader(memory)[0].frames()
-    system.rm("/bucket/corpus/first.tar")
-    with pytest.raises(Unreadable, match=r"first.tar: a: No such file"):
-        ShardReader(memory)[0]
-
-
-def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: str):
-    with pytest.raises(InputError, match=r"memory://bucket/corpus: no index.parquet"):
-        ShardReader(memory)
-    with pytest.raises(InputError, match=rf"{tmp_path}: no index.parquet; this is not a decoded corpus"):
-        ShardReader(tmp_path)
-    (tmp_path / "index.parquet").write_bytes(b"not a table")
-    with pytest.raises(InputError, match=r"index.parquet cannot be read: [^\n]*$"):
-        ShardReader(tmp_path)
-    with pytest.raises(InputError, match="Protocol not known"):
-        ShardReader("pipe://cat /data")
-
-
-def test_shards_may_be_outside_the_index_folder(corpus: Path, memory: str, tmp_path: Path):
-    """The index of existing shards has their full paths or URLs."""
-    for file in corpus.glob("*.tar"):
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
-    index = read_index(corpus)
-    places = {"first.tar": str(corpus / "first.tar"), "second.tar": join(memory, "second.tar")}
-    shards = pa.array([places[name] for name in index["shard"].to_pylist()])
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    pq.write_table(index.set_column(index.column_names.index("shard"), "shard", shards), elsewhere / "index.parquet")
-    assert read_all(ShardReader(elsewhere)) == read_all(ShardReader(corpus))
-
-
-def test_samples_are_read_in_any_order(corpus: Path):
-    reader = ShardReader(corpus)
-    names = list(ROWS)
-    for number in (4, 0, 3, 3, 1, 2):
-        assert reader[number].about["id"] == names[number]
-
-
-def test_frames_are_chosen_by_number_and_may_repeat(corpus: Path):
-    sample = ShardReader(corpus)[0]
-    chosen, every = sample.frames([3, 0, 0]), sample.frames()
-    assert np.array_equal(chosen, every[[3, 0, 0]])
+    assert np.array_equal(reader[0].frames([3, 0, 0]), reader[0].frames()[[3, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -216,71 +110,140 @@ def test_filtering_by_split_kind_and_id(corpus: Path, split: str | None, kind: s
     samples = [reader[number] for number in range(len(reader))]
     assert [sample.about["id"] for sample in samples] == names
     assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
-
-
-def test_single_index_columns_are_read(corpus: Path):
     assert read_index(corpus, ["id", "split"]).column_names == ["id", "split"]
 
 
-def test_a_truncated_shard_raises_an_error(corpus: Path):
-    last = read_index(corpus).to_pylist()[2]  # the last of the first shard
-    shard = corpus / last["shard"]
-    content = shard.read_bytes()
-    shard.write_bytes(content[: last["frame_offsets"][-1] + last["frame_sizes"][-1] - 1])
-    reader = ShardReader(corpus)
-    assert [reader[number].about["id"] for number in (0, 1, 3, 4)] == ["a", "b/ü", "d", "e"]  # what is there
-    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*truncated"):
-        reader[2]
-    shard.write_bytes(content[: last["json_offset"]])
-    with pytest.raises(Unreadable, match=rf"first.tar: {last['id']}: .*truncated"):
-        reader[2]
+@pytest.fixture(params=["memory", "http", "filecache"])
+def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
+    """The same corpus at a URL."""
+    for file in corpus.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    http = served(corpus)[0]
+    return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
+
+
+def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, at_url: str):
+    here, there = ShardReader(corpus), ShardReader(at_url)
+    assert there.column("captions") == here.column("captions")
+    assert [there[n].about for n in range(5)] == [here[n].about for n in range(5)]
+    assert read_all(there) == read_all(here)
+    assert np.array_equal(there[0].frames([2]), here[0].frames([2]))
+    assert len(ShardReader(at_url, "train", "image")) == 1
+
+
+def test_requests_of_a_sample_at_a_url(corpus: Path, served: Callable, monkeypatch):
+    """One for all; or one for each member that is needed, in shards whose samples lie in between one another: no
+    request fetches megabytes for a few frames."""
+    url, server = served(corpus)
+    reader = ShardReader(url)
+    server.asked.clear()
+    for number in (3, 0):
+        reader[number].frames()
+    assert [(method, path) for method, path, _ in server.asked] == [("GET", "/second.tar"), ("GET", "/first.tar")]
+    monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
+    reader = ShardReader(url)
+    server.asked.clear()
+    assert np.array_equal(reader[0].frames([0, 2]), ShardReader(corpus)[0].frames([0, 2]))
+    assert len(server.asked) == 3  # what is known of it, and two frames
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start: str):
+    here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
+    expected = read_all(here)
+    assert read_all(there) == expected  # connections are open now
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
+        samples = list(pool.map(read_all, [here, there, here, there]))
+    assert samples == [expected] * 4
+    assert read_all(there) == expected
+
+
+def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: str):
+    for folder in (memory, tmp_path):
+        with pytest.raises(InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"):
+            ShardReader(folder)
+    (tmp_path / "index.parquet").write_bytes(b"not a table")
+    with pytest.raises(InputError, match=r"index.parquet cannot be read: [^\n]*$"):
+        ShardReader(tmp_path)
+    with pytest.raises(InputError, match="Protocol not known"):
+        ShardReader("pipe://cat /data")
+
+
+def test_shards_may_be_outside_the_index_folder(corpus: Path, memory: str, tmp_path: Path):
+    """The index of existing shards has their full paths or URLs."""
+    for file in corpus.glob("*.tar"):
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    index = read_index(corpus)
+    places = {"first.tar": str(corpus / "first.tar"), "second.tar": join(memory, "second.tar")}
+    shards = pa.array([places[name] for name in index["shard"].to_pylist()])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pq.write_table(index.set_column(index.column_names.index("shard"), "shard", shards), elsewhere / "index.parquet")
+    assert read_all(ShardReader(elsewhere)) == read_all(ShardReader(corpus))
+
+
+def cut(content: bytes, row: dict) -> bytes:
+    return content[: row["json_offset"] + 10]
+
+
+def cut_frame(content: bytes, row: dict) -> bytes:
+    return content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1]
+
+
+def zeros(content: bytes, row: dict) -> bytes:
+    at = row["frame_offsets"][0]
+    return content[:at] + bytes(40) + content[at + 40 :]
+
+
+def other_text(content: bytes, row: dict) -> bytes:
+    """A valid sample with the caption of another."""
+    return content.replace(b"dog", b"cat")
+
+
+@pytest.mark.parametrize("place", ["here", "there"])
+@pytest.mark.parametrize(
+    ("damage", "number", "message"),
+    [
+        (cut, 0, "a: .*truncated"),
+        (cut_frame, 2, "雪.*truncated"),
+        (zeros, 0, r"a, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
+        (zeros, 1, "b/ü, frame 0: "),
+        (other_text, 2, r"雪: damaged: \d+ bytes at byte \d+ .* changed since"),
+        (None, 0, "a: No such file"),
+    ],
+)
+def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
+    corpus: Path, memory: str, place, damage, number, message
+):
+    row = read_index(corpus).to_pylist()[number]
+    content, folder = (corpus / "first.tar").read_bytes(), corpus if place == "here" else memory
+    (corpus / "first.tar").unlink()
+    if damage:
+        (corpus / "first.tar").write_bytes(damage(content, row))
+    for file in corpus.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    with pytest.raises(Unreadable, match=f"first.tar: {message}"):
+        ShardReader(folder)[number].frames()
+    assert len(ShardReader(folder)[4].frames()) == 1  # of the other shard
+
+
+def test_an_index_of_another_shard_is_noticed(corpus: Path):
+    index = read_index(corpus)
+    other = pa.array([f"not {name}" for name in index["id"].to_pylist()])
+    pq.write_table(index.set_column(index.column_names.index("id"), "id", other), corpus / "index.parquet")
+    with pytest.raises(Unreadable, match=r"first.tar: not a: the shard has a in its place"):
+        ShardReader(corpus)[0]
 
 
 def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
     clip = smooth_clip(0, 2)
-    writer = ShardWriter(tmp_path / "a.tar", quality=90)
-    other = Clip(clip.frames[:, :16], duration=1, width=32, height=16)
-    frames = [*clip.frames[:1], *other.frames[:1]]
-    writer.write(make_row("a"), replace(clip, frames=frames))
-    writer.close()
+    with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
+        writer.write(make_row("a"), replace(clip, frames=[clip.frames[0], clip.frames[1, :16]]))
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     sample = ShardReader(tmp_path)[0]
     assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
     with pytest.raises(Unreadable, match=r"a\.tar: a: its frames have different sizes: 32 x 16 and 32 x 32"):
         sample.frames()
-
-
-def test_a_missing_shard_raises_an_error(corpus: Path):
-    (corpus / "first.tar").unlink()
-    with pytest.raises(Unreadable, match=r"first.tar: a: No such file or directory"):
-        ShardReader(corpus)[0]
-
-
-def test_a_corrupt_member_is_named_in_the_error(corpus: Path):
-    row = read_index(corpus).to_pylist()[1]
-    shard = corpus / row["shard"]
-    content = bytearray(shard.read_bytes())
-    content[row["frame_offsets"][0] : row["frame_offsets"][0] + 40] = bytes(40)
-    shard.write_bytes(content)
-    with pytest.raises(Unreadable, match=f"first.tar: {row['id']}, frame 0: "):
-        ShardReader(corpus)[1].frames()
-    content[row["json_offset"]] = ord("!")
-    shard.write_bytes(content)
-    with pytest.raises(Unreadable, match=f"first.tar: {row['id']}: "):
-        ShardReader(corpus)[1]
-
-
-def test_a_replaced_shard_is_detected(corpus: Path):
-    """The bytes may be a valid sample with the caption of another."""
-    row = read_index(corpus).to_pylist()[0]
-    shard = corpus / row["shard"]
-    shard.write_bytes(shard.read_bytes().replace(b'"id": "a"', b'"id": "z"').replace(b'"id":"a"', b'"id":"z"'))
-    with pytest.raises(Unreadable, match=r"first.tar: a: damaged: \d+ bytes at byte \d+ .* changed since"):
-        ShardReader(corpus)[0]
-    pq.write_table(read_index(corpus).drop_columns(["json_crc32", "frame_crc32s"]), corpus / "index.parquet")
-    with pytest.raises(Unreadable, match=r"first.tar: a: the shard has z in its place"):
-        ShardReader(corpus)[0]  # also by the index of an earlier version
-    assert len(ShardReader(corpus)[1].frames()) == 1
 
 
 def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus: Path, clips, rows):

@@ -1,7 +1,12 @@
 """Files by URL: reading whole files and ranges, listing, paths that a manifest may use, and one-line errors."""
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,27 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.decoding import DecodeError
-from alpro.shards.sources import identity
-from alpro.shards.sources.identity import file_identity, identities
 from alpro.shards.storage import (
     TooLarge,
-    TooSlow,
     exists,
+    identities,
     is_url,
     join,
     listing,
     local_copy,
     located,
-    open_binary,
     parent,
-    read_bytes,
     read_range,
     resolve,
     suffix,
 )
-from alpro.stages import decode_videos
-from tests.conftest import RangeServer
+from tests.conftest import ROOT
 
 CONTENT = bytes(range(256)) * 40
 
@@ -51,70 +50,71 @@ def folder(request, tmp_path: Path, memory: str, served: Callable):
     }[request.param]()
 
 
-def test_reading_a_file_whole_by_range_and_as_a_stream(folder):
-    place = join(folder, "data.bin")
-    assert read_bytes(place) == CONTENT
+def copied(place, *limits) -> bytes:
+    with local_copy(place, *limits) as path:
+        return path.read_bytes()
+
+
+def test_reading_a_file_whole_by_range_and_of_a_limited_size(folder, tmp_path):
+    place, copies = join(folder, "data.bin"), tmp_path / "copies"
+    copies.mkdir()
     assert read_range(place, 1000, 300) == CONTENT[1000:1300]
     assert read_range(place, len(CONTENT) - 5, 100) == CONTENT[-5:]  # it ends there
-    with open_binary(place) as file:
-        file.seek(-10, os.SEEK_END)
-        assert file.read() == CONTENT[-10:]
-        file.seek(3)
-        assert file.read(4) == CONTENT[3:7]
-    with local_copy(place) as path:
+    with local_copy(place, len(CONTENT), copies) as path:
         assert path.read_bytes() == CONTENT
-        assert path.suffix == ".bin"
+        assert (path.suffix, path.parent == copies) == (".bin", is_url(place))
     assert path.exists() == isinstance(place, Path)  # a copy goes, a file of the user's stays
+    if is_url(place):
+        with pytest.raises(TooLarge, match="larger than 9999 bytes"):
+            copied(place, 9999, copies)
+        assert list(copies.iterdir()) == []
 
 
-def test_a_missing_file_raises_file_not_found(folder):
-    place = join(folder, "none.bin")
+def test_a_file_that_is_missing_or_appears(folder, tmp_path):
+    place = join(folder, "new.bin")
     assert not exists(place)
     assert exists(join(folder, "data.bin"))
-    for read in (read_bytes, file_identity, lambda p: read_range(p, 0, 1), lambda p: open_binary(p).read()):
+    assert list(identities([place, folder])) == ["missing", "missing"] or "http" in str(folder)
+    for read in (lambda p: read_range(p, 0, 1), copied):
         with pytest.raises(FileNotFoundError):
             read(place)
-    if is_url(place):
-        with pytest.raises(FileNotFoundError, match="No such file"), local_copy(place):
-            pass
+    (tmp_path / "new.bin").write_bytes(b"x")
+    fsspec.filesystem("memory").pipe_file("/bucket/corpus/new.bin", b"x")
+    assert exists(place)
+
+
+def test_a_cached_listing_does_not_hide_a_file(memory, monkeypatch):
+    """As stores list a folder once, and another machine writes files."""
+    system, cached = type(fsspec.filesystem("memory")), ["listing"]
+    monkeypatch.setattr(system, "invalidate_cache", lambda self, path=None: cached.clear())
+    monkeypatch.setattr(system, "info", lambda self, path: {"type": "file"} if not cached else 1 / 0)
+    assert exists(f"{memory}/new.bin")
 
 
 def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path: Path):
     for name in ("b.tar", "a.tar", "ü c.tar", "note.txt"):
         (tmp_path / name).write_bytes(b"x")
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{name}", b"x")
+    (tmp_path / "folder.tar").mkdir()
     locations = listing(folder, ".tar")
-    assert locations == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")]
-    assert [read_bytes(place) for place in locations] == [b"x"] * 3
-
-
-def test_a_copy_stops_at_the_size_limit(folder, tmp_path: Path):
-    place = join(folder, "data.bin")
-    with local_copy(place, max_bytes=len(CONTENT)) as path:
-        assert path.stat().st_size == len(CONTENT)
-    if is_url(place):
-        copies = tmp_path / "copies"
-        copies.mkdir()
-        with pytest.raises(TooLarge, match="larger than 9999 bytes"), local_copy(place, 9999, copies):
-            pass
-        assert list(copies.iterdir()) == []
+    assert locations == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")] or locations[2:3] == [
+        f"{folder}/folder.tar"  # a server's page does not say that it is a folder
+    ]
+    assert copied(locations[-1]) == b"x"
 
 
 def test_identity_changes_only_with_the_file(tmp_path: Path, memory: str, served: Callable):
-    file = tmp_path / "a.bin"
-    file.write_bytes(b"one")
-    os.utime(file, (1e9, 1e9))
-    system = fsspec.filesystem("memory")
-    system.pipe_file("/bucket/corpus/a.bin", b"one")
+    file, system = tmp_path / "a.bin", fsspec.filesystem("memory")
     places = [file, f"{served()[0]}/a.bin", f"{memory}/a.bin"]
-    before = list(identities(places))
-    assert list(identities(places)) == before
-    assert all(value.startswith("3 ") for value in before)
-    file.write_bytes(b"two")
-    os.utime(file, (2e9, 2e9))
-    system.pipe_file("/bucket/corpus/a.bin", b"two")
-    assert all(old != new for old, new in zip(before, identities(places), strict=True))
-    assert list(identities([f"{memory}/none", file]))[:1] == ["missing"]
+    seen = []
+    for content, time in ((b"one", 1e9), (b"two", 2e9), (b"three", 2e9)):
+        file.write_bytes(content)
+        os.utime(file, (time, time))
+        system.pipe_file("/bucket/corpus/a.bin", content)
+        seen.append(list(identities(places)))
+        assert list(identities(places)) == seen[-1]
+        assert all(value.startswith(f"{len(content)} ") for value in seen[-1])
+    assert all(len(set(values)) == 3 for values in zip(*seen, strict=True))
 
 
 def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path: Path, served: Callable):
@@ -123,97 +123,124 @@ def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path
     with pytest.raises(OSError, match=r"does not support range requests; put filecache::"):
         read_range(f"{url}/data.bin", 10, 20)
     assert read_range(f"filecache::{url}/data.bin", 10, 20) == CONTENT[10:30]
-    with local_copy(f"{url}/data.bin") as path:
-        assert path.read_bytes() == CONTENT
+    assert copied(f"{url}/data.bin") == CONTENT
 
 
 def test_an_unresponsive_server_is_not_a_missing_file(free_port, monkeypatch):
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     place = f"http://127.0.0.1:{free_port()}/a.mp4"
-    for read in (exists, file_identity, read_bytes):
+    for read in (exists, copied, lambda p: read_range(p, 0, 1)):
         with pytest.raises(OSError, match="onnect") as error:
             read(place)
         assert not isinstance(error.value, FileNotFoundError)
         assert "\n" not in str(error.value)
+    assert list(identities([place])) == ["not fetched"]
 
 
-def test_a_failed_request_of_an_open_file_is_retried(tmp_path, served, monkeypatch):
-    (tmp_path / "data.bin").write_bytes(CONTENT)
-    url, _ = served()
-    monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0, 0))
-    file = open_binary(f"{url}/data.bin", block_size=16)
-    assert file.read(8) == CONTENT[:8]
-    send_head, failed = RangeServer.send_head, []
-
-    def flaky(self):
-        if len(failed) < 2:
-            failed.append(self.path)
-            return self.send_error(503)
-        return send_head(self)
-
-    monkeypatch.setattr(RangeServer, "send_head", flaky)
-    assert file.read() == CONTENT[8:]
-    assert len(failed) == 2
+class Refused(Exception):
+    status = 403
 
 
-def test_failed_requests_are_retried_unless_missing_or_forbidden(memory, tmp_path, monkeypatch):
+class Broken(Exception):
+    status = 500
+
+
+CAUSED = FileNotFoundError("a")  # as fsspec raises it for a server that does not respond
+CAUSED.__cause__ = ConnectionError("lost")
+BROKEN = FileNotFoundError("a")
+BROKEN.__cause__ = Broken("b")
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "times"),
+    [
+        ([TimeoutError("slow"), RuntimeError("lost"), None], None, 3),
+        ([RuntimeError("lost")], OSError, 3),
+        ([CAUSED], OSError, 3),
+        ([BROKEN], OSError, 3),
+        ([FileNotFoundError("a")], FileNotFoundError, 1),
+        ([PermissionError("a")], OSError, 1),
+        ([Refused("no")], OSError, 1),
+        ([OSError(28, "No space left on device")], OSError, 1),
+    ],
+)
+@pytest.mark.parametrize("method", ["cat_file", "get_file"])
+def test_failed_requests_are_repeated_unless_that_is_of_no_use(memory, monkeypatch, method, errors, kind, times):
     system = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", CONTENT)
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0, 0))
-    place, asked = f"{memory}/a.mp4", []
+    whole, asked = getattr(system, method), []
 
-    def answer(errors: list[Exception | None], method: str) -> None:
-        whole = getattr(system, method)
+    def flaky(self, *args, **kwargs):
+        asked.append(method)
+        if error := errors[min(len(asked), len(errors)) - 1]:
+            raise error
+        return whole(self, *args, **kwargs)
 
-        def flaky(self, *args, **kwargs):
-            asked.append(method)
-            if error := errors[min(len(asked), len(errors)) - 1]:
-                raise error
-            return whole(self, *args, **kwargs)
-
-        asked.clear()
-        patch.setattr(system, method, flaky)
-
-    class Refused(Exception):
-        status = 403
-
-    def copied() -> bytes:
-        with local_copy(place) as path:
-            return path.read_bytes()
-
-    def ranged() -> bytes:
-        return read_range(place, 0, len(CONTENT))
-
-    for read, method in ((lambda: read_bytes(place), "cat_file"), (ranged, "cat_file"), (copied, "get_file")):
-        for errors, kind, times in (
-            ([TimeoutError("slow"), RuntimeError("lost"), None], None, 3),
-            ([RuntimeError("lost")], OSError, 3),
-            ([FileNotFoundError("a")], FileNotFoundError, 1),
-            ([Refused("no")], PermissionError, 1),
-        ):
-            with monkeypatch.context() as patch:
-                answer(errors, method)
-                if kind:
-                    with pytest.raises(kind):
-                        read()
-                else:
-                    assert read() == CONTENT
-                assert len(asked) == times
+    monkeypatch.setattr(system, method, flaky)
+    read = copied if method == "get_file" else lambda place: read_range(place, 0, len(CONTENT))
+    if kind:
+        with pytest.raises(kind) as error:
+            read(f"{memory}/a.mp4")
+        assert isinstance(error.value, FileNotFoundError) == (kind is FileNotFoundError)
+    else:
+        assert read(f"{memory}/a.mp4") == CONTENT
+    assert len(asked) == times
 
 
 def test_an_unknown_protocol_and_a_missing_package_raise_input_errors(monkeypatch):
-    with pytest.raises(InputError, match=r"gopher://a/b: Protocol not known: gopher"):
-        read_bytes("gopher://a/b")
     known = {"class": "no_such_package.Store", "err": "Install no_such_package to read it"}
     monkeypatch.setitem(known_implementations, "teststore", known)
-    with pytest.raises(InputError, match=r"teststore://a/b: Install no_such_package"):
-        read_bytes("teststore://a/b")
-    with pytest.raises(InputError, match="Protocol not known: pipe"):
-        open_binary("pipe://cat a")
+    for place, message in (
+        ("gopher://a/b", "gopher://a/b: Protocol not known: gopher"),
+        ("teststore://a/b", "teststore://a/b: Install no_such_package"),
+        ("pipe://cat a", "Protocol not known: pipe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_range(place, 0, 1)
 
 
-def test_a_name_is_joined_to_a_folder():
-    for folder, name, joined in (
+PROGRAM = """
+import gc, os, sys
+from alpro.shards.storage import read_range
+
+def read():
+    assert read_range(sys.argv[1], 0, 4) == b"kept"
+
+read()
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        gc.collect()  # what the parent had is not garbage here
+        read()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    read()
+"""
+
+
+class KeepsConnections(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *message: object) -> None:
+        pass
+
+
+def test_a_fork_does_not_disturb_the_connections_of_its_parent(tmp_path):
+    """Loading processes are forks. If the child dropped what it inherits, the parent would wait forever."""
+    (tmp_path / "file").write_bytes(b"kept")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(KeepsConnections, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/file"
+        command = [sys.executable, "-c", PROGRAM, url]
+        status = subprocess.run(command, timeout=120, cwd=ROOT).returncode
+        server.shutdown()
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "joined"),
+    [
         ("s3://b/c", "a.tar", "s3://b/c/a.tar"),
         ("s3://b/c/", "d/a.tar", "s3://b/c/d/a.tar"),
         ("filecache::s3://b/c", "a.tar", "filecache::s3://b/c/a.tar"),
@@ -225,14 +252,17 @@ def test_a_name_is_joined_to_a_folder():
         ("s3://b/c", "/data/a.tar", Path("/data/a.tar")),
         (Path("/c"), "s3://b/a.tar", "s3://b/a.tar"),
         (Path("/c"), "a.tar", Path("/c/a.tar")),
-    ):
-        assert join(folder, name) == joined
-        if not is_url(name) and not name.startswith("/") and "?" not in name:
-            assert str(parent(joined)).rstrip("/") == str(folder if name.count("/") == 0 else f"{folder}d").rstrip("/")
+    ],
+)
+def test_a_name_is_joined_to_a_folder(folder, name, joined):
+    assert join(folder, name) == joined
+    if not is_url(name) and not name.startswith("/") and "?" not in name:
+        assert str(parent(joined)).rstrip("/") == str(folder if name.count("/") == 0 else f"{folder}d").rstrip("/")
 
 
-def test_a_row_may_refer_to_its_folder_or_the_network():
-    for root, path, expected in (
+@pytest.mark.parametrize(
+    ("root", "path", "expected"),
+    [
         (Path("/data"), "a/b.mp4", Path("/data/a/b.mp4")),
         (Path("/data"), "/data/b.mp4", Path("/data/b.mp4")),
         (Path("/data"), "file:///data/b.mp4", Path("/data/b.mp4")),
@@ -244,8 +274,14 @@ def test_a_row_may_refer_to_its_folder_or_the_network():
         ("memory://b/data", "memory://b/data/c.mp4", "memory://b/data/c.mp4"),
         ("filecache::s3://b/data", "c.mp4", "filecache::s3://b/data/c.mp4"),
         ("filecache::s3://b/data", "filecache::s3://b/data/c.mp4", "filecache::s3://b/data/c.mp4"),
-    ):
-        assert resolve(root, path) == expected
+        # Escaped dots are part of a name.
+        (Path("/data"), "%2e%2e/a.mp4", Path("/data/%2e%2e/a.mp4")),
+        ("https://host/data", "%2e%2e/a.mp4", "https://host/data/%252e%252e/a.mp4"),
+        ("memory://b/data", "%2e%2e/a.mp4", "memory://b/data/%2e%2e/a.mp4"),
+    ],
+)
+def test_a_row_may_refer_to_its_folder_or_the_network(root, path, expected):
+    assert resolve(root, path) == expected
 
 
 OUTSIDE = [
@@ -276,24 +312,12 @@ OUTSIDE = [
 ]
 
 
-def test_a_row_cannot_refer_to_other_local_files():
-    for root in (Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"):
-        for path in OUTSIDE:
-            with pytest.raises(InputError, match="is outside the data folder") as error:
-                resolve(root, path)
-            assert "\n" not in str(error.value)
-
-
-def test_escaped_dots_are_part_of_a_name(memory):
-    """No layer decodes them to a parent folder."""
-    for root, expected in (
-        (Path("/data"), Path("/data/%2e%2e/a.mp4")),
-        ("https://host/data", "https://host/data/%252e%252e/a.mp4"),
-        (memory, f"{memory}/%2e%2e/a.mp4"),
-    ):
-        assert resolve(root, "%2e%2e/a.mp4") == expected
-    fsspec.filesystem("memory").pipe_file("/bucket/a.mp4", b"secret")
-    assert not exists(f"{memory}/%2e%2e/a.mp4")
+@pytest.mark.parametrize("root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"])
+def test_a_row_cannot_refer_to_other_local_files(root):
+    for path in OUTSIDE:
+        with pytest.raises(InputError, match="is outside the data folder") as error:
+            resolve(root, path)
+        assert "\n" not in str(error.value)
 
 
 def test_a_name_cannot_lengthen_the_chain_of_its_manifest():
@@ -325,24 +349,15 @@ def test_the_extension_of_a_location():
         assert suffix(place) == ending
 
 
-def test_a_copy_stops_at_the_deadline(memory, monkeypatch):
-    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", bytes(100))
-    with local_copy(f"{memory}/a.mp4", seconds=60) as copy:
-        assert copy.stat().st_size == 100
-    with pytest.raises(TooSlow), local_copy(f"{memory}/a.mp4", seconds=-1):
+def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro.shards.storage.CHUNK_BYTES", 1000)
+    place, member = join(folder, "data.bin"), SimpleNamespace(name="a/b.MP4", offset=100, size=2500)
+    with local_copy(place, 2500, tmp_path, member) as path:
+        assert path.read_bytes() == CONTENT[100:2600]
+        assert (path.suffix, path.parent) == (".mp4", tmp_path)
+    with pytest.raises(TooLarge), local_copy(place, 2499, tmp_path, member):
         pass
-    monkeypatch.setattr(decode_videos, "FETCH_SECONDS", -1.0)
-    with (
-        pytest.raises(DecodeError, match="not fetched: fetching takes too long"),
-        decode_videos.fetched(SimpleNamespace(path=f"{memory}/a.mp4", member=None), 1000, Path()),
-    ):
+    member.offset = len(CONTENT) - 2400
+    with pytest.raises(EOFError, match=r"ends inside a/b\.MP4"), local_copy(place, 2500, tmp_path, member):
         pass
-
-
-def test_a_store_that_does_not_respond_has_not_said_that_a_file_is_missing(monkeypatch):
-    def refuse(location):
-        raise FileNotFoundError if "gone" in str(location) else OSError("no answer")
-
-    monkeypatch.setattr(identity, "file_identity", refuse)
-    places = ["https://h/a", "https://h/gone", Path("/folder"), Path("/gone")]
-    assert list(identities(places)) == ["not fetched", "missing", "missing", "missing"]
+    assert not list(tmp_path.glob(".fetched.*"))

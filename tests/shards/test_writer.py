@@ -7,7 +7,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import pytest
 from PIL import Image
 
@@ -33,10 +32,9 @@ JSON = json.dumps(ABOUT).encode()
 
 
 def write(path: Path, samples: list[tuple[Row, Clip]]) -> Path:
-    writer = ShardWriter(path, quality=90)
-    for row, clip in samples:
-        writer.write(row, clip)
-    writer.close()
+    with ShardWriter(path, quality=90) as writer:
+        for row, clip in samples:
+            writer.write(row, clip)
     return path
 
 
@@ -45,19 +43,23 @@ def samples(make_row: Callable[..., Row], smooth_clip: Callable[..., Clip]) -> l
     return [(make_row(name), smooth_clip(seed)) for seed, name in enumerate(["a", "b/c", "ü 雪"])]
 
 
+def special(kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Callable[..., Path]:
-    """archive(**members): a tar of files; a TarInfo is a member as it is."""
+    """archive(members): a tar of files by their names; a TarInfo is a member without data."""
 
-    def make(members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    def make(*members: tuple[str, bytes | tarfile.TarInfo]) -> Path:
         with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
-            for name, content in members.items():
-                if isinstance(content, tarfile.TarInfo):
-                    tar.addfile(content)
-                else:
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+            for name, content in members:
+                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo()
+                info.name = name
+                info.size = len(content) if isinstance(content, bytes) else 0
+                tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
         return tmp_path / "foreign.tar"
 
     return make
@@ -71,61 +73,36 @@ def test_the_same_samples_give_the_same_bytes(samples, tmp_path: Path, monkeypat
 
 
 def test_member_names_have_a_hash_of_the_id_and_the_frame_number(samples, tmp_path: Path):
-    with tarfile.open(write(tmp_path / "a.tar", samples)) as tar:
-        names = tar.getnames()
-    members = ["00.jpg", "01.jpg", "02.jpg", "json"]
-    keys = [hashlib.sha256(row.id.encode()).hexdigest()[:32] for row, _ in samples]
-    assert names == [f"{key}.{extension}" for key in keys for extension in members]
-    # sha256sum of "a"
-    assert keys[0] == "ca978112ca1bbdcafac231b39a23dc4d"
+    """Not of the shard or the position in it."""
+    for order in (samples, samples[::-1]):
+        with tarfile.open(write(tmp_path / "a.tar", order)) as tar:
+            names = tar.getnames()
+        members = ["00.jpg", "01.jpg", "02.jpg", "json"]
+        keys = [hashlib.sha256(row.id.encode()).hexdigest()[:32] for row, _ in order]
+        assert names == [f"{key}.{extension}" for key in keys for extension in members]
+        assert index_shard(tmp_path / "a.tar")["key"].to_pylist() == keys
+    assert keys[-1] == "ca978112ca1bbdcafac231b39a23dc4d"  # sha256sum of "a"
 
 
-def test_a_key_does_not_depend_on_the_shard_or_position(samples, tmp_path: Path):
-    keys = [
-        dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
-        for table in (
-            index_shard(write(tmp_path / "one.tar", samples)),
-            index_shard(write(tmp_path / "two.tar", samples[::-1])),
-        )
-    ]
-    assert keys[0] == keys[1]
-    assert len(set(keys[0].values())) == len(samples)
-
-
-def test_a_shard_has_its_name_only_when_complete(samples, tmp_path: Path):
-    writer = ShardWriter(tmp_path / "a.tar", quality=90)
-    writer.write(*samples[0])
-    assert not (tmp_path / "a.tar").exists()
-    writer.close()
+def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(samples, tmp_path: Path):
+    with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
+        writer.write(*samples[0])
+        assert not (tmp_path / "a.tar").exists()
+    write(tmp_path / "b.tar", [])
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
-def test_a_shard_without_samples_is_not_kept(tmp_path: Path):
-    write(tmp_path / "a.tar", [])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_index_has_the_member_offsets(samples, tmp_path: Path):
+def test_the_index_has_the_metadata_and_the_places_of_the_members(make_row, samples, tmp_path: Path):
+    question = Question(question="what?", answer="雪", type="what")
+    row = make_row("a", captions=("one", "zwei é"), questions=(question,), split="test", kind="image", group="g")
+    samples[0] = (row, samples[0][1])
     path = write(tmp_path / "a.tar", samples)
-    index = index_shard(path)
-    content = path.read_bytes()
+    index, content = index_shard(path), path.read_bytes()
     assert index.schema == INDEX
     assert index["id"].to_pylist() == ["a", "b/c", "ü 雪"]
     assert set(index["shard"].to_pylist()) == {"a.tar"}
-    for entry, (row, clip) in zip(index.to_pylist(), samples, strict=True):
-        about = json.loads(content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]])
-        assert about["id"] == row.id
-        places = zip(entry["frame_offsets"], entry["frame_sizes"], strict=True)
-        jpegs = [content[offset : offset + size] for offset, size in places]
-        assert jpegs == [encode_jpeg(frame, 90) for frame in clip.frames]
-
-
-def test_the_index_has_the_metadata_of_a_sample(make_row, smooth_clip, tmp_path: Path):
-    question = Question(question="what?", answer="雪", type="what")
-    row = make_row("a", captions=("one", "zwei é"), questions=(question,), split="test", kind="image", group="g")
-    (entry,) = index_shard(write(tmp_path / "a.tar", [(row, smooth_clip(0))])).to_pylist()
-    known = {name: entry[name] for name in INDEX.names[:10]}
-    assert known == {
+    first = index.to_pylist()[0]
+    assert {name: first[name] for name in INDEX.names[:10]} == {
         "id": "a",
         "split": "test",
         "kind": "image",
@@ -137,6 +114,12 @@ def test_the_index_has_the_metadata_of_a_sample(make_row, smooth_clip, tmp_path:
         "height": 48,
         "source": "a.mp4",
     }
+    for entry, (row, clip) in zip(index.to_pylist(), samples, strict=True):
+        about = json.loads(content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]])
+        assert (about["id"], about["frames"]) == (row.id, 3)
+        places = zip(entry["frame_offsets"], entry["frame_sizes"], strict=True)
+        jpegs = [content[offset : offset + size] for offset, size in places]
+        assert jpegs == [encode_jpeg(frame, 90) for frame in clip.frames]
 
 
 def test_colors_of_small_frames_are_kept(smooth_clip):
@@ -150,156 +133,66 @@ def test_colors_of_small_frames_are_kept(smooth_clip):
 
 
 def test_shards_of_other_tools_are_indexed(archive):
-    # Other keys, frames out of order and of other digits, samples in between one another.
-    path = archive({"x.1.jpg": b"1", "y.json": JSON, "x.json": JSON, "x.0.jpg": b"00", "y.007.jpg": b"777"})
+    """Other keys, frames out of order and of other digits, samples in between one another; names as `tar -c .` writes
+    them, with the folder itself."""
+    folder = ("./", special(tarfile.DIRTYPE))
+    path = archive(
+        folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00"), ("y.007.jpg", b"777")
+    )
     x, y = index_shard(path).to_pylist()
     assert (x["key"], x["frame_sizes"]) == ("x", [2, 1])  # frames by number
     assert (y["key"], y["frame_sizes"]) == ("y", [3])
 
 
-def special(kind: bytes, name: str) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, "/etc/passwd"
-    return info
+SAMPLE = (("0.json", JSON), ("0.00.jpg", b"x"))
+NEITHER = r"is neither <key>\.json nor"
+NAMES = ["0.pkl", "0.pickle", "0.json.pkl", "0.00.jpg.pkl", "0.npy", "0.jpg", "0.².jpg", "0.mp4", "README"]
+NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
+LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
 
 
-def test_names_may_start_with_a_dot_and_a_slash(archive):
-    """As `tar -c .` writes them, with the folder itself."""
-    folder = tarfile.TarInfo("./")
-    folder.type = tarfile.DIRTYPE
-    path = archive({"./": folder, "./x.json": JSON, "./x.00.jpg": b"1", "././y.json": JSON, "y.0.jpg": b"2"})
-    assert index_shard(path)["key"].to_pylist() == ["x", "y"]
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        *(((*SAMPLE, (name, b"\x80\x04.")), rf"member '.*{name[-5:]}' {NEITHER}") for name in NAMES),
+        *(((*SAMPLE, (name, special(kind))), NEITHER) for kind in LINKS for name in ("1.00.jpg", "./folder")),
+        ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
+        *(((*SAMPLE, (name, JSON)), f"duplicate member '{name}'") for name in ("0.json", "0.00.jpg", "0.0.jpg")),
+        (SAMPLE[:1], "sample 0 has no json or no frames"),
+        (SAMPLE[1:], "sample 0 has no json or no frames"),
+        *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")),
+        ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), r"0\.json' has 16777217 bytes, the limit is 16777216"),
+    ],
+)
+def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
+    path = archive(*members)
+    with pytest.raises(InputError, match=message) as error:
+        index_shard(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
 
 
-def test_a_member_that_is_neither_json_nor_frame_raises_an_error_with_its_name(archive):
-    for name in (
-        "000000.pkl",
-        "000000.pickle",
-        "000000.pth",
-        "000000.json.pkl",
-        "000000.00.jpg.pkl",
-        "000000.npy",
-        "000000.jpg",  # a frame has a number
-        "000000.².jpg",
-        "000000.mp4",
-        "README",
-        "folder/000000.json",
-        "../000000.json",
-        "./../000000.json",
-        ".000000.json",
-        "/etc/000000.json",
-    ):
-        path = archive({"000000.json": JSON, "000000.00.jpg": b"x", name: b"\x80\x04."})
-        with pytest.raises(InputError, match=r"is neither <key>\.json nor") as error:
-            index_shard(path)
-        assert repr(name) in str(error.value) or repr(name.lstrip("/")) in str(error.value)
-        assert str(path) in str(error.value)
-
-
-def test_a_link_a_folder_or_a_device_raises_an_error(archive):
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
-        for name in ("000000.00.jpg", "./folder"):
-            with pytest.raises(InputError, match=r"is neither <key>\.json nor"):
-                index_shard(archive({"000000.json": JSON, name: special(kind, name)}))
-
-
-def test_an_incomplete_sample_raises_an_error(archive):
-    members: dict[str, bytes]
-    for members, message in (
-        ({"0.json": JSON}, "sample 0 has no json or no frames"),
-        ({"0.00.jpg": b"x"}, "sample 0 has no json or no frames"),
-        ({"0.json": b"{}", "0.00.jpg": b"x"}, "sample 0: id: Field required"),
-        ({"0.json": b"[1]", "0.00.jpg": b"x"}, "sample 0: "),
-        ({"0.json": b'{"id": ', "0.00.jpg": b"x"}, "sample 0: : Invalid JSON"),
-        ({"0.json": b"\xff\xfe\x00", "0.00.jpg": b"x"}, "sample 0: : Invalid JSON"),
-    ):
-        with pytest.raises(InputError, match=message) as error:
-            index_shard(archive(members))
-        assert "\n" not in str(error.value)
-
-
-def test_missing_and_invalid_fields_raise_an_error(archive):
-    def refused(about: dict, field: str) -> None:
-        text = json.dumps(about)  # NaN as Python writes it
-        with pytest.raises(InputError, match=f"foreign.tar: sample 0: {field}") as error:
-            index_shard(archive({"0.json": text.encode(), "0.00.jpg": b"x"}))
-        assert "\n" not in str(error.value)
-
-    for field in sorted(ABOUT.keys() - {"version"}):
-        refused({name: value for name, value in ABOUT.items() if name != field}, field)
-    for field, value in (
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, None) for name in sorted(ABOUT.keys() - {"version"})),  # missing
         ("version", 2),
-        ("duration", "long"),
-        ("duration", float("nan")),
-        ("duration", float("inf")),
-        ("duration", -0.5),
-        ("duration", 1e18),
-        ("width", 2**40),
-        ("height", 2**31),
-        ("width", -1),
-        ("height", -(2**40)),
-        ("captions", "a dog"),
-        ("captions", ["a dog", ""]),
-        ("captions", [" \n"]),
+        *(("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)),
+        *(("width", 2**40), ("height", 2**31), ("width", -1), ("height", -(2**40))),
+        *(("captions", value) for value in ("a dog", ["a dog", ""], [" \n"])),
         ("questions", ["what?"]),
         ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
         ("split", "dev"),
-    ):
-        refused(ABOUT | {field: value}, field)
-    for field, value in (("duration", 0), ("width", 0), ("captions", [])):  # not known, or nothing
-        about = json.dumps(ABOUT | {field: value}).encode()
-        assert index_shard(archive({"0.json": about, "0.00.jpg": b"x"})).num_rows == 1
+        ("frames", 2),  # of which one is there
+    ],
+)
+def test_missing_and_invalid_fields_raise_an_error(archive, field, value):
+    about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
+    with pytest.raises(InputError, match=f"foreign.tar: sample 0: {field}|has 1 of 2 frames") as error:
+        index_shard(archive(("0.json", json.dumps(about).encode()), SAMPLE[1]))  # NaN as Python writes it
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar" * 200, b"\x1f\x8b\x08"], ids=["empty", "text", "gzip"])
-def test_a_file_that_is_not_a_tar_raises_an_error(tmp_path: Path, content: bytes):
-    (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(InputError, match="not a readable shard"):
-        index_shard(tmp_path / "a.tar")
-
-
-def test_a_shard_truncated_inside_a_member_raises_an_error(samples, tmp_path: Path):
-    path = write(tmp_path / "a.tar", samples)
-    content = path.read_bytes()
-    last = index_shard(path).to_pylist()[-1]
-    for length in (300, last["json_offset"] + 10, last["frame_offsets"][-1] + 100, last["frame_offsets"][-1] - 300):
-        path.write_bytes(content[:length])
-        with pytest.raises(InputError, match="not a readable shard"):
-            index_shard(path)
-
-
-@pytest.mark.parametrize("again", ["x.json", "x.0.jpg", "x.00.jpg"])
-def test_a_duplicate_member_raises_an_error(tmp_path: Path, again: str):
-    """As where shards with the same keys were joined: one sample would take the place of the other."""
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in (("x.json", JSON), ("x.0.jpg", b"1"), ("y.json", JSON), ("y.0.jpg", b"1"), (again, JSON)):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(InputError, match=f"duplicate member '{again}'"):
-        index_shard(tmp_path / "a.tar")
-
-
-def test_an_oversized_json_raises_an_error(archive, monkeypatch):
-    monkeypatch.setattr("alpro.shards.writer.MAX_JSON_BYTES", 100)
-    with pytest.raises(InputError, match=r"0\.json' has 400 bytes, the limit is 100"):
-        index_shard(archive({"0.json": JSON.ljust(400), "0.0.jpg": b"x"}))
-
-
-def at_url(path: Path) -> str:
-    fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{path.name}", path.read_bytes())
-    return f"memory://bucket/corpus/{path.name}"
-
-
-def test_a_shard_at_a_url_has_the_same_index_and_names_its_url(samples, tmp_path: Path, memory: str):
-    path = write(tmp_path / "a.tar", samples)
-    here, there = index_shard(path), index_shard(at_url(path))
-    assert there.drop(["shard"]) == here.drop(["shard"])
-    assert set(there["shard"].to_pylist()) == {f"{memory}/a.tar"}
-
-
-def test_an_error_of_a_remote_shard_names_its_url(archive, memory: str):
-    with pytest.raises(InputError, match=r"memory://bucket/corpus/foreign.tar: member .* is neither <key>"):
-        index_shard(at_url(archive({"0.json": JSON, "0.0.jpg": b"x", "0.pkl": b"\x80\x04."})))
-    with pytest.raises(InputError, match=r"none.tar: not a readable shard: .*No such file"):
-        index_shard(f"{memory}/none.tar")
+def test_unknown_values_are_allowed(archive):
+    for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
+        assert index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows == 1

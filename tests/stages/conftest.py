@@ -32,7 +32,7 @@ def decode_rows(tmp_path, inline_pool, resources):
 
     def decode(rows: list[dict], **config):
         out = tmp_path / "out"
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         source = write_manifest(tmp_path / "data", rows)
         return decode_videos.run(Config(size=16, **config), {"data": source}, out, resources), out
 

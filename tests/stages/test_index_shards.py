@@ -19,7 +19,6 @@ from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
 @pytest.fixture
@@ -36,11 +35,24 @@ def shards(clips: Path, tmp_path: Path) -> Path:
 def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tuple[Path, Outcome]]:
     """index(shards, **config): the artifact of a folder or URL of shards, and the outcome of the stage."""
 
-    def run(shards, out: str = "indexed", resources=resources, **config) -> tuple[Path, Outcome]:
+    def run(shards, out: str = "indexed", **config) -> tuple[Path, Outcome]:
         outcome = index_shards.run(index_shards.Config(**config), {"shards": shards}, tmp_path / out, resources)
         return tmp_path / out, outcome
 
     return run
+
+
+def in_store(*shards: Path) -> None:
+    for shard in shards:
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
+
+
+def statistics_of(artifact: Path) -> dict:
+    return json.loads((artifact / "statistics.json").read_text())
+
+
+def rejects_of(artifact: Path) -> list[dict]:
+    return pq.read_table(artifact / "rejects.parquet").to_pylist()
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -53,22 +65,25 @@ def assert_same(one: Path, other: Path) -> None:
         assert np.array_equal(a[int(number)].frames([0]), b[int(its)].frames([0]))
 
 
-def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clips):
-    artifact, outcome = index(shards)
+@pytest.mark.parametrize("place", ["here", "in a store"])
+def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clips, memory, place):
+    in_store(*shards.iterdir())
+    artifact, outcome = index(shards if place == "here" else memory)
     assert_same(artifact, clips)
-    expected = json.loads((clips / "statistics.json").read_text())
-    statistics = json.loads((artifact / "statistics.json").read_text())
+    expected, statistics = statistics_of(clips), statistics_of(artifact)
     assert statistics.keys() == expected.keys()
     assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
     assert np.allclose(statistics["std"], expected["std"], atol=0.02)
-    assert outcome.counts["samples"] == len(ShardReader(clips))
-    assert outcome.counts["items"] == outcome.counts["samples"] + outcome.counts["rejected"]
+    assert outcome.counts["items"] == outcome.counts["samples"] == len(ShardReader(clips))
+    assert (outcome.counts["shards"], outcome.counts["rejected"]) == (len(list(shards.iterdir())), 0)
     for split in ("train", "validation", "test"):
-        assert statistics["splits"][split]["items"] == [expected["splits"][split]["items"][0]] * 2
-        assert outcome.counts[split] == expected["splits"][split]["items"][0]
+        numbers = {name: [count, count] for name, (count, _) in expected["splits"][split].items()}
+        assert statistics["splits"][split] == numbers
+        assert outcome.counts[split] == numbers["items"][0]
     assert (artifact / "pictures" / "samples.png").is_file()
-    assert pq.read_table(artifact / "rejects.parquet").num_rows == 0
-    assert not list(artifact.glob("*.tar"))
+    assert not list(artifact.rglob("*.tar"))  # the copies are gone
+    named = set(read_index(artifact)["shard"].to_pylist())
+    assert named == {f"{shards if place == 'here' else memory}/{shard.name}" for shard in shards.iterdir()}
 
 
 def test_statistics_are_those_of_the_training_frames(index, tmp_path):
@@ -82,8 +97,7 @@ def test_statistics_are_those_of_the_training_frames(index, tmp_path):
                 row = Row(id=split, path=Path("a"), kind="image", split=split, captions=("x",))
                 frames = np.full((1, 8, 8, 3), {"train": 51, "validation": 255, "test": 102}[split], np.uint8)
                 writer.write(row, Clip(frames, 0.0, 8, 8))
-        artifact, _ = index(folder, f"of {folder.name}")
-        return json.loads((artifact / "statistics.json").read_text())["mean"]
+        return statistics_of(index(folder, f"of {folder.name}")[0])["mean"]
 
     assert mean("train", "validation", "test") == [0.2] * 3
     assert mean("test") == [0.4] * 3
@@ -91,69 +105,45 @@ def test_statistics_are_those_of_the_training_frames(index, tmp_path):
 
 def test_overlap_with_training_is_listed(index, corpus_of, tmp_path, memory):
     samples = [("train", "a"), ("train", "b"), ("test", "a"), ("test", "c"), ("validation", "d"), ("validation", "b")]
-    rows = [
-        {"id": f"{n}", "split": split, "captions": (caption, f"of {n}")} for n, (split, caption) in enumerate(samples)
-    ]
+    rows = [{"id": f"{n}", "split": split, "captions": (text, f"of {n}")} for n, (split, text) in enumerate(samples)]
     corpus = corpus_of(tmp_path / "corpus", rows)
     artifact, outcome = index(corpus)
-    assert pq.read_table(artifact / "overlap.parquet").to_pylist() == [
-        {"id": "2", "split": "test", "captions": True, "frames": False},
-        {"id": "5", "split": "validation", "captions": True, "frames": False},
-    ]
+    table = pq.read_table(artifact / "overlap.parquet")
+    assert table["id"].to_pylist() == ["2", "5"]
     assert (outcome.counts["test_captions_in_training"], outcome.counts["validation_captions_in_training"]) == (1, 1)
-    statistics = json.loads((artifact / "statistics.json").read_text())["overlap"]["test"]
-    assert statistics == {"items": 2, "captions": 1, "compared": 2, "frames": 0}
-    fsspec.filesystem("memory").pipe_file("/bucket/corpus/all.tar", (corpus / "all.tar").read_bytes())
-    there = json.loads((index(memory, "there")[0] / "statistics.json").read_text())["overlap"]["test"]
-    assert there == statistics | {"compared": 0}  # frames at a URL would be a request each
-
-
-def test_shards_in_a_store_are_indexed_and_read_there(shards, index, clips, memory):
-    for shard in shards.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
-    artifact, _ = index(memory)
-    assert all(name.startswith("memory://bucket/corpus/") for name in read_index(artifact)["shard"].to_pylist())
-    assert_same(artifact, clips)
-    assert [path.name for path in (artifact / "parts").glob("*.tar")] == []  # the copies are gone
+    overlap = statistics_of(artifact)["overlap"]["test"]
+    assert overlap == {"items": 2, "captions": 1, "compared": 2, "frames": 0}
+    in_store(corpus / "all.tar")
+    there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
+    assert there == overlap | {"compared": 0}  # frames at a URL would be a request each
 
 
 @pytest.mark.long
 def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
     out = tmp_path / "indexed"
-    url = served(shards)[0]
-    index_shards.run(index_shards.Config(), {"shards": url}, out, Resources(workers=2))
+    index_shards.run(index_shards.Config(), {"shards": served(shards)[0]}, out, Resources(workers=2))
     assert_same(out, clips)
 
 
-def test_training_reads_the_same_samples(shards, index, clips, training, tokenizer):
-    artifact, _ = index(shards)
-    steps = [
-        TrainingDataset(training(["clips"]), {"clips": folder}, tokenizer, Examples("caption", 2, 32))
-        for folder in (artifact, clips)
-    ]
-    shown = [sorted(id for step in range(4) for id in one[step].ids) for one in steps]
-    assert len(shown[0]) == len(shown[1])
-    assert set(shown[0]) <= set(ShardReader(clips, "train").column("id").to_pylist())
-
-
-def test_a_corrupt_shard_fails_the_stage_with_its_name(shards, index, memory):
-    one = sorted(shards.iterdir())[0]
-    one.write_bytes(one.read_bytes()[:-30000])
-    with pytest.raises(InputError, match=rf"{one}: not a readable shard: [^\n]*$"):
-        index(shards)
-    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", one.read_bytes())
-    with pytest.raises(InputError, match=r"^memory://bucket/corpus/a.tar: not a readable shard: [^\n]*$"):
-        index(memory, "another")
-
-
-def test_a_remote_pickle_raises_an_error(shards, index, memory):
-    one = sorted(shards.iterdir())[0]
-    with tarfile.open(one, "a") as tar:
-        tar.add(__file__, "000001.pkl")
-    fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", one.read_bytes())
-    for place, out in ((shards, "one"), (memory, "two")):
-        with pytest.raises(InputError, match=r"a\.tar|tar: member '000001.pkl' is neither <key>.json nor"):
-            index(place, out)
+@pytest.mark.parametrize("place", ["here", "in a store"])
+def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, place):
+    """Here or in a store: damaged, with a pickle, none."""
+    one, folder = sorted(shards.iterdir())[0], shards if place == "here" else memory
+    content = one.read_bytes()
+    for damage, message in (
+        ("cut", "not a readable shard"),
+        ("pickle", "member '000001.pkl' is neither <key>.json nor"),
+    ):
+        one.write_bytes(content[:-30000] if damage == "cut" else content)
+        if damage == "pickle":
+            with tarfile.open(one, "a") as tar:
+                tar.add(__file__, "000001.pkl")
+        in_store(one)
+        with pytest.raises(InputError, match=rf"^{folder}/{one.name}: {message}[^\n]*$"):
+            index(folder, damage)
+    for missing in (f"{folder}/none", shards.parent if place == "here" else "memory://bucket"):
+        with pytest.raises(InputError, match=r"no shards|no such folder"):
+            index(missing if place != "here" else Path(missing), "none")
 
 
 def test_shards_of_other_tools_are_indexed_or_raise_an_error_with_the_sample(tmp_path, index, corpus_of):
@@ -184,33 +174,30 @@ def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, inde
     content[middle : middle + 64] = bytes(64)
     Path(row["shard"]).write_bytes(content)
     artifact, outcome = index(shards, "again", max_reject_share=0.5)
-    (reject,) = pq.read_table(artifact / "rejects.parquet").to_pylist()
+    (reject,) = rejects_of(artifact)
     assert (reject["id"], reject["path"], reject["reason"]) == (row["id"], row["shard"], "unreadable")
     assert reject["detail"].startswith("frame ")
     assert row["id"] not in read_index(artifact)["id"].to_pylist()
     assert outcome.counts["rejected"] == 1
-    splits = json.loads((artifact / "statistics.json").read_text())["splits"]
+    splits = statistics_of(artifact)["splits"]
     assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
     with pytest.raises(InputError, match=r"1 of \d+ items are rejected, more than max_reject_share = 0.001"):
         index(shards, "strict", max_reject_share=0.001)
 
 
-def test_a_duplicate_id_in_two_shards_raises_an_error(shards, index):
+def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_of, tmp_path):
     first, second = sorted(shards.iterdir())[0], shards / "zz.tar"
     shutil.copy(first, second)
     with pytest.raises(InputError, match=rf"{second}: id '.*' is also in {first}; ids must be unique"):
         index(shards)
-
-
-def test_two_frame_sizes_raise_an_error(shards, index, corpus_of, tmp_path):
     other = corpus_of(tmp_path / "other", [{"id": "another", "captions": ("a dog",)}])
-    shutil.copy(other / "all.tar", shards / "zz.tar")
-    with pytest.raises(InputError, match=r"zz.tar: video frames of 8 x 8, but 40 x 40 in .*tar"):
-        index(shards)
+    shutil.copy(other / "all.tar", second)
+    with pytest.raises(InputError, match=rf"zz.tar: video frames of 8 x 8, but 40 x 40 in {first};"):
+        index(shards, "sizes")
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_kinds_selects_one_kind_of_samples(shards, index, corpus_of, tmp_path, kind):
+def test_kinds_selects_one_kind_of_samples(index, corpus_of, tmp_path, kind):
     rows = [{"id": f"{k}{n}", "kind": k, "captions": ("x",)} for k in ("video", "image") for n in range(2)]
     _, outcome = index(corpus_of(tmp_path / "both", rows), kinds=kind)
     assert (outcome.counts["videos"], outcome.counts["images"]) == ((2, 0) if kind == "video" else (0, 2))
@@ -230,33 +217,25 @@ def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
     assert done == [last]
 
 
-def test_copies_that_dask_tasks_may_still_read_are_kept(shards, index, tmp_path, resources):
-    """They can outlive the pipeline that sent them."""
-    for out, dask, left in (("here", "", False), ("there", "tcp://127.0.0.1:1", True)):
-        copy = tmp_path / out / "parts" / ".fetched.a.tar"
-        copy.parent.mkdir(parents=True)
-        copy.touch()
-        index(shards, out, resources.model_copy(update={"dask": dask}))
-        assert copy.exists() == left
-
-
-def test_a_folder_without_shards_raises_an_error(tmp_path, index, memory):
-    for place in (tmp_path, memory):
-        with pytest.raises(InputError, match=r"no shards|no such folder"):
-            index(place)
-    with pytest.raises(InputError, match="no such folder of shards"):
-        index(tmp_path / "none")
-
-
-def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(shards, index, clips):
+@pytest.mark.parametrize("change", ["a frame", "a caption", "a sample"])
+def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(shards, index, clips, change):
+    """Not the frame that is decoded for validation; a caption of the same length; the last sample of its shard."""
     shutil.copy(clips / "index.parquet", shards)
-    row = read_index(clips).to_pylist()[0]
+    rows = read_index(clips).to_pylist()
+    row = rows[0] if change != "a sample" else [r for r in rows if r["shard"] == rows[0]["shard"]][-1]
     content = bytearray((shards / row["shard"]).read_bytes())
-    content[row["frame_offsets"][0] + 300] ^= 1  # not the frame that is decoded for validation
+    if change == "a frame":
+        content[row["frame_offsets"][0] + 300] ^= 1
+    elif change == "a caption":
+        at = content.index(row["captions"][0].encode(), row["json_offset"])
+        content[at] = ord("x")
+    else:
+        content[min(row["frame_offsets"]) - 512 :] = bytes(1024)
     (shards / row["shard"]).write_bytes(content)
     artifact, outcome = index(shards)
-    (reject,) = pq.read_table(artifact / "rejects.parquet").to_pylist()
-    assert (reject["id"], reject["detail"]) == (row["id"], "changed since index.parquet was written")
+    (reject,) = rejects_of(artifact)
+    detail = f"{'lost' if change == 'a sample' else 'changed'} since index.parquet was written"
+    assert (reject["id"], reject["detail"]) == (row["id"], detail)
     assert outcome.counts["items"] == len(ShardReader(clips))
     assert row["id"] not in read_index(artifact)["id"].to_pylist()
     (shards / "index.parquet").write_bytes(b"PAR1")

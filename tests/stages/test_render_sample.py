@@ -18,6 +18,7 @@ from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import COLORS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
 from alpro.stages import render_sample
 from alpro.stages.render_sample import Config
+from tests.stages.conftest import contents
 
 DEFAULT = Config()
 
@@ -26,11 +27,6 @@ DEFAULT = Config()
 def whole():
     """The items of the default configuration, unrendered: corpora to items."""
     return {corpus: getattr(render_sample, corpus)(DEFAULT) for corpus in render_sample.CORPORA}
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a folder, by its path."""
-    return {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 SMALL = {"lessons": 1, "clips": 2, "stills": 2, "validation": 4, "test": 4}
@@ -149,6 +145,8 @@ def test_reversed_clips_differ_only_in_motion_and_share_a_group(corpus, whole):
     rows = {item.row["id"]: item.row for item in whole[corpus]}
     backwards = [row for name, row in rows.items() if name.endswith("-back")]
     assert len(backwards) > 50
+    moving = {i.row["group"] for i in whole[corpus] if i.row["split"] == "train" and i.scene.main.motion in REVERSED}
+    assert {row["group"] for row in backwards} == moving
     for row in backwards:
         twin = rows[row["id"].removesuffix("-back")]
         assert row["group"] == twin["group"] == twin["id"]
@@ -156,14 +154,6 @@ def test_reversed_clips_differ_only_in_motion_and_share_a_group(corpus, whole):
             assert (one["kind"], one["color"]) == (other["kind"], other["color"])
             assert other["motion"] == REVERSED.get(one["motion"], one["motion"])
         assert row["things"][0]["motion"] != twin["things"][0]["motion"]
-
-
-def test_every_reversible_clip_has_its_reverse(whole):
-    names = {item.row["id"] for item in whole["clips"]}
-    for item in whole["clips"]:
-        if item.row["split"] == "train" and item.scene.main.motion in REVERSED:
-            name = item.row["id"].removesuffix("-back")
-            assert {name, f"{name}-back"} <= names
 
 
 @pytest.mark.parametrize("motion", REVERSED)
@@ -230,27 +220,16 @@ def test_questions_have_one_answer_that_of_the_scene(whole):
     assert [q for scene, q in asked if answers(scene, q["question"]) != {q["answer"]}] == []
 
 
-def test_captions_only_name_things_in_the_scene(whole):
-    for items in whole.values():
-        for item in items:
-            things = item.scene.things
-            for caption in item.row["captions"]:
-                words = set(caption.split())
-                assert words & set(THING_KINDS) <= {t.kind for t in things}
-                assert words & COLORS.keys() <= {t.color for t in things} | ({"orange"} & words)
-
-
-def test_full_captions_are_complete(whole):
-    for item in whole["clips"]:
-        if item.row["split"] != "train":
-            caption = item.row["captions"][0]
-            assert all(f"{t.color} {t.kind}" in caption for t in item.scene.things)
-
-
-def test_captions_of_one_item_differ(whole):
-    for items in whole.values():
-        for item in items:
-            assert len(set(item.row["captions"])) == len(item.row["captions"]) >= 1
+def test_captions_differ_and_only_name_things_in_the_scene_and_of_tests_all_of_them(whole):
+    for item in (item for items in whole.values() for item in items):
+        things, captions = item.scene.things, item.row["captions"]
+        assert len(set(captions)) == len(captions) >= 1
+        for caption in captions:
+            words = set(caption.split())
+            assert words & set(THING_KINDS) <= {t.kind for t in things}
+            assert words & COLORS.keys() <= {t.color for t in things} | ({"orange"} & words)
+            if item.row["split"] != "train":
+                assert all(f"{t.color} {t.kind}" in caption for t in things)
 
 
 def test_article_before_a_vowel():

@@ -15,7 +15,7 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import CHANGED, Outcome, Resources, Stopped, require
+from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop
 
 ROOT = Path(__file__).parents[2]
@@ -105,8 +105,7 @@ def test_failing_work_leaves_unfinished_work_without_a_record(tmp_path):
     assert store.find(step) is not None
 
 
-def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(tmp_path):
-    """And nothing that this would continue."""
+def test_a_run_whose_files_changed_leaves_nothing_to_continue(tmp_path):
     here = [False, True]
     store, step = Store(tmp_path), replace(sample_step(), unchanged=lambda: here.pop(0))
 
@@ -117,7 +116,7 @@ def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(tmp
 
     with pytest.raises(InputError, match="render_sample"):
         store.make(step, work, {})
-    assert (store.find(step), (store.folder(step) / CHANGED).is_file()) == (None, True)
+    assert store.find(step) is None
     store.make(step, work, {})
     assert store.find(step)
     assert {file.name for file in store.folder(step).iterdir()} == {"artifact.json"}

@@ -64,7 +64,7 @@ def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
         assert (about["rows"], about["rejects"]) == (len(kinds) - kinds.count(BAD), kinds.count(BAD))
         assert about["questions"] == (QUESTION in kinds)
         rows = {row.id: row for unit in plan.units() for row in unit.rows}
-        expected = [record for record in scan_source(source) if isinstance(record, Row)]
+        expected = [record for record in scan_source(source)[1] if isinstance(record, Row)]
         assert len(rows) == len(expected)
         for row in expected:
             assert rows[row.id] == row.model_copy(update={"split": "train", "group": row.name})
@@ -92,7 +92,12 @@ def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
     digest = first.about["digest"]
     os.utime(source, ns=(1, 1))
     assert imported_again(monkeypatch, source, first)
-    assert import_source(source, tmp_path / "manifests").about["digest"] == digest  # equal rows
+    again = import_source(source, tmp_path / "manifests")
+    assert again.about["digest"] == digest  # equal rows
+    (tmp_path / "importer.py").write_text("another importer")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "__file__", str(tmp_path / "importer.py"))
+        assert import_source(source, tmp_path / "new").folder.name != again.folder.name
     moved = source.rename(tmp_path / "moved.jsonl")
     assert import_source(moved, tmp_path / "others").about["digest"] == digest
 

@@ -14,14 +14,14 @@ from alpro.errors import InputError
 from alpro.shards.schema import SPLITS, Reject, Row
 from alpro.shards.sources import manifest, plan
 from alpro.shards.sources.manifest import Manifest, write_manifest
-from alpro.shards.sources.plan import DecodePlan, DecodeUnit, SimilarNames
+from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 
 
 @contextmanager
 def plan_of(records: list[Row | Reject], **how) -> Iterator[DecodePlan]:
     """The plan of some rows."""
     with TemporaryDirectory() as folder:
-        write_manifest(Path("source"), iter(records), Path(folder), "rows")
+        write_manifest(Path("source"), "rows", iter(records), Path(folder))
         yield DecodePlan(Manifest(Path(folder)), **how)
 
 
@@ -93,6 +93,7 @@ def files(*names: str, **more) -> list[Row]:
     return [Row(id=name, path=Path(name), kind="video", name=name, **more) for name in names]
 
 
+HINTED = r"(.+?)_\d+\.[^.]+$"
 CLIPS = [
     *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_CD_12.mp4", "star_EF_1.mp4"),
     *("star_EF_2.mp4", "one.mp4", "two.mp4"),
@@ -102,30 +103,32 @@ CLIPS = [
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (files(*CLIPS), SimilarNames(7, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
-        (files(*(f"tv/{name}" for name in CLIPS)), SimilarNames(7, "star_AB_", ("star_AB_0.mp4", "star_AB_1.mp4"))),
-        (files(*CLIPS, split="train"), None),  # the rows have splits
-        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], None),  # the rows have groups
-        (files(*(f"video{n}.mp4" for n in range(9))), None),  # that is the name of the data set
-        (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), None),
+        (files(*CLIPS), True),
+        (files(*(f"tv/{name}" for name in CLIPS)), True),
+        (files(*CLIPS, split="train"), False),  # the rows have splits
+        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], False),  # the rows have groups
+        (files(*(f"video{n}.mp4" for n in range(9))), False),  # that is the name of the data set
+        (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), False),
         # Five files of one name beside three small groups: rather a collection of videos than the clips of one.
-        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(5))), None),
-        (files("one.mp4", "two.mp4", "three.mp4"), None),
-        (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), None),
-        ([], None),
+        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(5))), False),
+        (files("one.mp4", "two.mp4", "three.mp4"), False),
+        (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), False),
+        # Windows of a file count as one file.
+        ([*(row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])), *files("b", "c")], False),
+        ([], False),
     ],
 )
-def test_similar_file_names_are_detected(rows, expected):
+def test_clips_of_the_same_videos_are_hinted_at(rows, expected):
     with plan_of(rows, validation=0.2, test=0.2) as plan:
-        assert plan.similar_names() == expected
-    with plan_of(rows) as plan:  # all for training
-        assert plan.similar_names() is None
-
-
-def test_windows_of_a_file_count_as_one_file():
-    windows = [row.model_copy(update={"id": f"{n}"}) for n, row in enumerate(files("star_AB_1.mp4", "star_AB_1.mp4"))]
-    with plan_of([*windows, *files("b.mp4", "c.mp4")], validation=0.2, test=0.2) as plan:
-        assert plan.similar_names() is None
+        hint = plan.group_hint()
+        assert bool(hint) == expected
+        if hint:
+            assert "the names of 7 files" in hint
+            assert "star_AB_0.mp4 and star_AB_1.mp4" in hint
+            assert f"group_pattern = '{HINTED}'" in hint
+    for other in ({}, {"validation": 0.2, "group_pattern": HINTED if expected else ""}):
+        with plan_of(rows, **other) as plan:  # all for training; as the hint says
+            assert plan.group_hint() == ""
 
 
 def test_given_splits_are_kept_and_other_rows_are_for_training():
@@ -195,7 +198,15 @@ def test_a_row_is_planned_as_it_was_imported():
     member = {"name": "a/0.mp4", "offset": 512, "size": 7}
     asked = [{"question": "what?", "answer": "a dog", "type": "what"}]
     rows = [
-        Row(id="a", path="s3://bucket/a.mp4", kind="video", split="train", group="g", start=1.5, meta={"a": [1, None]}),
+        Row(
+            id="a",
+            path="zip://in/a.mp4::s3://bucket/b.zip",
+            kind="video",
+            split="train",
+            group="g",
+            start=1.5,
+            meta={"a": [1, None]},
+        ),
         Row(id="b", path=Path("/b.tar"), kind="video", split="train", member=member, group="g"),
         Row(id="c", path=Path("/c.mp4"), kind="video", split="train", captions=("x",), questions=asked, group="g"),
     ]
@@ -216,6 +227,7 @@ CLIP_NAMES = ["tv/star_ABC_0.mp4", "tv/star_ABC_1.mp4", "star_DE_10.mp4", "other
     [
         (r"star_(\w+)_\d+", ["ABC", "ABC", "DE", "other.mp4", "ABC", "mine"]),
         (r"star_[A-Z]+", ["star_ABC", "star_ABC", "star_DE", "other.mp4", "star_ABC", "mine"]),
+        (HINTED, ["tv/star_ABC", "tv/star_ABC", "star_DE", "other.mp4", "https://host/star_ABC", "mine"]),
         (r"^(tv)/|^\w+_10", ["tv", "tv", "star_DE_10", "other.mp4", "https://host/star_ABC_2.mp4", "mine"]),
         ("", [*CLIP_NAMES, "mine"]),
     ],

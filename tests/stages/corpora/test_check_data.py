@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from alpro.pipeline.cli.data import print_check
-from alpro.stages.corpora.check_data import COMPARED_BYTES, check_data, items_of_split
+from alpro.stages.corpora.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest
 
@@ -17,21 +17,27 @@ def rows(count: int, **more) -> list[dict]:
     return [{"id": f"item{n}x", "captions": ["a cat", "a dog"], **more} for n in range(count)]
 
 
-def test_a_manifest_is_described_with_what_is_missing(tmp_path):
+def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data", rows(30))
     lines = [{"path": "gone.png", "caption": "x"}, {"path": "item1x.png", "id": "silent"}, {"caption": "no path"}]
+    lines.append({"path": "https://host.example/a.mp4", "caption": "x"})
     with manifest.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     report = check_data(manifest, CONFIG)
-    assert (report["form"], report["items"], report["kinds"]) == ("a manifest, items.jsonl", 33, {"image": 32})
-    assert (report["missing"], report["without_text"], report["bad_rows"]["count"]) == (1, 1, 1)
+    assert (report["form"], report["items"]) == ("a manifest, items.jsonl", 34)
+    assert report["kinds"] == {"video": 1, "image": 32}
+    assert (report["missing"], report["without_text"]) == (1, 1)
+    assert report["bad_rows"] == {"count": 1, "examples": ["line 33: no path"]}
     assert report["missing_examples"] == [str(manifest.parent / "gone.png")]
-    assert sum(split["items"] for split in report["splits"].values()) == 31
+    assert sum(split["items"] for split in report["splits"].values()) == 32
     assert report["split_source"] == "generated"
     assert all(split["items"] for split in report["splits"].values())
     assert report["decoded"]["items"] == 5
     assert report["problems"] == []
     assert json.loads(json.dumps(report)) == report
+    assert check_data(manifest, CONFIG.model_copy(update={"kinds": "image"}))["kinds"] == {"image": 32}
+    print_check(report)
+    assert "1 missing files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,8 @@ def test_a_missing_test_split_is_a_problem_with_its_reason(items, changes, why, 
     counts, reason = items_of_split(manifest, config, "test", {}, None, tmp_path)
     assert counts == {"items": 0, "captions": 0, "questions": 0}
     assert why in reason
+    counts, reason = items_of_split(manifest, config, "train", {}, None, tmp_path)
+    assert (counts["items"] > 0, reason) == (True, "")
 
 
 def test_broken_missing_and_silent_items_are_a_problem(tmp_path):
@@ -68,7 +76,7 @@ def test_broken_missing_and_silent_items_are_a_problem(tmp_path):
     assert report["problems"][0].startswith("3 of 10 items have no file, no text")
 
 
-def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
+def test_a_folder_without_texts_and_its_tables_are_named(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     for number in range(5):
@@ -77,53 +85,25 @@ def test_a_folder_and_a_file_of_a_data_set_are_named(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):  # a single one is the manifest
         (folder / name).write_text('{"path": "video0.png", "caption": "a cat"}\n')
     assert any("a.jsonl, b.jsonl" in problem for problem in check_data(folder, CONFIG, samples=2)["problems"])
-    for number in range(5):
-        (folder / f"video{number}.txt").write_text("a cat\n")
-    assert check_data(folder, CONFIG, samples=2)["form"] == "a folder of videos with texts"
-    table = "video_id,sentence\n" + "".join(f"video{n}.png,a dog\n" for n in range(5))
-    (folder / "table.csv").write_text(table)
-    assert check_data(folder / "table.csv", CONFIG, samples=2)["form"] == "table.csv: captions"
 
 
-def test_texts_of_training_and_long_texts_are_counted(tmp_path):
-    """Captions of the test split that training has too, and texts that training cuts: with [CLS] and [SEP]."""
+def test_long_texts_are_counted(tmp_path, capsys):
+    """Texts that training cuts: with [CLS] and [SEP]."""
     splits = {"train": ["a cat", "a dog"], "validation": ["a bird"], "test": ["a dog", "an owl, which hoots at night"]}
     items = [{"id": name, "captions": texts, "split": name} for name, texts in splits.items()]
     items.append({"id": "silent", "split": "test", "questions": [{"question": "which one is it?", "answer": "x"}]})
     manifest = write_manifest(tmp_path / "data", items)
     lengths = {"pretrain": 8, "finetune_retrieval": 9, "finetune_qa": 6}
     report = check_data(manifest, CONFIG, samples=1, max_text_tokens=lengths)
-    none, one = {"items": 1, "captions": 0}, {"items": 1, "captions": 1}
-    assert report["also_in_training"] == {"validation": none, "test": one}
     cut = {stage: (values["of"], values["texts"], values["cut"]) for stage, values in report["long_texts"].items()}
     assert cut == {
         "pretrain": ("captions", 5, 1),
         "finetune_retrieval": ("captions", 5, 0),
         "finetune_qa": ("questions", 1, 1),
     }
-    assert report["group_hint"] == ""
+    assert report["split_source"] == "named"
+    print_check(report)
+    assert "max_text_tokens = 8 cuts at least 1 of 5 captions (20.0%) (pretrain)" in capsys.readouterr().out
     items[2]["captions"] = []
     asked = check_data(write_manifest(tmp_path / "data", items), CONFIG, samples=1, max_text_tokens=lengths)
     assert any(problem.startswith("no test captions") for problem in asked["problems"])
-
-
-def test_clips_of_the_same_videos_are_hinted_at_unless_they_have_a_group(tmp_path):
-    names = [f"star_{video}_{n}" for video in ("AB", "CD", "EF") for n in (1, 2)]
-    manifest = write_manifest(tmp_path / "data", [{"id": name, "captions": ["x"]} for name in names])
-    hint = check_data(manifest, CONFIG, samples=1)["group_hint"]
-    assert "6 files" in hint
-    assert "star_AB_1.png and star_AB_2.png" in hint
-    grouped = CONFIG.model_copy(update={"group_pattern": r"(star_\w+)_\d"})
-    assert check_data(manifest, grouped, samples=1)["group_hint"] == ""
-
-
-def test_copies_of_training_files_are_equal_at_both_ends(tmp_path, capsys):
-    contents = {"first": b"a", "copy": b"a", "other end": b"b", "short": b""}
-    items = [{"id": name, "captions": ["x"], "split": "train" if name == "first" else "test"} for name in contents]
-    manifest = write_manifest(tmp_path / "data", items)
-    for name, end in contents.items():
-        (manifest.parent / f"{name}.png").write_bytes(COMPARED_BYTES * b"." + end)
-    report = check_data(manifest, CONFIG, samples=0)
-    assert report["copies_of_training"] == {"validation": [], "test": [str(manifest.parent / "copy.png")]}
-    print_check(report)
-    assert "1 test files are copies of training files" in capsys.readouterr().out
