@@ -33,7 +33,7 @@ from alpro.shards.decoding import DecodeError
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
-from alpro.stages.evaluation.retrieval import match, match_all
+from alpro.stages.encoding.pairs import match, match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 
@@ -201,7 +201,7 @@ class Model:
 
     def _encode_texts(self, texts: list[str]) -> Texts:
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return encode_texts(folder.model, folder.tokenizer, texts, length, self.device)
+        return encode_texts(folder.model, folder.tokenizer, texts, length)
 
     def embed_videos(self, files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
         """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity.
@@ -217,7 +217,7 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
+        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def unknown_words(self, text: str) -> list[str]:
         """The content words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters

@@ -17,7 +17,7 @@ from alpro.models.alpro import Alpro
 from alpro.shards.sources.identity import identities
 from alpro.shards.storage import located
 from alpro.stages.encoding.encode import Texts
-from alpro.stages.evaluation.retrieval import match
+from alpro.stages.encoding.pairs import match
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")

@@ -12,14 +12,14 @@ from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
 from alpro.models.word_pieces import WordPieces
 from alpro.stages.encoding.encode import sample_frames, similarities
-from alpro.stages.evaluation.metrics import accuracy_scores, mean_recall, retrieval_metrics
-from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
+from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
+from alpro.stages.evaluation.qa import accuracy_scores
+from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.loop import Validate
 from alpro.stages.training.masking import random_box
@@ -48,12 +48,12 @@ def validate_contrast(
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
+        texts, videos = Scorer(encoder, tokenizer, config.max_text_tokens).encode(gallery)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
         for text, best in list(zip(gallery.texts, similarity.argmax(1), strict=True))[: 0 if rank() else SEARCHES]:
             caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
             log.info(f'search "{text}": found {gallery.ids[best]}, "{caption}"')
-        values = retrieval_metrics(similarity, gallery.video_of_text)
+        values = retrieval_metrics(similarity, gallery.labels.relevant)
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
     return lambda: averaged(galleries, metrics)
@@ -119,12 +119,10 @@ def validate_retrieval(
         raise InputError(no_validation("captions"))
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
-        scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.top_k)
-        similarity = similarities(texts.features, videos.features).cpu().numpy()
+        scores, similarity = Scorer(encoder, tokenizer, config.max_text_tokens, validation.top_k).score(gallery)
         actual = dict[str, float]()
         for prefix, ranked in (("validation", scores), ("validation/vtc", similarity)):
-            values = retrieval_metrics(ranked, gallery.video_of_text)
+            values = retrieval_metrics(ranked, gallery.labels.relevant)
             values["mean_recall"] = mean_recall(values)
             actual |= {f"{prefix}/{name}": value for name, value in values.items()}
         return actual
@@ -147,9 +145,9 @@ def validate_qa(
         raise InputError(no_validation("questions"))
 
     def metrics(part: Questions) -> dict[str, float]:
-        best = answer_logits(encoder, part, tokenizer, config.max_text_tokens, encoder.mean.device).argmax(1)
-        right = np.array([answers[int(i)] == answer for i, answer in zip(best, part.answers, strict=True)])
-        scores = accuracy_scores(right, right, part.types, part.queries)
+        best = Scorer(encoder, tokenizer, config.max_text_tokens).answer(part).argmax(1).tolist()
+        predicted = [answers[i] for i in best]
+        scores = accuracy_scores(predicted, predicted, part.items, part.video_ids)
         return {f"validation/qa/{score.metric.key}": score.value for score in scores}
 
     return lambda: averaged(parts, metrics), "validation/qa/acc"

@@ -17,7 +17,8 @@ from alpro.inference.find import find_model, find_prompter
 from alpro.inference.model import Model
 from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.scorer import Scorer
 
 TEXTS = ["a red ball moves left", "something slides up"]
 
@@ -39,7 +40,7 @@ def mixed(videos, tmp_path):
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
     model, reader, gallery = models["retrieval"], ShardReader(clips, "test"), Gallery.of(clips, "test")
-    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
+    texts, evaluated = Scorer(model.encoder, tokenizer, 30).encode(gallery)
     actual = model.encode(videos)
     assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)

@@ -18,7 +18,7 @@ from alpro.models.word_pieces import train_tokenizer
 from alpro.shards.decoding import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.evaluation import protocol
+from alpro.stages.evaluation import scorer
 from alpro.stages.execution.interface import Resources
 
 
@@ -141,7 +141,7 @@ def reading(tiny_model, tokenizer, monkeypatch):
         model = Reading(shape, ["rising", "falling", "other"], words)
         preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
         folder = ModelFolder(task, model, own, preprocessing, [*entities], ["rising", "falling", "other"])
-        monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
+        monkeypatch.setattr(scorer, "load_model", lambda path, device: folder)
         return model
 
     return make

@@ -1,6 +1,8 @@
 """What is evaluated, before fine-tuning and after it: rows of the results table, with fake models whose answers are
 known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -10,18 +12,16 @@ import torch
 from alpro.errors import InputError
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
-from alpro.stages.evaluate import add_contrasts
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
+from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import ACCURACY, Queries, Score, retrieval_metrics
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.evaluation.qa import Questions
-from alpro.stages.evaluation.results import Results, add_retrieval
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.qa import add_answers
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.retrieval import add_retrieval
 from alpro.stages.evaluation.statistics import bootstrap_interval
 from tests.stages.evaluation.conftest import also_in_training, evaluated, statistics
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -29,37 +29,34 @@ def results(tmp_path) -> Results:
     return Results("test", tmp_path)
 
 
-@pytest.fixture
-def gallery_of(corpus_of, tmp_path):
-    """gallery_of(captions a video, videos): a gallery of the test split."""
-
-    def make(captions: int, videos: int) -> Gallery:
-        texts = [[f"ball {n} {c}" for c in range(captions)] for n in range(videos)]
-        rows = [{"id": f"v{n}", "split": "test", "captions": some} for n, some in enumerate(texts)]
-        return Gallery.of(corpus_of(tmp_path / "corpus", rows), "test")
-
-    return make
+def labels_of(captions: int, videos: int) -> Labels:
+    """Some videos with so many captions each."""
+    ids = [f"v{n}" for n in range(videos)]
+    texts = [f"ball {n} {c}" for n in range(videos) for c in range(captions)]
+    return Labels(ids, texts, np.eye(videos, dtype=bool).repeat(captions, axis=0))
 
 
 @pytest.mark.parametrize("captions", [1, 3])
-def test_a_ranker_that_knows_nothing_reaches_chance(captions, results, gallery_of):
+def test_a_ranker_that_knows_nothing_reaches_chance(captions, results):
     """The mean over many random rankings is what the column `chance` says."""
-    gallery = gallery_of(captions, 12)
-    add_retrieval(results, "nothing", "nothing", np.zeros((12 * captions, 12)), gallery)
+    labels = labels_of(captions, 12)
+    add_retrieval(results, "nothing", "nothing", np.zeros((12 * captions, 12)), labels)
     chance = {row["name"].removeprefix("nothing/"): row["chance"] for row in results.rows}
     rng = np.random.default_rng(0)
-    draws = [retrieval_metrics(rng.random((12 * captions, 12)), gallery.video_of_text) for _ in range(1500)]
+    draws = [retrieval_metrics(rng.random((12 * captions, 12)), labels.relevant) for _ in range(1500)]
     for name, expected in chance.items():
         assert expected == pytest.approx(np.mean([draw[name] for draw in draws]), rel=0.05), name
 
 
-def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path):
-    add_retrieval(results, "by hand", "hand", np.eye(4) + 0.1, gallery_of(1, 4))
-    assert [(row["direction"], row["metric"], row["value"], row["items"]) for row in results.rows] == [
-        *(("t2v", "R@1", 100, 4), ("t2v", "R@5", 100, 4), ("t2v", "R@10", 100, 4), ("t2v", "MdR", 1, 4)),
-        *(("v2t", "R@1", 100, 4), ("v2t", "R@5", 100, 4), ("v2t", "R@10", 100, 4), ("v2t", "MdR", 1, 4)),
+def test_the_rows_say_what_was_asked_of_how_many(results, tmp_path):
+    """A score that is not a number is the lowest, in the tables too: an argsort alone puts it first."""
+    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
+    add_retrieval(results, "by hand", "hand", scores, labels_of(1, 3))
+    assert [(row["direction"], row["metric"], round(row["value"]), row["items"]) for row in results.rows] == [
+        *(("t2v", "R@1", 67, 3), ("t2v", "R@5", 100, 3), ("t2v", "R@10", 100, 3), ("t2v", "MdR", 1, 3)),
+        *(("v2t", "R@1", 67, 3), ("v2t", "R@5", 100, 3), ("v2t", "R@10", 100, 3), ("v2t", "MdR", 1, 3)),
     ]
-    assert results.rows[-1] == {
+    assert results.rows[-1] | {"low": 0, "high": 0} == {
         "name": "hand/v2t/MdR",
         "table": "retrieval",
         "what": "by hand",
@@ -67,21 +64,27 @@ def test_the_rows_say_what_was_asked_of_how_many(results, gallery_of, tmp_path):
         "protocol": "all pairs",
         "metric": "MdR",
         "value": 1,
-        "low": None,  # the same for all queries
-        "high": None,
+        "low": 0,
+        "high": 0,
         "unit": "rank",
         "higher_is_better": False,
         "statistic": "median",
-        "items": 4,
-        "videos": 4,
-        "independent_videos": 4.0,
-        "chance": 2.5,
+        "items": 3,
+        "videos": 3,
+        "independent_videos": 3.0,
+        "chance": 2.0,
         "baseline": "chance",
     }
-    assert results.metrics["test/hand/t2v/R1"] == 100
-    assert not any("@" in name for name in results.metrics)
-    ranks = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
-    assert [(row["id"], row["rank"], row["best"][0]) for row in ranks] == [(f"v{n}", 1.0, f"v{n}") for n in range(4)]
+    assert results.metrics["test/hand/t2v/R1"] == pytest.approx(200 / 3)
+    rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
+    assert [(row["text"], row["id"], row["rank"], row["score"], row["best"]) for row in rows] == [
+        ("ball 0 0", "v0", 1.0, 0.5, ["v0", "v2", "v1"]),
+        ("ball 1 0", "v1", 1.0, 0.9, ["v1", "v0", "v2"]),
+        ("ball 2 0", "v2", 3.0, -np.inf, ["v1", "v0", "v2"]),
+    ]
+    assert rows[0]["best_scores"] == [0.5, 0.1, -np.inf]
+    back = pq.read_table(tmp_path / "hand_v2t.parquet").to_pylist()
+    assert [row["best"][0] for row in back[:2]] == ["ball 0 0", "ball 1 0"]
 
 
 def test_a_score_counts_its_queries_and_their_videos(results):
@@ -92,26 +95,14 @@ def test_a_score_counts_its_queries_and_their_videos(results):
     assert (row["value"], row["items"], row["videos"], row["independent_videos"]) == (50, 4, 2, 1.6)
 
 
-def test_a_score_that_is_not_a_number_is_the_worst_in_the_tables_too(results, gallery_of, tmp_path):
-    """As in the ranks: an argsort alone puts it first."""
-    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
-    add_retrieval(results, "by hand", "hand", scores, gallery_of(1, 3))
-    rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
-    assert [(row["rank"], row["best"]) for row in rows] == [
-        (1.0, ["v0", "v2", "v1"]),
-        (1.0, ["v1", "v0", "v2"]),
-        (3.0, ["v1", "v0", "v2"]),
-    ]
-    back = pq.read_table(tmp_path / "hand_v2t.parquet").to_pylist()
-    assert [row["best"][0] for row in back] == ["ball 0 0", "ball 1 0", "ball 0 0"]
-
-
 def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
-    answers = ["left", "right", "up"]
-    asked = Questions(None, [0], ["v"], ["to?"] * 4, ["left", "left", "right", "up"], [], np.zeros(4, int))
+    answers, truth = ["left", "right", "up"], ["left", "left", "right", "up"]
+    asked = [{"question": "to?", "answer": answer, "type": "to"} for answer in truth]
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
-    add_contrasts(results, "what", "qa", (("left", "right"), ("up", "sideways")), logits, answers, asked)
-    assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [("left against right", 3, 50.0)]
+    pairs = (("left", "right"), ("up", "sideways"))
+    add_answers(results, "what", "qa", logits, answers, asked, ["v"] * 4, asked, pairs)
+    row = results.rows[-1]
+    assert (len(results.rows), row["metric"], row["items"], row["chance"]) == (3, "left against right", 3, 50.0)
     assert results.metrics["test/qa/left_or_right"] == pytest.approx(200 / 3)
 
 
@@ -139,13 +130,13 @@ def test_evaluation_in_bfloat16(module, model, top_k, clips_of_brightness, readi
     """The scores of the fake model are exact in bfloat16."""
     reading("retrieval" if module is evaluate else "pretrain")
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
-    config = {"retrieval": "clips", "top_k": top_k, **controls}
-    expected = evaluated(module, clips_of_brightness, tmp_path / "float32", (model,), **config)
-    monkeypatch.setattr(evaluation_results, "precision", lambda *_: torch.bfloat16)
-    actual = evaluated(module, clips_of_brightness, tmp_path / "bfloat16", (model,), **config)
-    assert {name: row["value"] for name, row in actual.items()} == {
-        name: row["value"] for name, row in expected.items()
-    }
+    values = []
+    for kind in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(evaluation_results, "precision", lambda *_, kind=kind: kind)
+        config = {"retrieval": "clips", "top_k": top_k, **controls}
+        rows = evaluated(module, clips_of_brightness, tmp_path / str(kind), (model,), **config)
+        values.append({name: row["value"] for name, row in rows.items()})
+    assert values[0] == values[1]
 
 
 def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, reading, tmp_path):
@@ -179,11 +170,10 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
     assert protocols == {
         "retrieval": "top 3, 4 frames",
         "retrieval_vtc": "all pairs, 4 frames",
-        "retrieval_dual": "all pairs, 4 frames",
         "retrieval_shuffled": "top 3, 4 frames",
         "retrieval_reversed": "top 3, 4 frames",
     }
-    assert rows["retrieval_dual/t2v/R1"]["what"] == "fine-tuned, dual softmax over the whole test set"
+    assert rows["retrieval_vtc/t2v/R1"]["what"] == "fine-tuned by similarity"
 
 
 def test_the_protocol_is_the_one_that_is_asked_for(clips_of_brightness, reading, tmp_path, monkeypatch):
@@ -304,17 +294,17 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
         check_items(config, "clips", clips_of_brightness)
 
 
-def test_zero_shot_is_by_matching_by_similarity_and_with_a_dual_softmax(clips_of_brightness, reading, tmp_path):
+def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
     reading("pretrain")
     actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
     assert actual["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc", "zero_shot_dual"}
+    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
     assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
     clips = [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")]
-    monkeypatch.setattr(zero_shot, "load_prompter", lambda *_: None)
+    monkeypatch.setattr(zero_shot, "load_prompter", lambda *_: SimpleNamespace(normalized=lambda device: None))
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {"video": torch.zeros(0)})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: ["ball", "box", "star"])
     monkeypatch.setattr(zero_shot, "entities_of_clips", lambda *values: clips)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from alpro.models.alpro import Alpro
 from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.pretrain import draw_pseudo_labels
 from alpro.stages.training.dataset import Examples, TrainingDataset
