@@ -122,14 +122,13 @@ def labels_of(items: list[Labeled]) -> Labels:
 
 def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
-    kept, tokens, features, first = list[Labeled](), [], [], 0
+    kept, tokens, features = list[Labeled](), [], []
     cls_only = not isinstance(model.folder.model, Alpro)
     for batch in model.batches([item.source for item in items], cls_only=cls_only, total=len(items)):
         if batch.decoded:
-            kept += [items[first + i] for i in batch.decoded]
+            kept += [items[i] for i in batch.decoded]
             tokens.append(batch.videos.tokens)
             features.append(batch.videos.features)
-        first += len(batch.sources)
     if not kept:
         raise InputError("none of the videos could be decoded")
     return kept, Videos(torch.cat(tokens), torch.cat(features))

@@ -229,17 +229,14 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     assert isinstance(alpro, Alpro)
     same, left = [hit for hit in hits if not hit.note], [hit for hit in hits if hit.note]
     ranked: list[tuple[float, Hit]] = []
-    start = 0
     for batch in model.batches([source_of(hit.item) for hit in same], BATCH, total=len(same)):
         pairs = np.array([[0, i] for i in range(len(batch.decoded))])
         with model.precision():
             margins = match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
-        for i, margin in zip(batch.decoded, margins.tolist(), strict=True):
-            hit = same[start + i]
-            probability = torch.tensor(margin).sigmoid().item()
-            ranked.append((margin + (hit.similarity or 0.0), replace(hit, match=probability)))
-        left += [replace(same[start + i], note=str(e)) for i, e in batch.errors.items()]
-        start += len(batch.sources)
+        for i, margin in zip(batch.decoded, margins, strict=True):
+            score = margin.item() + (same[i].similarity or 0.0)
+            ranked.append((score, replace(same[i], match=margin.sigmoid().item())))
+        left += [replace(same[i], note=str(error)) for i, error in batch.errors.items()]
     ranked.sort(key=lambda pair: -pair[0])
     return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -(hit.similarity or 0.0))]
 

@@ -35,7 +35,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 from alpro.stages.vocabulary.nouns import tag_unit
 
-assert callable(Model.from_pretrained)
+assert callable(Model.load)
 assert len(OFFICIAL["video"]) == 12 and Path(page.__file__).with_name("page.html.jinja").is_file()
 assert load_config("sample").corpora
 unit = ["a dog runs on the grass"], [1]

@@ -114,7 +114,7 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
     if folder.exists():  # before the model is loaded
         raise InputError(f"{folder}: exists already; choose another folder")
     inside, prompts = find_prompter(source)
-    loaded = Model.from_pretrained(inside, prompts, device="cpu")
+    loaded = Model.load(inside, prompts=prompts, device="cpu")
     export(loaded, folder, model_card(inside, loaded.folder, folder.name, license))
     print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
 

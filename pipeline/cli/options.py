@@ -96,7 +96,7 @@ class Models:
     def load(self, folder: Path, prompts: Path | str = "") -> "Model":
         from alpro import Model
 
-        return Model.from_pretrained(folder, prompts, device=self.device, dtype=self.dtype)
+        return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
 
     def videos(self, name: str) -> "Location":
         """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""

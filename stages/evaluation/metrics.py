@@ -1,10 +1,6 @@
-"""The metrics of evaluation in one table, with their chance levels, and the pure functions that compute them.
+"""The metrics of evaluation in one table, and the pure functions that compute those of retrieval."""
 
-A new metric of retrieval is one entry of RETRIEVAL. Validation, results.json, the tables, the report and MLflow read it
-there.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -93,19 +89,6 @@ class Metric:
     statistic: Statistic = "mean"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalMetric(Metric):
-    """A metric of ranks.
-
-    of_queries: computes its value for each query (Q,) from their ranks. chance: computes its chance level from the mean
-    recalls (G,) at 1..G of random ranks, that is, the cumulative distribution of the rank.
-    """
-
-    table: str = "retrieval"
-    of_queries: Callable[[Ranks], np.ndarray]
-    chance: Callable[[np.ndarray], float]
-
-
 class Score(NamedTuple):
     """The values (Q,) of a metric for queries, and the chance level of the metric (None: undefined)."""
 
@@ -124,32 +107,9 @@ class Score(NamedTuple):
         return len(self.values)
 
 
-def recall_at(k: int) -> RetrievalMetric:
-    """R@k (%): the share of queries with a right item among the first k."""
-    return RetrievalMetric(
-        f"R{k}",
-        f"R@{k}",
-        of_queries=lambda ranks: ranks.recall(k) * 100,
-        chance=lambda recalls: recalls[min(k, len(recalls)) - 1] * 100,
-    )
-
-
-def median_of(recalls: np.ndarray) -> float:
-    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
-    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2
-
-
-RECALLS = (recall_at(1), recall_at(5), recall_at(10))
-MEDIAN_RANK = RetrievalMetric(
-    "MdR",
-    "MdR",
-    unit="rank",
-    higher_is_better=False,
-    statistic="median",
-    of_queries=lambda ranks: ranks.expected,
-    chance=median_of,
-)
-RETRIEVAL = (*RECALLS, MEDIAN_RANK)
+RECALLS = {k: Metric(f"R{k}", f"R@{k}", "retrieval") for k in (1, 5, 10)}
+MEDIAN_RANK = Metric("MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median")
+RETRIEVAL = (*RECALLS.values(), MEDIAN_RANK)
 # Part of the version of the stages that write results.json, so that another metric makes them run again.
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL)
 MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
@@ -188,23 +148,27 @@ def by_direction(scores: np.ndarray, relevant: np.ndarray) -> dict[str, tuple[np
 def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
     """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MdR; the arguments are
     those of `by_direction`."""
-    ranks = {direction: Ranks.of(*pair) for direction, pair in by_direction(scores, relevant).items()}
     return {
-        f"{direction}/{metric.key}": value_of(metric.of_queries(ranks[direction]), metric.statistic)
-        for direction in DIRECTIONS
-        for metric in RETRIEVAL
+        f"{direction}/{score.metric.key}": score.value
+        for direction, (ranked, own) in by_direction(scores, relevant).items()
+        for score in retrieval_scores(Ranks.of(ranked, own), Queries.of([], []))
     }
 
 
 def mean_recall(metrics: dict[str, float]) -> float:
     """The mean of the recalls of both directions, for model selection."""
-    return float(np.mean([metrics[f"{direction}/{recall.key}"] for direction in DIRECTIONS for recall in RECALLS]))
+    return float(np.mean([metrics[f"{way}/{recall.key}"] for way in DIRECTIONS for recall in RECALLS.values()]))
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
-    """The metrics of RETRIEVAL for the queries of one direction."""
-    recalls = chance_recalls(ranks.right, ranks.gallery)
-    return [Score(metric, metric.of_queries(ranks), float(metric.chance(recalls)), queries) for metric in RETRIEVAL]
+    """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with a right item among
+    the first k, and the median rank."""
+    chance = chance_recalls(ranks.right, ranks.gallery)
+    scores = [
+        Score(metric, ranks.recall(k) * 100, chance[min(k, ranks.gallery) - 1] * 100, queries)
+        for k, metric in RECALLS.items()
+    ]
+    return [*scores, Score(MEDIAN_RANK, ranks.expected, median_of(chance), queries)]
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
@@ -237,3 +201,8 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
         missed = np.cumprod(np.clip(gallery - count - drawn, 0, None) / (gallery - drawn))
         recalls += queries * (1 - missed)
     return recalls / len(right)
+
+
+def median_of(recalls: np.ndarray) -> float:
+    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
+    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2

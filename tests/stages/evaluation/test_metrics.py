@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.stages.evaluation.metrics import (
-    RETRIEVAL,
     Queries,
     Ranks,
     average_precision,
     by_direction,
-    chance_recalls,
     mean_recall,
     retrieval_metrics,
+    retrieval_scores,
 )
 from alpro.stages.evaluation.qa import accuracy_scores, majority_baseline
 
@@ -85,7 +84,7 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
     constant = np.zeros(relevant.shape)
     expected = retrieval_metrics(constant, relevant)
     for way, ranks in ranks_of(constant, relevant).items():
-        chance = {metric.key: metric.chance(chance_recalls(ranks.right, ranks.gallery)) for metric in RETRIEVAL}
+        chance = {score.metric.key: score.chance for score in retrieval_scores(ranks, Queries.of([], []))}
         for k in (1, 5, 10):
             assert chance[f"R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
         reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
