@@ -13,6 +13,7 @@ from torch import nn
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
+from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
 from alpro.inference.search import RERANKED
@@ -103,7 +104,7 @@ def corpora_of(model: Path) -> Iterator[Path]:
     """The decoded corpora on which a model of a workspace was trained, and those on which its inputs were."""
     artifact = model.parent if model.name == "model" else model
     for source in (read_record(artifact) or {"inputs": {}})["inputs"].values():
-        folder = artifact.parents[1] / source["stage"] / source["fingerprint"][:16]
+        folder = input_folder(artifact, source)
         yield from [folder] if source["stage"] in CORPUS_STAGES else corpora_of(folder)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
-from alpro.inference.find import find_model, find_prompter
+from alpro.inference.find import PROMPTS, find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, load_labels
@@ -40,7 +40,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
-PROMPTS = "prompts.safetensors"
 BATCH = 16  # videos that are encoded together
 MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
 FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
@@ -101,7 +100,7 @@ class Model:
         cls,
         name: PathLike,
         workspace: PathLike = "workspace",
-        prompts: PathLike = "",
+        prompts: PathLike | None = None,
         device: Device = "auto",
         dtype: Dtype = "auto",
     ) -> "Model":
@@ -114,14 +113,12 @@ class Model:
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
-        folder, source = find_model(name, Path(workspace)), Path(prompts)
-        if not prompts:
-            folder, found = find_prompter(folder)
-            source = Path(found or folder)
+        folder = find_model(name, Path(workspace))
+        folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
         target = pick_device(Resources(device=device))
         loaded = load_prompter(folder, target)
         kind = precision(loaded.model.config.video.width, target) if dtype == "auto" else getattr(torch, dtype)
-        if not prompts and not (source / PROMPTS).is_file():
+        if source is None:
             return cls(loaded, {}, target, kind)
         embeddings = {kind: value.to(target) for kind, value in read_prompts(require(source, PROMPTS).parent).items()}
         try:

@@ -351,17 +351,15 @@ def evaluate(
     items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
     log.info(f"{len(items):,} videos ({what})")
     prompter, prompts = find_prompter(folder, follow=True)
-    loaded = models.load(folder, prompts if prompter == folder else "")
-    naming = loaded if prompter == folder and loaded.prompts else None
-    if prompter != folder and (prompts or (prompter / "prompts.safetensors").is_file()):
-        naming = models.load(prompter, prompts)
+    loaded = models.load(folder)
+    naming = loaded if prompter == folder else models.load(prompter, prompts)
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)
         try:
             (place / "baseline" if other else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {place}: {error.strerror}") from error
-        results, decoded, threshold = evaluate(loaded, items, split, place, naming)
+        results, decoded, threshold = evaluate(loaded, items, split, place, naming if prompts else None)
         runs, compared = {"score": results.rows}, Comparison([], {}, 0)
         if other:
             theirs = models.load(other)

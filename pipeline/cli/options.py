@@ -93,7 +93,7 @@ class Models:
             raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
         return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
 
-    def load(self, folder: Path, prompts: Path | str = "") -> "Model":
+    def load(self, folder: Path, prompts: Path | None = None) -> "Model":
         from alpro import Model
 
         return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)

@@ -329,4 +329,4 @@ def test_the_prompter_of_a_trained_model_is_found(workspace):
     artifacts = workspace / "artifacts"
     prompter = artifacts / "train_prompter" / ("a" * 16), artifacts / "cache_prompts" / ("b" * 16)
     assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8), follow=True) == prompter
-    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8)) == (artifacts / "finetune_qa" / ("cd" * 8), "")
+    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8)) == (artifacts / "finetune_qa" / ("cd" * 8), None)
