@@ -7,13 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alpro.artifact import RECORD_VERSION, read_record
-from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.files import write_json
 from alpro.inference import clips as clips_module
 from alpro.inference.clips import load_frames
-from alpro.inference.find import find_model, find_prompter
 from alpro.inference.model import Model
 from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
@@ -217,116 +213,3 @@ def test_lower_precision_changes_scores_a_little(models, folders, videos, dtype)
     for name in ("similarity", "match"):
         expected, actual = (getattr(model, name)(TEXTS, videos) for model in (whole, half))
         assert 0 < (expected - actual).abs().max() < 0.05
-
-
-@pytest.fixture
-def workspace(folders, tmp_path):
-    """A workspace with a prompter and its prompts, and a QA model that was trained with them."""
-    records = {
-        "train_prompter": ("prompter", "a" * 64, {}),
-        "cache_prompts": ("prompts", "b" * 64, {"prompter": ("train_prompter", "a" * 64)}),
-        "pretrain": ("retrieval", "c" * 64, {"prompts": ("cache_prompts", "b" * 64)}),
-        "finetune_qa": ("qa", "cd" * 32, {"model": ("pretrain", "c" * 64)}),
-    }
-    for stage, (source, fingerprint, inputs) in records.items():
-        folder = tmp_path / "artifacts" / stage / fingerprint[:16]
-        shutil.copytree(folders[source], folder)
-        named = {name: {"stage": of, "fingerprint": other} for name, (of, other) in inputs.items()}
-        about = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": fingerprint, "inputs": named}
-        write_json(folder / "artifact.json", about)
-    return tmp_path
-
-
-def test_a_model_is_found_by_its_fingerprint(workspace, videos):
-    qa = Model.load("cdcd", workspace, device="cpu")
-    assert len(qa.ask(videos[0], "where?")) == 3
-    for name in ("aaaa", "b" * 64, workspace / "artifacts" / "train_prompter" / ("a" * 16)):
-        assert len(Model.load(name, workspace, device="cpu").entities(videos[0])) == 3
-    for name in ("c", "f", "../x", "finetune_qa@ef"):  # two, and none
-        with pytest.raises(InputError, match=name):
-            Model.load(name, workspace, device="cpu")
-    (workspace / "empty").mkdir()
-    with pytest.raises(InputError, match="empty"):
-        Model.load(workspace / "empty", device="cpu")
-
-
-@pytest.fixture
-def built(workspace):
-    """built(mark, at, stage, inputs, **arguments): an artifact of a fingerprint of this mark, built at this time."""
-
-    def build(mark, at, stage="finetune_qa", inputs=None, **arguments):
-        source = next((workspace / "artifacts" / stage).iterdir())
-        folder = source.with_name(mark * 8)
-        if not folder.is_dir():
-            shutil.copytree(source, folder)
-        record = read_record(folder) | {"fingerprint": mark * 32, "run": {"at": at, "arguments": arguments}}
-        write_json(folder / "artifact.json", record | ({"inputs": inputs} if inputs else {}))
-        return folder
-
-    return build
-
-
-def test_a_stage_stands_for_the_artifact_that_was_built_last(workspace, built, capsys):
-    """Whatever the times of its files: that of a fetched one is when it was fetched."""
-    new = built("ef", "2026-02-01T10:20:30+00:00", config="own_videos", changes=["finetune_qa.steps=5"])
-    old = built("cd", "2026-01-01T00:00:00+00:00", config="own_videos", changes=[])
-    line = "efefefef (own_videos finetune_qa.steps=5, 2026-02-01 10:20)"
-    assert [find_model(name, workspace) for name in ("finetune_qa", "finetune-qa")] == [new, new]
-    assert capsys.readouterr().err == f"finetune_qa: {line}\nfinetune-qa: {line}\n"
-    names = ("finetune_qa@cd", "finetune-qa@cdcd", "cdcdcd", old, str(old))
-    assert [find_model(name, workspace) for name in names] == [old] * len(names)
-    assert capsys.readouterr().err == ""
-    with pytest.raises(InputError, match="evaluate"):
-        find_model("evaluate", workspace)
-    (new / "artifact.json").write_text("")  # after a power failure
-    assert find_model("finetune_qa", workspace) == old
-    assert "artifact.json is corrupt" in capsys.readouterr().err
-
-
-def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(workspace, built):
-    def run(name, started, mark, stage="", state="finished"):
-        steps = [{"stage": "finetune_qa", "fingerprint": mark * 32}, {"stage": "pretrain", "fingerprint": "c" * 64}]
-        (workspace / "reports").mkdir(exist_ok=True)
-        values = {"state": state, "stage": stage, "started": started, "steps": steps}
-        write_json(workspace / "reports" / f"{name}.json", values)
-
-    built("cd", "2026-01-01T00:00:00", config="own_videos", changes=[])
-    trial = built("ef", "2026-02-01T00:00:00", config="own_videos", changes=["finetune_qa.steps=5"])
-    run("whole", "2026-01-01", "cd")
-    run("one-stage", "2026-02-01", "ef", stage="finetune_qa")
-    run("failed", "2026-02-02", "ef", state="failed")
-    (workspace / "reports" / "other.json").write_text("[")
-    with pytest.raises(InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"):
-        find_model("finetune_qa", workspace)
-    assert find_model("finetune_qa@ef", workspace) == trial
-    assert find_model("train_prompter", workspace).parent.name == "train_prompter"  # the run had none of this stage
-    run("later", "2026-03-01", "ef")
-    assert find_model("finetune_qa", workspace) == trial
-
-
-def test_a_stage_with_several_corpora_stands_for_none_of_them(workspace):
-    for mark in ("ab", "ba"):
-        folder = workspace / "artifacts" / "decode_videos" / (mark * 8)
-        folder.mkdir(parents=True)
-        values = {"version": RECORD_VERSION, "stage": "decode_videos", "name": f"decode_videos {mark}"}
-        write_json(folder / "artifact.json", {**values, "fingerprint": mark * 32, "inputs": {}, "run": {"at": mark}})
-    with pytest.raises(InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"):
-        find_artifact("decode_videos", workspace)
-    assert find_artifact("decode_videos@ab", workspace)[1]["name"] == "decode_videos ab"
-
-
-def test_the_prompts_of_a_prompter_are_the_newest_that_were_embedded_with_it(workspace, built):
-    own, other = ({"prompter": {"stage": "train_prompter", "fingerprint": mark * 64}} for mark in "a9")
-    built("bd", "2026-01-02", "cache_prompts", own)
-    expected = built("be", "2026-01-03", "cache_prompts", own)
-    built("bc", "2026-01-01", "cache_prompts", own)
-    built("bf", "2026-01-04", "cache_prompts", other)
-    prompter = workspace / "artifacts" / "train_prompter" / ("a" * 16)
-    assert find_prompter(prompter) == (prompter, expected)
-
-
-def test_the_prompter_of_a_trained_model_is_found(workspace):
-    artifacts = workspace / "artifacts"
-    prompter = artifacts / "train_prompter" / ("a" * 16), artifacts / "cache_prompts" / ("b" * 16)
-    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8), follow=True) == prompter
-    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8)) == (artifacts / "finetune_qa" / ("cd" * 8), None)
