@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from alpro.stages import evaluate
 from alpro.stages.evaluation.controls import Shuffle, answer_under, best_single_frame, reverse, still
@@ -56,37 +55,10 @@ def test_the_answer_is_that_of_the_most_certain_frame():
     assert best.exp().tolist() == [[pytest.approx(0.6225, abs=1e-4), pytest.approx(0.9820, abs=1e-4)]]
 
 
-@pytest.fixture
-def projected(reading, monkeypatch):
-    """projected(task, bright): the fake model, whose similarity is that of what it reads off as well. In a still clip
-    it sees the entry `bright` of its answers where the clip is brighter than grey, and the other one elsewhere."""
-
-    def make(task: str = "retrieval", bright: int = 0, certainty: float = 1.0):
-        model = reading(task)
-        encode = model.encode_video
-
-        def see(frames: Tensor) -> Tensor:
-            if (frames != frames[:, :1]).any():
-                return encode(frames)
-            model.seen.append(frames)
-            place = (frames.mean(dim=(1, 2, 3, 4)) < 0).long()
-            width = model.config.video.width
-            seen = nn.functional.one_hot(place if bright == 0 else 1 - place, width).float()
-            seen[:, 1] *= certainty
-            return seen[:, None].expand(-1, 1 + model.config.video.grid**2, width)
-
-        for name, call in (("project_video", lambda t: t[:, 0]), ("project_text", lambda t: t[:, 0])):
-            monkeypatch.setattr(model, name, call)
-        monkeypatch.setattr(model, "encode_video", see)
-        return model
-
-    return make
-
-
-def test_retrieval_under_every_control(clips_of_brightness, projected, tmp_path):
+def test_retrieval_under_every_control(clips_of_brightness, reading, tmp_path):
     """Each text has two clips that match it equally. Backwards it matches the others; shuffled clips neither rise nor
     fall; of single frames every clip has bright and dark ones, so that all pairs tie."""
-    projected()
+    reading()
     wanted = {"retrieval": "clips", "controls": ("shuffled", "reversed", "single_frame", "text_only")}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
     ranks = {name: row["value"] for name, row in rows.items() if name.endswith("MdR")}
@@ -101,10 +73,10 @@ def test_retrieval_under_every_control(clips_of_brightness, projected, tmp_path)
     assert {row["what"] for row in rows.values()} > {f"control: {label}" for label in labels}
 
 
-def test_answers_under_every_control(clips_of_brightness, projected, tmp_path):
+def test_answers_under_every_control(clips_of_brightness, reading, tmp_path):
     """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only is the mean color,
     zero after normalization: it is not darker than grey."""
-    model = projected("qa", certainty=2.0)
+    model = reading("qa", certainty=2.0)
     controls = ("shuffled", "reversed", "single_frame", "text_only")
     wanted = {"qa": "clips", "controls": controls, "contrasts": (("rising", "falling"),)}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)

@@ -128,24 +128,6 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tok
         assert f'"{gallery.texts[found]}"' in line
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("ranking", ["vtc", 0, 2])
-def test_validation_under_autocast_as_on_a_gpu(ranking, several, tokenizer, tiny_model):
-    """Similarities and margins are float32, which numpy has; bfloat16 it does not have."""
-    if ranking == "vtc":
-        objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
-        validate = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))
-    else:
-        objective = MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD).eval()
-        few = config(Retrieval, ("several",), top_k=ranking)
-        validate, _ = validate_retrieval(objective, several, tokenizer, few)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = validate()
-    recalls = [value for name, value in actual.items() if name.endswith("R1")]
-    assert len(recalls) in (2, 4)
-    assert all(0 <= value <= 100 for value in recalls)
-
-
 @pytest.fixture
 def always(tiny_model, tokenizer):
     """always(place, answers): an objective whose head always gives one of so many answers."""
