@@ -92,13 +92,10 @@ def search(
     """
     if rerank is None:
         rerank = RERANKED if model.folder.ranking == "matching" else 0
-    alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
-    encoded = model.texts([text]) if alpro and rerank else None
-    query = (encoded.features if encoded else model.embed_texts([text]))[0].cpu().numpy()
-    matched = rerank if alpro and offset < rerank else 0  # a later page shows none of them
-    kept = fitting(index, filters)
-    hits = similar_hits(index, query, max(offset + k, matched), kept)
-    first = match_hits(model, noted(hits[:matched]), encoded) if encoded and matched else []
+    matched = rerank if isinstance(model.folder.model, Alpro) and offset < rerank else 0  # a later page shows none
+    encoded, kept = model.texts([text]), fitting(index, filters)
+    hits = similar_hits(index, encoded.features[0].cpu().numpy(), max(offset + k, matched), kept)
+    first = match_hits(model, noted(hits[:matched]), encoded) if matched else []
     shown = [*first[offset : offset + k], *noted(hits[max(offset, len(first)) : offset + k])]
     found = Found(shown, int(kept.sum()), sum(hit.match is not None for hit in first))
     found.note = model.note(text)
