@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.models.alpro import Alpro
-from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
@@ -94,12 +93,12 @@ def recorded(monkeypatch, owner, name: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
 def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, tokenizer, monkeypatch, kept_share):
     """In batches of two, of which the last has one crop."""
-    gallery, words = Gallery.of(clips, "validation").first(5, 1), WordPieces(tokenizer)
+    gallery = Gallery.of(clips, "validation").first(5, 1)
     objective = pretraining().eval()
     labels, logits = (
         recorded(monkeypatch, *of) for of in ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
     )
-    pem_scores(objective, words, 16, gallery, batch=2)
+    pem_scores(objective, tokenizer, 16, gallery, batch=2)
     assert [len(part) for part in labels] == [2, 2, 1]
     labels, logits = torch.cat(labels), torch.cat(logits)
     best = labels.amax(1)
@@ -108,7 +107,7 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, t
     assert kept.float().mean() == pytest.approx(kept_share)
     right = (labels.argmax(1) == logits.argmax(1)) & kept
     entropy = -(labels * labels.log()).sum(1)
-    scores = pem_scores(objective, words, 16, gallery, batch=2)
+    scores = pem_scores(objective, tokenizer, 16, gallery, batch=2)
     assert scores == pytest.approx(
         {
             "validation/pem/kept": 100 * kept_share,
