@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.stages import evaluate
+from alpro.stages.evaluation import controls
 from alpro.stages.evaluation.controls import Shuffle, answer_under, best_single_frame, reverse, still
 from tests.stages.evaluation.conftest import evaluated
 
@@ -55,11 +56,19 @@ def test_the_answer_is_that_of_the_most_certain_frame():
     assert best.exp().tolist() == [[pytest.approx(0.6225, abs=1e-4), pytest.approx(0.9820, abs=1e-4)]]
 
 
-def test_retrieval_under_every_control(clips_of_brightness, reading, tmp_path):
+@pytest.fixture
+def seeds(monkeypatch) -> list[int]:
+    """The seeds of the shuffles so far."""
+    seen: list[int] = []
+    monkeypatch.setattr(controls, "Shuffle", lambda seed: seen.append(seed) or Shuffle(seed))
+    return seen
+
+
+def test_retrieval_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
     """Each text has two clips that match it equally. Backwards it matches the others; shuffled clips neither rise nor
     fall; of single frames every clip has bright and dark ones, so that all pairs tie."""
     reading()
-    wanted = {"retrieval": "clips", "controls": ("shuffled", "reversed", "single_frame", "text_only")}
+    wanted = {"retrieval": "clips", "controls": ("shuffled", "reversed", "single_frame", "text_only"), "seed": 5}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
     ranks = {name: row["value"] for name, row in rows.items() if name.endswith("MdR")}
     assert ranks == {
@@ -69,17 +78,19 @@ def test_retrieval_under_every_control(clips_of_brightness, reading, tmp_path):
         "retrieval_single_frame/t2v/MdR": 2.5,
         "retrieval_single_frame_vtc/t2v/MdR": 2.5,
     }
+    assert seeds == [5]
     labels = {"frames shuffled", "frames reversed", "best single frame", "best single frame, by similarity"}
     assert {row["what"] for row in rows.values()} > {f"control: {label}" for label in labels}
 
 
-def test_answers_under_every_control(clips_of_brightness, reading, tmp_path):
+def test_answers_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
     """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only is the mean color,
     zero after normalization: it is not darker than grey."""
     model = reading("qa", certainty=2.0)
-    controls = ("shuffled", "reversed", "single_frame", "text_only")
-    wanted = {"qa": "clips", "controls": controls, "contrasts": (("rising", "falling"),)}
+    wanted = {"qa": "clips", "contrasts": (("rising", "falling"),), "seed": 7}
+    wanted["controls"] = "shuffled", "reversed", "single_frame", "text_only"
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
+    assert seeds == [7]
     scores = {name: (row["value"], row["chance"], row["items"]) for name, row in rows.items()}
     expected = {"qa": 100, "qa_shuffled": 0, "qa_reversed": 0, "qa_single_frame": 50, "qa_text_only": 50}
     for name, value in expected.items():

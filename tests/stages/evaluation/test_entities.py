@@ -166,9 +166,9 @@ def test_what_a_crop_shows(places, box, shown):
     assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
 
 
-def test_a_label_of_probability_1_is_in_the_last_interval():
-    actual = calibration(np.array([1.0, 0.05, 0.9]), np.array([True, False, False]))
-    assert actual == [(1, 0.05, 0.0), (2, 0.95, 0.5)]
+def test_a_label_is_in_the_interval_of_its_probability_and_1_in_the_last():
+    actual = calibration(np.array([1.0, 0.05, 0.9, 0.48, 0.42]), np.array([True, False, False, True, False]))
+    assert actual == [(1, 0.05, 0.0), (2, pytest.approx(0.45), 0.5), (2, 0.95, 0.5)]
 
 
 def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):

@@ -96,6 +96,21 @@ def test_training_in_bfloat16_says_so(pretrained, clips, tmp_path, resources, mo
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("matching", "ranking"), [(50.0, "matching"), (40.0, "similarity")])
+def test_the_ranking_that_was_better_on_validation_is_stored(
+    matching, ranking, pretrained, clips, tmp_path, resources, monkeypatch
+):
+    pretrained("start")
+    (tmp_path / "tuned").mkdir()
+    metrics = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 40.0}
+    validate = (lambda: metrics), "validation/mean_recall"
+    monkeypatch.setattr(finetune_retrieval, "validate_retrieval", lambda *_: validate)
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
+    config = finetune_retrieval.Config.model_validate(values)
+    finetune_retrieval.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources)
+    assert ModelFolder.from_pretrained(tmp_path / "tuned" / "model").ranking == ranking
+
+
 @pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
     stage, pretrained, clips, tmp_path, resources
