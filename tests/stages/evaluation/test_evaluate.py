@@ -8,13 +8,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from alpro.errors import InputError
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
-from alpro.stages.evaluation.gallery import Labels
+from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results
@@ -256,19 +257,38 @@ def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading
     assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
-def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch):
-    clips = [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")]
-    monkeypatch.setattr(zero_shot, "load_prompter", lambda *_: SimpleNamespace(normalized=lambda device: None))
+@pytest.mark.parametrize("prompter", ["prompter", "prompts"])
+def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch, prompter):
+    """That in the prompts, if there is no other. Clips that training has, too, are left out."""
+    also_in_training(clips_of_brightness, down0="test")
+    clips, seen = [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")], []
+    loaded = SimpleNamespace(normalized=lambda device: None)
+    monkeypatch.setattr(zero_shot, "load_prompter", lambda path, device: seen.append(path) or loaded)
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {"video": torch.zeros(0)})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: ["ball", "box", "star"])
-    monkeypatch.setattr(zero_shot, "entities_of_clips", lambda *values: clips)
-    actual = evaluated(
-        zero_shot, clips_of_brightness, tmp_path / "out", ("prompter", "prompts", "vocabulary"), qa="clips"
-    )
+    monkeypatch.setattr(zero_shot, "entities_of_clips", lambda e, p, n, reader: seen.append(reader) or clips)
+    models = tuple({prompter: 1, "prompts": 1, "vocabulary": 1})
+    actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", models, qa="clips")
+    assert str(seen[0]) == prompter
+    assert seen[1].column("id").to_pylist() == ["up0", "up1", "down1"]
     row = actual["entities/acc"]
     assert (row["value"], row["low"], row["high"], row["chance"], row["items"]) == (50.0, 0.0, 100.0, 50.0, 2)
-    assert set(actual) == {"entities/acc"}
+    assert set(actual) == {"left_out/clips", "entities/acc"}
     assert pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist() == [
         {"score": "entities/acc", "id": "a", "text": "a ball", "value": 100.0},
         {"score": "entities/acc", "id": "b", "text": "a star", "value": 0.0},
     ]
+
+
+def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(corpus_of, tmp_path, monkeypatch):
+    """Of each text n of six, n others rank above its own video."""
+    rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
+    scores, drawn = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2, []
+    picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
+    monkeypatch.setattr(evaluate, "retrieval_picture", picture)
+    evaluate.draw_retrieval(Gallery.of(corpus_of(tmp_path, rows), "test"), scores, tmp_path, each=2)
+    assert [text for text, _, _ in drawn] == ["ball 0", "ball 1", "ball 4", "ball 5"]
+    assert [note.split()[-3:] for _, note, _ in drawn] == [[str(n), "of", "6"] for n in (1, 2, 5, 6)]
+    assert "v4" in drawn[2][1]
+    assert [right for _, _, right in drawn[2][2]] == [False] * 4
+    assert ("v1", True) in [result[1:] for result in drawn[1][2]]
