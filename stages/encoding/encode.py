@@ -28,7 +28,7 @@ Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame i
 
 @dataclass
 class Texts:
-    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
+    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its embedding."""
 
     tokens: Tensor
     mask: Tensor
@@ -98,7 +98,6 @@ def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], len
         if not start:  # filled in place to avoid a second copy
             tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
         tokens[part] = encoded
-    mask = mask[:, : tokens.shape[1]]  # a CLIP has one token of a text, its embedding
     with float32(device):
         return Texts(tokens, mask, model.project_text(tokens).float())
 

@@ -39,7 +39,6 @@ def add_retrieval(
             "id": queries.ids,
             "text": queries.texts,
             "rank": ranks.expected.tolist(),
-            "score": np.where(relevant, ranked, -np.inf).max(1).tolist(),  # of the best right item
             "best": items[best].tolist(),
             "best_scores": np.take_along_axis(ranked, best, axis=1).tolist(),
         }
