@@ -90,8 +90,9 @@ def exported(folders, videos, tmp_path_factory):
     """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
     root, models = tmp_path_factory.mktemp("exported"), {}
     for task in ("retrieval", "qa", "prompter"):
-        prompts = [folders["prompts"]] if task == "prompter" else []
-        models[task] = Model.load(folders[task], *prompts, device="cpu")
+        models[task] = Model.load(
+            folders[task], prompts=folders["prompts"] if task == "prompter" else None, device="cpu"
+        )
         export(models[task], root / task, "# A model\n")
     frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))

@@ -464,7 +464,7 @@ def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, m
     common, rare, _ = videos
     count = round(120 / video_seconds(rare))
     films = film("film.mp4", [rare if number == count * 2 // 3 else common for number in range(count)])
-    assert update(films, 10.0, 5.0)[0].embedded == 23
+    assert update(films, 10.0)[0].embedded == 23  # one every 5 seconds
     hits = similar_hits(opened(tmp_path), model.encode(rare), 3, np.ones(23, bool))
     assert (hits[0].item["start"], hits[0].item["end"], hits[0].span) == (80, 90, (75, 90))
     assert hits[0].remarks == ["neighbors fit too: 75-90 s"]
