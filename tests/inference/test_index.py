@@ -273,7 +273,7 @@ def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
     assert scores.tolist() == pytest.approx([values[row] for row in expected])
 
 
-def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path):
+def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path, monkeypatch):
     update(own)
     index = opened(tmp_path)
     paths = [index.item(i)["path"] for i in range(5)]
@@ -294,6 +294,10 @@ def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(upda
         assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
     pages = [hit.number for at in (0, 2, 4, 6) for hit in search(index, model, TEXT, 2, at, rerank=4).hits]
     assert pages == [hit.number for hit in found.hits]
+    against = lambda alpro, text, videos, pairs: -0.5 * (videos.features @ text.features[0])  # noqa: E731
+    with monkeypatch.context() as patch:  # half of the similarity is left
+        patch.setattr("alpro.inference.search.match", against)
+        assert [hit.item["path"] for hit in search(index, model, TEXT, rerank=5).hits] == plain
     best = found.hits[0].similarity if found.hits[0].similarity > similarity[plain[1]] else similarity[plain[0]]
     for below, nothing in ((best + 0.01, True), (best - 0.01, False)):
         assert search(index, model, TEXT, nothing_below=below).nothing_fits is nothing
