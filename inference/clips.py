@@ -1,12 +1,10 @@
-"""Loads clips for a model: of a file, a URL, the content of a file, a part of one, or a sample of a decoded corpus."""
+"""Loads clips for a model: of a file, a URL, a part of one, or a sample of a decoded corpus."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +19,7 @@ from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, is_url
 from alpro.shards.transforms import squash
 from alpro.stages.execution.interface import cores
 
-Source = Location | bytes | Row | Sample  # a file, by its place or its content; a part of one; a sample of a corpus
+Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
 
 MAX_THREADS = 16  # of a machine with many cores; a file is decoded by one
@@ -32,7 +30,7 @@ def file_name(source: Source) -> str:
     """The file of a source, or the shard and the id of a sample, for messages."""
     if isinstance(source, Sample):
         return f"{source.shard}: {source.about['id']}"
-    return "upload" if isinstance(source, bytes) else str(source.path if isinstance(source, Row) else source)
+    return str(source.path if isinstance(source, Row) else source)
 
 
 def is_file(text: Any) -> bool:
@@ -41,8 +39,6 @@ def is_file(text: Any) -> bool:
 
 
 def is_image(source: Source) -> bool:
-    if isinstance(source, bytes):
-        return source.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or source[8:12] == b"WEBP"
     if isinstance(source, Sample):
         return source.about["kind"] == "image"
     return source.kind == "image" if isinstance(source, Row) else suffix(located(source)) in IMAGE_EXTENSIONS
@@ -60,7 +56,8 @@ def load_clip(source: Source, count: int, size: int) -> Clip:
             frames = source.frames(segment_starts(len(source), count))
             frames = squash(frames, size) if is_image(source) else frames
             return Clip(frames, 0.0, source.about.get("width", size), source.about.get("height", size))
-        with local_file(source.path if isinstance(source, Row) else source) as path:
+        file = absolute(source.path if isinstance(source, Row) else source)
+        with local_copy(file, MAX_FETCHED_BYTES) as path:
             if not is_image(source):
                 window = (source.start, source.end) if isinstance(source, Row) else ()
                 return decode_video(path, count, size, *window)
@@ -87,42 +84,28 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
     return load_clip(source, video.frames, video.image_size).frames.transpose(0, 3, 1, 2)
 
 
-@contextmanager
-def local_file(source: Location | bytes) -> Iterator[Path]:
-    """A path of a file on this machine; a temporary one for a URL, or for the content of a file."""
-    if not isinstance(source, bytes):
-        with local_copy(absolute(source), MAX_FETCHED_BYTES) as path:
-            yield path
-        return
-    with NamedTemporaryFile() as file:
-        file.write(source)
-        file.flush()
-        yield Path(file.name)
-
-
-def decode_ahead(
-    sources: Iterable[S], video: VideoConfig, threads: int = 0
-) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
+def decode_ahead(sources: Iterable[S], video: VideoConfig) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
     """The frames of each source in order, or why it cannot be decoded. At most two clips a thread are ahead.
 
-    `sources` may be a generator without an end; it is read no further than it is decoded. threads: 0 for one a core.
+    `sources` may be a generator without an end; it is read no further than it is decoded.
     """
-    count = threads or min(MAX_THREADS, cores())
-    pending: deque[tuple[S, Future[np.ndarray]]] = deque()
+    count = min(MAX_THREADS, cores())
+    pending: deque[tuple[S, Future[np.ndarray | DecodeError]]] = deque()
     pool = ThreadPoolExecutor(count)
     try:
         for source in sources:
-            pending.append((source, pool.submit(load_frames, source, video)))
+            pending.append((source, pool.submit(_frames_or_error, source, video)))
             if len(pending) >= 2 * count:
-                yield _result(*pending.popleft())
-        while pending:
-            yield _result(*pending.popleft())
+                first, future = pending.popleft()
+                yield first, future.result()
+        for source, future in pending:
+            yield source, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _result(source: S, future: Future[np.ndarray]) -> tuple[S, np.ndarray | DecodeError]:
+def _frames_or_error(source: Source, video: VideoConfig) -> np.ndarray | DecodeError:
     try:
-        return source, future.result()
+        return load_frames(source, video)
     except DecodeError as error:
-        return source, error
+        return error

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
+from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
 from alpro.inference.search import RERANKED
@@ -23,23 +25,14 @@ from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.encoding.encode import Videos, similarities
-from alpro.stages.encoding.pairs import score
-from alpro.stages.evaluation.entities import best_constant, true_entities
-from alpro.stages.evaluation.metrics import (
-    CAPTIONS,
-    ENTITY_ACCURACY,
-    Queries,
-    Ranks,
-    Score,
-    accuracy_scores,
-    majority_baseline,
-    ranking_scores,
-    retrieval_scores,
-)
+from alpro.stages.encoding.pairs import match_top_k, score
+from alpro.stages.evaluation.entities import Named, add_entities, true_entities
+from alpro.stages.evaluation.gallery import Labels
+from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction
 from alpro.stages.evaluation.protocol import also_in_training
-from alpro.stages.evaluation.qa import answer_head
+from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.retrieval import match_top_k
+from alpro.stages.evaluation.retrieval import add_retrieval
 
 
 @dataclass(frozen=True)
@@ -111,49 +104,32 @@ def corpora_of(model: Path) -> Iterator[Path]:
     """The decoded corpora on which a model of a workspace was trained, and those on which its inputs were."""
     artifact = model.parent if model.name == "model" else model
     for source in (read_record(artifact) or {"inputs": {}})["inputs"].values():
-        folder = artifact.parents[1] / source["stage"] / source["fingerprint"][:16]
+        folder = input_folder(artifact, source)
         yield from [folder] if source["stage"] in CORPUS_STAGES else corpora_of(folder)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The texts of a gallery, each once, and which of its videos are right for it: (texts, videos) boolean."""
-
-    ids: list[str]
-    texts: list[str]
-    relevant: np.ndarray
-
-    @classmethod
-    def of(cls, items: list[Labeled]) -> "Labels":
-        """Equal captions, whatever their case, are one text, with all their videos."""
-        place, owners = {item.id: i for i, item in enumerate(items)}, dict[str, tuple[str, set[int]]]()
-        for i, item in enumerate(items):
-            also = {place[other] for other in item.about["meta"].get("relevant") or () if other in place}
-            for text in item.about["captions"]:
-                owners.setdefault(text.casefold(), (text, set()))[1].update({i} | also)
-        relevant = np.zeros((len(owners), len(items)), bool)
-        for row, (_, videos) in zip(relevant, owners.values(), strict=True):
-            row[list(videos)] = True
-        return cls([item.id for item in items], [text for text, _ in owners.values()], relevant)
-
-    def direction(self, name: str, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, Queries]:
-        """The scores, the right items and the queries of t2v or v2t; scores: (texts, videos)."""
-        if name == "t2v":
-            return scores, self.relevant, Queries.of([self.ids[i] for i in self.relevant.argmax(1)], self.texts)
-        own = self.relevant.any(0)
-        captions = [CAPTIONS.join(np.array(self.texts, object)[column]) for column in self.relevant.T[own]]
-        return scores.T[own], self.relevant.T[own], Queries.of(list(np.array(self.ids, object)[own]), captions)
+def labels_of(items: list[Labeled]) -> Labels:
+    """Which videos are right for each text. Equal captions, whatever their case, are one text with several videos."""
+    place, owners = {item.id: i for i, item in enumerate(items)}, dict[str, tuple[str, set[int]]]()
+    for i, item in enumerate(items):
+        also = {place[other] for other in item.about["meta"].get("relevant") or () if other in place}
+        for text in item.about["captions"]:
+            owners.setdefault(text.casefold(), (text, set()))[1].update({i} | also)
+    relevant = np.zeros((len(owners), len(items)), bool)
+    for row, (_, videos) in zip(relevant, owners.values(), strict=True):
+        row[list(videos)] = True
+    return Labels([item.id for item in items], [text for text, _ in owners.values()], relevant)
 
 
 def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
     kept, tokens, features = list[Labeled](), [], []
-    first, whole = 0, isinstance(model.folder.model, Alpro)
-    for batch in model.batches([item.source for item in items], cls_only=not whole, total=len(items)):
-        kept += [items[first + i] for i in batch.decoded]
-        tokens += [batch.videos.tokens] * bool(batch.decoded)
-        features += [batch.videos.features] * bool(batch.decoded)
-        first += len(batch.sources)
+    cls_only = not isinstance(model.folder.model, Alpro)
+    for batch in model.batches([item.source for item in items], cls_only=cls_only, total=len(items)):
+        if batch.decoded:
+            kept += [items[i] for i in batch.decoded]
+            tokens.append(batch.videos.tokens)
+            features.append(batch.videos.features)
     if not kept:
         raise InputError("none of the videos could be decoded")
     return kept, Videos(torch.cat(tokens), torch.cat(features))
@@ -184,62 +160,64 @@ class Threshold:
 
 
 @torch.inference_mode()
-def add_retrieval(
-    results: Results, model: Model, items: list[Labeled], videos: Videos, what: str, name: str
-) -> tuple[dict[str, Score], Threshold | None]:
-    """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks. Returns the scores
-    by similarity, such as t2v/R1, and a threshold if there are texts."""
-    labels, found = Labels.of(items), dict[str, Score]()
-    if not labels.texts:
-        return {}, None
-    frames = model.folder.model.config.video.frames
+def evaluate(
+    model: Model, items: list[Labeled], split: str, out: Path, prompter: Model | None = None
+) -> tuple[Results, list[Labeled], Threshold | None]:
+    """Scores a model on what the data has labels for: answers if it answers questions, otherwise retrieval; and the
+    entities of its prompter. Returns the results, which are written to a folder, the videos that could be decoded, and
+    the threshold of a model that searches. Raises InputError if there is nothing to score."""
+    results, threshold = Results(split, out), None
+    decoded, videos = encode(model, items)
+    if len(decoded) < len(items):
+        results.add_share("decoded", "data", "videos of the data", "decoded", len(decoded), len(items))
+    if model.folder.answers:
+        _answers(results, model, decoded, videos)
+    elif (labels := labels_of(decoded)).texts:
+        threshold = _retrieval(results, model, labels, videos)
+    if prompter:
+        named, of_prompter = (decoded, videos) if prompter is model else encode(prompter, decoded)
+        _entities(results, prompter, named, of_prompter)
+    if not results.rows:
+        raise InputError(f"no labels that this {model.folder.task} model could be scored on")
+    results.outcome()
+    return results, decoded, threshold
+
+
+def _retrieval(results: Results, model: Model, labels: Labels, videos: Videos) -> Threshold:
+    """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks."""
+    frames = f"{model.folder.model.config.video.frames} frames"
     similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
-    rankings = {name: (what, "all pairs", similarity)}
+    add_retrieval(results, "by similarity", "similarity", similarity, labels, protocol=f"all pairs, {frames}")
+    for direction, (ranked, relevant) in by_direction(similarity, labels.relevant).items():
+        precision = average_precision(ranked, relevant, labels.queries(direction))
+        results.add(precision, "by similarity", "similarity", direction, f"all pairs, {frames}")
     if isinstance(model.folder.model, Alpro):
         with model.precision():
             texts = model.texts(labels.texts)
             (scores,) = match_top_k(model.folder.model, texts, videos, RERANKED, directions=("t2v",))
-        rankings["rerank"] = f"with --rerank {RERANKED}", f"top {RERANKED}", scores
-    for key, (line, pairs, scores) in rankings.items():
-        for direction in ("t2v", "v2t") if key == name else ("t2v",):
-            ranked, relevant, queries = labels.direction(direction, scores)
-            for one in [
-                *retrieval_scores(Ranks.of(ranked, relevant), queries),
-                *ranking_scores(ranked, relevant, queries),
-            ]:
-                results.add(one, line, key, direction, f"{pairs}, {frames} frames")
-                found |= {f"{direction}/{one.metric.key}": one} if key == name else {}
-    return found, Threshold.of(similarity, labels.relevant)
+        protocol = f"top {RERANKED}, {frames}"
+        add_retrieval(results, f"with --rerank {RERANKED}", "rerank", scores, labels, ("t2v",), protocol)
+    return Threshold.of(similarity, labels.relevant)
 
 
-@torch.inference_mode()
-def add_answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
+def _answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
     """Adds the accuracy of answers by type; beside it that of the most frequent right answer of each type."""
     asked = [(i, question) for i, item in enumerate(items) for question in item.about["questions"]]
     if not asked:
         raise InputError("this model answers questions, and the data has none")
-    alpro, texts = model.folder.model, [question["question"] for _, question in asked]
-    assert isinstance(alpro, Alpro)
-    pairs = np.array([(row, i) for row, (i, _) in enumerate(asked)])
+    places, questions = zip(*asked, strict=True)
+    alpro, pairs = cast(Alpro, model.folder.model), np.array([*enumerate(places)])
     with model.precision():
-        best = score(alpro, answer_head(alpro), model.texts(texts), videos, pairs).argmax(1).tolist()
-    right = np.array([model.folder.answers[n] == q["answer"] for n, (_, q) in zip(best, asked, strict=True)])
-    truth = [(question["type"], question["answer"]) for _, question in asked]
-    queries = Queries.of([items[i].id for i, _ in asked], texts)
-    baseline = majority_baseline(truth, truth)
-    for one in accuracy_scores(right, baseline, [kind for kind, _ in truth], queries):
-        results.add(one, "question answering", "qa")
+        texts = model.texts([question["question"] for question in questions])
+        logits = score(alpro, cast(nn.Module, alpro.qa_head), texts, videos, pairs).cpu()
+    about = [*questions], [items[i].id for i in places], [*questions]
+    add_answers(results, "question answering", "qa", logits, model.folder.answers, *about)
 
 
-def add_entities(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
-    """Adds the accuracy of the prompter's most likely entity on the videos with a known one, if there are any."""
-    names = model.folder.entities
-    truths = {i: truth for i, item in enumerate(items) if (truth := true_entities(item.about, names))}
-    if truths:
-        rows = list(truths)
-        best = similarities(videos.features[rows], model.prompts["video"]).argmax(1).tolist()
-        right = np.array([names[n] in truth for n, truth in zip(best, truths.values(), strict=True)])
-        texts = [CAPTIONS.join(items[i].about["captions"]) for i in rows]
-        queries = Queries.of([items[i].id for i in rows], texts)
-        constant = best_constant(list(truths.values()), names)
-        results.add(Score(ENTITY_ACCURACY, right * 100.0, constant, queries), "prompter", "entities")
+def _entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
+    """Adds the accuracy of the prompter's most likely entity on the videos with a known one."""
+    names = prompter.folder.entities
+    best = similarities(videos.features, prompter.prompts["video"]).argmax(1).tolist()
+    known = ((item, true_entities(item.about, names), names[n]) for item, n in zip(items, best, strict=True))
+    clips = [Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name) for item, truth, name in known if truth]
+    add_entities(results, clips, names)

@@ -13,6 +13,7 @@ REQUIRED = ("config.json", "model.safetensors")
 # Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
 OTHERS = [f"{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")]
 OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
+PROMPTS = "prompts.safetensors"
 
 
 def find_model(name: str | Path, workspace: Path) -> Path:
@@ -21,69 +22,61 @@ def find_model(name: str | Path, workspace: Path) -> Path:
     Raises InputError if there is none, or more than one.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not has_model(folder):
-            raise InputError(f"{folder}: not a model folder: it has no config.json")
-        check_artifact(folder)
-        return folder
-    found, _ = find_artifact(name, workspace)
-    if not has_model(found):
-        raise InputError(f"{name}: the artifact of {found.parent.name} has no model")
-    check_artifact(found)
-    return found
+    if not folder.is_dir():
+        folder, _ = find_artifact(name, workspace)
+    if not has_model(folder) and not (folder / PROMPTS).is_file():
+        raise InputError(f"{folder}: not a model folder: it has no config.json")
+    check_artifact(folder)
+    return folder
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder has a model, or the prompts of one."""
-    return (model_folder(folder) / "config.json").is_file() or (folder / "prompts.safetensors").is_file()
+    return (model_folder(folder) / "config.json").is_file()
 
 
-def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]:
-    """The folder of a prompter and that of its prompts, from a folder of either; ("", if there are no prompts).
+def input_folder(artifact: Path, source: dict[str, str]) -> Path:
+    """The folder of an input of an artifact, which its record names, in the same workspace."""
+    return artifact.parents[1] / source["stage"] / source["fingerprint"][:16]
+
+
+def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | None]:
+    """The folder of a prompter and that of its prompts (None: there are no prompts), from a folder of either.
 
     An artifact of cache_prompts names its prompter, and that of a prompter is named by the newest cache_prompts of the
     workspace that embedded entities with it. follow: a model that was trained with a prompter also stands for it.
     """
     found = _find_prompter(folder, follow)
-    for other in {Path(place) for place in found if place} - {folder}:
+    for other in {place for place in found if place} - {folder}:
         check_artifact(other)
     return found
 
 
-def _find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | str]:
-    if (folder / "prompts.safetensors").is_file() and (model_folder(folder) / "config.json").is_file():
-        return folder, ""
-    if follow and (folder / "prompter" / "config.json").is_file():  # of an imported checkpoint
-        return _find_prompter(folder / "prompter")
+def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
+    if (folder / PROMPTS).is_file() and has_model(folder):
+        return folder, folder
+    if follow and has_model(folder / "prompter"):  # of an imported checkpoint
+        return _find_prompter(folder / "prompter", False)
     record = read_record(folder)
     if record is None:
-        return folder, ""
-    stage, workspace = record["stage"], folder.parents[2]
-    if stage == "cache_prompts":
-        source = record["inputs"].get("prompter")
-        if source is None:
-            return folder, ""
-        prompter = workspace / "artifacts" / source["stage"] / source["fingerprint"][:16]
-        if not prompter.is_dir():
-            raise InputError(f"{folder}: its prompter {source['fingerprint'][:16]} is not in {workspace}")
-        return prompter, folder
-    if stage == "train_prompter":
-        for prompts, other in reversed(artifacts(workspace / "artifacts", "cache_prompts/*")):
+        return folder, None
+    inputs = record["inputs"]
+    if record["stage"] == "cache_prompts" and "prompter" in inputs:
+        return input_folder(folder, inputs["prompter"]), folder
+    if record["stage"] == "train_prompter":
+        for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
             if other["inputs"].get("prompter", {}).get("fingerprint") == record["fingerprint"]:
                 return folder, prompts
-        return folder, ""
-    for source in record["inputs"].values() if follow else ():
+    for source in inputs.values() if follow else ():
         if source["stage"] in ("cache_prompts", "pretrain"):
-            found = _find_prompter(workspace / "artifacts" / source["stage"] / source["fingerprint"][:16], follow)
-            if found[1] or (found[0] / "prompts.safetensors").is_file():
+            found = _find_prompter(input_folder(folder, source), follow)
+            if found[1]:
                 return found
-    return folder, ""
+    return folder, None
 
 
 def is_pretrained(folder: Path) -> bool:
     """Whether a folder has a model of pre-training, which names entities itself."""
-    config = model_folder(folder) / "config.json"
-    return config.is_file() and read_json(config).get("task") == "pretrain"
+    return has_model(folder) and read_json(model_folder(folder) / "config.json").get("task") == "pretrain"
 
 
 def model_digest(folder: Path) -> str:

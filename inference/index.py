@@ -1,8 +1,8 @@
 """An index of embedded videos: a folder that `alpro index` fills and `alpro search` reads.
 
-index.json names the model and the parts. A part is a Parquet file with a row for each clip and its embedding, or for
-each rejected file and the reason. It counts once index.json names it, so an interrupted run keeps every finished part,
-and a search can run at the same time. What index.json does not name is deleted before any other change.
+index.json names the model and the parts. A part is a Parquet file with a row for each clip and its embedding. It counts
+once index.json names it, so an interrupted run keeps every finished part, and a search can run at the same time. What
+index.json does not name is deleted before any other change. rejects.parquet has the files that could not be decoded.
 """
 
 import time
@@ -28,6 +28,7 @@ from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
 from alpro.shards.storage import absolute, located
 
+REJECTS_FILE = "rejects.parquet"
 PART_CLIPS = 1024  # clips after which a part is added
 PART_SECONDS = 60.0  # or the time since the last one
 MAX_PARTS = 100  # more are merged at the end of a run
@@ -44,11 +45,10 @@ ITEMS = pa.schema(
         ("identity", pa.string()),  # size and time of the file, or its ETag: a change embeds it again
         ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
         ("frame_sizes", pa.list_(pa.int64())),
-        ("reason", pa.string()),  # of a reject, which has no embedding
-        ("detail", pa.string()),
     ]
 )
 PART = pa.schema([*ITEMS, ("embedding", pa.list_(pa.float32()))])
+REJECTED = pa.schema([*REJECTS, *(field for field in ITEMS if field.name not in REJECTS.names)])
 CLIP = ("id", "path", "kind", "start", "end", "caption", "columns")  # what people see of an item
 Item = dict[str, Any]  # a row of ITEMS
 
@@ -59,7 +59,7 @@ class About(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: str
     digest: str
     window: float | None = None
@@ -70,8 +70,8 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Index:
-    """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector; `rejects` are the files
-    that could not be decoded."""
+    """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector; `rejects` has the files
+    that could not be decoded, with the reason."""
 
     folder: Path
     about: About
@@ -86,7 +86,8 @@ class Index:
         while True:
             about = read_about(folder)
             try:
-                parts = [read_part(folder / f"{name}.parquet") for name in about.parts]
+                parts = [read_part(folder / f"{name}.parquet", PART) for name in about.parts]
+                rejects = read_part(folder / REJECTS_FILE, REJECTED) if (folder / REJECTS_FILE).exists() else None
                 break
             except (OSError, ValueError, pa.ArrowException) as error:
                 if read_about(folder).parts != about.parts:  # another process merged them
@@ -95,17 +96,10 @@ class Index:
                 raise InputError(
                     f"{folder}: corrupt: {line}; delete this folder, and create the index again"
                 ) from error
-        items, rejects, vectors = [ITEMS.empty_table()], [ITEMS.empty_table()], list[np.ndarray]()
-        for table in parts:
-            rejected = pc.is_valid(table["reason"])
-            rows = table.filter(pc.invert(rejected))
-            vectors += [
-                chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in rows["embedding"].chunks if chunk
-            ]
-            items.append(rows.drop_columns("embedding"))
-            rejects.append(table.filter(rejected).drop_columns("embedding"))
+        rows = pa.concat_tables([PART.empty_table(), *parts])
+        vectors = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in rows["embedding"].chunks if chunk]
         embeddings = np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
-        return cls(folder, about, pa.concat_tables(items), embeddings, pa.concat_tables(rejects))
+        return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects or REJECTED.empty_table())
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -130,8 +124,8 @@ class Index:
         return folder
 
     def load_model(self, name: str | Path = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
-        """The model of this index, see `model_folder`; options as of `Model.load`."""
-        return Model.from_pretrained(self.model_folder(name, workspace), **options)
+        """The model of this index, see `model_folder`. options: as of `Model.load`."""
+        return Model.load(self.model_folder(name, workspace), **options)
 
     def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
         """The items and rejects that a name stands for, each after the name: an id, a file, or a folder."""
@@ -141,18 +135,6 @@ class Index:
                 places = (item["id"], item["path"], *map(str, PurePath(item["path"]).parents))
                 if name := next((wanted[place] for place in places if place in wanted), None):
                     yield name, item
-
-    def write_vectors(self, file: Path) -> None:
-        """Writes a Parquet file with a row for each clip: CLIP and its embedding, E numbers of float32 with length 1;
-        the model and its digest are in the schema's metadata. Raises InputError if the file cannot be written."""
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel()), self.embeddings.shape[1])
-        table = self.items.select(CLIP).append_column("embedding", vectors)
-        about = {key: str(getattr(self.about, key)) for key in ("model", "digest")}
-        try:
-            with atomic_write(file) as temporary:
-                pq.write_table(table.replace_schema_metadata(about), temporary, row_group_size=PART_CLIPS)
-        except OSError as error:
-            raise InputError(f"--out {file}: {error.strerror or error}") from error
 
 
 def read_about(folder: Path) -> About:
@@ -167,9 +149,9 @@ def read_about(folder: Path) -> About:
         raise InputError(f"{file}: cannot be read: {line}; delete {folder}, and create the index again") from error
 
 
-def read_part(file: Path) -> pa.Table:
-    """The rows of a part."""
-    return pq.ParquetFile(file).read().cast(PART)  # as a data set, folders named NAME=VALUE would be columns
+def read_part(file: Path, schema: pa.Schema) -> pa.Table:
+    """The rows of a part, or the rejects."""
+    return pq.ParquetFile(file).read().cast(schema)  # as a data set, folders named NAME=VALUE would be columns
 
 
 def source_of(item: Item) -> Row | Sample:
@@ -226,34 +208,43 @@ class IndexWriter:
         write_json(folder / "index.json", about.model_dump())  # first: it marks the folder as an index
         self._delete_others()
         index = Index.open(folder)
-        self.rows = 0  # in all parts
-        self.known: dict[str, str | None] = {}  # identity by key; None: to be tried again
-        for row in (row for table in (index.items, index.rejects) for row in rows_of(table)):
-            self.rows += 1
-            self.known[key_of(row)] = None if row["reason"] in TRANSIENT_REASONS else row["identity"]
-        self.items, self.embeddings = list[Item](), list[np.ndarray | None]()  # of the next part
+        self.rows = len(index)  # in all parts
+        self.known = {key_of(row): row["identity"] for row in rows_of(index.items)}
+        self.rejects = {key_of(row): row for row in rows_of(index.rejects) if row["reason"] != "bad row"}
         self.bad_rows = list[Reject]()  # of the manifest of this run
+        self.items, self.embeddings = list[Item](), list[np.ndarray]()  # of the next part
         self.last = time.monotonic()
 
     def state(self, item: Item) -> str:
-        """Whether an item is new, changed, or known."""
-        identity = self.known.get(key_of(item))
-        return "new" if identity is None else "known" if identity == item["identity"] else "changed"
+        """Whether an item is new, changed, or known. A file that could not be fetched is new."""
+        reject = self.rejects.get(key := key_of(item))
+        if reject and reject["reason"] not in TRANSIENT_REASONS:
+            return "known" if reject["identity"] == item["identity"] else "changed"
+        if key not in self.known:
+            return "new"
+        return "known" if self.known[key] == item["identity"] else "changed"
 
-    def add(self, item: Item, embedding: np.ndarray | None) -> None:
-        """Adds an item; one without an embedding has a reason."""
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """What the index has: the key and the identity of each clip and reject."""
+        yield from self.known.items()
+        yield from ((key, row["identity"]) for key, row in self.rejects.items())
+
+    def add(self, item: Item, embedding: np.ndarray) -> None:
+        """Adds a clip."""
         self.items.append(item)
         self.embeddings.append(embedding)
         self.known[key_of(item)] = item["identity"]
+        self.rejects.pop(key_of(item), None)
         if len(self.items) >= PART_CLIPS or time.monotonic() - self.last > PART_SECONDS:
             self.commit()
 
     def reject(self, item: Item, reason: Reason, detail: str) -> None:
-        rejected = Reject(id=item["id"], path=item["path"], reason=reason, detail=detail)
-        self.add(item | {"reason": reason, "detail": rejected.detail}, None)
+        """Adds a file that could not be decoded. What the index had of it goes with `finish`."""
+        reject = Reject(id=item["id"], path=item["path"], reason=reason, detail=detail)
+        self.rejects[key_of(item)] = item | vars(reject)
 
     def commit(self) -> None:
-        """Writes the items since the last commit as a part, and adds it to the index."""
+        """Writes the clips since the last commit as a part, and adds it to the index."""
         if self.items:
             vectors = pa.array(self.embeddings, PART.field("embedding").type)
             self._add_part(pa.Table.from_pylist(self.items, ITEMS).append_column("embedding", vectors))
@@ -261,19 +252,20 @@ class IndexWriter:
         self.items, self.embeddings, self.last = [], [], time.monotonic()
 
     def finish(self, gone: Collection[str] = ()) -> None:
-        """Adds the last part; merges the parts if there are many, or if items were replaced or are `gone` (the keys of
-        those to remove); writes rejects.parquet for people."""
+        """Adds the last part and writes the rejects; merges the parts if there are many, or if clips were replaced,
+        rejected or are `gone` (the keys of those to remove)."""
         self.commit()
-        if gone or self.rows > len(self.known) or len(self.about.parts) > MAX_PARTS:
+        rejects = [row for key, row in self.rejects.items() if key not in gone]
+        table = pa.Table.from_pylist([*rejects, *map(vars, self.bad_rows)], REJECTED)
+        with atomic_write(self.folder / REJECTS_FILE) as temporary:
+            pq.write_table(table, temporary)
+        gone = {*gone, *self.rejects}
+        if self.rows > len(self.known.keys() - gone) or len(self.about.parts) > MAX_PARTS:
             self._merge(gone)
-        rejects = Index.open(self.folder).rejects.select(REJECTS.names)
-        bad = pa.Table.from_pylist([vars(row) for row in self.bad_rows], REJECTS)
-        with atomic_write(self.folder / "rejects.parquet") as temporary:
-            pq.write_table(pa.concat_tables([rejects, bad]), temporary)
 
     def _merge(self, gone: Collection[str]) -> None:
-        """Replaces the parts by one with the last row of each item that is not gone, in the order of the rows."""
-        tables = [read_part(self.folder / f"{name}.parquet") for name in self.about.parts]
+        """Replaces the parts by one with the last row of each clip that is not gone, in the order of the rows."""
+        tables = [read_part(self.folder / f"{name}.parquet", PART) for name in self.about.parts]
         whole = pa.concat_tables([PART.empty_table(), *tables])
         last = {key_of(row): number for number, row in enumerate(rows_of(whole.drop_columns("embedding")))}
         rows = sorted(number for key, number in last.items() if key not in gone)
@@ -290,6 +282,7 @@ class IndexWriter:
 
     def _delete_others(self) -> None:
         """Deletes the files of interrupted runs: what they removed is not to stay on the disk."""
+        kept = {REJECTS_FILE, *(f"{name}.parquet" for name in self.about.parts)}
         for file in self.folder.iterdir():
-            if file.suffix == ".part" or (file.suffix == ".parquet" and file.stem not in self.about.parts):
+            if file.suffix in (".part", ".parquet") and file.name not in kept:
                 file.unlink()

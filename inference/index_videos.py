@@ -164,8 +164,9 @@ def _add(writer: IndexWriter, model: Model, items: Iterable[Item | Reject], repo
     if about.window and about.stride:
         items = in_windows(items, about.window, about.stride)
     elif isinstance(items, list):
-        total = sum(isinstance(item, dict) and key_of(item) not in writer.known for item in items)
-    pending: list[Item] = []  # those that are decoded: `batches` returns results in order
+        known = dict(writer.identities())
+        total = sum(isinstance(item, dict) and key_of(item) not in known for item in items)
+    pending: list[Item] = []  # those that are decoded, in order
 
     def wanted() -> Iterator[Row | Sample]:
         for item in with_identities(items):
@@ -185,18 +186,17 @@ def _add(writer: IndexWriter, model: Model, items: Iterable[Item | Reject], repo
 
     for batch in model.batches(wanted(), BATCH, cls_only=True, total=total):
         features = dict(zip(batch.decoded, batch.videos.features.cpu().numpy(), strict=True))
-        own, pending[:] = pending[: len(batch.sources)], pending[len(batch.sources) :]
-        for i, item in enumerate(own):
-            if i in features:
+        for place in batch.sources:
+            item = pending.pop(0)
+            if place in features:
                 counts.embedded += 1
-                writer.add(item, features[i])
+                writer.add(item, features[place])
             else:
-                error = batch.errors[i]
+                error = batch.errors[place]
                 counts.reject(error.reason)
                 report(f"{item['path']}: {error}")
                 writer.reject(item, error.reason, error.detail)
-    stale = {key for key, identity in writer.known.items() if current.get(key.split("\n")[0], identity) != identity}
-    writer.finish(stale)
+    writer.finish({key for key, old in writer.identities() if current.get(key.split("\n")[0], old) != old})
     return counts
 
 

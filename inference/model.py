@@ -16,13 +16,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
-from alpro.inference.find import find_model, find_prompter
+from alpro.inference.find import PROMPTS, find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, load_labels
@@ -30,10 +29,9 @@ from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.progress import progress
 from alpro.shards.decoding import DecodeError
-from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
-from alpro.stages.evaluation.retrieval import match, match_all
+from alpro.stages.encoding.pairs import match, match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 
@@ -79,9 +77,10 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of sources: the encoded videos of `decoded`, and the errors of the others; both by place in `sources`."""
+    """A batch of a stream of sources by their places in the stream: the sources, the encoded videos of those that could
+    be decoded, and the errors of the others."""
 
-    sources: list[Any]
+    sources: dict[int, Any]
     decoded: list[int]
     videos: Videos
     errors: dict[int, DecodeError]
@@ -98,53 +97,38 @@ class Model:
 
     @classmethod
     def load(
-        cls, name: PathLike, workspace: PathLike = "workspace", device: Device = "auto", dtype: Dtype = "auto"
+        cls,
+        name: PathLike,
+        workspace: PathLike = "workspace",
+        prompts: PathLike | None = None,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
     ) -> "Model":
         """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it, or that
         of the newest artifact of a stage by its name.
 
-        A prompter gets the entities of the workspace that were embedded with it, if there are any. dtype: of the
-        encoders' matrix products, auto: as in training; weights, embeddings and scores are float32. Raises InputError
-        if there is no such model.
-        """
-        folder = find_model(name, Path(workspace))
-        return cls.from_pretrained(*find_prompter(folder), device=device, dtype=dtype)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: PathLike, prompts: PathLike = "", device: Device = "auto", dtype: Dtype = "auto"
-    ) -> "Model":
-        """Loads a model folder, or an artifact that contains one.
-
-        prompts: the artifact of cache_prompts with the entities of a prompter; not needed if the folder itself has
-        prompts.safetensors, as those of `alpro model import` do, and the artifact of cache_prompts with a CLIP or
-        SigLIP as the prompter. Raises InputError if a file is missing.
+        prompts: the artifact of cache_prompts with the entities of a prompter; by default the newest in the workspace
+        that was embedded with it, if there is any. dtype: of the encoders' matrix products, auto: as in training;
+        weights, embeddings and scores are float32. Raises InputError if there is no such model, or a file is missing.
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
+        folder = find_model(name, Path(workspace))
+        folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
         target = pick_device(Resources(device=device))
-        loaded = load_prompter(Path(folder), target)
-        width = loaded.model.config.video.width
-        kind = precision(width, target) if dtype == "auto" else getattr(torch, dtype)
-        source = Path(prompts) if prompts else Path(folder)
-        if not prompts and not (source / "prompts.safetensors").is_file():
+        loaded = load_prompter(folder, target)
+        kind = precision(loaded.model.config.video.width, target) if dtype == "auto" else getattr(torch, dtype)
+        if source is None:
             return cls(loaded, {}, target, kind)
-        if not (source / "prompts.safetensors").is_file():
-            raise InputError(
-                f"{source}: no prompts.safetensors in this folder; use the folder of a cache_prompts artifact"
-            )
-        embeddings = {kind: value.to(target) for kind, value in read_prompts(source).items()}
+        embeddings = {kind: value.to(target) for kind, value in read_prompts(require(source, PROMPTS).parent).items()}
         try:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
         if len(loaded.entities) != len(embeddings["video"]):
             names, rows = len(loaded.entities), len(embeddings["video"])
-            raise InputError(f"{source}: entities.json has {names} names, and prompts.safetensors {rows} embeddings")
+            raise InputError(f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings")
         return cls(loaded, embeddings, target, kind)
-
-    def save_pretrained(self, folder: PathLike) -> None:
-        self.folder.save_pretrained(Path(folder))
 
     def frames(self, file: Source) -> Tensor:
         """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
@@ -163,13 +147,13 @@ class Model:
         cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total: the number of sources,
         for the progress, if it is known.
         """
-        decoded = decode_ahead(files, self.folder.model.config.video)
+        decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
         with progress("encoding", total, "videos") as advance:
             while part := list(islice(decoded, batch_size)):
-                frames = {i: clip for i, (_, clip) in enumerate(part) if isinstance(clip, np.ndarray)}
-                errors = {i: error for i, (_, error) in enumerate(part) if isinstance(error, DecodeError)}
+                frames = {i: clip for i, (_, clip) in part if isinstance(clip, np.ndarray)}
+                errors = {i: error for i, (_, error) in part if isinstance(error, DecodeError)}
                 videos = self._encode(list(frames.values()), cls_only)
-                yield Encoded([source for source, _ in part], list(frames), videos, errors)
+                yield Encoded({i: source for i, (source, _) in part}, list(frames), videos, errors)
                 advance(len(part))
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
@@ -191,7 +175,7 @@ class Model:
         """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""
         for batch in self.batches(files, batch_size, cls_only=True):
             features = dict(zip(batch.decoded, batch.videos.features, strict=True))
-            for i, source in enumerate(batch.sources):
+            for i, source in batch.sources.items():
                 yield Embedded(source, features.get(i), batch.errors.get(i))
 
     @torch.inference_mode()
@@ -201,23 +185,12 @@ class Model:
 
     def _encode_texts(self, texts: list[str]) -> Texts:
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return encode_texts(folder.model, folder.tokenizer, texts, length, self.device)
-
-    def embed_videos(self, files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
-        """L2-normalized embeddings (N, E); their dot product with text embeddings is the VTC similarity.
-
-        The row of a file that cannot be decoded is NaN, and a warning names it.
-        """
-        files = several(files)
-        out = torch.full((len(files), self.embed_dim), torch.nan, device=self.device)
-        for start, batch in self._numbered(files, batch_size, cls_only=True):
-            out[[start + i for i in batch.decoded]] = batch.videos.features
-        return out
+        return encode_texts(folder.model, folder.tokenizer, texts, length)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length, self.device)
+        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def unknown_words(self, text: str) -> list[str]:
         """The content words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters
@@ -243,14 +216,12 @@ class Model:
         """E, the length of an embedding."""
         return self.embed_texts(["a"]).shape[1]  # that of a CLIP is in no configuration of ours
 
-    def _numbered(self, files: list[Any], batch_size: int, cls_only: bool = False) -> Iterator[tuple[int, Encoded]]:
-        """The batches of a list, each with the place of its first file. Warns of files that cannot be decoded."""
-        start = 0
-        for batch in self.batches(files, batch_size, cls_only, len(files)):
+    def _warned(self, files: Iterable[S], *options: Any) -> Iterator[Encoded]:
+        """`batches`, with a warning for each file that cannot be decoded."""
+        for batch in self.batches(files, *options):
             for i, error in batch.errors.items():
                 warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
-            yield start, batch
-            start += len(batch.sources)
+            yield batch
 
     def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
         """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a single one.
@@ -263,8 +234,12 @@ class Model:
         listed = several(inputs)
         if len(kinds := {is_file(one) for one in listed}) > 1:
             raise InputError("expected a list of texts or a list of files, not both in one")
-        embedded = self.embed_videos(listed, batch_size) if kinds.pop() else self.embed_texts(listed)
-        return embedded.cpu().numpy()
+        if not kinds.pop():
+            return self.embed_texts(listed).cpu().numpy()
+        embedded = torch.full((len(listed), self.embed_dim), torch.nan)
+        for batch in self._warned(listed, batch_size, True, len(listed)):
+            embedded[batch.decoded] = batch.videos.features.cpu()
+        return embedded.numpy()
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> Tensor:
         """VTC similarity (N, M), -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or returns
@@ -281,31 +256,29 @@ class Model:
             raise InputError(f"match takes texts, then files; {texts[0]!r} is no text")
         encoded = self.texts(texts)
         out = torch.full((len(texts), len(files)), torch.nan)
-        for start, batch in self._numbered(files, batch_size):
+        for batch in self._warned(files, batch_size, False, len(files)):
             with self.precision():
                 scores = match_all(model, encoded, batch.videos)
-            out[:, [start + i for i in batch.decoded]] = torch.from_numpy(scores).sigmoid()
+            out[:, batch.decoded] = torch.from_numpy(scores).sigmoid()
         return out
 
     @torch.inference_mode()
     def pairs(self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH) -> Iterator[dict[str, Any]]:
         """For a stream of a video and its text each: `answer` and `probability` to a question if the model answers
         questions, else `similarity` and, except for a prompter, `match`. None if the file cannot be decoded."""
-        texts: list[str] = []
+        texts: dict[int, str] = {}
 
         def files() -> Iterator[Source]:
-            for file, text in pairs:
-                texts.append(text)
+            for place, (file, text) in enumerate(pairs):
+                texts[place] = text
                 yield file
 
-        for batch in self.batches(files(), batch_size):
-            own, texts[:] = texts[: len(batch.sources)], texts[len(batch.sources) :]
-            results = self._score_pairs(batch.videos, [own[i] for i in batch.decoded])
-            by_place = dict(zip(batch.decoded, results, strict=True))
-            for i, source in enumerate(batch.sources):
-                if i in batch.errors:
-                    warnings.warn(f"{file_name(source)}: {batch.errors[i]}", stacklevel=2)
-                yield by_place.get(i) or dict.fromkeys(self.pair_columns)
+        for batch in self._warned(files(), batch_size):
+            rows = self._score_pairs(batch.videos, [texts[i] for i in batch.decoded])
+            by_place = dict(zip(batch.decoded, rows, strict=True))
+            for place in batch.sources:
+                del texts[place]
+                yield by_place.get(place) or dict.fromkeys(self.pair_columns)
 
     @property
     def pair_columns(self) -> tuple[str, ...]:
@@ -317,18 +290,15 @@ class Model:
     def _score_pairs(self, videos: Videos, texts: list[str]) -> list[dict[str, Any]]:
         if not texts:
             return []
+        encoded = self.texts(texts)
         if self.folder.answers:
-            probabilities = self._answers(videos, self.texts(texts))
-            return [
-                dict(zip(self.pair_columns, self._best(p, self.folder.answers, 1)[0], strict=True))
-                for p in probabilities
-            ]
-        if not isinstance(self.folder.model, Alpro):
-            return [{"similarity": value} for value in (videos.features * self.embed_texts(texts)).sum(1).tolist()]
-        encoded, own = self.texts(texts), np.arange(len(texts))[:, None].repeat(2, axis=1)
-        with self.precision():
-            margins = match(self.folder.model, encoded, videos, own)
-        columns = (videos.features * encoded.features).sum(1).tolist(), margins.sigmoid().tolist()
+            best = (self._best(p, self.folder.answers, 1)[0] for p in self._answers(videos, encoded))
+            return [dict(zip(self.pair_columns, pair, strict=True)) for pair in best]
+        columns = [(videos.features * encoded.features).sum(1).tolist()]
+        if isinstance(self.folder.model, Alpro):
+            with self.precision():
+                margins = match(self.folder.model, encoded, videos, np.arange(len(texts))[:, None].repeat(2, axis=1))
+            columns.append(margins.sigmoid().tolist())
         return [dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     @torch.inference_mode()
@@ -337,14 +307,11 @@ class Model:
 
         frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be decoded.
         """
-        self._require_answers()
+        if not self.folder.answers:
+            raise InputError(f"this {self.folder.task} model does not answer questions; load a model of finetune_qa")
         clips = self.frames(file) if frames is None else frames
         videos = self._encode(list(clips.cpu().numpy()))
         return self._best(self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k)
-
-    def _require_answers(self) -> None:
-        if not self.folder.answers:
-            raise InputError(f"this {self.folder.task} model does not answer questions; load a model of finetune_qa")
 
     def _answers(self, videos: Videos, questions: Texts) -> Tensor:
         """The probabilities (N, answers) of the answers to a question about each video."""
@@ -373,7 +340,7 @@ class Model:
         if not self.names_entities:
             raise InputError(
                 f"this {self.folder.task} model names no entities: use a pre-trained model, or a prompter with its "
-                "prompts, Model.from_pretrained(PROMPTER, PROMPTS)"
+                "prompts, Model.load(PROMPTER, prompts=PROMPTS)"
             )
         if text and not isinstance(model, Alpro):
             raise InputError("a prompter names a region without a text; only a pre-trained model reads one")
@@ -391,14 +358,6 @@ class Model:
                 kind = "image" if is_image(file) and "image" in self.prompts else "video"
                 labels = model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)
-
-    def draw_entities(self, file: Source, boxes: Sequence[Box] = (WHOLE,), text: str = "") -> Image.Image:
-        """Draws the entities of regions, as `entities` takes them, on the middle frame (Figure 3 of the paper)."""
-        frames = self.frames(file)[0]
-        middle = frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy()
-        name = Path(file_name(file)).name
-        drawn = [draw_entities(middle, box, self.entities(file, box, text=text), name) for box in boxes]
-        return sheet(drawn, columns=len(drawn))
 
     def _alpro(self, what: str) -> Alpro:
         if not isinstance(self.folder.model, Alpro):

@@ -16,7 +16,7 @@ from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.storage import identities, located
 from alpro.stages.encoding.encode import Texts
-from alpro.stages.evaluation.retrieval import match
+from alpro.stages.encoding.pairs import match
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")
@@ -91,13 +91,10 @@ def search(
     """
     if rerank is None:
         rerank = RERANKED if model.folder.ranking == "matching" else 0
-    alpro = model.folder.model if isinstance(model.folder.model, Alpro) else None
-    encoded = model.texts([text]) if alpro and rerank else None
-    query = (encoded.features if encoded else model.embed_texts([text]))[0].cpu().numpy()
-    matched = rerank if alpro and offset < rerank else 0  # a later page shows none of them
-    kept = fitting(index, filters)
-    hits = similar_hits(index, query, max(offset + k, matched), kept)
-    first = match_hits(model, noted(hits[:matched]), encoded) if encoded and matched else []
+    matched = rerank if isinstance(model.folder.model, Alpro) and offset < rerank else 0  # a later page shows none
+    encoded, kept = model.texts([text]), fitting(index, filters)
+    hits = similar_hits(index, encoded.features[0].cpu().numpy(), max(offset + k, matched), kept)
+    first = match_hits(model, noted(hits[:matched]), encoded) if matched else []
     shown = [*first[offset : offset + k], *noted(hits[max(offset, len(first)) : offset + k])]
     found = Found(shown, int(kept.sum()), sum(hit.match is not None for hit in first))
     found.note = model.note(text)
@@ -228,17 +225,14 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     assert isinstance(alpro, Alpro)
     same, left = [hit for hit in hits if not hit.note], [hit for hit in hits if hit.note]
     ranked: list[tuple[float, Hit]] = []
-    start = 0
     for batch in model.batches([source_of(hit.item) for hit in same], BATCH, total=len(same)):
         pairs = np.array([[0, i] for i in range(len(batch.decoded))])
         with model.precision():
             margins = match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
-        for i, margin in zip(batch.decoded, margins.tolist(), strict=True):
-            hit = same[start + i]
-            probability = torch.tensor(margin).sigmoid().item()
-            ranked.append((margin + (hit.similarity or 0.0), replace(hit, match=probability)))
-        left += [replace(same[start + i], note=str(e)) for i, e in batch.errors.items()]
-        start += len(batch.sources)
+        for i, margin in zip(batch.decoded, margins, strict=True):
+            score = margin.item() + (same[i].similarity or 0.0)
+            ranked.append((score, replace(same[i], match=margin.sigmoid().item())))
+        left += [replace(same[i], note=str(error)) for i, error in batch.errors.items()]
     ranked.sort(key=lambda pair: -pair[0])
     return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -(hit.similarity or 0.0))]
 

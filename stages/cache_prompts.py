@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -49,7 +48,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         prompter = load_prompter(inputs["prompter"], device)
     entities = read_entities(inputs["vocabulary"])
     prompts = {
-        kind: embed(prompter.model, prompter.tokenizer, entities, templates, device)
+        kind: embed(prompter.model, prompter.tokenizer, entities, templates)
         for kind, templates in config.templates.kinds.items()
     }
     write_tensors({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
@@ -57,12 +56,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     return Outcome({"entities": len(entities)})
 
 
-def embed(
-    model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...], device: torch.device
-) -> Tensor:
+def embed(model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]) -> Tensor:
     """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the official code."""
     texts = [fill(template, word) for word in words for template in templates]
-    features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS, device)
+    features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
     return features.view(len(words), len(templates), -1).mean(dim=1)
 
 

@@ -1,6 +1,5 @@
 """Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section 4)."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +8,17 @@ from pydantic import Field
 
 from alpro.progress import progress
 from alpro.shards.pictures import retrieval_picture
-from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.controls import Answers, ControlName, add_retrieval_controls, answers_under_controls
-from alpro.stages.evaluation.metrics import (
-    TABLE_VERSION,
-    Score,
-    accuracy_scores,
-    contrast_of,
-    directions_of,
-    majority_baseline,
-)
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, length_of, load_for_evaluation
-from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.results import Results, add_rankers, evaluating
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.controls import CONTROLS, ControlName, add_retrieval_control, answer_under
+from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.metrics import TABLE_VERSION, by_direction
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
+from alpro.stages.evaluation.qa import add_answers
+from alpro.stages.evaluation.results import Results, evaluating
+from alpro.stages.evaluation.retrieval import add_rankers
+from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"9 {TABLE_VERSION}"
-ANSWER_COLUMNS = ("id", "type", "question", "answer", "predicted", "probability", "right")
+VERSION = f"10 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):
@@ -60,82 +52,44 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Retrieval by the fine-tuned model, by each of its scores; controls."""
-    folder = load_for_evaluation(config, inputs["retrieval"], device)
-    gallery = Gallery.of(inputs[config.retrieval], config.split, excluded(config, inputs[config.retrieval]))
-    scores = add_rankers(results, "fine-tuned", "retrieval", folder, gallery, config, device)
-    retrieval_pictures(gallery, directions_of(scores)[0], results.out)
-    add_retrieval_controls(results, config, config.controls, config.seed, folder, gallery, device)
+    model = Scorer.load(config, inputs["retrieval"], device)
+    corpus = inputs[config.retrieval]
+    gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
+    scores = add_rankers(results, "fine-tuned", "retrieval", model, gallery)
+    draw_retrieval(gallery, by_direction(scores, gallery.labels.relevant)["t2v"][0], results.out)
+    for control in (name for name in CONTROLS if name in config.controls):
+        add_retrieval_control(results, control, config.seed, model, gallery)
 
 
 def question_answering(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Accuracy by type with the most frequent training answer as chance level; two-way accuracy; controls."""
     config = config.model_copy(update={"frames": 0, "max_text_tokens": 0})  # those are of retrieval
-    folder = load_for_evaluation(config, inputs["qa"], device)
+    model = Scorer.load(config, inputs["qa"], device)
     corpus = inputs[config.qa]
     questions = Questions.of(corpus, config.split, excluded(config, corpus))
-    trained = Questions.of(corpus, "train")
-    baseline = majority_baseline(
-        list(zip(trained.types, trained.answers, strict=True)),
-        list(zip(questions.types, questions.answers, strict=True)),
-    )
-    encoder, length = folder.normalized(device), length_of(config, folder)
-    asked: dict[str, tuple[str, Answers]] = {
-        "qa": ("question answering", partial(answer_logits, encoder, questions, folder.tokenizer, length, device)),
-        **answers_under_controls(config.controls, config.seed, config, folder, questions, device),
-    }
-    for key, (what, answer) in asked.items():
-        logits = answer()
-        answers = [folder.answers[int(i)] for i in logits.argmax(1)]
-        right = np.array([a == b for a, b in zip(answers, questions.answers, strict=True)])
-        for score in accuracy_scores(right, baseline, questions.types, questions.queries):
-            results.add(score, what, key)
-        add_contrasts(results, what, key, config.contrasts, logits, folder.answers, questions)
-        if key == "qa":
-            ids, confidence = questions.queries.ids, logits.softmax(1).max(1).values.tolist()
-            columns = ids, questions.types, questions.texts, questions.answers, answers, confidence, right.tolist()
-            results.table("qa", [dict(zip(ANSWER_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)])
+    asked = questions.items, questions.video_ids, Questions.of(corpus, "train").items, config.contrasts
+    add_answers(results, "question answering", "qa", model.answer(questions), model.answers, *asked)
+    for control in (name for name in CONTROLS if name in config.controls):
+        logits = answer_under(control, config.seed, model, questions)
+        add_answers(results, f"control: {CONTROLS[control].label}", f"qa_{control}", logits, model.answers, *asked)
 
 
-def add_contrasts(
-    results: Results,
-    what: str,
-    key: str,
-    contrasts: tuple[tuple[str, str], ...],
-    logits: torch.Tensor,
-    answers: list[str],
-    questions: Questions,
-) -> None:
-    """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the other one."""
-    for pair in contrasts:
-        asked = np.array([answer in pair for answer in questions.answers])
-        if asked.any() and all(answer in answers for answer in pair):
-            two = logits[asked][:, [answers.index(answer) for answer in pair]].argmax(1).tolist()
-            right = np.array([pair[choice] for choice in two]) == np.array(questions.answers)[asked]
-            results.add(Score(contrast_of(pair), right * 100.0, 50.0, questions.queries.select(asked)), what, key)
-
-
-def retrieval_pictures(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:
+def draw_retrieval(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:
     """Draws pictures/retrieval.png: the queries with the best and the worst ranks of their videos."""
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    by_rank = np.argsort(
-        [(row > row[v]).sum() for row, v in zip(scores, gallery.video_of_text, strict=True)], kind="stable"
-    )
-    best = scores.argsort(axis=1)[:, ::-1][:, :4]
+    own = scores[np.arange(len(scores)), gallery.video_of_text]
+    better = (scores > own[:, None]).sum(1)
+    by_rank, best = better.argsort(kind="stable"), scores.argsort(axis=1)[:, ::-1][:, :4]
     queries = []
     for text in [*by_rank[:each], *by_rank[-each:]]:
-        own = int(gallery.video_of_text[text])
-        place = int((scores[text] > scores[text, own]).sum()) + 1
-        retrieved = [
-            (middle_frame(gallery.reader, gallery.numbers[v]), gallery.ids[v], bool(v == own)) for v in best[text]
-        ]
-        queries.append(
-            (gallery.texts[text], f"its video, {gallery.ids[own]}, came {place} of {scores.shape[1]}", retrieved)
-        )
+        right = int(gallery.video_of_text[text])
+        note = f"its video, {gallery.ids[right]}, came {better[text] + 1} of {scores.shape[1]}"
+        found = [(middle_frame(gallery, v), gallery.ids[v], bool(v == right)) for v in best[text]]
+        queries.append((gallery.texts[text], note, found))
     (out / "pictures").mkdir(exist_ok=True)
     retrieval_picture(queries).save(out / "pictures" / "retrieval.png")
 
 
-def middle_frame(reader: ShardReader, number: int) -> np.ndarray:
-    """The first frame (H, W, 3) of the second of three equal segments of a sample."""
-    sample = reader[number]
+def middle_frame(gallery: Gallery, video: int) -> np.ndarray:
+    """The first frame (H, W, 3) of the second of three equal segments of a video of a gallery."""
+    sample = gallery.reader[gallery.numbers[video]]
     return sample.frames([len(sample) // 3])[0]

@@ -5,16 +5,19 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from alpro.shards.reader import ShardReader
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.encoding.encode import load_prompter
 from alpro.stages.evaluation.entities import add_crops, add_entities, entities_of_clips, entities_of_crops
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import TABLE_VERSION
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded, load_for_evaluation
-from alpro.stages.evaluation.results import Results, add_rankers, evaluating
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
+from alpro.stages.evaluation.results import Results, evaluating
+from alpro.stages.evaluation.retrieval import add_rankers
+from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"7 {TABLE_VERSION}"
+VERSION = f"8 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):
@@ -39,18 +42,18 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 def retrieval(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Retrieval by the pre-trained model, by each of its scores."""
-    folder = load_for_evaluation(config, inputs["pretrained"], device)
-    gallery = Gallery.of(inputs[config.retrieval], config.split, excluded(config, inputs[config.retrieval]))
-    add_rankers(results, "zero-shot", "zero_shot", folder, gallery, config, device)
+    model, corpus = Scorer.load(config, inputs["pretrained"], device), inputs[config.retrieval]
+    gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
+    add_rankers(results, "zero-shot", "zero_shot", model, gallery)
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:
     """Accuracy of the prompter's most likely entity per clip, and on random crops of the clips."""
-    prompter = load_prompter(inputs.get("prompter", inputs["prompts"]), device)
-    corpus = inputs[config.retrieval or config.qa]
+    encoder = load_prompter(inputs.get("prompter", inputs["prompts"]), device).normalized(device)
     prompts, names = read_prompts(inputs["prompts"])["video"].to(device), read_entities(inputs["vocabulary"])
-    split = corpus, config.split, excluded(config, corpus)
-    add_entities(results, entities_of_clips(prompter, prompts, names, *split, device), names)
+    corpus = inputs[config.retrieval or config.qa]
+    reader = ShardReader(corpus, config.split, "video", excluded(config, corpus))
+    add_entities(results, entities_of_clips(encoder, prompts, names, reader), names)
     if config.entity_crops:
-        crops = entities_of_crops(prompter, prompts, names, *split, device, config.entity_crops)
+        crops = entities_of_crops(encoder, prompts, names, reader, config.entity_crops)
         add_crops(results, crops, names, config.threshold)

@@ -222,19 +222,17 @@ def decode_sample(sample, resources) -> Callable[..., Path]:
     return decode
 
 
-@pytest.fixture(scope="session")
-def clips(build_once, decode_sample) -> Path:
-    return build_once("clips", lambda out: decode_sample(out, "clips", samples_per_shard=16))
+def decoded(corpus: str, **config: Any) -> Any:
+    """A fixture of a decoded corpus of the sample."""
+
+    @pytest.fixture(scope="session", name=corpus)
+    def folder(build_once, decode_sample) -> Path:
+        return build_once(corpus, lambda out: decode_sample(out, corpus, **config))
+
+    return folder
 
 
-@pytest.fixture(scope="session")
-def lessons(build_once, decode_sample) -> Path:
-    return build_once("lessons", lambda out: decode_sample(out, "lessons"))
-
-
-@pytest.fixture(scope="session")
-def stills(build_once, decode_sample) -> Path:
-    return build_once("stills", lambda out: decode_sample(out, "stills"))
+clips, lessons, stills = decoded("clips", samples_per_shard=16), decoded("lessons"), decoded("stills")
 
 
 @pytest.fixture(scope="session")
@@ -314,24 +312,11 @@ def training() -> Callable[..., Any]:
     """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
-    def config(
-        corpora: Iterable[str] = ("clips",),
-        steps: int = 4,
-        group_batches: bool = False,
-        patch_dropping: float = 0.0,
-        **changes,
-    ) -> TrainingConfig:
-        phase = {"corpora": tuple(corpora), "steps": steps, "group_batches": group_batches}
-        phases = [phase | {"patch_dropping": patch_dropping}]
-        values = {
-            "phases": phases,
-            "batch_size": 8,
-            "lr": 1e-3,
-            "warmup_ratio": 0.25,
-            "max_text_tokens": 24,
-            "log_every": 2,
-        }
-        return TrainingConfig.model_validate(values | changes)
+    def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
+        phase: dict[str, Any] = {"corpora": tuple(corpora), "steps": steps}
+        phase |= {key: changes.pop(key) for key in ("group_batches", "patch_dropping") if key in changes}
+        values = {"batch_size": 8, "lr": 1e-3, "warmup_ratio": 0.25, "max_text_tokens": 24, "log_every": 2}
+        return TrainingConfig.model_validate({"phases": [phase], **values, **changes})
 
     return config
 
@@ -366,11 +351,10 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range; `asked` has the requests, `users` their authorization."""
+    """Files of a folder over HTTP, whole or by range; `asked` has the requests."""
 
     def send_head(self):
         self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
-        self.server.users.add(self.headers.get("Authorization", ""))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not (wanted and self.server.ranges and path.is_file()):
@@ -394,7 +378,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
 
     def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(folder)))
-        server.asked, server.users, server.ranges = [], set(), ranges
+        server.asked, server.ranges = [], ranges
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_address[1]}", server
@@ -409,8 +393,11 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
 def memory() -> Iterator[str]:
     """A folder of an object store in this process, empty before and after."""
     system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
+
+    def clear() -> None:
+        system.store.clear()
+        system.pseudo_dirs[:] = [""]
+
+    clear()
     yield "memory://bucket/corpus"
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
+    clear()

@@ -24,21 +24,12 @@ def benchmark(tmp_path):
 
 
 @pytest.mark.long
-def test_decoding_loading_and_training_have_figures(benchmark):
+def test_every_program_has_figures(benchmark):
+    """Of a server: no request is lost, with more clients than places."""
     figures = benchmark("decode", "--runs", "1")
     assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
     assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
     assert benchmark("gpu", "--small", "--steps", "3", "--batch", "8")["utilization"] > 0
-
-
-@pytest.mark.long
-def test_no_request_of_many_clients_is_lost(benchmark):
-    """More clients than places."""
     rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
-    assert {name: row["answers"] for name, row in rows.items()} == {
-        "similarity, 1 client": 8,
-        "similarity, 40 clients": 80,
-        "matching, 1 client": 8,
-        "matching, 40 clients": 40,
-    }
+    assert [row["answers"] for row in rows.values()] == [8, 80, 8, 40]  # similarity and matching, 1 and 40 clients
     assert all(0 < row["p50"] <= row["p99"] for row in rows.values())

@@ -148,17 +148,11 @@ def test_other_programs_targets_extras_and_versions_exist():
         module = arguments[1].removeprefix("alpro.").replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
         assert (ROOT / module).is_file(), page
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {
-        extra
-        for text in TEXTS.values()
-        for names in re.findall(r"'\.\[([\w,]+)\]'", text)
-        for extra in names.split(",")
-    }
+    extras = set(",".join(re.findall(r"'\.\[([\w,]+)\]'", "".join(TEXTS.values()))).split(","))
     assert {"all"} <= extras <= set(project["optional-dependencies"])
     torch = set(re.findall(r"\b(torch(?:vision)?==[\d.]+)", TEXTS["README.md"]))
     assert torch <= set((ROOT / "requirements.lock").read_text().splitlines())
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert [citation[key] for key in ("version", "title", "license")] == [
-        project[k] for k in ("version", "name", "license")
-    ]
+    for key, name in {"version": "version", "title": "name", "license": "license"}.items():
+        assert citation[key] == project[name]
     assert f"\n## {citation['version']}" in TEXTS["CHANGELOG.md"]

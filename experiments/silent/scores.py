@@ -20,9 +20,10 @@ from alpro.stages.encoding.encode import (
     sample_frames,
     similarities,
 )
+from alpro.stages.encoding.pairs import match_all
 from alpro.stages.evaluation.entities import SURE, calibration, entities_in_crop
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import retrieval_metrics
-from alpro.stages.evaluation.retrieval import Gallery, match_all
 from alpro.stages.training.masking import random_box
 from experiments.silent.arms import Things, things_of
 
@@ -43,9 +44,9 @@ def scores_of(
     model, length = cast(Alpro, folder.model.eval()), folder.preprocessing.max_text_tokens
     gallery = Gallery.of(corpus, "test")
     things = things_of(corpus, "test")
-    videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers, device)
-    texts = encode_texts(model, folder.tokenizer, gallery.texts, length, device)
-    names = encode_texts(model, folder.tokenizer, [f"a photo of a {entity}" for entity in entities], length, device)
+    videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers)
+    texts = encode_texts(model, folder.tokenizer, gallery.texts, length)
+    names = encode_texts(model, folder.tokenizer, [f"a photo of a {entity}" for entity in entities], length)
     of_items = [things[name] for name in gallery.ids]
     shown = np.array([[entity in {t["kind"] for t in of_item} for of_item in of_items] for entity in entities])
     similarity = similarities(names.features, videos.features).cpu().numpy()
@@ -54,10 +55,10 @@ def scores_of(
         "naming_vtc": share_named(similarity, shown),
     }
     scores = {name: (100 * float(share.mean()), 100 * float(shown.mean())) for name, share in found.items()}
-    ranks = retrieval_metrics(similarities(texts.features, videos.features).cpu().numpy(), gallery.video_of_text)
+    ranks = retrieval_metrics(similarities(texts.features, videos.features).cpu().numpy(), gallery.labels.relevant)
     scores["R1"] = ranks["t2v/R1"], 100 / len(gallery.ids)
     if model.pem_head:
-        empty = encode_texts(model, folder.tokenizer, [""], length, device)
+        empty = encode_texts(model, folder.tokenizer, [""], length)
         scores["pointing"] = pointing(model, empty, videos.tokens, of_items, entities)
     return scores
 

@@ -134,24 +134,12 @@ def remove_from_index(index: IndexFolder, /, *videos: str, json: Json = False) -
 
 
 @group.command(name="ls")
-def list_index(index: IndexFolder, /, *, out: File | None = None, json: Json = False) -> None:
-    """List the videos of an index.
-
-    Parameters
-    ----------
-    out
-        Write a row for each clip, with its vector, to a .parquet.
-    """
+def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
+    """List the videos of an index."""
     from alpro.inference.index import Index
     from alpro.inference.search import listed
 
     opened = Index.open(index)
-    if out:
-        if out.suffix != ".parquet":
-            raise InputError(f"--out {out}: the file must end with .parquet")
-        opened.write_vectors(out)
-        print(f"{out}: {len(opened):,} clips, {opened.embeddings.shape[1]} numbers each")
-        return
     hits, rejected = listed(opened, len(opened)).hits, opened.rejects.num_rows
     if json:
         print_json({"model": opened.about.model, "rejected": rejected, "clips": [hit.json() for hit in hits]})

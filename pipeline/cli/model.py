@@ -112,7 +112,7 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
     if folder.exists():  # before the model is loaded
         raise InputError(f"{folder}: exists already; choose another folder")
     inside, prompts = find_prompter(source)
-    loaded = Model.from_pretrained(inside, prompts, device="cpu")
+    loaded = Model.load(inside, prompts=prompts, device="cpu")
     export(loaded, folder, model_card(inside, loaded.folder, folder.name, license))
     print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
 
@@ -336,69 +336,42 @@ def evaluate(
     out
         Write results.json and scores.parquet there.
     """
-    from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
+    from alpro.inference.evaluate import evaluate, labeled
     from alpro.inference.find import find_prompter
     from alpro.models.clip_prompter import is_clip
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.encoding.encode import model_folder
-    from alpro.stages.evaluation.comparison import Comparison
-    from alpro.stages.evaluation.results import Results
-    from alpro.stages.evaluation.statistics import paired_difference
+    from alpro.stages.evaluation.comparison import Comparison, compare
 
     folder = models.folder(model)
     other = models.folder(baseline) if baseline else None
     items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
     log.info(f"{len(items):,} videos ({what})")
+    prompter, prompts = find_prompter(folder, follow=True)
+    loaded = models.load(folder)
+    naming = loaded if prompter == folder else models.load(prompter, prompts)
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            (place / "baseline" if other else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {place}: {error.strerror}") from error
-        results, compared, threshold = Results(split, place), [], None
-        prompter, prompts = find_prompter(folder, follow=True)
-        loaded = models.load(folder, prompts if prompter == folder else "")
-        decoded, videos = encode(loaded, items)
-        if len(decoded) < len(items):
-            results.add_share("decoded", "data", "videos of the data", "decoded", len(decoded), len(items))
-        if loaded.folder.answers:
-            add_answers(results, loaded, decoded, videos)
-        else:
-            scores, threshold = add_retrieval(results, loaded, decoded, videos, "by similarity", "similarity")
-            if other:
-                theirs = models.load(other)
-                theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-                same, encoded = encode(theirs, decoded)
-                if len(same) < len(decoded):
-                    raise InputError("some videos could be decoded for the model, and not for the baseline")
-                averaged = ", frames averaged" if is_clip(model_folder(other)) else ""
-                line = f"baseline: {other.name}{averaged}"
-                against, _ = add_retrieval(results, theirs, same, encoded, line, "baseline")
-                rows = {row["name"]: row for row in results.rows}
-                pairs = [(rows[f"similarity/{key}"], scores[key], against[key]) for key in scores]
-                compared = [
-                    (row, paired_difference(b.values, a.values, a.queries.ids, row["statistic"])) for row, a, b in pairs
-                ]
-            if prompts or (prompter / "prompts.safetensors").is_file():
-                if prompter != folder:
-                    loaded = models.load(prompter, prompts)
-                    decoded, videos = encode(loaded, decoded)
-                add_entities(results, loaded, decoded, videos)
-        if not results.rows:
-            raise InputError(f"{data}: no labels that this {loaded.folder.task} model could be scored on")
-        results.outcome()
+        results, decoded, threshold = evaluate(loaded, items, split, place, naming if prompts else None)
+        runs, compared = {"score": results.rows}, Comparison([], {}, 0)
+        if other:
+            theirs = models.load(other)
+            theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
+            rival, *_ = evaluate(theirs, decoded, split, place / "baseline")
+            averaged = ", frames averaged" if is_clip(model_folder(other)) else ""
+            runs = {f"{other.name}{averaged}": rival.rows, "model": results.rows}
+            compared = compare(place / "baseline", place)
     if json:
-        differences = {row["name"]: difference._asdict() for row, difference in compared}
-        nothing_below = {"nothing_below": vars(threshold) if threshold else None}
-        print(json_format.dumps({"results": results.rows, "differences": differences, **nothing_below}, indent=1))
+        values: dict[str, Any] = {"results": results.rows, "baseline": rival.rows if other else []}
+        values["differences"] = {row["name"]: difference._asdict() for row, difference in compared.scores}
+        print(json_format.dumps(values | {"nothing_below": vars(threshold) if threshold else None}, indent=1))
         return
-    rivals = [row for row in results.rows if row["name"].startswith("baseline/")]
-    runs = {"score": [row for row in results.rows if row not in rivals]}
-    if rivals:  # beside the scores of the same names
-        named = [row | {"name": row["name"].replace("baseline", "similarity", 1)} for row in rivals]
-        runs = {"baseline": named, "model": runs["score"]}
-    for table in tables(runs, [Comparison(compared, {}, 0)] if rivals else ()):
+    for table in tables(runs, [compared] if other else ()):
         print_table(table)
     if threshold:
         line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"

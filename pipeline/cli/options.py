@@ -93,10 +93,10 @@ class Models:
             raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
         return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
 
-    def load(self, folder: Path, prompts: Path | str = "") -> "Model":
+    def load(self, folder: Path, prompts: Path | None = None) -> "Model":
         from alpro import Model
 
-        return Model.from_pretrained(folder, prompts, device=self.device, dtype=self.dtype)
+        return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
 
     def videos(self, name: str) -> "Location":
         """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""

@@ -96,14 +96,14 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
 
     @cache
     def model(folder: Path) -> "Model":
-        return models.load(folder, prompts if folder == prompter else "")
+        return models.load(folder, prompts if folder == prompter else None)
 
     folders = {"search": search} if search else {}
     if model(asked or first).folder.answers:
         folders["ask"] = asked or first
     elif asked:
         raise InputError(f"{ask}: this {model(asked).folder.task} model does not answer questions")
-    folders |= {"entities": prompter} if prompts or (prompter / "prompts.safetensors").is_file() else {}
+    folders |= {"entities": prompter} if prompts else {}
     folders |= {"pretrained": named} if is_pretrained(named) else {}
     if naming and not folders.keys() & {"entities", "pretrained"}:
         raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")

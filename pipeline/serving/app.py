@@ -22,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from alpro.errors import InputError
-from alpro.inference.clips import Source, is_image, load_clip
+from alpro.inference.clips import Source, load_clip
 from alpro.inference.index import Index, source_of
 from alpro.inference.model import Model
 from alpro.inference.search import listed, search, similar
 from alpro.inputs import WHOLE, parse_box
 from alpro.shards.decoding import DecodeError
+from alpro.shards.schema import Row
 from alpro.shards.storage import located, suffix
 
 HERE = Path(__file__).parent
@@ -175,7 +176,9 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
             raise HTTPException(400, "name a clip by its number or its id, or send a file")
         if file:
             with file.open("rb") as opened:
-                return opened.read() if is_image(opened.read(16)) and not opened.seek(0) else file
+                start = opened.read(12)
+            image = start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or start[8:12] == b"WEBP"
+            return Row(id="upload", path=file, kind="image" if image else "video")
         place = number(of)
         assert models.index
         return source_of(models.index.item(place))

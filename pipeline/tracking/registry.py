@@ -34,7 +34,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
-    columns = Model.from_pretrained(folder, device="cpu").pair_columns
+    columns = Model.load(folder, device="cpu").pair_columns
     outputs: list[Any] = [ColSpec("string" if column == "answer" else "double", column) for column in columns]
     about = {"fingerprint": record["fingerprint"]}
     try:
@@ -111,4 +111,4 @@ class ServedModel:
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    return ServedModel(Model.from_pretrained(path))
+    return ServedModel(Model.load(path))

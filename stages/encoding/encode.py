@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -28,7 +28,7 @@ Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame i
 
 @dataclass
 class Texts:
-    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
+    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its embedding."""
 
     tokens: Tensor
     mask: Tensor
@@ -81,11 +81,15 @@ def similarities(texts: Tensor, videos: Tensor) -> Tensor:
         return texts @ videos.T
 
 
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 @torch.no_grad()
-def encode_texts(
-    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
-) -> Texts:
-    """Encodes texts. Their tokens stay on the device; for many texts use `embed_texts`."""
+def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256) -> Texts:
+    """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many texts use
+    `embed_texts`."""
+    device = device_of(model)
     ids, mask = words_of(tokenizer).batch(texts, model.text_length(length))
     mask, tokens = mask.to(device), torch.empty(0)
     for start in range(0, len(ids), batch):
@@ -94,18 +98,15 @@ def encode_texts(
         if not start:  # filled in place to avoid a second copy
             tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
         tokens[part] = encoded
-    mask = mask[:, : tokens.shape[1]]  # a CLIP has one token of a text, its embedding
     with float32(device):
         return Texts(tokens, mask, model.project_text(tokens).float())
 
 
 @torch.no_grad()
-def embed_texts(
-    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, device: torch.device, batch: int = 256
-) -> Tensor:
+def embed_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256) -> Tensor:
     """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
     parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
-    return torch.cat([encode_texts(model, tokenizer, part, length, device, batch).features for part in parts])
+    return torch.cat([encode_texts(model, tokenizer, part, length, batch).features for part in parts])
 
 
 @torch.no_grad()
@@ -113,7 +114,6 @@ def encode_videos(
     encoder: NormalizedModel,
     reader: ShardReader,
     numbers: list[int],
-    device: torch.device,
     batch: int = 32,
     reorder: Reorder | None = None,
 ) -> Videos:
@@ -123,7 +123,7 @@ def encode_videos(
     have the result. Each calls `reorder` for every clip in order, so that a random permutation does not depend on the
     number of processes.
     """
-    config = encoder.model.config.video
+    config, device = encoder.model.config.video, encoder.mean.device
     chosen = [segment_starts(reader.frame_count(n), config.frames) for n in numbers]
     if reorder:
         chosen = [reorder(frames) for frames in chosen]

@@ -1,4 +1,4 @@
-"""The fused [CLS] of many pairs of encoded texts and videos, and what a head makes of it.
+"""Scores of many pairs of encoded texts and videos: what a head makes of their fused [CLS].
 
 Each part that two pairs have in common is computed once: encoders before, and here the queries, keys and values of the
 first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro
 from alpro.progress import progress
-from alpro.stages.encoding.encode import Texts, Videos, float32
+from alpro.stages.encoding.encode import Texts, Videos, float32, similarities
 from alpro.stages.training.distributed import is_own, merge
 
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
@@ -57,6 +57,37 @@ def score(
                     scores[torch.from_numpy(rows).to(device)] = output
     assert scores is not None
     return merge(scores)
+
+
+def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
+    """The logit margin (match minus no match) of pairs (P, 2) of text and video indices: (P,). It has the order of the
+    probability, without its rounding near 0 and 1."""
+    logits = score(model, model.vtm_head, texts, videos, pairs, batch)
+    return logits[:, 1] - logits[:, 0]
+
+
+def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
+    """The logit margin of every pair: (texts, videos)."""
+    shape = len(texts.tokens), len(videos.tokens)
+    return match(model, texts, videos, np.argwhere(np.ones(shape, bool))).view(shape).cpu().numpy()
+
+
+def match_top_k(
+    model: Alpro, texts: Texts, videos: Videos, k: int, directions: tuple[str, ...] = ("t2v", "v2t")
+) -> np.ndarray:
+    """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos of each text (t2v),
+    or texts of each video (v2t); the other pairs of a direction are ranked by similarity below them."""
+    similarity = similarities(texts.features, videos.features).cpu()
+    chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
+    for direction, pairs in zip(directions, chosen, strict=True):
+        axis = 1 if direction == "t2v" else 0
+        pairs.scatter_(axis, similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices, True)
+    matched = chosen.any(0)
+    margins = torch.zeros_like(similarity)
+    margins[matched] = match(model, texts, videos, matched.nonzero().numpy()).cpu()
+    lowest = margins[matched].min() - 10  # below margin + similarity, which is at least margin - 1
+    others = similarity - similarity.max() + lowest
+    return torch.where(chosen, margins + similarity, others).numpy()
 
 
 def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.artifact import check_artifact
@@ -64,14 +63,10 @@ def values_of(folder: Path) -> dict[str, Values]:
             "an earlier version"
         )
     check_artifact(folder, (SCORES, "results.json"))
-    table = pq.read_table(folder / SCORES)
+    columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
     scores: dict[str, Values] = {}
-    for name in pc.unique(table["score"]).to_pylist():
-        part = table.filter(pc.equal(table["score"], name))
-        videos, texts, values = (part[column].to_pylist() for column in SCORE_COLUMNS[1:])
-        repeats: Counter[tuple[str, str]] = Counter()
-        scores[name] = {}
-        for video, text, value in zip(videos, texts, values, strict=True):
-            scores[name][video, text, repeats[video, text]] = value
-            repeats[video, text] += 1
+    repeats = Counter[tuple[str, str, str]]()
+    for name, video, text, value in zip(*columns.values(), strict=True):
+        scores.setdefault(name, {})[video, text, repeats[name, video, text]] = value
+        repeats[name, video, text] += 1
     return scores

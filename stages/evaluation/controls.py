@@ -1,21 +1,16 @@
 """Controls: what is left of a score if the model gets only a part of the input."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder
-from alpro.stages.encoding.encode import Reorder, Videos, encode_texts, similarities
-from alpro.stages.encoding.pairs import score
-from alpro.stages.evaluation.protocol import EvaluationConfig, length_of, protocol_of, score_pairs
-from alpro.stages.evaluation.qa import Questions, answer_head, answer_logits
-from alpro.stages.evaluation.results import Results, add_retrieval
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.encoding.encode import Reorder
+from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.retrieval import add_retrieval
+from alpro.stages.evaluation.scorer import Scorer
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 
@@ -75,93 +70,42 @@ def still(place: int) -> Reorder:
     return lambda frames: [frames[place]] * len(frames)
 
 
-def add_retrieval_controls(
-    results: Results,
-    config: EvaluationConfig,
-    controls: tuple[ControlName, ...],
-    seed: int,
-    folder: ModelFolder,
-    gallery: Gallery,
-    device: torch.device,
-) -> None:
-    """Adds text-to-video retrieval from frames in another order, and from the best single frame."""
-
-    def add(name: str, label: str, scores: np.ndarray, protocol: str) -> None:
-        add_retrieval(results, f"control: {label}", f"retrieval_{name}", scores, gallery, ("t2v",), protocol)
-
-    protocol = protocol_of(config, folder)
-    orders: dict[ControlName, Reorder] = {"shuffled": Shuffle(seed), "reversed": reverse}
-    for name, reorder in orders.items():
-        if name in controls:
-            scores, _, _ = score_pairs(folder, gallery, config, device, reorder)
-            add(name, CONTROLS[name].label, scores, protocol)
-    if "single_frame" in controls:
-        label = CONTROLS["single_frame"].label
-        scores, similarity = best_single_frame(folder, gallery, config, device)
-        add("single_frame", label, scores, protocol)
-        all_pairs = protocol_of(config, folder, by_similarity=True)
-        add("single_frame_vtc", f"{label}, by similarity", similarity, all_pairs)
+def order_of(control: ControlName, seed: int) -> Reorder:
+    return Shuffle(seed) if control == "shuffled" else reverse
 
 
-def best_single_frame(
-    folder: ModelFolder, gallery: Gallery, config: EvaluationConfig, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
+def add_retrieval_control(results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery) -> None:
+    """Adds text-to-video retrieval under a control; text_only is one of question answering."""
+    what, name, way = f"control: {CONTROLS[control].label}", f"retrieval_{control}", ("t2v",)
+    if control == "single_frame":
+        scores, similarity = best_single_frame(model, gallery)
+        add_retrieval(results, what, name, scores, gallery.labels, way, model.protocol())
+        protocol = model.protocol(by_similarity=True)
+        add_retrieval(results, f"{what}, by similarity", f"{name}_vtc", similarity, gallery.labels, way, protocol)
+    elif control != "text_only":
+        scores, _ = model.score(gallery, order_of(control, seed))
+        add_retrieval(results, what, name, scores, gallery.labels, way, model.protocol())
+
+
+def best_single_frame(model: Scorer, gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
     """Scores by the protocol and by similarity, each the maximum over the sampled frames as still clips (the atemporal
     probe of Buch et al., 2022, with the frame chosen for each pair by its score).
 
-    With the protocol `top_k`, a pair has its best matching score among the frames that select it.
+    With `top_k`, a pair has its best matching score among the frames that select it.
     """
-    matched, similar = [], []
-    for place in range(folder.model.config.video.frames):
-        scores, texts, videos = score_pairs(folder, gallery, config, device, still(place))
-        matched.append(scores)
-        similar.append(similarities(texts.features, videos.features).cpu().numpy())
+    matched, similar = zip(*(model.score(gallery, still(place)) for place in range(model.frames)), strict=True)
     return np.maximum.reduce(matched), np.maximum.reduce(similar)
 
 
-Answers = Callable[[], Tensor]  # returns logits (questions, answers)
+def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:
+    """Logits of the answers (questions, answers) under a control.
 
-
-def answers_under_controls(
-    controls: tuple[ControlName, ...],
-    seed: int,
-    config: EvaluationConfig,
-    folder: ModelFolder,
-    questions: Questions,
-    device: torch.device,
-) -> dict[str, tuple[str, Answers]]:
-    """The label of each control of question answering, by the name of its results, and how it answers."""
-    length = length_of(config, folder)
-    answer = partial(answer_logits, folder.normalized(device), questions, folder.tokenizer, length, device)
-    under: dict[ControlName, Answers] = {
-        "shuffled": partial(answer, reorder=Shuffle(seed)),
-        "reversed": partial(answer, reorder=reverse),
-        "single_frame": partial(answer_from_best_frame, answer, folder.model.config.video.frames),
-        "text_only": partial(answer_without_video, folder, questions, length, device),
-    }
-    return {f"qa_{name}": (f"control: {CONTROLS[name].label}", under[name]) for name in CONTROLS if name in controls}
-
-
-def answer_from_best_frame(answer: Callable[..., Tensor], frames: int) -> Tensor:
-    """Log probabilities of the answers (questions, answers), each the maximum over the sampled frames as still clips:
-    the best answer is that of the frame from which the model is most certain."""
-    of_frames = [answer(reorder=still(place)).log_softmax(1) for place in range(frames)]
-    return torch.stack(of_frames).amax(0)
-
-
-@torch.no_grad()
-def answer_without_video(
-    folder: ModelFolder, questions: Questions, length: int, device: torch.device, batch: int = 256
-) -> Tensor:
-    """Logits of the answers (questions, answers) for a clip without content: all pixels have the mean color of the
-    training frames, zero after normalization. This depends on no video of the split, unlike the mean of its tokens,
-    and is closer to what the encoder knows than black."""
-    model = cast(Alpro, folder.model)
-    shape = model.config.video
-    video = model.encode_video(torch.zeros(1, shape.frames, 3, shape.image_size, shape.image_size, device=device))
-    parts = []
-    for start in range(0, len(questions.texts), batch):
-        texts = encode_texts(model, folder.tokenizer, questions.texts[start : start + batch], length, device)
-        pairs = np.stack([np.arange(len(texts.tokens)), np.zeros(len(texts.tokens), int)], axis=1)
-        parts.append(score(model, answer_head(model), texts, Videos(video, video[:, 0]), pairs).cpu())
-    return torch.cat(parts)
+    single_frame: log probabilities, each the maximum over the sampled frames as still clips; the best answer is that of
+    the frame from which the model is most certain.
+    """
+    if control == "text_only":
+        return model.answer(questions, blank=True)
+    if control == "single_frame":
+        frames = (model.answer(questions, still(place)).log_softmax(1) for place in range(model.frames))
+        return torch.stack([*frames]).amax(0)
+    return model.answer(questions, order_of(control, seed))

@@ -1,9 +1,8 @@
 """Entity accuracy of the prompter on clips and on crops, that of the best constant prediction, and its calibration."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alpro.models.alpro import Prompter
-from alpro.models.folder import ModelFolder
+from alpro.models.frames import NormalizedModel
 from alpro.shards.pictures import reliability_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
@@ -53,40 +52,22 @@ class Named:
 
 
 def entities_of_clips(
-    prompter: ModelFolder,
-    prompts: Tensor,
-    entities: list[str],
-    folder: Path,
-    split: str,
-    exclude: Collection[str],
-    device: torch.device,
+    encoder: NormalizedModel, prompts: Tensor, entities: list[str], reader: ShardReader
 ) -> list[Named]:
-    """The most likely entity of every video of a split with a known entity (`true_entities`). prompts: (M, E)."""
-    reader = ShardReader(folder, split, "video", exclude)
+    """The most likely entity of every sample with a known entity (`true_entities`). prompts: (M, E)."""
     clips = known(reader, entities)
     if not clips:
         return []
-    videos = encode_videos(prompter.normalized(device), reader, list(clips), device)
-    best = similarities(videos.features, prompts).argmax(1).tolist()
+    best = similarities(encode_videos(encoder, reader, list(clips)).features, prompts).argmax(1).tolist()
     return [Named(*clip, entities[i]) for clip, i in zip(clips.values(), best, strict=True)]
 
 
 def entities_of_crops(
-    prompter: ModelFolder,
-    prompts: Tensor,
-    entities: list[str],
-    folder: Path,
-    split: str,
-    exclude: Collection[str],
-    device: torch.device,
-    crops: int,
-    batch: int = 32,
+    encoder: NormalizedModel, prompts: Tensor, entities: list[str], reader: ShardReader, crops: int, batch: int = 32
 ) -> list[Named]:
-    """The most likely entities of `crops` random crops of every video with a known entity, each black outside as in PEM
-    (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
-    reader = ShardReader(folder, split, "video", exclude)
-    clips = known(reader, entities)
-    encoder, model = prompter.normalized(device), cast(Prompter, prompter.model)
+    """The most likely entities of `crops` random crops of every sample with a known entity, each black outside as in
+    PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
+    clips, model, device = known(reader, entities), cast(Prompter, encoder.model), encoder.mean.device
     config, rng = model.config.video, np.random.default_rng([0, 59])
     found, numbers = [], list(clips)
     for start in range(0, len(numbers), batch):

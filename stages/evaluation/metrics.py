@@ -1,13 +1,7 @@
-"""The metrics of evaluation in one table, with their chance levels, and the pure functions that compute them.
+"""The metrics of evaluation in one table, and the pure functions that compute those of retrieval."""
 
-A new metric of retrieval is one entry of RETRIEVAL. Validation, results.json, the tables, the report and MLflow read it
-there.
-"""
-
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,12 +27,11 @@ class Ranks:
     def of(cls, scores: np.ndarray, relevant: np.ndarray) -> "Ranks":
         """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item per query.
 
-        A query with several right items is ranked by the best of them. NaN is the lowest score.
+        A query with several right items is ranked by the best of them.
 
         >>> Ranks.of(np.array([[0.9, 0.1, 0.9]]), np.array([[True, False, False]])).expected
         array([1.5])
         """
-        scores = np.where(np.isnan(scores), -np.inf, scores)
         best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
         tied = scores == best
         better = ((scores > best) & ~relevant).sum(axis=1)
@@ -96,26 +89,6 @@ class Metric:
     statistic: Statistic = "mean"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalMetric(Metric):
-    """A metric of ranks.
-
-    of_queries: computes its value for each query (Q,) from their ranks. chance: computes its chance level from the mean
-    recalls (G,) at 1..G of random ranks, that is, the cumulative distribution of the rank. in_mean_recall: it is
-    averaged into `validation/mean_recall`, which selects the fine-tuned model. validation_only: it is not in
-    results.json.
-    """
-
-    table: str = "retrieval"
-    of_queries: Callable[[Ranks], np.ndarray]
-    chance: Callable[[np.ndarray], float]
-    in_mean_recall: bool = False
-    validation_only: bool = False
-
-    def value(self, ranks: Ranks) -> float:
-        return value_of(self.of_queries(ranks), self.statistic)
-
-
 class Score(NamedTuple):
     """The values (Q,) of a metric for queries, and the chance level of the metric (None: undefined)."""
 
@@ -134,34 +107,12 @@ class Score(NamedTuple):
         return len(self.values)
 
 
-def recall_at(k: int, in_mean_recall: bool = False) -> RetrievalMetric:
-    """R@k (%): the share of queries with a right item among the first k."""
-    return RetrievalMetric(
-        f"R{k}",
-        f"R@{k}",
-        of_queries=lambda ranks: ranks.recall(k) * 100,
-        chance=lambda recalls: recalls[min(k, len(recalls)) - 1] * 100,
-        in_mean_recall=in_mean_recall,
-    )
-
-
-def median_of(recalls: np.ndarray) -> float:
-    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
-    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2
-
-
-rank_metric = partial(RetrievalMetric, unit="rank", higher_is_better=False, of_queries=lambda ranks: ranks.expected)
-RETRIEVAL = (
-    recall_at(1, in_mean_recall=True),
-    recall_at(5, in_mean_recall=True),
-    recall_at(10, in_mean_recall=True),
-    rank_metric("MdR", "MdR", statistic="median", chance=median_of),
-    rank_metric("MnR", "MnR", chance=lambda recalls: len(recalls) - recalls[:-1].sum(), validation_only=True),
-)
+RECALLS = {k: Metric(f"R{k}", f"R@{k}", "retrieval") for k in (1, 5, 10)}
+MEDIAN_RANK = Metric("MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median")
+RETRIEVAL = (*RECALLS.values(), MEDIAN_RANK)
 # Part of the version of the stages that write results.json, so that another metric makes them run again.
-TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL if not metric.validation_only)
+TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL)
 MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
-NDCG = Metric("nDCG10", "nDCG@10", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
@@ -181,69 +132,57 @@ def contrast_of(pair: tuple[str, str]) -> Metric:
     return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
-def retrieval_ranks(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, Ranks]:
-    """The ranks of texts (t2v) and of videos that have a text (v2t).
+def by_direction(scores: np.ndarray, relevant: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The scores and the right items, both (Q, G), of the queries of each direction: of texts (t2v), and of the videos
+    that have a text (v2t). NaN becomes the lowest score.
 
     scores (texts, videos), higher is better, or (2, texts, videos): those that rank videos for texts, and those that
-    rank texts for videos; video_of_text (texts,): the column of each text's own video.
+    rank texts for videos; relevant (texts, videos) boolean: which videos are right for a text.
     """
-    t2v, v2t = directions_of(scores)
-    relevant = video_of_text[:, None] == np.arange(t2v.shape[1])[None]
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    t2v, v2t = (scores, scores) if scores.ndim == 2 else scores
     with_text = relevant.any(axis=0)
-    return {"t2v": Ranks.of(t2v, relevant), "v2t": Ranks.of(v2t.T[with_text], relevant.T[with_text])}
+    return {"t2v": (t2v, relevant), "v2t": (v2t.T[with_text], relevant.T[with_text])}
 
 
-def directions_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scores (texts, videos) of each direction, of those of `retrieval_ranks`."""
-    return (scores, scores) if scores.ndim == 2 else (scores[0], scores[1])
-
-
-def retrieval_metrics(scores: np.ndarray, video_of_text: np.ndarray) -> dict[str, float]:
-    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MnR; the arguments are
-    those of `retrieval_ranks`."""
-    ranks = retrieval_ranks(scores, video_of_text)
+def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
+    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MdR; the arguments are
+    those of `by_direction`."""
     return {
-        f"{direction}/{metric.key}": metric.value(ranks[direction]) for direction in DIRECTIONS for metric in RETRIEVAL
+        f"{direction}/{score.metric.key}": score.value
+        for direction, (ranked, own) in by_direction(scores, relevant).items()
+        for score in retrieval_scores(Ranks.of(ranked, own), Queries.of([], []))
     }
 
 
 def mean_recall(metrics: dict[str, float]) -> float:
     """The mean of the recalls of both directions, for model selection."""
-    keys = [metric.key for metric in RETRIEVAL if metric.in_mean_recall]
-    return float(np.mean([metrics[f"{direction}/{key}"] for direction in DIRECTIONS for key in keys]))
+    return float(np.mean([metrics[f"{way}/{recall.key}"] for way in DIRECTIONS for recall in RECALLS.values()]))
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
-    """The metrics of results.json for the queries of one direction."""
-    recalls = chance_recalls(ranks.right, ranks.gallery)
-    return [
-        Score(metric, metric.of_queries(ranks), float(metric.chance(recalls)), queries)
-        for metric in RETRIEVAL
-        if not metric.validation_only
+    """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with a right item among
+    the first k, and the median rank."""
+    chance = chance_recalls(ranks.right, ranks.gallery)
+    scores = [
+        Score(metric, ranks.recall(k) * 100, chance[min(k, ranks.gallery) - 1] * 100, queries)
+        for k, metric in RECALLS.items()
     ]
+    return [*scores, Score(MEDIAN_RANK, ranks.expected, median_of(chance), queries)]
 
 
-def ranking_scores(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> list[Score]:
-    """mAP and nDCG@10, which count every right item of a query and not only the best. Arguments as of `Ranks.of`.
-
-    Tied items have the mean of their places (mAP), and of the gains at these places (nDCG).
-    """
-    gallery, scores = scores.shape[1], np.where(np.isnan(scores), -np.inf, scores)
-    places = np.arange(1, gallery + 1)
-    gains = np.concatenate([[0.0], np.cumsum((places <= 10) / np.log2(places + 1))])
-    precision, gain, chance = [], [], []
+def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
+    """mAP, which counts every right item of a query and not only the best. Arguments as of `Ranks.of`.
+    Tied items have the mean of their places."""
+    gallery = scores.shape[1]
+    harmonic, precision, chance = (1 / np.arange(1, gallery + 1)).sum(), [], []
     for row, right in zip(scores, relevant, strict=True):
         own = -np.sort(-row[right])
         better, tied = (row > own[:, None]).sum(1), (row == own[:, None]).sum(1)
-        count = len(own)
-        precision.append((np.arange(1, count + 1) / (better + (tied + 1) / 2)).mean())
-        gain.append(((gains[better + tied] - gains[better]) / tied).sum() / gains[count])
-        others, harmonic = (count - 1) / max(1, gallery - 1), (1 / places).sum()
-        expected = (others * (gallery - harmonic) + harmonic) / gallery
-        chance.append((expected, count / gallery * gains[-1] / gains[count]))
-    levels = np.mean(chance, axis=0) * 100
-    values = zip((MEAN_AVERAGE_PRECISION, NDCG), (precision, gain), levels.tolist(), strict=True)
-    return [Score(metric, np.array(found) * 100, level, queries) for metric, found, level in values]
+        precision.append((np.arange(1, len(own) + 1) / (better + (tied + 1) / 2)).mean())
+        others = (len(own) - 1) / max(1, gallery - 1)  # probability that another item is right, too
+        chance.append((others * (gallery - harmonic) + harmonic) / gallery)
+    return Score(MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries)
 
 
 def is_rank(name: str) -> bool:
@@ -264,26 +203,6 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
     return recalls / len(right)
 
 
-def accuracy_scores(right: np.ndarray, baseline: np.ndarray, types: list[str], queries: Queries) -> list[Score]:
-    """Accuracy of right (Q,) overall and by type, with that of baseline (Q,) as chance level."""
-    metrics = [(ACCURACY, np.ones(len(types), bool))]
-    metrics += [(accuracy_of(kind), np.array(types) == kind) for kind in sorted(set(types))]
-    return [
-        Score(metric, right[chosen] * 100.0, float(baseline[chosen].mean() * 100), queries.select(chosen))
-        for metric, chosen in metrics
-    ]
-
-
-def majority_baseline(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> np.ndarray:
-    """Whether the most frequent training answer of its type answers each test question. Both lists: (type, answer)."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    overall: Counter[str] = Counter()
-    for kind, answer in train:
-        counts[kind][answer] += 1
-        overall[answer] += 1
-
-    def guess(kind: str) -> str:
-        ranked = counts[kind] or overall
-        return min(ranked, key=lambda answer: (-ranked[answer], answer)) if ranked else ""
-
-    return np.array([guess(kind) == answer for kind, answer in test])
+def median_of(recalls: np.ndarray) -> float:
+    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
+    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2

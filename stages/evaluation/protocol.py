@@ -1,20 +1,14 @@
-"""The evaluation protocol: the items of a split, the shape of the inputs, and the scoring of pairs."""
+"""The evaluation protocol: its configuration, and the items of a split."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-import numpy as np
 import pyarrow.parquet as pq
-import torch
 from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Reorder, Texts, Videos, load_model
-from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
 from alpro.stages.execution.interface import StageConfig, require
 from alpro.stages.training.config import TOP_K
 
@@ -101,39 +95,3 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
             )
         counts.append((column, decoded, annotated))
     return counts
-
-
-def load_for_evaluation(config: EvaluationConfig, folder: Path, device: torch.device) -> ModelFolder:
-    """The model in a folder, with the configured number of frames."""
-    loaded = load_model(folder, device)
-    if config.frames:
-        loaded.model.set_frames(config.frames)
-    return loaded
-
-
-def score_pairs(
-    folder: ModelFolder,
-    gallery: Gallery,
-    config: EvaluationConfig,
-    device: torch.device,
-    reorder: Reorder | None = None,
-) -> tuple[np.ndarray, Texts, Videos]:
-    """Scores by the configured protocol, as of `match_pairs`, with the encoded texts and videos."""
-    model = cast(Alpro, folder.model)
-    texts, videos = encode_gallery(
-        folder.normalized(device), gallery, folder.tokenizer, length_of(config, folder), device, reorder
-    )
-    return match_pairs(model, texts, videos, config.top_k), texts, videos
-
-
-def length_of(config: EvaluationConfig, folder: ModelFolder) -> int:
-    """The maximum length of a text in tokens."""
-    return config.max_text_tokens or folder.preprocessing.max_text_tokens
-
-
-def protocol_of(config: EvaluationConfig, folder: ModelFolder, by_similarity: bool = False) -> str:
-    """What a score of retrieval is comparable with: the pairs that are scored, and the frames of a clip, such as
-    "top 16, 4 frames". Similarity always scores all pairs."""
-    pairs = "all pairs" if by_similarity or not config.top_k else f"top {config.top_k}"
-    frames = folder.model.config.video.frames
-    return f"{pairs}, {frames} frame{'' if frames == 1 else 's'}"

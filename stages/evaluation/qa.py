@@ -1,98 +1,76 @@
-"""Question answering: the questions of a split, and the logits of the answer head."""
+"""Rows of results for question answering."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from alpro.models.alpro import Alpro
-from alpro.models.frames import NormalizedModel
-from alpro.progress import progress
-from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Reorder, encode_texts, encode_videos
-from alpro.stages.encoding.pairs import VIDEOS, score
-from alpro.stages.evaluation.metrics import Queries
+from alpro.stages.evaluation.metrics import ACCURACY, Queries, Score, accuracy_of, contrast_of
+from alpro.stages.evaluation.results import Results
+
+Question = dict[str, str]  # question, answer, type
 
 
-@dataclass
-class Questions:
-    """The questions of a split."""
+def add_answers(
+    results: Results,
+    what: str,
+    name: str,
+    logits: Tensor,
+    answers: Sequence[str],
+    asked: list[Question],
+    video_ids: list[str],
+    trained: list[Question],
+    contrasts: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Adds accuracy by type, with that of the most frequent answer of `trained` as chance level, and two-way accuracy.
 
-    reader: ShardReader
-    numbers: list[int]  # sample indices of the videos
-    ids: list[str]
-    texts: list[str]
-    answers: list[str]
-    types: list[str]
-    video_of_question: np.ndarray  # (questions,) index of each question's video in `numbers`
-
-    @classmethod
-    def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> "Questions":
-        """Reads the questions of a split. exclude: ids of videos to skip."""
-        reader = ShardReader(folder, split, exclude=exclude)
-        by_video = reader.column("questions").to_pylist()
-        numbers = [n for n, questions in enumerate(by_video) if questions]
-        flat = [(place, q) for place, n in enumerate(numbers) for q in by_video[n]]
-        ids = reader.column("id").to_pylist()
-        texts, answers, types = ([q[key] for _, q in flat] for key in ("question", "answer", "type"))
-        return cls(
-            reader, numbers, [ids[n] for n in numbers], texts, answers, types, np.array([p for p, _ in flat], np.int64)
-        )
-
-    @property
-    def queries(self) -> Queries:
-        """The questions with the ids of their videos."""
-        return Queries.of([self.ids[video] for video in self.video_of_question], self.texts)
-
-    def first(self, videos: int) -> "Questions":
-        """The questions about the first `videos` videos; 0: all."""
-        return self.between(0, videos or len(self.ids))
-
-    def between(self, start: int, stop: int) -> "Questions":
-        """The questions about the videos [start, stop); questions are sorted by video."""
-        some, chosen = slice(start, stop), slice(*np.searchsorted(self.video_of_question, [start, stop]))
-        texts = self.texts[chosen], self.answers[chosen], self.types[chosen]
-        return Questions(
-            self.reader, self.numbers[some], self.ids[some], *texts, self.video_of_question[chosen] - start
-        )
-
-
-@torch.no_grad()
-def answer_logits(
-    encoder: NormalizedModel,
-    questions: Questions,
-    tokenizer: Tokenizer,
-    length: int,
-    device: torch.device,
-    batch: int = 256,
-    reorder: Reorder | None = None,
-) -> Tensor:
-    """Logits of the answer head (questions, answers), on the CPU.
-
-    The device holds the tokens of VIDEOS videos and one batch of questions at a time.
+    logits (questions, answers): those of the questions `asked` about videos. contrasts: pairs of answers.
     """
-    model = cast(Alpro, encoder.model)
-    parts = []
-    with progress("answering", len(questions.texts), "questions") as advance:
-        for start in range(0, len(questions.numbers), VIDEOS):
-            some = questions.between(start, start + VIDEOS)
-            videos = encode_videos(encoder, some.reader, some.numbers, device, reorder=reorder)
-            for first in range(0, len(some.texts), batch):
-                texts = encode_texts(model, tokenizer, some.texts[first : first + batch], length, device)
-                places = some.video_of_question[first : first + batch]
-                pairs = np.stack([np.arange(len(places)), places], axis=1)
-                parts.append(score(model, answer_head(model), texts, videos, pairs).cpu())
-                advance(len(places))
-    return torch.cat(parts)
+    predicted = [answers[i] for i in logits.argmax(1).tolist()]
+    baseline = majority_baseline(trained, asked)
+    for score in accuracy_scores(predicted, baseline, asked, video_ids):
+        results.add(score, what, name)
+    truth, queries = np.array([question["answer"] for question in asked], object), queries_of(asked, video_ids)
+    for pair in contrasts:
+        some = np.isin(truth, pair)
+        if some.any() and all(answer in answers for answer in pair):
+            two = logits[some][:, [answers.index(answer) for answer in pair]].argmax(1).numpy()
+            right = np.array(pair, object)[two] == truth[some]
+            results.add(Score(contrast_of(pair), right * 100.0, 50.0, queries.select(some)), what, name)
+    columns = zip(video_ids, asked, predicted, logits.softmax(1).amax(1).tolist(), strict=True)
+    rows = [{"id": id, **question, "predicted": best, "probability": p} for id, question, best, p in columns]
+    results.table(name, [row | {"right": row["predicted"] == row["answer"]} for row in rows])
 
 
-def answer_head(model: Alpro) -> nn.Module:
-    """The question-answering head. Raises ValueError if the model has none."""
-    if model.qa_head is None:
-        raise ValueError("this model has no question-answering head: fine-tune one, or load a QA model")
-    return model.qa_head
+def queries_of(asked: list[Question], video_ids: list[str]) -> Queries:
+    return Queries.of(video_ids, [question["question"] for question in asked])
+
+
+def accuracy_scores(
+    predicted: list[str], baseline: list[str], asked: list[Question], video_ids: list[str]
+) -> list[Score]:
+    """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as chance level."""
+    truth, types = (np.array([question[key] for question in asked], object) for key in ("answer", "type"))
+    right, guessed = (np.array(answers, object) == truth for answers in (predicted, baseline))
+    metrics = [(ACCURACY, np.ones(len(asked), bool))]
+    metrics += [(accuracy_of(kind), types == kind) for kind in sorted(set(types))]
+    queries = queries_of(asked, video_ids)
+    return [
+        Score(metric, right[some] * 100.0, float(guessed[some].mean() * 100), queries.select(some))
+        for metric, some in metrics
+    ]
+
+
+def majority_baseline(trained: list[Question], asked: list[Question]) -> list[str]:
+    """The most frequent training answer to questions of the type of each question, or of all questions."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    overall = Counter(question["answer"] for question in trained)
+    for question in trained:
+        counts[question["type"]][question["answer"]] += 1
+
+    def guess(kind: str) -> str:
+        ranked = counts[kind] or overall
+        return min(ranked, key=lambda answer: (-ranked[answer], answer)) if ranked else ""
+
+    return [guess(question["type"]) for question in asked]

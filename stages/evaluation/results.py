@@ -18,22 +18,12 @@ import torch
 
 from alpro.files import write_json
 from alpro.log import log
-from alpro.models.folder import ModelFolder
 from alpro.models.precision import autocast, name_of, precision
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import similarities, width_of
+from alpro.stages.encoding.encode import width_of
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.metrics import (
-    DIRECTIONS,
-    Metric,
-    Ranks,
-    Score,
-    directions_of,
-    retrieval_ranks,
-    retrieval_scores,
-)
-from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items, protocol_of, score_pairs
-from alpro.stages.evaluation.retrieval import Gallery, dual_softmax
+from alpro.stages.evaluation.metrics import Metric, Score
+from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items
 from alpro.stages.evaluation.statistics import bootstrap_interval, independent_videos
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import init_distributed
@@ -139,62 +129,3 @@ def evaluating(
             log.info(f"matrix products in {results.precision}, on {world.device.type}")
         with autocast(dtype, world.device):
             yield results, world.device
-
-
-def add_rankers(
-    results: Results,
-    what: str,
-    name: str,
-    folder: ModelFolder,
-    gallery: Gallery,
-    config: EvaluationConfig,
-    device: torch.device,
-) -> np.ndarray:
-    """Adds retrieval by matching (VTM) as `name`, by similarity (VTC) as <name>_vtc, and by similarity with a dual
-    softmax as <name>_dual. Returns the scores of matching."""
-    scores, texts, videos = score_pairs(folder, gallery, config, device)
-    similarity = similarities(texts.features, videos.features).cpu().numpy()
-    dual = dual_softmax(similarity, folder.model.clamped_temperature().item())
-    all_pairs = protocol_of(config, folder, by_similarity=True)
-    for label, key, ranker, protocol in (
-        ("retrieval", "", scores, protocol_of(config, folder)),
-        ("by similarity", "_vtc", similarity, all_pairs),
-        ("dual softmax over the whole test set", "_dual", dual, all_pairs),
-    ):
-        comma = "," if key == "_dual" else ""
-        add_retrieval(results, f"{what}{comma} {label}", f"{name}{key}", ranker, gallery, protocol=protocol)
-    return scores
-
-
-def add_retrieval(
-    results: Results,
-    what: str,
-    name: str,
-    scores: np.ndarray,
-    gallery: Gallery,
-    directions: tuple[str, ...] = DIRECTIONS,
-    protocol: str = "all pairs",
-) -> None:
-    """Adds the metrics of retrieval, and writes the rank of every query with the best items of its gallery. scores: as
-    of `retrieval_ranks`."""
-    ranks = retrieval_ranks(scores, gallery.video_of_text)
-    for direction in directions:
-        for score in retrieval_scores(ranks[direction], gallery.queries(direction)):
-            results.add(score, what, name, direction, protocol)
-    t2v, v2t = (np.where(np.isnan(part), -np.inf, part) for part in directions_of(scores))  # NaN: lowest, as in ranks
-    ids, own = np.array(gallery.ids, object), gallery.video_of_text
-    columns = {"text": gallery.texts, "id": ids[own], "score": t2v[np.arange(len(own)), own].tolist()}
-    results.table(f"{name}_t2v", query_rows(columns, ranks["t2v"], t2v, ids))
-    if "v2t" in directions:
-        results.table(f"{name}_v2t", query_rows({"id": ids}, ranks["v2t"], v2t.T, np.array(gallery.texts, object)))
-
-
-def query_rows(columns: dict[str, Any], ranks: Ranks, scores: np.ndarray, items: np.ndarray) -> list[dict[str, Any]]:
-    """A row for each query (Q): columns (Q,) by name, the rank, and the five best items (G,) by scores (Q, G)."""
-    best = scores.argsort(axis=1)[:, ::-1][:, :5]
-    columns |= {
-        "rank": ranks.expected.tolist(),
-        "best": items[best].tolist(),
-        "best_scores": np.take_along_axis(scores, best, axis=1).tolist(),
-    }
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -12,14 +12,13 @@ from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
-from alpro.models.word_pieces import WordPieces
-from alpro.stages.encoding.encode import sample_frames, similarities
-from alpro.stages.evaluation.metrics import accuracy_scores, mean_recall, retrieval_metrics
-from alpro.stages.evaluation.qa import Questions, answer_logits
-from alpro.stages.evaluation.retrieval import Gallery, encode_gallery, match_pairs
+from alpro.stages.encoding.encode import encode_texts, sample_frames, similarities
+from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
+from alpro.stages.evaluation.qa import accuracy_scores
+from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.distributed import rank
 from alpro.stages.training.loop import Validate
@@ -48,12 +47,12 @@ def validate_contrast(
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
+        texts, videos = Scorer(encoder, tokenizer, config.max_text_tokens).encode(gallery)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
         for text, best in list(zip(gallery.texts, similarity.argmax(1), strict=True))[: 0 if rank() else SEARCHES]:
             caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
             log.info(f'search "{text}": found {gallery.ids[best]}, "{caption}"')
-        values = retrieval_metrics(similarity, gallery.video_of_text)
+        values = retrieval_metrics(similarity, gallery.labels.relevant)
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
     return lambda: averaged(galleries, metrics)
@@ -65,13 +64,13 @@ def validate_pretraining(
     """Validates retrieval by similarity, as `validate_contrast`, and PEM where it is trained."""
     if "pem" not in objective.losses:
         return validate_contrast(objective, inputs, tokenizer, config)
-    scores = partial(pem_scores, objective, WordPieces(tokenizer), config.max_text_tokens)
+    scores = partial(pem_scores, objective, tokenizer, config.max_text_tokens)
     return validate_contrast(objective, inputs, tokenizer, config, scores)
 
 
 @torch.no_grad()
 def pem_scores(
-    objective: PretrainObjective, words: WordPieces, length: int, gallery: Gallery, batch: int = 32
+    objective: PretrainObjective, tokenizer: Tokenizer, length: int, gallery: Gallery, batch: int = 32
 ) -> dict[str, float]:
     """PEM on one random crop of each clip of a gallery, drawn with a fixed seed, with the first caption of the clip.
 
@@ -79,8 +78,7 @@ def pem_scores(
     share (%) of these crops; label_entropy: the mean entropy of their labels.
     """
     model, device, rng = objective.model, objective.mean.device, np.random.default_rng([0, 59])
-    kinds = gallery.reader.column("kind").to_pylist()
-    first = np.searchsorted(gallery.video_of_text, np.arange(len(gallery.numbers)))
+    kinds, gallery = gallery.reader.column("kind").to_pylist(), gallery.first(0, texts=1)
     sums: Counter[str] = Counter()
     for kind in ("video", "image"):
         places = [place for place, number in enumerate(gallery.numbers) if kinds[number] == kind]
@@ -88,11 +86,11 @@ def pem_scores(
             some = places[start : start + batch]
             stored = [sample_frames(gallery.reader[gallery.numbers[place]], model.config.video) for place in some]
             frames = torch.from_numpy(np.stack(stored)).to(device)
-            text, mask = (t.to(device) for t in words.batch([gallery.texts[first[place]] for place in some], length))
+            texts = encode_texts(model, tokenizer, [gallery.texts[place] for place in some], length)
             boxes = torch.tensor([random_box(model.config.video.grid, rng) for _ in some], device=device)
             labels = objective.pseudo_labels(frames, boxes, kind)
             video = model.encode_video(objective.pixels(frames))
-            fused = model.fused_patches(model.encode_text(text, mask), mask, video)
+            fused = model.fused_patches(texts.tokens, texts.mask, video)
             logits = model.pem_logits(fused, box_mask(boxes, model.config.video.grid)).float()
             kept = kept_labels(labels, objective.threshold)
             values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())
@@ -119,12 +117,10 @@ def validate_retrieval(
         raise InputError(no_validation("captions"))
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        texts, videos = encode_gallery(encoder, gallery, tokenizer, config.max_text_tokens, encoder.mean.device)
-        scores = match_pairs(cast(Alpro, encoder.model), texts, videos, validation.top_k)
-        similarity = similarities(texts.features, videos.features).cpu().numpy()
+        scores, similarity = Scorer(encoder, tokenizer, config.max_text_tokens, validation.top_k).score(gallery)
         actual = dict[str, float]()
         for prefix, ranked in (("validation", scores), ("validation/vtc", similarity)):
-            values = retrieval_metrics(ranked, gallery.video_of_text)
+            values = retrieval_metrics(ranked, gallery.labels.relevant)
             values["mean_recall"] = mean_recall(values)
             actual |= {f"{prefix}/{name}": value for name, value in values.items()}
         return actual
@@ -147,9 +143,9 @@ def validate_qa(
         raise InputError(no_validation("questions"))
 
     def metrics(part: Questions) -> dict[str, float]:
-        best = answer_logits(encoder, part, tokenizer, config.max_text_tokens, encoder.mean.device).argmax(1)
-        right = np.array([answers[int(i)] == answer for i, answer in zip(best, part.answers, strict=True)])
-        scores = accuracy_scores(right, right, part.types, part.queries)
+        best = Scorer(encoder, tokenizer, config.max_text_tokens).answer(part).argmax(1).tolist()
+        predicted = [answers[i] for i in best]
+        scores = accuracy_scores(predicted, predicted, part.items, part.video_ids)
         return {f"validation/qa/{score.metric.key}": score.value for score in scores}
 
     return lambda: averaged(parts, metrics), "validation/qa/acc"

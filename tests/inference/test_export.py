@@ -90,8 +90,9 @@ def exported(folders, videos, tmp_path_factory):
     """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
     root, models = tmp_path_factory.mktemp("exported"), {}
     for task in ("retrieval", "qa", "prompter"):
-        prompts = [folders["prompts"]] if task == "prompter" else []
-        models[task] = Model.from_pretrained(folders[task], *prompts, device="cpu")
+        models[task] = Model.load(
+            folders[task], prompts=folders["prompts"] if task == "prompter" else None, device="cpu"
+        )
         export(models[task], root / task, "# A model\n")
     frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
@@ -151,7 +152,7 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
     """Sizes, labels and prompts are those of the model."""
     from safetensors.torch import load_file
 
-    model = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
+    model = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
     export(model, tmp_path / "out", "# A card\n")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["task"], config["entities"]) == ("prompter", model.folder.entities)
@@ -174,6 +175,6 @@ def test_the_code_is_that_of_this_package_with_relative_imports():
 
 
 def test_a_clip_is_refused(clip_folders, tmp_path):
-    clip = Model.from_pretrained(clip_folders["clip"], device="cpu")
+    clip = Model.load(clip_folders["clip"], device="cpu")
     with pytest.raises(InputError, match="CLIP"):
         export(clip, tmp_path / "out", "")

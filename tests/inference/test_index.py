@@ -3,13 +3,10 @@
 import json
 import os
 import shutil
-import struct
 import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from hypothesis import given
@@ -18,7 +15,6 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference import index as index_module
-from alpro.inference.find import model_digest
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
 from alpro.inference.model import Model
@@ -50,7 +46,7 @@ def _small_parts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(folders):
-    return Model.from_pretrained(folders["retrieval"], device="cpu")
+    return Model.load(folders["retrieval"], device="cpu")
 
 
 @pytest.fixture
@@ -61,7 +57,7 @@ def update(tmp_path, folders, model):
     def add(videos, *options, task="retrieval"):
         lines = []
         about = settings(tmp_path / "index", folders[task], *options)
-        chosen = model if task == "retrieval" else Model.from_pretrained(folders[task], device="cpu")
+        chosen = model if task == "retrieval" else Model.load(folders[task], device="cpu")
         return add_videos(tmp_path / "index", chosen, about, videos, lines.append), lines
 
     return add
@@ -87,10 +83,6 @@ def vectors(tmp_path):
     return {index.item(i)["id"]: index.embeddings[i] for i in range(len(index))}
 
 
-def files(tmp_path):
-    return {file.name: file.read_bytes() for file in (tmp_path / "index").iterdir()}
-
-
 def test_only_new_and_changed_files_are_embedded(update, own, model, videos, tmp_path):
     counts, lines = update(own)
     assert (counts.embedded, counts.rejected, counts.skipped, counts.reasons) == (5, 1, 0, {"unreadable": 1})
@@ -109,7 +101,6 @@ def test_only_new_and_changed_files_are_embedded(update, own, model, videos, tmp
     assert (len(index), len(index.about.parts), index.rejects.num_rows) == (7, 1, 0)
     for name, same in {"notes": "0", "1": "2", "zz": "2", "4": "1"}.items():
         np.testing.assert_allclose(second[name], first[same], atol=1e-6)
-    assert pq.read_table(tmp_path / "index" / "rejects.parquet").num_rows == 0
 
 
 def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp_path, monkeypatch):
@@ -131,12 +122,11 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
     assert (counts.embedded, counts.skipped + counts.embedded + counts.rejected) == (5 - kept, 6)
     index = opened(tmp_path)
     assert (len(index), index.rejects.num_rows) == (5, 1)
-    assert sorted(files(tmp_path)) == sorted(
-        [".lock", "index.json", "rejects.parquet", f"{index.about.parts[0]}.parquet"]
-    )
+    kept = {".lock", "index.json", "rejects.parquet", f"{index.about.parts[0]}.parquet"}
+    assert {file.name for file in (tmp_path / "index").iterdir()} == kept
 
 
-@pytest.mark.parametrize("killed_at", range(4))
+@pytest.mark.parametrize("killed_at", range(3))
 def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(update, own, tmp_path, monkeypatch, killed_at):
     """At any of its writes and deletions; the next change of the index deletes what the list does not name."""
     update(own)
@@ -154,17 +144,17 @@ def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(update, own, tmp_p
     with monkeypatch.context() as patch:
         for name in ("_add_part", "_delete_others"):
             patch.setattr(index_module.IndexWriter, name, kill(getattr(index_module.IndexWriter, name)))
-        with suppress(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
             remove_videos(tmp_path / "index", [str(own / "1.mp4"), "4"])
     assert len(opened(tmp_path)) in (before, before - 2)
     with suppress(InputError):  # they were removed before the kill
         remove_videos(tmp_path / "index", ["1", "4"])
-    contents = b"".join(files(tmp_path).values())
+    contents = b"".join(file.read_bytes() for file in (tmp_path / "index").iterdir())
     assert gone not in contents
     assert b"1.mp4" not in contents
     assert sorted(vectors(tmp_path)) == ["0", "2", "3"]
     assert [item["id"] for item in remove_videos(tmp_path / "index", [str(own)])] == ["0", "2", "3", "notes"]
-    assert len(opened(tmp_path)) == 0
+    assert (len(opened(tmp_path)), opened(tmp_path).rejects.num_rows) == (0, 0)
 
 
 def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_path):
@@ -177,10 +167,12 @@ def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_p
     assert [place_of(index.item(i)).partition(" ")[2] for i in range(2)] == ["0-0.3 s", "0.3- s"]
     assert index.items["caption"].to_pylist() == [None, "a ball"]
     assert not np.allclose(*index.embeddings)
-    assert pq.read_table(tmp_path / "index" / "rejects.parquet")["reason"].to_pylist() == ["bad row"]
+    assert index.rejects["reason"].to_pylist() == ["bad row"]
     (own / "more.jsonl").write_text(json.dumps({"path": "1.mp4", "day": "2"}) + "\n")
     update(own / "more.jsonl")  # keeps the columns of the index
-    assert fitting(opened(tmp_path), ["day=2"]).tolist() == [False, False, True]
+    index = opened(tmp_path)
+    assert fitting(index, ["day=2"]).tolist() == [False, False, True]
+    assert index.rejects.num_rows == 0  # the manifest of this run has no bad row
 
 
 def test_the_frames_of_a_window_are_those_between_its_start_and_its_end(videos, model):
@@ -191,7 +183,7 @@ def test_the_frames_of_a_window_are_those_between_its_start_and_its_end(videos, 
 
     row = Row(id="a", path=videos[0], kind="video", start=0.25, end=0.5)
     np.testing.assert_array_equal(clips_module.load_frames(row, video), frames(0.25, 0.5))
-    np.testing.assert_array_equal(clips_module.load_frames(videos[0].read_bytes(), video), frames(None, None))
+    np.testing.assert_array_equal(clips_module.load_frames(str(videos[0]), video), frames(None, None))
     assert not np.array_equal(frames(0.25, 0.5), frames(0.25, None))
     assert not np.array_equal(frames(0.25, 0.5), frames(None, 0.5))
 
@@ -209,6 +201,18 @@ def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_i
         assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
     counts, lines = update(own)
     assert (counts.embedded, counts.replaced, counts.skipped, counts.rejected, lines) == (1, 0, 5, 0, [])
+
+
+def test_a_clip_whose_file_broke_is_a_reject_and_comes_back(update, own, videos, tmp_path):
+    update(own)
+    (own / "1.mp4").write_text("broken")
+    counts, _ = update(own)
+    assert (counts.replaced, counts.reasons, len(opened(tmp_path))) == (1, {"unreadable": 1}, 4)
+    assert sorted(opened(tmp_path).rejects["id"].to_pylist()) == ["1", "notes"]
+    assert update(own)[0].skipped == 6
+    shutil.copy(videos[1], own / "1.mp4")
+    assert (update(own)[0].embedded, len(opened(tmp_path))) == (1, 5)
+    assert opened(tmp_path).rejects["id"].to_pylist() == ["notes"]
 
 
 def test_a_full_disk_ends_a_run_and_is_no_reject(update, own, monkeypatch):
@@ -233,25 +237,24 @@ def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
     update(own)
     with pytest.raises(InputError, match=r"another model, .*retrieval .*prompter"):
         update(own, task="prompter")
-    for options, named in {(5.0,): "windows", (None, 1.0): "--stride", (1.0, 2.0): "--stride"}.items():
+    for options, named in (((5.0,), "windows"), ((None, 1.0), "--stride"), ((1.0, 2.0), "--stride")):
         with pytest.raises(InputError, match=named):
             update(own, *options)
     with pytest.raises(InputError, match="columns"):
         update(own, None, None, ["day"])
     with FileLock(tmp_path / "index" / ".lock"), pytest.raises(InputError, match="another process"):
         update(own)
-    part = tmp_path / "index" / f"{opened(tmp_path).about.parts[1]}.parquet"
-    part.write_bytes(b"")
-    with pytest.raises(InputError, match="corrupt"):
-        opened(tmp_path)
-    (tmp_path / "index" / "index.json").write_text("{")
-    with pytest.raises(InputError, match=r"index\.json"):
-        update(own)
-    (tmp_path / "index" / "index.json").unlink()
+    part = f"{opened(tmp_path).about.parts[1]}.parquet"
+    for name, content, named in (
+        (part, "", "corrupt"),
+        ("index.json", "{", r"index\.json"),
+        ("index.json", None, "no index"),
+    ):
+        (tmp_path / "index" / name).unlink() if content is None else (tmp_path / "index" / name).write_text(content)
+        with pytest.raises(InputError, match=named):
+            opened(tmp_path)
     with pytest.raises(InputError, match="not an index"):
         update(own)
-    with pytest.raises(InputError, match=r"no index\.json"):
-        opened(tmp_path)
 
 
 @given(
@@ -270,7 +273,7 @@ def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
     assert scores.tolist() == pytest.approx([values[row] for row in expected])
 
 
-def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path):
+def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path, monkeypatch):
     update(own)
     index = opened(tmp_path)
     paths = [index.item(i)["path"] for i in range(5)]
@@ -291,6 +294,10 @@ def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(upda
         assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
     pages = [hit.number for at in (0, 2, 4, 6) for hit in search(index, model, TEXT, 2, at, rerank=4).hits]
     assert pages == [hit.number for hit in found.hits]
+    against = lambda alpro, text, videos, pairs: -0.5 * (videos.features @ text.features[0])  # noqa: E731
+    with monkeypatch.context() as patch:  # half of the similarity is left
+        patch.setattr("alpro.inference.search.match", against)
+        assert [hit.item["path"] for hit in search(index, model, TEXT, rerank=5).hits] == plain
     best = found.hits[0].similarity if found.hits[0].similarity > similarity[plain[1]] else similarity[plain[0]]
     for below, nothing in ((best + 0.01, True), (best - 0.01, False)):
         assert search(index, model, TEXT, nothing_below=below).nothing_fits is nothing
@@ -327,20 +334,18 @@ def test_a_clip_that_is_gone_or_changed_is_noted_and_not_matched(update, own, mo
     assert {hit.item["id"] for hit in found.hits[3:]} == notes.keys()
 
 
-def test_a_prompter_ranks_by_similarity_alone(update, own, folders, tmp_path):
-    update(own, task="prompter")
-    index = opened(tmp_path)
-    found = search(index, index.load_model(device="cpu"), "a red ball", rerank=3)
-    assert (len(found.hits), found.matched, found.note) == (5, 0, "")
-
-
-def test_the_ranking_that_was_better_on_validation_is_the_default(update, own, model, tmp_path, monkeypatch):
+def test_the_ranking_that_was_better_on_validation_is_the_default(update, own, folders, model, tmp_path, monkeypatch):
     update(own)
     index = opened(tmp_path)
     for ranking, matched in {"matching": 5, "similarity": 0}.items():
         monkeypatch.setattr(model.folder, "ranking", ranking)
         assert search(index, model, TEXT).matched == matched
         assert search(index, model, TEXT, rerank=2).matched == 2
+    shutil.rmtree(tmp_path / "index")
+    update(own, task="prompter")  # which has no matching head
+    index = opened(tmp_path)
+    found = search(index, index.load_model(device="cpu"), "a red ball", rerank=3)
+    assert (len(found.hits), found.matched, found.note) == (5, 0, "")
 
 
 @pytest.mark.parametrize(
@@ -360,17 +365,12 @@ def test_words_that_the_model_does_not_know_are_named(model, text, unknown):
     assert all(word in model.note(text) for word in unknown)
 
 
-def test_a_search_opens_only_the_index_and_the_files_that_are_matched(update, own, model, tmp_path, monkeypatch):
+def test_a_search_decodes_only_the_clips_that_are_matched(update, own, model, tmp_path, monkeypatch):
     update(own)
-    names, watching = [], [True]
-    sys.addaudithook(lambda event, args: names.append(str(args[0])) if event == "open" and watching[0] else None)
-    search(opened(tmp_path), model, TEXT)
-    watching[0] = False
-    inside = {path for path in names if path.startswith(str(tmp_path))}
-    assert inside
-    assert all(path.startswith(str(tmp_path / "index")) for path in inside)
     decoded = []
     monkeypatch.setattr(clips_module, "decode_video", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    search(opened(tmp_path), model, TEXT)
+    assert decoded == []
     found = search(opened(tmp_path), model, TEXT, k=3, rerank=1)
     assert [str(path) for path in decoded] == [found.hits[0].item["path"]]
 
@@ -387,18 +387,6 @@ def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, 
     shutil.rmtree(moved)
     with pytest.raises(InputError, match="--model"):
         opened(tmp_path).load_model(device="cpu")
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
-def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(folders, tmp_path, name):
-    folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
-    assert model_digest(folder) == model_digest(folders["retrieval"])
-    with (folder / "model" / name).open("ab") as file:
-        file.write(b" ")
-    assert model_digest(folder) != model_digest(folders["retrieval"])
-    (folder / "model" / "config.json").unlink()
-    with pytest.raises(InputError, match=r"config\.json"):
-        model_digest(folder)
 
 
 @pytest.fixture(scope="module")
@@ -460,66 +448,43 @@ def test_clips_have_numbers_through_all_parts(table):
     assert [hit.number for hit in found.hits] == [0]
 
 
-def test_vectors_are_written_with_their_clips(table, tmp_path):
-    table.write_vectors(tmp_path / "vectors.parquet")
-    file = pq.ParquetFile(tmp_path / "vectors.parquet")
-    assert (file.num_row_groups, file.schema_arrow.metadata[b"digest"]) == (2, b"d")
-    rows = file.read().to_pylist(maps_as_pydicts="strict")
-    assert [(row["id"], row["embedding"]) for row in rows] == [("7", [1, 0, 0]), ("07", [0, 1, 0]), ("red", [0, 0, 1])]
-    assert rows[0]["columns"] == {"day": "2024-02-01", "views": "9"}
-    with pytest.raises(InputError, match=r"v\.parquet"):
-        table.write_vectors(tmp_path / "none" / "v.parquet")
-
-
-def join(parts, film):
-    """Writes videos of one format after another into a file, without encoding them again."""
-    names = film.with_suffix(".list")
-    names.write_text("".join(f"file '{clip}'\n" for clip in parts))
-    command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0", "-i", names, "-c", "copy", film]
-    subprocess.run([str(part) for part in command], check=True)
-    names.unlink()
-
-
 @pytest.fixture
-def films(tmp_path):
-    (tmp_path / "films").mkdir()
-    return tmp_path / "films"
+def film(tmp_path):
+    """film(name, parts): videos of one format after another in a file, without encoding them again."""
+
+    def join(name, parts):
+        listed, path = tmp_path / "parts.txt", tmp_path / "films" / name
+        path.parent.mkdir(exist_ok=True)
+        listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
+        command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed, "-c", "copy", path]
+        subprocess.run([str(part) for part in command], check=True)
+        return path.parent
+
+    return join
 
 
-def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, model, films, tmp_path):
+def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(update, videos, model, film, tmp_path):
     """Two minutes of one clip, with another one at 80 s: it is the clip that is searched for."""
     common, rare, _ = videos
     count = round(120 / video_seconds(rare))
-    join([rare if number == count * 2 // 3 else common for number in range(count)], films / "film.mp4")
-    assert update(films, 10.0, 5.0)[0].embedded == 23
+    films = film("film.mp4", [rare if number == count * 2 // 3 else common for number in range(count)])
+    assert update(films, 10.0)[0].embedded == 23  # one every 5 seconds
     hits = similar_hits(opened(tmp_path), model.encode(rare), 3, np.ones(23, bool))
     assert (hits[0].item["start"], hits[0].item["end"], hits[0].span) == (80, 90, (75, 90))
     assert hits[0].remarks == ["neighbors fit too: 75-90 s"]
     assert all(hit.item["end"] < 80 or hit.item["start"] > 90 for hit in hits[1:])
 
 
-@pytest.mark.parametrize("length", [1e15, float("inf"), float("nan")])
-def test_a_wrong_length_in_a_header_makes_no_windows(length, update, videos, films):
-    """One flipped bit of a length in a Matroska file turns seconds into millennia."""
-    join([videos[0]] * 4, films / "film.mkv")
-    content = bytearray((films / "film.mkv").read_bytes())
-    place = content.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
-    content[place : place + 8] = struct.pack(">d", length)
-    (films / "film.mkv").write_bytes(content)
-    counts, _ = update(films, 1.0, 0.5)
-    assert counts.embedded + counts.rejected == 1
-
-
-def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update, videos, films, tmp_path):
+def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update, videos, film, tmp_path):
     def windows():
         return sorted((row["start"], row["end"]) for row in rows_of(opened(tmp_path).items))
 
-    join([videos[0]] * 5, films / "film.mp4")
-    join([videos[0]] * 4, films / "other.mp4")
+    films = film("film.mp4", [videos[0]] * 5)
+    film("other.mp4", [videos[0]] * 4)
     update(films, 2.0, 1.5)
     assert windows() == [(0, 2), (0, 2), (1.5, 3.5), (1.5, 3.5), (3, 4), (3, 5)]
     assert update(films)[0].skipped == 6
-    join([videos[1]] * 3, films / "film.mp4")
+    film("film.mp4", [videos[1]] * 3)
     assert update(films)[0].embedded == 2
     assert windows() == [(0, 2), (0, 2), (1.5, 3), (1.5, 3.5), (3, 4)]
     with pytest.raises(InputError, match=r"1\.5 s"):
@@ -528,14 +493,10 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update,
 
 
 def test_what_has_no_windows(clips, videos):
-    lines = [
-        {"id": "a", "path": "https://host/a.mp4", "kind": "video", "start": None, "end": None, "frame_offsets": None}
-    ]
-    (reject,) = in_windows(lines, 10.0, 5.0)
+    url = {"id": "a", "path": "https://host/a.mp4", "kind": "video", "start": None, "end": None, "frame_offsets": None}
+    (reject,) = in_windows([url], 10.0, 5.0)
     assert reject.reason == "bad row"
-    part = lines[0] | {"start": 3.0}
-    assert list(in_windows([part], 1.0, 1.0)) == [part]
-    short = list(scan_videos(videos[0].parent))  # also files that are no videos: decoding says why
+    short = [*scan_videos(videos[0].parent), url | {"start": 3.0}]  # also files that are no videos: decoding says why
     assert list(in_windows(short, 5.0, 5.0)) == short
     with pytest.raises(InputError, match="decoded corpus"):
         list(in_windows(scan_videos(clips), 10.0, 5.0))

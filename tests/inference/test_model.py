@@ -7,17 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from alpro.artifact import RECORD_VERSION, read_record
-from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
-from alpro.files import write_json
 from alpro.inference import clips as clips_module
 from alpro.inference.clips import load_frames
-from alpro.inference.find import find_model, find_prompter
 from alpro.inference.model import Model
 from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.retrieval import Gallery, encode_gallery
+from alpro.shards.schema import Row
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.scorer import Scorer
 
 TEXTS = ["a red ball moves left", "something slides up"]
 
@@ -25,9 +23,9 @@ TEXTS = ["a red ball moves left", "something slides up"]
 @pytest.fixture(scope="module")
 def models(folders):
     """A model of each task, and a prompter without prompts."""
-    models = {task: Model.from_pretrained(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")}
-    models["prompter"] = Model.from_pretrained(folders["prompter"], folders["prompts"], device="cpu")
-    return models | {"bare": Model.from_pretrained(folders["prompter"], device="cpu")}
+    models = {task: Model.load(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")}
+    models["prompter"] = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
+    return models | {"bare": Model.load(folders["prompter"], device="cpu")}
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def mixed(videos, tmp_path):
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
     model, reader, gallery = models["retrieval"], ShardReader(clips, "test"), Gallery.of(clips, "test")
-    texts, evaluated = encode_gallery(model.encoder, gallery, tokenizer, 30, torch.device("cpu"))
+    texts, evaluated = Scorer(model.encoder, tokenizer, 30).encode(gallery)
     actual = model.encode(videos)
     assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)
@@ -58,16 +56,7 @@ def test_similarity_has_the_order_of_its_arguments(models, videos):
     torch.testing.assert_close(model.similarity(videos, TEXTS), scores.T)
     torch.testing.assert_close(model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:])
     torch.testing.assert_close(model.similarity(TEXTS[0], str(videos[2])), scores[:1, 2:])
-    one = model.encode(str(videos[0]))
-    np.testing.assert_allclose(one, model.encode(videos)[0], atol=1e-6)
-    np.testing.assert_allclose(model.encode([videos[0].read_bytes()])[0], one, atol=1e-6)
-
-
-def test_matching_gives_a_probability_for_every_pair(models, videos):
-    both = models["retrieval"].match(TEXTS, videos)
-    assert both.shape == (2, 3)
-    assert ((both > 0) & (both < 1)).all()
-    torch.testing.assert_close(models["retrieval"].match(TEXTS, videos[1:2]), both[:, 1:2], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(model.encode(str(videos[0])), model.encode(videos)[0], atol=1e-6)
 
 
 def test_answers_are_the_best_first(models, videos):
@@ -91,10 +80,12 @@ def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos)
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, videos, tmp_path, kind):
+    """Also a row that says what a file without an extension is, such as an upload."""
     model, image = models["prompter"], tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(image)
-    sources = [image, image.read_bytes()] if kind == "image" else [videos[0], videos[0].read_bytes()]
-    for source in sources:
+    file = image if kind == "image" else videos[0]
+    upload = Row(id="upload", path=shutil.copy(file, tmp_path / "upload"), kind=kind)
+    for source in (file, upload):
         pixels, whole = model.encoder.pixels(model.frames(source)), torch.tensor([[0, 0, 4, 4]])
         named = dict(model.entities(source, top_k=99))
         assert sum(named.values()) == pytest.approx(1, abs=1e-5)
@@ -104,30 +95,14 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, vide
             assert same is (prompts == kind)
 
 
-def test_a_region_is_left_top_width_and_height_and_drawn_with_its_entities(models, videos, monkeypatch):
-    model, seen, drawn = models["prompter"], [], []
-    whole = model.folder.model.pseudo_labels
-    monkeypatch.setattr(
-        model.folder.model,
-        "pseudo_labels",
-        lambda x, boxes, *rest: seen.append(boxes.tolist()) or whole(x, boxes, *rest),
-    )
-    model.entities(videos[0], (0, 0.75, 0.5, 0.25))  # of 4 x 4 patches: left, top, width, height
-    picture = model.draw_entities(videos[0], [(0.5, 0.25, 0.25, 0.75), (0, 0, 1, 1)])
-    assert seen == [[[0, 3, 2, 1]], [[2, 1, 1, 3]], [[0, 0, 4, 4]]]
-    assert picture.width > 2 * 176
-    draw = lambda frame, box, entities, name: drawn.append((box, entities)) or Image.new("RGB", (9, 9))  # noqa: E731
-    monkeypatch.setattr("alpro.inference.model.draw_entities", draw)
-    box = (0.5, 0, 0.25, 1)
-    models["pretrain"].draw_entities(videos[0], [box], "a ball")
-    assert drawn == [(box, models["pretrain"].entities(videos[0], box, text="a ball"))]
-    assert drawn != [(box, models["pretrain"].entities(videos[0], box))]
-
-
-def test_a_folder_is_saved_and_read_again(models, videos, tmp_path):
-    models["qa"].save_pretrained(tmp_path / "copy")
-    again = Model.from_pretrained(tmp_path / "copy", device="cpu")
-    assert again.ask(videos[0], "what?") == models["qa"].ask(videos[0], "what?")
+def test_a_region_is_left_top_width_and_height(models, videos, monkeypatch):
+    model, seen = models["prompter"], []
+    labels = model.folder.model.pseudo_labels
+    watched = lambda x, boxes, *rest: seen.append(boxes.tolist()) or labels(x, boxes, *rest)  # noqa: E731
+    monkeypatch.setattr(model.folder.model, "pseudo_labels", watched)
+    for box in ((0, 0.75, 0.5, 0.25), (0.5, 0.25, 0.25, 0.75), (0, 0, 1, 1)):
+        model.entities(videos[0], box)
+    assert seen == [[[0, 3, 2, 1]], [[2, 1, 1, 3]], [[0, 0, 4, 4]]]  # of 4 x 4 patches
 
 
 @pytest.mark.parametrize(
@@ -150,7 +125,7 @@ def test_a_folder_is_saved_and_read_again(models, videos, tmp_path):
         ("retrieval", lambda m, v: m.encode(["a dog", v[0]]), "not both"),
         ("retrieval", lambda m, v: m.encode([]), r"\[\]"),
         ("retrieval", lambda m, v: m.similarity(None, v), "None"),
-        ("retrieval", lambda m, v: m.embed_texts("a dog"), "a dog"),
+        ("retrieval", lambda m, v: m.match("a dog", v), "a dog"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line(models, videos, task, call, named):
@@ -160,12 +135,16 @@ def test_what_a_model_cannot_do_is_one_line(models, videos, task, call, named):
 
 def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
     with pytest.raises(InputError, match="model folder"):
-        Model.from_pretrained(tmp_path)
+        Model.load(tmp_path)
     for prompts in (tmp_path / "nowhere", folders["qa"]):
         with pytest.raises(InputError, match=r"prompts\.safetensors"):
-            Model.from_pretrained(folders["prompter"], prompts, device="cpu")
+            Model.load(folders["prompter"], prompts=prompts, device="cpu")
+    fewer = shutil.copytree(folders["prompts"], tmp_path / "fewer")
+    (fewer / "entities.json").write_text('["ball"]')
+    with pytest.raises(InputError, match="1 names"):
+        Model.load(folders["prompter"], prompts=fewer, device="cpu")
     with pytest.raises(InputError, match="float8"):
-        Model.from_pretrained(folders["retrieval"], device="cpu", dtype="float8")
+        Model.load(folders["retrieval"], device="cpu", dtype="float8")
     with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
         models["qa"].frames(tmp_path / "none.mp4")
 
@@ -188,7 +167,7 @@ def test_a_stream_has_a_result_for_every_file_in_order(models, videos, mixed):
     reasons = [result.error.reason if result.error else "" for result in results]
     assert reasons == ["", "unreadable", "", "", "missing"]
     embeddings = torch.stack([result.embedding for result in results if result.embedding is not None])
-    torch.testing.assert_close(embeddings, models["bare"].embed_videos(videos))
+    torch.testing.assert_close(embeddings, torch.from_numpy(models["bare"].encode(videos)))
 
 
 def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkeypatch):
@@ -229,121 +208,8 @@ def test_pairs_are_scored_as_one_by_one(models, videos, mixed):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision_changes_scores_a_little(models, folders, videos, dtype):
-    whole, half = models["retrieval"], Model.from_pretrained(folders["retrieval"], device="cpu", dtype=dtype)
+    whole, half = models["retrieval"], Model.load(folders["retrieval"], device="cpu", dtype=dtype)
     assert half.encode(videos).dtype == np.float32
     for name in ("similarity", "match"):
         expected, actual = (getattr(model, name)(TEXTS, videos) for model in (whole, half))
         assert 0 < (expected - actual).abs().max() < 0.05
-
-
-@pytest.fixture
-def workspace(folders, tmp_path):
-    """A workspace with a prompter and its prompts, and a QA model that was trained with them."""
-    records = {
-        "train_prompter": ("prompter", "a" * 64, {}),
-        "cache_prompts": ("prompts", "b" * 64, {"prompter": ("train_prompter", "a" * 64)}),
-        "pretrain": ("retrieval", "c" * 64, {"prompts": ("cache_prompts", "b" * 64)}),
-        "finetune_qa": ("qa", "cd" * 32, {"model": ("pretrain", "c" * 64)}),
-    }
-    for stage, (source, fingerprint, inputs) in records.items():
-        folder = tmp_path / "artifacts" / stage / fingerprint[:16]
-        shutil.copytree(folders[source], folder)
-        named = {name: {"stage": of, "fingerprint": other} for name, (of, other) in inputs.items()}
-        about = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": fingerprint, "inputs": named}
-        write_json(folder / "artifact.json", about)
-    return tmp_path
-
-
-def test_a_model_is_found_by_its_fingerprint(workspace, videos):
-    qa = Model.load("cdcd", workspace, device="cpu")
-    assert len(qa.ask(videos[0], "where?")) == 3
-    for name in ("aaaa", "b" * 64, workspace / "artifacts" / "train_prompter" / ("a" * 16)):
-        assert len(Model.load(name, workspace, device="cpu").entities(videos[0])) == 3
-    for name in ("c", "f", "../x", "finetune_qa@ef"):  # two, and none
-        with pytest.raises(InputError, match=name):
-            Model.load(name, workspace, device="cpu")
-    (workspace / "empty").mkdir()
-    with pytest.raises(InputError, match="empty"):
-        Model.load(workspace / "empty", device="cpu")
-
-
-@pytest.fixture
-def built(workspace):
-    """built(mark, at, stage, inputs, **arguments): an artifact of a fingerprint of this mark, built at this time."""
-
-    def build(mark, at, stage="finetune_qa", inputs=None, **arguments):
-        source = next((workspace / "artifacts" / stage).iterdir())
-        folder = source.with_name(mark * 8)
-        if not folder.is_dir():
-            shutil.copytree(source, folder)
-        record = read_record(folder) | {"fingerprint": mark * 32, "run": {"at": at, "arguments": arguments}}
-        write_json(folder / "artifact.json", record | ({"inputs": inputs} if inputs else {}))
-        return folder
-
-    return build
-
-
-def test_a_stage_stands_for_the_artifact_that_was_built_last(workspace, built, capsys):
-    """Whatever the times of its files: that of a fetched one is when it was fetched."""
-    new = built("ef", "2026-02-01T10:20:30+00:00", config="own_videos", changes=["finetune_qa.steps=5"])
-    old = built("cd", "2026-01-01T00:00:00+00:00", config="own_videos", changes=[])
-    line = "efefefef (own_videos finetune_qa.steps=5, 2026-02-01 10:20)"
-    assert [find_model(name, workspace) for name in ("finetune_qa", "finetune-qa")] == [new, new]
-    assert capsys.readouterr().err == f"finetune_qa: {line}\nfinetune-qa: {line}\n"
-    names = ("finetune_qa@cd", "finetune-qa@cdcd", "cdcdcd", old, str(old))
-    assert [find_model(name, workspace) for name in names] == [old] * len(names)
-    assert capsys.readouterr().err == ""
-    with pytest.raises(InputError, match="evaluate"):
-        find_model("evaluate", workspace)
-    (new / "artifact.json").write_text("")  # after a power failure
-    assert find_model("finetune_qa", workspace) == old
-    assert "artifact.json is corrupt" in capsys.readouterr().err
-
-
-def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(workspace, built):
-    def run(name, started, mark, stage="", state="finished"):
-        steps = [{"stage": "finetune_qa", "fingerprint": mark * 32}, {"stage": "pretrain", "fingerprint": "c" * 64}]
-        (workspace / "reports").mkdir(exist_ok=True)
-        values = {"state": state, "stage": stage, "started": started, "steps": steps}
-        write_json(workspace / "reports" / f"{name}.json", values)
-
-    built("cd", "2026-01-01T00:00:00", config="own_videos", changes=[])
-    trial = built("ef", "2026-02-01T00:00:00", config="own_videos", changes=["finetune_qa.steps=5"])
-    run("whole", "2026-01-01", "cd")
-    run("one-stage", "2026-02-01", "ef", stage="finetune_qa")
-    run("failed", "2026-02-02", "ef", state="failed")
-    (workspace / "reports" / "other.json").write_text("[")
-    with pytest.raises(InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"):
-        find_model("finetune_qa", workspace)
-    assert find_model("finetune_qa@ef", workspace) == trial
-    assert find_model("train_prompter", workspace).parent.name == "train_prompter"  # the run had none of this stage
-    run("later", "2026-03-01", "ef")
-    assert find_model("finetune_qa", workspace) == trial
-
-
-def test_a_stage_with_several_corpora_stands_for_none_of_them(workspace):
-    for mark in ("ab", "ba"):
-        folder = workspace / "artifacts" / "decode_videos" / (mark * 8)
-        folder.mkdir(parents=True)
-        values = {"version": RECORD_VERSION, "stage": "decode_videos", "name": f"decode_videos {mark}"}
-        write_json(folder / "artifact.json", {**values, "fingerprint": mark * 32, "inputs": {}, "run": {"at": mark}})
-    with pytest.raises(InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"):
-        find_artifact("decode_videos", workspace)
-    assert find_artifact("decode_videos@ab", workspace)[1]["name"] == "decode_videos ab"
-
-
-def test_the_prompts_of_a_prompter_are_the_newest_that_were_embedded_with_it(workspace, built):
-    own, other = ({"prompter": {"stage": "train_prompter", "fingerprint": mark * 64}} for mark in "a9")
-    built("bd", "2026-01-02", "cache_prompts", own)
-    expected = built("be", "2026-01-03", "cache_prompts", own)
-    built("bc", "2026-01-01", "cache_prompts", own)
-    built("bf", "2026-01-04", "cache_prompts", other)
-    prompter = workspace / "artifacts" / "train_prompter" / ("a" * 16)
-    assert find_prompter(prompter) == (prompter, expected)
-
-
-def test_the_prompter_of_a_trained_model_is_found(workspace):
-    artifacts = workspace / "artifacts"
-    prompter = artifacts / "train_prompter" / ("a" * 16), artifacts / "cache_prompts" / ("b" * 16)
-    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8), follow=True) == prompter
-    assert find_prompter(artifacts / "finetune_qa" / ("cd" * 8)) == (artifacts / "finetune_qa" / ("cd" * 8), "")

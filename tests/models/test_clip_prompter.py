@@ -45,7 +45,7 @@ def own_pixels(loaded: ClipFolder, frames: torch.Tensor) -> torch.Tensor:
 
 
 def embedded(loaded: ClipFolder, texts: list[str], batch: int = 256) -> torch.Tensor:
-    return embed_texts(loaded.model, loaded.tokenizer, texts, 0, CPU, batch)
+    return embed_texts(loaded.model, loaded.tokenizer, texts, 0, batch)
 
 
 @torch.no_grad()

@@ -73,8 +73,6 @@ def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own
 
     first, second, third = own / videos[0].name, own / videos[1].name, own / "more" / videos[2].name
     assert alpro_model("index ls", index)[1].split() == [str(third), str(first), str(second)]
-    out = tmp_path / "vectors.parquet"
-    assert alpro_model("index ls", index, "--out", out)[:2] == (0, f"{out}: 3 clips, 16 numbers each\n")
     status, _, err = alpro_model("index rm", index, first, "none.mp4")
     assert (status, "none.mp4" in err) == (2, True)
     first.unlink()
@@ -100,8 +98,8 @@ def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, vide
 
 
 def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tmp_path, monkeypatch):
-    calls, real = [], Model.from_pretrained
-    monkeypatch.setattr(Model, "from_pretrained", lambda *a, **options: calls.append(options) or real(*a, **options))
+    calls, real = [], Model.load
+    monkeypatch.setattr(Model, "load", lambda *a, **options: calls.append(options) or real(*a, **options))
     index = tmp_path / "index"
     alpro_model("index add", index, own, "--model", RETRIEVAL, "--dtype", "bfloat16")
     alpro_model("search", index, "a ball", "--dtype", "float16")
@@ -133,8 +131,8 @@ def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
 def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pretrained):
     status, out, err = alpro_model("model entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2)
     assert (status, err) == (0, "")
-    prompter = Model.from_pretrained(pretrained / "prompter", device="cpu").entities(videos[0], top_k=2)
-    own = Model.from_pretrained(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
+    prompter = Model.load(pretrained / "prompter", device="cpu").entities(videos[0], top_k=2)
+    own = Model.load(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
     for key, expected in (("entities", prompter), ("model_entities", own)):
         assert json.loads(out)[key] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
     _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 1)
@@ -234,7 +232,6 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace
         (("index add", "FOLDER/j", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/j"),
         (("index add", "FOLDER/k", "FOLDER/bad", "--model", "models:/none@best"), "models:/none@best"),
         (("index add", "FOLDER/notes.txt", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/notes.txt"),
-        (("index ls", "FOLDER/empty", "--out", "FOLDER/v.csv"), "v.csv"),
         (("model export", RETRIEVAL, "FOLDER/bad"), "FOLDER/bad"),
     ],
 )

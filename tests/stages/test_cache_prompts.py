@@ -37,7 +37,7 @@ def test_an_entity_is_the_mean_of_its_own_prompts(cached, prompter, vocabulary):
 
     def embedded(text: str) -> torch.Tensor:
         model, tokenizer = prompter[1].model, prompter[1].tokenizer
-        return encode_texts(model, tokenizer, [text], 64, torch.device("cpu")).features[0]
+        return encode_texts(model, tokenizer, [text], 64).features[0]
 
     for number, entity in enumerate(entities):
         torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0)

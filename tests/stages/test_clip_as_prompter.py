@@ -111,13 +111,13 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
     keys = {row["what"] for row in read_json(tmp_path / "results.json")}
     assert "prompter" in keys
     assert any("crops" in key for key in keys)
-    model = Model.from_pretrained(cached, device="cpu")
+    model = Model.load(cached, device="cpu")
     video = min((sample / "videos").glob("test-*.mp4"))
     whole = model.entities(video, top_k=99)
     assert sorted(word for word, _ in whole) == sorted(read_entities(vocabulary))
     assert sum(p for _, p in whole) == pytest.approx(1, abs=1e-5)
     assert dict(model.entities(video, (0.5, 0.5, 0.5, 0.5), top_k=99)) != dict(whole)
-    texts = model.embed_texts(["A video of a box.", "A photo of a box."])
-    assert (model.embed_videos([video]) @ texts.T).abs().max() <= 1 + 1e-5
+    texts = model.encode(["A video of a box.", "A photo of a box."])
+    assert abs(model.encode([video]) @ texts.T).max() <= 1 + 1e-5
     with pytest.raises(InputError, match="no multimodal encoder"):
         model.match(["a box"], [video])

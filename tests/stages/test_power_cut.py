@@ -48,14 +48,14 @@ class Batch:
     errors: dict = {}
 
     def __init__(self, sources):
-        self.sources, self.decoded, self.videos = sources, range(len(sources)), self
+        self.sources, self.decoded, self.videos = dict(enumerate(sources)), range(len(sources)), self
         self.features = self
 
     def cpu(self):
         return self
 
     def numpy(self):
-        return np.array([[len(source.id), ord(source.id[-1])] for source in self.sources], np.float32)
+        return np.array([[len(source.id), ord(source.id[-1])] for source in self.sources.values()], np.float32)
 
 
 class Model:

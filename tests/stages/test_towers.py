@@ -64,7 +64,7 @@ def test_the_trained_model_embeds_texts_and_videos_and_teaches(
     trained, sample, vocabulary, clips, tiny_model, tmp_path, resources
 ):
     videos = sorted((sample / "videos").glob("test-*.mp4"))[:2]
-    model = Model.from_pretrained(trained)
+    model = Model.load(trained)
     assert model.similarity(videos, ["a red ball"]).isfinite().all()
     prompts = tmp_path / "prompts"
     prompts.mkdir()

@@ -97,7 +97,7 @@ def test_a_pre_trained_model_reads_the_caption(models, pretrained, videos):
     from alpro import Model
     from alpro.pipeline.serving.app import application
 
-    model = Model.from_pretrained(pretrained, device="cpu")
+    model = Model.load(pretrained, device="cpu")
     client = TestClient(application(replace(models, pretrained=model)))
     found = client.get("/api/entities", params={"clip": 0, "text": "a ball", "k": 1}).json()
     assert list(found) == ["entities", "model_entities"]

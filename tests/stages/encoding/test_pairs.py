@@ -1,12 +1,17 @@
 """Scores of pairs: each equals that of the pair alone, whatever the batches; nothing is computed twice."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from alpro.models.alpro import Alpro
 from alpro.stages.encoding.encode import Texts, Videos
-from alpro.stages.encoding.pairs import batches, by_video, score
+from alpro.stages.encoding.pairs import batches, by_video, match_top_k, score
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
@@ -80,3 +85,52 @@ def test_every_pair_is_in_one_batch_of_texts_of_one_length():
             assert len(set(lengths[pairs[rows, 0]])) == 1
             seen += rows.tolist()
     assert sorted(seen) == list(range(500))
+
+
+@pytest.fixture
+def by_hand():
+    """by_hand(margins, similarity): a model whose matching head gives these margins of texts and videos, all negative:
+    it takes no pair for a match, as an early model does."""
+
+    def make(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespace, Texts, Videos]:
+        texts, videos = margins.shape
+        scores = torch.from_numpy(margins)
+
+        def pairs(text, of_text, video, qkv, of_video):
+            return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1)
+
+        def head(pairs):
+            margin = scores[pairs.long().unbind(1)]
+            return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
+
+        numbered = [torch.arange(count).view(-1, 1, 1).float() for count in (texts, videos)]
+        encoder = SimpleNamespace(project=lambda tokens: tokens, pairs=pairs)
+        features = Texts(numbered[0], torch.ones(texts, 1), torch.from_numpy(similarity))
+        return (
+            SimpleNamespace(multimodal_encoder=encoder, vtm_head=head),
+            features,
+            Videos(numbered[1], torch.eye(videos)),
+        )
+
+    return make
+
+
+scores_of = arrays(np.float32, (4, 3), elements=st.floats(-1, 1, width=32))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(scores_of, scores_of, st.integers(1, 4))
+def test_top_k_ranks_the_pairs_of_a_query_above_its_others(by_hand, margins, similarity, k):
+    """In each direction those with the k highest similarities, by margin + similarity; the others, also those that the
+    other direction has matched, by similarity below them."""
+    margins *= 9
+    scores = match_top_k(*by_hand(margins, similarity), k)
+    (alone,) = match_top_k(*by_hand(margins, similarity), k, directions=("t2v",))
+    assert np.array_equal(alone.argsort(1, kind="stable"), scores[0].argsort(1, kind="stable"))
+    for ranked, margin, similar in ((scores[0], margins, similarity), (scores[1].T, margins.T, similarity.T)):
+        for row, of_row, like in zip(ranked, margin, similar, strict=True):
+            matched = np.isclose(row, of_row + like, atol=1e-5)
+            assert matched.sum() == min(k, len(row))
+            assert (not matched.all() and like[matched].min() >= like[~matched].max()) or matched.all()
+            assert row[matched].min() > row[~matched].max(initial=-np.inf)
+            assert np.diff(row[~matched][like[~matched].argsort()]).min(initial=0) >= 0

@@ -1,7 +1,7 @@
 """A corpus of clips that become brighter or darker, and a fake model that reads it off the frames."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from alpro.models.word_pieces import train_tokenizer
 from alpro.shards.decoding import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.evaluation import protocol
+from alpro.stages.evaluation import scorer
 from alpro.stages.execution.interface import Resources
 
 
@@ -37,37 +37,40 @@ def also_in_training(folder: Path, **splits: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "overlap.parquet")
 
 
-# Fake models: the matching head and the answers follow from the pixels, so that what is shown is what is scored.
-
-ORDERS = ["rising", "falling", "mixed"]
-
-
 class Reading(Alpro):
-    """A model that reads off frames how bright they are one after the other, and off a text its last word.
+    """A fake model that reads off frames how bright they are one after the other, and off a text its last word.
 
-    A clip matches the text that names how its brightness goes; a question is answered by how it goes.
+    Both are embeddings: rising, falling, or neither; a still clip is rising if it is brighter than grey, else falling.
+    A clip matches the text that names what it is, and a question is answered by it.
     """
 
-    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int]):
+    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int], certainty: float):
         super().__init__(shape, answers=len(answers))
         self.multimodal_encoder, self.vtm_head = Pairing(), Matching()
         self.qa_head = Answering(len(answers))
-        self.words, self.seen = words, list[Tensor]()
-        self.lengths = set[int]()
+        self.words, self.seen, self.lengths, self.certainty = words, list[Tensor](), set[int](), certainty
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         self.seen.append(frames)
         means = frames.mean(dim=(2, 3, 4))
         rising, falling = ((means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1))
+        still = (frames == frames[:, :1]).flatten(1).all(dim=1)
         place = torch.where(rising, 0, torch.where(falling, 1, 2))
-        size = (1 + self.config.video.grid**2, self.config.video.width)
-        return nn.functional.one_hot(place, size[1]).float()[:, None].expand(-1, *size)
+        place = torch.where(still, (means[:, 0] < 0).long(), place)
+        tokens = nn.functional.one_hot(place, self.config.video.width).float()
+        tokens[still & (place == 1)] *= self.certainty
+        return tokens[:, None].expand(-1, 1 + self.config.video.grid**2, -1)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         self.lengths.add(int(mask.sum(1).max()))
         last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
         place = torch.tensor([self.words.get(int(word), 3) for word in last])
         return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
+
+    def project_video(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+    project_text = project_video
 
 
 class Pairing(nn.Module):
@@ -128,34 +131,25 @@ def clip_corpus() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def reading(tiny_model, tokenizer, monkeypatch):
-    """reading(task, mean, std, frames, entities): the fake model of a folder, which is loaded wherever one is."""
+def reading(tiny_model, monkeypatch):
+    """reading(task, mean, std, certainty): the fake model of a folder, which is loaded wherever one is."""
 
-    def make(
-        task: str = "retrieval", mean: float = 0.5, std: float = 0.25, frames: int = 4, entities: Iterable[str] = ()
-    ) -> Reading:
+    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, certainty: float = 1.0) -> Reading:
         own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
-        shape = tiny_model(own.get_vocab_size())
-        shape = shape.model_copy(update={"video": shape.video.model_copy(update={"frames": frames})})
-        model = Reading(shape, ["rising", "falling", "other"], words)
+        answers = ["rising", "falling", "other"]
+        model = Reading(tiny_model(own.get_vocab_size()), answers, words, certainty)
         preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
-        folder = ModelFolder(task, model, own, preprocessing, [*entities], ["rising", "falling", "other"])
-        monkeypatch.setattr(protocol, "load_model", lambda path, device: folder)
+        folder = ModelFolder(task, model, own, preprocessing, [], answers)
+        monkeypatch.setattr(scorer, "load_model", lambda path, device: folder)
         return model
 
     return make
 
 
-RESOURCES = Resources(device="cpu", workers=1)
-
-
-def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}
-
-
 def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config: object) -> dict[str, dict[str, Any]]:
+    """The rows of results.json by name."""
     out.mkdir()
     inputs = {"clips": corpus} | {name: Path(name) for name in models}
-    module.run(module.Config(**config), inputs, out, RESOURCES)
-    return rows_of(out)
+    module.run(module.Config(**config), inputs, out, Resources(device="cpu", workers=1))
+    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}

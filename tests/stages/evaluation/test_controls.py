@@ -1,18 +1,15 @@
 """Controls: what a model that reads off how the brightness of a clip goes makes of frames in a different order, of one
 frame, and of no clip."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from alpro.stages import evaluate
 from alpro.stages.evaluation import controls
-from alpro.stages.evaluation.controls import Shuffle, answer_from_best_frame, best_single_frame, reverse, still
+from alpro.stages.evaluation.controls import Shuffle, answer_under, best_single_frame, reverse, still
 from tests.stages.evaluation.conftest import evaluated
 
 
@@ -32,86 +29,68 @@ def test_shuffling_differs_between_clips_and_seeds_and_reaches_every_other_order
     assert Shuffle(1)(list(range(10))) != Shuffle(2)(list(range(10)))
 
 
-def test_each_pair_has_the_score_and_the_similarity_of_its_best_frame(monkeypatch):
-    """Two frames, a text, two videos: each frame is the best of another pair, for either score and direction."""
-    seen: list[list[int]] = []
+class TwoFrames:
+    """A model of clips of two frames; each frame is the best of another pair, for either score and direction."""
 
-    def score_pairs(folder, gallery, config, device, reorder):
-        seen.append(reorder([10, 20]))
-        first = seen[-1] == [10, 10]
+    frames = 2
+
+    def score(self, gallery, reorder):
+        first = reorder([10, 20]) == [10, 10]
         scores = np.array([[[5.0, -9.0]], [[1.0, 1.0]]] if first else [[[1.0, -2.0]], [[0.0, 3.0]]])
-        features = torch.tensor([[-1.0], [4.0]] if first else [[2.0], [3.0]])
-        return scores, SimpleNamespace(features=torch.ones(1, 1)), SimpleNamespace(features=features)
+        return scores, np.array([[-1.0, 4.0]] if first else [[2.0, 3.0]])
 
-    monkeypatch.setattr(controls, "score_pairs", score_pairs)
-    folder = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(video=SimpleNamespace(frames=2))))
-    scores, similarity = best_single_frame(folder, None, None, None)
-    assert seen == [[10, 10], [20, 20]]
+    def answer(self, questions, reorder):
+        """The first frame has the largest logits and hardly prefers one; the second is certain of the other answer."""
+        return torch.tensor([[9.0, 8.5]] if reorder([10, 20]) == [10, 10] else [[0.0, 4.0]])
+
+
+def test_each_pair_has_the_score_and_the_similarity_of_its_best_frame():
+    scores, similarity = best_single_frame(TwoFrames(), None)
     assert scores.tolist() == [[[5.0, -2.0]], [[1.0, 3.0]]]
     assert similarity.tolist() == [[2.0, 4.0]]
 
 
 def test_the_answer_is_that_of_the_most_certain_frame():
-    """The first frame has the largest logits and hardly prefers one; the second is certain of the other answer."""
-    logits = {10: torch.tensor([[9.0, 8.5]]), 20: torch.tensor([[0.0, 4.0]])}
-    best = answer_from_best_frame(lambda reorder: logits[reorder([10, 20])[0]], 2)
+    best = answer_under("single_frame", 0, TwoFrames(), None)
     assert best.argmax(1).tolist() == [1]
     assert best.exp().tolist() == [[pytest.approx(0.6225, abs=1e-4), pytest.approx(0.9820, abs=1e-4)]]
 
 
 @pytest.fixture
-def projected(reading, monkeypatch):
-    """projected(task, bright): the fake model, whose similarity is that of what it reads off as well. In a still clip
-    it sees the entry `bright` of its answers where the clip is brighter than grey, and the other one elsewhere."""
-
-    def make(task: str = "retrieval", bright: int = 0, certainty: float = 1.0):
-        model = reading(task)
-        encode = model.encode_video
-
-        def see(frames: Tensor) -> Tensor:
-            if (frames != frames[:, :1]).any():
-                return encode(frames)
-            model.seen.append(frames)
-            place = (frames.mean(dim=(1, 2, 3, 4)) < 0).long()
-            width = model.config.video.width
-            seen = nn.functional.one_hot(place if bright == 0 else 1 - place, width).float()
-            seen[:, 1] *= certainty
-            return seen[:, None].expand(-1, 1 + model.config.video.grid**2, width)
-
-        for name, call in (("project_video", lambda t: t[:, 0]), ("project_text", lambda t: t[:, 0])):
-            monkeypatch.setattr(model, name, call)
-        monkeypatch.setattr(model, "encode_video", see)
-        return model
-
-    return make
+def seeds(monkeypatch) -> list[int]:
+    """The seeds of the shuffles so far."""
+    seen: list[int] = []
+    monkeypatch.setattr(controls, "Shuffle", lambda seed: seen.append(seed) or Shuffle(seed))
+    return seen
 
 
-def test_retrieval_under_every_control(clips_of_brightness, projected, tmp_path):
+def test_retrieval_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
     """Each text has two clips that match it equally. Backwards it matches the others; shuffled clips neither rise nor
     fall; of single frames every clip has bright and dark ones, so that all pairs tie."""
-    projected()
-    wanted = {"retrieval": "clips", "controls": ("shuffled", "reversed", "single_frame", "text_only")}
+    reading()
+    wanted = {"retrieval": "clips", "controls": ("shuffled", "reversed", "single_frame", "text_only"), "seed": 5}
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("retrieval",), **wanted)
     ranks = {name: row["value"] for name, row in rows.items() if name.endswith("MdR")}
     assert ranks == {
         **{f"{name}/{way}/MdR": 1.5 for name in ("retrieval", "retrieval_vtc") for way in ("t2v", "v2t")},
-        **{f"retrieval_dual/{way}/MdR": 1.5 for way in ("t2v", "v2t")},
         "retrieval_shuffled/t2v/MdR": 2.5,
         "retrieval_reversed/t2v/MdR": 3.5,
         "retrieval_single_frame/t2v/MdR": 2.5,
         "retrieval_single_frame_vtc/t2v/MdR": 2.5,
     }
+    assert seeds == [5]
     labels = {"frames shuffled", "frames reversed", "best single frame", "best single frame, by similarity"}
     assert {row["what"] for row in rows.values()} > {f"control: {label}" for label in labels}
 
 
-def test_answers_under_every_control(clips_of_brightness, projected, tmp_path):
+def test_answers_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
     """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only is the mean color,
     zero after normalization: it is not darker than grey."""
-    model = projected("qa", certainty=2.0)
-    controls = ("shuffled", "reversed", "single_frame", "text_only")
-    wanted = {"qa": "clips", "controls": controls, "contrasts": (("rising", "falling"),)}
+    model = reading("qa", certainty=2.0)
+    wanted = {"qa": "clips", "contrasts": (("rising", "falling"),), "seed": 7}
+    wanted["controls"] = "shuffled", "reversed", "single_frame", "text_only"
     rows = evaluated(evaluate, clips_of_brightness, tmp_path / "out", ("qa",), **wanted)
+    assert seeds == [7]
     scores = {name: (row["value"], row["chance"], row["items"]) for name, row in rows.items()}
     expected = {"qa": 100, "qa_shuffled": 0, "qa_reversed": 0, "qa_single_frame": 50, "qa_text_only": 50}
     for name, value in expected.items():

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.frames import NormalizedModel
+from alpro.shards.reader import ShardReader
 from alpro.stages.encoding.encode import Videos
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
@@ -41,46 +42,41 @@ def test_what_is_known_to_be_in_a_sample(meta, captions, truth):
     assert true_entities({"meta": meta, "captions": captions}, ENTITIES) == truth
 
 
+ROWS = [
+    {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
+    {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # none that is known
+    {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x", "y"]},
+    {"id": "d", "split": "test", "meta": {"entities": ["box"]}, "captions": ["x"]},
+    {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
+]
+
+
 @pytest.fixture
-def named(corpus_of, tmp_path, monkeypatch):
-    """named(features): the score of a prompter that gives the videos these features, with prompts along the axes."""
-    rows = [
-        {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
-        {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # none that is known
-        {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x"]},
-        {"id": "d", "split": "test", "meta": {"entities": ["box"]}, "captions": ["x"]},
-        {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
-    ]
-    folder = corpus_of(tmp_path, rows)
-
-    def score(features, split="test"):
-        encoded = []
-
-        def encode(objective, reader, numbers, device):
-            encoded.extend(numbers)
-            return Videos(torch.zeros(0), torch.tensor(features))
-
-        monkeypatch.setattr(entities_module, "encode_videos", encode)
-        prompter = SimpleNamespace(normalized=lambda device: None)
-        actual = entities_of_clips(prompter, torch.eye(3), ENTITIES, folder, split, (), torch.device("cpu"))
-        return actual, encoded
-
-    return score
+def folder(corpus_of, tmp_path):
+    return corpus_of(tmp_path / "corpus", ROWS)
 
 
-def test_accuracy_is_over_the_clips_with_a_known_entity(named):
-    actual, encoded = named([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
+def test_accuracy_is_over_the_clips_with_a_known_entity(folder, monkeypatch):
+    """Of a prompter with prompts along the axes."""
+    encoded = []
+
+    def encode(encoder, reader, numbers):
+        encoded.extend(numbers)
+        return Videos(torch.zeros(0), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]]))
+
+    monkeypatch.setattr(entities_module, "encode_videos", encode)
+    actual = entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "test"))
     assert encoded == [0, 2, 3]
     assert actual == [
         Named("a", "x", ["ball"], "ball"),
-        Named("c", "x", ["ball", "star"], "star"),
+        Named("c", "x | y", ["ball", "star"], "star"),
         Named("d", "x", ["box"], "ball"),
     ]
     assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(200 / 3)  # "ball", in two of three
 
 
-def test_nothing_known_is_no_score(named, tmp_path):
-    assert named([], split="validation") == ([], [])
+def test_nothing_known_is_no_score(folder, tmp_path):
+    assert entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "validation")) == []
     results = Results("test", tmp_path)
     add_entities(results, [], ENTITIES)
     add_crops(results, [], ENTITIES, 0.2)
@@ -103,36 +99,20 @@ class Halves(nn.Module):
         return torch.stack([certain.roll(int(box[1] > 0)) * (1 if box[0] == 0 else 0.5) for box in boxes])
 
 
-@pytest.fixture
-def crops(corpus_of, tmp_path):
-    """crops(number): those of three clips, of which two have a known entity, with the boxes that the prompter saw."""
-    rows = [
-        {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
-        {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},
-        {"id": "c", "split": "test", "meta": {"entities": ["box", "star"]}, "captions": ["x"]},
-    ]
-    folder = corpus_of(tmp_path / "corpus", rows)
-
-    def make(number: int) -> tuple[list[Named], list[list[int]]]:
-        model = Halves(grid=4)
-        prompter = ModelFolder("prompter", model, None, Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3))
-        split = folder, "test", ()
-        actual = entities_of_crops(prompter, torch.eye(3), ENTITIES, *split, torch.device("cpu"), number)
-        return actual, [box for boxes in model.seen for box in boxes.tolist()]
-
-    return make
-
-
-def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(crops):
-    actual, boxes = crops(20)
+def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(folder):
+    reader, model = ShardReader(folder, "test", exclude={"d"}), Halves(grid=4)
+    encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3)
+    actual, again = (entities_of_crops(encoder, torch.eye(3), ENTITIES, reader, 20) for _ in range(2))
+    boxes = [box for boxes in model.seen for box in boxes.tolist()]
     assert [crop.id for crop in actual] == ["a", "c"] * 20
-    assert [list(crop.box) for crop in actual] == boxes == crops(20)[1]
+    assert [list(crop.box) for crop in (*actual, *again)] == boxes
+    assert actual == again
     assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
     assert {crop.named for crop in actual} == {"ball", "box"}
     for crop in actual:
         assert crop.named == ("box" if crop.box[1] > 0 else "ball")
         assert crop.probability == pytest.approx(0.6 if crop.box[0] == 0 else 0.3)
-        assert crop.truth == {"a": ["ball"], "c": ["box", "star"]}[crop.id]
+        assert crop.truth == {"a": ["ball"], "c": ["ball", "star"]}[crop.id]
 
 
 def crop(name: str, named: str, probability: float, *truth: str) -> Named:
@@ -186,9 +166,9 @@ def test_what_a_crop_shows(places, box, shown):
     assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
 
 
-def test_a_label_of_probability_1_is_in_the_last_interval():
-    actual = calibration(np.array([1.0, 0.05, 0.9]), np.array([True, False, False]))
-    assert actual == [(1, 0.05, 0.0), (2, 0.95, 0.5)]
+def test_a_label_is_in_the_interval_of_its_probability_and_1_in_the_last():
+    actual = calibration(np.array([1.0, 0.05, 0.9, 0.48, 0.42]), np.array([True, False, False, True, False]))
+    assert actual == [(1, 0.05, 0.0), (2, pytest.approx(0.45), 0.5), (2, 0.95, 0.5)]
 
 
 def test_without_a_kept_crop_there_is_no_accuracy_of_them(tmp_path):

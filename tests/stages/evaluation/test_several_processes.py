@@ -74,7 +74,7 @@ def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, cl
     def tokens(rank: int, ranks: int) -> torch.Tensor:
         monkeypatch.setattr(encode, "is_own", lambda batch: batch % ranks == rank)
         numbers = list(range(7))
-        return encode.encode_videos(encoder, reader, numbers, torch.device("cpu"), batch=2, reorder=Shuffle(0)).tokens
+        return encode.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens
 
     alone = tokens(0, 1)
     assert len(alone.unique(dim=0)) == 7

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
-from alpro.models.word_pieces import WordPieces
 from alpro.shards.pictures import draw_entities
-from alpro.stages.evaluation.retrieval import Gallery
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.pretrain import draw_pseudo_labels
 from alpro.stages.training.batch import Batch
@@ -320,10 +319,10 @@ def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:
 @pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
 def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, tokenizer, monkeypatch, kept_share):
     """In batches of two, of which the last has one crop."""
-    gallery, words, objective = Gallery.of(clips, "validation").first(5, 1), WordPieces(tokenizer), pretraining.eval()
+    gallery, objective = Gallery.of(clips, "validation").first(5, 1), pretraining.eval()
     calls = ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
     labels, logits = (recorded(monkeypatch, *of) for of in calls)
-    pem_scores(objective, words, 16, gallery, batch=2)
+    pem_scores(objective, tokenizer, 16, gallery, batch=2)
     assert [len(part) for part in labels] == [2, 2, 1]
     labels, logits = torch.cat(labels), torch.cat(logits)
     best = labels.amax(1)
@@ -332,7 +331,7 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, t
     assert kept.float().mean() == pytest.approx(kept_share)
     right = (labels.argmax(1) == logits.argmax(1)) & kept
     entropy = -(labels * labels.log()).sum(1)
-    assert pem_scores(objective, words, 16, gallery, batch=2) == pytest.approx(
+    assert pem_scores(objective, tokenizer, 16, gallery, batch=2) == pytest.approx(
         {
             "validation/pem/kept": 100 * kept_share,
             "validation/pem/acc": 100 * float(right.sum()) / max(1, int(kept.sum())),

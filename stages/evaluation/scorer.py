@@ -1,0 +1,109 @@
+"""The scores of a model: of the texts and videos of a gallery, and of answers to questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
+from alpro.progress import progress
+from alpro.stages.encoding.encode import (
+    Reorder,
+    Texts,
+    Videos,
+    encode_texts,
+    encode_videos,
+    load_model,
+    similarities,
+)
+from alpro.stages.encoding.pairs import VIDEOS, match_all, match_top_k, score
+from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.protocol import EvaluationConfig
+
+QUESTIONS = 256  # that are encoded together
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model with what its scores depend on.
+
+    length: maximum tokens of a text. top_k: the matching head scores only this many most similar pairs of each query;
+    0: all. answers: those of its answer head.
+    """
+
+    encoder: NormalizedModel
+    tokenizer: Tokenizer
+    length: int
+    top_k: int = 0
+    answers: Sequence[str] = ()
+
+    @classmethod
+    def load(cls, config: EvaluationConfig, folder: Path, device: torch.device) -> Self:
+        """The model of an artifact, with the configured number of frames."""
+        loaded = load_model(folder, device)
+        if config.frames:
+            loaded.model.set_frames(config.frames)
+        length = config.max_text_tokens or loaded.preprocessing.max_text_tokens
+        return cls(loaded.normalized(device), loaded.tokenizer, length, config.top_k, loaded.answers)
+
+    @property
+    def frames(self) -> int:
+        """The number of frames of a clip."""
+        return self.encoder.model.config.video.frames
+
+    def protocol(self, by_similarity: bool = False) -> str:
+        """What a score of retrieval is comparable with: the pairs that are scored, and the frames of a clip, such as
+        "top 16, 4 frames". Similarity always scores all pairs."""
+        pairs = "all pairs" if by_similarity or not self.top_k else f"top {self.top_k}"
+        return f"{pairs}, {self.frames} frame{'' if self.frames == 1 else 's'}"
+
+    def encode(self, gallery: Gallery, reorder: Reorder | None = None) -> tuple[Texts, Videos]:
+        """The encoded texts and videos of a gallery. reorder: as of `encode_videos`."""
+        texts = encode_texts(self.encoder.model, self.tokenizer, gallery.texts, self.length)
+        return texts, encode_videos(self.encoder, gallery.reader, gallery.numbers, reorder=reorder)
+
+    def score(self, gallery: Gallery, reorder: Reorder | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of a gallery, as of `by_direction`: by matching (VTM), of all pairs (texts, videos) or for each
+        direction (2, texts, videos); and by similarity (VTC)."""
+        model = cast(Alpro, self.encoder.model)
+        texts, videos = self.encode(gallery, reorder)
+        scores = match_top_k(model, texts, videos, self.top_k) if self.top_k else match_all(model, texts, videos)
+        return scores, similarities(texts.features, videos.features).cpu().numpy()
+
+    @torch.no_grad()
+    def answer(self, questions: Questions, reorder: Reorder | None = None, blank: bool = False) -> Tensor:
+        """Logits of the answer head (questions, answers), on the CPU.
+
+        The device holds the tokens of VIDEOS videos and one batch of questions at a time. blank: instead of a video, a
+        clip without content: all pixels have the mean color of the training frames, zero after normalization. It
+        depends on no video of the split, and is closer to what the encoder knows than black.
+        """
+        model, parts = cast(Alpro, self.encoder.model), []
+        assert model.qa_head is not None, "this model does not answer questions"
+        with progress("answering", len(questions.texts), "questions") as advance:
+            for start in range(0, len(questions.numbers), VIDEOS):
+                some = questions.between(start, start + VIDEOS)
+                if blank:
+                    videos = self._blank(len(some.numbers))
+                else:
+                    videos = encode_videos(self.encoder, some.reader, some.numbers, reorder=reorder)
+                for first in range(0, len(some.texts), QUESTIONS):
+                    texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
+                    of_video = some.video_of_text[first : first + QUESTIONS]
+                    pairs = np.stack([np.arange(len(of_video)), of_video], axis=1)
+                    parts.append(score(model, model.qa_head, texts, videos, pairs).cpu())
+                    advance(len(of_video))
+        return torch.cat(parts)
+
+    def _blank(self, videos: int) -> Videos:
+        """Clips whose pixels are zero after normalization."""
+        shape, device = self.encoder.model.config.video, self.encoder.mean.device
+        pixels = torch.zeros(1, shape.frames, 3, shape.image_size, shape.image_size, device=device)
+        tokens = self.encoder.model.encode_video(pixels).expand(videos, -1, -1)
+        return Videos(tokens, tokens[:, 0])

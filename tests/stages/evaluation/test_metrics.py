@@ -1,0 +1,166 @@
+"""Scores as pure functions, against tables worked out by hand and against what chance would reach."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from alpro.stages.evaluation.metrics import (
+    Queries,
+    Ranks,
+    average_precision,
+    by_direction,
+    mean_recall,
+    retrieval_metrics,
+    retrieval_scores,
+)
+from alpro.stages.evaluation.qa import accuracy_scores, majority_baseline
+
+# scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
+RANKS = [
+    ([0.9, 0.5, 0.1], [0], 1, 1, 1),
+    ([0.5, 0.9, 0.1], [0], 2, 0, 1),
+    ([0.1, 0.5, 0.9], [0], 3, 0, 0),
+    ([0.9, 0.9, 0.1], [0], 1.5, 1 / 2, 1),
+    ([0.5, 0.5, 0.5], [0], 2, 1 / 3, 2 / 3),
+    ([0.5, 0.5, 0.9], [0], 2.5, 0, 1 / 2),
+    ([0.1, 0.9, 0.5], [0, 2], 2, 0, 1),
+    ([0.9, 0.5, 0.1], [0, 2], 1, 1, 1),
+    ([0.1, 0.1, 0.9], [0, 1], 2, 0, 1),
+    ([0.2, 0.1, 0.0], [0, 1, 2], 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("scores", "right", "place", "first", "second"), RANKS)
+def test_ranks_of_one_query(scores, right, place, first, second):
+    relevant = np.isin(np.arange(len(scores)), right)[None]
+    actual = Ranks.of(np.array([scores]), relevant)
+    assert actual.expected.tolist() == [place]
+    assert actual.recall(1) == pytest.approx([first])
+    assert actual.recall(2) == pytest.approx([second])
+
+
+scores_of = st.integers(2, 8).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float)))
+
+
+def relevant_of(video_of_text, videos: int = 0) -> np.ndarray:
+    """Each text is right for its own video alone."""
+    own = np.asarray(video_of_text)
+    return own[:, None] == np.arange(videos or own.max() + 1)
+
+
+@settings(max_examples=60)
+@given(scores_of)
+def test_ranks_see_the_order_of_scores_alone(scores):
+    """Not their size, nor in which order the gallery stands."""
+    own = np.eye(len(scores), dtype=bool)
+    before = retrieval_metrics(scores, own)
+    assert retrieval_metrics(np.exp(scores) * 7 - 100, own) == pytest.approx(before)
+    assert retrieval_metrics(np.roll(scores, 1, axis=1), np.roll(own, 1, axis=1)) == pytest.approx(before)
+
+
+@settings(max_examples=60)
+@given(scores_of)
+def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
+    actual = Ranks.of(scores, np.eye(len(scores), dtype=bool))
+    for query, row in enumerate(scores):
+        first = 1 + (row > row[query]).sum()
+        places = np.arange(first, first + (row == row[query]).sum())
+        assert actual.expected[query] == places.mean()
+        for k in range(1, len(scores) + 1):
+            assert actual.recall(k)[query] == pytest.approx((places <= k).mean())
+
+
+def ranks_of(scores: np.ndarray, relevant: np.ndarray) -> dict[str, Ranks]:
+    return {way: Ranks.of(*pair) for way, pair in by_direction(scores, relevant).items()}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 3))
+def test_chance_is_what_constant_scores_reach(video_of_text, more):
+    """In both directions, with any number of captions a video, and videos without one."""
+    relevant = relevant_of(video_of_text, max(video_of_text) + 1 + more)
+    constant = np.zeros(relevant.shape)
+    expected = retrieval_metrics(constant, relevant)
+    for way, ranks in ranks_of(constant, relevant).items():
+        chance = {score.metric.key: score.chance for score in retrieval_scores(ranks, Queries.of([], []))}
+        for k in (1, 5, 10):
+            assert chance[f"R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
+        reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
+        median = [next(k for k, r in enumerate(reached, 1) if r >= 0.5 - 1e-9)]
+        median.append(next(k for k, r in enumerate(reached, 1) if r > 0.5 + 1e-9))
+        assert chance["MdR"] == np.mean(median)
+
+
+# scores, the videos of the texts, expected ranks by text and by video with a text
+DIRECTIONS = [
+    ([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]], [0, 0, 0, 1], [1, 2, 1, 1], [1, 3]),  # several captions
+    ([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], [0, 1], [1, 1], [2, 2]),  # a matrix for each direction
+    ([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]], [0, 2], [2, 2], [2, 1]),  # a video without a text is no query
+    ([[0.5, np.nan], [0.4, np.nan]], [0, 1], [1, 2], [1, 1.5]),  # the lowest score
+]
+
+
+@pytest.mark.parametrize(("scores", "own", "texts", "videos"), DIRECTIONS)
+def test_ranks_of_both_directions(scores, own, texts, videos):
+    scores = np.array(scores, float)
+    ranks = ranks_of(scores, relevant_of(own, scores.shape[-1]))
+    assert ranks["t2v"].expected.tolist() == texts
+    assert ranks["v2t"].expected.tolist() == videos
+    values = retrieval_metrics(scores, relevant_of(own, scores.shape[-1]))
+    assert values["t2v/MdR"] == np.median(texts)
+    assert values["v2t/MdR"] == np.median(videos)
+
+
+def test_accuracies_have_their_labels_items_and_baselines():
+    asked = [{"question": q, "answer": a, "type": t} for q, a, t in (("1", "x", "how_many"), ("2", "y", "how_many"))]
+    asked.append({"question": "3", "answer": "z", "type": "who"})
+    scores = accuracy_scores(["x", "x", "z"], ["x", "y", "x"], asked, ["a", "a", "b"])
+    assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
+        ("acc", "all questions", pytest.approx(200 / 3), 3, pytest.approx(200 / 3)),
+        ("acc_how_many", "how many", 50, 2, 100),
+        ("acc_who", "who", 100, 1, 0),
+    ]
+    assert {s.metric.baseline for s in scores} == {"most frequent answer"}
+    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"]]
+    assert scores[1].queries.ids.tolist() == ["a", "a"]
+
+
+def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_type():
+    """ "how": a tie, so the first in the alphabet; "where": never seen, so the most frequent of all."""
+    train = [("what", "ball"), ("what", "ball"), ("what", "box"), ("how", "two"), ("how", "one"), ("who", "box")]
+    train += [("who", "box"), ("who", "box"), ("how", "box")]
+    trained = [{"type": kind, "answer": answer} for kind, answer in train]
+    asked = [{"type": kind} for kind in ("what", "how", "where", "who")]
+    assert majority_baseline(trained[:5], asked[:2]) == ["ball", "one"]
+    assert majority_baseline(trained, asked) == ["ball", "box", "box", "box"]
+    assert majority_baseline([], asked[:1]) == [""]
+
+
+def test_a_model_is_selected_by_the_recalls_of_both_directions():
+    values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {"v2t/R1": 70.0, "v2t/R5": 80.0, "v2t/R10": 90.0}
+    assert mean_recall(values | {"t2v/MdR": 1000.0, "v2t/MdR": 1000.0}) == 45.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "relevant", "precision"),
+    [
+        ([3, 2, 1], [1, 0, 0], 1),
+        ([3, 2, 1], [0, 0, 1], 1 / 3),
+        ([3, 2, 1], [1, 0, 1], (1 + 2 / 3) / 2),
+        ([2, 2, 1], [1, 1, 0], 1),  # tied right items
+        ([2, 2, 1], [1, 0, 0], 1 / 1.5),
+        ([*range(12, 0, -1)], [0] * 10 + [1, 0], 1 / 11),
+    ],
+)
+def test_average_precision_by_hand(scores, relevant, precision):
+    score = average_precision(np.array([scores], float), np.array([relevant], bool), Queries.of(["a"], ["x"]))
+    assert (score.metric.label, score.value) == ("mAP", pytest.approx(100 * precision))
+
+
+def test_its_chance_level_is_that_of_random_scores():
+    rng, relevant = np.random.default_rng(0), np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
+    queries = Queries.of(["a", "b"], ["x", "y"])
+    scores = [average_precision(rng.random((2, 13)), relevant, queries) for _ in range(4000)]
+    assert np.mean([score.value for score in scores]) == pytest.approx(scores[0].chance, rel=0.03)
