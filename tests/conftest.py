@@ -42,7 +42,7 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 WITH_PREFECT = {
     f"tests/pipeline/{name}.py"
     for name in (
-        "reports/test_in_browser",
+        "test_in_browser",
         "flows/test_flow_pages",
         "test_deployments",
         "test_flow",

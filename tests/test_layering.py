@@ -17,10 +17,10 @@ ROOMS = {  # each room and the rooms that it knows
     "pipeline": {"models", "shards", "stages", "inference"},
 }
 ONLY_IN = {  # packages that one room or file may import
-    "prefect": ("pipeline/flows/", "pipeline/servers/"),
+    "prefect": "pipeline/flows/",
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "matplotlib": "pipeline/reports/curves.py",
+    "matplotlib": "pipeline/reports/page.py",
     "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
     "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
@@ -37,9 +37,7 @@ PIPELINE = [
     "execution",
     "reports",
     "tracking",
-    "servers",
     "flows",
-    "studies",
     "serving",
     "cli",
 ]

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.import_checkpoint import import_checkpoint
-from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
-from alpro.pipeline.flows.tasks import check_test_split
-from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.plan.dag import Planned, check_test_items, plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages.execution.interface import Resources
@@ -255,11 +254,11 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
 def test_invalid_evaluation_is_refused_before_training(tmp_path, pretrained, sample, rows, inline_pool):
     changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, rows, "captions")]
     changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
-    steps = plan(load_config("msrvtt_qa", changes=changes), Digests(tmp_path / "digests.sqlite"))
-    store = Store(tmp_path / "artifacts")
+    config = load_config("msrvtt_qa", changes=changes)
+    steps, store = plan(config, Digests(tmp_path / "digests.sqlite")), Store(tmp_path / "artifacts")
     store.make(steps[0], lambda s, out: s.module.run(s.config, dict(s.paths), out, RESOURCES), {})
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
-        check_test_split(store, steps)
+        check_test_items(Planned(config, steps, store))
 
 
 def test_weights_and_models_are_in_the_fingerprint_by_their_contents(tmp_path, pretrained, sample):

@@ -29,7 +29,7 @@ assert [module.OWNER for module in (models, pipeline, shards, stages)] == ["the 
 import alpro.models.alpro, alpro.pipeline.flows.flow, alpro.shards.reader, alpro.stages.pretrain
 from alpro import Model
 from alpro.models.templates import OFFICIAL
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.reports import page
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units

@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from alpro.errors import InputError
-from alpro.pipeline.cli import artifacts, config, data, index, model, run, serve
+from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
@@ -42,7 +42,7 @@ app = App(
 for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
     app.command(command)
 app.command(model.evaluate, name="eval")
-for group in (data.group, config.group, artifacts.group, index.group, model.group):
+for group in (inputs.data_group, inputs.config_group, artifacts.group, index.group, model.group):
     app.command(group)
 
 

@@ -23,7 +23,6 @@ from alpro.pipeline.cli.options import (
     Named,
     TrackingUri,
     Workspace,
-    require_text,
 )
 
 if TYPE_CHECKING:
@@ -58,21 +57,14 @@ def import_model(
     Reads only the tensors of a checkpoint of the official code and writes a model folder, which --pretrained and
     `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written to OUT/prompter.
 
-    Parameters
-    ----------
-    file
-        The checkpoint.
-    out
-        The folder to write, which must not exist yet.
-    task
-        What the checkpoint was trained for.
-    tokenizer
-        Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
-    words
-        Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON object of
-        word to number (ans2label.json), or lines; without it they are numbered.
-    max_text_tokens
-        Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
+    Args:
+        file: The checkpoint.
+        out: The folder to write, which must not exist yet.
+        task: What the checkpoint was trained for.
+        tokenizer: Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
+        words: Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON
+            object of word to number (ans2label.json), or lines; without it they are numbered.
+        max_text_tokens: Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
     """
     from alpro.models.import_checkpoint import import_checkpoint
 
@@ -86,8 +78,7 @@ def import_model(
     )
     for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
         if keys:
-            print(f"  {what}: {len(keys)} tensors")
-            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
+            print(f"  {what}: {len(keys)} tensors", *sorted(keys), sep="\n    ")
     for remark in imported.remarks:
         print(f"  {remark}")
 
@@ -98,12 +89,9 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
 
     Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True.
 
-    Parameters
-    ----------
-    folder
-        The folder to write, which must not exist yet.
-    license
-        License of the weights, for the model card.
+    Args:
+        folder: The folder to write, which must not exist yet.
+        license: License of the weights, for the model card.
     """
     from alpro import Model
     from alpro.inference.export import export
@@ -133,12 +121,9 @@ def register_model(
 
     Copies the model of an artifact to MLflow's registry as a new version of NAME.
 
-    Parameters
-    ----------
-    name
-        Name of the registered model.
-    alias
-        An alias for this version, such as champion.
+    Args:
+        name: Name of the registered model.
+        alias: An alias for this version, such as champion.
     """
     from alpro.pipeline.tracking.registry import register
 
@@ -165,12 +150,9 @@ def ask(
 
     The model is one of finetune_qa. The answers are those of its training questions; it gives no others.
 
-    Parameters
-    ----------
-    question
-        The question, in quotes.
+    Args:
+        question: The question, in quotes.
     """
-    require_text(question, "question")
     loaded = models.load(models.folder(model))
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
@@ -201,12 +183,9 @@ def entities(
 
     The names are those of the vocabulary. A model of pretrain answers beside its prompter, by its PEM head.
 
-    Parameters
-    ----------
-    box
-        Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all of it.
-    text
-        Caption of the video, which a model of pretrain reads.
+    Args:
+        box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all.
+        text: Caption of the video, which a model of pretrain reads.
     """
     from alpro.inference.find import find_prompter, is_pretrained
     from alpro.inputs import WHOLE
@@ -245,6 +224,7 @@ def entities(
 def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", json: bool) -> None:
     """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
     decoded."""
+    from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.decoding import DecodeError
 
     if Path(video).is_dir():
@@ -258,12 +238,14 @@ def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", j
         rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
         print(json_format.dumps({"video": video, **about, **rows}))
         return
-    width = max(len(word) for words in ranked.values() for word, _ in words)
-    for key, words in ranked.items():
-        if len(ranked) > 1:
-            print("prompter:" if key == "entities" else "model:")
-        for word, probability in words:
-            print(f"{word:{width}}  {probability:.3f}")
+    by = {"entities": "prompter", "model_entities": "model"} if len(ranked) > 1 else {}
+    print_rows(
+        [
+            {"by": by.get(key, ""), "answer" if key == "answers" else "entity": word, "probability": f"{p:.3f}"}
+            for key, words in ranked.items()
+            for word, p in words
+        ]
+    )
 
 
 def write_table(out: Path, models: Models, videos: str, model: "Model", name: "Name", count: int, json: bool) -> None:
@@ -327,16 +309,11 @@ def evaluate(
     Retrieval with all right videos of a text, answers to questions, and entities: what the model can and the data has
     labels for. Equal captions are one text; a column `relevant` names other right videos by their ids.
 
-    Parameters
-    ----------
-    data
-        A decoded corpus, a manifest, or a folder of videos with texts.
-    split
-        The videos to evaluate, if the data names splits, or if the model was trained on it.
-    baseline
-        Another model, such as the folder of a CLIP, to compare with.
-    out
-        Write results.json and scores.parquet there.
+    Args:
+        data: A decoded corpus, a manifest, or a folder of videos with texts.
+        split: The videos to evaluate, if the data names splits, or if the model was trained on it.
+        baseline: Another model, such as the folder of a CLIP, to compare with.
+        out: Write results.json and scores.parquet there.
     """
     from alpro.inference.evaluate import add_answers, add_entities, add_retrieval, encode, labeled
     from alpro.inference.find import find_prompter

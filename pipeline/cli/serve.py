@@ -1,6 +1,7 @@
 """`alpro serve`, `alpro up` and `alpro ui`: servers of this machine, until Ctrl-C."""
 
 import os
+import socket
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING
 from alpro.errors import InputError
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
 from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace
-from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -35,20 +35,13 @@ def serve(
 
     What they offer follows from the models. Only this machine reaches them, unless --host says otherwise.
 
-    Parameters
-    ----------
-    model
-        The model of INDEX, if it has moved; it also answers questions and names entities if it can.
-    ask
-        A model of finetune_qa, for questions.
-    entities
-        A prompter, or a model of pretrain.
-    host
-        Address to listen on.
-    port
-        Port to listen on.
-    token_file
-        A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
+    Args:
+        model: The model of INDEX, if it has moved; it also answers questions and names entities if it can.
+        ask: A model of finetune_qa, for questions.
+        entities: A prompter, or a model of pretrain.
+        host: Address to listen on.
+        port: Port to listen on.
+        token_file: A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
@@ -57,6 +50,14 @@ def serve(
     check_port("--port", port, host)
     app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
     guard.serve(guard.guarded(app, host, token), host, port)
+
+
+def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
+    """Raises InputError if a server could not listen on a port of an address."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(f"port {port} of {host}: {error.strerror}; choose another with {option}") from error
 
 
 def token_of(host: str, file: Path | None) -> str:
@@ -122,7 +123,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
     from alpro.pipeline.cli.run import create_workspace
-    from alpro.pipeline.servers import up as servers
+    from alpro.pipeline.flows import up as servers
 
     create_workspace(workspace.resolve(), True)
     servers.up(workspace.resolve(), prefect_port, mlflow_port)
@@ -130,8 +131,8 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """Serve the MLflow pages on this machine, and print their address."""
-    from alpro.pipeline.servers import up as servers
-    from alpro.pipeline.servers.temporary import answers
+    from alpro.pipeline.flows import up as servers
+    from alpro.pipeline.flows.server import answers
     from alpro.pipeline.tracking.tracker import start_page
 
     database = workspace.resolve() / "mlflow.db"

@@ -14,17 +14,17 @@ import prefect
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run
 from alpro.pipeline.flows.run import PipelineRun, title_of
 from alpro.pipeline.flows.tasks import announce, at_terminal, make
-from alpro.pipeline.plan.dag import Planned, planned
-from alpro.pipeline.plan.steps import check_files, required
+from alpro.pipeline.plan.dag import Planned, check_files, planned
+from alpro.pipeline.plan.step import required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.lifecycle import end_with_parent
 from alpro.stages.execution.stop import STOP, Stop
@@ -111,16 +111,16 @@ def run(
     """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
     settings, steps, store = plan
     check_files(steps, store)
-    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
-    name_run(title, labels)
-    tracker = Tracker.open(tracking_uri, workspace, settings.name)
+    tracker, about = Tracker.open(tracking_uri, workspace, settings.name), dict(tags or {})
+    if (context := FlowRunContext.get()) and context.flow_run:
+        about["prefect_flow_run"] = str(context.flow_run.id)
+        with get_client(sync_client=True) as client:  # a deployment's has another name until its files are read
+            client.update_flow_run(context.flow_run.id, name=title)
     changed = settings.model_dump(mode="json", exclude_defaults=True)
-    with tracker.run(title, changed, about_run(tags or {})) as mlflow_run:
+    with tracker.run(title, changed, about) as mlflow_run:
         current = PipelineRun(plan, arguments, workspace, deployments, tracker, mlflow_run, title)
-        link_to_mlflow(tracker, mlflow_run, "mlflow")
         try:
-            with prefect.tags(*labels):
-                run_steps(current)
+            run_steps(current)
         except BaseException as error:
             try:
                 finish(current, error)
@@ -137,10 +137,10 @@ def run_steps(current: PipelineRun) -> None:
     A step that fails stops the steps that depend on it, and no others; the first error is raised at the end. If this
     thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
     """
-    steps, stop = required(current.steps, current.store), Stop()
+    steps, stop = required(current.plan.steps, current.plan.store), Stop()
     deployed = sum(step.stage in current.elsewhere for step in steps)
     token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.settings.resources.max_stages + deployed)
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.plan.settings.resources.max_stages + deployed)
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
@@ -181,8 +181,7 @@ def run_steps(current: PipelineRun) -> None:
 
 
 def finish(current: PipelineRun, error: BaseException | None = None) -> None:
-    """Writes the report and links it on Prefect's page. error: what ended the run, if it did not finish."""
+    """Writes the report. error: what ended the run, if it did not finish."""
     report = current.write_report(error)
-    link_to_mlflow(current.tracker, current.run, "report", report)
     if not at_terminal():  # the command line prints it below the results
         announce(f"report: {report}")

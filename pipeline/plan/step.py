@@ -1,4 +1,4 @@
-"""A step of a pipeline: a stage with everything that determines its result."""
+"""A step of a pipeline: a stage with everything that determines its result; which steps have to run, and why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from alpro.artifact import RECORD_VERSION, digest_of
+from alpro.artifact import RECORD_VERSION, digest_of, flatten, has_no_effect
+from alpro.errors import InputError
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import Location, absolute
 from alpro.stages.execution.interface import StageConfig
 
@@ -58,3 +60,55 @@ class Step:
             "inputs": inputs,
             "files": dict(self.files),
         }
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and everything that they depend on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def required(steps: list[Step], store: Store) -> list[Step]:
+    """The steps whose artifacts exist or have to be built, in order.
+
+    An input is built only for a step that runs: if decoded shards were deleted but everything that was computed from
+    them exists, nothing is decoded again.
+    """
+    inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
+    exists = {step.fingerprint: bool(store.find(step)) for step in steps}
+    wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
+    for step in reversed(steps):
+        if step.fingerprint in wanted and not exists[step.fingerprint]:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name."""
+    others = [record for _, record in store.all() if record["name"] == step.name]
+    if not others:
+        return "no artifact yet"
+    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
+    fewest = min(changes, key=len)
+    return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
+    changes = []
+    if record["stage_version"] != description["stage_version"]:
+        changes.append("the stage's code has a new version")
+    files = record["files"].keys() & description["files"].keys()
+    old, new = (flatten(one["config"], f"{one['stage']}.") for one in (record, description))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
+            changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
+    for what, kind in (("input", "inputs"), ("files of", "files")):
+        old, new = record[kind], description[kind]
+        changes += [f"{what} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return changes

@@ -1,25 +1,25 @@
-"""The page of a run, or of runs side by side: one HTML file that needs no other, and a summary of the run as JSON."""
+"""The page of a run, or of runs side by side: one HTML file that needs no other."""
 
 import base64
+import io
 import re
-import struct
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from alpro.artifact import Record
 from alpro.files import atomic_write, read_json, write_json
-from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.dag import Planned
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.plan.steps import required
-from alpro.pipeline.reports.curves import panel_pictures
+from alpro.pipeline.plan.step import Step, required
 from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
+from alpro.stages.evaluation.metrics import is_rank
 from alpro.stages.training.metrics import read_metrics
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -34,58 +34,22 @@ CAPTIONS = {
     "green border.",
 }
 
+# The panels of the curves, by patterns of metrics: a new loss or accuracy needs no change here.
+GROUPS = {
+    "losses": ("train/loss", "train/loss_*"),
+    "accuracies": ("train/*_recall", "train/*_accuracy", "train/*_kept", "train/*_named"),
+    "optimization": ("train/lr", "train/grad_norm", "train/temperature"),
+    "validation": ("validation/*",),
+}
 
-def report_file(root: Path, config: PipelineConfig, steps: Sequence[Step]) -> Path:
-    """The report of a run of these steps in a workspace. Its summary is the .json beside it."""
-    return root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
 
-
-def summary(
-    title: str,
-    config: PipelineConfig,
-    steps: Sequence[Step],
-    states: Mapping[str, str],
-    *,
-    stage: str = "",
-    state: str = FINISHED,
-    reason: str = "",
-    started: datetime | None = None,
-    commit: str = "",
-    arguments: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What a run has done, as values of JSON.
-
-    states: of the steps by name: built, cached, or failed; others are unused if the run finished, else unfinished.
-    stage: the one that was asked for; empty for the whole pipeline. state: FINISHED, FAILED or STOPPED. reason: why it
-    failed or was stopped, in a line. arguments: config, data and changes.
-    """
-    left = "unused" if state == FINISHED else "unfinished"
-    return {
-        "title": title,
-        "name": config.name,
-        "stage": stage,
-        "state": state,
-        "reason": reason,
-        "started": started.isoformat(timespec="seconds") if started else "",
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1) if started else 0.0,
-        "commit": commit,
-        "arguments": dict(arguments or {}),
-        "config": config.model_dump(mode="json"),
-        "steps": [
-            {
-                "name": step.name,
-                "stage": step.stage,
-                "fingerprint": step.fingerprint,
-                "inputs": [source.name for source in step.inputs.values()],
-                "state": states.get(step.name, left),
-            }
-            for step in steps
-        ],
-    }
+def report_file(root: Path, plan: Planned) -> Path:
+    """The report of a run of a plan in a workspace. Its summary is the .json beside it."""
+    return root / "reports" / f"{plan.settings.name}-{plan.steps[-1].fingerprint[:6]}.html"
 
 
 def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Path:
-    """Writes the page of a run, and its `summary` beside it.
+    """Writes the page of a run, and its summary (`flows.run`) beside it.
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
@@ -101,14 +65,14 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         if folder:
             stages.append(stage_pictures(step["name"], folder))
     arguments = run["arguments"]
-    facts = [
-        ("started", run["started"][:19].replace("T", " ") + " UTC" if run["started"] else ""),
-        ("took", duration(run["seconds"]) if run["seconds"] else ""),
-        ("commit", run["commit"]),
-        ("configuration", arguments.get("config", "")),
-        ("data", arguments.get("data", "")),
-        ("changed values", "\n".join(arguments.get("changes", [])) or "none"),
-    ]
+    facts = {
+        "started": run["started"][:19].replace("T", " ") + " UTC",
+        "took": duration(run["seconds"]),
+        "commit": run["commit"],
+        "configuration": arguments["config"],
+        "data": arguments["data"],
+        "changed values": "\n".join(arguments["changes"]) or "none",
+    }
     heads = ["stage", "fingerprint", "time", "inputs", "counts"]
     last = [data_table(artifacts), Table("Stages", heads, counted, texts=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +89,7 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         warnings=[f"{record['name']}: {line}" for _, record in artifacts for line in record.get("warnings", [])],
         stages=[stage for stage in stages if any(stage.values())],
         last=[table for table in last if table],
-        facts=[(label, text) for label, text in facts if text],
+        facts={label: text for label, text in facts.items() if text},
     )
 
 
@@ -159,11 +123,41 @@ def stage_pictures(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def picture(content: bytes, caption: str) -> dict[str, Any]:
-    """A PNG or SVG file as a part of the page; its width in pixels is 0 for a drawing, which has any size."""
-    kind = KINDS[content[:4]]
-    width = struct.unpack(">I", content[16:20])[0] if kind == "image/png" else 0
-    return {"caption": caption, "width": width, "uri": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+def panel_pictures(lines: list[dict[str, Any]]) -> dict[str, str]:
+    """The curves of a metrics file as SVG files, a panel for each kind of metric that it has."""
+    found = dict.fromkeys(key for line in lines for key in line)
+    # Ranks and the other direction would hide the rest.
+    seen = [key for key in found if not is_rank(key) and "v2t" not in key.split("/")]
+    pictures = {}
+    for panel, patterns in GROUPS.items():
+        keys = dict.fromkeys(key for pattern in patterns for key in seen if fnmatchcase(key, pattern))
+        if not keys:
+            continue
+        figure = Figure(figsize=(4.2, 3.2))
+        # A fixed place: measuring texts for the layout would take as long as all the rest.
+        axes = figure.add_axes((0.11, 0.13, 0.87, 0.85))
+        for key in keys:
+            steps, values = zip(*((line["step"], line[key]) for line in lines if key in line), strict=True)
+            label, scale = key.split("/", 1)[1], 1.0
+            if panel == "optimization":  # values of any size share the panel
+                scale = max(map(abs, values)) or 1.0
+                label += f" (of {scale:.2g})"
+            marker = "." if len(steps) < 12 else ""
+            axes.plot(steps, [value / scale for value in values], label=label, marker=marker, linewidth=1.3)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=6.5, frameon=False)
+        axes.grid(alpha=0.25)
+        buffer = io.StringIO()
+        with rc_context({"svg.fonttype": "none"}):  # texts, not outlines
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        pictures[panel] = buffer.getvalue()
+    return pictures
+
+
+def picture(content: bytes, caption: str) -> dict[str, str]:
+    """A PNG or SVG file as a part of the page."""
+    return {"caption": caption, "uri": f"data:{KINDS[content[:4]]};base64,{base64.b64encode(content).decode()}"}
 
 
 def duration(seconds: float) -> str:

@@ -11,10 +11,9 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
 from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import train_tokenizer
-from alpro.pipeline.config.pipeline_config import load_config
-from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.config.load import load_config
+from alpro.pipeline.plan.dag import check_files, plan
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.steps import check_files
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import build_vocabulary, finetune_qa
 

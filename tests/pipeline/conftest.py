@@ -10,7 +10,6 @@ os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,33 +157,23 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     return nested.pop(""), nested
 
 
-def newest(workspace: Path) -> dict[str, Any]:
-    """The runs of the newest pipeline's stages by name: its nested runs, and for cached stages those that built them,
-    tagged here."""
-    from mlflow.tracking import MlflowClient
+def summary_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, Any]:
+    """The summary beside the report of the last run with these arguments."""
+    found = [json.loads(path.read_text()) for path in (workspace / "reports").glob("*.json")]
+    (one,) = (run for run in found if (run["arguments"]["changes"], run["stage"]) == ([*changes], stage))
+    return one
 
+
+def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, str]:
+    """What became of the steps of a run, by name."""
+    return {step["name"]: step["state"] for step in summary_of(workspace, changes, stage)["steps"]}
+
+
+def statuses_of(workspace: Path) -> dict[str, str]:
+    """The statuses of the newest pipeline's run in MLflow, under an empty name, and of its stages."""
     (parent, *_), nested = runs(workspace)
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "tables/stages.json")).read_text())
-    states = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    built = {
-        run.data.tags["fingerprint"][:16]: run
-        for many in nested.values()
-        for run in many
-        if run.info.status == "FINISHED"
-    }
-    found = {run.info.run_name.split(" · ")[0]: run for run in nested.get(parent.info.run_id, [])}
-    for state in states:
-        if state["state"] == "cached":
-            run = built[state["fingerprint"]]
-            tags = {**run.data.tags, "cached": "true"}
-            data = SimpleNamespace(tags=tags, metrics=run.data.metrics, params=run.data.params)
-            found[state["stage"]] = SimpleNamespace(info=run.info, data=data)
-    return found
-
-
-def was_cached(run) -> bool:
-    return run.data.tags.get("cached") == "true"
+    stages = {run.info.run_name.split(" · ")[0]: run.info.status for run in nested.get(parent.info.run_id, [])}
+    return {"": parent.info.status} | stages
 
 
 def of_shards(folder: str | Path, tmp_path: Path) -> str:

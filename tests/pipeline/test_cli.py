@@ -17,7 +17,7 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.log import log
+from alpro.log import log, warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.artifacts import command_of
 from alpro.pipeline.cli.options import Source
@@ -31,6 +31,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
 
 def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
+    warn_once.cache_clear()  # as in a process of its own
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
     monkeypatch.setattr("alpro.pipeline.cli.run.start_temporary_server", lambda: None)  # flows here do not need it
@@ -57,7 +58,6 @@ MISTAKES = [
     ("artifacts gc --zzz", "--zzz"),
     ("run pretrain sample", "sample"),
     ("model ask m", "VIDEO"),
-    ("run -q -v", "-v"),
     ("ui --port", "--port"),
     ("ui --port 80000", "--port"),
     ("ui --port 0", "--port"),
@@ -91,7 +91,8 @@ MISTAKES = [
     ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
     ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
     ("run --data {tmp}/secret.jsonl", "line 1: path"),
-    ("run --tracking-uri http://me:hush@host --dry-run", "tracking_uri"),
+    ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
+    ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
     ("run --workspace {tmp}/a?b", "a?b"),
     ("run --config {tmp}/\udcff.toml", "UTF-8"),
     ("run --set name=\udcff", "UTF-8"),
@@ -226,9 +227,11 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys
     command = ["run", "pretrain", "--dry-run", "--workspace", tmp_path]
     status, out, _ = call(monkeypatch, capsys, *command)
     assert status == 0
-    assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
+    heads, *lines = out.splitlines()
+    assert heads.split() == ["state", "name", "fingerprint", "reason"]
+    assert [line.split()[2] for line in lines][-2:] == ["cache_prompts", "pretrain"]
     assert "evaluate" not in out
-    assert all(line.startswith("to run") for line in out.splitlines())
+    assert all(line.startswith("to run") for line in lines)
     rows = json.loads(call(monkeypatch, capsys, *command, "--json")[1])
     assert [row["name"] for row in rows][-2:] == ["cache_prompts", "pretrain"]
     assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}

@@ -9,11 +9,11 @@ from PIL import Image
 
 from alpro.artifact import digest_of
 from alpro.errors import InputError
-from alpro.pipeline.config.pipeline_config import Corpus, load_config
-from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.config.load import load_config
+from alpro.pipeline.config.pipeline_config import Corpus
+from alpro.pipeline.plan.dag import check_files, decoding, plan
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.plan.steps import check_files, decoding, needed
+from alpro.pipeline.plan.step import Step, needed
 from alpro.pipeline.store.artifacts import Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alpro.artifact import read_record
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.step import Step

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.pipeline.plan.steps import required
+from alpro.pipeline.plan.step import required
 
 
 def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:

@@ -37,17 +37,8 @@ def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path, capsys):
     assert named.format(used=port) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("uri", ["http://me:hush@host:5000", "postgresql+psycopg://me:hush@host/mlflow"])
-def test_a_tracking_uri_with_a_password_is_refused(uri):
-    from alpro.pipeline.servers.checks import check_tracking_uri
-
-    check_tracking_uri("http://host:5000")
-    with pytest.raises(InputError, match="tracking_uri"):
-        check_tracking_uri(uri)
-
-
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(monkeypatch):
-    from alpro.pipeline.servers import temporary
+    from alpro.pipeline.flows import server as temporary
 
     monkeypatch.setattr(temporary, "TemporaryServer", lambda: "started")
     monkeypatch.setenv("PREFECT_API_URL", "http://host/api")
@@ -58,7 +49,7 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(monk
 
 @pytest.mark.parametrize("ends", [1, 3])
 def test_a_server_that_ends_is_started_again_at_most_twice(ends, monkeypatch):
-    from alpro.pipeline.servers import temporary
+    from alpro.pipeline.flows import server as temporary
 
     commands: list[list[str]] = []
     popen = subprocess.Popen

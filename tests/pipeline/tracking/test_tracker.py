@@ -3,7 +3,6 @@
 import json
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -63,7 +62,8 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     (folder / "pictures").mkdir(parents=True)
     file = folder / "metrics.jsonl"
     write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
-    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(step, folder, parent, {"seed": "3"}) as run:
+    about, tags = step.description, {"seed": "3"}
+    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(about, folder, parent, tags) as run:
         write(file, 2, loss=2.0)
         assert client.logged.acquire(timeout=60)  # step 1: of step 2 more lines may come
         assert history(tracker, run, "loss") == [(4.0, 1, 2500)]
@@ -106,7 +106,7 @@ class TerminationSignal(BaseException):
 )
 def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(error, status, tracker, tmp_path):
     def stage() -> None:
-        with tracker.stage_run(step_of(), tmp_path, "", {}):
+        with tracker.stage_run(step_of().description, tmp_path, "", {}):
             write(tmp_path / "metrics.jsonl", 7, loss=9.0)
             raise error
 
@@ -156,7 +156,7 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, arti
 
 def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("alpro.pipeline.tracking.tracker.PAUSE_SECONDS", 0)
-    with tracker.stage_run(step_of(), tmp_path, "", {}) as run:
+    with tracker.stage_run(step_of().description, tmp_path, "", {}) as run:
         client.error = OSError("no route to host")
         for step in (1, 2, 3):
             write(tmp_path / "metrics.jsonl", step, loss=step)
@@ -245,7 +245,7 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     sent = []
     tracker.log_metrics = lambda run, values: sent.append((run, values))
     with tracker.run("sample 3f2a9c", {}, {}) as run:
-        tracker.log_pipeline(run, [clips, trained, evaluated], {"pretrain"}, report, "{}")
+        tracker.log_pipeline(run, [clips, trained, evaluated], [report])
     ((of, values),) = sent
     assert of == run
     assert list(values.items()) == [
@@ -256,32 +256,9 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
         ("training/pretrain/validation/vtc/t2v/R1", 1.0),
     ]
     folder = Path(tracker.client.download_artifacts(run, ""))
-    table = json.loads((folder / "tables" / "stages.json").read_text())
-    states = [row[:2] for row in table["data"]]
-    assert states == [["decode_videos clips", "built"], ["pretrain", "cached"], ["evaluate", "built"]]
-    assert {"sample.html", "config.json"} <= {path.name for path in folder.iterdir()}
+    assert [path.name for path in folder.iterdir()] == ["sample.html"]
     (data,) = tracker.client.get_run(run).inputs.dataset_inputs
     assert data.dataset.name == "clips"
-
-
-@pytest.mark.parametrize(
-    ("uri", "run", "file", "address"),
-    [
-        ("sqlite:///mlflow.db", "r1", "", ""),
-        ("http://host:5000/", "", "", ""),
-        ("http://host:5000/", "r1", "", "http://host:5000/#/experiments/7/runs/r1?workflowType=machine_learning"),
-        (
-            "http://host",
-            "r1",
-            "a.html",
-            "http://host/#/experiments/7/runs/r1/artifacts/a.html?workflowType=machine_learning",
-        ),
-    ],
-)
-def test_a_run_has_a_page_on_a_server(uri, run, file, address):
-    from alpro.pipeline.tracking.tracker import Tracker
-
-    assert Tracker(SimpleNamespace(), "7", uri).address(run, file) == address
 
 
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from alpro.pipeline.servers.temporary import answers
+from alpro.pipeline.flows.server import answers
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 

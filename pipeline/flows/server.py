@@ -16,7 +16,6 @@ from http.client import HTTPException
 from alpro.errors import InputError
 from alpro.stages.execution.lifecycle import with_parent
 
-TEMPORARY = "ALPRO_TEMPORARY_SERVER"  # environment variable: the address of the server
 START_SECONDS = 300.0  # it creates its database first
 MAX_STARTS = 3  # if two commands create the database at the same time, one of them fails
 POLL_SECONDS = 0.1
@@ -42,7 +41,7 @@ class TemporaryServer:
         self.process = self._start(port)
         atexit.register(self.stop)
         # Prefect reads its environment when it is imported.
-        os.environ |= {"PREFECT_API_URL": f"{self.address}/api", TEMPORARY: self.address}
+        os.environ["PREFECT_API_URL"] = f"{self.address}/api"
 
     def _start(self, port: int) -> subprocess.Popen:
         app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", str(port)]
@@ -78,8 +77,7 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for name in ("PREFECT_API_URL", TEMPORARY):
-            os.environ.pop(name, None)
+        os.environ.pop("PREFECT_API_URL", None)
 
 
 def start_temporary_server() -> TemporaryServer | None:
