@@ -20,7 +20,6 @@ ONLY_IN = {  # packages that one room or file may import
     "prefect": "pipeline/flows/",
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "matplotlib": "pipeline/reports/page.py",
     "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
     "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
@@ -93,7 +92,7 @@ LIGHT = (
     "alpro.pipeline.execution.run_stage",
 )
 STAGES = ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate")
-HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")
+HEAVY = ("prefect", "mlflow", "spacy", "av", "ffmpeg", "jinja2", "pandas")
 
 
 def test_models_training_and_reading_run_without_the_libraries_of_the_pipeline():

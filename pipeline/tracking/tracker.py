@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -42,7 +42,7 @@ from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
@@ -134,10 +134,8 @@ class Tracker:
         """
         tags = {"stage": about["stage"], "fingerprint": about["fingerprint"]} | (tags or {})
         with self.run(stage_title(about), params_of(about), tags, parent) as run:
-            kind = STAGES[about["stage"]].kind
-            self._datasets(run, inputs_of(folder, about), kind if kind in ("training", "evaluation") else "vocabulary")
             monitor = None
-            if run and runs and kind == "training":
+            if run and runs and STAGES[about["stage"]].kind == "training":
                 monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)  # use of processor, memory, disk, GPUs
                 monitor.start()
             try:
@@ -170,7 +168,6 @@ class Tracker:
                 scores |= record["metrics"]
             else:
                 training |= {f"training/{record['stage']}/{key}": value for key, value in record["metrics"].items()}
-        self._datasets(run, artifacts, "pipeline")
         self.log_metrics(run, headlines(scores) | scores | training)
         for file in files:
             self._log(run, "log_artifact", str(file))
@@ -228,11 +225,11 @@ class Tracker:
             short = headlines(numbers)
             self._scores(run, record, short, step)
             numbers = short | numbers
-        elif (folder / "model").is_dir() and STAGES[stage].kind == "training":
-            model = self._model(run, folder, record, step)
-            validated = [key for key in VALIDATED if key in numbers]
-            self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
-        if stage not in EVALUATIONS:
+        else:
+            if STAGES[stage].kind == "training" and (folder / "model").is_dir():
+                model = self._model(run, folder, record, step)
+                validated = [key for key in VALIDATED if key in numbers]
+                self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
             numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
         self.log_metrics(run, numbers | {"seconds": record["run"].get("seconds", 0.0)}, step)
         self._log(run, "log_artifact", str(folder / "artifact.json"))
@@ -262,12 +259,12 @@ class Tracker:
     def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
         """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
         them."""
-        inputs, models = record["inputs"], dict[str, str]()
+        inputs, models = record["inputs"], set[str]()
         for short, value in scores.items():
             source = inputs.get(SCORED[short])
             if not source or not (model := self.logged_model(source["fingerprint"])):
                 continue
-            models[model] = short
+            models.add(model)
             corpus = record["config"].get("qa" if short == "QA" else "retrieval", "")
             digest = inputs.get(corpus, {}).get("fingerprint", "")[:16]
             self.log_metrics(run, {short: value}, step, model, corpus, digest)
@@ -285,15 +282,6 @@ class Tracker:
         """Logs metrics. Returns whether MLflow took them all."""
         parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
         return all(self._log(run, "log_batch", metrics=part) for part in parts)
-
-    def _datasets(self, run: str, artifacts: Artifacts, use: str) -> None:
-        """Logs the corpora among artifacts as data sets of a run."""
-        for folder, record in artifacts:
-            if record["stage"] in CORPUS_STAGES:
-                about, counts = json.dumps({"path": str(folder)}), json.dumps(record["counts"])
-                name = record["name"].partition(" ")[2] or record["name"]
-                corpus = Dataset(name, record["fingerprint"][:16], "artifact", about, profile=counts)
-                self._log(run, "log_inputs", [DatasetInput(corpus, [InputTag("mlflow.data.context", use)])])
 
     def _experiments(self) -> list[str]:
         return [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -376,13 +364,6 @@ def params_of(record: Record) -> dict[str, Any]:
     except ValidationError:  # of another version of this project
         values = record["config"]
     return {record["stage"]: values}
-
-
-def inputs_of(folder: Path, record: Record) -> Artifacts:
-    """The artifacts that one was built from, of those that are there. folder: of the artifact, in its store."""
-    sources = [(source["stage"], source["fingerprint"][:16]) for source in record["inputs"].values()]
-    places = [folder.parents[1] / stage / mark for stage, mark in sources]
-    return [(place, found) for place in places if (found := read_record(place))]
 
 
 def common_tags() -> dict[str, str]:

@@ -73,11 +73,10 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert "zero-shot retrieval" in report
     pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) > 2
-    assert report.count("data:image/svg+xml;base64,") >= 12  # of four trainings
 
 
 def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
-    """Its own columns, too: data sets, models, user, source."""
+    """Its own columns, too: user, source."""
     (*_, parent), nested = runs(workspace)
     stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
     assert set(stages) == set(STAGES)
@@ -104,15 +103,6 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
     assert "prompts.json" in listed(stages["cache_prompts"], "tables")
 
-    def corpora(run):
-        return {(d.dataset.name, d.tags[0].value) for d in run.inputs.dataset_inputs}
-
-    assert corpora(parent) == {("clips", "pipeline"), ("stills", "pipeline")}
-    assert corpora(pretrain) == {("clips", "training"), ("stills", "training")}
-    assert corpora(stages["evaluate"]) == {("clips", "evaluation")}
-    (clips,) = [d.dataset for d in stages["evaluate"].inputs.dataset_inputs]
-    assert Path(json.loads(clips.source)["path"]) == Path(first["decode_videos clips"])
-    assert clips.digest == Path(first["decode_videos clips"]).name
     for run in (parent, *stages.values()):
         assert run.data.tags["mlflow.source.name"] == "alpro"
         assert run.data.tags["mlflow.user"]

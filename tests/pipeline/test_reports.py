@@ -16,7 +16,7 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
 from alpro.pipeline.reports.comparison import differences
-from alpro.pipeline.reports.page import panel_pictures, write_report
+from alpro.pipeline.reports.page import write_report
 from alpro.pipeline.reports.results import PRINTED, Table, change_text, data_table, main_table, score_text, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
@@ -395,9 +395,6 @@ def artifacts(tmp_path) -> list[tuple[Path, dict[str, Any]]]:
         record = {"stage": stage, "name": stage, "fingerprint": f"{stage}-0123456789", "counts": of_stage}
         found.append((folder, record | {"run": {"seconds": 20.25 + 100 * number}}))
     write_json(tmp_path / "render_sample" / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
-    lines = [{"step": step, "time": 1.0, "train/loss": 1.0 / step} for step in (10, 20)]
-    lines += [{"step": 20, "time": 1.0, "validation/t2v/R1": 2.0, "validation/v2t/R1": 3.0, "validation/t2v/MdR": 4.0}]
-    (tmp_path / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "evaluate" / "pictures").mkdir()
     for name in ("retrieval", "pseudo_labels-step-000200", "my_own-picture"):
         Image.new("RGB", (4, 4)).save(tmp_path / "evaluate" / "pictures" / f"{name}.png")
@@ -456,13 +453,11 @@ def test_the_page_has_headlines_tables_pictures_stages_and_facts_in_this_order(a
         "data": "/a&amp;b",
         "changed values": "pretrain.lr=5e-4\nname=&#39;&lt;b&gt;&#39;",
     }
-    parts = (score, "Question answering</h2>", "pretrain</h2>", "Stages</h2>", "Run</h2>")
+    parts = (score, "Question answering</h2>", "evaluate</h2>", "Stages</h2>", "Run</h2>")
     places = [page.index(part) for part in parts]
     assert places == sorted(places)
     pictures = re.findall(r'<img alt="([^"]+)" src="data:image/([\w+]+);base64,\w', page)
     assert [(caption.split(" (")[0].split(" with ")[0], kind) for caption, kind in pictures] == [
-        ("pretrain: losses over steps.", "svg+xml"),
-        ("pretrain: validation over steps.", "svg+xml"),
         ("My own picture.", "png"),
         ("Step 200: The prompter&#39;s pseudo-labels on crops of training examples", "png"),
         ("Queries", "png"),
@@ -472,20 +467,6 @@ def test_the_page_has_headlines_tables_pictures_stages_and_facts_in_this_order(a
     corpus, others = page.partition("<h2>render_sample</h2>")[2].split("<h2>", 1)
     assert re.findall(r"<li>(.*?)</li>", corpus) == ["7 x unreadable", "3 x no &lt;text&gt;"]
     assert "Rejected" not in others
-
-
-def test_curves_have_a_panel_for_each_kind_of_metric():
-    lines = [
-        {"step": 1, "time": 1.0, "train/loss": 2.0, "train/loss_vtc": 1.5, "train/lr": 1e-4},
-        {"step": 2, "time": 2.0, "train/loss": 1.0, "train/loss_vtc": 0.5, "train/lr": 5e-5},
-        {"step": 2, "time": 2.0, "validation/t2v/R1": 20.0, "validation/v2t/R1": 30.0, "validation/t2v/MdR": 4.0},
-    ]
-    texts = {name: re.findall(r"<text [^>]*>([^<]+)<", svg) for name, svg in panel_pictures(lines).items()}
-    legends = {
-        name: [text for text in of_panel if text[0].isalpha() and text != "step"] for name, of_panel in texts.items()
-    }
-    assert legends == {"losses": ["loss", "loss_vtc"], "optimization": ["lr (of 0.0001)"], "validation": ["t2v/R1"]}
-    assert panel_pictures([{"step": 1, "time": 1.0}]) == {}
 
 
 def test_controls_the_comparison_with_a_clip_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):

@@ -32,7 +32,8 @@ print(json.dumps({"inputs": model.metadata.get_input_schema().input_names(),
 
 @pytest.fixture
 def workspace(tmp_path, tiny_model, tokenizer):
-    """A workspace with an artifact of each kind of model, and one without a model. MLflow has a run of one of them."""
+    """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model, and one without a
+    model."""
     config = tiny_model(tokenizer.get_vocab_size())
     torch.manual_seed(0)
     folders = {
@@ -47,11 +48,10 @@ def workspace(tmp_path, tiny_model, tokenizer):
         if model:
             model.save_pretrained(folder / "model")
         record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage), "inputs": {}}
-        run = {"at": "2026-01-01T00:00:00", "seconds": 1.0}
+        record |= {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}, "config": {}, "counts": {}, "metrics": {}}
+        write_json(folder / "artifact.json", record)
         if stage == "finetune_qa":
-            with Tracker.open("", tmp_path, "sample").run(stage, {}, {}) as built:
-                run["mlflow_run"] = built
-        write_json(folder / "artifact.json", record | {"run": run})
+            Tracker.open("", tmp_path, "sample").log_artifact(folder, record)
     return tmp_path
 
 
@@ -97,8 +97,9 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
         registered_folder(uri, "models:/shapes/9")
     (run,) = MlflowClient(uri).search_runs([str(n) for n in range(3)])  # no run of its own
-    assert run.info.status == "FINISHED"
-    assert (version.run_id == run.info.run_id) == (stage == "finetune_qa")
+    models = MlflowClient(uri).search_logged_models([str(n) for n in range(3)])
+    ours = [model for model in models if model.tags.get("fingerprint") == digest(stage)]
+    assert [(model.source_run_id == run.info.run_id) for model in ours] == [stage == "finetune_qa"]
 
 
 def test_an_artifact_without_a_model_is_refused(workspace, monkeypatch, capsys):

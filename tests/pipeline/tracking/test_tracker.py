@@ -127,9 +127,6 @@ def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, artifact):
     assert run.info.run_name == f"finetune_retrieval · {record['fingerprint'][:8]}"
     assert (run.data.metrics["loss"], run.data.params["finetune_retrieval.lr"]) == (2.0, "0.001")
     assert run.data.tags["seed"] == "1"
-    (data,) = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("clips", clips[1]["fingerprint"][:16])
-    assert (data.tags[0].value, json.loads(data.dataset.profile)) == ("training", {"samples": 3})
     tracker.log_artifact(folder, record)  # asked for: again
     assert len(tracker.client.search_runs([tracker.experiment])) == 2
     failed, other = artifact("build_vocabulary")
@@ -257,8 +254,6 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     ]
     folder = Path(tracker.client.download_artifacts(run, ""))
     assert [path.name for path in folder.iterdir()] == ["sample.html"]
-    (data,) = tracker.client.get_run(run).inputs.dataset_inputs
-    assert data.dataset.name == "clips"
 
 
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
