@@ -14,7 +14,7 @@ from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
 from alpro.pipeline.cli.options import RunOptions, Source, print_json
-from alpro.pipeline.flows.server import start_temporary_server
+from alpro.pipeline.flows.servers import start_temporary_server
 from alpro.stages import STAGES
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         config: The configuration, as of `alpro run`; by default that of the study.
     """
     changes, root = source.changes(options.workspace), prepare_run(options)
-    server = None if options.dry_run else start_temporary_server()
+    wait = (lambda: None) if options.dry_run else start_temporary_server()
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_left
     from alpro.pipeline.reports.terminal import print_rows, print_table
     from alpro.stages.execution.interface import StageFailed, Stopped
@@ -96,8 +96,7 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
     if options.dry_run:
         (print_json if options.json else print_rows)(work_left(members))
         return
-    if server:
-        server.wait()
+    wait()
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped("the study was stopped")
@@ -119,14 +118,13 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
 
 def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str) -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
-    server = start_temporary_server()
+    wait = start_temporary_server()
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
     from alpro.pipeline.tracking.tracker import Tracker
 
-    if server:
-        # The database of a new MLflow store is created while the server creates its own.
-        Tracker.open(tracking_uri, root, plan.settings.name)
-        server.wait()
+    if not tracking_uri:  # a new store is created while the server creates its own
+        Tracker.open("", root, plan.settings.name)
+    wait()
     return flow.start(plan, parameters, root, tracking_uri)
 
 

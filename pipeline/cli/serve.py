@@ -123,7 +123,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
     from alpro.pipeline.cli.run import create_workspace
-    from alpro.pipeline.flows import up as servers
+    from alpro.pipeline.flows import servers
 
     create_workspace(workspace.resolve(), True)
     servers.up(workspace.resolve(), prefect_port, mlflow_port)
@@ -131,8 +131,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """Serve the MLflow pages on this machine, and print their address."""
-    from alpro.pipeline.flows import up as servers
-    from alpro.pipeline.flows.server import answers
+    from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.tracker import start_page
 
     database = workspace.resolve() / "mlflow.db"
@@ -142,10 +141,9 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     address, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    page, logs = start_page(store), workspace.resolve() / "logs"
-    logs.mkdir(exist_ok=True)
-    with servers.programs(logs) as start:
-        start("mlflow", ["mlflow", "server", *options], environment)
-        start.until(lambda: answers(f"{address}/health"))
+    page = start_page(store)
+    with servers.programs(workspace.resolve() / "logs") as running:
+        running.start("mlflow", ["mlflow", "server", *options], environment)
+        running.until(lambda: servers.answers(f"{address}/health"))
         print(f"MLflow at {address}{page} (Ctrl-C stops it)", flush=True)
-        start.until(lambda: False, seconds=float("inf"))
+        running.until(lambda: False, seconds=float("inf"))

@@ -45,8 +45,9 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             model = tracker.logged_model(record["fingerprint"])
             if not model:  # its training was logged to another store
-                settings = {"tags": about, "model_type": "ALPRO", "experiment_id": tracker.experiment}
-                model = mlflow.initialize_logged_model(record["stage"], **settings).model_id
+                model = mlflow.initialize_logged_model(
+                    record["stage"], tags=about, model_type="ALPRO", experiment_id=tracker.experiment
+                ).model_id
             # MLflow prints what the command prints, and misses an example: no video is on every machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")

@@ -34,7 +34,9 @@ def call(monkeypatch, capsys, *arguments):
     warn_once.cache_clear()  # as in a process of its own
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
-    monkeypatch.setattr("alpro.pipeline.cli.run.start_temporary_server", lambda: None)  # flows here do not need it
+    monkeypatch.setattr(
+        "alpro.pipeline.cli.run.start_temporary_server", lambda: lambda: None
+    )  # flows here do not need it
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()

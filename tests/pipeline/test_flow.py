@@ -29,7 +29,7 @@ from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import flow, tasks
-from alpro.pipeline.flows.up import DEPLOYMENTS
+from alpro.pipeline.flows.servers import DEPLOYMENTS
 from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.step import Step
