@@ -14,7 +14,6 @@ from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
 from alpro.pipeline.cli.options import RunOptions, Source, print_json
-from alpro.pipeline.flows.servers import start_temporary_server
 from alpro.stages import STAGES
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default that of the study.
     """
+    from alpro.pipeline.flows.servers import start_temporary_server
+
     changes, root = source.changes(options.workspace), prepare_run(options)
     wait = (lambda: None) if options.dry_run else start_temporary_server()
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_left
@@ -118,6 +119,8 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
 
 def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str) -> dict[str, str]:
     """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
+    from alpro.pipeline.flows.servers import start_temporary_server
+
     wait = start_temporary_server()
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
     from alpro.pipeline.tracking.tracker import Tracker

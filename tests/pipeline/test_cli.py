@@ -35,7 +35,7 @@ def call(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
     monkeypatch.setattr(
-        "alpro.pipeline.cli.run.start_temporary_server", lambda: lambda: None
+        "alpro.pipeline.flows.servers.start_temporary_server", lambda: lambda: None
     )  # flows here do not need it
     with pytest.raises(SystemExit) as left:
         cli.main()
