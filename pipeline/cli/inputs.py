@@ -1,17 +1,16 @@
 """`alpro config ...` and `alpro data ...`: what a run reads, configurations and data."""
 
-import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import WORKSPACE, Count, File, Json, Source, Workspace, print_json
+from alpro.pipeline.cli.options import WORKSPACE, Count, Json, Source, Workspace, print_json
 
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
 
-config_group = App(name="config", help="List, show and copy configurations.")
+config_group = App(name="config", help="List and show configurations.")
 data_group = App(name="data", help="Check data before a run.")
 
 
@@ -42,31 +41,6 @@ def show_config(config: str, /, *, source: Source = Source(), workspace: Workspa
     from alpro.pipeline.config.load import load_config
 
     print(toml.dumps(values_of(load_config(config, source.data, source.changes(workspace)))), end="")
-
-
-@config_group.command(name="init")
-def init_config(file: File, /, *, source: Annotated[str, Parameter(name="--from")] = "own_videos") -> None:
-    """Write a copy of a shipped configuration to edit.
-
-    Args:
-        file: The file to write, NAME.toml.
-        source: The shipped configuration.
-    """
-    from alpro.pipeline.config.load import CONFIGS, shipped
-
-    if source not in shipped():
-        raise InputError(f"{source}: no such shipped configuration; those are {', '.join(shipped())}")
-    if file.suffix != ".toml" or not re.fullmatch(r"[\w-]+", file.stem):
-        raise InputError(f"{file}: the file must be named NAME.toml, with letters, digits, _ and - in NAME")
-    text = (CONFIGS / f"{source}.toml").read_text("utf-8").replace(f"--config {source}", f"--config {file}")
-    text = text.replace(f'\nname = "{source}"\n', f'\nname = "{file.stem}"\n')
-    note = f"# From the shipped configuration {source}. docs/configuration.md describes every key.\n"
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(note + text)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
-    print(f"{file}: edit it, then run: alpro run --config {file}")
 
 
 def values_of(config: "PipelineConfig") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json as json_format
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,11 +27,7 @@ from alpro.pipeline.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from alpro import Model
-
-    Name = Callable[[Any, Any], list[tuple[str, float]]]  # words with probabilities, best first, of a video, its frames
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
@@ -38,6 +35,7 @@ Video = Annotated[
     Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
+Name = partial[list[tuple[str, float]]]  # of a video, perhaps with its `frames`: words with probabilities, best first
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
 
@@ -157,9 +155,7 @@ def ask(
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
 
-    def answer(source: Any, frames: Any = None) -> list[tuple[str, float]]:
-        return loaded.ask(source, question, k, frames)
-
+    answer = partial(loaded.ask, question=question, top_k=k)
     if out:
         write_table(out, models, video, loaded, answer, k, json)
     else:
@@ -200,28 +196,25 @@ def entities(
     if is_pretrained(folder) and named[0] != folder:
         loaded.append(models.load(folder))
 
-    def named_by(one: "Model") -> "Name":
-        caption = "" if one.prompts else text
-
-        def name(source: Any, frames: Any = None) -> list[tuple[str, float]]:
-            return one.entities(source, region, k, caption, frames)
-
-        return name
-
     naming = [one for one in loaded if one.names_entities]
     if not naming:
         raise InputError(
             f"{folder}: this {loaded[0].folder.task} model names no entities, and no prompter with embedded entities "
             "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
         )
+    named_by = {  # a prompter reads no caption
+        "entities" if one.prompts else "model_entities": partial(
+            one.entities, box=region, top_k=k, text="" if one.prompts else text
+        )
+        for one in naming
+    }
     if out:
-        write_table(out, models, video, naming[0], named_by(naming[0]), k, json)
-        return
-    ranks = {"entities" if one.prompts else "model_entities": named_by(one) for one in naming}
-    show_words(video, {"box": list(region)}, ranks, json)
+        write_table(out, models, video, naming[0], next(iter(named_by.values())), k, json)
+    else:
+        show_words(video, {"box": list(region)}, named_by, json)
 
 
-def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", json: bool) -> None:
+def show_words(video: str, about: dict[str, Any], named_by: dict[str, Name], json: bool) -> None:
     """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
     decoded."""
     from alpro.pipeline.reports.terminal import print_rows
@@ -230,7 +223,7 @@ def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", j
     if Path(video).is_dir():
         raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
     try:
-        ranked = {key: name(video, None) for key, name in named_by.items()}
+        ranked = {key: name(video) for key, name in named_by.items()}
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
@@ -248,7 +241,7 @@ def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", j
     )
 
 
-def write_table(out: Path, models: Models, videos: str, model: "Model", name: "Name", count: int, json: bool) -> None:
+def write_table(out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool) -> None:
     """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
     an error instead of them."""
     import numpy as np
@@ -279,7 +272,7 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: "N
             row = {key: about.get(key) for key in ("id", "path", "start", "end")}
             source, frames = (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
             if isinstance(frames, np.ndarray):
-                ranked = name(source, torch.from_numpy(frames)[None].to(model.device))
+                ranked = name(source, frames=torch.from_numpy(frames)[None].to(model.device))
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
             else:
                 row["error"] = str(frames)
