@@ -1,6 +1,5 @@
 """`alpro artifacts ...`: the commands that read the artifacts of a workspace and run no stage."""
 
-import re
 import shlex
 import sys
 from collections import Counter
@@ -191,9 +190,7 @@ def compare_artifacts(
 
     if len(runs) < 2:
         raise InputError("alpro artifacts compare: name two evaluations or more")
-    # The name of a run has the start of the fingerprint of its last artifact: "sample 3f2a9c · pretrain.lr=1e-4".
-    marks = [re.search(r" ([0-9a-f]{6,})( ·|$)", name) for name in runs]
-    artifacts = [find_artifact(mark[1] if mark else name, workspace) for mark, name in zip(marks, runs, strict=True)]
+    artifacts = [find_artifact(name, workspace) for name in runs]
     tables, values = compared_runs(store_of(workspace), artifacts)
     if json:
         print_json(values)

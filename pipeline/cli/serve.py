@@ -82,7 +82,7 @@ def token_of(host: str, file: Path | None) -> str:
 
 def load_models(index: Path | None, own: str, ask: str, entities: str, models: Models) -> "Served":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
-    from alpro.inference.find import find_prompter, is_pretrained, model_digest
+    from alpro.inference.find import find_prompter, is_pretrained
     from alpro.pipeline.serving.app import Models as Served
 
     opened = open_index(index) if index else None
@@ -108,8 +108,7 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
     folders |= {"pretrained": named} if is_pretrained(named) else {}
     if naming and not folders.keys() & {"entities", "pretrained"}:
         raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
-    digests = {what: model_digest(folder) for what, folder in folders.items()}
-    return Served(opened, **{what: model(folder) for what, folder in folders.items()}, digests=digests)
+    return Served(opened, **{what: model(folder) for what, folder in folders.items()})
 
 
 def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:

@@ -65,7 +65,7 @@ def alpro(
     changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
     stage: str = "",
 ) -> dict[str, str]:
-    """Runs every step that has no cached result. Relative paths are relative to the workspace.
+    """A deployment's run of every step that has no cached result. Relative paths are relative to the workspace.
 
     Args:
         config: A configuration that ships, or a TOML file.
@@ -74,24 +74,19 @@ def alpro(
         stage: Only this stage and its missing inputs. Empty: the whole pipeline.
     """
     arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
-    if deployment.id:
-        end_with_parent(os.getppid(), signal.SIGTERM)
-    workspace = Path(os.environ.get("ALPRO_WORKSPACE", "" if deployment.id else "workspace"))
-    if deployment.id and not workspace.is_absolute():
+    end_with_parent(os.getppid(), signal.SIGTERM)
+    workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
+    if not workspace.is_absolute():
         raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}")
     workspace.mkdir(parents=True, exist_ok=True)
-    if deployment.id:  # Prefect started this process in a temporary folder
-        os.chdir(workspace)
+    os.chdir(workspace)  # Prefect started this process in a temporary folder
     plan = planned(stage, config, data, changes, workspace.resolve())
     uri, title = os.environ.get("ALPRO_TRACKING_URI", ""), title_of(plan, arguments)
     return run(plan, arguments, workspace.resolve(), uri, elsewhere(), title)
 
 
 def elsewhere() -> dict[str, str]:
-    """The deployments of single stages in other work pools than that of this run, by the names of the stages. Empty for
-    a run of no deployment."""
-    if not deployment.id:
-        return {}
+    """The deployments of single stages in other work pools than that of this run, by the names of the stages."""
     with get_client(sync_client=True) as client:
         own = client.read_deployment(deployment.id).work_pool_name
         found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))

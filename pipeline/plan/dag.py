@@ -1,6 +1,6 @@
 """The DAG of a configuration: its steps with their inputs and outside files, in an order in which they can run."""
 
-from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
-from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
+from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.plan.step import Step, needed, required
 from alpro.pipeline.store.artifacts import Store
 from alpro.shards.sources.manifest import has_questions
@@ -135,41 +135,33 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", corpus.decoding, {"sample": sample})
+    source, annotations, root = located(corpus.shards or corpus.data), corpus.annotation_files, corpus.names_root
     paths: dict[str, Location]
     if corpus.shards:
-        shards = located(corpus.shards)
-        index, paths = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share), {"shards": shards}
+        index, paths = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share), {"shards": source}
         step = Step("index_shards", f"index_shards {name}", index, paths=paths)
     else:
-        data, annotations, names_root = located(corpus.data), corpus.annotation_files, corpus.names_root
-        paths = {"data": data, **annotations, "manifests": digests.manifests}
-        paths |= {"root": names_root} if names_root else {}
+        paths = {"data": source, **annotations, "manifests": digests.manifests} | ({"root": root} if root else {})
         step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
-    try:
+
+    def contents(ask: bool) -> DataDigest:
         if corpus.shards:
-            contents = digest_shards(shards, digests)
-            return outside(step, {"shards": contents}, lambda: digest_shards(shards, digests) == contents)
-        whole = digest_data(data, digests, annotations, names_root)
-
-        def same() -> bool:
-            return digest_data(data, digests, annotations, names_root, ask=False).here == whole.here
-
-        return outside(step, {"data": whole.all}, same)
-    except InputError as error:
-        return replace(step, missing=str(error))
-
-
-def outside(step: Step, files: Mapping[str, str], same: Callable[[], bool]) -> Step:
-    """A step with the digests of the user's files. `same` is whether those of this machine are unchanged. A corpus at a
-    URL is not checked again: a store may describe the same file differently each time."""
+            return DataDigest(*[digest_shards(source, digests)] * 2)
+        return digest_data(source, digests, annotations, root, ask)
 
     def unchanged() -> bool:
         try:
-            return same()
+            return contents(False).here == before.here
         except InputError:  # it cannot be read any more
             return False
 
+    try:
+        before = contents(True)
+    except InputError as error:
+        return replace(step, missing=str(error))
+    # A corpus at a URL is not checked again: a store may describe the same file differently each time.
     here = all(isinstance(path, Path) for path in step.paths.values())
+    files = {"shards" if corpus.shards else "data": before.all}
     return replace(step, files=files, unchanged=unchanged if here else None)
 
 
@@ -182,21 +174,14 @@ def with_files(step: Step, digests: Digests) -> Step:
                 continue
             if (path := Path(value)).exists():
                 files[f"{stage}.{key}"] = digest_files(path, digests)
-            elif key == "tagger" and (version := package_version(value)):
-                files[f"{stage}.{key}"] = f"{value} {version}"
+            elif key == "tagger":  # perhaps an installed package, such as a spaCy pipeline
+                with suppress(metadata.PackageNotFoundError):
+                    files[f"{stage}.{key}"] = f"{value} {metadata.version(value)}"
             elif (stage, key) in FILES:
                 raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
     except InputError as error:
         return replace(step, missing=str(error))
     return replace(step, files=files)
-
-
-def package_version(name: str) -> str:
-    """The version of an installed package, such as a spaCy pipeline; empty if there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def digest_files(path: Path, digests: Digests) -> str:

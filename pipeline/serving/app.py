@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,14 +47,13 @@ T = TypeVar("T")
 
 @dataclass
 class Models:
-    """The models; None where the server cannot search, answer or name entities. digests: SHA-256 of each, by field."""
+    """The models; None where the server cannot search, answer or name entities."""
 
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
     entities: Model | None = None  # a prompter
     pretrained: Model | None = None  # also names entities
-    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def naming(self) -> dict[str, Model]:
@@ -258,7 +257,6 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
             "clips": len(models.index) if models.index else 0,
             "offers": [name for name, model in offers.items() if model],
             "examples": example_texts,
-            "models": models.digests,
         }
 
     for address, name in (("/", "page.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):

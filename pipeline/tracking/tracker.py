@@ -34,7 +34,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from PIL import Image
 from pydantic import ValidationError
 
 from alpro.artifact import Record, flatten, read_record
@@ -53,7 +52,6 @@ for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry,
 
 FOLLOW_SECONDS = 2.0
 PAUSE_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
-PICTURES_OF_STEPS = "pictures/*-step-*.png"
 TABLES = ("results.json", *(f"{n}.parquet" for n in ("entities", "left_out", "prompts", "rejects", "qa")))
 TABLES += ("retrieval_t2v.parquet",)
 TABLE_ROWS = 500
@@ -180,9 +178,8 @@ class Tracker:
 
     @contextmanager
     def _followed(self, run: str, folder: Path) -> Iterator[None]:
-        """Logs the lines of metrics.jsonl and the pictures of single steps as they are written, from a thread, and the
-        last ones at the end."""
-        done, last, shown = threading.Event(), -1, set[Path]()
+        """Logs the lines of metrics.jsonl as they are written, from a thread, and the last ones at the end."""
+        done, last = threading.Event(), -1
 
         def read() -> None:
             nonlocal last
@@ -197,10 +194,6 @@ class Tracker:
             ]
             if ready and self._send(run, metrics):  # after an outage, all lines since
                 last = ready[-1]["step"]
-            for path in sorted(set(folder.glob(PICTURES_OF_STEPS)) - shown):
-                shown.add(path)
-                key, _, step = path.stem.partition("-step-")  # an image of a step, which MLflow's page shows over steps
-                self._log(run, "log_image", Image.open(path).convert("RGB"), key=key, step=int(step))
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):
@@ -233,7 +226,7 @@ class Tracker:
             numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
         self.log_metrics(run, numbers | {"seconds": record["run"].get("seconds", 0.0)}, step)
         self._log(run, "log_artifact", str(folder / "artifact.json"))
-        for picture in sorted(set(folder.glob("pictures/*.png")) - set(folder.glob(PICTURES_OF_STEPS))):
+        for picture in sorted(folder.glob("pictures/*.png")):
             self._log(run, "log_artifact", str(picture), "pictures")
         for name in TABLES:
             if (folder / name).is_file():

@@ -85,9 +85,7 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     assert (tags["mlflow.parentRunId"], logged.info.status) == (parent, "FINISHED")
     assert tracker.client.get_run(parent).info.status == "FINISHED"
     files = [file.path for place in ("", "pictures") for file in tracker.client.list_artifacts(run, place)]
-    assert {"artifact.json", "pictures/samples.png"} <= set(files)
-    assert "pictures/labels-step-000200.png" not in files
-    assert len(tracker.client.list_artifacts(run, "images")) == 2  # of the step: the image and its thumbnail
+    assert {"artifact.json", "pictures/samples.png", "pictures/labels-step-000200.png"} <= set(files)
 
 
 class TerminationSignal(BaseException):
