@@ -41,7 +41,6 @@ from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
-from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
 
@@ -317,36 +316,6 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     assert list(made) == ["render_sample", "index_shards clips", "decode_videos stills", "build_vocabulary"]
     entities = [pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)]
     assert entities[0] == entities[1]
-
-
-@pytest.mark.long
-def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
-    """Those of an earlier run, moved elsewhere: the model learns from the same samples."""
-    for shard in Path(first["decode_videos clips"]).glob("*.tar"):
-        shutil.copy(shard, tmp_path)
-    made = alpro(of_shards(f"file://{tmp_path}", tmp_path), workspace=workspace)
-    assert list(made) == [name.replace("decode_videos clips", "index_shards clips") for name in STAGES]
-    manifest, decoded = (read_record(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
-    for name in ("samples", "train", "validation", "test", "captions", "questions"):
-        assert manifest["counts"][name] == decoded["counts"][name]
-    results = [row for name in EVALUATIONS for row in json.loads((Path(made[name]) / "results.json").read_text())]
-    assert {"zero-shot retrieval", "question answering"} <= {row["what"] for row in results}
-
-
-@pytest.mark.parametrize("row", ["", "vtm mlm", "vtm mlm pem", "vtc vtm mlm", "vtc vtm mlm pem"])
-def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
-    """Only the losses of the row are computed, and a prompter is trained for PEM alone."""
-    off = [f"pretrain.weights.{name}=0" for name in ("vtc", "vtm", "mlm", "pem") if name not in row.split()]
-    steps = plan(load_config(TINY, changes=[*off, "pretrain.start=scratch"]), Digests(workspace / "digests.sqlite"))
-    assert ("train_prompter" in [step.stage for step in steps]) == ("pem" in row)
-    step = next(step for step in steps if step.stage == "pretrain")
-    inputs = {name: Store(workspace / "artifacts").folder(other) for name, other in step.inputs.items()}
-    (tmp_path / "pretrain").mkdir()
-    outcome = step.module.run(step.config, inputs, tmp_path / "pretrain", Resources(device="cpu", workers=1))
-    assert (tmp_path / "pretrain" / "model" / "model.safetensors").is_file()
-    assert (outcome.counts["steps"] > 0) == bool(row)
-    names = {name for line in read_metrics(tmp_path / "pretrain" / "metrics.jsonl") for name in line}
-    assert {name.removeprefix("train/loss_") for name in names if name.startswith("train/loss_")} == set(row.split())
 
 
 CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
