@@ -49,7 +49,7 @@ HEAVY = {
     f"tests/{name}.py"
     for name in (
         "pipeline/test_cli",
-        "pipeline/tracking/test_registry",
+        "pipeline/test_tracking",
         "stages/corpora/test_rejects",
         "stages/evaluation/test_several_processes",
         "test_oracle",

@@ -7,7 +7,7 @@ import shutil
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,7 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
     """A workspace with a random model of each kind, and the prompts of the prompter."""
     import torch
 
-    from alpro.artifact import RECORD_VERSION
-    from alpro.files import digest, write_json
+    from alpro.files import digest
     from alpro.models.alpro import Alpro, Prompter
     from alpro.models.folder import ModelFolder
     from alpro.stages import cache_prompts
@@ -67,20 +66,36 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
         "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
         "cache_prompts": None,
     }
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
     for stage, model in models.items():
         folder = root / "artifacts" / stage / digest(stage)[:16]
-        folder.mkdir(parents=True)
-        inputs = {}
         if model:
             model.save_pretrained(folder / "model")
-        else:
-            prompter = root / "artifacts" / "train_prompter" / digest("train_prompter")[:16]
-            sources = {"prompter": prompter, "vocabulary": vocabulary}
-            cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
-            inputs = {"prompter": {"stage": "train_prompter", "fingerprint": digest("train_prompter")}}
-        record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage)}
-        write_json(folder / "artifact.json", {**record, "inputs": inputs, "run": {"at": "2026-01-01T00:00:00"}})
+            made[stage] = write_artifact(root, stage)
+            continue
+        sources = {"prompter": made["train_prompter"][0], "vocabulary": vocabulary}
+        folder.mkdir(parents=True)
+        cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
+        write_artifact(root, stage, inputs={"prompter": made["train_prompter"][1]})
     return root
+
+
+def write_artifact(
+    root: Path, stage: str, mark: str = "", inputs: Mapping[str, Any] | None = None, **more: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the stage. inputs: records by
+    name."""
+    from alpro.artifact import RECORD_VERSION
+    from alpro.files import digest, write_json
+
+    sources = {name: {"stage": r["stage"], "fingerprint": r["fingerprint"]} for name, r in (inputs or {}).items()}
+    record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(mark or stage)}
+    record |= {"stage_version": 1, "inputs": sources, "config": {}, "counts": {}, "metrics": {}, "files": {}}
+    record |= {"versions": {}, "run": {"at": "2026-01-01T00:00:00", "seconds": 1.0, "commit": "abc"}} | more
+    folder = root / "artifacts" / stage / record["fingerprint"][:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "artifact.json", record)
+    return folder, record
 
 
 @contextmanager
