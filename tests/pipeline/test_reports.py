@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.artifact import RECORD_VERSION
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
@@ -24,6 +23,7 @@ from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference
+from tests.pipeline.conftest import write_artifact
 
 BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
 RANKS = ["R@1", "R@5", "MdR"]
@@ -224,13 +224,7 @@ def cells(printed: str) -> list[list[str]]:
 
 
 def artifact(root: Path, stage: str, mark: str, **more: Any) -> Path:
-    folder = root / "artifacts" / stage / (mark * 16)
-    folder.mkdir(parents=True)
-    record: dict[str, Any] = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": mark * 64}
-    record |= {key: {} for key in ("inputs", "files", "counts", "metrics", "config", "versions")}
-    run = {"at": "2026-11-01T10:20:00+00:00", "seconds": 10.0, "commit": "abc"}
-    write_json(folder / "artifact.json", record | {"stage_version": 1, "run": run} | more)
-    return folder
+    return write_artifact(root, stage, fingerprint=mark * 64, **more)[0]
 
 
 def test_tables_and_rows_are_aligned(capsys):

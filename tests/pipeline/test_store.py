@@ -4,9 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alpro.artifact import RECORD_VERSION, read_record
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
@@ -28,6 +25,7 @@ from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import CHANGED, Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop
+from tests.pipeline.conftest import write_artifact
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,38 +133,6 @@ def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(sto
     assert {file.name for file in store.folder(step).iterdir()} == {"artifact.json"}
 
 
-def test_two_processes_build_a_step_once(tmp_path):
-    program = textwrap.dedent("""
-        import os, sys, time
-        from pathlib import Path
-        from alpro.stages import render_sample
-        from alpro.pipeline.plan.step import Step
-        from alpro.pipeline.store.artifacts import Store
-        from alpro.stages.execution.interface import Outcome
-
-        store, step = Store(Path(sys.argv[1])), Step("render_sample", "sample", render_sample.Config())
-
-        def work(step, out):
-            with open(out / "makers", "a") as file:
-                file.write("x")
-            while len(list(store.root.glob("waiting-*"))) < 2:  # the other process comes meanwhile
-                time.sleep(0.01)
-            return Outcome()
-
-        (store.root / f"waiting-{os.getpid()}").touch()
-        with store.lock(step):
-            finished = store.find(step)
-            if finished is None:
-                store.make(step, work, {})
-        print("reused" if finished else "built")
-    """)
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = sorted(process.communicate()[0].strip() for process in both)
-    assert printed == ["built", "reused"]
-    assert (Store(tmp_path).folder(sample_step()) / "makers").read_text() == "x"
-
-
 def test_a_run_waits_for_another_until_it_is_stopped(store, monkeypatch):
     """It says so once."""
     step, stop = sample_step(), Stop()
@@ -195,15 +161,6 @@ def test_what_cannot_be_written_or_is_missing_is_an_input_error(store):
     with pytest.raises(InputError, match=r"index\.parquet"):
         require(store.root, "index.parquet")
     assert require(store.root, "render_sample") == store.root / "render_sample"
-
-
-def test_a_failed_json_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "artifact.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["artifact.json"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])
@@ -339,30 +296,26 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
 # Lineage, and removal.
 
 
-def artifact(root: Path, mark: str, name: str, *inputs: str) -> Path:
+def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
     """Writes an artifact; each is newer than the one before, and larger."""
-    day = 1 + len(list(root.glob("*/*/artifact.json")))
+    day = 1 + len(store.all())
     arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"], "folder": "/home/me"}
     run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
-    folder = root / name.split()[0] / (mark * 16)
-    folder.mkdir(parents=True)
+    more = {"name": name, "fingerprint": mark * 64, "run": run, "counts": {"rows": 3}, "versions": {"torch": "9.9"}}
+    more |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
+    folder, _ = write_artifact(store.root.parent, name.split()[0], **more, config={"seed": 7, "lr": 0.1234567891})
     (folder / "data").write_bytes(bytes(day * 100_000))
-    record = {"version": RECORD_VERSION, "stage": name.split()[0], "name": name, "fingerprint": mark * 64, "run": run}
-    record |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
-    record |= {"files": {}, "counts": {"rows": 3}, "metrics": {}, "config": {"seed": 7, "lr": 0.1234567891}}
-    write_json(folder / "artifact.json", record | {"versions": {"torch": "9.9"}})
-    return folder
 
 
 @pytest.fixture
 def many(store) -> Store:
     """Two corpora and two results of each stage; the newer `train` needs a, the older ones b and a; f is unfinished."""
-    artifact(store.root, "a", "decode clips")
-    artifact(store.root, "b", "decode stills")
-    artifact(store.root, "c", "train", "a", "b")
-    artifact(store.root, "d", "evaluate", "c", "a")
-    artifact(store.root, "e", "train", "a")
-    artifact(store.root, "0", "evaluate", "e", "a")
+    artifact(store, "a", "decode clips")
+    artifact(store, "b", "decode stills")
+    artifact(store, "c", "train", "a", "b")
+    artifact(store, "d", "evaluate", "c", "a")
+    artifact(store, "e", "train", "a")
+    artifact(store, "0", "evaluate", "e", "a")
     (store.root / "train" / ("f" * 16) / "parts").mkdir(parents=True)
     return store
 
