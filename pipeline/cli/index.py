@@ -70,18 +70,10 @@ def add_to_index(
     folder = models.folder(name)
     names = tuple(column.strip() for column in columns.split(",") if column.strip())
     about = settings(index, folder, window, stride, names)
-    reported = 0
-
-    def report(line: str) -> None:
-        nonlocal reported
-        reported += 1
-        if reported <= MAX_REPORTED:
-            print(f"rejected: {line}", file=sys.stderr)
-
-    found = models.videos(videos)
-    counts = add_videos(index, models.load(folder), about, found, report)
-    if reported > MAX_REPORTED:
-        print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
+    found, rejected = models.videos(videos), list[str]()
+    counts = add_videos(index, models.load(folder), about, found, rejected.append)
+    for line in rejected[:MAX_REPORTED]:
+        print(f"rejected: {line}", file=sys.stderr)
     clips = len(Index.open(index))
     if json:
         print(json_format.dumps({"clips": clips, **vars(counts)}))

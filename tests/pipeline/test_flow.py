@@ -41,6 +41,7 @@ from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
+from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
 
@@ -316,6 +317,20 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     assert list(made) == ["render_sample", "index_shards clips", "decode_videos stills", "build_vocabulary"]
     entities = [pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)]
     assert entities[0] == entities[1]
+
+
+@pytest.mark.parametrize("row", ["", "vtm mlm", "vtc vtm mlm pem"])
+def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
+    """Only the losses of the row are computed."""
+    off = [f"pretrain.weights.{name}=0" for name in ("vtc", "vtm", "mlm", "pem") if name not in row.split()]
+    steps = plan(load_config(TINY, changes=[*off, "pretrain.start=scratch"]), Digests(workspace / "digests.sqlite"))
+    step = next(step for step in steps if step.stage == "pretrain")
+    inputs = {name: Store(workspace / "artifacts").folder(other) for name, other in step.inputs.items()}
+    outcome = step.module.run(step.config, inputs, tmp_path, Resources(device="cpu", workers=1))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert (outcome.counts["steps"] > 0) == bool(row)
+    names = {name for line in read_metrics(tmp_path / "metrics.jsonl") for name in line}
+    assert {name.removeprefix("train/loss_") for name in names if name.startswith("train/loss_")} == set(row.split())
 
 
 CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]

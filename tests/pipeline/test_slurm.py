@@ -61,9 +61,6 @@ class Slurm:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
-    def is_idle(self) -> bool:
-        return "idle" in subprocess.run(["sinfo"], env=self.environment, capture_output=True, text=True).stdout
-
     def submit(self, script: str, *arguments: object, options: tuple[str, ...] = ()) -> str:
         """Submits a file without GPUs; returns the number of the job."""
         small = ("--parsable", "--gpus=0", "--cpus-per-task=1", "--time=60", *options)
@@ -136,18 +133,6 @@ def test_an_interrupted_job_is_queued_again_and_continues(slurm, tmp_path):
     assert "interrupted; the job is queued again and resumes" in output
     assert re.search(r"continuing from step \d+ of 400", output)
     assert list(tmp_path.glob("artifacts/pretrain/*/artifact.json"))
-
-
-@pytest.mark.long
-def test_a_cancelled_job_and_a_failed_job_are_not_queued_again(slurm, tmp_path):
-    job = slurm.submit("slurm_train.sh", "run", "pretrain", "--config", "nowhere.toml", "--workspace", tmp_path)
-    wait_for(lambda: slurm.state(job) == "FAILED", 300)
-    assert "nowhere.toml" in slurm.output(job)
-    job = slurm.submit("slurm_train.sh", *training(tmp_path, 100_000), "--set", "resources.checkpoint_interval=1")
-    wait_for(lambda: checkpoints(tmp_path), 1200)
-    slurm.run("scancel", job)
-    wait_for(lambda: not slurm.run("squeue", "--noheader"), 300)
-    assert slurm.state(job) == "CANCELLED"
 
 
 @pytest.mark.long
