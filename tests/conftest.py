@@ -39,10 +39,7 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 # These share Prefect's server and a run of the whole pipeline, which take a minute to start.
-WITH_PREFECT = {
-    f"tests/pipeline/{name}.py"
-    for name in ("test_flow", "test_pages", "test_study")
-}
+WITH_PREFECT = {f"tests/pipeline/{name}.py" for name in ("test_flow", "test_pages", "test_study")}
 
 # Few tests that take long. They start early, so that no process waits for them at the end.
 HEAVY = {

@@ -8,6 +8,7 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import httpx
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun, TaskRun
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running, State
@@ -44,6 +46,7 @@ from alpro.stages.execution.stop import STOP
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
+from tests.pipeline.started import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
@@ -53,6 +56,19 @@ RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 def built(states: dict[str, str]) -> set[str]:
     return {name for name, state in states.items() if state == "built"}
+
+
+def newest_runs() -> tuple[FlowRun, dict[UUID, TaskRun]]:
+    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded their final states."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+        def recorded() -> list[TaskRun]:
+            found = client.read_task_runs(flow_run_filter=only)
+            return found if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES) else []
+
+        return run, {one.id: one for one in wait_for(recorded, 600)}
 
 
 def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace):
@@ -184,10 +200,7 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
         prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
         repeated = {f"{prefix}{metric}": value for metric, value in read_record(Path(folder))["metrics"].items()}
         assert repeated.items() <= parent.data.metrics.items(), name
-    with get_client(sync_client=True) as client:
-        (newest_flow,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[newest_flow.id]))
-        tasks = {run.id: run for run in client.read_task_runs(flow_run_filter=only)}
+    newest_flow, tasks = newest_runs()
     assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate']).name[:6]}"
     assert {run.name for run in tasks.values()} == {f"{n} · {Path(folder).name[:8]}" for n, folder in first.items()}
     assert {run.state.name for run in tasks.values()} == {"Cached"}
@@ -413,10 +426,7 @@ def test_only_an_interrupted_stage_runs_again(errors, seed, times, raised, first
     with pytest.raises(raised) if raised else nullcontext():
         alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
     assert tried == ["evaluate"] * times
-    with get_client(sync_client=True) as client:
-        (run, *_) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    (state,) = (one.state for one in found if one.name.startswith("evaluate"))
+    (state,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
     names = {None: "Completed", Interrupted: "Interrupted", Stopped: "Interrupted"}
     assert state.name == names.get(raised, "Failed")
     assert "\n" not in (state.message or "")
