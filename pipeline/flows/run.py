@@ -90,9 +90,10 @@ class PipelineRun:
 
 def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:
     """The name of a run, which differs where pages cut it: the configuration and the last step's fingerprint, then the
-    stage and the changes."""
+    stage, the data and the changes."""
     settings, steps, _ = plan
-    parts = (f"{settings.name} {steps[-1].fingerprint[:6]}", arguments["stage"], " ".join(arguments["changes"]))
+    changes, data = " ".join(arguments["changes"]), Path(arguments["data"]).name
+    parts = (f"{settings.name} {steps[-1].fingerprint[:6]}", arguments["stage"], data, changes)
     return " · ".join(part for part in parts if part)
 
 

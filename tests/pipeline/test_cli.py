@@ -22,6 +22,7 @@ from alpro.log import log, warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.artifacts import command_of
 from alpro.pipeline.cli.options import Source
+from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
@@ -190,6 +191,31 @@ def test_a_dry_run_lists_the_stages_that_would_run_with_its_warnings(tmp_path, m
     assert [row["name"] for row in rows][-2:] == ["finetune_qa", "evaluate"]
     assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}
     assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
+
+
+def test_ui_prints_its_address_when_mlflow_answers(tmp_path, monkeypatch, capsys):
+    from alpro.pipeline.flows import servers
+
+    class Running:
+        started, waits = [], 0
+
+        def start(self, *program):
+            self.started.append(program)
+
+        def until(self, condition, seconds=0):
+            Running.waits += 1
+            if seconds == float("inf"):
+                raise KeyboardInterrupt
+            assert "MLflow at" not in capsys.readouterr().out
+            assert condition()
+
+    monkeypatch.setattr(servers, "programs", lambda logs: nullcontext(Running()))
+    monkeypatch.setattr(servers, "answers", lambda url: url == "http://127.0.0.1:5017/health")
+    Tracker.open("", tmp_path, "mine")
+    status, out, _ = call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)
+    assert (status, Running.waits) == (130, 2)
+    assert out.startswith("MLflow at http://127.0.0.1:5017/#/experiments/1/runs?")
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in Running.started[0][1]
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):

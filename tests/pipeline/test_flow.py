@@ -535,6 +535,16 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed, monkeyp
     assert client.set == ["Cancelling"]
 
 
+def test_a_run_keeps_the_name_of_its_data(first, workspace, monkeypatch):
+    """A deployment's before its files are read, too."""
+    arguments = {"config": "configs/own.toml", "data": "/home/me/films", "changes": ["a=1", "b=2"], "stage": "evaluate"}
+    monkeypatch.setattr(flow, "flow_run", SimpleNamespace(parameters=arguments))
+    assert flow.flow_run_name() == "own · evaluate · /home/me/films · a=1 b=2"
+    whole = planned("", TINY, "", [], workspace)
+    mark = Path(first["evaluate"]).name[:6]
+    assert flow.title_of(whole, arguments) == f"tiny {mark} · evaluate · films · a=1 b=2"
+
+
 @pytest.mark.parametrize("workspace", ["", "relative/folder"])
 def test_a_worker_names_an_absolute_workspace(workspace, prefect, monkeypatch):
     monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))

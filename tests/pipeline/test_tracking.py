@@ -275,6 +275,15 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     assert [path.name for path in folder.iterdir()] == ["sample.html"]
 
 
+def test_mlflows_page_opens_with_the_columns_of_the_headline_scores(tracker):
+    experiment = tracker.client.get_experiment(tracker.experiment)
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])["selectedColumns"]
+    assert columns[:2] == ["metrics.`R1`", "metrics.`QA`"]
+    page = module.start_page(tracker.uri)
+    assert page.startswith(f"/#/experiments/{tracker.experiment}/runs?")
+    assert page.endswith("viewStateShareKey=alpro")
+
+
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
     frame = pd.DataFrame({"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5})
     frame.to_parquet(tmp_path / "retrieval_t2v.parquet")
