@@ -48,16 +48,11 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
 
 
 @group.command(name="show")
-def show_artifact(artifact: Artifact, /, *, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
     built_from = store_of(workspace).lineage(record)[:-1]
-    command = shlex.join(command_of(record))
-    if json:
-        others = [other for _, other in built_from]
-        print_json({"folder": str(folder), **record, "built_from": others, "command": command})
-        return
-    run = record["run"]
+    command, run = shlex.join(command_of(record)), record["run"]
     print(f"{record['name']}  {folder}")
     print(f"fingerprint {record['fingerprint']}")
     print(f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}")
@@ -88,7 +83,7 @@ def command_of(record: Record) -> list[str]:
 
 
 @group.command(name="verify")
-def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Workspace = WORKSPACE) -> int:
+def verify_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> int:
     """Read every file of artifacts, by default of all, and print which are damaged, missing or extra.
 
     The exit status is 1 if some are.
@@ -99,11 +94,7 @@ def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Works
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
-    if json:
-        print_json([{**vars(problem), "folder": str(problem.folder)} for problem in problems])
-        return 1 if problems else 0
-    if problems:
-        print_rows([{**vars(problem), "folder": problem.folder.name} for problem in problems])
+    print_rows([{**vars(problem), "folder": problem.folder.name} for problem in problems])
     files = sum(len(record.get("contents", {})) for _, record in found)
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
     print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
@@ -173,9 +164,7 @@ def log_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE, track
 
 
 @group.command(name="compare")
-def compare_artifacts(
-    *runs: Artifacts, out: File | None = None, json: Json = False, workspace: Workspace = WORKSPACE
-) -> None:
+def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Workspace = WORKSPACE) -> None:
     """Compare evaluations score by score.
 
     Prints what differs in configuration, data, code and versions, and for each score that they have over the same
@@ -191,12 +180,9 @@ def compare_artifacts(
     if len(runs) < 2:
         raise InputError("alpro artifacts compare: name two evaluations or more")
     artifacts = [find_artifact(name, workspace) for name in runs]
-    tables, values = compared_runs(store_of(workspace), artifacts)
-    if json:
-        print_json(values)
-    else:
-        for table in tables[1:]:
-            print_table(table)
+    tables = compared_runs(store_of(workspace), artifacts)
+    for table in tables[1:]:
+        print_table(table)
     names = "-".join(folder.name[:8] for folder, _ in artifacts)
     page = out or workspace / "reports" / f"compare-{names}.html"
     print(f"page: {write_comparison(page, tables)}", file=sys.stderr)

@@ -89,7 +89,7 @@ def add_to_index(
 
 
 @group.command(name="rm")
-def remove_from_index(index: IndexFolder, /, *videos: str, json: Json = False) -> None:
+def remove_from_index(index: IndexFolder, /, *videos: str) -> None:
     """Remove videos from an index.
 
     Their vectors and names are deleted at once; the files of the videos stay.
@@ -103,10 +103,7 @@ def remove_from_index(index: IndexFolder, /, *videos: str, json: Json = False) -
     if not videos:
         raise InputError("alpro index rm: name the videos to remove")
     removed = [place_of(item) for item in remove_videos(index, list(videos))]
-    if json:
-        print_json({"removed": removed})
-    else:
-        print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
+    print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
 
 
 @group.command(name="ls")

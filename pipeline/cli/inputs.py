@@ -15,18 +15,14 @@ data_group = App(name="data", help="Check data before a run.")
 
 
 @config_group.command(name="list")
-def list_configs(*, json: Json = False) -> None:
+def list_configs() -> None:
     """List the shipped configurations."""
     from alpro.pipeline.config.load import CONFIGS, shipped
     from alpro.pipeline.reports.terminal import aligned
 
     # The first line of a configuration file, which is a comment.
     first = {name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()}
-    described = {name: line.removeprefix("#").strip() for name, line in first.items()}
-    if json:
-        print_json(described)
-    else:
-        print(*aligned([*described.items()], ()), sep="\n")
+    print(*aligned([(name, line.removeprefix("#").strip()) for name, line in first.items()], ()), sep="\n")
 
 
 @config_group.command(name="show")

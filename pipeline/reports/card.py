@@ -70,11 +70,8 @@ folder. Read the code in it before you trust it.
 
 ## Limits
 
-{limits}- A video is {video.frames} frames, whatever its length: what happens between them is not seen, and sound
-  is not heard.
-- Texts are those of the training captions: their language, their words, and their biases.
-- Scores are of the test set above. Nothing is known about other videos, or about fairness.
-- Probabilities are not calibrated.
+{limits}A video is {video.frames} frames, whatever its length, without sound. The model knows the language, the words
+and the biases of its training captions. Nothing is known about other videos than the test set, or about fairness.
 
 ## License
 
@@ -94,7 +91,7 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
         sources = store.lineage(record)
     similarity = "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
     rendered = "All of it is rendered by alpro-pipeline: moving shapes with captions by rules."
-    limit = f"- Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
+    limit = f"Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
     data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
     data += [rendered] if any(source["stage"] == "render_sample" for _, source in sources) else []
     return CARD.format(

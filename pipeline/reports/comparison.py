@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from alpro.artifact import Record, flatten, read_results
 from alpro.errors import InputError
@@ -16,9 +15,8 @@ MISSING = "-"
 KINDS = ("configuration", "data", "code", "version")  # of what decides a result, and may differ
 
 
-def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> tuple[list[Table], dict[str, Any]]:
-    """Compares artifacts of evaluations, the first with each of the others: the tables, and all as values of JSON.
-    Raises InputError as `compare` does."""
+def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> list[Table]:
+    """Compares artifacts of evaluations, the first with each of the others. Raises InputError as `compare` does."""
     names = [folder.name[:8] for folder, _ in artifacts]
     (first, _), *others = artifacts
     compared = [compare(first, folder) for folder, _ in others]
@@ -37,17 +35,8 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> tup
     if differing:
         lines = [[kind, name, *values] for kind, name, values in differing]
         shown.append(Table("What differs", ["", "", *names], lines, texts=True))
-    shown += tables(dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True)), compared)
-    scores = [
-        [
-            {key: row[key] for key in ("name", "what", "direction", "metric", "unit", "items")} | difference._asdict()
-            for row, difference in one.scores
-        ]
-        for one in compared
-    ]
-    runs = [{key: record[key] for key in ("name", "fingerprint", "run", "metrics")} for _, record in artifacts]
-    found = [{"kind": kind, "name": name, "values": values} for kind, name, values in differing]
-    return shown, {"runs": runs, "differences": found, "scores": scores}
+    results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
+    return shown + tables(results, compared)
 
 
 def write_comparison(path: Path, shown: Sequence[Table]) -> Path:

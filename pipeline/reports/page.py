@@ -69,7 +69,6 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         reason=run["reason"],
         headlines=main_table(found, HEADLINES.values()),
         tables=tables({"score": found}) if found else [],
-        without_baseline=any(row["table"] == "retrieval" for row in found),
         notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
         warnings=[f"{record['name']}: {line}" for _, record in artifacts for line in record.get("warnings", [])],
         stages=[stage for stage in stages if stage["pictures"] or stage["reasons"]],

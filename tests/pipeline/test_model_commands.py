@@ -77,7 +77,7 @@ def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own
     assert (status, out.splitlines()[-1]) == (0, f"{index}: 3 removed")
     listed = json.loads(alpro_model("index ls", index, "--json")[1])
     assert (listed["rejected"], [clip["path"] for clip in listed["clips"]]) == (0, [str(second)])
-    assert json.loads(alpro_model("index rm", index, second.stem, "--json")[1]) == {"removed": [str(second)]}
+    assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
 
 def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):

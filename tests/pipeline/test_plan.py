@@ -21,7 +21,7 @@ from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
 from alpro.pipeline.plan.dag import check_files, decoding, plan
 from alpro.pipeline.plan.digests import Digests, digest_data
-from alpro.pipeline.plan.step import Step, needed, required
+from alpro.pipeline.plan.step import Step, needed, reason, required
 from alpro.pipeline.store.artifacts import Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
@@ -81,6 +81,32 @@ def test_an_input_is_built_only_for_a_step_that_runs(exist, expected):
     c = step("c", a, b)
     store = SimpleNamespace(find=lambda s: s.fingerprint in exist)
     assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
+
+
+def test_steps_without_their_files_are_blocked_with_all_that_need_them(steps_of):
+    steps = steps_of("corpora.clips={data='/none', frames=4, size=36}")
+    blocked = {name: step.blocked for name, step in steps.items() if step.blocked}
+    assert "/none" in blocked.pop("decode_videos clips")
+    assert blocked.keys() == AFTER_CLIPS - {"decode_videos clips"}
+    assert blocked["train_tokenizer"] == "needs decode_videos clips"
+
+
+def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_newest_counts(steps_of):
+    def recorded(*changes: str) -> dict:
+        return steps_of(*changes)["evaluate"].description
+
+    step = steps_of("evaluate.seed=3", "evaluate.frames=8")["evaluate"]
+    older = [recorded("evaluate.seed=5"), recorded("evaluate.seed=1", "evaluate.frames=8")]
+    older += [
+        recorded("evaluate.seed=2", "evaluate.frames=8"),
+        recorded("evaluate.seed=2", "evaluate.split=validation"),
+    ]
+    store = SimpleNamespace(all=lambda: [(Path(), record) for record in older])
+    assert reason(step, store) == "evaluate.seed = 3 (was 2)"
+    assert reason(steps_of()["pretrain"], store) == "no artifact yet"
+    new_version = {"stage_version": 0, "files": {"model": "x"}, "inputs": {}}
+    store = SimpleNamespace(all=lambda: [(Path(), step.description | new_version)])
+    assert reason(step, store).startswith("the stage's code has a new version, input ")
 
 
 def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(steps_of):

@@ -330,12 +330,7 @@ def test_several_evaluations_are_compared_with_what_differs_on_a_page_too(evalua
     text = page.read_text()
     assert "<td>evaluate.seed</td><td>0</td><td>0</td><td>&lt;1&gt;</td>" in text
     assert next(line for line in lines if line[0] == "question answering")[2] in text
-    assert compare(evaluations, "aa", "cc", "--json", "--out", str(tmp_path / "new" / "page.html")) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert [run["fingerprint"] for run in values["runs"]] == ["a" * 64, "c" * 64]
-    assert values["differences"] == [{"kind": "configuration", "name": "evaluate.seed", "values": ["0", "<1>"]}]
-    (((score),),) = values["scores"]
-    assert (score["name"], score["a"], score["b"], score["items"]) == ("qa/acc", 25, 50, 12)
+    assert compare(evaluations, "aa", "cc", "--out", str(tmp_path / "new" / "page.html")) == 0
     assert (tmp_path / "new" / "page.html").is_file()
 
 
@@ -463,16 +458,15 @@ def test_the_page_has_headlines_tables_pictures_stages_and_facts_in_this_order(a
     assert "Rejected" not in others
 
 
-def test_controls_the_comparison_with_a_clip_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):
-    results_file, command = tmp_path / "evaluate" / "results.json", "--baseline CLIP_FOLDER</code>"
+def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):
+    results_file = tmp_path / "evaluate" / "results.json"
     plain = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
-    assert [text for text in ("What the controls show", command, "#warnings") if text in plain] == []
+    assert [text for text in ("What the controls show", "#warnings") if text in plain] == []
     (row,) = read_json(results_file)
     control = row | {"name": "qa_text_only/acc", "what": "control: text only"}
-    write_json(results_file, [control, row | {"name": "retrieval/t2v/R1", "table": "retrieval"}])
+    write_json(results_file, [control, row])
     artifacts[2][1]["warnings"] = ["loss <vtc> ended at chance", "3 captions are cut"]
     page = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
-    assert command in page
     assert f"<b>text only</b>: {CONTROLS['text_only'].meaning}" in page
     assert '<a href="#warnings">2 warnings</a>' in page
     listed = page.partition('<h2 id="warnings">')[2].partition("</ul>")[0]

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -287,10 +286,10 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
     bad.rename(bad.with_name("0" * 16))
     assert (status("0" * 8), "fingerprint" in capsys.readouterr().out) == (2, False)
     (good / "artifact.json").write_text("")
-    assert status("--json") == 1
-    found = {(one["name"], one["file"], one["detail"]) for one in json.loads(capsys.readouterr().out)}
-    assert ("render_sample", "artifact.json", "cannot be read") in found
-    assert ("other", "artifact.json", "does not match its fingerprint") in found
+    assert status() == 1
+    lines = [line.split(maxsplit=4)[2:] for line in capsys.readouterr().out.splitlines()]
+    assert ["render_sample", "artifact.json", "cannot be read"] in lines
+    assert ["other", "artifact.json", "does not match its fingerprint"] in lines
 
 
 # Lineage, and removal.
@@ -331,11 +330,6 @@ def folder_of(store: Store, mark: str) -> Path:
 def alpro(store: Store, *words: str) -> int:
     """Calls `alpro artifacts ...`; returns its exit status."""
     return cli.execute(["artifacts", *words, "--workspace", str(store.root.parent)])
-
-
-def as_json(capsys, store: Store, *words: str) -> Any:
-    alpro(store, *words, "--json")
-    return json.loads(capsys.readouterr().out)
 
 
 def test_lineage_has_inputs_before_users_and_each_once(many):
@@ -440,7 +434,8 @@ def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
     inputs = ["a", "a" * 8 + ",", "b", "b" * 8]
     assert line.split()[1:] == ["train", "2026-01-03", "00:00", "1", "0.3", *inputs]
     assert lines[-1] == "6 artifacts, 2.1 MB"
-    rows = as_json(capsys, many, "ls")
+    alpro(many, "ls", "--json")
+    rows = json.loads(capsys.readouterr().out)
     assert [row["bytes"] // 100_000 for row in rows] == [1, 2, 3, 4, 5, 6]
     assert (rows[2]["name"], rows[2]["folder"]) == ("train", str(folder_of(many, "c")))
 
@@ -457,9 +452,6 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     command = "alpro run evaluate --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
     assert f":\n  {command}\n" in shown
     assert "changes that are not in this commit" in shown
-    shown = as_json(capsys, many, "show", "dd")
-    built_from = [record["name"] for record in shown["built_from"]]
-    assert (shown["command"], built_from) == (command, ["decode clips", "decode stills", "train"])
 
 
 def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
