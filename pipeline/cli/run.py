@@ -157,7 +157,7 @@ def prepare_run(options: RunOptions) -> Path:
 
 def plan_rows(plan: "Planned") -> list[dict[str, str]]:
     """For each step, whether its artifact exists, and if not, why it has to be built."""
-    from alpro.pipeline.plan.step import reason, required
+    from alpro.pipeline.plan.dag import reason, required
 
     wanted = required(plan.steps, plan.store)
     rows = []

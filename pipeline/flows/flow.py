@@ -23,8 +23,7 @@ from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.run import PipelineRun, title_of
 from alpro.pipeline.flows.tasks import announce, at_terminal, make
-from alpro.pipeline.plan.dag import Planned, check_files, planned
-from alpro.pipeline.plan.step import required
+from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.lifecycle import end_with_parent
 from alpro.stages.execution.stop import STOP, Stop

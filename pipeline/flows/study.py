@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -21,8 +21,7 @@ from alpro.files import digest, write_json
 from alpro.log import log
 from alpro.pipeline.config.load import CONFIGS, one_line, read_toml
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
-from alpro.pipeline.plan.dag import Planned, check_files, planned
-from alpro.pipeline.plan.step import required
+from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -46,13 +45,6 @@ def one_of(names: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def check_distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = [item.name if isinstance(item, Variant) else item for item in items]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return items
-
-
 class Variant(BaseModel):
     """A variant of the study's configuration: its name in the table and in MLflow, and its changes."""
 
@@ -60,6 +52,12 @@ class Variant(BaseModel):
 
     name: str = Field(min_length=1)
     changes: tuple[str, ...] = Field((), alias="set")
+
+
+def check_names(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    if len({variant.name for variant in variants}) < len(variants):
+        raise ValueError("two have the same name")
+    return variants
 
 
 class Study(BaseModel):
@@ -71,14 +69,10 @@ class Study(BaseModel):
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field((), alias="set")  # of all variants
     until: Annotated[str, one_of(["", *STAGES])] = ""  # the last stage to run; default: the whole pipeline
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(check_distinct)] = Field(
-        (0, 1, 2), min_length=1
-    )
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
     seed_stages: tuple[Annotated[str, one_of(SEEDED)], ...] = SEEDED  # without `render_sample`: one corpus for all
     scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
-    variants: Annotated[tuple[Variant, ...], AfterValidator(check_distinct)] = Field(
-        (Variant(name="base"),), min_length=1
-    )
+    variants: Annotated[tuple[Variant, ...], AfterValidator(check_names)] = Field((Variant(name="base"),), min_length=1)
 
 
 def shipped_studies() -> list[str]:

@@ -17,8 +17,8 @@ from alpro.log import log
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.flows.run import PipelineRun
 from alpro.pipeline.plan.dag import check_test_items
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import lock_number
+from alpro.pipeline.store.step import Step
 from alpro.pipeline.tracking.tracker import VALIDATED, stage_title
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped

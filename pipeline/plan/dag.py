@@ -1,11 +1,13 @@
-"""The DAG of a configuration: its steps with their inputs and outside files, in an order in which they can run."""
+"""The DAG of a configuration: its steps with their inputs and outside files; which of them have to run, and why."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from alpro.artifact import flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.log import warn_once
@@ -14,8 +16,8 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data, digest_model, digest_shards
-from alpro.pipeline.plan.step import Step, needed, required
 from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS, STAGES
@@ -249,3 +251,55 @@ def check_test_items(plan: Planned) -> None:
                         f"{name}: no {config.split} item has {column}{reason}; assign some in the column split, raise "
                         f"corpora.{name}.{config.split}, or set evaluate.{task} to an empty string"
                     )
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and everything that they depend on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def required(steps: list[Step], store: Store) -> list[Step]:
+    """The steps whose artifacts exist or have to be built, in order.
+
+    An input is built only for a step that runs: if decoded shards were deleted but everything that was computed from
+    them exists, nothing is decoded again.
+    """
+    inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
+    exists = {step.fingerprint: bool(store.find(step)) for step in steps}
+    wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
+    for step in reversed(steps):
+        if step.fingerprint in wanted and not exists[step.fingerprint]:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name."""
+    others = [record for _, record in store.all() if record["name"] == step.name]
+    if not others:
+        return "no artifact yet"
+    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
+    fewest = min(changes, key=len)
+    return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
+    changes = []
+    if record["stage_version"] != description["stage_version"]:
+        changes.append("the stage's code has a new version")
+    files = record["files"].keys() & description["files"].keys()
+    old, new = (flatten(one["config"], f"{one['stage']}.") for one in (record, description))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
+            changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
+    for what, kind in (("input", "inputs"), ("files of", "files")):
+        old, new = record[kind], description[kind]
+        changes += [f"{what} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return changes

@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader
 
 from alpro.artifact import Record
 from alpro.files import atomic_write, read_json, write_json
-from alpro.pipeline.plan.dag import Planned
-from alpro.pipeline.plan.step import Step, required
+from alpro.pipeline.plan.dag import Planned, required
 from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
+from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 

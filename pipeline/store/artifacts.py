@@ -8,12 +8,12 @@ fingerprint resumes.
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +22,7 @@ from alpro.artifact_names import artifacts
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
+from alpro.pipeline.store.step import Step
 from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import CHANGED, Outcome
@@ -32,24 +33,6 @@ PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
 
-class AnyStep(Protocol):
-    """What the store needs of a step of a plan."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def description(self) -> dict[str, Any]: ...  # what its record has before it is built
-    @property
-    def paths(self) -> Mapping[str, Location]: ...
-    @property
-    def unchanged(self) -> Callable[[], bool] | None: ...
-
-
-Step = TypeVar("Step", bound=AnyStep)
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
 
 
@@ -59,10 +42,10 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def folder(self, step: AnyStep) -> Path:
+    def folder(self, step: Step) -> Path:
         return self.root / step.stage / step.fingerprint[:16]
 
-    def find(self, step: AnyStep) -> dict[str, Any] | None:
+    def find(self, step: Step) -> dict[str, Any] | None:
         """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
         record = read_record(self.folder(step))
         if record is not None:
@@ -74,7 +57,7 @@ class Store:
         return artifacts(self.root)
 
     @contextmanager
-    def lock(self, step: AnyStep, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
+    def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
         """Locks a step's folder for writing. Of two runs with the same fingerprint, the second announces that it waits,
         and reads the artifact of the first. Raises InputError if the store's folder is not writable, and Stopped."""
         folder = self.folder(step)

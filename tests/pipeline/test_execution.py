@@ -18,8 +18,8 @@ from alpro.pipeline.execution import devices, launch
 from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.devices import reserved, visible_devices
 from alpro.pipeline.execution.launch import command, run_group, run_stage
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,

@@ -34,11 +34,11 @@ from alpro.pipeline.flows import flow, tasks
 from alpro.pipeline.flows.servers import DEPLOYMENTS
 from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
+from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed, Stopped

@@ -19,10 +19,10 @@ from alpro.errors import InputError
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
-from alpro.pipeline.plan.dag import check_files, decoding, plan
+from alpro.pipeline.plan.dag import check_files, decoding, needed, plan, reason, required
 from alpro.pipeline.plan.digests import Digests, digest_data
-from alpro.pipeline.plan.step import Step, needed, reason, required
 from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from tests.pipeline.conftest import TINY, of_shards

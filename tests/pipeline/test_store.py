@@ -16,11 +16,11 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.flows import run as run_module
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, verify
+from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import CHANGED, Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop

@@ -119,7 +119,7 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
     [
         ("seed = [1]", "seed"),
         ("variants = [{name = 'a'}, {name = 'a'}]", "variants"),
-        ("seeds = [1, 1]", "seeds"),
+        ("seeds = [-1]", "seeds"),
         ("seeds = []", "seeds"),
         ("until = 'nothing'", "until"),
         ("seed_stages = ['zero_shot']", "seed_stages"),

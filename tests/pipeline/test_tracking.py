@@ -21,7 +21,7 @@ from alpro.files import digest, write_json
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.plan.step import Step
+from alpro.pipeline.store.step import Step
 from alpro.pipeline.tracking import tracker as module
 from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, create_store, read_table
