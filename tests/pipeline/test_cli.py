@@ -51,6 +51,7 @@ def manifest(folder, *rows):
     return path
 
 
+ASKED = '{"path": "b.mp4", "split": "train", "questions": [{"question": "what?", "answer": "x"}], "caption": "y"}'
 # Wrong commands, and what their line must name. {tmp}: a folder with files that the test makes.
 MISTAKES = [
     ("run pretran", "pretrain"),
@@ -91,6 +92,7 @@ MISTAKES = [
     ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
     ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
     ("run --data {tmp}/secret.jsonl", "line 1: path"),
+    ("run --data {tmp}/asked.jsonl", "no test item has questions"),
     ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
     ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
     ("run --workspace {tmp}/a?b", "a?b"),
@@ -124,6 +126,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
         ("empty.jsonl", ""),
         ("words.csv", "clip_file,words\n1,2\n"),
         ("one.jsonl", '{"path": "a.mp4", "caption": "x", "split": "train"}\n'),
+        ("asked.jsonl", f"{ASKED}\n" + '{"path": "a.mp4", "caption": "x", "split": "test"}\n'),
         ("secret.jsonl", '{"path": "https://me:hush@host/a.mp4", "caption": "a"}'),
         ("a.mp4", ""),
     ):

@@ -1,10 +1,6 @@
 """Studies: their files, precedence of changes, the table against values worked out by hand, failures, reruns."""
 
 import json
-import os
-import subprocess
-import sys
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -28,7 +24,9 @@ from alpro.pipeline.flows.study import (
     study_table,
     work_left,
 )
+from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import TINY
+from tests.pipeline.test_cli import call
 
 # Two-sided 95 % quantiles of Student's distribution, from a printed table, by the number of values.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}
@@ -260,40 +258,21 @@ def test_what_runs_of_a_study_share_is_counted_once(tmp_path):
     assert left == {"stage": "pretrain", "to_run": 1, "cached": 3}
 
 
-@pytest.mark.long
-def test_a_real_study(tmp_path):
-    """2 variants x 2 seeds by the command line: the table is recomputed from the artifacts; a rerun is all cached."""
-    file = tmp_path / "pem.toml"
-    study = {"seeds": "[0, 1]", "until": "'zero_shot'", "seed_stages": "['train_prompter', 'pretrain']"}
-    variants = "\n[[variants]]\nname = 'all'\n[[variants]]\nname = 'no PEM'\nset = ['pretrain.weights.pem=0']\n"
-    file.write_text("".join(f"{key} = {value}\n" for key, value in study.items()) + variants)
-    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "study", str(file), "--config", TINY]
-    command += ["--workspace", str(tmp_path / "w")]
-
-    def run(*more: str) -> subprocess.CompletedProcess:
-        done = subprocess.run([*command, *more], env=os.environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    def left() -> int:
-        return sum(row["to_run"] for row in json.loads(run("--dry-run", "--json").stdout))
-
-    assert left() == 17
-    assert sum(line.endswith(": started") for line in run().stderr.splitlines()) == 17
-    artifacts = [read_json(path) for path in (tmp_path / "w" / "artifacts").glob("*/*/artifact.json")]
-    assert Counter(record["stage"] for record in artifacts)["zero_shot"] == 4
-    trained = {record["fingerprint"]: record["config"] for record in artifacts if record["stage"] == "pretrain"}
-    found = {}
-    for path in (tmp_path / "w" / "artifacts" / "zero_shot").glob("*/results.json"):
-        config = trained[read_json(path.with_name("artifact.json"))["inputs"]["pretrained"]["fingerprint"]]
-        place = ("all" if config["weights"]["pem"] else "no PEM", config["seed"])
-        found[place] = {row["name"]: row["value"] for row in json.loads(path.read_text())}
-    (report,) = (tmp_path / "w" / "reports").glob("*/study.json")
-    for one in read_json(report)["scores"]:
-        # No crop may be above PEM's threshold: then that run has no accuracy of these crops.
-        values = {seed: found[one["variant"], seed].get(one["score"]) for seed in (0, 1)}
-        assert dict(zip(one["seeds"], one["values"], strict=True)) == {
-            seed: value for seed, value in values.items() if value is not None
-        }
-    assert "started" not in run().stderr
-    assert left() == 0
+def test_the_command_prints_the_table_or_what_is_left_and_fails_if_a_run_does(start, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
+        '[[variants]]\nname = "fast"\n[[variants]]\nname = "slow"\nset = ["pretrain.lr=1e-5"]\n'
+    )
+    options = [option for change in SMALL for option in ("--set", change)]
+    command = ["study", file, "--config", TINY, "--workspace", tmp_path, *options]
+    status, out, _ = call(monkeypatch, capsys, *command, "--dry-run")
+    assert (status, out.splitlines()[-1].split()) == (0, ["zero_shot", "4", "0"])
+    status, out, _ = call(monkeypatch, capsys, *command)
+    assert (status, "slow" in out, "-15.0" in out, "R5" in out) == (0, True, True, False)
+    (report,) = (tmp_path / "reports").glob("*/study.json")
+    assert str(report) in out
+    start += [None, StageFailed("it broke")]
+    status, out, err = call(monkeypatch, capsys, *command, "--json")
+    assert json.loads(out) == read_json(report)
+    assert (status, "slow · seed 5" in err.splitlines()[-1]) == (1, True)
