@@ -297,6 +297,24 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
         check_files(steps, Store(tmp_path / "artifacts"))
 
 
+def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(digests, tmp_path):
+    video, texts = tmp_path / "data" / "sub" / "a.mp4", tmp_path / "train.jsonl"
+    write(video, "one")
+    write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
+    corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
+
+    def step() -> Step:
+        return decoding("films", corpus, None, digests)
+
+    before = step()
+    assert (before.missing, before.unchanged()) == ("", True)
+    for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
+        write(file, content)
+        assert not before.unchanged()
+        assert step().fingerprint != before.fingerprint
+        before = step()
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
 def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path, resources, inline_pool, monkeypatch):
     """The fingerprint would be of other contents. What did not change is taken over by the next run."""
