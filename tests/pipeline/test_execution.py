@@ -366,7 +366,13 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
         assert names == ["GPU-b"]
         with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
             assert others == ["0"]
-    monkeypatch.setattr(Stop, "wait", lambda self, seconds: first.communicate())  # the other run ends in the meantime
+
+    def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
+        with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
+            assert free == ["1"]  # a run that waits for two holds none
+        first.communicate()
+
+    monkeypatch.setattr(Stop, "wait", wait)
     with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
         assert names == ["0", "1"]
     assert lines == ["waits for 2 free GPUs of 2; others are in use"]
