@@ -7,6 +7,7 @@ that reads the lines adds times of its own (TIMES).
 import logging
 import os
 import sys
+from functools import cache
 
 LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: the name of a level of `logging`
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
@@ -28,6 +29,12 @@ def set_level(name: str) -> None:
     """Sets the level of this process and of the processes that it starts: DEBUG, INFO, or WARNING for no progress."""
     os.environ[LEVEL] = name
     log.setLevel(name)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Logs a warning that other parts of a command may repeat."""
+    log.warning(text)
 
 
 if not log.handlers:

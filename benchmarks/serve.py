@@ -95,7 +95,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     from alpro.models.alpro import Alpro
     from alpro.models.folder import ModelFolder
     from alpro.models.word_pieces import train_tokenizer
-    from alpro.pipeline.config.pipeline_config import load_config
+    from alpro.pipeline.config.load import load_config
     from alpro.stages import render_sample
     from alpro.stages.execution.interface import Resources
     from alpro.stages.training.stage import with_vocab_size

@@ -18,8 +18,7 @@ TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
-`alpro config list` lists these, `alpro config show NAME` prints one with all its values, and
-`alpro config init FILE` writes a copy to edit.
+`alpro config list` lists these, and `alpro config show NAME` prints one with all its values.
 `base = "NAME"` at the top of a file starts from the values of another configuration: `msrvtt_retrieval`
 continues `webvid_cc3m`, or, with `--pretrained`, a model.
 

@@ -39,27 +39,14 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 # These share Prefect's server and a run of the whole pipeline, which take a minute to start.
-WITH_PREFECT = {
-    f"tests/pipeline/{name}.py"
-    for name in (
-        "reports/test_in_browser",
-        "flows/test_flow_pages",
-        "test_deployments",
-        "test_flow",
-        "test_launch",
-        "test_pages",
-        "test_schedule",
-        "test_study",
-        "test_tasks",
-    )
-}
+WITH_PREFECT = {f"tests/pipeline/{name}.py" for name in ("test_flow", "test_pages", "test_study")}
 
 # Few tests that take long. They start early, so that no process waits for them at the end.
 HEAVY = {
     f"tests/{name}.py"
     for name in (
         "pipeline/test_cli",
-        "pipeline/tracking/test_registry",
+        "pipeline/test_tracking",
         "stages/corpora/test_rejects",
         "stages/evaluation/test_several_processes",
         "test_oracle",

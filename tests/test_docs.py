@@ -13,8 +13,8 @@ import yaml
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
-from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
-from alpro.pipeline.studies.study import Study, load_study, shipped_studies
+from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.flows.study import Study, load_study, shipped_studies
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 

@@ -15,7 +15,7 @@ from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan import dag as planning
 from tests.official_checkpoints import to_official
 from tests.test_paper_configurations import make

@@ -19,10 +19,9 @@ FOREIGN = {
     "pipeline": set(),
 }
 ONLY_IN = {  # packages that one room or file may import
-    "prefect": ("pipeline/flows/", "pipeline/servers/"),
+    "prefect": "pipeline/flows/",
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "matplotlib": "pipeline/reports/curves.py",
     "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
     "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
@@ -38,9 +37,7 @@ PIPELINE = [
     "execution",
     "reports",
     "tracking",
-    "servers",
     "flows",
-    "studies",
     "serving",
     "cli",
 ]

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.official import import_checkpoint
-from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
-from alpro.pipeline.flows.tasks import check_test_split
-from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.plan.dag import Planned, check_test_items, plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages.execution.interface import Resources
@@ -257,11 +256,11 @@ def test_invalid_evaluation_and_a_prompter_to_fine_tune_are_refused_before_train
 ):
     changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, rows, "captions")]
     changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
-    steps = plan(load_config("msrvtt_qa", changes=changes), Digests(tmp_path / "digests.sqlite"))
-    store = Store(tmp_path / "artifacts")
+    config = load_config("msrvtt_qa", changes=changes)
+    steps, store = plan(config, Digests(tmp_path / "digests.sqlite")), Store(tmp_path / "artifacts")
     store.make(steps[0], lambda s, out: s.module.run(s.config, dict(s.paths), out, RESOURCES), {})
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
-        check_test_split(store, steps)
+        check_test_items(Planned(config, steps, store))
     prompter = shutil.copytree(pretrained, tmp_path / "prompter")
     about = json.loads((prompter / "config.json").read_text())
     (prompter / "config.json").write_text(json.dumps(about | {"task": "prompter"}))

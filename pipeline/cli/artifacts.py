@@ -1,6 +1,5 @@
 """`alpro artifacts ...`: the commands that read the artifacts of a workspace and run no stage."""
 
-import re
 import shlex
 import sys
 from collections import Counter
@@ -35,43 +34,34 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
 
     A file that several artifacts share counts for the oldest.
     """
-    from alpro.pipeline.store.lineage import sizes_of
-
     found = store_of(workspace).all()
-    sizes = sizes_of([folder for folder, _ in found])
     if json:
+        from alpro.pipeline.store.checksums import sizes_of
+
+        sizes = sizes_of([folder for folder, _ in found])
         rows = zip(found, sizes, strict=True)
         print_json([{"folder": str(folder), "bytes": size, **record} for (folder, record), size in rows])
     elif not found:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
-        print_artifacts([record for _, record in found], sizes)
+        print_artifacts(found)
 
 
 @group.command(name="show")
-def show_artifact(artifact: Artifact, /, *, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
-    from alpro.pipeline.store.lineage import lineage
-
     folder, record = find_artifact(artifact, workspace)
-    try:
-        built_from = [other for _, other in lineage(store_of(workspace), record)[:-1]]
-    except InputError as error:  # an input was removed
-        print(error, file=sys.stderr)
-        built_from = []
-    command = shlex.join(command_of(record))
-    if json:
-        print_json({"folder": str(folder), **record, "built_from": built_from, "command": command})
-        return
-    run = record["run"]
+    built_from = store_of(workspace).lineage(record)[:-1]
+    command, run = shlex.join(command_of(record)), record["run"]
     print(f"{record['name']}  {folder}")
     print(f"fingerprint {record['fingerprint']}")
     print(f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}")
-    for heading in ("files", "counts", "metrics", "config", "versions"):
+    for heading in ("inputs", "files", "counts", "metrics", "config", "versions"):
         if values := record[heading]:
             print(f"\n{heading}")
         for key, value in values.items():
-            print(f"  {key}: {value:g}" if isinstance(value, float) else f"  {key}: {value}")
+            text = f"{value['stage']} {value['fingerprint'][:8]}" if heading == "inputs" else value
+            print(f"  {key}: {text:g}" if isinstance(text, float) else f"  {key}: {text}")
     if built_from:
         print("\nbuilt from")
         print_artifacts(built_from)
@@ -93,26 +83,21 @@ def command_of(record: Record) -> list[str]:
 
 
 @group.command(name="verify")
-def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Workspace = WORKSPACE) -> int:
+def verify_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> int:
     """Read every file of artifacts, by default of all, and print which are damaged, missing or extra.
 
     The exit status is 1 if some are.
     """
+    from alpro.pipeline.reports.terminal import print_rows
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
-    if json:
-        print_json([{**vars(problem), "folder": str(problem.folder)} for problem in problems])
-        return 1 if problems else 0
-    for problem in problems:
-        what = ": ".join(part for part in (problem.file, problem.detail) if part)
-        print(f"{problem.kind:8} {problem.name} {problem.folder.name}  {what}")
-    files = [file for _, record in found for file in record.get("contents", {}).values()]
+    print_rows([{**vars(problem), "folder": problem.folder.name} for problem in problems])
+    files = sum(len(record.get("contents", {})) for _, record in found)
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
-    size = megabytes(sum(file["size"] for file in files))
-    print(f"{len(found)} artifacts, {len(files)} files, {size}: {counts or 'as recorded'}")
+    print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
     if problems:
         print("`alpro artifacts rm` removes an artifact, and the next run that needs it builds it again")
     return 1 if problems else 0
@@ -121,17 +106,15 @@ def verify_artifacts(*artifacts: Artifacts, json: Json = False, workspace: Works
 @group.command(name="rm")
 def remove_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> None:
     """Remove artifacts, or what an interrupted stage left."""
-    from alpro.pipeline.store.lineage import remove, unfinished
-
     if not artifacts:
         raise InputError("alpro artifacts rm: name the artifacts to remove")
-    store, folders = store_of(workspace), []
-    interrupted = unfinished(store)
+    store, folders = store_of(workspace), dict[Path, None]()
+    interrupted = store.unfinished()
     for name in artifacts:
-        named = [folder for folder in interrupted if folder.name == name or str(folder) == name]
-        folders.append(named[0] if named else find_artifact(name, workspace)[0])
-    remove(store, dict.fromkeys(folders))
-    print(*(f"removed {folder}" for folder in dict.fromkeys(folders)), sep="\n")
+        named = [folder for folder in interrupted if name in (folder.name, str(folder))]
+        folders[named[0] if named else find_artifact(name, workspace)[0]] = None
+    store.remove(folders)
+    print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
 @group.command(name="gc")
@@ -140,30 +123,23 @@ def collect_garbage(*artifacts: Artifacts, yes: bool = False, workspace: Workspa
 
     What interrupted stages left, and links to other places, are only listed.
 
-    Parameters
-    ----------
-    yes
-        Remove them.
+    Args:
+        yes: Remove them.
     """
-    from alpro.pipeline.store.lineage import is_elsewhere, remove, sizes_of, unfinished, unreachable
-
     store = store_of(workspace)
-    kept = [find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts]
-    unused = unreachable(store.all(), kept)
-    chosen = [(folder, record) for folder, record in unused if not is_elsewhere(store, folder)]
-    folders = [folder for folder, _ in chosen]
-    sizes = sizes_of(folders)
-    if yes:
-        remove(store, folders)
+    unused = store.unreachable([find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts])
+    chosen = [(folder, record) for folder, record in unused if not store.is_elsewhere(folder)]
     for folder, _ in unused:
-        if folder not in folders:
+        if store.is_elsewhere(folder):
             print(f"elsewhere, stays: {folder}")
-    for folder in unfinished(store):
+    for folder in store.unfinished():
         print(f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` removes it: {folder}")
     if not chosen:
         print("nothing to remove")
         return
-    print_artifacts([record for _, record in chosen], sizes)
+    print_artifacts(chosen)
+    if yes:
+        store.remove([folder for folder, _ in chosen])
     print("removed" if yes else "add --yes to remove them")
 
 
@@ -188,52 +164,47 @@ def log_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE, track
 
 
 @group.command(name="compare")
-def compare_artifacts(
-    *runs: Artifacts, out: File | None = None, json: Json = False, workspace: Workspace = WORKSPACE
-) -> None:
+def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Workspace = WORKSPACE) -> None:
     """Compare evaluations score by score.
 
     Prints what differs in configuration, data, code and versions, and for each score that they have over the same
     queries the values, the difference of each to the first, its 95 % paired bootstrap interval, and the p value of a
     paired permutation test, by test video. Writes the same as a page.
 
-    Parameters
-    ----------
-    out
-        The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
+    Args:
+        out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
     """
     from alpro.pipeline.reports.comparison import compared_runs, write_comparison
     from alpro.pipeline.reports.terminal import print_table
 
     if len(runs) < 2:
         raise InputError("alpro artifacts compare: name two evaluations or more")
-    # The name of a run has the start of the fingerprint of its last artifact: "sample 3f2a9c · pretrain.lr=1e-4".
-    marks = [re.search(r" ([0-9a-f]{6,})( ·|$)", name) for name in runs]
-    chosen = [mark[1] if mark else name for mark, name in zip(marks, runs, strict=True)]
-    artifacts = [find_artifact(name, workspace) for name in chosen]
-    tables, values = compared_runs(store_of(workspace), artifacts)
-    if json:
-        print_json(values)
-    else:
-        for table in tables[1:]:
-            print_table(table)
+    artifacts = [find_artifact(name, workspace) for name in runs]
+    tables = compared_runs(store_of(workspace), artifacts)
+    for table in tables[1:]:
+        print_table(table)
     names = "-".join(folder.name[:8] for folder, _ in artifacts)
     page = out or workspace / "reports" / f"compare-{names}.html"
     print(f"page: {write_comparison(page, tables)}", file=sys.stderr)
 
 
-def print_artifacts(records: Sequence[Record], sizes: Sequence[int] = ()) -> None:
-    """Prints a line for each artifact, and below it its inputs; at the end the number and the size of all."""
-    width = max(len(record["name"]) for record in records)
-    for number, record in enumerate(records):
-        size = f"  {megabytes(sizes[number]):>12}" if sizes else ""
-        at, mark = record["run"]["at"][:16].replace("T", " "), record["fingerprint"][:16]
-        print(f"{mark}  {record['name']:{width}}  {at}  {record['run']['seconds']:7.0f} s{size}")
-        for name, source in record["inputs"].items():
-            print(f"    {name}: {source['stage']} {source['fingerprint'][:8]}")
-    if sizes:
-        print(f"{len(records)} artifacts, {megabytes(sum(sizes))}")
+def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
+    """Prints a line for each artifact, with its inputs; at the end the number and the size of all."""
+    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.store.checksums import sizes_of
 
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    sizes = sizes_of([folder for folder, _ in found])
+    print_rows(
+        [
+            {
+                "fingerprint": record["fingerprint"][:16],
+                "name": record["name"],
+                "built": record["run"]["at"][:16].replace("T", " "),
+                "seconds": round(record["run"]["seconds"]),
+                "MB": f"{size / 1e6:,.1f}",
+                "inputs": ", ".join(f"{name} {source['fingerprint'][:8]}" for name, source in record["inputs"].items()),
+            }
+            for (_, record), size in zip(found, sizes, strict=True)
+        ]
+    )
+    print(f"{len(found)} artifacts, {sum(sizes) / 1e6:,.1f} MB")

@@ -1,7 +1,6 @@
 """`alpro index ...` and `alpro search`: an index of embedded videos."""
 
 import json as json_format
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import Count, File, Json, Models, print_json, require_text
+from alpro.pipeline.cli.options import Count, File, Json, Models, print_json
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -20,15 +19,7 @@ IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
 IndexModel = Annotated[
     str, Parameter(help="The model of a new index, or of one whose model has moved, named as for `alpro model ask`.")
 ]
-
-
-def is_number(of: object, value: float | None) -> None:
-    """Refuses NaN, which no comparison does."""
-    if value is not None and math.isnan(value):
-        raise ValueError("Must be a number.")
-
-
-Seconds = Annotated[float, Parameter(validator=(Number(gt=0, lt=float("inf")), is_number))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Rerank = Annotated[
     int | None,
     Parameter(
@@ -41,7 +32,7 @@ NothingBelow = Annotated[
     float | None,
     Parameter(
         help="Say that nothing fits if no similarity reaches this one; `alpro eval` prints one.",
-        validator=(Number(gte=-1, lte=1), is_number),
+        validator=Number(gte=-1, lte=1),
     ),
 ]
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
@@ -64,16 +55,11 @@ def add_to_index(
 
     Videos that it has are skipped, so the command also adds new ones and continues after an interruption.
 
-    Parameters
-    ----------
-    videos
-        A folder of videos and images, a manifest, or a decoded corpus.
-    window
-        Cut longer videos into windows of this many seconds (of a new index).
-    stride
-        Seconds from one window to the next; by default half a window.
-    columns
-        Columns of the manifest that a new index keeps for filters, such as date,project.
+    Args:
+        videos: A folder of videos and images, a manifest, or a decoded corpus.
+        window: Cut longer videos into windows of this many seconds (of a new index).
+        stride: Seconds from one window to the next; by default half a window.
+        columns: Columns of the manifest that a new index keeps for filters, such as date,project.
     """
     from alpro.inference.index import Index, read_about
     from alpro.inference.index_videos import add_videos, settings
@@ -84,18 +70,10 @@ def add_to_index(
     folder = models.folder(name)
     names = tuple(column.strip() for column in columns.split(",") if column.strip())
     about = settings(index, folder, window, stride, names)
-    reported = 0
-
-    def report(line: str) -> None:
-        nonlocal reported
-        reported += 1
-        if reported <= MAX_REPORTED:
-            print(f"rejected: {line}", file=sys.stderr)
-
-    found = models.videos(videos)
-    counts = add_videos(index, models.load(folder), about, found, report)
-    if reported > MAX_REPORTED:
-        print(f"rejected: {reported - MAX_REPORTED} more", file=sys.stderr)
+    found, rejected = models.videos(videos), list[str]()
+    counts = add_videos(index, models.load(folder), about, found, rejected.append)
+    for line in rejected[:MAX_REPORTED]:
+        print(f"rejected: {line}", file=sys.stderr)
     clips = len(Index.open(index))
     if json:
         print(json_format.dumps({"clips": clips, **vars(counts)}))
@@ -111,15 +89,13 @@ def add_to_index(
 
 
 @group.command(name="rm")
-def remove_from_index(index: IndexFolder, /, *videos: str, json: Json = False) -> None:
+def remove_from_index(index: IndexFolder, /, *videos: str) -> None:
     """Remove videos from an index.
 
     Their vectors and names are deleted at once; the files of the videos stay.
 
-    Parameters
-    ----------
-    videos
-        A file or a folder, a URL, or the id of a video.
+    Args:
+        videos: A file or a folder, a URL, or the id of a video.
     """
     from alpro.inference.index_videos import remove_videos
     from alpro.inference.search import place_of
@@ -127,10 +103,7 @@ def remove_from_index(index: IndexFolder, /, *videos: str, json: Json = False) -
     if not videos:
         raise InputError("alpro index rm: name the videos to remove")
     removed = [place_of(item) for item in remove_videos(index, list(videos))]
-    if json:
-        print_json({"removed": removed})
-    else:
-        print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
+    print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
 
 
 @group.command(name="ls")
@@ -167,17 +140,13 @@ def search(
     All clips are ranked by the similarity of their embeddings and that of the text. A line names words that the model
     does not know.
 
-    Parameters
-    ----------
-    text
-        What the videos should show.
-    k
-        Number of results.
-    filter
-        Only clips that fit, such as kind=video or date>=2024-01-01; repeatable.
+    Args:
+        text: What the videos should show.
+        k: Number of results.
+        filter: Only clips that fit, such as kind=video or date>=2024-01-01; repeatable.
     """
-    require_text(text)
     from alpro.inference.search import search
+    from alpro.pipeline.reports.terminal import print_rows
 
     opened = open_index(index)
     loaded = opened.load_model(models.folder(model) if model else "", device=models.device, dtype=models.dtype)
@@ -187,11 +156,16 @@ def search(
         return
     if found.note:
         print(f"note: {found.note}", file=sys.stderr)
-    print("rank  similarity  match  video" if found.matched else "rank  similarity  video")
-    for rank, hit in enumerate(found.hits, 1):
-        matched = f"{'' if hit.match is None else format(hit.match, '.3f'):>5}  " if found.matched else ""
-        remarks = f" ({'; '.join(hit.remarks)})" if hit.remarks else ""
-        print(f"{rank:4}  {hit.similarity:10.3f}  {matched}{hit.place}{remarks}")
+    rows = [
+        {
+            "rank": rank,
+            "similarity": f"{hit.similarity:.3f}",
+            "match": "" if hit.match is None else f"{hit.match:.3f}",
+            "video": hit.place + (f" ({'; '.join(hit.remarks)})" if hit.remarks else ""),
+        }
+        for rank, hit in enumerate(found.hits, 1)
+    ]
+    print_rows(rows)
     print(f"{found.clips:,} clips by similarity, {found.matched} by matching")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from alpro.errors import InputError
-from alpro.pipeline.cli import artifacts, config, data, index, model, run, serve
+from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
@@ -42,7 +42,7 @@ app = App(
 for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
     app.command(command)
 app.command(model.evaluate, name="eval")
-for group in (data.group, config.group, artifacts.group, index.group, model.group):
+for group in (inputs.data_group, inputs.config_group, artifacts.group, index.group, model.group):
     app.command(group)
 
 
@@ -73,19 +73,16 @@ def main() -> None:
 def execute(arguments: Sequence[str]) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
     if wrong := [argument for argument in arguments if argument != argument.encode("utf-8", "ignore").decode()]:
-        print(f"error: {wrong[0]!a}: this argument is not UTF-8", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return failed(f"error: {wrong[0]!a}: this argument is not UTF-8")
     try:
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         sys.stdout.flush()
         return status
     except CycloptsError as error:
         words = " ".join(["alpro", *(error.command_chain or ())])
-        print(f"error: {' '.join(str(error).split())} ({words} --help)", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return failed(f"error: {' '.join(str(error).split())} ({words} --help)")
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return failed(f"error: {error}")
     except BrokenPipeError:
         if not stdout_is_closed():
             raise
@@ -96,16 +93,18 @@ def execute(arguments: Sequence[str]) -> int:
         from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
 
         if isinstance(error, StageFailed):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            return failed(f"error: {error}", 1)
         if isinstance(error, Interrupted):
-            print(f"{error}; run the same command again to continue", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return failed(f"{error}; run the same command again to continue", EXIT_INTERRUPTED)
         if not isinstance(error, OSError) or error.errno not in DISK_FULL:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror}; free some disk space and run again to resume", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return failed(f"error: {place}{error.strerror}; free some disk space and run again to resume")
+
+
+def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:
+    print(line, file=sys.stderr)
+    return status
 
 
 def stdout_is_closed() -> bool:

@@ -3,6 +3,7 @@
 import json as json_format
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,15 +24,10 @@ from alpro.pipeline.cli.options import (
     Named,
     TrackingUri,
     Workspace,
-    require_text,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from alpro import Model
-
-    Name = Callable[[Any, Any], list[tuple[str, float]]]  # words with probabilities, best first, of a video, its frames
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
@@ -39,6 +35,7 @@ Video = Annotated[
     Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
+Name = partial[list[tuple[str, float]]]  # of a video, perhaps with its `frames`: words with probabilities, best first
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
 
@@ -58,21 +55,14 @@ def import_model(
     Reads only the tensors of a checkpoint of the official code and writes a model folder, which --pretrained and
     `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written to OUT/prompter.
 
-    Parameters
-    ----------
-    file
-        The checkpoint.
-    out
-        The folder to write, which must not exist yet.
-    task
-        What the checkpoint was trained for.
-    tokenizer
-        Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
-    words
-        Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON object of
-        word to number (ans2label.json), or lines; without it they are numbered.
-    max_text_tokens
-        Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
+    Args:
+        file: The checkpoint.
+        out: The folder to write, which must not exist yet.
+        task: What the checkpoint was trained for.
+        tokenizer: Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
+        words: Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON
+            object of word to number (ans2label.json), or lines; without it they are numbered.
+        max_text_tokens: Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
     """
     from alpro.models.official import import_checkpoint
 
@@ -86,8 +76,7 @@ def import_model(
     )
     for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
         if keys:
-            print(f"  {what}: {len(keys)} tensors")
-            print("".join(f"    {key}\n" for key in sorted(keys)), end="")
+            print(f"  {what}: {len(keys)} tensors", *sorted(keys), sep="\n    ")
 
 
 @group.command(name="export")
@@ -96,12 +85,9 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
 
     Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True.
 
-    Parameters
-    ----------
-    folder
-        The folder to write, which must not exist yet.
-    license
-        License of the weights, for the model card.
+    Args:
+        folder: The folder to write, which must not exist yet.
+        license: License of the weights, for the model card.
     """
     from alpro import Model
     from alpro.inference.export import export
@@ -131,12 +117,9 @@ def register_model(
 
     Copies the model of an artifact to MLflow's registry as a new version of NAME.
 
-    Parameters
-    ----------
-    name
-        Name of the registered model.
-    alias
-        An alias for this version, such as champion.
+    Args:
+        name: Name of the registered model.
+        alias: An alias for this version, such as champion.
     """
     from alpro.pipeline.tracking.registry import register
 
@@ -163,19 +146,14 @@ def ask(
 
     The model is one of finetune_qa. The answers are those of its training questions; it gives no others.
 
-    Parameters
-    ----------
-    question
-        The question, in quotes.
+    Args:
+        question: The question, in quotes.
     """
-    require_text(question, "question")
     loaded = models.load(models.folder(model))
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
 
-    def answer(source: Any, frames: Any = None) -> list[tuple[str, float]]:
-        return loaded.ask(source, question, k, frames)
-
+    answer = partial(loaded.ask, question=question, top_k=k)
     if out:
         write_table(out, models, video, loaded, answer, k, json)
     else:
@@ -199,12 +177,9 @@ def entities(
 
     The names are those of the vocabulary. A model of pretrain answers beside its prompter, by its PEM head.
 
-    Parameters
-    ----------
-    box
-        Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all of it.
-    text
-        Caption of the video, which a model of pretrain reads.
+    Args:
+        box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all.
+        text: Caption of the video, which a model of pretrain reads.
     """
     from alpro.inference.find import find_prompter, is_pretrained
     from alpro.inputs import WHOLE
@@ -219,36 +194,34 @@ def entities(
     if is_pretrained(folder) and named[0] != folder:
         loaded.append(models.load(folder))
 
-    def named_by(one: "Model") -> "Name":
-        caption = "" if one.prompts else text
-
-        def name(source: Any, frames: Any = None) -> list[tuple[str, float]]:
-            return one.entities(source, region, k, caption, frames)
-
-        return name
-
     naming = [one for one in loaded if one.names_entities]
     if not naming:
         raise InputError(
             f"{folder}: this {loaded[0].folder.task} model names no entities, and no prompter with embedded entities "
             "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
         )
+    named_by = {  # a prompter reads no caption
+        "entities" if one.prompts else "model_entities": partial(
+            one.entities, box=region, top_k=k, text="" if one.prompts else text
+        )
+        for one in naming
+    }
     if out:
-        write_table(out, models, video, naming[0], named_by(naming[0]), k, json)
-        return
-    ranks = {"entities" if one.prompts else "model_entities": named_by(one) for one in naming}
-    show_words(video, {"box": list(region)}, ranks, json)
+        write_table(out, models, video, naming[0], next(iter(named_by.values())), k, json)
+    else:
+        show_words(video, {"box": list(region)}, named_by, json)
 
 
-def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", json: bool) -> None:
+def show_words(video: str, about: dict[str, Any], named_by: dict[str, Name], json: bool) -> None:
     """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
     decoded."""
+    from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.decoding import DecodeError
 
     if Path(video).is_dir():
         raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
     try:
-        ranked = {key: name(video, None) for key, name in named_by.items()}
+        ranked = {key: name(video) for key, name in named_by.items()}
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
@@ -256,15 +229,17 @@ def show_words(video: str, about: dict[str, Any], named_by: "dict[str, Name]", j
         rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
         print(json_format.dumps({"video": video, **about, **rows}))
         return
-    width = max(len(word) for words in ranked.values() for word, _ in words)
-    for key, words in ranked.items():
-        if len(ranked) > 1:
-            print("prompter:" if key == "entities" else "model:")
-        for word, probability in words:
-            print(f"{word:{width}}  {probability:.3f}")
+    by = {"entities": "prompter", "model_entities": "model"} if len(ranked) > 1 else {}
+    print_rows(
+        [
+            {"by": by.get(key, ""), "answer" if key == "answers" else "entity": word, "probability": f"{p:.3f}"}
+            for key, words in ranked.items()
+            for word, p in words
+        ]
+    )
 
 
-def write_table(out: Path, models: Models, videos: str, model: "Model", name: "Name", count: int, json: bool) -> None:
+def write_table(out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool) -> None:
     """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
     an error instead of them."""
     import numpy as np
@@ -295,7 +270,7 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: "N
             row = {key: about.get(key) for key in ("id", "path", "start", "end")}
             source, frames = (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
             if isinstance(frames, np.ndarray):
-                ranked = name(source, torch.from_numpy(frames)[None].to(model.device))
+                ranked = name(source, frames=torch.from_numpy(frames)[None].to(model.device))
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
             else:
                 row["error"] = str(frames)
@@ -325,16 +300,11 @@ def evaluate(
     Retrieval with all right videos of a text, answers to questions, and entities: what the model can and the data has
     labels for. Equal captions are one text; a column `relevant` names other right videos by their ids.
 
-    Parameters
-    ----------
-    data
-        A decoded corpus, a manifest, or a folder of videos with texts.
-    split
-        The videos to evaluate, if the data names splits, or if the model was trained on it.
-    baseline
-        Another model, such as the folder of a CLIP, to compare with.
-    out
-        Write results.json and scores.parquet there.
+    Args:
+        data: A decoded corpus, a manifest, or a folder of videos with texts.
+        split: The videos to evaluate, if the data names splits, or if the model was trained on it.
+        baseline: Another model, such as the folder of a CLIP, to compare with.
+        out: Write results.json and scores.parquet there.
     """
     from alpro.inference.evaluate import evaluate, labeled
     from alpro.inference.find import find_prompter

@@ -1,4 +1,4 @@
-"""What several commands share: the types of their options, and how values are printed."""
+"""What several commands share: the types of their options, and how JSON is printed."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter, Token
-from cyclopts.validators import MutuallyExclusive, Number
+from cyclopts import Parameter, Token
+from cyclopts.validators import Number
 
 from alpro.artifact_names import find_artifact
 from alpro.errors import InputError
@@ -108,9 +108,6 @@ class Models:
         return videos
 
 
-OUTPUT = Group("Output", validator=MutuallyExclusive())
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RunOptions:
@@ -121,21 +118,11 @@ class RunOptions:
     json: Json = False
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), group=OUTPUT)] = False
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"))] = False
     "Print no progress, only results, warnings and errors."
-    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), group=OUTPUT)] = False
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"))] = False
     "Also print the paths and processes of the stages."
 
 
 def print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))
-
-
-def require_text(text: str, what: str = "text") -> None:
-    """Refuses an empty text before a model is loaded."""
-    from alpro.inputs import check_text
-
-    try:
-        check_text(text, what)
-    except ValueError as error:
-        raise InputError(str(error)) from error

@@ -1,6 +1,7 @@
 """`alpro serve`, `alpro up` and `alpro ui`: servers of this machine, until Ctrl-C."""
 
 import os
+import socket
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING
 from alpro.errors import InputError
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
 from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace
-from alpro.pipeline.servers.checks import check_port
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -35,20 +35,13 @@ def serve(
 
     What they offer follows from the models. Only this machine reaches them, unless --host says otherwise.
 
-    Parameters
-    ----------
-    model
-        The model of INDEX, if it has moved; it also answers questions and names entities if it can.
-    ask
-        A model of finetune_qa, for questions.
-    entities
-        A prompter, or a model of pretrain.
-    host
-        Address to listen on.
-    port
-        Port to listen on.
-    token_file
-        A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
+    Args:
+        model: The model of INDEX, if it has moved; it also answers questions and names entities if it can.
+        ask: A model of finetune_qa, for questions.
+        entities: A prompter, or a model of pretrain.
+        host: Address to listen on.
+        port: Port to listen on.
+        token_file: A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
@@ -57,6 +50,14 @@ def serve(
     check_port("--port", port, host)
     app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
     guard.serve(guard.guarded(app, host, token), host, port)
+
+
+def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
+    """Raises InputError if a server could not listen on a port of an address."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(f"port {port} of {host}: {error.strerror}; choose another with {option}") from error
 
 
 def token_of(host: str, file: Path | None) -> str:
@@ -81,7 +82,7 @@ def token_of(host: str, file: Path | None) -> str:
 
 def load_models(index: Path | None, own: str, ask: str, entities: str, models: Models) -> "Served":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
-    from alpro.inference.find import find_prompter, is_pretrained, model_digest
+    from alpro.inference.find import find_prompter, is_pretrained
     from alpro.pipeline.serving.app import Models as Served
 
     opened = open_index(index) if index else None
@@ -107,8 +108,7 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
     folders |= {"pretrained": named} if is_pretrained(named) else {}
     if naming and not folders.keys() & {"entities", "pretrained"}:
         raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
-    digests = {what: model_digest(folder) for what, folder in folders.items()}
-    return Served(opened, **{what: model(folder) for what, folder in folders.items()}, digests=digests)
+    return Served(opened, **{what: model(folder) for what, folder in folders.items()})
 
 
 def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
@@ -122,7 +122,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
     from alpro.pipeline.cli.run import create_workspace
-    from alpro.pipeline.servers import up as servers
+    from alpro.pipeline.flows import servers
 
     create_workspace(workspace.resolve(), True)
     servers.up(workspace.resolve(), prefect_port, mlflow_port)
@@ -130,8 +130,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """Serve the MLflow pages on this machine, and print their address."""
-    from alpro.pipeline.servers import up as servers
-    from alpro.pipeline.servers.temporary import answers
+    from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.tracker import start_page
 
     database = workspace.resolve() / "mlflow.db"
@@ -141,10 +140,9 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     address, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    page, logs = start_page(store), workspace.resolve() / "logs"
-    logs.mkdir(exist_ok=True)
-    with servers.programs(logs) as start:
-        start("mlflow", ["mlflow", "server", *options], environment)
-        start.until(lambda: answers(f"{address}/health"))
+    page = start_page(store)
+    with servers.programs(workspace.resolve() / "logs") as running:
+        running.start("mlflow", ["mlflow", "server", *options], environment)
+        running.until(lambda: servers.answers(f"{address}/health"))
         print(f"MLflow at {address}{page} (Ctrl-C stops it)", flush=True)
-        start.until(lambda: False, seconds=float("inf"))
+        running.until(lambda: False, seconds=float("inf"))

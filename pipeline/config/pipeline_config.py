@@ -1,27 +1,16 @@
-"""The configuration of a pipeline: a TOML file and `--set` changes, validated into one frozen object."""
+"""The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen object."""
 
-import errno
-import os
-import stat
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from alpro.credentials import refuse_credentials
-from alpro.errors import InputError
-from alpro.log import log
 from alpro.models.alpro import ModelConfig
 from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
-from alpro.pipeline.config.changes import ENCODER_STAGES, apply_change, with_sizes, without_stages
-from alpro.pipeline.config.errors import one_line
 from alpro.shards.sources.annotations import keyed
-from alpro.shards.sources.manifest import has_questions
-from alpro.shards.storage import Location, absolute
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
@@ -36,7 +25,6 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
-CONFIGS = Path(__file__).with_name("shipped")
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -100,7 +88,7 @@ class PipelineConfig(BaseModel):
     )
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
-    templates: Templates = Field(Templates(), description="the prompts, or a file of them")
+    templates: Templates = Field(Templates(), description="the prompts")
     train_tokenizer: TrainTokenizer = TrainTokenizer()
     build_vocabulary: BuildVocabulary = BuildVocabulary()
     train_prompter: TrainPrompter | None = None
@@ -113,18 +101,14 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
-        clip = self.cache_prompts.prompter
+        clip, student = self.cache_prompts.prompter, self.pretrain
         if self.pretrained and clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
-        if not self.pretrained and not ((clip or self.train_prompter) and self.pretrain):
+        if not self.pretrained and not ((clip or self.train_prompter) and student):
             prompter = "[train_prompter] or cache_prompts.prompter"
             raise ValueError(f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from")
-        if clip and self.pretrain and self.pretrain.start == "prompter":
-            raise ValueError(
-                f"pretrain.start: no prompter is trained with cache_prompts.prompter = {clip!r}; set it to scratch"
-            )
-        towers = self.train_prompter.clip if self.train_prompter else ""
-        if towers and self.pretrain and self.pretrain.start == "prompter":
+        towers = clip or (self.train_prompter and self.train_prompter.clip)
+        if towers and student and student.start == "prompter":
             raise ValueError(f"pretrain.start: the prompter has the towers of {towers!r}, not ours; set it to scratch")
         return self
 
@@ -224,222 +208,3 @@ def is_word(stage: str, key: str, value: str) -> bool:
     """Whether the value of a key is a word that is never a path, also where a file has its name."""
     extra = STAGE_CONFIGS[stage].model_fields[key].json_schema_extra
     return isinstance(extra, dict) and value in cast(list[str], extra.get("words", []))
-
-
-def load_config(
-    source: str,
-    data: str = "",
-    changes: list[str] | None = None,
-    asks_questions: Callable[[Location], bool] = has_questions,
-) -> PipelineConfig:
-    """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
-
-    data: a manifest or folder that replaces all corpora. asks_questions: whether it has a question; by default all rows
-    are read. Raises InputError with a one-line message if anything is invalid.
-    """
-    changes, path = changes or [], find_config(source)
-    values = read_config(path)
-    if data:  # before the changes, which may name its corpus: corpora.data.size
-        refuse_credentials("corpora.data.data", data)
-        refuse_special(data)
-        values = with_data(values, data)
-    for change in changes:
-        apply_change(values, change)
-        values = without_stages(values)
-        check_tables(values, f"--set {change}")
-    # After the changes, which may leave out the task: the data is then not read.
-    has_task = values.get("finetune_qa") is not None or dict_of(values.get("evaluate")).get("qa")
-    if data and has_task and not asks_questions(absolute(data)):  # question answering is then skipped
-        values.pop("finetune_qa", None)
-        dict_of(values.get("evaluate")).update(qa="")
-    values = resolve_data(values, Path.cwd())  # paths in --set are relative to the current folder
-    if isinstance(values.get("templates"), str):  # a file, by a path that is absolute now
-        values["templates"] = read_toml(Path(values["templates"]))
-    if values.get("pretrained"):
-        values = {key: value for key, value in values.items() if key not in ENCODER_STAGES}
-    drop_unused(values)
-    models = with_sizes(values)
-    if "train_prompter" in models:
-        models["train_prompter"] = merged(models["train_prompter"], values["train_prompter"].pop("model", {}))
-    for key, stage in SHARED:
-        if key in dict_of(values.get(stage)):
-            raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
-        if isinstance(values.get(stage), dict) or stage in ALWAYS:
-            values.setdefault(stage, {})[key] = models[stage] if key == "model" else values.get(key, {})
-    values |= {"model": models["pretrain"]} if "pretrain" in models else {}
-    try:
-        return PipelineConfig.model_validate(values)
-    except ValidationError as error:
-        message = one_line(error, PipelineConfig)
-        place = message.partition(":")[0]
-        causes = (change for change in changes if _overlaps(place, change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
-
-
-def changed(changes: list[str]) -> dict[str, Any]:
-    """The values that `--set` changes set, without all others.
-
-    >>> changed(["pretrain.lr=1", "pretrain.phases.0.steps=5"])
-    {'pretrain': {'lr': 1, 'phases': {'0': {'steps': 5}}}}
-    """
-    values: dict[str, Any] = {}
-    for change in changes:
-        apply_change(values, change)
-    return values
-
-
-def _overlaps(place: str, key: str) -> bool:
-    """Whether the place of an error is inside the value that a key sets, or contains it."""
-    return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not readable as TOML: {error}") from error
-
-
-def check_tables(values: dict[str, Any], source: Path | str) -> None:
-    """Raises InputError, which names the source, if a required table is not a table. The classes check the rest."""
-    tables = {name: values.get(name, {}) for name in ("corpora", "model", *STAGE_CONFIGS)}
-    tables["train_prompter.model"] = dict_of(tables["train_prompter"]).get("model", {})
-    tables |= {f"corpora.{name}": corpus for name, corpus in dict_of(tables["corpora"]).items()}
-    for stage in STAGE_CONFIGS:
-        phases = dict_of(tables[stage]).get("phases", [])
-        if not isinstance(phases, list):
-            raise InputError(f"{source}: {stage}.phases must be a list of tables; write [[{stage}.phases]]")
-        tables |= {f"{stage}.phases.{i}": phase for i, phase in enumerate(phases)}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: {name} must be a table (it is {table!r})")
-
-
-def dict_of(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def find_config(source: str, folder: Path = Path()) -> Path:
-    """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
-    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-    for file in (path, CONFIGS / f"{source}.toml", folder / "configs" / f"{source}.toml"):
-        if file.is_file():
-            return file
-    raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
-
-
-def read_config(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a configuration file, with absolute paths, over those of its `base`."""
-    log.debug(f"reading {path}")
-    values = read_toml(path)
-    check_tables(without_stages(values), path)  # what follows looks into the tables
-    base, values = values.pop("base", ""), resolve_data(values, path.parent)
-    if base:
-        if not isinstance(base, str) or path in below:
-            raise InputError(f"{path}: base must be another configuration (it is {base!r})")
-        values = merged(read_config(find_config(base, path.parent), (*below, path)), values)
-    return without_stages(values)
-
-
-def refuse_special(data: str) -> None:
-    """Refuses a pipe or a device, which would be read for ever, and a link that leads to itself."""
-    try:
-        mode = os.stat(os.path.expanduser(data)).st_mode  # noqa: PTH111 (Path follows no link to itself)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            return  # a URL, or reported where it is read
-        raise InputError(f"--data {data}: {error.strerror}") from error
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(f"--data {data}: neither a file nor a folder")
-
-
-def drop_unused(values: dict[str, Any]) -> None:
-    """Drops corpora without data that no stage uses, as those of a `base` whose stages are left out."""
-    phases = [phase for stage in TRAININGS for phase in dict_of(values.get(stage)).get("phases", [])]
-    used = [name for phase in phases if isinstance(names := phase.get("corpora"), list) for name in names]
-    used += [dict_of(values.get("evaluate")).get(task) for task in ("retrieval", "qa")]
-    corpora = dict_of(values.get("corpora"))
-    for name, corpus in list(corpora.items()):
-        if name not in used and len(corpora) > 1 and not any(map(corpus.get, ("manifest", "data", "shards"))):
-            del corpora[name]
-
-
-def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with those of `more` added, which take precedence.
-
-    >>> merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
-    {'a': {'b': 1, 'c': 3}, 'd': [2]}
-    """
-    both = {key: merged(values[key], more[key]) for key in more if dict_of(values.get(key)) and dict_of(more[key])}
-    return {**values, **more, **both}
-
-
-def shipped() -> list[str]:
-    """Names of the shipped configurations."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
-
-
-def resolve_data(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Makes relative paths of corpora, models and other files absolute."""
-
-    def resolve(table: Any, key: str) -> None:
-        """Of a path, or a list of paths; the classes report other values."""
-        if isinstance(file := dict_of(table).get(key), str) and file:
-            table[key] = str(absolute(file, base))
-        elif isinstance(file, list):
-            table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
-
-    for corpus in map(dict_of, values.get("corpora", {}).values()):
-        resolve(corpus, "data")
-        resolve(corpus, "shards")
-        for split in dict_of(corpus.get("annotations")):
-            resolve(corpus["annotations"], split)
-        if isinstance(root := corpus.get("root"), str) and root:  # maybe of another machine: links are not resolved
-            corpus["root"] = os.path.normpath(base.absolute() / root)
-    resolve(values, "pretrained")
-    resolve(values, "templates")
-    for stage, key in FILES:
-        resolve(values.get(stage), key)
-    for stage, key in FILES_OR_NAMES:
-        name = dict_of(values.get(stage)).get(key)
-        if not isinstance(name, str) or not name or is_word(stage, key, name):
-            continue
-        if isinstance(path := absolute(name, base), Path) and path.exists():
-            values[stage][key] = str(path)
-    return values
-
-
-def with_data(values: dict[str, Any], data: str) -> dict[str, Any]:
-    """Replaces all corpora by one, `data`, decoded as the first that is evaluated. The phases of a stage become one
-    phase of their total length; if some are in steps and others in epochs, each keeps its own. The classes report
-    lengths that are no numbers."""
-    corpora, evaluate = values.get("corpora", {}), values.setdefault("evaluate", {})
-    evaluated = [dict_of(evaluate).get(task) for task in ("retrieval", "qa")]
-    first: dict[str, Any] = next((c for name, c in corpora.items() if name in evaluated), {}) or next(
-        iter(corpora.values()), {}
-    )
-    replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
-    settings = {key: value for key, value in first.items() if key not in replaced}
-    values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
-    values.pop("render_sample", None)
-    for stage in TRAININGS:
-        phases = values.get(stage, {}).get("phases", [])
-        lengths = [{key: phase[key] for key in ("steps", "epochs") if phase.get(key)} for phase in phases]
-        keys = {key for length in lengths for key in length}
-        if len(keys) == 1 and all(isinstance(n, int | float) for length in lengths for n in length.values()):
-            (key,) = keys
-            lengths = [{key: sum(length.get(key, 0) for length in lengths)}]
-        if phases:
-            values[stage]["phases"] = [{"corpora": ["data"], **length} for length in lengths]
-    for task, stage in (("retrieval", "finetune_retrieval"), ("qa", "finetune_qa")):
-        if stage in values or evaluate.get(task):
-            evaluate[task] = "data"
-    return values
-
-
-def skips_questions(source: str, changes: list[str], config: PipelineConfig) -> bool:
-    """Whether question answering is in the configuration file, no change leaves it out, and it was removed, because the
-    data has no questions."""
-    if config.finetune_qa or "finetune_qa" not in read_config(find_config(source)):
-        return False
-    return "finetune_qa" in without_stages({"finetune_qa": {}, **changed(changes)})

@@ -14,8 +14,8 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.pipeline.store.step import Step
 from alpro.progress import PLAIN
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL

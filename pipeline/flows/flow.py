@@ -14,17 +14,16 @@ import prefect
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.pages import about_run, link_to_mlflow, name_run
 from alpro.pipeline.flows.run import PipelineRun, title_of
 from alpro.pipeline.flows.tasks import announce, at_terminal, make
-from alpro.pipeline.plan.dag import Planned, planned
-from alpro.pipeline.plan.steps import check_files, required
+from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.lifecycle import end_with_parent
 from alpro.stages.execution.stop import STOP, Stop
@@ -65,7 +64,7 @@ def alpro(
     changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
     stage: str = "",
 ) -> dict[str, str]:
-    """Runs every step that has no cached result. Relative paths are relative to the workspace.
+    """A deployment's run of every step that has no cached result. Relative paths are relative to the workspace.
 
     Args:
         config: A configuration that ships, or a TOML file.
@@ -74,24 +73,19 @@ def alpro(
         stage: Only this stage and its missing inputs. Empty: the whole pipeline.
     """
     arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
-    if deployment.id:
-        end_with_parent(os.getppid(), signal.SIGTERM)
-    workspace = Path(os.environ.get("ALPRO_WORKSPACE", "" if deployment.id else "workspace"))
-    if deployment.id and not workspace.is_absolute():
+    end_with_parent(os.getppid(), signal.SIGTERM)
+    workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
+    if not workspace.is_absolute():
         raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}")
     workspace.mkdir(parents=True, exist_ok=True)
-    if deployment.id:  # Prefect started this process in a temporary folder
-        os.chdir(workspace)
+    os.chdir(workspace)  # Prefect started this process in a temporary folder
     plan = planned(stage, config, data, changes, workspace.resolve())
     uri, title = os.environ.get("ALPRO_TRACKING_URI", ""), title_of(plan, arguments)
     return run(plan, arguments, workspace.resolve(), uri, elsewhere(), title)
 
 
 def elsewhere() -> dict[str, str]:
-    """The deployments of single stages in other work pools than that of this run, by the names of the stages. Empty for
-    a run of no deployment."""
-    if not deployment.id:
-        return {}
+    """The deployments of single stages in other work pools than that of this run, by the names of the stages."""
     with get_client(sync_client=True) as client:
         own = client.read_deployment(deployment.id).work_pool_name
         found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))
@@ -111,16 +105,16 @@ def run(
     """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
     settings, steps, store = plan
     check_files(steps, store)
-    labels = [settings.name, f"result {steps[-1].fingerprint[:8]}"]
-    name_run(title, labels)
-    tracker = Tracker.open(tracking_uri, workspace, settings.name)
+    tracker, about = Tracker.open(tracking_uri, workspace, settings.name), dict(tags or {})
+    if (context := FlowRunContext.get()) and context.flow_run:
+        about["prefect_flow_run"] = str(context.flow_run.id)
+        with get_client(sync_client=True) as client:  # a deployment's has another name until its files are read
+            client.update_flow_run(context.flow_run.id, name=title)
     changed = settings.model_dump(mode="json", exclude_defaults=True)
-    with tracker.run(title, changed, about_run(tags or {})) as mlflow_run:
+    with tracker.run(title, changed, about) as mlflow_run:
         current = PipelineRun(plan, arguments, workspace, deployments, tracker, mlflow_run, title)
-        link_to_mlflow(tracker, mlflow_run, "mlflow")
         try:
-            with prefect.tags(*labels):
-                run_steps(current)
+            run_steps(current)
         except BaseException as error:
             try:
                 finish(current, error)
@@ -137,10 +131,10 @@ def run_steps(current: PipelineRun) -> None:
     A step that fails stops the steps that depend on it, and no others; the first error is raised at the end. If this
     thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
     """
-    steps, stop = required(current.steps, current.store), Stop()
+    steps, stop = required(current.plan.steps, current.plan.store), Stop()
     deployed = sum(step.stage in current.elsewhere for step in steps)
     token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.settings.resources.max_stages + deployed)
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.plan.settings.resources.max_stages + deployed)
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
@@ -181,8 +175,7 @@ def run_steps(current: PipelineRun) -> None:
 
 
 def finish(current: PipelineRun, error: BaseException | None = None) -> None:
-    """Writes the report and links it on Prefect's page. error: what ended the run, if it did not finish."""
+    """Writes the report. error: what ended the run, if it did not finish."""
     report = current.write_report(error)
-    link_to_mlflow(current.tracker, current.run, "report", report)
     if not at_terminal():  # the command line prints it below the results
         announce(f"report: {report}")

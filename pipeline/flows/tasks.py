@@ -2,36 +2,30 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from httpx import HTTPError
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Completed, Failed, State
 
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pipeline.execution.launch import run_stage
-from alpro.pipeline.flows.pages import about_run, artifact_key, link_to_mlflow
 from alpro.pipeline.flows.run import PipelineRun
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.store.artifacts import Store, lock_number
-from alpro.pipeline.tracking.tracker import stage_title
-from alpro.stages import EVALUATIONS, STAGES
-from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
+from alpro.pipeline.plan.dag import check_test_items
+from alpro.pipeline.store.artifacts import lock_number
+from alpro.pipeline.store.step import Step
+from alpro.pipeline.tracking.tracker import VALIDATED, stage_title
+from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 RETRY_SECONDS = [1.0, 5.0, 20.0]  # before a stage continues that was interrupted, or whose network or disk failed
-VALIDATED = {
-    "validation/vtc/t2v/R1": "validation R@1",
-    "validation/t2v/R1": "validation R@1",
-    "validation/qa/acc": "validation accuracy",
-}
-PEM = "validation/pem/acc"
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
@@ -71,11 +65,12 @@ def one_line(error: Exception) -> str:
 
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
     """Finds a step's artifact or builds it, here or by a deployment. Returns a state of its own if it exists."""
-    store, tracker = current.store, current.tracker
-    folder, tags = store.folder(step), about_run({})
+    settings, _, store = current.plan
+    folder, tracker, task = store.folder(step), current.tracker, TaskRunContext.get()
+    tags = {"prefect_run": str(task.task_run.id)} if task else {}
     exists = store.find(step) is not None
     if STAGES[step.stage].kind != "data":
-        check_test_split(store, current.steps)
+        check_test_items(current.plan)
     if not exists and step.stage in current.elsewhere:
         run_elsewhere(current, step, number)
     with store.lock(step, announce) as lock:
@@ -93,29 +88,17 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
                 "workspace and the files that the configuration names"
             )
         announce(f"{number}{step.name}: started")
-        with tracker.stage_run(step, folder, current.run, tags) as run:
-            link_to_mlflow(tracker, run, f"{artifact_key(step.name)}-mlflow")
-            about = {"commit": current.commit, "mlflow_run": run, "prefect_run": tags.get("prefect_run", "")}
-            resources, file = current.settings.resources, lock_number(lock)
+        with tracker.stage_run(step.description, folder, current.run, tags) as run:
+            about = {"commit": current.commit, "mlflow_run": run, "arguments": current.recorded}
+            resources, file = settings.resources, lock_number(lock)
             record = store.make(
                 step,
                 lambda step, out: run_stage(step, out, store, resources, file, say(), current.threads),
-                {**about, "arguments": current.recorded},
+                about,
             )
         current.found[step.name] = folder, record
     announce(done_line(step, record))
     return None
-
-
-def check_test_split(store: Store, steps: list[Step]) -> None:
-    """Rejects the corpora that an evaluation would reject, before days of training."""
-    for step in steps:
-        if step.stage not in EVALUATIONS or store.find(step):
-            continue
-        config = cast(EvaluationConfig, step.config)
-        for name in config.corpora:
-            if store.find(step.inputs[name]):
-                check_items(config, name, store.folder(step.inputs[name]))
 
 
 def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
@@ -146,8 +129,7 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
 def done_line(step: Step, record: dict[str, Any]) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
     scores = [f", {name} {record['metrics'][key]:.1f} %" for key, name in VALIDATED.items() if key in record["metrics"]]
-    scores = [*scores[:1], *([f", PEM accuracy {record['metrics'][PEM]:.1f} %"] if PEM in record["metrics"] else [])]
-    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores)}"
+    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"
 
 
 def at_terminal() -> bool:

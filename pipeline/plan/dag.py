@@ -1,63 +1,54 @@
-"""The DAG of a configuration: its steps with their inputs, in an order in which they can run."""
+"""The DAG of a configuration: its steps with their inputs and outside files; which of them have to run, and why."""
 
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from alpro.log import log
-from alpro.pipeline.config.pipeline_config import PipelineConfig, load_config
-from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.plan.steps import check_text_lengths, decoding, model_task, needed, with_files
+from alpro.artifact import flatten, has_no_effect
+from alpro.errors import InputError
+from alpro.files import digest, read_json
+from alpro.log import warn_once
+from alpro.models.folder import read_task
+from alpro.models.word_pieces import padded
+from alpro.pipeline.config.load import load_config
+from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
+from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import has_questions
-from alpro.stages import STAGES
+from alpro.shards.storage import Location, located
+from alpro.stages import EVALUATIONS, STAGES
+from alpro.stages.corpora.check_data import items_of_split
 from alpro.stages.decode_videos import Config as DecodeConfig
+from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import StageConfig
+from alpro.stages.index_shards import Config as IndexConfig
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.zero_shot import Config as ZeroShot
 
-Planned = tuple[PipelineConfig, list[Step], Store]
+
+class Planned(NamedTuple):
+    """A configuration, its steps in order, and the store of the workspace."""
+
+    settings: PipelineConfig
+    steps: list[Step]
+    store: Store
 
 
-def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path, warn: bool = True) -> Planned:
-    """The configuration, the steps of one stage or, for "", of the whole pipeline, and the store in a workspace.
-
-    warn: log `repeated_frames`.
-
-    Raises InputError for anything wrong with them.
-    """
-    settings = loaded(config, data, changes, root)
-    store = Store(root / "artifacts")
-    steps = plan(settings, Digests(root / "digests.sqlite"))
+def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
+    """The plan of one stage or, for "", of the whole pipeline, in a workspace. Raises InputError for anything wrong."""
+    root.mkdir(parents=True, exist_ok=True)
+    digests = Digests(root / "digests.sqlite")
+    settings = load_config(config, data, changes, lambda location: has_questions(location, digests.manifests))
+    steps = plan(settings, digests)
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
         check_text_lengths(steps, Path(settings.pretrained))
-    for line in repeated_frames(steps) if warn else ():
-        log.warning(line)
-    return settings, steps, store
-
-
-def loaded(config: str, data: str, changes: list[str] | None, root: Path) -> PipelineConfig:
-    """`load_config` in a workspace, which remembers whether the data has questions."""
-    root.mkdir(parents=True, exist_ok=True)
-    digests = Digests(root / "digests.sqlite")
-    return load_config(config, data, changes, lambda location: has_questions(location, digests.manifests))
-
-
-def repeated_frames(steps: list[Step]) -> list[str]:
-    """Lines about stages that use more frames of a clip than its corpus stores: some are then used twice."""
-    lines = []
-    for step in steps:
-        config: Any = step.config
-        model = getattr(config, "model", None)
-        used = getattr(config, "frames", 0) or (model.video.frames if model else 0)
-        corpora = {name: other.config for name, other in step.inputs.items() if other.stage == "decode_videos"}
-        for name, corpus in corpora.items():
-            if name != getattr(config, "retrieval", name):
-                continue  # `frames` of an evaluation are those of retrieval
-            if used > (stored := cast(DecodeConfig, corpus).frames):
-                lines.append(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
-    return lines
+    warn_of_repeated_frames(steps)
+    return Planned(settings, steps, Store(root / "artifacts"))
 
 
 def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
@@ -127,3 +118,188 @@ def zero_shot_config(config: PipelineConfig) -> ZeroShot:
     values |= {"qa": ""} if config.evaluate.retrieval else {}
     values |= {"threshold": config.pretrain.threshold} if config.pretrain else {}
     return ZeroShot.model_validate(values)
+
+
+def model_task(folder: Path) -> str:
+    """The name of a model folder among the inputs of evaluate: its task."""
+    try:
+        task = read_task(folder)
+    except ValueError as error:
+        raise InputError(f"pretrained: {error}") from error
+    if task == "prompter":
+        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
+    return "pretrained" if task == "pretrain" else task
+
+
+def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
+    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
+    shards that are there already. `missing` says why the files cannot be read on this machine."""
+    if corpus.manifest:
+        assert sample is not None
+        return Step("decode_videos", f"decode_videos {name}", corpus.decoding, {"sample": sample})
+    source, annotations, root = located(corpus.shards or corpus.data), corpus.annotation_files, corpus.names_root
+    paths: dict[str, Location]
+    if corpus.shards:
+        index, paths = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share), {"shards": source}
+        step = Step("index_shards", f"index_shards {name}", index, paths=paths)
+    else:
+        paths = {"data": source, **annotations, "manifests": digests.manifests} | ({"root": root} if root else {})
+        step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
+
+    def contents(ask: bool) -> DataDigest:
+        if corpus.shards:
+            return DataDigest(*[digest_shards(source, digests)] * 2)
+        return digest_data(source, digests, annotations, root, ask)
+
+    def unchanged() -> bool:
+        try:
+            return contents(False).here == before.here
+        except InputError:  # it cannot be read any more
+            return False
+
+    try:
+        before = contents(True)
+    except InputError as error:
+        return replace(step, missing=str(error))
+    # A corpus at a URL is not checked again: a store may describe the same file differently each time.
+    here = all(isinstance(path, Path) for path in step.paths.values())
+    files = {"shards" if corpus.shards else "data": before.all}
+    return replace(step, files=files, unchanged=unchanged if here else None)
+
+
+def with_files(step: Step, digests: Digests) -> Step:
+    """A step with the digests of the models and files that it names; `missing` says why they cannot be read."""
+    try:
+        files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
+        for stage, key in (*FILES, *FILES_OR_NAMES):
+            if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
+                continue
+            if (path := Path(value)).exists():
+                files[f"{stage}.{key}"] = digest_files(path, digests)
+            elif key == "tagger":  # perhaps an installed package, such as a spaCy pipeline
+                with suppress(metadata.PackageNotFoundError):
+                    files[f"{stage}.{key}"] = f"{value} {metadata.version(value)}"
+            elif (stage, key) in FILES:
+                raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
+    except InputError as error:
+        return replace(step, missing=str(error))
+    return replace(step, files=files)
+
+
+def digest_files(path: Path, digests: Digests) -> str:
+    """The digest of a file, or of the files in and below a folder: those of a spaCy pipeline lie in folders of their
+    own. Hidden files and folders, such as .git, are left out."""
+    if not path.is_dir():
+        return digests.of([path])[0]
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
+
+
+def check_text_lengths(steps: list[Step], folder: Path) -> None:
+    """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
+    limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
+    tables = {"zero_shot": "evaluate"}
+    lengths = {tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0) for step in steps}
+    if limit is not None and (long := [stage for stage, n in lengths.items() if padded(n) > limit]):
+        changes = " ".join(f"--set {stage}.max_text_tokens={limit // 8 * 8}" for stage in long)
+        raise InputError(f"{folder}: its text encoder takes {limit} tokens; {changes}")
+
+
+def warn_of_repeated_frames(steps: list[Step]) -> None:
+    """Warns of stages that use more frames of a clip than its corpus stores: some are then used twice."""
+    for step in steps:
+        config: Any = step.config
+        model = getattr(config, "model", None)
+        used = getattr(config, "frames", 0) or (model.video.frames if model else 0)
+        for name, other in step.inputs.items():
+            # `frames` of an evaluation are those of retrieval
+            if other.stage != "decode_videos" or name != getattr(config, "retrieval", name):
+                continue
+            if used > (stored := cast(DecodeConfig, other.config).frames):
+                warn_once(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
+
+
+def check_files(steps: list[Step], store: Store) -> None:
+    """Raises InputError if a step that has to run needs files that cannot be read on this machine."""
+    for step in required(steps, store):
+        if step.missing:
+            raise InputError(step.missing)
+
+
+def check_test_items(plan: Planned) -> None:
+    """Raises InputError if a corpus that will be evaluated has no item to evaluate: a decoded one as the evaluation
+    will, before days of training; another one by its manifest, before it is decoded."""
+    settings, steps, store = plan
+    for step in required(steps, store):
+        if step.stage not in EVALUATIONS or store.find(step):
+            continue
+        config = cast(EvaluationConfig, step.config)
+        for name in config.corpora:
+            corpus, decoded = settings.corpora[name], step.inputs[name]
+            if store.find(decoded):
+                check_items(config, name, store.folder(decoded))
+                continue
+            if not corpus.data:
+                continue
+            files, cache = (corpus.annotation_files, corpus.names_root), Path(str(decoded.paths["manifests"]))
+            counts, why = items_of_split(located(corpus.data), corpus.decoding, config.split, *files, cache)
+            for column, task in TASKS.items():
+                if getattr(config, task) == name and not counts[column]:
+                    reason = f": {why}" if why else ""
+                    raise InputError(
+                        f"{name}: no {config.split} item has {column}{reason}; assign some in the column split, raise "
+                        f"corpora.{name}.{config.split}, or set evaluate.{task} to an empty string"
+                    )
+
+
+def needed(steps: list[Step], stage: str) -> list[Step]:
+    """The steps of one stage and everything that they depend on, in order."""
+    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    if not wanted:
+        raise InputError(f"this configuration has no stage {stage}")
+    for step in reversed(steps):
+        if step.fingerprint in wanted:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted]
+
+
+def required(steps: list[Step], store: Store) -> list[Step]:
+    """The steps whose artifacts exist or have to be built, in order.
+
+    An input is built only for a step that runs: if decoded shards were deleted but everything that was computed from
+    them exists, nothing is decoded again.
+    """
+    inputs = {other.fingerprint for step in steps for other in step.inputs.values()}
+    exists = {step.fingerprint: bool(store.find(step)) for step in steps}
+    wanted = {step.fingerprint for step in steps if step.fingerprint not in inputs}
+    for step in reversed(steps):
+        if step.fingerprint in wanted and not exists[step.fingerprint]:
+            wanted |= {other.fingerprint for other in step.inputs.values()}
+    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name."""
+    others = [record for _, record in store.all() if record["name"] == step.name]
+    if not others:
+        return "no artifact yet"
+    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
+    fewest = min(changes, key=len)
+    return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What differs between an artifact's record and a step's description, of all that decides the fingerprint."""
+    changes = []
+    if record["stage_version"] != description["stage_version"]:
+        changes.append("the stage's code has a new version")
+    files = record["files"].keys() & description["files"].keys()
+    old, new = (flatten(one["config"], f"{one['stage']}.") for one in (record, description))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
+            changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
+    for what, kind in (("input", "inputs"), ("files of", "files")):
+        old, new = record[kind], description[kind]
+        changes += [f"{what} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return changes

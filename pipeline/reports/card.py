@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, read_record, read_results
-from alpro.errors import InputError
 from alpro.models.folder import ModelFolder
 from alpro.pipeline.reports.results import Table, data_table, tables
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.lineage import lineage
 from alpro.stages import EVALUATIONS
 
 OWN_SCORES = {  # how the names of a stage's scores start, in results.json of evaluate and zero_shot
@@ -72,11 +70,8 @@ folder. Read the code in it before you trust it.
 
 ## Limits
 
-{limits}- A video is {video.frames} frames, whatever its length: what happens between them is not seen, and sound
-  is not heard.
-- Texts are those of the training captions: their language, their words, and their biases.
-- Scores are of the test set above. Nothing is known about other videos, or about fairness.
-- Probabilities are not calibrated.
+{limits}A video is {video.frames} frames, whatever its length, without sound. The model knows the language, the words
+and the biases of its training captions. Nothing is known about other videos than the test set, or about fairness.
 
 ## License
 
@@ -93,13 +88,10 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
     if record:
         store = Store(artifact.parents[1])
         evaluated = evaluation(store, record)
-        try:
-            sources = lineage(store, record)
-        except InputError:  # an input was removed
-            sources = [(artifact, record)]
+        sources = store.lineage(record)
     similarity = "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
     rendered = "All of it is rendered by alpro-pipeline: moving shapes with captions by rules."
-    limit = f"- Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
+    limit = f"Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
     data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
     data += [rendered] if any(source["stage"] == "render_sample" for _, source in sources) else []
     return CARD.format(

@@ -1,10 +1,8 @@
-"""The page of a run, or of runs side by side: one HTML file that needs no other, and a summary of the run as JSON."""
+"""The page of a run, or of runs side by side: one HTML file that needs no other."""
 
 import base64
 import re
-import struct
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,13 @@ from jinja2 import Environment, FileSystemLoader
 
 from alpro.artifact import Record
 from alpro.files import atomic_write, read_json, write_json
-from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.dag import Planned
-from alpro.pipeline.plan.step import Step
-from alpro.pipeline.plan.steps import required
-from alpro.pipeline.reports.curves import panel_pictures
+from alpro.pipeline.plan.dag import Planned, required
 from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
+from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
-from alpro.stages.training.metrics import read_metrics
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
-KINDS = {b"\x89PNG": "image/png", b"<?xm": "image/svg+xml"}
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
@@ -34,57 +27,13 @@ CAPTIONS = {
 }
 
 
-def report_file(root: Path, config: PipelineConfig, steps: Sequence[Step]) -> Path:
-    """The report of a run of these steps in a workspace. Its summary is the .json beside it."""
-    return root / "reports" / f"{config.name}-{steps[-1].fingerprint[:6]}.html"
-
-
-def summary(
-    title: str,
-    config: PipelineConfig,
-    steps: Sequence[Step],
-    states: Mapping[str, str],
-    *,
-    stage: str = "",
-    state: str = FINISHED,
-    reason: str = "",
-    started: datetime | None = None,
-    commit: str = "",
-    arguments: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What a run has done, as values of JSON.
-
-    states: of the steps by name: built, cached, or failed; others are unused if the run finished, else unfinished.
-    stage: the one that was asked for; empty for the whole pipeline. state: FINISHED, FAILED or STOPPED. reason: why it
-    failed or was stopped, in a line. arguments: config, data and changes.
-    """
-    left = "unused" if state == FINISHED else "unfinished"
-    return {
-        "title": title,
-        "name": config.name,
-        "stage": stage,
-        "state": state,
-        "reason": reason,
-        "started": started.isoformat(timespec="seconds") if started else "",
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1) if started else 0.0,
-        "commit": commit,
-        "arguments": dict(arguments or {}),
-        "config": config.model_dump(mode="json"),
-        "steps": [
-            {
-                "name": step.name,
-                "stage": step.stage,
-                "fingerprint": step.fingerprint,
-                "inputs": [source.name for source in step.inputs.values()],
-                "state": states.get(step.name, left),
-            }
-            for step in steps
-        ],
-    }
+def report_file(root: Path, plan: Planned) -> Path:
+    """The report of a run of a plan in a workspace. Its summary is the .json beside it."""
+    return root / "reports" / f"{plan.settings.name}-{plan.steps[-1].fingerprint[:6]}.html"
 
 
 def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Path:
-    """Writes the page of a run, and its `summary` beside it.
+    """Writes the page of a run, and its summary (`flows.run`) beside it.
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
@@ -100,14 +49,14 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         if folder:
             stages.append(stage_pictures(step["name"], folder))
     arguments = run["arguments"]
-    facts = [
-        ("started", run["started"][:19].replace("T", " ") + " UTC" if run["started"] else ""),
-        ("took", duration(run["seconds"]) if run["seconds"] else ""),
-        ("commit", run["commit"]),
-        ("configuration", arguments.get("config", "")),
-        ("data", arguments.get("data", "")),
-        ("changed values", "\n".join(arguments.get("changes", [])) or "none"),
-    ]
+    facts = {
+        "started": run["started"][:19].replace("T", " ") + " UTC",
+        "took": duration(run["seconds"]),
+        "commit": run["commit"],
+        "configuration": arguments["config"],
+        "data": arguments["data"],
+        "changed values": "\n".join(arguments["changes"]) or "none",
+    }
     heads = ["stage", "fingerprint", "time", "inputs", "counts"]
     last = [data_table(artifacts), Table("Stages", heads, counted, texts=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,12 +68,11 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         reason=run["reason"],
         headlines=main_table(found, HEADLINES.values()),
         tables=tables({"score": found}) if found else [],
-        without_baseline=any(row["table"] == "retrieval" for row in found),
         notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
         warnings=[f"{record['name']}: {line}" for _, record in artifacts for line in record.get("warnings", [])],
-        stages=[stage for stage in stages if any(stage.values())],
+        stages=[stage for stage in stages if stage["pictures"] or stage["reasons"]],
         last=[table for table in last if table],
-        facts=[(label, text) for label, text in facts if text],
+        facts={label: text for label, text in facts.items() if text},
     )
 
 
@@ -140,28 +88,17 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
 
 
 def stage_pictures(name: str, folder: Path) -> dict[str, Any]:
-    """The curves of a stage, its pictures, and why items of a corpus were rejected, most frequent first."""
-    panels = panel_pictures(read_metrics(folder / "metrics.jsonl"))
-    curves = [picture(svg.encode(), f"{name}: {panel} over steps.") for panel, svg in panels.items()]
+    """The pictures of a stage, and why items of a corpus were rejected, most frequent first."""
     pictures = []
     for path in sorted((folder / "pictures").glob("*.png")):
-        caption = CAPTIONS.get(path.stem) or f"{re.sub('[-_]+', ' ', path.stem).capitalize()}."
-        pictures.append(picture(path.read_bytes(), caption))
+        kind, _, step = path.stem.partition("-step-")
+        caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
+        caption = f"Step {int(step)}: {caption}" if step.isdigit() else caption
+        data = base64.b64encode(path.read_bytes()).decode()
+        pictures.append({"caption": caption, "uri": f"data:image/png;base64,{data}"})
     statistics = folder / "statistics.json"
     reasons = read_json(statistics).get("reasons", {}) if statistics.is_file() else {}
-    return {
-        "curves": curves,
-        "pictures": pictures,
-        "reasons": reasons,
-        "name": name if curves or pictures or reasons else "",
-    }
-
-
-def picture(content: bytes, caption: str) -> dict[str, Any]:
-    """A PNG or SVG file as a part of the page; its width in pixels is 0 for a drawing, which has any size."""
-    kind = KINDS[content[:4]]
-    width = struct.unpack(">I", content[16:20])[0] if kind == "image/png" else 0
-    return {"caption": caption, "width": width, "uri": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+    return {"name": name, "pictures": pictures, "reasons": reasons}
 
 
 def duration(seconds: float) -> str:

@@ -107,9 +107,7 @@ def score_table(
             [row["what"], metric_text(row), *cells, number_text(row["chance"], row["unit"]), str(row["items"])]
         )
     first, *others = runs
-    changes = [
-        [name, *(["difference" if len(others) == 1 else f"{name} - {first}", "p"] * bool(compared))] for name in others
-    ]
+    changes = [[name, *([f"{name} - {first}", "p"] * bool(compared))] for name in others]
     heads = ["", "", first, *(head for some in changes for head in some), shown[0]["baseline"] or "chance", "items"]
     return Table(
         title, heads, lines, "\n".join(filter(None, [note_of(shown), comparison_note(list(others), compared), *notes]))

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
@@ -48,14 +48,13 @@ T = TypeVar("T")
 
 @dataclass
 class Models:
-    """The models; None where the server cannot search, answer or name entities. digests: SHA-256 of each, by field."""
+    """The models; None where the server cannot search, answer or name entities."""
 
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
     entities: Model | None = None  # a prompter
     pretrained: Model | None = None  # also names entities
-    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def naming(self) -> dict[str, Model]:
@@ -68,14 +67,31 @@ class Models:
             raise HTTPException(404, f"this server was started without {option}")
         return model
 
+    def item(self, clip: int) -> Any:
+        """A clip of the index. Raises 404."""
+        if not self.index or clip >= len(self.index):
+            raise HTTPException(404, "there is no such clip")
+        return self.index.item(clip)
+
+    def source(self, clip: int | None, file: Path | None) -> Source:
+        """What decodes the clip that a request names, or its body. Raises 400."""
+        if (clip is None) == (file is None):
+            raise HTTPException(400, "name a clip by its number, or send a file")
+        if not file:
+            assert clip is not None
+            return source_of(self.item(clip))
+        with file.open("rb") as opened:
+            start = opened.read(12)
+        image = start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or start[8:12] == b"WEBP"
+        return Row(id="upload", path=file, kind="image" if image else "video")
+
 
 class Of(BaseModel):
-    """A clip of the index, by its number or its id; neither: the body of the request."""
+    """A clip of the index, by its number; none: the body of the request."""
 
     model_config = ConfigDict(extra="forbid")
 
     clip: int | None = Field(None, ge=0, description="number of a clip of the index")
-    id: str = Field("", description="its id, instead")
     k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
 
 
@@ -109,7 +125,7 @@ class Queue:
             if not self.places:
                 raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
             self.places -= 1
-            work = asyncio.wrap_future(self.thread.submit(answered, function, file))
+            work = asyncio.wrap_future(self.thread.submit(function, file))
             try:
                 while not (await asyncio.wait([work], timeout=1))[0]:
                     if await request.is_disconnected():
@@ -143,16 +159,6 @@ class Queue:
             self.uploads += 1
 
 
-def answered(function: Callable[[Path | None], T], file: Path | None) -> T:
-    """Turns the errors of a person's input into answers of HTTP."""
-    try:
-        return function(file)
-    except DecodeError as error:
-        raise HTTPException(400, f"this file cannot be decoded: {error.reason}") from error
-    except (InputError, ValueError) as error:
-        raise HTTPException(400, str(error)) from error
-
-
 def application(models: Models, rerank: int | None = None, nothing_below: float | None = None) -> FastAPI:
     """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches, unless the
     request says how many; see `search`."""
@@ -162,26 +168,12 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     app.state.queue = queue
     example_texts = examples(models)
 
-    def number(of: Of) -> int:
-        """The number of a clip. Raises 404."""
-        clips = models.index
-        found = of.clip if of.clip is not None or not clips else clips.number(of.id)
-        if clips is None or found is None or found >= len(clips):
-            raise HTTPException(404, "there is no such clip")
-        return found
-
-    def source(of: Of, file: Path | None) -> Source:
-        """What decodes the clip that a request names, or its body."""
-        if (of.clip is None and not of.id) == (file is None) or (of.clip is not None and of.id):
-            raise HTTPException(400, "name a clip by its number or its id, or send a file")
-        if file:
-            with file.open("rb") as opened:
-                start = opened.read(12)
-            image = start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or start[8:12] == b"WEBP"
-            return Row(id="upload", path=file, kind="image" if image else "video")
-        place = number(of)
-        assert models.index
-        return source_of(models.index.item(place))
+    @app.exception_handler(InputError)
+    @app.exception_handler(DecodeError)
+    @app.exception_handler(ValueError)
+    async def mistake(request: Request, error: Exception) -> Response:
+        text = f"this file cannot be decoded: {error.reason}" if isinstance(error, DecodeError) else str(error)
+        return JSONResponse({"detail": text}, 400)
 
     @app.get("/api/search")
     @app.post("/api/search", operation_id="search_upload")
@@ -191,17 +183,17 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
         page = wanted.k, wanted.offset, wanted.filter
 
         def run(file: Path | None) -> dict[str, Any]:
-            if wanted.text and (wanted.clip is not None or wanted.id or file):
+            if wanted.text and (wanted.clip is not None or file):
                 raise HTTPException(400, "search for a text or for a clip, not both")
             if wanted.text:
                 matched = rerank if wanted.rerank is None else wanted.rerank
                 return search(index, model, wanted.text, *page, matched, nothing_below).json()
-            if wanted.clip is not None or wanted.id:
-                place = number(wanted)
-                return similar(index, index.embeddings[place], *page, without=place).json()
+            if wanted.clip is not None:
+                models.item(wanted.clip)
+                return similar(index, index.embeddings[wanted.clip], *page, without=wanted.clip).json()
             if not file:
                 return listed(index, *page).json()
-            (embedded,) = model.stream([source(wanted, file)])
+            (embedded,) = model.stream([models.source(None, file)])
             if embedded.error:
                 raise embedded.error
             return similar(index, embedded.embedding.cpu().numpy(), *page).json()
@@ -212,9 +204,9 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     @app.post("/api/ask", operation_id="ask_upload")
     async def ask(request: Request, wanted: Annotated[Question, Query()]) -> dict[str, Any]:
         """Answers to a question about a clip or the body, best first."""
-        model = models.require("ask", "--ask MODEL")
-        answers = await queue.run(request, lambda file: model.ask(source(wanted, file), wanted.question, wanted.k))
-        return {"answers": words(answers), "note": model.note(wanted.question)}
+        model, asked = models.require("ask", "--ask MODEL"), wanted.question
+        answers = await queue.run(request, lambda file: model.ask(models.source(wanted.clip, file), asked, wanted.k))
+        return {"answers": words(answers), "note": model.note(asked)}
 
     @app.get("/api/entities")
     @app.post("/api/entities", operation_id="entities_upload")
@@ -223,17 +215,19 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
         naming = models.require("naming", "--entities MODEL")
 
         def run(file: Path | None) -> dict[str, Any]:
-            box, of = parse_box(wanted.box) if wanted.box.strip() else WHOLE, source(wanted, file)
-            texts = {"entities": "", "model_entities": wanted.text.strip()}  # a prompter reads no caption
-            return {name: words(model.entities(of, box, wanted.k, texts[name])) for name, model in naming.items()}
+            box = parse_box(wanted.box) if wanted.box.strip() else WHOLE
+            source, texts = models.source(wanted.clip, file), {"model_entities": wanted.text.strip()}
+            return {
+                name: words(model.entities(source, box, wanted.k, texts.get(name, "")))  # a prompter reads no caption
+                for name, model in naming.items()
+            }
 
         return await queue.run(request, run)
 
     @lru_cache(maxsize=1000)
     def preview(clip: int, frames: int) -> bytes:
         """The middle frame of a clip, or some frames that move, as WebP in their original shape."""
-        assert models.index
-        decoded = load_clip(source_of(models.index.item(clip)), frames if frames > 1 else 3, PREVIEW_PIXELS)
+        decoded = load_clip(source_of(models.item(clip)), frames if frames > 1 else 3, PREVIEW_PIXELS)
         ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
         size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
         chosen = decoded.frames if frames > 1 else decoded.frames[1:2]
@@ -244,13 +238,11 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     @app.get("/api/clip/{clip}")
     async def clip(clip: Annotated[int, InPath(ge=0)], view: Literal["file", "still", "moving"] = "file") -> Response:
         """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight frames that move."""
-        place = number(Of(clip=clip))
+        item = models.item(clip)
         if view != "file":
-            loop, frames = asyncio.get_running_loop(), PREVIEW_FRAMES if view == "moving" else 1
-            picture = await loop.run_in_executor(previews, answered, lambda _: preview(place, frames), None)
+            frames = PREVIEW_FRAMES if view == "moving" else 1
+            picture = await asyncio.get_running_loop().run_in_executor(previews, preview, clip, frames)
             return Response(picture, media_type="image/webp", headers=PRIVATE)
-        assert models.index
-        item = models.index.item(place)
         path = located(item["path"])
         if item["frame_offsets"] is not None or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
             raise HTTPException(404, "browsers cannot play this file; view=moving shows some frames")
@@ -262,11 +254,12 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     async def health() -> dict[str, Any]:
         """What this server does; it waits for no model."""
         offers = {"search": models.search, "ask": models.ask, "entities": models.naming, "text": models.pretrained}
-        about = {"status": "ok", "version": app.version, "clips": len(models.index) if models.index else 0}
-        return about | {
+        return {
+            "status": "ok",
+            "version": app.version,
+            "clips": len(models.index) if models.index else 0,
             "offers": [name for name, model in offers.items() if model],
             "examples": example_texts,
-            "models": models.digests,
         }
 
     for address, name in (("/", "page.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):

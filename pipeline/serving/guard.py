@@ -72,19 +72,15 @@ def guarded(app: ASGIApp, host: str, token: str = "") -> ASGIApp:
 def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serves until Ctrl-C or SIGTERM, and then until open requests are answered."""
     config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none")
+    print(f"the page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)", flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
         Server(config).run()
 
 
 class Server(uvicorn.Server):
-    """Prints its address once it answers, and closes connections that send no request, which uvicorn keeps."""
+    """Closes connections that send no request, which uvicorn keeps."""
 
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.idle: dict[Any, int] = {}  # ticks by connection
-        if self.started:
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            print(f"the page is at http://{host}:{self.config.port} (Ctrl-C stops it)", flush=True)
+    idle: dict[Any, int] = {}  # ticks by connection
 
     async def on_tick(self, counter: int) -> bool:
         waiting = {one for one in self.server_state.connections if getattr(one, "cycle", None) is None}

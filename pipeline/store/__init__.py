@@ -1,1 +1,1 @@
-"""Artifacts: their files, records and checksums, and sharing them between machines."""
+"""Artifacts: their folders, records and checksums."""

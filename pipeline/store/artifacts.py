@@ -1,7 +1,6 @@
-"""Stages, fingerprints and the store of artifacts.
+"""The store of artifacts: finds and makes them, knows what each was built from, and removes them.
 
-A stage is a module of `alpro.stages` with VERSION, a frozen `Config`, and `run(config, inputs, out, resources) ->
-Outcome`. Its result is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when its record,
+The result of a stage is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when its record,
 artifact.json, is written last. Until then the folder contains unfinished work, which the next run with the same
 fingerprint resumes.
 """
@@ -9,20 +8,21 @@ fingerprint resumes.
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from alpro.artifact import RECORD, SUM, check_artifact, check_record, read_record, sum_of
 from alpro.artifact_names import artifacts
 from alpro.errors import InputError
-from alpro.files import make_folder, sync_tree, write_json
+from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
+from alpro.pipeline.store.step import Step
 from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
@@ -33,24 +33,7 @@ PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
 
-class Planned(Protocol):
-    """What the store needs of a step of a plan."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def description(self) -> dict[str, Any]: ...  # what its record has before it is built
-    @property
-    def paths(self) -> Mapping[str, Location]: ...
-    @property
-    def unchanged(self) -> Callable[[], bool] | None: ...
-
-
-Step = TypeVar("Step", bound=Planned)
+Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
 
 
 class Store:
@@ -59,22 +42,22 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def folder(self, step: Planned) -> Path:
+    def folder(self, step: Step) -> Path:
         return self.root / step.stage / step.fingerprint[:16]
 
-    def find(self, step: Planned) -> dict[str, Any] | None:
+    def find(self, step: Step) -> dict[str, Any] | None:
         """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
         record = read_record(self.folder(step))
         if record is not None:
             check_record(self.folder(step), record)
         return record
 
-    def all(self) -> list[tuple[Path, dict[str, Any]]]:
+    def all(self) -> list[Artifact]:
         """Every artifact with its record, oldest first."""
         return artifacts(self.root)
 
     @contextmanager
-    def lock(self, step: Planned, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
+    def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
         """Locks a step's folder for writing. Of two runs with the same fingerprint, the second announces that it waits,
         and reads the artifact of the first. Raises InputError if the store's folder is not writable, and Stopped."""
         folder = self.folder(step)
@@ -111,6 +94,63 @@ class Store:
         return write_record(
             folder, step.description, outcome, {"seconds": round(time.monotonic() - started, 1), **run_info}
         )
+
+    def lineage(self, record: dict[str, Any]) -> list[Artifact]:
+        """The artifact and all that it was built from and that was not removed since, inputs before their users."""
+        present = {found["fingerprint"]: (folder, found) for folder, found in self.all()}
+        ordered: dict[str, Artifact] = {}
+
+        def visit(fingerprint: str) -> None:
+            if fingerprint in present and fingerprint not in ordered:
+                for source in present[fingerprint][1]["inputs"].values():
+                    visit(source["fingerprint"])
+                ordered[fingerprint] = present[fingerprint]
+
+        visit(record["fingerprint"])
+        return list(ordered.values())
+
+    def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
+        """The artifacts that no kept one was built from, newest first, so that users come before their inputs.
+
+        kept: fingerprints; by default the newest artifact of each name.
+        """
+        present = self.all()
+        newest = {record["name"]: record["fingerprint"] for _, record in present}
+        inputs = {record["fingerprint"]: record["inputs"].values() for _, record in present}
+        reached, left = set[str](), [*kept] or [*newest.values()]
+        while left:
+            if (one := left.pop()) not in reached:
+                reached.add(one)
+                left += [source["fingerprint"] for source in inputs.get(one, ())]
+        return [(folder, record) for folder, record in reversed(present) if record["fingerprint"] not in reached]
+
+    def unfinished(self) -> list[Path]:
+        """The folders of interrupted stages: they have no record, and the same stage continues in them."""
+        finished = {folder for folder, _ in self.all()}
+        return [folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir() and folder not in finished]
+
+    def is_elsewhere(self, folder: Path) -> bool:
+        """Whether a folder is a link to another place, or in one. Such a folder is never removed."""
+        return not folder.resolve().is_relative_to(self.root.resolve())
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Removes folders, in this order.
+
+        Raises InputError, before it removes a folder, if that is outside of the store, or if a stage is being built: it
+        reads artifacts that only its own record, which is written last, will name.
+        """
+        for folder in folders:
+            if self.is_elsewhere(folder):
+                raise InputError(f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there")
+            for path in self.root.glob("*/*.lock"):
+                lock = FileLock(path)
+                if not acquired(lock):
+                    raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
+                lock.release()
+            with FileLock(folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
+                (folder / RECORD).unlink(missing_ok=True)  # first, so that no record describes an incomplete folder
+                sync(folder)
+                shutil.rmtree(folder)
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:

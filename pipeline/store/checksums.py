@@ -106,3 +106,15 @@ def difference(path: Path, recorded: Mapping[str, Any], sums: dict[tuple[int, in
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return "" if sums[key] == recorded["sha256"] else "its SHA-256 differs from the record"
+
+
+def sizes_of(folders: Iterable[Path]) -> list[int]:
+    """The bytes of each folder. A file with several hard links counts in the first folder that has one."""
+    seen: set[tuple[int, int]] = set()
+    sizes = []
+    for folder in folders:
+        files = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        new = {(file.st_dev, file.st_ino): file.st_size for file in files if (file.st_dev, file.st_ino) not in seen}
+        seen |= new.keys()
+        sizes.append(sum(new.values()))
+    return sizes

@@ -12,7 +12,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
@@ -22,7 +21,7 @@ from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.pipeline.tracking.tracker import Tracker, unusable
 
-EXPERIMENT = "models"  # for models whose run is in another store
+EXPERIMENT = "models"  # for models whose training is in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 
@@ -43,22 +42,12 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
         versions = client.search_model_versions(f"name = '{name}'")
         version = next((str(v.version) for v in versions if v.tags.get("fingerprint") == record["fingerprint"]), "")
         if not version:
-            try:
-                run = client.get_run(record["run"]["mlflow_run"]).info
-            except (KeyError, MlflowException):  # it is in another store
-                run = None
-            experiment = client.get_experiment(run.experiment_id).name if run else EXPERIMENT
-            tracker = Tracker.open(uri, workspace, experiment)
-            model = (
-                tracker.logged_model(record["fingerprint"])
-                or mlflow.initialize_logged_model(
-                    record["stage"],
-                    run.run_id if run else None,
-                    about,
-                    model_type="ALPRO",
-                    experiment_id=tracker.experiment,
+            tracker = Tracker.open(uri, workspace, EXPERIMENT)
+            model = tracker.logged_model(record["fingerprint"])
+            if not model:  # its training was logged to another store
+                model = mlflow.initialize_logged_model(
+                    record["stage"], tags=about, model_type="ALPRO", experiment_id=tracker.experiment
                 ).model_id
-            )
             # MLflow prints what the command prints, and misses an example: no video is on every machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")

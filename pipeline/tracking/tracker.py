@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -40,9 +40,8 @@ from alpro.artifact import Record, flatten, read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.log import log
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
@@ -63,7 +62,11 @@ PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on 
 # The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
 # an evaluation, is logged with it, too.
 SCORED = {"R1": "retrieval", "R10": "retrieval", "R1_zero_shot": "pretrained", "QA": "qa", "entities": "prompter"}
-VALIDATED = ("validation/t2v/R1", "validation/qa/acc", "validation/vtc/t2v/R1")
+VALIDATED = {
+    "validation/t2v/R1": "validation R@1",
+    "validation/qa/acc": "validation accuracy",
+    "validation/vtc/t2v/R1": "validation R@1",
+}
 
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
@@ -119,14 +122,18 @@ class Tracker:
             self._log(run, "set_terminated", status)
 
     @contextmanager
-    def stage_run(self, step: Step, folder: Path, parent: str, tags: dict[str, str]) -> Iterator[str]:
-        """The run of a stage for the time that it runs. Logs its metrics while it writes them, and its artifact if the
-        body leaves a finished one in `folder`."""
-        about = step.description
-        with self.run(stage_title(about), params_of(about), stage_tags(about) | tags, parent) as run:
-            self._corpora(run, folder, about)
+    def stage_run(
+        self, about: Record, folder: Path, parent: str = "", tags: dict[str, str] | None = None, runs: bool = True
+    ) -> Iterator[str]:
+        """The run of a stage for the time of the body. Logs its metrics while the stage writes them, and its artifact
+        if the body leaves a finished one in `folder`.
+
+        about: the record of the artifact, or what is known of it before. runs: whether the stage runs in the body.
+        """
+        tags = {"stage": about["stage"], "fingerprint": about["fingerprint"]} | (tags or {})
+        with self.run(stage_title(about), params_of(about), tags, parent) as run:
             monitor = None
-            if run and STAGES[step.stage].kind == "training":
+            if run and runs and STAGES[about["stage"]].kind == "training":
                 monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)  # use of processor, memory, disk, GPUs
                 monitor.start()
             try:
@@ -140,12 +147,8 @@ class Tracker:
 
     def log_artifact(self, folder: Path, record: Record, parent: str = "", tags: dict[str, str] | None = None) -> str:
         """Logs all of a finished artifact as a run of its stage. Returns the run's id."""
-        with self.run(stage_title(record), params_of(record), stage_tags(record) | (tags or {}), parent) as run:
-            self._corpora(run, folder, record)
-            with self._followed(run, folder):
-                pass
-            self._result(run, folder, record)
-        return run
+        with self.stage_run(record, folder, parent, tags, runs=False) as run:
+            return run
 
     def log_cached(self, folder: Path, record: Record, parent: str, tags: dict[str, str]) -> None:
         """Logs an artifact that was found in the workspace, unless the store has a finished run of it: it is then of
@@ -154,39 +157,18 @@ class Tracker:
         if self._call(lambda: list(self.client.search_runs(self._experiments(), query, max_results=1))) == []:
             self.log_artifact(folder, record, parent, tags)
 
-    def log_pipeline(self, run: str, artifacts: Artifacts, cached: set[str], report: Path, config: str) -> None:
-        """Logs to the run of a pipeline what its stages have reached, and its report. MLflow's pages start with the
-        metric that is logged first, and a comparison plots it: the headline scores.
-
-        cached: the names of the steps that did not run. config: the configuration as JSON.
-        """
-        scores, training, rows = dict[str, float](), dict[str, float](), []
-        for folder, record in artifacts:
-            name, stage = record["name"], record["stage"]
-            if stage in EVALUATIONS:
+    def log_pipeline(self, run: str, artifacts: Artifacts, files: list[Path]) -> None:
+        """Logs to the run of a pipeline what its stages have reached, and files. MLflow's pages start with the metric
+        that is logged first, and a comparison plots it: the headline scores."""
+        scores, training = dict[str, float](), dict[str, float]()
+        for _, record in artifacts:
+            if record["stage"] in EVALUATIONS:
                 scores |= record["metrics"]
             else:
-                training |= {f"training/{stage}/{key}": value for key, value in record["metrics"].items()}
-            if stage in CORPUS_STAGES:
-                self._dataset(run, name.partition(" ")[2] or name, folder, record, "pipeline")
-            state = {"stage": name, "state": "cached" if name in cached else "built"}
-            about = {"built at": record["run"].get("at", ""), "seconds": record["run"].get("seconds", "")}
-            rows.append(state | {"fingerprint": record["fingerprint"][:16]} | about)
+                training |= {f"training/{record['stage']}/{key}": value for key, value in record["metrics"].items()}
         self.log_metrics(run, headlines(scores) | scores | training)
-        by_column = {key: [row[key] for row in rows] for key in (rows[0] if rows else {})}
-        self._log(run, "log_table", by_column, "tables/stages.json")
-        self._log(run, "log_text", config, "config.json")
-        self.log_file(run, report)
-
-    def log_file(self, run: str, path: Path, folder: str | None = None) -> None:
-        self._log(run, "log_artifact", str(path), folder)
-
-    def address(self, run: str, artifact: str = "") -> str:
-        """The address of a run's page, or of one of its files; empty if the store is a file, or does not answer."""
-        if not self.uri.startswith("http") or not run:
-            return ""
-        path = f"experiments/{self.experiment}/runs/{run}" + (f"/artifacts/{artifact}" if artifact else "")
-        return f"{self.uri.rstrip('/')}/#/{path}?{PAGES}"
+        for file in files:
+            self._log(run, "log_artifact", str(file))
 
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
@@ -236,16 +218,16 @@ class Tracker:
             short = headlines(numbers)
             self._scores(run, record, short, step)
             numbers = short | numbers
-        elif (folder / "model").is_dir() and STAGES[stage].kind == "training":
-            model = self._model(run, folder, record, step)
-            validated = {key: numbers[key] for key in VALIDATED if key in numbers}
-            self.log_metrics(run, dict(list(validated.items())[:1]), step, model)
-        if stage not in EVALUATIONS:
+        else:
+            if STAGES[stage].kind == "training" and (folder / "model").is_dir():
+                model = self._model(run, folder, record, step)
+                validated = [key for key in VALIDATED if key in numbers]
+                self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
             numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
         self.log_metrics(run, numbers | {"seconds": record["run"].get("seconds", 0.0)}, step)
-        self.log_file(run, folder / "artifact.json")
+        self._log(run, "log_artifact", str(folder / "artifact.json"))
         for picture in sorted(folder.glob("pictures/*.png")):
-            self.log_file(run, picture, "pictures")
+            self._log(run, "log_artifact", str(picture), "pictures")
         for name in TABLES:
             if (folder / name).is_file():
                 self._log(run, "log_table", read_table(folder / name), f"tables/{Path(name).stem}.json")
@@ -270,12 +252,12 @@ class Tracker:
     def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
         """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
         them."""
-        inputs, models = record["inputs"], dict[str, str]()
+        inputs, models = record["inputs"], set[str]()
         for short, value in scores.items():
             source = inputs.get(SCORED[short])
             if not source or not (model := self.logged_model(source["fingerprint"])):
                 continue
-            models[model] = short
+            models.add(model)
             corpus = record["config"].get("qa" if short == "QA" else "retrieval", "")
             digest = inputs.get(corpus, {}).get("fingerprint", "")[:16]
             self.log_metrics(run, {short: value}, step, model, corpus, digest)
@@ -293,19 +275,6 @@ class Tracker:
         """Logs metrics. Returns whether MLflow took them all."""
         parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
         return all(self._log(run, "log_batch", metrics=part) for part in parts)
-
-    def _corpora(self, run: str, folder: Path, record: Record) -> None:
-        """Logs the corpora that a stage reads as data sets of its run."""
-        for name, source in record["inputs"].items():
-            place = folder.parents[1] / source["stage"] / source["fingerprint"][:16]
-            if source["stage"] in CORPUS_STAGES and (corpus := read_record(place)):
-                kind = STAGES[record["stage"]].kind
-                self._dataset(run, name, place, corpus, kind if kind in ("training", "evaluation") else "vocabulary")
-
-    def _dataset(self, run: str, name: str, folder: Path, record: Record, use: str) -> None:
-        about, counts = json.dumps({"path": str(folder)}), json.dumps(record["counts"])
-        corpus = Dataset(name, record["fingerprint"][:16], "artifact", about, profile=counts)
-        self._log(run, "log_inputs", [DatasetInput(corpus, [InputTag("mlflow.data.context", use)])])
 
     def _experiments(self) -> list[str]:
         return [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -388,10 +357,6 @@ def params_of(record: Record) -> dict[str, Any]:
     except ValidationError:  # of another version of this project
         values = record["config"]
     return {record["stage"]: values}
-
-
-def stage_tags(record: Record) -> dict[str, str]:
-    return {"stage": record["stage"], "fingerprint": record["fingerprint"]}
 
 
 def common_tags() -> dict[str, str]:

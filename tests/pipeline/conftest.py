@@ -7,10 +7,9 @@ import shutil
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +53,7 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
     """A workspace with a random model of each kind, and the prompts of the prompter."""
     import torch
 
-    from alpro.artifact import RECORD_VERSION
-    from alpro.files import digest, write_json
+    from alpro.files import digest
     from alpro.models.alpro import Alpro, Prompter
     from alpro.models.folder import ModelFolder
     from alpro.stages import cache_prompts
@@ -68,20 +66,36 @@ def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> P
         "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
         "cache_prompts": None,
     }
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
     for stage, model in models.items():
         folder = root / "artifacts" / stage / digest(stage)[:16]
-        folder.mkdir(parents=True)
-        inputs = {}
         if model:
             model.save_pretrained(folder / "model")
-        else:
-            prompter = root / "artifacts" / "train_prompter" / digest("train_prompter")[:16]
-            sources = {"prompter": prompter, "vocabulary": vocabulary}
-            cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
-            inputs = {"prompter": {"stage": "train_prompter", "fingerprint": digest("train_prompter")}}
-        record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage)}
-        write_json(folder / "artifact.json", {**record, "inputs": inputs, "run": {"at": "2026-01-01T00:00:00"}})
+            made[stage] = write_artifact(root, stage)
+            continue
+        sources = {"prompter": made["train_prompter"][0], "vocabulary": vocabulary}
+        folder.mkdir(parents=True)
+        cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
+        write_artifact(root, stage, inputs={"prompter": made["train_prompter"][1]})
     return root
+
+
+def write_artifact(
+    root: Path, stage: str, mark: str = "", inputs: Mapping[str, Any] | None = None, **more: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the stage. inputs: records by
+    name."""
+    from alpro.artifact import RECORD_VERSION
+    from alpro.files import digest, write_json
+
+    sources = {name: {"stage": r["stage"], "fingerprint": r["fingerprint"]} for name, r in (inputs or {}).items()}
+    record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(mark or stage)}
+    record |= {"stage_version": 1, "inputs": sources, "config": {}, "counts": {}, "metrics": {}, "files": {}}
+    record |= {"versions": {}, "run": {"at": "2026-01-01T00:00:00", "seconds": 1.0, "commit": "abc"}} | more
+    folder = root / "artifacts" / stage / record["fingerprint"][:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "artifact.json", record)
+    return folder, record
 
 
 @contextmanager
@@ -158,33 +172,23 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     return nested.pop(""), nested
 
 
-def newest(workspace: Path) -> dict[str, Any]:
-    """The runs of the newest pipeline's stages by name: its nested runs, and for cached stages those that built them,
-    tagged here."""
-    from mlflow.tracking import MlflowClient
+def summary_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, Any]:
+    """The summary beside the report of the last run with these arguments."""
+    found = [json.loads(path.read_text()) for path in (workspace / "reports").glob("*.json")]
+    (one,) = (run for run in found if (run["arguments"]["changes"], run["stage"]) == ([*changes], stage))
+    return one
 
+
+def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, str]:
+    """What became of the steps of a run, by name."""
+    return {step["name"]: step["state"] for step in summary_of(workspace, changes, stage)["steps"]}
+
+
+def statuses_of(workspace: Path) -> dict[str, str]:
+    """The statuses of the newest pipeline's run in MLflow, under an empty name, and of its stages."""
     (parent, *_), nested = runs(workspace)
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "tables/stages.json")).read_text())
-    states = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    built = {
-        run.data.tags["fingerprint"][:16]: run
-        for many in nested.values()
-        for run in many
-        if run.info.status == "FINISHED"
-    }
-    found = {run.info.run_name.split(" · ")[0]: run for run in nested.get(parent.info.run_id, [])}
-    for state in states:
-        if state["state"] == "cached":
-            run = built[state["fingerprint"]]
-            tags = {**run.data.tags, "cached": "true"}
-            data = SimpleNamespace(tags=tags, metrics=run.data.metrics, params=run.data.params)
-            found[state["stage"]] = SimpleNamespace(info=run.info, data=data)
-    return found
-
-
-def was_cached(run) -> bool:
-    return run.data.tags.get("cached") == "true"
+    stages = {run.info.run_name.split(" · ")[0]: run.info.status for run in nested.get(parent.info.run_id, [])}
+    return {"": parent.info.status} | stages
 
 
 def of_shards(folder: str | Path, tmp_path: Path) -> str:

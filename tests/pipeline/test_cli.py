@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.log import log
+from alpro.log import log, warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.artifacts import command_of
 from alpro.pipeline.cli.options import Source
+from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Interrupted, StageFailed
 
@@ -31,9 +33,12 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
 
 def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
+    warn_once.cache_clear()  # as in a process of its own
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
-    monkeypatch.setattr("alpro.pipeline.cli.run.start_temporary_server", lambda: None)  # flows here do not need it
+    monkeypatch.setattr(
+        "alpro.pipeline.flows.servers.start_temporary_server", lambda: lambda: None
+    )  # flows here do not need it
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()
@@ -46,6 +51,7 @@ def manifest(folder, *rows):
     return path
 
 
+ASKED = '{"path": "b.mp4", "split": "train", "questions": [{"question": "what?", "answer": "x"}], "caption": "y"}'
 # Wrong commands, and what their line must name. {tmp}: a folder with files that the test makes.
 MISTAKES = [
     ("run pretran", "pretrain"),
@@ -57,7 +63,6 @@ MISTAKES = [
     ("artifacts gc --zzz", "--zzz"),
     ("run pretrain sample", "sample"),
     ("model ask m", "VIDEO"),
-    ("run -q -v", "-v"),
     ("ui --port", "--port"),
     ("ui --port 80000", "--port"),
     ("ui --port 0", "--port"),
@@ -74,10 +79,6 @@ MISTAKES = [
     ("run --pretrained cdcd", "cdcd"),
     ("config show msvd_qa --data {tmp} --pretrained cdcd", "cdcd"),
     ("config show own_videos", "--data"),
-    ("config init {tmp}/there.toml", "there.toml"),
-    ("config init {tmp}/no/folder.toml", "folder.toml"),
-    ("config init {tmp}/mine.txt", "NAME.toml"),
-    ("config init {tmp}/mine.toml --from nothing", "nothing"),
     ("ui --workspace {tmp}", "alpro run"),
     ("artifacts show abc --workspace {tmp}", "abc"),
     ("data check {tmp}/none.jsonl", "none.jsonl"),
@@ -91,7 +92,9 @@ MISTAKES = [
     ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
     ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
     ("run --data {tmp}/secret.jsonl", "line 1: path"),
-    ("run --tracking-uri http://me:hush@host --dry-run", "tracking_uri"),
+    ("run --data {tmp}/asked.jsonl", "no test item has questions"),
+    ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
+    ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
     ("run --workspace {tmp}/a?b", "a?b"),
     ("run --config {tmp}/\udcff.toml", "UTF-8"),
     ("run --set name=\udcff", "UTF-8"),
@@ -123,6 +126,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
         ("empty.jsonl", ""),
         ("words.csv", "clip_file,words\n1,2\n"),
         ("one.jsonl", '{"path": "a.mp4", "caption": "x", "split": "train"}\n'),
+        ("asked.jsonl", f"{ASKED}\n" + '{"path": "a.mp4", "caption": "x", "split": "test"}\n'),
         ("secret.jsonl", '{"path": "https://me:hush@host/a.mp4", "caption": "a"}'),
         ("a.mp4", ""),
     ):
@@ -177,19 +181,60 @@ def test_a_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
     assert f"port {port}" in err
 
 
-def test_more_frames_than_are_stored_are_a_warning(tmp_path, monkeypatch, capsys):
-    arguments = ["run", "evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
-    assert call(monkeypatch, capsys, *arguments)[2] == ""
-    _, _, err = call(monkeypatch, capsys, *arguments, "--set", "evaluate.frames=9")
+def test_a_dry_run_lists_the_stages_that_would_run_with_its_warnings(tmp_path, monkeypatch, capsys):
+    command = ["run", "evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
+    status, out, err = call(monkeypatch, capsys, *command)
+    heads, *lines = out.splitlines()
+    assert (status, err, heads.split()) == (0, "", ["state", "name", "fingerprint", "reason"])
+    assert [line.split()[2] for line in lines][-2:] == ["finetune_qa", "evaluate"]
+    assert "zero_shot" not in out
+    assert all(line.startswith("to run") for line in lines)
+    _, out, err = call(monkeypatch, capsys, *command, "--json", "--set", "evaluate.frames=9")
+    rows = json.loads(out)
+    assert [row["name"] for row in rows][-2:] == ["finetune_qa", "evaluate"]
+    assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}
     assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
 
 
+def test_ui_prints_its_address_when_mlflow_answers(tmp_path, monkeypatch, capsys):
+    from alpro.pipeline.flows import servers
+
+    class Running:
+        started, waits = [], 0
+
+        def start(self, *program):
+            self.started.append(program)
+
+        def until(self, condition, seconds=0):
+            Running.waits += 1
+            if seconds == float("inf"):
+                raise KeyboardInterrupt
+            assert "MLflow at" not in capsys.readouterr().out
+            assert condition()
+
+    monkeypatch.setattr(servers, "programs", lambda logs: nullcontext(Running()))
+    monkeypatch.setattr(servers, "answers", lambda url: url == "http://127.0.0.1:5017/health")
+    Tracker.open("", tmp_path, "mine")
+    status, out, _ = call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)
+    assert (status, Running.waits) == (130, 2)
+    assert out.startswith("MLflow at http://127.0.0.1:5017/#/experiments/1/runs?")
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in Running.started[0][1]
+
+
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.csv").write_text("path,captions\na.mp4,a dog\n")
-    arguments = ["run", "--dry-run", "--workspace", tmp_path / "w", "--json"]
-    _, out, err = call(monkeypatch, capsys, *arguments, "--data", tmp_path / "a.csv")
+    """A tilde is the home folder, also after a =."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(b"")
+    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "test"})
+    arguments = ["run", "--dry-run", "--workspace=~/w", "--json"]
+    _, out, err = call(monkeypatch, capsys, *arguments, "--data=~/manifest.jsonl")
     assert "own_videos" in err
-    assert not any(row["name"] == "render_sample" for row in json.loads(out))
+    assert "question answering is skipped" in err
+    assert json.loads(out)[0]["name"] == "decode_videos data"
+    assert (tmp_path / "w" / "manifests").is_dir()
+    # The reason is another one if a change leaves it out.
+    without = ("--data=~/manifest.jsonl", "--set", "finetune_qa=false")
+    assert "question" not in call(monkeypatch, capsys, *arguments, *without)[2]
     _, out, err = call(monkeypatch, capsys, *arguments)
     assert json.loads(out)[0]["name"] == "render_sample"
     assert "own_videos" not in err
@@ -222,39 +267,12 @@ def test_output_that_nothing_reads_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
-    command = ["run", "pretrain", "--dry-run", "--workspace", tmp_path]
-    status, out, _ = call(monkeypatch, capsys, *command)
-    assert status == 0
-    assert [line.split()[2] for line in out.splitlines()][-2:] == ["cache_prompts", "pretrain"]
-    assert "evaluate" not in out
-    assert all(line.startswith("to run") for line in out.splitlines())
-    rows = json.loads(call(monkeypatch, capsys, *command, "--json")[1])
-    assert [row["name"] for row in rows][-2:] == ["cache_prompts", "pretrain"]
-    assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}
-
-
-def commands() -> dict[str, object]:
-    """Every command by its words, such as "index add", with its function."""
-    found = {}
-
-    def collect(app, words):
-        for name in app:
-            if not name.startswith("-"):
-                inner = app[name]
-                if inner.default_command:
-                    found[" ".join([*words, name])] = inner.default_command
-                collect(inner, [*words, name])
-
-    collect(cli.app, [])
-    return found
-
-
 def test_twelve_commands_whose_helps_fit_a_screen(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert len([name for name in cli.app if not name.startswith("-")]) <= 12
-    assert len(commands()) > 20
-    for command in ("", *commands()):
+    inner = [f"{name} {one}" for name in cli.app if name[0] != "-" for one in cli.app[name] if one[0] != "-"]
+    assert len(inner) > 14
+    for command in ("", *cli.app, *inner):
         cli.app([*command.split(), "--help"], exit_on_error=False)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) <= 60, command
@@ -292,19 +310,12 @@ def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, 
     assert errors["-q"] == ""
 
 
-def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    _, out, _ = call(monkeypatch, capsys, "artifacts", "ls", "--workspace=~/w")
-    assert f"{tmp_path}/w/artifacts" in out
-    (tmp_path / "a.mp4").write_bytes(b"")
-    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "test"})
-    arguments = ["--config", "own_videos", "--data=~/manifest.jsonl", "--workspace=~/w", "--dry-run"]
-    status, out, err = call(monkeypatch, capsys, "run", *arguments)
-    assert status == 0
-    assert "question answering is skipped" in err
-    assert "decode_videos data" in out
-    # The reason is another one if a change leaves it out.
-    assert "question" not in call(monkeypatch, capsys, "run", *arguments, "--set", "finetune_qa=false")[2]
+def interrupted(*arguments):
+    """Ctrl-C in a terminal also stops Prefect's server, and Prefect then raises a connection error."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ConnectionError("no server") from None
 
 
 @pytest.mark.parametrize(
@@ -316,17 +327,24 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch, capsys):
         (FULL, 2, "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n"),
         (Interrupted("pretrain stopped"), 75, "pretrain stopped; run the same command again to continue\n"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
+        (interrupted, 130, "stopped; run the same command again to continue\n"),
+        (ZeroDivisionError(), None, ""),
     ],
 )
 def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatch, capsys):
-    def alpro(*arguments):
+    def start(*arguments):
         if isinstance(outcome, BaseException):
             raise outcome
-        return outcome
+        return outcome(*arguments) if callable(outcome) else outcome
 
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", alpro)
-    code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
-    assert (code, err) == (status, message)
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", start)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ZeroDivisionError) if status is None else nullcontext():
+            code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
+            assert (code, err) == (status, message)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("stage", ["", "train_prompter"])
@@ -341,30 +359,6 @@ def test_options_reach_the_flow(stage, tmp_path, monkeypatch, capsys):
     assert parameters == {"config": TINY, "data": "", "changes": changes, "stage": stage}
     assert where == [tmp_path, "http://host:5000"]
     assert [step.stage for step in plan[1]][-1] == (stage or "evaluate")
-
-
-def test_an_error_after_ctrl_c_is_not_shown(tmp_path, monkeypatch, capsys):
-    """Ctrl-C in a terminal also stops Prefect's server, and Prefect then raises a connection error."""
-
-    def alpro(*arguments):
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise ConnectionError("no server") from None
-
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", alpro)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        status, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (status, err) == (130, "stopped; run the same command again to continue\n")
-
-
-def test_an_unexpected_exception_is_raised(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        call(monkeypatch, capsys, "run", "--workspace", tmp_path)
 
 
 def test_every_module_of_a_stage_is_a_stage_of_the_run():
@@ -396,12 +390,10 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
 
 def test_data_check_prints_problems_or_json(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
-    manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
-    status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl")
-    assert status == 1
-    assert "1 items (1 videos)" in out
-    assert "problem: no test split" in out
-    status, out, _ = call(monkeypatch, capsys, "data", "check", tmp_path / "manifest.jsonl", "--json")
+    command = "data", "check", manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
+    status, out, _ = call(monkeypatch, capsys, *command)
+    assert (status, "1 items (1 videos)" in out, "problem: no test split" in out) == (1, True, True)
+    status, out, _ = call(monkeypatch, capsys, *command, "--json")
     assert (status, json.loads(out)["decoded"]["rejected"]) == (1, {"empty": 1})
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alpro.credentials import has_credentials
 from alpro.pipeline.execution.launch import GRACE_SECONDS
@@ -37,6 +38,21 @@ def test_jobs_have_time_for_a_checkpoint_and_are_queued_again(script):
     assert text.index("#SBATCH --requeue") < text.index("set -u")  # Slurm reads options up to the first command
     for module in re.findall(r"-m (alpro\.[\w.]+)", text):
         assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file()
+
+
+def test_prefect_accepts_the_automations():
+    """Each is about runs of the flow `alpro` that send none of the expected events."""
+    from prefect.events.schemas.automations import AutomationCore
+
+    automations = yaml.safe_load((CLUSTER / "automation.yaml").read_text())["automations"]
+    triggers = [AutomationCore.model_validate(one).trigger for one in automations]
+    assert [trigger.after & {"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"} for trigger in triggers] == [
+        {"prefect.flow-run.heartbeat"},
+        {"prefect.flow-run.Pending"},
+    ]
+    for trigger in triggers:
+        assert (trigger.posture.value, trigger.within.total_seconds()) == ("Proactive", 900)
+        assert trigger.match_related["prefect.resource.name"] == ["alpro"]
 
 
 def test_jobs_without_arguments_print_their_usage():

@@ -1,4 +1,4 @@
-"""Configuration: shipped files are valid, changes reach their keys, errors are one line."""
+"""Configuration: shipped files are valid, changes reach their keys, errors are one line; `alpro config ...`."""
 
 import json
 import tomllib
@@ -10,50 +10,54 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.pipeline.config.pipeline_config import CONFIGS, load_config, shipped
+from alpro.pipeline.config.load import CONFIGS, load_config, shipped
 from docs.write_configuration import document
+from tests.pipeline.test_cli import call
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
-
-
-@pytest.mark.parametrize("name", shipped())
-def test_every_shipped_configuration_is_valid(name, tmp_path):
-    needs = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
-    data = "" if name == "sample" else str(tmp_path)
-    config = load_config(name, data, [f"pretrained={tmp_path}"] if {"pretrained", "base"} & needs.keys() else [])
-    assert config.name == name
-
-
 CLIP = "cache_prompts.prompter=a/clip"
 
 
-@pytest.mark.parametrize(
-    ("config", "changes", "named"),
-    [
-        ("from_weights", ["corpora.data.data=x"], "pretrained"),
-        ("msrvtt_qa", ["corpora.msrvtt.data=x", "pretrained=m", CLIP], "cache_prompts.prompter"),
-        (TINY, [CLIP], r"pretrain\.start"),
-        (TINY, ["train_prompter=false"], "cache_prompts.prompter"),
-    ],
-)
-def test_a_pipeline_has_one_start(config, changes, named):
-    with pytest.raises(InputError, match=named):
-        load_config(config, changes=changes)
+def places(name: str, folder: Path) -> list[str]:
+    """The changes that a configuration needs to be complete."""
+    values = tomllib.loads((CONFIGS / f"{name}.toml").read_text()) if name in shipped() else {"corpora": {}}
+    changes = [f"corpora.{key}.data={folder}" for key, corpus in values["corpora"].items() if "manifest" not in corpus]
+    return [*changes, f"pretrained={folder / 'model'}"] if {"pretrained", "base"} & values.keys() else changes
 
 
-def test_a_clip_replaces_the_prompter_and_a_model_both_stages():
-    scratch = load_config(TINY, changes=["train_prompter=false", "pretrain.start=scratch", CLIP])
-    assert (scratch.cache_prompts.prompter, scratch.train_prompter) == ("a/clip", None)
-    config = load_config(TINY, changes=["pretrained=imported/alpro"])
-    assert (config.train_prompter, config.pretrain, Path(config.pretrained).name) == (None, None, "alpro")
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_configuration_is_valid_and_has_its_command(name, tmp_path):
+    text, changes = (CONFIGS / f"{name}.toml").read_text(), places(name, tmp_path)
+    assert "alpro run --config" in text.split("\nname")[0]
+    model = [change for change in changes if change.startswith("pretrained=")]
+    config = load_config(name, "" if name == "sample" else str(tmp_path), model)
+    assert config.name == name
 
 
-def test_the_prompter_is_a_name_or_an_existing_folder(tmp_path, monkeypatch):
-    (tmp_path / "openai" / "clip").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    for name, expected in (("openai/clip", str(tmp_path / "openai" / "clip")), ("openai/other", "openai/other")):
-        config = load_config(TINY, changes=["pretrain.start=scratch", f"cache_prompts.prompter={name}"])
-        assert config.cache_prompts.prompter == expected
+@pytest.mark.parametrize("name", [TINY, *shipped()])
+def test_a_shown_configuration_is_the_same_configuration(name, tmp_path, monkeypatch, capsys):
+    own = ["train_prompter.model.video.depth=3", "pretrain.start=scratch"] if name == TINY else places(name, tmp_path)
+    changes = [*own, "resources.workers=3"]
+    options = [part for change in changes for part in ("--set", change)]
+    status, out, err = call(monkeypatch, capsys, "config", "show", name, *options)
+    assert (status, err) == (0, "")
+    (tmp_path / "shown.toml").write_text(out)
+    shown = load_config(str(tmp_path / "shown.toml"))
+    assert shown == load_config(name, changes=changes)
+    assert shown.resources.workers == 3
+    assert "model" not in tomllib.loads(out).get("pretrain", {})  # written once
+
+
+def test_the_shipped_configurations_are_listed_with_their_first_comment(monkeypatch, capsys):
+    out = call(monkeypatch, capsys, "config", "list")[1]
+    listed = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert [name for name, _ in listed] == shipped()
+    assert all((CONFIGS / f"{name}.toml").read_text().startswith(f"# {text}\n") for name, text in listed)
+
+
+def test_the_page_of_the_configuration_is_up_to_date():
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == document(), "run: python docs/write_configuration.py"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +70,15 @@ def test_the_prompter_is_a_name_or_an_existing_folder(tmp_path, monkeypatch):
         ("build_vocabulary.tagger=en_core_web_sm", lambda c: c.build_vocabulary.tagger == "en_core_web_sm"),
         ('evaluate.contrasts=[["up", "down"]]', lambda c: c.evaluate.contrasts == (("up", "down"),)),
         ("resources.processes=2", lambda c: c.resources.processes == 2),
+        ("finetune_qa=false", lambda c: c.finetune_qa is None and c.finetune_retrieval),
+        ("pretrained=a/b", lambda c: (c.train_prompter, c.pretrain, Path(c.pretrained).name) == (None, None, "b")),
+        (
+            'templates.video=["A film of {}."]',
+            lambda c: (
+                {t.video for t in (c.templates, c.build_vocabulary.templates, c.cache_prompts.templates)}
+                == {("A film of {}.",)}
+            ),
+        ),
     ],
 )
 def test_a_change_is_applied(change, is_applied):
@@ -73,45 +86,59 @@ def test_a_change_is_applied(change, is_applied):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "parts"),
     [
-        ("pretrain.learning_rate=1", "unknown key; did you mean 'lr'?"),
-        ("pretrain.lrr=1", "--set pretrain.lrr=1: pretrain.lrr: unknown key; did you mean 'lr'?"),
-        ("nothing.lr=1", "--set nothing.lr=1: nothing: unknown key"),
-        ("pretrain.lr=-1", "pretrain.lr: Input should be greater than 0 (it is -1)"),
-        ("pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
-        (
-            "pretrain.phases.0.corpora=['nowhere', 'stills']",
-            "pretrain.phases: no corpus 'nowhere'; the corpora are clips, stills",
-        ),
-        ("model.video.image_size=30", "image_size 30 is not a multiple of patch_size 8"),
-        ("model.video.width=64", "must be equal"),
-        ("pretrain.phases.7.steps=1", "'7' is not an index from 0 to 0"),
-        ("pretrain", "write it as stage.key=value"),
-        ("corpora.clips.data=elsewhere", "set one of data or shards"),
-        ("train_prompter.phases.0={steps=1, epochs=2}", "train_prompter.phases.0"),
-        ('templates.video=["A film."]', "templates.video: 'A film.' must contain {}"),
-        ('cache_prompts.templates.video=["{}"]', "cache_prompts.templates: set it once, in [templates]"),
-        ("templates=nowhere.toml", "nowhere.toml: not readable as TOML"),
-        ("templates=3", "templates"),
-        ("pretrain=3", "--set pretrain=3: pretrain must be a table (it is 3)"),
-        ("corpora=3", "--set corpora=3: corpora must be a table (it is 3)"),
-        ("corpora.clips=x", "--set corpora.clips=x: corpora.clips must be a table (it is 'x')"),
-        ("cache_prompts=[]", "--set cache_prompts=[]: cache_prompts must be a table (it is [])"),
-        ("pretrain.phases.0=7", "--set pretrain.phases.0=7: pretrain.phases.0 must be a table (it is 7)"),
-        ("corpora.clips.annotations=7", "corpora.clips.annotations: Input should be a valid dictionary"),
-        ("corpora.clips.group_pattern='('", "corpora.clips.group_pattern: not a regular expression: "),
-        ("corpora.clips.root=b", "corpora.clips.root: it is only used with annotations"),
-        (
-            "pretrain.max_text_tokens=33",
-            "max_text_tokens 33, padded to 40, is more than model.text.max_length 32",
+        ("pretrain.learning_rate=1", ["--set pretrain.learning_rate=1: ", "'lr'"]),
+        ("pretrain.lrr=1", ["--set pretrain.lrr=1: pretrain.lrr: ", "'lr'"]),
+        ("pretrain.gradient_accumulation_steps=2", ["'accumulation_steps'"]),
+        ("train_prompter.model.video.num_frames=2", ["'frames'"]),
+        ("nothing.lr=1", ["--set nothing.lr=1: nothing: ", "pretrain, "]),
+        ("pretrain.lr=-1", ["pretrain.lr: ", "-1"]),
+        ("pretrain.lr=fast", ["pretrain.lr: "]),
+        ("pretrain.phases.0.corpora=['nowhere', 'stills']", ["pretrain.phases: ", "'nowhere'", "clips, stills"]),
+        ("evaluate.qa=nowhere", ["evaluate.qa: ", "'nowhere'"]),
+        ("model.video.image_size=30", ["image_size 30", "patch_size 8"]),
+        ("model.video.width=64", ["must be equal"]),
+        ("pretrain.phases.7.steps=1", ["'7'", "0 to 0"]),
+        ("pretrain.phases.0.corpora.x.y=1", ["'x'"]),
+        ("pretrain.lr.x=1", ["'x'"]),
+        ("pretrain", ["stage.key=value"]),
+        ("corpora.clips.data=elsewhere", ["corpora.clips: ", "data or shards"]),
+        ("corpora.vocabulary={data='x'}", ["corpora.vocabulary"]),
+        ("corpora.clips.data=https://me:x@host/a", ["corpora.clips"]),
+        ("train_prompter.phases.0={steps=1, epochs=2}", ["train_prompter.phases.0"]),
+        ('templates.video=["A film."]', ["templates.video: ", "{}"]),
+        ('cache_prompts.templates.video=["{}"]', ["cache_prompts.templates: ", "[templates]"]),
+        ("templates=3", ["templates: "]),
+        ("pretrain=3", ["--set pretrain=3: pretrain: "]),
+        ("corpora=3", ["--set corpora=3: corpora: "]),
+        ("corpora.clips=x", ["--set corpora.clips=x: corpora.clips: "]),
+        ("cache_prompts=[]", ["--set cache_prompts=[]: cache_prompts: "]),
+        ("pretrain.phases.0=7", ["--set pretrain.phases.0=7: pretrain.phases.0: "]),
+        ("corpora.clips.annotations=7", ["corpora.clips.annotations: "]),
+        ("corpora.clips.group_pattern='('", ["corpora.clips.group_pattern: "]),
+        ("corpora.clips.root=b", ["corpora.clips.root: "]),
+        ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
+        ("pretrain.max_text_tokens=33", ["pretrain.max_text_tokens 33", "40", "32"]),
+        ("train_prompter.model=3", ["train_prompter.model: "]),
+        ("train_prompter.model={wide=1}", ["train_prompter.model.wide: "]),
+        # A pipeline has one start, and encoders that fit.
+        (CLIP, ["pretrain.start: "]),
+        ("train_prompter.clip=a/b", ["pretrain.start: "]),
+        ("train_prompter=false", ["cache_prompts.prompter"]),
+        ("pretrain=false", ["pretrained"]),
+        (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
+        ("train_prompter.model.video.width=64 & train_prompter.model.text.width=64", ["pretrain.start = prompter"]),
+        *(
+            (f"pretrain.start=scratch & train_prompter.model.video.{key}={value}", [f"video.{key}", f"is {value}"])
+            for key, value in (("frames", 4), ("image_size", 64), ("patch_size", 16))
         ),
     ],
 )
-def test_an_invalid_value_is_a_one_line_error_with_its_key(change, message):
+def test_an_invalid_value_is_a_one_line_error_with_its_key(changes, parts):
     with pytest.raises(InputError) as caught:
-        load_config(TINY, changes=[change])
-    assert message in str(caught.value)
+        load_config(TINY, changes=changes.split(" & "))
+    assert [part for part in parts if part not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
 
 
@@ -124,20 +151,32 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("value", ["3", "x", "[]", "[1]", "{}", "true", "2026-01-01"])
-def test_a_value_of_any_type_is_accepted_or_a_one_line_error(value):
-    messages = []
-    for key in keys(tomllib.loads(Path(TINY).read_text())):
+def test_a_value_of_any_type_is_accepted_or_a_one_line_error(value, tmp_path):
+    """By --set, and in a file whose corpora are replaced."""
+    messages, values = [], tomllib.loads(Path(TINY).read_text())
+    for key in keys(values):
         try:
             load_config(TINY, changes=[f"{key}={value}"])
+        except InputError as error:
+            messages.append(str(error))
+    for key in values:
+        file = tmp_path / "wrong.toml"
+        file.write_text(f'base = "{TINY}"\n{key} = {value if value != "x" else repr(value)}\n')
+        try:
+            load_config(str(file), str(tmp_path), asks_questions=lambda data: True)
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 20
     assert not any("\n" in message for message in messages)
 
 
-def test_an_invalid_file_is_named_in_the_error(tmp_path):
+def test_an_invalid_file_is_named_in_the_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.toml").write_text("name = ")
-    for source in (str(tmp_path / "broken.toml"), "no_such", str(tmp_path / "x.toml")):
+    for name in ("sample", "elsewhere"):
+        (tmp_path / name).mkdir()  # hides no shipped configuration
+    assert load_config("sample").name == "sample"
+    for source in (str(tmp_path / "broken.toml"), "no_such", str(tmp_path / "x.toml"), "elsewhere"):
         with pytest.raises(InputError, match=source):
             load_config(source)
 
@@ -158,15 +197,18 @@ def test_own_data_replaces_every_corpus(tmp_path):
     corpus = config.corpora["data"]
     assert (corpus.data, corpus.annotations, corpus.root) == (str(tmp_path), {}, "")
     assert (corpus.frames, corpus.size) == (32, 224)  # of the corpus that is evaluated
+    assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
 
 
-def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path):
+def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path, capsys):
     manifest, asked = tmp_path / "m.jsonl", []
     manifest.write_text('{"path": "a.mp4", "caption": "a dog"}\n')
     load_config("webvid_cc3m", str(manifest), asks_questions=asked.append)
-    assert asked == []
-    config = load_config("own_videos", str(manifest), asks_questions=asked.append)
-    assert asked == [manifest]
+    load_config("own_videos", str(manifest), ["finetune_qa=false", "evaluate.qa=''"], asks_questions=asked.append)
+    assert (asked, capsys.readouterr().err) == ([], "")
+    for _ in range(2):
+        config = load_config("own_videos", str(manifest), asks_questions=asked.append)
+    assert (asked, capsys.readouterr().err.count("question answering is skipped")) == ([manifest] * 2, 1)
     assert config.finetune_qa is None
     assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
     manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
@@ -195,53 +237,30 @@ def test_phases_on_own_data_keep_their_length(tmp_path, phases, expected):
     assert {phase.corpora for phase in config.pretrain.phases} == {("data",)}
 
 
-@pytest.mark.parametrize("data", ["", "videos"])
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[pretrain.phases]\nsteps = 5", r"pretrain\.phases"),
-        ("[[pretrain.phases]]\ncorpora = ['data']\nsteps = 'five'", r"pretrain\.phases\.0\.steps"),
-        ("[[pretrain.phases]]\ncorpora = ['data']\nsteps = [5]", r"pretrain\.phases\.0\.steps"),
-        *((f"{key} = {value}", key.replace(".", r"\.")) for key in ("corpora", "corpora.a") for value in ("3", "[]")),
-        *((f"{key} = 3", key) for key in ("train_prompter", "model")),
-        ("pretrain.phases = [1]", r"pretrain\.phases"),
-    ],
-)
-def test_a_wrong_table_or_phase_is_a_one_line_error_with_data_too(tmp_path, text, named, data):
-    (tmp_path / "x.toml").write_text(f'base = "own_videos"\n{text}')
-    with pytest.raises(InputError, match=named):
-        load_config(str(tmp_path / "x.toml"), data, [] if data else ["corpora.data.data=x"])
-
-
-def test_a_folder_does_not_hide_a_shipped_configuration(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("sample", "msvd_qa", "elsewhere"):
-        (tmp_path / name).mkdir()
-    assert load_config("sample").name == "sample"
-    changes = [f"corpora.{name}.data=x" for name in ("webvid", "cc3m", "msvd")]
-    assert load_config("msvd_qa", changes=changes).name == "msvd_qa"
-    with pytest.raises(InputError, match="elsewhere"):
-        load_config("elsewhere")
-
-
 @pytest.mark.parametrize("home", ["", "~/"])
-def test_paths_of_set_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     if not home:
         monkeypatch.chdir(tmp_path)
-    (tmp_path / "bert").mkdir()
+    for folder in ("bert", "openai/clip"):
+        (tmp_path / folder).mkdir(parents=True)
     paths = {
         "corpora.webvid.data": "videos",
         "corpora.webvid.annotations.train": "a.csv",
         "corpora.cc3m.data": "images",
+        "pretrain.bert": "bert",
+        "train_tokenizer.tokenizer": "bert",
+        "cache_prompts.prompter": "openai/clip",
+        "corpora.webvid.root": "lists/../x",
     }
-    paths |= {"pretrain.bert": "bert", "train_tokenizer.tokenizer": "bert", "corpora.webvid.root": "lists/../x"}
     if home:
         del paths["corpora.webvid.root"]  # maybe of another machine
-    config = load_config("webvid_cc3m", changes=[f"{key}={home}{path}" for key, path in paths.items()])
+    changes = [f"{key}={home}{path}" for key, path in paths.items()]
+    config = load_config("webvid_cc3m", changes=[*changes, "pretrain.start=scratch"])
     webvid = config.corpora["webvid"]
     assert (webvid.data, webvid.annotations) == (f"{tmp_path}/videos", {"train": f"{tmp_path}/a.csv"})
     assert (config.pretrain.bert, config.train_tokenizer.tokenizer) == (f"{tmp_path}/bert",) * 2
+    assert config.cache_prompts.prompter == f"{tmp_path}/openai/clip"
     assert home or webvid.root == f"{tmp_path}/x"
     assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub is not a path
     (tmp_path / "mine.toml").write_text('base = "own_videos"\nname = "mine"\ncorpora.data.data = "~/videos"')
@@ -250,39 +269,16 @@ def test_paths_of_set_are_relative_to_the_current_folder_or_the_home_folder(home
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
 
-def test_templates_come_from_a_table_or_a_file(tmp_path):
-    mine = load_config(TINY).templates.model_dump() | {"video": ("A film of a {}.",)}
-    (tmp_path / "mine.toml").write_text('video = ["A film of a {}."]')
-    (tmp_path / "file.toml").write_text(f'templates = "mine.toml"\n{Path(TINY).read_text()}')
-    (tmp_path / "table.toml").write_text(f'{Path(TINY).read_text()}\n[templates]\nvideo = ["A film of a {{}}."]')
-    configs = [load_config(str(tmp_path / f"{name}.toml")) for name in ("file", "table")]
-    configs += [load_config(TINY, changes=['templates.video=["A film of a {}."]'])]
-    configs += [load_config(TINY, changes=[f"templates={tmp_path / 'mine.toml'}"])]
-    for config in configs:
-        assert config.templates.model_dump() == mine
-        assert config.build_vocabulary.templates == config.cache_prompts.templates == config.templates
-
-
-def test_the_page_of_the_configuration_is_up_to_date():
-    page = Path(__file__).parents[2] / "docs" / "configuration.md"
-    assert page.read_text() == document(), "run: python docs/write_configuration.py"
-
-
-def test_the_header_of_a_configuration_has_its_command():
-    for path in CONFIGS.glob("*.toml"):
-        assert "alpro run --config" in path.read_text().split("\nname")[0]
-        assert tomllib.loads(path.read_text())["name"] == path.stem
-
-
-def config_of(tmp_path: Path, **corpus: str) -> Path:
+def config_of(tmp_path: Path, **corpus: str) -> str:
     """A copy of own_videos with another corpus. corpus: its keys and their values in TOML."""
     _, tables = (CONFIGS / "own_videos.toml").read_text().split("[model]", 1)
     table = "\n".join(f"{key} = {value}" for key, value in corpus.items())
     path = tmp_path / "own.toml"
     path.write_text(f'name = "own"\n[corpora.data]\n{table}\n[model]{tables}')
-    return path
+    return str(path)
 
 
+@pytest.mark.parametrize("key", ["data", "shards"])
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -293,10 +289,9 @@ def config_of(tmp_path: Path, **corpus: str) -> Path:
         ("filecache::https://host/shards", "filecache::https://host/shards"),
     ],
 )
-def test_data_and_shards_may_be_paths_and_urls(tmp_path, value, expected):
-    for key in ("data", "shards"):
-        config = load_config(str(config_of(tmp_path, **{key: repr(value)})))
-        assert getattr(config.corpora["data"], key) == expected.format(here=tmp_path)
+def test_data_and_shards_may_be_paths_and_urls(tmp_path, key, value, expected):
+    config = load_config(config_of(tmp_path, **{key: repr(value)}))
+    assert getattr(config.corpora["data"], key) == expected.format(here=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +300,7 @@ def test_data_and_shards_may_be_paths_and_urls(tmp_path, value, expected):
 )
 def test_keys_of_decoding_do_not_apply_to_shards(tmp_path, corpus, named):
     with pytest.raises(InputError, match=rf"corpora\.data.*{named}"):
-        load_config(str(config_of(tmp_path, shards="'a'", **corpus)))
+        load_config(config_of(tmp_path, shards="'a'", **corpus))
 
 
 def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
@@ -328,15 +323,22 @@ def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
         load_config("own_videos", str(tmp_path), [f"pretrain.vit={clip_folders['siglip']}"])
 
 
+def test_the_prompter_may_have_sizes_of_its_own():
+    wide = ["train_prompter.model.video.width=64", "train_prompter.model.text.width=64", "pretrain.start=scratch"]
+    config = load_config(TINY, changes=wide)
+    widths = [stage.model.video.width for stage in (config.train_prompter, config.pretrain)]
+    assert (widths, config.model) == ([64, 32], config.pretrain.model)
+    assert config.train_prompter.model.video.frames == config.model.video.frames
+    scratch = load_config(TINY, changes=["train_prompter=false", "pretrain.start=scratch", CLIP])
+    assert (scratch.cache_prompts.prompter, scratch.train_prompter) == ("a/clip", None)
+
+
 def test_a_split_may_have_several_annotation_files(tmp_path):
     (tmp_path / "own.toml").write_text(
         'base = "msrvtt_retrieval"\n[corpora.msrvtt.annotations]\ntrain = ["a.jsonl", "b/c.jsonl"]\n'
     )
-    changes = [
-        f"pretrained={tmp_path}",
-        f"corpora.msrvtt.data={tmp_path}",
-        f"corpora.msrvtt.annotations.test={tmp_path}/t",
-    ]
+    changes = [f"pretrained={tmp_path}", f"corpora.msrvtt.data={tmp_path}"]
+    changes += [f"corpora.msrvtt.annotations.test={tmp_path}/t"]
     corpus = load_config(str(tmp_path / "own.toml"), changes=changes).corpora["msrvtt"]
     expected = {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl", "test": tmp_path / "t"}
     assert corpus.annotation_files == expected
@@ -356,30 +358,11 @@ def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"corpora\.(webvid|cc3m)"):
         load_config("msrvtt_retrieval", changes=changes[:1])
     (tmp_path / "b.toml").write_text('base = "a.toml"')
+    (tmp_path / "c.toml").write_text("base = 3")
     for wrong in ("a.toml", "c.toml"):
-        (tmp_path / "c.toml").write_text("base = 3")
         with pytest.raises(InputError, match="base must be"):
             load_config(str(tmp_path / wrong))
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mine.toml").write_text(Path(TINY).read_text())
     monkeypatch.chdir(tmp_path)
     assert load_config("mine") == load_config(TINY)
-
-
-def test_the_prompter_may_have_sizes_of_its_own():
-    """They override those of [model], and are no start; what crops are of must be the same."""
-    wide = ["train_prompter.model.video.width=64", "train_prompter.model.text.width=64"]
-    scratch = [*wide, "pretrain.start=scratch"]
-    config = load_config(TINY, changes=scratch)
-    widths = [stage.model.video.width for stage in (config.train_prompter, config.pretrain)]
-    assert (widths, config.model) == ([64, 32], config.pretrain.model)
-    assert config.train_prompter.model.video.frames == config.model.video.frames
-    with pytest.raises(InputError, match=r"pretrain\.start = prompter copies .* without \[train_prompter\.model\]"):
-        load_config(TINY, changes=wide)
-    for key, value in (("frames", 4), ("image_size", 64), ("patch_size", 16)):
-        message = f"video.{key} of the prompter is {value}, that of pretrain"
-        with pytest.raises(InputError, match=message):
-            load_config(TINY, changes=[*scratch, f"train_prompter.model.video.{key}={value}"])
-    for value, message in ("3", "model must be a table"), ("{wide=1}", r"train_prompter\.model\.wide: unknown key"):
-        with pytest.raises(InputError, match=message):
-            load_config(TINY, changes=[f"train_prompter.model={value}"])

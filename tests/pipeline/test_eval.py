@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro import Model
-from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
-from alpro.files import digest, write_json
+from alpro.files import digest
 from alpro.inference.evaluate import Threshold, encode, labeled, labels_of
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.stages import decode_videos
 from alpro.stages.encoding.pairs import match_top_k
+from tests.pipeline.conftest import write_artifact
 from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest
 
@@ -90,18 +90,14 @@ def own_run(trained, tmp_path, resources, inline_pool):
     """own_run(seed): videos without splits, the corpus that a run decoded of them, and a model trained on it."""
 
     def build(seed):
-        folder, artifacts = tmp_path / "videos", tmp_path / "workspace" / "artifacts"
         rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
-        source = write_manifest(folder, rows)
-        corpus, model = artifacts / "decode_videos" / ("d" * 16), artifacts / "finetune_retrieval" / ("f" * 16)
-        corpus.mkdir(parents=True)
+        source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
         config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
+        corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
         decode_videos.run(config, {"data": source}, corpus, resources)
-        shutil.copytree(next((trained / "artifacts" / "finetune_retrieval").iterdir()), model)
-        for place, mark, inputs in ((corpus, "d", {}), (model, "f", {"clips": corpus})):
-            about = {"version": RECORD_VERSION, "stage": place.parent.name, "name": "x", "fingerprint": mark * 64}
-            named = {name: {"stage": to.parent.name, "fingerprint": "d" * 64} for name, to in inputs.items()}
-            write_json(place / "artifact.json", about | {"config": config.model_dump(mode="json"), "inputs": named})
+        model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
+        trained_model = next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
+        shutil.copytree(trained_model, model / "model")
         return source, corpus, model
 
     return build

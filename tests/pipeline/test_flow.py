@@ -8,6 +8,7 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import httpx
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun, TaskRun
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running, State
@@ -23,83 +25,85 @@ from prefect.utilities.schema_tools import validate
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
-from alpro.pipeline.cli.run import plan_rows, print_plan
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.cli.run import plan_rows
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import flow, tasks
-from alpro.pipeline.plan import dag as planning
-from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.flows.servers import DEPLOYMENTS
+from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.step import Step
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.servers.up import DEPLOYMENTS
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
+from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.execution.stop import STOP
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TINY, alpro, newest, of_shards, runs, was_cached
+from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
+from tests.pipeline.started import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
 STAGES += ["train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
+RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 
-def test_every_stage_leaves_its_artifact(first, workspace):
+def built(states: dict[str, str]) -> set[str]:
+    return {name for name, state in states.items() if state == "built"}
+
+
+def newest_runs() -> tuple[FlowRun, dict[UUID, TaskRun]]:
+    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded their final states."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+        def recorded() -> list[TaskRun]:
+            found = client.read_task_runs(flow_run_filter=only)
+            return found if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES) else []
+
+        return run, {one.id: one for one in wait_for(recorded, 600)}
+
+
+def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace):
     assert list(first) == STAGES
-    for name, folder in first.items():
-        manifest = read_record(Path(folder))
-        assert manifest is not None, name
-        assert manifest["name"] == name
-        assert manifest["versions"]["python"]
+    folders = [Path(folder) for folder in first.values()]
+    artifacts = [(folder, record) for folder in folders if (record := read_record(folder))]
+    assert [record["name"] for _, record in artifacts] == STAGES
+    assert list(verify(artifacts)) == []  # every file is recorded
+    assert sum(name.endswith(".tar") for _, record in artifacts for name in record["contents"]) == 4
+    left = [path for folder in folders for path in folder.rglob("*") if path.name.endswith(".part")]
+    assert left + [path for folder in folders for name in ("checkpoints", "parts") for path in folder.glob(name)] == []
     rows = [row for name in EVALUATIONS for row in json.loads((Path(first[name]) / "results.json").read_text())]
-    kinds = {row["what"] for row in rows}
-    assert {
-        "zero-shot retrieval",
-        "fine-tuned retrieval",
-        "question answering",
-        "prompter",
-    } <= kinds
+    expected = {"zero-shot retrieval", "fine-tuned retrieval", "question answering", "prompter"}
+    assert expected <= {row["what"] for row in rows}
     assert all(row["items"] > 0 for row in rows)
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
     report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
     assert "zero-shot retrieval" in report
-    pictures = [picture for folder in first.values() for picture in Path(folder).glob("pictures/*.png")]
+    pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) > 2
-    assert report.count("data:image/svg+xml;base64,") >= 12  # of four trainings
-
-
-def test_nothing_unfinished_is_left(first):
-    for folder in first.values():
-        assert not (Path(folder) / "checkpoints").exists()
-        assert not (Path(folder) / "parts").exists()
-        assert not [p for p in Path(folder).rglob("*") if p.name.endswith(".part")]
-
-
-def test_every_file_of_every_stage_is_recorded_with_its_checksum(first, workspace):
-    artifacts = [(Path(folder), read_record(Path(folder))) for folder in first.values()]
-    assert list(verify(artifacts)) == []
-    shards = [name for _, record in artifacts for name in record["contents"] if name.endswith(".tar")]
-    assert len(shards) == 4
 
 
 def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
+    """Its own columns, too: user, source."""
     (*_, parent), nested = runs(workspace)
     stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
     assert set(stages) == set(STAGES)
     assert {run.info.status for run in [parent, *stages.values()]} == {"FINISHED"}
     assert parent.data.params["pretrain.lr"] == "0.001"
-    assert "test/retrieval/t2v/R1" in parent.data.metrics
+    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
     pretrain = stages["pretrain"]
     assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)
     assert pretrain.data.tags["commit"] == parent.data.tags["commit"]
     assert pretrain.data.tags["prefect_run"]
+    assert parent.data.tags["prefect_flow_run"]
     assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(pretrain.data.metrics)
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     steps = [point.step for point in client.get_metric_history(pretrain.info.run_id, "train/loss_pem")]
@@ -115,35 +119,34 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
     assert "prompts.json" in listed(stages["cache_prompts"], "tables")
 
-
-def test_mlflow_lists_the_corpora_the_models_and_where_a_run_comes_from(first, workspace):
-    """Its own columns: data sets, models, user, source, commit."""
-    (*_, pipeline), nested = runs(workspace)
-    stages = {run.data.tags["stage"]: run for run in nested[pipeline.info.run_id]}
-
-    def corpora(run):
-        return {(d.dataset.name, d.tags[0].value) for d in run.inputs.dataset_inputs}
-
-    assert corpora(pipeline) == {("clips", "pipeline"), ("stills", "pipeline")}
-    assert corpora(stages["pretrain"]) == {("clips", "training"), ("stills", "training")}
-    assert corpora(stages["evaluate"]) == {("clips", "evaluation")}
-    (clips,) = [d.dataset for d in stages["evaluate"].inputs.dataset_inputs]
-    assert Path(json.loads(clips.source)["path"]) == Path(first["decode_videos clips"])
-    assert clips.digest == Path(first["decode_videos clips"]).name
-    assert json.loads(clips.profile)["items"] > 0
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    models = client.search_logged_models([pipeline.info.experiment_id])
-    trained = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-    assert {m.name: m.source_run_id for m in models} == {
-        f"{Path(first[name]).name[:8]} {name} · tiny": stages[name].info.run_id for name in trained
-    }
-    assert {m.tags["path"] for m in models} == {f"{first[name]}/model" for name in trained}
-    for run in (pipeline, *stages.values()):
+    for run in (parent, *stages.values()):
         assert run.data.tags["mlflow.source.name"] == "alpro"
         assert run.data.tags["mlflow.user"]
 
 
-def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_path, monkeypatch, capsys):
+def test_headline_scores_have_short_names_that_come_first_and_models_have_them_too(first, workspace):
+    (*_, parent), nested = runs(workspace)
+    metrics = parent.data.metrics
+    assert {name.split("/")[0] for name in metrics} - set(HEADLINES) == {"test", "training"}
+    assert {name: metrics[name] for name in HEADLINES} == {n: metrics[f"test/{full}"] for n, full in HEADLINES.items()}
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    stages = {run.info.run_id: run.data.tags["stage"] for run in nested[parent.info.run_id]}
+    models = client.search_logged_models([parent.info.experiment_id])
+    models = {stages[model.source_run_id]: model for model in models if model.source_run_id in stages}
+    reached = {
+        "train_prompter": "entities",
+        "pretrain": "R1_zero_shot",
+        "finetune_retrieval": "R1",
+        "finetune_qa": "QA",
+    }
+    assert models.keys() == reached.keys()
+    for stage, model in models.items():
+        assert model.name == f"{Path(first[stage]).name[:8]} {stage} · tiny"
+        assert model.tags["path"] == f"{first[stage]}/model"
+        assert reached[stage] in {metric.key for metric in model.metrics}
+
+
+def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):
     """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the results."""
     monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -153,7 +156,6 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_pa
         assert cli.execute([*words, "--config", TINY, "--workspace", str(workspace), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
-    alpro(TINY, workspace=workspace)
     whole = printed("run")
     assert {name: one["folder"] for name, one in whole["artifacts"].items()} == first
     assert whole["results"]
@@ -162,24 +164,23 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, tmp_pa
     part = printed("run", "train_prompter")
     assert list(part["artifacts"]) == [*STAGES[:4], "train_prompter"]
     assert part["report"] == ""  # no run was of this stage
-    assert len(runs(workspace)[0]) == before + 1
+    assert len(runs(workspace)[0]) == before
 
 
 def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
+    report = report_file(tmp_path, planned("", TINY, "", [], tmp_path))
 
     def finished(*changes: str) -> list[str]:
-        plan = planning.planned("", TINY, "", list(changes), tmp_path)
-        return [step.name for step in finished_steps(plan, report_file(tmp_path, *plan[:2]))]
+        return [step.name for step in finished_steps(planned("", TINY, "", list(changes), tmp_path), report)]
 
     assert finished() == []  # nothing of it is in MLflow
     (tmp_path / "mlflow.db").touch()
     assert finished() == STAGES
     assert finished("evaluate.seed=77") == []
-    report = report_file(tmp_path, *planning.planned("", TINY, "", [], tmp_path)[:2]).with_suffix(".json")
     report.parent.mkdir()
     for state, steps in (("stopped", []), ("failed", []), ("finished", STAGES)):
-        write_json(report, {"state": state})
+        write_json(report.with_suffix(".json"), {"state": state})
         assert finished() == steps, state
     shutil.rmtree(tmp_path / "artifacts" / "pretrain")
     assert finished() == [name for name in STAGES if name != "pretrain"]  # nothing that has to run needs it
@@ -188,109 +189,21 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
-    """Its run has every number and a table of the stages, and no run is added for a stage."""
+    """Its run has every number, and no run is added for a stage. Prefect knows the inputs of each task."""
     before = sum(map(len, runs(workspace)[1].values()))
     assert alpro(TINY, workspace=workspace) == first
     (parent, *_), nested = runs(workspace)
     assert parent.info.run_id not in nested
     assert sum(map(len, nested.values())) == before
-    cached = newest(workspace)
-    assert set(cached) == set(STAGES)
-    assert all(map(was_cached, cached.values()))
-    for name, run in cached.items():
-        record = read_record(Path(first[name]))
-        assert run.info.run_id == record["run"]["mlflow_run"]
-        stage = name.split(" ")[0]
-        prefix = "" if stage in EVALUATIONS else f"training/{stage}/"
-        repeated = {f"{prefix}{metric}": value for metric, value in record["metrics"].items()}
+    assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
+    for name, folder in first.items():
+        prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
+        repeated = {f"{prefix}{metric}": value for metric, value in read_record(Path(folder))["metrics"].items()}
         assert repeated.items() <= parent.data.metrics.items(), name
-    assert sum(name.startswith("test/") for name in parent.data.metrics) > 10
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "tables/stages.json")).read_text())
-    assert [row[:2] for row in table["data"]] == [[name, "cached"] for name in STAGES]
-
-
-def test_artifacts_that_another_store_lacks_are_logged_there(first, workspace, tmp_path):
-    """A run with another --tracking-uri of which all is cached, as on a server that is new."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    for number in (1, 2):  # once
-        alpro(TINY, workspace=workspace, uri=uri)
-        client = MlflowClient(uri)
-        found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-        stages = [run for run in found if "stage" in run.data.tags]
-        assert (len(stages), len(found) - len(stages)) == (len(STAGES), number)
-    assert {run.data.tags["fingerprint"][:16] for run in stages} == {Path(folder).name for folder in first.values()}
-    (evaluated,) = [run for run in stages if run.data.tags["stage"] == "evaluate"]
-    assert evaluated.data.metrics["QA"] == read_record(Path(first["evaluate"]))["metrics"]["test/qa/acc"]
-
-
-def test_the_headline_scores_have_short_names_that_come_first(first, workspace):
-    """A model has its scores, too."""
-    (*_, parent), nested = runs(workspace)
-    metrics = parent.data.metrics
-    assert {name.split("/")[0] for name in metrics} - set(HEADLINES) == {"test", "training"}
-    assert {name: metrics[name] for name in HEADLINES} == {n: metrics[f"test/{full}"] for n, full in HEADLINES.items()}
-    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    found = client.search_logged_models([parent.info.experiment_id])
-    of_first = [
-        model for model in found if model.source_run_id in {run.info.run_id for run in nested[parent.info.run_id]}
-    ]
-    scores = {model.name.split(" ")[1]: {metric.key for metric in model.metrics} for model in of_first}
-    assert "R1" in scores["finetune_retrieval"]
-    assert "QA" in scores["finetune_qa"]
-    assert "R1_zero_shot" in scores["pretrain"]
-    assert "entities" in scores["train_prompter"]
-
-
-@pytest.mark.usefixtures("copied")
-def test_a_changed_pretraining_value_reruns_pretraining_and_what_follows(first, workspace):
-    changed = alpro(TINY, changes=["pretrain.lr=5e-4"], workspace=workspace)
-    made = {name for name, run in newest(workspace).items() if not was_cached(run)}
-    assert made == {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
-    assert {name for name in first if changed[name] != first[name]} == made
-
-
-@pytest.mark.usefixtures("copied")
-def test_a_deleted_artifact_is_built_again_when_a_step_needs_it(first, workspace):
-    weights = Path(first["cache_prompts"]) / "prompts.safetensors"
-    before = weights.read_bytes()
-    shutil.rmtree(first["cache_prompts"])
-    alpro(TINY, stage="pretrain", workspace=workspace)
-    assert "cache_prompts" not in newest(workspace)  # the pre-trained model exists: nothing needs the prompts
-    alpro(TINY, stage="pretrain", changes=["pretrain.lr=2e-4"], workspace=workspace)
-    assert {name for name, run in newest(workspace).items() if not was_cached(run)} == {"cache_prompts", "pretrain"}
-    assert weights.read_bytes() == before
-
-
-def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeypatch, capsys):
-    started: list[str] = []
-
-    def fail(step: Step, *_: object) -> Outcome:
-        started.append(step.name)
-        raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
-
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", fail)
-    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
-    changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
-    with pytest.raises(StageFailed, match="finetune_retrieval broke"):
-        alpro(TINY, changes=changes, workspace=workspace)
-    assert started == ["finetune_retrieval", "finetune_qa"]
-    printed = capsys.readouterr().err
-    assert "finetune_retrieval: failed: finetune_retrieval broke" in printed
-    assert "evaluate: skipped" in printed
-
-
-def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspace):
-    alpro(TINY, workspace=workspace)
-    with get_client(sync_client=True) as client:
-        (newest_flow,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[newest_flow.id]))
-        tasks = {run.id: run for run in client.read_task_runs(flow_run_filter=only)}
-    assert newest_flow.name == f"tiny {Path(first['evaluate']).name[:6]}"
-    assert newest_flow.tags == [f"result {Path(first['evaluate']).name[:8]}", "tiny"]
+    newest_flow, tasks = newest_runs()
+    assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate']).name[:6]}"
     assert {run.name for run in tasks.values()} == {f"{n} · {Path(folder).name[:8]}" for n, folder in first.items()}
-    assert all("tiny" in run.tags for run in tasks.values())
+    assert {run.state.name for run in tasks.values()} == {"Cached"}
     arrows = {
         (tasks[source.id].name.split(" · ")[0], run.name.split(" · ")[0])
         for run in tasks.values()
@@ -301,38 +214,73 @@ def test_prefect_knows_the_inputs_of_every_task_and_nothing_else(first, workspac
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
 
 
-def test_a_dry_run_says_what_would_run_and_why(first, workspace, capsys):
-    def printed(change: str) -> dict[str, tuple[str, str]]:
-        steps = plan(load_config(TINY, changes=[change]), Digests(workspace / "digests.sqlite"))
-        print_plan(plan_rows(steps, Store(workspace / "artifacts")))
-        lines = capsys.readouterr().out.splitlines()
-        return {line[11:35].strip(): (line[:10].strip(), line[54:]) for line in lines}
+def test_artifacts_that_another_store_lacks_are_logged_there(first, workspace, tmp_path):
+    """A run with another --tracking-uri of which all is cached, as on a server that is new."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for number in (1, 2):  # once
+        alpro(TINY, stage="train_prompter", workspace=workspace, uri=uri)
+        client = MlflowClient(uri)
+        found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        stages = [run for run in found if "stage" in run.data.tags]
+        assert (len(stages), len(found) - len(stages)) == (5, number)
+    logged = {run.data.tags["fingerprint"][:16] for run in stages}
+    assert logged == {Path(first[name]).name for name in [*STAGES[:4], "train_prompter"]}
 
-    before = printed("resources.workers=1")
-    assert set(before.values()) == {("cached", "")}
-    after = printed("pretrain.lr=7e-4")
-    assert {name for name, (state, _) in after.items() if state == "to run"} == {
-        "pretrain",
-        "zero_shot",
-        "finetune_retrieval",
-        "finetune_qa",
-        "evaluate",
-    }
+
+@pytest.mark.usefixtures("copied")
+def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows(first, workspace):
+    changes = ["pretrain.lr=5e-4"]
+    changed = alpro(TINY, changes=changes, workspace=workspace)
+    made = built(states_of(workspace, changes))
+    assert made == {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert {name for name in first if changed[name] != first[name]} == made
+    weights = Path(first["cache_prompts"]) / "prompts.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(first["cache_prompts"])
+    alpro(TINY, stage="pretrain", workspace=workspace)
+    assert states_of(workspace, stage="pretrain")["cache_prompts"] == "unused"  # nothing that has to run needs it
+    changes = ["pretrain.lr=2e-4"]
+    alpro(TINY, stage="pretrain", changes=changes, workspace=workspace)
+    assert built(states_of(workspace, changes, "pretrain")) == {"cache_prompts", "pretrain"}
+    assert weights.read_bytes() == before
+
+
+def test_a_dry_run_says_what_would_run_and_why(first, workspace):
+    def rows(change: str) -> dict[str, tuple[str, str]]:
+        return {
+            row["name"]: (row["state"], row["reason"]) for row in plan_rows(planned("", TINY, "", [change], workspace))
+        }
+
+    assert set(rows("resources.workers=1").values()) == {("cached", "")}
+    after = rows("pretrain.lr=7e-4")
+    made = {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert {name for name, (state, _) in after.items() if state == "to run"} == made
     assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(was [\d.]+\)", after["pretrain"][1])
     assert after["finetune_qa"] == ("to run", "input model")
     shutil.move(first["decode_videos stills"], workspace / "aside")
-    without = printed("evaluate.seed=91")
+    without = rows("evaluate.seed=91")
     shutil.move(workspace / "aside", first["decode_videos stills"])
     assert without["decode_videos stills"] == ("not needed", "")
     assert re.fullmatch(r"evaluate\.seed = 91 \(was \d+\)", without["evaluate"][1])
-    assert printed("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
+    assert rows("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
 
 
-def report_of(workspace: Path, key: str, value: object) -> tuple[str, dict]:
-    """The report and the summary of the run with an argument of this value."""
-    found = [(path, read_json(path)) for path in (workspace / "reports").glob("*.json")]
-    ((path, run),) = [(path, run) for path, run in found if run["arguments"][key] == value]
-    return path.with_suffix(".html").read_text(), run
+def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeypatch, capsys):
+    started: list[str] = []
+
+    def fail(step: Step, *_: object) -> Outcome:
+        started.append(step.name)
+        raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
+
+    monkeypatch.setattr(RUN_STAGE, fail)
+    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
+    changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
+    with pytest.raises(StageFailed, match="finetune_retrieval broke"):
+        alpro(TINY, changes=changes, workspace=workspace)
+    assert started == ["finetune_retrieval", "finetune_qa"]
+    printed = capsys.readouterr().err
+    assert "finetune_retrieval: failed: finetune_retrieval broke" in printed
+    assert "evaluate: skipped" in printed
 
 
 def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace, tmp_path):
@@ -340,41 +288,35 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace, tmp_pat
     changes = [f"build_vocabulary.entities_file={tmp_path / 'nouns.txt'}", "build_vocabulary.entities=9999"]
     with pytest.raises(Exception, match="9999"):
         alpro(TINY, changes=changes, workspace=workspace)
-    parents, nested = runs(workspace)
-    assert parents[0].info.status == "FAILED"
-    report, summary = report_of(workspace, "changes", changes)
-    assert re.search(r'class="state failed"><b>Failed</b>: build_vocabulary\.entities = 9999, but', report)
-    assert {step["name"]: step["state"] for step in summary["steps"] if "decode" not in step["name"]} == {
-        "render_sample": "cached",
-        "train_tokenizer": "cached",
+    assert statuses_of(workspace) == {"": "FAILED", "build_vocabulary": "FAILED"}
+    summary = summary_of(workspace, changes)
+    assert summary["state"] == "failed"
+    assert summary["reason"].startswith("build_vocabulary.entities = 9999, but")
+    assert states_of(workspace, changes) == {
+        **dict.fromkeys([*STAGES[:4], "train_prompter"], "cached"),
         "build_vocabulary": "failed",
-        **dict.fromkeys(STAGES[STAGES.index("build_vocabulary") + 1 :], "unfinished"),
-        "train_prompter": "cached",
+        **dict.fromkeys(["cache_prompts", *STAGES[STAGES.index("pretrain") :]], "unfinished"),
     }
-    statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
-    assert statuses == {"build_vocabulary": "FAILED"}
 
 
 def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", stop)
+    monkeypatch.setattr(RUN_STAGE, stop)
+    changes = ["evaluate.seed=31"]
     with pytest.raises(KeyboardInterrupt):
-        alpro(TINY, changes=["evaluate.seed=31"], workspace=workspace)
-    parents, nested = runs(workspace)
-    statuses = {r.info.run_name.split(" · ")[0]: r.info.status for r in nested[parents[0].info.run_id]}
-    assert (parents[0].info.status, statuses) == ("KILLED", {"evaluate": "KILLED"})
-    report, summary = report_of(workspace, "changes", ["evaluate.seed=31"])
-    assert 'class="state stopped"><b>Stopped</b>' in report
-    assert (summary["steps"][-1]["name"], summary["steps"][-1]["state"]) == ("evaluate", "unfinished")
+        alpro(TINY, changes=changes, workspace=workspace)
+    assert statuses_of(workspace) == {"": "KILLED", "evaluate": "KILLED"}
+    assert summary_of(workspace, changes)["state"] == "stopped"
+    assert states_of(workspace, changes)["evaluate"] == "unfinished"
 
 
 @pytest.mark.parametrize("task", ["retrieval", "qa"])
 def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", lambda step, *_: started.append(step.stage))
+    monkeypatch.setattr(RUN_STAGE, lambda step, *_: started.append(step.stage))
     changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
     with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
         alpro(TINY, changes=changes, workspace=workspace)
@@ -390,34 +332,17 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     assert entities[0] == entities[1]
 
 
-@pytest.mark.long
-def test_existing_shards_go_through_every_stage(first, workspace, tmp_path):
-    """Those of an earlier run, moved elsewhere: the model learns from the same samples."""
-    for shard in Path(first["decode_videos clips"]).glob("*.tar"):
-        shutil.copy(shard, tmp_path)
-    made = alpro(of_shards(f"file://{tmp_path}", tmp_path), workspace=workspace)
-    assert list(made) == [name.replace("decode_videos clips", "index_shards clips") for name in STAGES]
-    manifest, decoded = (read_record(Path(folder)) for folder in (made["index_shards clips"], first[STAGES[1]]))
-    for count in ("samples", "train", "validation", "test", "captions", "questions"):
-        assert manifest["counts"][count] == decoded["counts"][count]
-    results = [row for name in EVALUATIONS for row in json.loads((Path(made[name]) / "results.json").read_text())]
-    assert {"zero-shot retrieval", "question answering"} <= {row["what"] for row in results}
-    assert {was_cached(run) for name, run in newest(workspace).items() if "stills" in name} == {True}
-
-
-@pytest.mark.parametrize("row", ["", "vtm mlm", "vtm mlm pem", "vtc vtm mlm", "vtc vtm mlm pem"])
+@pytest.mark.parametrize("row", ["", "vtm mlm", "vtc vtm mlm pem"])
 def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
-    """Only the losses of the row are computed, and a prompter is trained for PEM alone."""
+    """Only the losses of the row are computed."""
     off = [f"pretrain.weights.{name}=0" for name in ("vtc", "vtm", "mlm", "pem") if name not in row.split()]
     steps = plan(load_config(TINY, changes=[*off, "pretrain.start=scratch"]), Digests(workspace / "digests.sqlite"))
-    assert ("train_prompter" in [step.stage for step in steps]) == ("pem" in row)
     step = next(step for step in steps if step.stage == "pretrain")
     inputs = {name: Store(workspace / "artifacts").folder(other) for name, other in step.inputs.items()}
-    (tmp_path / "pretrain").mkdir()
-    outcome = step.module.run(step.config, inputs, tmp_path / "pretrain", Resources(device="cpu", workers=1))
-    assert (tmp_path / "pretrain" / "model" / "model.safetensors").is_file()
+    outcome = step.module.run(step.config, inputs, tmp_path, Resources(device="cpu", workers=1))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
     assert (outcome.counts["steps"] > 0) == bool(row)
-    names = {name for line in read_metrics(tmp_path / "pretrain" / "metrics.jsonl") for name in line}
+    names = {name for line in read_metrics(tmp_path / "metrics.jsonl") for name in line}
     assert {name.removeprefix("train/loss_") for name in names if name.startswith("train/loss_")} == set(row.split())
 
 
@@ -425,8 +350,7 @@ CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 
 
-@pytest.mark.parametrize("changes", [CORPORA, FINE_TUNING])
-@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize(("changes", "together"), [(CORPORA, 1), (CORPORA, 2), (FINE_TUNING, 2)])
 def test_independent_stages_run_at_the_same_time_within_the_limit(changes, together, first, workspace, monkeypatch):
     """In the order of the plan; models that run at the same time share the cores and print lines."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
@@ -446,13 +370,22 @@ def test_independent_stages_run_at_the_same_time_within_the_limit(changes, toget
             seen.running -= 1
         raise StageFailed(f"{step.name} broke")
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", fail)
+    monkeypatch.setattr(RUN_STAGE, fail)
     with pytest.raises(StageFailed, match="broke"):
         alpro(TINY, changes=[*changes, f"resources.max_stages={together}"], workspace=workspace)
     assert (len(seen.started), seen.most) == (2, together)
     assert together == 2 or seen.started == [name for name in first if name in seen.started]
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkeypatch):
     running = threading.Barrier(2)
 
@@ -462,18 +395,10 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
         STOP.get().wait(120)
         raise AssertionError("not stopped")
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", run_until_stopped)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            alpro(TINY, changes=[*FINE_TUNING, "resources.max_stages=2"], workspace=workspace)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    parents, _ = runs(workspace)
-    statuses = {name: run.info.status for name, run in newest(workspace).items()}
-    assert parents[0].info.status == "KILLED"
-    assert (statuses["finetune_retrieval"], statuses["finetune_qa"]) == ("KILLED", "KILLED")
-    assert "evaluate" not in statuses
+    monkeypatch.setattr(RUN_STAGE, run_until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        alpro(TINY, changes=[*FINE_TUNING, "resources.max_stages=2"], workspace=workspace)
+    assert statuses_of(workspace) == {"": "KILLED", "finetune_retrieval": "KILLED", "finetune_qa": "KILLED"}
 
 
 @pytest.mark.parametrize(
@@ -496,15 +421,12 @@ def test_only_an_interrupted_stage_runs_again(errors, seed, times, raised, first
         shutil.copy(Path(first["evaluate"]) / "results.json", out)
         return Outcome({"items": 1})
 
-    monkeypatch.setattr("alpro.pipeline.flows.tasks.run_stage", work)
+    monkeypatch.setattr(RUN_STAGE, work)
     monkeypatch.setattr(tasks.make, "retry_delay_seconds", [0, 0, 0])
     with pytest.raises(raised) if raised else nullcontext():
         alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
     assert tried == ["evaluate"] * times
-    with get_client(sync_client=True) as client:
-        (run, *_) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    (state,) = (one.state for one in found if one.name.startswith("evaluate"))
+    (state,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
     names = {None: "Completed", Interrupted: "Interrupted", Stopped: "Interrupted"}
     assert state.name == names.get(raised, "Failed")
     assert "\n" not in (state.message or "")
@@ -514,7 +436,7 @@ class Client:
     """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which may be an error."""
 
     def __init__(self, *states: object):
-        self.states, self.set = list(states), []
+        self.states, self.set, self.names = list(states), [], []
 
     def __enter__(self):
         return self
@@ -540,6 +462,9 @@ class Client:
 
     def set_flow_run_state(self, one: str, state: State) -> None:
         self.set.append(state.name)
+
+    def update_flow_run(self, one: str, name: str) -> None:
+        self.names.append(name)
 
 
 @pytest.fixture
@@ -574,14 +499,14 @@ def deployed(first, workspace, monkeypatch):
 @pytest.mark.usefixtures("copied")
 def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deployed, workspace):
     changes = ["finetune_qa.lr=2e-3"]
-    outage = httpx.ConnectError("refused")
-    started = deployed(Client(Running(), outage, AwaitingRetry(), Completed(), Completed()), changes)
+    outage, client = httpx.ConnectError("refused"), Client()
+    client.states += [Running(), outage, AwaitingRetry(), Completed(), Completed()]
+    started = deployed(client, changes)
     parameters = {"config": TINY, "data": "", "changes": changes}
     assert started == [(f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")]
-    found = [read_json(path) for path in (workspace / "reports").glob("*.json")]
-    (summary,) = (run for run in found if run["arguments"]["changes"] == changes and not run["stage"])
-    states = {step["name"]: step["state"] for step in summary["steps"]}
+    states = states_of(workspace, changes)
     assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == ("cached", "built", "built")
+    assert client.names[0] == summary_of(workspace, changes)["title"]
 
 
 @pytest.mark.parametrize(
@@ -593,6 +518,7 @@ def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(states, mess
         deployed(Client(*states), ["finetune_qa.lr=3e-3"], build=False)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed, monkeypatch):
     client = Client(*[Running()] * 1000)
     read, main = client.read_flow_run, threading.main_thread().ident
@@ -604,13 +530,19 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed, monkeyp
         return read(one)
 
     monkeypatch.setattr(client, "read_flow_run", stop)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            deployed(client, ["finetune_qa.lr=4e-3"], build=False)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        deployed(client, ["finetune_qa.lr=4e-3"], build=False)
     assert client.set == ["Cancelling"]
+
+
+def test_a_run_keeps_the_name_of_its_data(first, workspace, monkeypatch):
+    """A deployment's before its files are read, too."""
+    arguments = {"config": "configs/own.toml", "data": "/home/me/films", "changes": ["a=1", "b=2"], "stage": "evaluate"}
+    monkeypatch.setattr(flow, "flow_run", SimpleNamespace(parameters=arguments))
+    assert flow.flow_run_name() == "own · evaluate · /home/me/films · a=1 b=2"
+    whole = planned("", TINY, "", [], workspace)
+    mark = Path(first["evaluate"]).name[:6]
+    assert flow.title_of(whole, arguments) == f"tiny {mark} · evaluate · films · a=1 b=2"
 
 
 @pytest.mark.parametrize("workspace", ["", "relative/folder"])
@@ -635,9 +567,10 @@ def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
         assert one["description"]
     schema = parameter_schema(flow.alpro).model_dump()
     shown = schema["properties"]
-    defaults = {"config": ("string", "sample"), "data": ("string", ""), "changes": ("array", [])}
     assert {name: (field["type"], field["default"]) for name, field in shown.items()} == {
-        **defaults,
+        "config": ("string", "sample"),
+        "data": ("string", ""),
+        "changes": ("array", []),
         "stage": ("string", ""),
     }
     assert all(field["description"] for field in shown.values())

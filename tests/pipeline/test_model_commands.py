@@ -8,26 +8,20 @@ import pytest
 from pyarrow import csv
 
 from alpro import Model
-from alpro.artifact import RECORD_VERSION
 from alpro.files import digest, write_json
 from alpro.inference.index import Index
 from alpro.inference.search import search
+from tests.pipeline.conftest import write_artifact
 from tests.pipeline.test_cli import call
 
 
-@pytest.fixture(scope="module")
-def workspace(trained):
-    """A workspace with a model of each kind, and the prompts of the prompter."""
-    return trained
-
-
 @pytest.fixture
-def alpro_model(monkeypatch, capsys, workspace):
-    """alpro_model(command, ...): calls `alpro ...` in the workspace; its status, output and errors."""
+def alpro_model(monkeypatch, capsys, trained):
+    """alpro_model(command, ...): calls `alpro ...` in the workspace `trained`; its status, output and errors."""
 
     def run(command, *arguments):
-        options = {"model export": ["--workspace", workspace], "index rm": [], "index ls": []}
-        shared = options.get(command, ["--workspace", workspace, "--device", "cpu"])
+        options = {"model export": ["--workspace", trained], "index rm": [], "index ls": []}
+        shared = options.get(command, ["--workspace", trained, "--device", "cpu"])
         return call(monkeypatch, capsys, *command.split(), *arguments, *shared)
 
     return run
@@ -52,7 +46,7 @@ def own(videos, tmp_path):
     return folder
 
 
-def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own, workspace, tmp_path):
+def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own, trained, tmp_path):
     index, text = tmp_path / "index", "a red ball moves left"
     assert alpro_model("index add", index, own)[0] == 2  # no index yet
     status, out, err = alpro_model("index add", index, own, "--model", RETRIEVAL)
@@ -61,7 +55,7 @@ def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own
     counts = {"clips": 3, "embedded": 0, "rejected": 0, "skipped": 4, "replaced": 0, "reasons": {}}
     assert json.loads(alpro_model("index add", index, own, "--json")[1]) == counts
 
-    model = Model.load(RETRIEVAL, workspace, device="cpu")
+    model = Model.load(RETRIEVAL, trained, device="cpu")
     expected = search(Index.open(index), model, text, 2)
     assert json.loads(alpro_model("search", index, text, "-k", 2, "--json")[1]) == {"text": text, **expected.json()}
     lines = alpro_model("search", index, text, "-k", 3, "--rerank", 1)[1].splitlines()
@@ -81,7 +75,7 @@ def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own
     assert (status, out.splitlines()[-1]) == (0, f"{index}: 3 removed")
     listed = json.loads(alpro_model("index ls", index, "--json")[1])
     assert (listed["rejected"], [clip["path"] for clip in listed["clips"]]) == (0, [str(second)])
-    assert json.loads(alpro_model("index rm", index, second.stem, "--json")[1]) == {"removed": [str(second)]}
+    assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
 
 def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):
@@ -109,19 +103,19 @@ def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tm
         assert "\u4f60\u597d" in alpro_model(*arguments)[2]
 
 
-def test_a_question_is_answered_from_the_list(alpro_model, videos, workspace):
+def test_a_question_is_answered_from_the_list(alpro_model, videos, trained):
     status, out, err = alpro_model("model ask", QA, videos[0], "what moves?", "--json")
     assert (status, err) == (0, "")
-    expected = Model.load(QA, workspace, device="cpu").ask(videos[0], "what moves?")
+    expected = Model.load(QA, trained, device="cpu").ask(videos[0], "what moves?")
     assert json.loads(out)["answers"] == [{"text": a, "probability": pytest.approx(p)} for a, p in expected]
     _, out, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
-    assert out == f"{expected[0][0]}  {expected[0][1]:.3f}\n"
+    assert out.split() == ["answer", "probability", expected[0][0], f"{expected[0][1]:.3f}"]
 
 
-def test_entities_of_a_region_are_named(alpro_model, videos, workspace):
+def test_entities_of_a_region_are_named(alpro_model, videos, trained):
     status, out, err = alpro_model("model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
     assert (status, err) == (0, "")
-    model = Model.load(PROMPTER, workspace, device="cpu")
+    model = Model.load(PROMPTER, trained, device="cpu")
     expected = model.entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
     printed = json.loads(out)
     assert printed["box"] == [0.5, 0, 0.25, 1]
@@ -136,51 +130,37 @@ def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pr
     for key, expected in (("entities", prompter), ("model_entities", own)):
         assert json.loads(out)[key] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
     _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 1)
-    assert [line.split()[0] for line in out.splitlines()] == ["prompter:", prompter[0][0], "model:", own[0][0]]
+    lines = [line.split()[:2] for line in out.splitlines()]
+    assert lines == [["by", "entity"], ["prompter", prompter[0][0]], ["model", own[0][0]]]
     shutil.rmtree(pretrained / "prompter")
     _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 1)
-    assert out.split()[0] == own[0][0]
+    assert out.split()[2] == own[0][0]
 
 
-def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tmp_path):
+def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
-    scores = [
-        {"name": "retrieval/t2v/R1", "what": "fine-tuned retrieval", "metric": "R@1", "direction": "t2v"}
-        | {"table": "retrieval", "higher_is_better": True, "protocol": "", "baseline": ""}
-        | {"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "chance": 0.5, "items": 1200},
-        {"name": "qa/acc", "what": "question answering", "metric": "all", "direction": "", "value": 99.0}
-        | {"table": "qa", "higher_is_better": True, "protocol": "", "baseline": ""}
-        | {"low": None, "high": None, "unit": "%", "chance": 1.0, "items": 7},
-    ]
-    retrieval, qa = digest("finetune_retrieval"), digest("finetune_qa")
-    records = {
-        "decode_videos": {"name": "decode_videos films", "counts": {"samples": 1300, "train": 1000, "captions": 2600}},
-        "finetune_retrieval": {
-            "inputs": {"films": {"stage": "decode_videos", "fingerprint": digest("decode_videos")}},
-            "config": {"lr": 1e-4, "batch_size": 64},
-            "counts": {"steps": 500},
-            "versions": {"torch": "2.13.0"},
-            "run": {"at": "2026-01-02T00:00:00", "commit": "abc"},
-        },
-        "evaluate": {
-            "inputs": {
-                "retrieval": {"stage": "finetune_retrieval", "fingerprint": retrieval},
-                "qa": {"stage": "finetune_qa", "fingerprint": qa},
-            },
-            "config": {"split": "test"},
-        },
+    score = {
+        "what": "fine-tuned retrieval",
+        "metric": "R@1",
+        "direction": "t2v",
+        "value": 51.5,
+        "unit": "%",
+        "items": 1200,
     }
-    own = tmp_path / "workspace"
-    for stage, record in records.items():
-        folder = own / "artifacts" / stage / digest(stage)[:16]
-        folder.mkdir(parents=True)
-        common = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(stage), "inputs": {}}
-        common |= {"config": {}, "counts": {}, "versions": {}, "run": {"at": "2026-01-01T00:00:00"}}
-        write_json(folder / "artifact.json", common | record)
-    source = workspace / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model"
-    folder = own / "artifacts" / "finetune_retrieval" / retrieval[:16]
-    shutil.copytree(source, folder / "model")
-    write_json(own / "artifacts" / "evaluate" / digest("evaluate")[:16] / "results.json", scores)
+    score |= {"table": "retrieval", "higher_is_better": True, "protocol": "", "baseline": "", "chance": 0.5}
+    scores = [
+        score | {"name": "retrieval/t2v/R1", "low": 44.25, "high": 58.0},
+        score | {"name": "qa/acc", "what": "question answering", "low": None, "high": None},
+    ]
+    own, retrieval = tmp_path / "workspace", digest("finetune_retrieval")
+    about = {"name": "decode_videos films", "counts": {"samples": 1300, "train": 1000, "captions": 2600}}
+    _, films = write_artifact(own, "decode_videos", **about)
+    about = {"config": {"lr": 1e-4, "batch_size": 64}, "counts": {"steps": 500}, "versions": {"torch": "2.13.0"}}
+    folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
+    inputs = {"retrieval": model, "qa": {"stage": "finetune_qa", "fingerprint": digest("finetune_qa")}}
+    evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
+    write_json(evaluated / "results.json", scores)
+    shutil.copytree(trained / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model", folder / "model")
 
     status, out, err = alpro_model("model export", folder, tmp_path / "out", "--license", "cc-by-4.0")
     assert (status, err) == (0, "")
@@ -191,13 +171,13 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, workspace, tm
     assert "| films | all | 1,300 | 2,600 | 0 | 0 |" in card
     assert "| fine-tuned retrieval | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
     assert "question answering" not in card
-    assert "Built 2026-01-02, commit abc, with torch 2.13.0." in card
+    assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
     for heading in ("Training", "Data", "Evaluation", "Limits", "License"):
         assert f"\n## {heading}\n" in card
 
 
-def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace, tmp_path):
-    source = next((workspace / "artifacts" / "finetune_qa").glob("*/model"))
+def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, trained, tmp_path):
+    source = next((trained / "artifacts" / "finetune_qa").glob("*/model"))
     status, _, err = alpro_model("model export", source, tmp_path / "out")
     assert (status, err) == (0, "")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -213,7 +193,7 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace
         (("model ask", "0000", "VIDEO", "what?"), "0000"),
         (("model ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
         (("model ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
-        (("model ask", QA, "VIDEO", " "), "question"),
+        (("model ask", QA, "VIDEO", " "), "empty"),
         (("model ask", QA, "VIDEO", "\udcff"), "argument"),
         (("model ask", QA, "FOLDER", "what?"), "--out"),
         (("model ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
@@ -224,7 +204,6 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, workspace
         (("model entities", PROMPTER, "VIDEO", "--box", "0.5,0,0.6,1"), "--box"),
         (("search", "FOLDER/none", "a"), "index.json"),
         (("search", "FOLDER/empty", "a"), "empty"),
-        (("search", "FOLDER/empty", ""), "text"),
         (("search", "FOLDER/empty", "\udcff"), "argument"),
         (("search", "FOLDER/empty", "a", "--nothing-below", "nan"), "--nothing-below"),
         (("index add", "FOLDER/i", "FOLDER/none", "--model", RETRIEVAL), "FOLDER/none"),

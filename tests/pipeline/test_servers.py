@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import Timeout
 
-from alpro.errors import InputError
+from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.started import ROOT, TINY, wait_for
 
 LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
@@ -37,52 +38,41 @@ def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path, capsys):
     assert named.format(used=port) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("uri", ["http://me:hush@host:5000", "postgresql+psycopg://me:hush@host/mlflow"])
-def test_a_tracking_uri_with_a_password_is_refused(uri):
-    from alpro.pipeline.servers.checks import check_tracking_uri
-
-    check_tracking_uri("http://host:5000")
-    with pytest.raises(InputError, match="tracking_uri"):
-        check_tracking_uri(uri)
-
-
-def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(monkeypatch):
-    from alpro.pipeline.servers import temporary
-
-    monkeypatch.setattr(temporary, "TemporaryServer", lambda: "started")
-    monkeypatch.setenv("PREFECT_API_URL", "http://host/api")
-    assert temporary.start_temporary_server() is None
-    monkeypatch.delenv("PREFECT_API_URL")
-    assert temporary.start_temporary_server() == "started"
-
-
-@pytest.mark.parametrize("ends", [1, 3])
-def test_a_server_that_ends_is_started_again_at_most_twice(ends, monkeypatch):
-    from alpro.pipeline.servers import temporary
+def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):
+    """One that ends is an error; the command ends it, and another command meanwhile creates no database."""
+    from alpro.pipeline.flows import servers
 
     commands: list[list[str]] = []
-    popen = subprocess.Popen
+    popen, programs = subprocess.Popen, ["import signal; signal.pause()", "raise SystemExit(3)"]
 
     def start(command: list[str], **options: Any) -> subprocess.Popen:
-        commands.append(command)
         assert options["start_new_session"]
-        program = "raise SystemExit(3)" if len(commands) <= ends else "import signal; signal.pause()"
-        return popen([sys.executable, "-c", program])
+        assert options["env"]["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+        commands.append(command)
+        return popen([sys.executable, "-c", programs[len(commands) - 1]])
 
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(temporary.subprocess, "Popen", start)
-    monkeypatch.setattr(temporary, "answers", lambda url: len(commands) > ends)
-    server = temporary.TemporaryServer()
-    assert os.environ["PREFECT_API_URL"] == f"{server.address}/api"
-    if ends == 3:
-        with pytest.raises(InputError, match="status 3"):
-            server.wait()
-    else:
-        server.wait()
-    server.stop()
-    assert len(commands) == min(ends + 1, 3)
-    assert len({command[-3] for command in commands}) == 1  # the same port
-    assert "PREFECT_API_URL" not in os.environ
+    atexit, started = [], servers.FileLock(tmp_path / "starting.lock")
+    monkeypatch.setattr(os, "environ", os.environ | {"PREFECT_API_URL": "http://host/api"})
+    monkeypatch.setattr(servers.subprocess, "Popen", start)
+    monkeypatch.setattr(servers.atexit, "register", atexit.append)
+    monkeypatch.setattr(servers, "answers", lambda url: url.startswith("http://127") and len(commands) == 1)
+    servers.start_temporary_server()()
+    assert commands == []
+    os.environ |= {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    wait = servers.start_temporary_server()
+    port = commands[0][commands[0].index("--port") + 1]
+    assert os.environ["PREFECT_API_URL"] == f"http://127.0.0.1:{port}/api"
+    with pytest.raises(Timeout):
+        started.acquire(blocking=False)
+    wait()
+    started.acquire(blocking=False)
+    started.release()
+    del os.environ["PREFECT_API_URL"]
+    failing = servers.start_temporary_server()
+    with pytest.raises(StageFailed, match="status 3"):
+        failing()
+    for end in atexit:
+        end()
 
 
 class Machine:

@@ -1,12 +1,6 @@
 """Studies: their files, precedence of changes, the table against values worked out by hand, failures, reruns."""
 
 import json
-import os
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +10,8 @@ from hypothesis import strategies as st
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.pipeline_config import load_config
-from alpro.pipeline.studies.study import (
+from alpro.log import warn_once
+from alpro.pipeline.flows.study import (
     SEEDED,
     Study,
     Variant,
@@ -30,11 +24,13 @@ from alpro.pipeline.studies.study import (
     study_table,
     work_left,
 )
+from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import TINY
+from tests.pipeline.test_cli import call
 
 # Two-sided 95 % quantiles of Student's distribution, from a printed table, by the number of values.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}
-VARIANTS = [{"name": "fast"}, {"name": "slow", "set": {"pretrain": {"lr": 1e-5}}}]
+VARIANTS = [{"name": "fast"}, {"name": "slow", "set": ["pretrain.lr=1e-5"]}]
 # R@1 by learning rate and seed: differences of -10 and -20.
 VALUES = {(1e-3, 5): 50.0, (1e-3, 6): 70.0, (1e-5, 5): 40.0, (1e-5, 6): 50.0}
 # Few stages: without prompter and images.
@@ -42,8 +38,8 @@ SMALL = ["pretrain.weights.pem=0", "pretrain.start=scratch", "evaluate.qa=''"]
 SMALL += ["pretrain.phases=[{corpora=['clips'], steps=6}]"]
 
 
-def row(name: str, value: float | None, chance: float | None = 10.0, items: int = 20, metric: str = "R@1") -> dict:
-    shown = {"what": "retrieval", "direction": "t2v", "metric": metric, "unit": "%", "higher_is_better": True}
+def row(name: str, value: float | None, chance: float | None = 10.0, items: int = 20) -> dict:
+    shown = {"what": "retrieval", "direction": "t2v", "metric": "R@1", "unit": "%", "higher_is_better": True}
     return {"name": name, "value": value, "chance": chance, "items": items, **shown}
 
 
@@ -73,13 +69,13 @@ def test_a_constant_gain_has_no_spread_whatever_the_seeds_do(values, gain):
     assert better["difference_interval"] == pytest.approx(0, abs=1e-9)
 
 
-def test_rows_against_a_table():
+def test_rows_and_their_table_by_hand():
     """Seed 2 of the other variant failed, and only the first has the score b."""
     scores = {
         "base": {
             0: [row("a", 10.0, chance=5.0), row("b", 1.0, None)],
             1: [row("a", 20.0, chance=7.0), row("b", None)],
-            2: [row("a", 60.0, chance=9.0, items=30), row("b", 3.0, None)],
+            2: [row("a", 60.0, chance=9.0, items=30), row("b", 3.0, None) | {"higher_is_better": False}],
         },
         "other": {0: [row("a", 14.0)], 1: [row("a", 22.0)]},
         "failed": {},
@@ -92,37 +88,16 @@ def test_rows_against_a_table():
     assert (other["seeds"], other["mean"], other["difference"]) == ([0, 1], 18, 3)  # of +4 and +2
     assert other["difference_interval"] == pytest.approx(12.706 * 1, rel=1e-3)
     assert (b["seeds"], b["values"], b["chance"]) == ([0, 2], [1, 3], None)
+    b["higher_is_better"] = False
+    assert study_table("s", [a, other, b]).lines == [
+        ["retrieval, t2v R@1", "base", "30.0 %", "± 65.7", "", "", "10.0 20.0 60.0", "7.0 %"],
+        ["retrieval, t2v R@1", "other", "18.0 %", "± 50.8", "+3.0", "± 12.7", "14.0 22.0", "10.0 %"],
+        ["retrieval, t2v R@1 ↓", "base", "2.0 %", "± 12.7", "", "", "1.0 3.0", "-"],
+    ]
     assert score_rows({"base": {}, "other": {}}) == []
     (only,) = score_rows({"base": {}, "other": {0: [row("a", 1.0)]}})
     assert (only["variant"], only["difference"]) == ("other", None)
-
-
-def test_the_table_of_one_and_of_two_variants():
-    table = study_table("s", score_rows({"base": {0: [row("a", 10.0)], 1: [row("a", 20.0)]}}))
-    assert table.lines == [["retrieval, t2v R@1", "", "15.0 %", "± 63.5", "10.0 20.0", "10.0 %"]]
-    lower = row("a", 8.5, None) | {"higher_is_better": False}
-    table = study_table("s", score_rows({"base": {0: [row("a", 10.0)]}, "other": {0: [lower]}}))
-    assert table.lines == [
-        ["retrieval, t2v R@1", "base", "10.0 %", "", "", "", "10.0", "10.0 %"],
-        ["retrieval, t2v R@1 ↓", "other", "8.5 %", "", "-1.5", "", "8.5", "-"],
-    ]
-
-
-def test_a_table_of_changes_is_the_list_of_changes():
-    """Also as dotted keys, and with values that TOML writes in another way than Python."""
-    table = {
-        "pretrain": {"weights": {"pem": 0, "vtc": 0.5}, "start": 'a "b" = [c]'},
-        "templates": {"video": ["Ein Bär: {}."]},
-        "resources.compile": True,
-        "train_prompter": {"phases": [{"steps": 3}]},
-    }
-    (variant,) = Study.model_validate({"variants": [{"name": "a", "set": table}]}).variants
-    config = load_config(TINY, changes=list(variant.changes))
-    assert (config.pretrain.weights.pem, config.pretrain.weights.vtc) == (0, 0.5)
-    assert config.pretrain.start == 'a "b" = [c]'
-    assert config.templates.video == ("Ein Bär: {}.",)
-    assert config.resources.compile is True
-    assert config.train_prompter.phases[0].steps == 3
+    assert study_table("s", [only]).lines[0][2:6] == ["1.0 %", "", "", ""]
 
 
 def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch):
@@ -142,7 +117,7 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
     [
         ("seed = [1]", "seed"),
         ("variants = [{name = 'a'}, {name = 'a'}]", "variants"),
-        ("seeds = [1, 1]", "seeds"),
+        ("seeds = [-1]", "seeds"),
         ("seeds = []", "seeds"),
         ("until = 'nothing'", "until"),
         ("seed_stages = ['zero_shot']", "seed_stages"),
@@ -150,7 +125,6 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
         ("variants = [{name = 'a', sett = []}]", "variants.0.sett"),
         ("name = 'a b'", "name"),
         ("variants = 3", "variants"),
-        ("set.pretrain.lr = 2020-01-01", "set"),
         ("set = 3", "set"),
         ("= 3", "not readable"),
     ],
@@ -172,25 +146,27 @@ def test_an_invalid_study_is_a_one_line_error(text, key, tmp_path):
 )
 def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(values, changes, seeds, tmp_path):
     (member,) = members_of(Study(name="s", seeds=(3,), **values), TINY, "", changes, tmp_path)
-    config = member.plan[0]
+    config = member.plan.settings
     stages = (config.render_sample, config.train_prompter, config.pretrain, config.finetune_qa)
     assert [stage.seed for stage in stages] == seeds
 
 
 def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_after_the_studys(tmp_path):
     variants = [{"name": "a", "set": ["pretrain.lr=1e-3"]}, {"name": "b"}]
-    study = study_of(variants, seeds=[0], set={"pretrain": {"lr": 3, "weight_decay": 3, "batch_size": 6}})
+    own = ["pretrain.lr=3", "pretrain.weight_decay=3", "pretrain.batch_size=6"]
+    study = study_of(variants, seeds=[0], set=own)
     members = members_of(study, TINY, "", ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path)
-    configs = [member.plan[0] for member in members]
+    configs = [member.plan.settings for member in members]
     values = [(config.pretrain.lr, config.pretrain.weight_decay, config.pretrain.batch_size) for config in configs]
     assert values == [(1e-3, 2, 6), (2, 2, 6)]
     assert {config.name for config in configs} == {"rates"}  # the experiment of the study
 
 
 def test_what_is_wrong_is_reported_before_the_first_run(tmp_path, capsys):
-    wrong = [{"name": "a"}, {"name": "b", "set": {"pretrain.lrr": 1}}]
+    wrong = [{"name": "a"}, {"name": "b", "set": ["pretrain.lrr=1"]}]
     with pytest.raises(InputError, match=r"'b'.*pretrain\.lrr"):
         members_of(study_of(wrong), TINY, "", SMALL, tmp_path)
+    warn_once.cache_clear()
     moved = study_of([*VARIANTS, {"name": "moved", "set": ["corpora.clips={data='/none', size=36}"]}])
     members = members_of(moved, TINY, "", [*SMALL, "evaluate.frames=9"], tmp_path)
     assert capsys.readouterr().err.count("zero_shot uses 9 frames") == 1  # of six runs
@@ -210,7 +186,8 @@ def start(tmp_path, monkeypatch) -> list[Any]:
         assert (arguments["stage"], workspace, uri) == ("zero_shot", tmp_path, "")
         if errors and (error := errors.pop(0)):
             raise error
-        config = plan[0].pretrain
+        config = plan.settings.pretrain
+        assert arguments["changes"][-1] == f"pretrain.seed={config.seed}"
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
         write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "zero_shot"})
@@ -221,14 +198,6 @@ def start(tmp_path, monkeypatch) -> list[Any]:
 
     monkeypatch.setattr(flow, "start", run)
     return errors
-
-
-def variants_in_mlflow(root: Path) -> dict[str, Any]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("rates").experiment_id])
-    return {run.data.tags["variant"]: run for run in runs}
 
 
 def test_the_table_is_that_of_the_results_of_the_runs_and_a_failure_stops_no_other(start, tmp_path):
@@ -248,10 +217,6 @@ def test_the_table_is_that_of_the_results_of_the_runs_and_a_failure_stops_no_oth
         ("zero_shot/t2v/R5", "slow"),
     ]
     assert written["failed"]["broken · seed 5"] == "it broke"
-    runs = variants_in_mlflow(tmp_path)
-    assert runs["slow"].data.metrics["difference/zero_shot/t2v/R1"] == -15
-    assert runs["fast"].data.metrics["mean/zero_shot/t2v/R1"] == 60
-    assert runs["slow"].data.params["pretrain.lr"] == "1e-05"
     changed = members_of(study, TINY, "", [*SMALL, "pretrain.weight_decay=0.5"], tmp_path)
     assert run_study(study, changed, TINY, "", tmp_path)[1].parent != file.parent
     assert run_study(study, members, TINY, "", tmp_path)[1] == file  # as the study that continues
@@ -271,8 +236,8 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
     assert study.name == name
     data = [f"corpora.{corpus}.data=/{corpus}" for corpus in ("webvid", "cc3m", "msrvtt") if "msrvtt" in study.config]
     members = members_of(study, study.config, "", data, tmp_path)
-    assert len({member.plan[1][-1].fingerprint for member in members}) == len(study.variants) * len(study.seeds)
-    stages = {step.stage for member in members for step in member.plan[1]}
+    assert len({member.plan.steps[-1].fingerprint for member in members}) == len(study.variants) * len(study.seeds)
+    stages = {step.stage for member in members for step in member.plan.steps}
     reported = {"retrieval": "evaluate", "qa": "evaluate", "zero_shot": "zero_shot", "entities": "zero_shot"}
     for score in study.scores:
         assert score == "*" or reported[score.split("/")[0].removesuffix("_vtc")] in stages, score
@@ -280,49 +245,34 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
 
 def test_what_runs_of_a_study_share_is_counted_once(tmp_path):
     members = members_of(study_of(), TINY, "", SMALL, tmp_path)
-    work = work_left(members)
     once = ("render_sample", "decode_videos clips", "train_tokenizer", "build_vocabulary")
-    assert {name: counts["to_run"] for name, counts in work.items()} == {
-        **dict.fromkeys(once, 1),
-        "pretrain": 4,
-        "zero_shot": 4,
-    }
-    found = SimpleNamespace(find=lambda step: step.stage == "pretrain")
-    for member in members:
-        object.__setattr__(member, "plan", (member.plan[0], member.plan[1], found))
-    assert work_left(members)["pretrain"] == {"to_run": 0, "cached": 4}
+    to_run = {row["stage"]: row["to_run"] for row in work_left(members)}
+    assert to_run == {**dict.fromkeys(once, 1), "pretrain": 4, "zero_shot": 4}
+    store = members[0].plan.store
+    for member in members[:3]:
+        pretrain = member.plan.steps[-2]
+        record = pretrain.description | {"version": RECORD_VERSION}
+        store.folder(pretrain).mkdir(parents=True)
+        write_json(store.folder(pretrain) / "artifact.json", record)
+    (left,) = (row for row in work_left(members) if row["stage"] == "pretrain")
+    assert left == {"stage": "pretrain", "to_run": 1, "cached": 3}
 
 
-@pytest.mark.long
-def test_a_real_study(tmp_path):
-    """2 variants x 2 seeds by the command line: the table is recomputed from the artifacts; a rerun is all cached."""
-    file = tmp_path / "pem.toml"
-    study = {"seeds": "[0, 1]", "until": "'zero_shot'", "seed_stages": "['train_prompter', 'pretrain']"}
-    variants = "\n[[variants]]\nname = 'all'\n[[variants]]\nname = 'no PEM'\nset = ['pretrain.weights.pem=0']\n"
-    file.write_text("".join(f"{key} = {value}\n" for key, value in study.items()) + variants)
-    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "study", str(file), "--config", TINY]
-    command += ["--workspace", str(tmp_path / "w")]
-
-    def run(*more: str) -> subprocess.CompletedProcess:
-        done = subprocess.run([*command, *more], env=os.environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    assert "4 runs: 17 stage runs to do, 0 cached" in run("--dry-run").stdout
-    assert sum(line.endswith(": started") for line in run().stderr.splitlines()) == 17
-    artifacts = [read_json(path) for path in (tmp_path / "w" / "artifacts").glob("*/*/artifact.json")]
-    assert Counter(record["stage"] for record in artifacts)["zero_shot"] == 4
-    trained = {record["fingerprint"]: record["config"] for record in artifacts if record["stage"] == "pretrain"}
-    found = {}
-    for path in (tmp_path / "w" / "artifacts" / "zero_shot").glob("*/results.json"):
-        config = trained[read_json(path.with_name("artifact.json"))["inputs"]["pretrained"]["fingerprint"]]
-        place = ("all" if config["weights"]["pem"] else "no PEM", config["seed"])
-        found[place] = {row["name"]: row["value"] for row in json.loads(path.read_text())}
-    (report,) = (tmp_path / "w" / "reports").glob("*/study.json")
-    for one in read_json(report)["scores"]:
-        # No crop may be above PEM's threshold: then that run has no accuracy of these crops.
-        values = {seed: found[one["variant"], seed].get(one["score"]) for seed in (0, 1)}
-        assert dict(zip(one["seeds"], one["values"], strict=True)) == {
-            seed: value for seed, value in values.items() if value is not None
-        }
-    assert "started" not in run().stderr
+def test_the_command_prints_the_table_or_what_is_left_and_fails_if_a_run_does(start, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
+        '[[variants]]\nname = "fast"\n[[variants]]\nname = "slow"\nset = ["pretrain.lr=1e-5"]\n'
+    )
+    options = [option for change in SMALL for option in ("--set", change)]
+    command = ["study", file, "--config", TINY, "--workspace", tmp_path, *options]
+    status, out, _ = call(monkeypatch, capsys, *command, "--dry-run")
+    assert (status, out.splitlines()[-1].split()) == (0, ["zero_shot", "4", "0"])
+    status, out, _ = call(monkeypatch, capsys, *command)
+    assert (status, "slow" in out, "-15.0" in out, "R5" in out) == (0, True, True, False)
+    (report,) = (tmp_path / "reports").glob("*/study.json")
+    assert str(report) in out
+    start += [None, StageFailed("it broke")]
+    status, out, err = call(monkeypatch, capsys, *command, "--json")
+    assert json.loads(out) == read_json(report)
+    assert (status, "slow · seed 5" in err.splitlines()[-1]) == (1, True)

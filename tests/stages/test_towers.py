@@ -6,7 +6,7 @@ import torch
 from alpro.errors import InputError
 from alpro.inference.model import Model
 from alpro.models.clip_prompter import ClipFolder, load_clip
-from alpro.pipeline.config.pipeline_config import load_config
+from alpro.pipeline.config.load import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from alpro.pipeline.cli.data import print_check
+from alpro.pipeline.cli.inputs import print_check
 from alpro.stages.corpora.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest

@@ -5,24 +5,23 @@ fingerprint; so a study that was stopped continues when it is run again. The see
 all variants can be compared.
 """
 
-import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from alpro.artifact import flatten, read_record
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.errors import one_line
-from alpro.pipeline.config.pipeline_config import CONFIGS, STAGE_CONFIGS, read_toml
-from alpro.pipeline.plan import dag as planning
-from alpro.pipeline.plan.steps import check_files, required
+from alpro.pipeline.config.load import CONFIGS, one_line, read_toml
+from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
+from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -37,21 +36,13 @@ NOTE = (
 )
 
 
-def as_changes(value: Any) -> Any:
-    """A table, nested or with dotted keys, as the changes of `--set`; a list of changes as it is.
+def one_of(names: Sequence[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no stage {name!r}; the stages are {', '.join(filter(None, names))}")
+        return name
 
-    >>> as_changes({"pretrain": {"lr": 0.001}, "templates.video": ["A film of a {}."]})
-    ['pretrain.lr=0.001', 'templates.video=["A film of a {}."]']
-    """
-    if not isinstance(value, dict):
-        return value
-    try:
-        return [f"{key}={json.dumps(item, ensure_ascii=False)}" for key, item in flatten(value).items()]
-    except TypeError as error:
-        raise ValueError(f"a value is not a text, a number, true, false or a list of these: {error}") from error
-
-
-Changes = Annotated[tuple[str, ...], BeforeValidator(as_changes)]
+    return AfterValidator(check)
 
 
 class Variant(BaseModel):
@@ -60,7 +51,13 @@ class Variant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
-    changes: Changes = Field((), alias="set")
+    changes: tuple[str, ...] = Field((), alias="set")
+
+
+def check_names(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    if len({variant.name for variant in variants}) < len(variants):
+        raise ValueError("two have the same name")
+    return variants
 
 
 class Study(BaseModel):
@@ -70,29 +67,12 @@ class Study(BaseModel):
 
     name: str = Field("", pattern=r"^[\w-]*$")  # of the experiment in MLflow; default: the name of the file
     config: str = "sample"  # the path of a file is relative to the study file
-    changes: Changes = Field((), alias="set")  # of all variants
-    until: str = ""  # the last stage to run; default: the whole pipeline
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    seed_stages: tuple[str, ...] = SEEDED  # without `render_sample`, all runs have the same corpus
+    changes: tuple[str, ...] = Field((), alias="set")  # of all variants
+    until: Annotated[str, one_of(["", *STAGES])] = ""  # the last stage to run; default: the whole pipeline
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
+    seed_stages: tuple[Annotated[str, one_of(SEEDED)], ...] = SEEDED  # without `render_sample`: one corpus for all
     scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
-    variants: tuple[Variant, ...] = Field((Variant(name="base"),), min_length=1)
-
-    @field_validator("variants", "seeds")
-    @classmethod
-    def _distinct(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [item.name if isinstance(item, Variant) else item for item in items]
-        if len(set(names)) < len(names):
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
-        return items
-
-    @field_validator("until", "seed_stages")
-    @classmethod
-    def _known_stages(cls, value: Any, info: Any) -> Any:
-        known = STAGES if info.field_name == "until" else SEEDED
-        for stage in [value] if isinstance(value, str) else value:
-            if stage and stage not in known:
-                raise ValueError(f"no stage {stage!r}; the stages are {', '.join(known)}")
-        return value
+    variants: Annotated[tuple[Variant, ...], AfterValidator(check_names)] = Field((Variant(name="base"),), min_length=1)
 
 
 def shipped_studies() -> list[str]:
@@ -108,9 +88,8 @@ def load_study(source: str) -> Study:
             raise InputError(f"{source}: neither a file nor a shipped study; those are {', '.join(shipped_studies())}")
         path = STUDIES / f"{source}.toml"
     values = read_toml(path)
-    if isinstance(values.get("config"), str):
-        config = values["config"]
-        values["config"] = str(absolute(config, path.parent)) if config.endswith(".toml") else config
+    if isinstance(config := values.get("config"), str) and config.endswith(".toml"):
+        values["config"] = str(absolute(config, path.parent))
     try:
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:
@@ -124,7 +103,7 @@ class Member:
     variant: str
     seed: int
     changes: list[str]
-    plan: planning.Planned
+    plan: Planned
 
     @property
     def title(self) -> str:
@@ -142,41 +121,37 @@ def members_of(study: Study, config: str, data: str, changes: list[str], root: P
         for variant in study.variants:
             own = [*study.changes, *changes, *variant.changes, f'name="{study.name}"']
             try:
-                loaded = planning.loaded(config, data, own, root)
-                own += [f"{stage}.seed={seed}" for stage in study.seed_stages if getattr(loaded, stage) is not None]
-                plan = planning.planned(study.until, config, data, own, root, warn=False)
+                settings = planned("", config, data, own, root).settings
+                own += [f"{stage}.seed={seed}" for stage in study.seed_stages if getattr(settings, stage) is not None]
+                plan = planned(study.until, config, data, own, root)
             except InputError as error:
                 raise InputError(f"variant {variant.name!r}: {error}") from error
             members.append(Member(variant.name, seed, own, plan))
-    for line in dict.fromkeys(line for member in members for line in planning.repeated_frames(member.plan[1])):
-        log.warning(line)
     return members
 
 
-def work_left(members: list[Member]) -> dict[str, dict[str, int]]:
+def work_left(members: list[Member]) -> list[dict[str, Any]]:
     """The stage runs of a study by the names of the steps, each fingerprint once: how many are left `to_run`, and how
     many are `cached`."""
-    store, work = members[0].plan[2], dict[str, dict[str, int]]()
-    for step in {step.fingerprint: step for member in members for step in required(*member.plan[1:])}.values():
-        of_name = work.setdefault(step.name, {"to_run": 0, "cached": 0})
+    store, work = members[0].plan.store, dict[str, dict[str, Any]]()
+    steps = [step for member in members for step in required(member.plan.steps, store)]
+    for step in {step.fingerprint: step for step in steps}.values():
+        of_name = work.setdefault(step.name, {"stage": step.name, "to_run": 0, "cached": 0})
         of_name["cached" if store.find(step) else "to_run"] += 1
-    return work
+    return list(work.values())
 
 
 def run_study(
     study: Study, members: list[Member], config: str, data: str, root: Path, tracking_uri: str = ""
 ) -> tuple[Table | None, Path, list[str]]:
     """Runs all members. Returns the table of the selected scores, None without scores, the file with all of them, and
-    the titles of the runs that failed: one does not stop the others. A run for each variant in MLflow has its means and
-    differences.
-
-    Raises InputError before the first run if files are missing.
-    """
+    the titles of the runs that failed: one does not stop the others. Raises InputError before the first run if files
+    are missing."""
     from alpro.pipeline.flows import flow
-    from alpro.pipeline.tracking.tracker import Tracker, status_after
+    from alpro.pipeline.tracking.tracker import status_after
 
     for member in members:
-        check_files(*member.plan[1:])
+        check_files(member.plan.steps, member.plan.store)
     scores: dict[str, dict[int, Rows]] = {variant.name: {} for variant in study.variants}
     failed: dict[str, str] = {}
     for number, member in enumerate(members, 1):
@@ -195,20 +170,11 @@ def run_study(
         scores[member.variant][member.seed] = rows([(folder, record) for folder, record in found if record])
     summaries = score_rows(scores)
     # The same file for a study that continues, another one if anything of it has changed.
-    mark = digest([member.plan[1][-1].fingerprint for member in members])[:6]
+    mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"study": study.model_dump(mode="json", by_alias=True), "config": config, "data": data}
     write_json(file, about | {"failed": failed, "scores": summaries})
-    tracker = Tracker.open(tracking_uri, root, study.name)
-    for variant in study.variants:
-        params = next(member.plan[0] for member in members if member.variant == variant.name)
-        values = params.model_dump(mode="json", exclude_defaults=True)
-        with tracker.run(f"{variant.name} · mean", values, {"study": study.name, "variant": variant.name}) as run:
-            own = [row for row in summaries if row["variant"] == variant.name]
-            for kind in ("mean", "interval", "difference", "difference_interval"):
-                tracker.log_metrics(run, {f"{kind}/{row['score']}": v for row in own if (v := row[kind]) is not None})
-            tracker.log_file(run, file)
     selected = [row for row in summaries if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)]
     return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
 
@@ -221,21 +187,19 @@ def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
     over the seeds that both have. `interval` and `difference_interval` are half widths, None for fewer than two seeds.
     """
     found = {
-        variant: {
-            seed: {row["name"]: row for row in of_run if row["value"] is not None} for seed, of_run in runs.items()
-        }
+        (variant, seed): {row["name"]: row for row in of_run if row["value"] is not None}
         for variant, runs in scores.items()
+        for seed, of_run in runs.items()
     }
-    first = next(iter(found.values()))
-    table = []
-    for name in dict.fromkeys(name for runs in found.values() for of_run in runs.values() for name in of_run):
-        base = {seed: of_run[name]["value"] for seed, of_run in first.items() if name in of_run}
-        for variant, runs in found.items():
-            shown = {seed: of_run[name] for seed, of_run in runs.items() if name in of_run}
+    first, table = next(iter(scores)), []
+    for name in dict.fromkeys(name for of_run in found.values() for name in of_run):
+        base = {seed: of_run[name]["value"] for (v, seed), of_run in found.items() if v == first and name in of_run}
+        for variant in scores:
+            shown = {seed: of_run[name] for (v, seed), of_run in found.items() if v == variant and name in of_run}
             if not shown:
                 continue
             values = [row["value"] for row in shown.values()]
-            pairs = [row["value"] - base[seed] for seed, row in shown.items() if seed in base and runs is not first]
+            pairs = [row["value"] - base[seed] for seed, row in shown.items() if seed in base and variant != first]
             chances = [row["chance"] for row in shown.values() if row["chance"] is not None]
             about = next(iter(shown.values()))
             table.append(
@@ -270,14 +234,12 @@ def interval(values: list[float]) -> float | None:
 
 
 def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
-    """The rows as a table to print; without the columns of variants and differences if there is only one variant."""
-    several = len({row["variant"] for row in summaries}) > 1
+    """The rows as a table to print."""
     lines = []
     for row in summaries:
         difference = "" if row["difference"] is None else change_text(row["difference"], None, None)
         spreads = ["" if row[key] is None else f"± {row[key]:.1f}" for key in ("interval", "difference_interval")]
-        cells = [number_text(row["mean"], row["unit"]), spreads[0], *[difference, spreads[1]] * several]
+        cells = [number_text(row["mean"], row["unit"]), spreads[0], difference, spreads[1]]
         cells += [" ".join(f"{value:.1f}" for value in row["values"]), number_text(row["chance"], row["unit"])]
-        lines.append([f"{row['what']}, {metric_text(row)}", row["variant"] if several else "", *cells])
-    heads = ["score", "variant" if several else "", "mean", "±", *["difference", "±"] * several, "each seed", "chance"]
-    return Table(title, heads, lines, NOTE)
+        lines.append([f"{row['what']}, {metric_text(row)}", row["variant"], *cells])
+    return Table(title, ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"], lines, NOTE)

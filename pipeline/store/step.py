@@ -1,4 +1,4 @@
-"""A step of a pipeline: a stage with everything that determines its result."""
+"""A step of a pipeline: a stage with everything that determines its result, an artifact."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,19 +1,60 @@
-"""Logging to MLflow: what a run has, while its stage runs and from its artifact, and what an outage costs."""
+"""Logging to MLflow: what a run has, while its stage runs and from its artifact; what an outage costs; the registry."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
+import torch
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from alpro import Model
 from alpro.errors import InputError
-from alpro.files import write_json
+from alpro.files import digest, write_json
+from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelFolder
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.store.step import Step
+from alpro.pipeline.tracking import tracker as module
+from alpro.pipeline.tracking.registry import registered_folder
+from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, create_store, read_table
 from alpro.stages.execution.interface import Interrupted
-from tests.pipeline.tracking.conftest import history, runs_of
+from alpro.stages.finetune_retrieval import Config
+from tests.pipeline.conftest import write_artifact
+from tests.pipeline.test_cli import call
 
 PHASES = ({"corpora": ("clips",), "steps": 1},)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An MLflow store, whose tables are created once."""
+    folder = tmp_path_factory.mktemp("store")
+    create_store(folder / "mlflow.db", folder / "mlflow")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def tracker(empty_store, tmp_path) -> Tracker:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return Tracker.open("", tmp_path, "sample")
+
+
+def runs_of(tracker: Tracker) -> dict[str, Any]:
+    """The runs of the experiment by their names."""
+    return {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment])}
+
+
+def history(tracker: Tracker, run: str, key: str) -> list[tuple[float, int, int]]:
+    """The values of a metric of a run, with step and time."""
+    return [(m.value, m.step, m.timestamp) for m in tracker.client.get_metric_history(run, key)]
 
 
 def write(file: Path, step: int, **values: float) -> None:
@@ -44,17 +85,12 @@ class Client:
 
 @pytest.fixture
 def client(tracker, monkeypatch) -> Client:
-    from alpro.pipeline.tracking import tracker as tracking
-
     tracker.client = Client(tracker.client)
-    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr(module, "FOLLOW_SECONDS", 0.01)
     return tracker.client
 
 
 def step_of(**config):
-    from alpro.pipeline.plan.step import Step
-    from alpro.stages.finetune_retrieval import Config
-
     return Step("finetune_retrieval", "finetune_retrieval", Config(phases=PHASES, **config))
 
 
@@ -63,7 +99,8 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     (folder / "pictures").mkdir(parents=True)
     file = folder / "metrics.jsonl"
     write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
-    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(step, folder, parent, {"seed": "3"}) as run:
+    about, tags = step.description, {"seed": "3"}
+    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(about, folder, parent, tags) as run:
         write(file, 2, loss=2.0)
         assert client.logged.acquire(timeout=60)  # step 1: of step 2 more lines may come
         assert history(tracker, run, "loss") == [(4.0, 1, 2500)]
@@ -103,7 +140,7 @@ class TerminationSignal(BaseException):
 )
 def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(error, status, tracker, tmp_path):
     def stage() -> None:
-        with tracker.stage_run(step_of(), tmp_path, "", {}):
+        with tracker.stage_run(step_of().description, tmp_path, "", {}):
             write(tmp_path / "metrics.jsonl", 7, loss=9.0)
             raise error
 
@@ -113,34 +150,28 @@ def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(error, status, tr
     assert (run.info.status, run.data.metrics) == (status, {"loss": 9.0})
 
 
-def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, artifact):
-    clips = artifact("decode_videos", counts={"samples": 3}, name="decode_videos clips")
-    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
-    config = {"phases": PHASES, "lr": 1e-3}
-    folder, record = artifact("finetune_retrieval", "", {"clips": clips[1]}, lines, config=config)
+def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, tmp_path):
+    folder, record = write_artifact(tmp_path, "finetune_retrieval", config={"phases": PHASES, "lr": 1e-3})
+    for step, loss in ((1, 3.0), (2, 2.0)):
+        write(folder / "metrics.jsonl", step, loss=loss)
     for _ in range(2):
         tracker.log_cached(folder, record, "", {"seed": "1"})
     (run,) = runs_of(tracker).values()
     assert run.info.run_name == f"finetune_retrieval · {record['fingerprint'][:8]}"
     assert (run.data.metrics["loss"], run.data.params["finetune_retrieval.lr"]) == (2.0, "0.001")
     assert run.data.tags["seed"] == "1"
-    (data,) = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("clips", clips[1]["fingerprint"][:16])
-    assert (data.tags[0].value, json.loads(data.dataset.profile)) == ("training", {"samples": 3})
     tracker.log_artifact(folder, record)  # asked for: again
     assert len(tracker.client.search_runs([tracker.experiment])) == 2
-    failed, other = artifact("build_vocabulary")
+    failed, other = write_artifact(tmp_path, "build_vocabulary")
     with pytest.raises(ValueError, match="broke"), tracker.run("x", {}, {"fingerprint": other["fingerprint"]}):
         raise ValueError("broke")
     tracker.log_cached(failed, other, "", {})  # that run has not all of it
     assert len(tracker.client.search_runs([tracker.experiment])) == 4
 
 
-def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, artifact, tmp_path, capsys):
-    from alpro.pipeline.cli import main as cli
-
+def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_path, capsys):
     run = {"seconds": 1.0, "at": "2026-01-01T00:00:00", "arguments": {"config": "configs/sample.toml", "changes": []}}
-    marks = [artifact(stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
+    marks = [write_artifact(tmp_path, stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
     command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
     for number in (1, 2):
         assert cli.execute(command) == 0
@@ -152,8 +183,8 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, arti
 
 
 def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("alpro.pipeline.tracking.tracker.PAUSE_SECONDS", 0)
-    with tracker.stage_run(step_of(), tmp_path, "", {}) as run:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
+    with tracker.stage_run(step_of().description, tmp_path, "", {}) as run:
         client.error = OSError("no route to host")
         for step in (1, 2, 3):
             write(tmp_path / "metrics.jsonl", step, loss=step)
@@ -166,15 +197,15 @@ def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker
     assert "alpro artifacts log" in warning
 
 
-def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, artifact, capsys):
+def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, tmp_path, capsys):
     """Each call may take a connection timeout. A run that was not created has nothing."""
     client.error = OSError("no route to host")
     with tracker.run("pipeline", {"a": 1}, {}) as run:
         assert run == ""
-        tracker.log_cached(*artifact("pretrain", config={"unknown": 1}), run, {})
+        tracker.log_cached(*write_artifact(tmp_path, "pretrain", config={"unknown": 1}), run, {})
     assert client.calls == ["create_run"]
     client.error, tracker.paused_until = None, 0
-    assert tracker.log_artifact(*artifact("zero_shot"), run)
+    assert tracker.log_artifact(*write_artifact(tmp_path, "zero_shot"), run)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -200,92 +231,59 @@ def test_many_parameters_and_names_of_metrics_that_mlflow_does_not_take(tracker)
     assert (logged.metrics["test/qa/acc_what_s"], logged.metrics["acc_où"], logged.metrics[250 * "x"]) == (1, 2, 3)
 
 
-def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tracker, artifact):
+def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tracker, tmp_path):
     """Two models with two evaluations: each score is that of its model, on the corpus that it is of."""
-    _, clips = artifact("decode_videos", name="decode_videos clips")
-    evaluations = []
+    _, clips = write_artifact(tmp_path, "decode_videos", name="decode_videos clips")
+    logged = []
     for lr, score in ((1e-3, 25.0), (2e-4, 75.0)):
         config, metrics = {"phases": PHASES, "lr": lr}, {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0}
-        model = artifact("finetune_retrieval", f"{lr}", {"clips": clips}, config=config, metrics=metrics)
+        model = write_artifact(
+            tmp_path, "finetune_retrieval", f"m{lr}", {"clips": clips}, config=config, metrics=metrics
+        )
         (model[0] / "model").mkdir()
         (model[0] / "model" / "model.safetensors").write_bytes(b"weights")
         tracker.log_artifact(*model)
         scores = {"test/retrieval_vtc/t2v/R5": 80.0, "test/retrieval_vtc/t2v/R1": score, "test/qa/acc": 9.0}
-        inputs = {"retrieval": model[1], "clips": clips}
-        evaluation = artifact("evaluate", f"{lr}", inputs, config={"retrieval": "clips"}, metrics=scores)
-        evaluations.append((evaluation, tracker.log_artifact(*evaluation)))
+        of = {"inputs": {"retrieval": model[1], "clips": clips}, "config": {"retrieval": "clips"}, "metrics": scores}
+        logged.append(tracker.log_artifact(*write_artifact(tmp_path, "evaluate", f"e{lr}", **of)))
     order = [{"field_name": "metrics.R1", "ascending": False}]
     models = tracker.client.search_logged_models([tracker.experiment], order_by=order)
     shown = [{m.key: (m.value, m.dataset_name) for m in model.metrics} for model in models]
     assert shown == [{"validation/t2v/R1": (40.0, None), "R1": (score, "clips")} for score in (75.0, 25.0)]
     assert models[0].params["finetune_retrieval.lr"] == "0.0002"
     assert models[0].name[:8] != models[1].name[:8]  # where MLflow cuts them
-    (_, best), logged = evaluations[1]
-    run = tracker.client.get_run(logged)
+    run = tracker.client.get_run(logged[1])
     assert [used.model_id for used in run.inputs.model_inputs] == [models[0].model_id]
-    assert (run.data.metrics["R1"], run.data.metrics["QA"], run.data.metrics["test/retrieval_vtc/t2v/R5"]) == (
-        75,
-        9,
-        80,
-    )
-    assert tracker.logged_model(best["inputs"]["retrieval"]["fingerprint"]) == models[0].model_id
-    assert not list(Path(tracker.uri.removeprefix("sqlite:///")).parent.glob("mlflow/**/*.safetensors"))
+    assert {key: run.data.metrics[key] for key in ("R1", "QA", *scores)} == {"R1": 75, "QA": 9} | scores
+    assert tracker.logged_model(model[1]["fingerprint"]) == models[0].model_id
+    assert not list(tmp_path.glob("mlflow/**/*.safetensors"))
 
 
-def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, artifact, tmp_path):
-    clips = artifact("decode_videos", name="decode_videos clips", counts={"samples": 4})
-    trained = artifact("pretrain", metrics={"validation/vtc/t2v/R1": 1.0})
+def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
     scores = {"test/retrieval_vtc/t2v/R10": 9.0, "test/qa/acc": 3.0, "test/retrieval_vtc/t2v/R1": 2.0}
-    evaluated = artifact("evaluate", metrics=scores)
-    report = tmp_path / "sample.html"
-    report.touch()
+    trained = write_artifact(tmp_path, "pretrain", metrics={"validation/vtc/t2v/R1": 1.0})
+    evaluated = write_artifact(tmp_path, "evaluate", metrics=scores)
+    (report := tmp_path / "sample.html").touch()
     sent = []
-    tracker.log_metrics = lambda run, values: sent.append((run, values))
+    tracker.log_metrics = lambda run, values: sent.append((run, list(values.items())))
     with tracker.run("sample 3f2a9c", {}, {}) as run:
-        tracker.log_pipeline(run, [clips, trained, evaluated], {"pretrain"}, report, "{}")
-    ((of, values),) = sent
-    assert of == run
-    assert list(values.items()) == [
-        ("R1", 2.0),
-        ("QA", 3.0),
-        ("R10", 9.0),
-        *scores.items(),
-        ("training/pretrain/validation/vtc/t2v/R1", 1.0),
-    ]
+        tracker.log_pipeline(run, [trained, evaluated], [report])
+    training = ("training/pretrain/validation/vtc/t2v/R1", 1.0)
+    assert sent == [(run, [("R1", 2.0), ("QA", 3.0), ("R10", 9.0), *scores.items(), training])]
     folder = Path(tracker.client.download_artifacts(run, ""))
-    table = json.loads((folder / "tables" / "stages.json").read_text())
-    states = [row[:2] for row in table["data"]]
-    assert states == [["decode_videos clips", "built"], ["pretrain", "cached"], ["evaluate", "built"]]
-    assert {"sample.html", "config.json"} <= {path.name for path in folder.iterdir()}
-    (data,) = tracker.client.get_run(run).inputs.dataset_inputs
-    assert data.dataset.name == "clips"
+    assert [path.name for path in folder.iterdir()] == ["sample.html"]
 
 
-@pytest.mark.parametrize(
-    ("uri", "run", "file", "address"),
-    [
-        ("sqlite:///mlflow.db", "r1", "", ""),
-        ("http://host:5000/", "", "", ""),
-        ("http://host:5000/", "r1", "", "http://host:5000/#/experiments/7/runs/r1?workflowType=machine_learning"),
-        (
-            "http://host",
-            "r1",
-            "a.html",
-            "http://host/#/experiments/7/runs/r1/artifacts/a.html?workflowType=machine_learning",
-        ),
-    ],
-)
-def test_a_run_has_a_page_on_a_server(uri, run, file, address):
-    from alpro.pipeline.tracking.tracker import Tracker
-
-    assert Tracker(SimpleNamespace(), "7", uri).address(run, file) == address
+def test_mlflows_page_opens_with_the_columns_of_the_headline_scores(tracker):
+    experiment = tracker.client.get_experiment(tracker.experiment)
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])["selectedColumns"]
+    assert columns[:2] == ["metrics.`R1`", "metrics.`QA`"]
+    page = module.start_page(tracker.uri)
+    assert page.startswith(f"/#/experiments/{tracker.experiment}/runs?")
+    assert page.endswith("viewStateShareKey=alpro")
 
 
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
-    import pandas as pd
-
-    from alpro.pipeline.tracking.tracker import TABLE_ROWS, read_table
-
     frame = pd.DataFrame({"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5})
     frame.to_parquet(tmp_path / "retrieval_t2v.parquet")
     table = read_table(tmp_path / "retrieval_t2v.parquet")
@@ -295,7 +293,6 @@ def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
 
 def test_a_store_whose_creation_is_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):
     """Some of its tables are there then, and MLflow fails for ever to create the others."""
-    from alpro.pipeline.tracking.tracker import Tracker
 
     def upgrade(engine):
         raise KeyboardInterrupt
@@ -307,9 +304,95 @@ def test_a_store_whose_creation_is_interrupted_is_created_by_the_next_run(tmp_pa
 
 
 def test_a_corrupt_store_is_a_one_line_error(tmp_path):
-    from alpro.pipeline.tracking.tracker import Tracker
-
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
     with pytest.raises(InputError, match=r"mlflow\.db") as caught:
         Tracker.open("", tmp_path, "x")
     assert "\n" not in str(caught.value)
+
+
+# The registry: models are registered by the command line, and loaded as people would.
+
+LOAD = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+rows = model.predict(pd.DataFrame(json.loads(sys.argv[3])))
+print(json.dumps({"inputs": model.metadata.get_input_schema().input_names(),
+                  "outputs": model.metadata.get_output_schema().input_names(), "rows": rows.to_dict("list")}))
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_model, tokenizer):
+    """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model, and one without a
+    model."""
+    config = tiny_model(tokenizer.get_vocab_size())
+    torch.manual_seed(0)
+    folders = {
+        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
+        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
+        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
+        "build_vocabulary": None,
+    }
+    for stage, model in folders.items():
+        folder, record = write_artifact(tmp_path, stage)
+        if model:
+            model.save_pretrained(folder / "model")
+        if stage == "finetune_qa":
+            Tracker.open("", tmp_path, "sample").log_artifact(folder, record)
+    return tmp_path
+
+
+LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompter", "finetune_qa")]
+
+
+@pytest.mark.parametrize("stage", ["finetune_retrieval", *LONG])
+def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sample, monkeypatch, capsys, tmp_path):
+    """Another process loads it by its alias, without pickle, when the artifact is gone."""
+    folder = workspace / "artifacts" / stage / digest(stage)[:16]
+    videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
+    texts = ["a red ball moves left", "where does it go?"]
+    model = Model.from_pretrained(folder, device="cpu")
+    if stage == "finetune_qa":
+        pairs = [model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
+        expected = {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
+    else:
+        expected = {"similarity": (model.embed_videos(videos) * model.embed_texts(texts)).sum(1).tolist()}
+    if stage == "finetune_retrieval":
+        expected["match"] = model.match(texts, videos).diagonal().tolist()
+
+    arguments = ("--name", "shapes", "--alias", "champion", "--workspace", workspace)
+    for _ in range(2):  # the same model is the same version
+        status, out, err = call(monkeypatch, capsys, "model", "register", digest(stage)[:6], *arguments)
+        assert (status, err) == (0, "")
+        assert out == "shapes, version 1; load it with mlflow.pyfunc.load_model('models:/shapes@champion')\n"
+    folder.rename(tmp_path / "gone")
+
+    uri = f"sqlite:///{workspace / 'mlflow.db'}"
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    command = [sys.executable, "-c", LOAD, uri, "models:/shapes@champion", json.dumps({"video": videos, "text": texts})]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout)
+    assert loaded["inputs"] == ["video", "text"]
+    assert loaded["outputs"] == list(expected)
+    for name, values in expected.items():
+        assert loaded["rows"][name] == (values if name == "answer" else pytest.approx(values, abs=1e-5))
+    version = MlflowClient(uri).get_model_version_by_alias("shapes", "champion")
+    assert (str(version.version), version.tags["fingerprint"]) == ("1", digest(stage))
+    assert not list(workspace.rglob("*.pkl"))
+    assert Model.load(registered_folder(uri, "models:/shapes@champion"), device="cpu").pair_columns == tuple(expected)
+    with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
+        registered_folder(uri, "models:/shapes/9")
+    (run,) = MlflowClient(uri).search_runs([str(n) for n in range(3)])  # no run of its own
+    models = MlflowClient(uri).search_logged_models([str(n) for n in range(3)])
+    ours = [model for model in models if model.tags.get("fingerprint") == digest(stage)]
+    assert [(model.source_run_id == run.info.run_id) for model in ours] == [stage == "finetune_qa"]
+
+
+def test_an_artifact_without_a_model_is_refused(workspace, monkeypatch, capsys):
+    name = digest("build_vocabulary")[:16]
+    arguments = ("model", "register", name, "--name", "shapes", "--workspace", workspace)
+    status, _, err = call(monkeypatch, capsys, *arguments)
+    assert (status, err) == (2, f"error: build_vocabulary {name} has no model\n")

@@ -1,0 +1,122 @@
+"""`alpro config ...` and `alpro data ...`: what a run reads, configurations and data."""
+
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from alpro.errors import InputError
+from alpro.pipeline.cli.options import WORKSPACE, Count, Json, Source, Workspace, print_json
+
+if TYPE_CHECKING:
+    from alpro.pipeline.config.pipeline_config import PipelineConfig
+
+config_group = App(name="config", help="List and show configurations.")
+data_group = App(name="data", help="Check data before a run.")
+
+
+@config_group.command(name="list")
+def list_configs() -> None:
+    """List the shipped configurations."""
+    from alpro.pipeline.config.load import CONFIGS, shipped
+    from alpro.pipeline.reports.terminal import aligned
+
+    # The first line of a configuration file, which is a comment.
+    first = {name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()}
+    print(*aligned([(name, line.removeprefix("#").strip()) for name, line in first.items()], ()), sep="\n")
+
+
+@config_group.command(name="show")
+def show_config(config: str, /, *, source: Source = Source(), workspace: Workspace = WORKSPACE) -> None:
+    """Print a configuration with all its values, as TOML.
+
+    Args:
+        config: A shipped configuration, or a TOML file, as for `alpro run --config`.
+    """
+    import toml
+
+    from alpro.pipeline.config.load import load_config
+
+    print(toml.dumps(values_of(load_config(config, source.data, source.changes(workspace)))), end="")
+
+
+def values_of(config: "PipelineConfig") -> dict[str, Any]:
+    """The values of a configuration, with all defaults, as `load_config` accepts them."""
+    from alpro.pipeline.config.pipeline_config import SHARED
+
+    values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for key, stage in SHARED:  # set once, in the top-level table; a prompter may have sizes of its own
+        if stage != "train_prompter" or values.get(stage, {}).get(key) == values[key]:
+            values.get(stage, {}).pop(key, None)
+    return values
+
+
+@data_group.command
+def check(
+    data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5, json: Json = False
+) -> int:
+    """Print what is there, what is missing, and the splits.
+
+    Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status is 1 if a run
+    would fail.
+
+    Args:
+        data: Your videos, as for `alpro run --data`.
+        config: The configuration whose decoding settings are used.
+        set: Change a value, such as corpora.data.frames=16; repeatable.
+        samples: Number of items to decode.
+    """
+    from alpro.pipeline.config.load import load_config
+    from alpro.shards.storage import located
+    from alpro.stages.corpora.check_data import check_data
+
+    settings = load_config(config, data, list(set))
+    corpus = settings.corpora["data"]
+    if corpus.shards:
+        raise InputError("corpora.data.shards are not decoded; `alpro run index_shards` checks them")
+    paths = corpus.annotation_files, corpus.names_root
+    stages = settings.trainings().items()
+    lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
+    report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
+    if json:
+        print_json(report)
+    else:
+        print_check(report)
+    return 1 if report["problems"] else 0
+
+
+def print_check(report: dict[str, Any]) -> None:
+    """Prints the report of `check_data`."""
+    kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
+    print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
+    for split, texts in report["splits"].items():
+        counts = ", ".join(f"{texts[name]:,} {name}" for name in ("captions", "questions"))
+        print(f"  {split:10} {texts['items']:>9,} items, {counts}")
+    print(f"  splits     {report['split_source']}")
+    bad, decoded = report["bad_rows"], report["decoded"]
+    for count, what, examples in (
+        (bad["count"], "invalid rows or failed downloads", bad["examples"]),
+        (report["missing"], "missing files", report["missing_examples"]),
+        (report["without_text"], "items without a text", []),
+    ):
+        if count:
+            print(f"  {count:,} {what}", *examples, sep="\n    ")
+    for split, shared in report["also_in_training"].items():
+        if shared["captions"]:
+            of = f"{shared['captions']} of {shared['items']} {split} items"
+            print(f"  {of} have a caption that a training item has too")
+    for split, copies in report["copies_of_training"].items():
+        if copies:
+            print(f"  {len(copies)} {split} files are copies of training files, such as {copies[0]}")
+    for stage, texts in report["long_texts"].items():
+        if texts["cut"]:
+            of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
+            print(f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}")
+    if report["group_hint"]:
+        print(f"hint: {report['group_hint']}")
+    print(
+        f"decoded {decoded['items']} items, {sum(decoded['rejected'].values())} rejected",
+        *decoded["examples"],
+        sep="\n    ",
+    )
+    for problem in report["problems"]:
+        print(f"problem: {problem}")

@@ -1,0 +1,310 @@
+"""Loads a configuration: a TOML file over its `base`, own data, and `--set` changes, as one valid `PipelineConfig`.
+
+Until the classes validate them, values are those of TOML: what is not a table where one is expected is passed over here
+(`tables`), and reported by the classes.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from alpro.credentials import refuse_credentials
+from alpro.errors import InputError
+from alpro.log import log, warn_once
+from alpro.models.initial import text_sizes, video_sizes
+from alpro.pipeline.config.pipeline_config import ALWAYS, FILES, FILES_OR_NAMES, SHARED, PipelineConfig, is_word
+from alpro.shards.sources.manifest import has_questions
+from alpro.shards.storage import Location, absolute
+from alpro.stages import TRAININGS
+
+CONFIGS = Path(__file__).with_name("shipped")
+OPTIONAL_STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+ENCODER_STAGES = ("train_prompter", "pretrain")  # they create models, from pre-trained encoders if they name any
+LENGTHS = {"steps": "epochs", "epochs": "steps"}  # of a phase
+ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
+
+Values = dict[str, Any]
+
+
+def load_config(
+    source: str,
+    data: str = "",
+    changes: list[str] | None = None,
+    asks_questions: Callable[[Location], bool] = has_questions,
+) -> PipelineConfig:
+    """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
+
+    data: a manifest or folder that replaces all corpora. asks_questions: whether it has a question; by default all rows
+    are read. Raises InputError with a one-line message if anything is invalid.
+    """
+    changes, path = changes or [], find_config(source)
+    values = read_config(path)
+    if data:  # before the changes, which may name its corpus: corpora.data.size
+        refuse_credentials("corpora.data.data", data)
+        file = Path(os.path.expanduser(data))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+        if os.path.lexists(file) and not (file.is_file() or file.is_dir()):  # a pipe would be read for ever
+            raise InputError(f"--data {data}: neither a file nor a folder")
+        replace_corpora(values, data)
+    for change in changes:
+        apply_change(values, change)
+    values = resolve_paths(without_stages(values), Path.cwd())  # paths in --set are relative to the current folder
+    if data:  # after the changes, which may leave out the task: the data is then not read
+        skip_questions(values, data, asks_questions)
+    if values.get("pretrained"):
+        values = {key: value for key, value in values.items() if key not in ENCODER_STAGES}
+    drop_unused(values)
+    share_tables(values, path)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        message = one_line(error, PipelineConfig)
+        place = message.partition(":")[0]
+        causes = (change for change in changes if _overlaps(place, change.partition("=")[0].strip()))
+        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
+
+
+def _overlaps(place: str, key: str) -> bool:
+    """Whether the place of an error is inside the value that a key sets, or contains it."""
+    return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
+
+
+def shipped() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+
+
+def find_config(source: str, folder: Path = Path()) -> Path:
+    """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
+    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    for file in (path, CONFIGS / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+        if file.is_file():
+            return file
+    raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
+
+
+def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
+    """The values of a configuration file, with absolute paths, over those of its `base`."""
+    log.debug(f"reading {path}")
+    values = resolve_paths(read_toml(path), path.parent)
+    if "base" in values:
+        base = values.pop("base")
+        if not isinstance(base, str) or path in below:
+            raise InputError(f"{path}: base must be another configuration (it is {base!r})")
+        values = merged(read_config(find_config(base, path.parent), (*below, path)), values)
+    return without_stages(values)
+
+
+def read_toml(path: Path) -> Values:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error
+
+
+def tables(values: Any, *path: str) -> Iterator[Values]:
+    """The tables at a path of nested values, in which * stands for every key or index.
+
+    >>> list(tables({"a": {"b": [{"c": 1}, 2]}, "d": 3}, "a", "b", "*"))
+    [{'c': 1}]
+    """
+    if not path:
+        yield from [values] if isinstance(values, dict) else []
+    elif path[0] != "*":
+        yield from tables(values.get(path[0]), *path[1:]) if isinstance(values, dict) else []
+    elif isinstance(values, dict | list):
+        for inner in values.values() if isinstance(values, dict) else values:
+            yield from tables(inner, *path[1:])
+
+
+def table_of(values: Any, *path: str) -> Values:
+    """The table at a path; an empty one if there is none."""
+    return next(tables(values, *path), {})
+
+
+def merged(values: Values, more: Values) -> Values:
+    """Nested values with those of `more` added, which take precedence.
+
+    >>> merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
+    {'a': {'b': 1, 'c': 3}, 'd': [2]}
+    """
+    both = {key: merged(values[key], more[key]) for key in more if table_of(values, key) and table_of(more, key)}
+    return {**values, **more, **both}
+
+
+def without_stages(values: Values) -> Values:
+    """The values without the optional stages that are `false`, as `--set finetune_qa=false` makes them.
+
+    >>> without_stages({"pretrain": False, "finetune_qa": {"lr": 1e-4}, "name": "a"})
+    {'finetune_qa': {'lr': 0.0001}, 'name': 'a'}
+    """
+    return {key: value for key, value in values.items() if value is not False or key not in OPTIONAL_STAGES}
+
+
+def resolve_paths(values: Values, base: Path) -> Values:
+    """Makes relative paths of corpora, models and other files absolute."""
+    corpora = list(tables(values, "corpora", "*"))
+    places = [(corpus, key) for corpus in corpora for key in ("data", "shards")]
+    places += [(files, split) for files in tables(values, "corpora", "*", "annotations") for split in files]
+    places += [(values, "pretrained"), *((table, key) for stage, key in FILES for table in tables(values, stage))]
+    for table, key in places:
+        if isinstance(file := table.get(key), str) and file:
+            table[key] = str(absolute(file, base))
+        elif isinstance(file, list):
+            table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
+    for corpus in corpora:
+        if isinstance(root := corpus.get("root"), str) and root:  # maybe of another machine: links are not resolved
+            corpus["root"] = os.path.normpath(base.absolute() / root)
+    for stage, key in FILES_OR_NAMES:
+        for table in tables(values, stage):
+            name = table.get(key)
+            if isinstance(name, str) and name and not is_word(stage, key, name):
+                path = absolute(name, base)
+                table[key] = str(path) if isinstance(path, Path) and path.exists() else name
+    return values
+
+
+def replace_corpora(values: Values, data: str) -> None:
+    """Replaces all corpora by one, `data`, decoded as the first that is evaluated. The phases of a stage become one
+    phase of their total length; if some are in steps and others in epochs, each keeps its own."""
+    corpora, evaluate = table_of(values, "corpora"), values.setdefault("evaluate", {})
+    tasks = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
+    evaluated = [name for table in tables(evaluate) for task in tasks if isinstance(name := table.get(task), str)]
+    first = next((corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)), {})
+    replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
+    settings = {key: value for key, value in first.items() if key not in replaced}
+    values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
+    values.pop("render_sample", None)
+    for stage in TRAININGS:
+        phases = list(tables(values, stage, "phases", "*"))
+        lengths = [{key: phase[key] for key in LENGTHS if phase.get(key)} for phase in phases]
+        keys = {key for length in lengths for key in length}
+        if len(keys) == 1 and all(isinstance(n, int | float) for length in lengths for n in length.values()):
+            (key,) = keys
+            lengths = [{key: sum(length.get(key, 0) for length in lengths)}]
+        if phases:
+            values[stage]["phases"] = [{"corpora": ["data"], **length} for length in lengths]
+    for table in tables(evaluate):
+        table |= {task: "data" for task, stage in tasks.items() if stage in values or table.get(task)}
+
+
+def skip_questions(values: Values, data: str, asks_questions: Callable[[Location], bool]) -> None:
+    """Leaves out question answering if the data has no questions."""
+    evaluate = table_of(values, "evaluate")
+    if (values.get("finetune_qa") is not None or evaluate.get("qa")) and not asks_questions(absolute(data)):
+        if values.pop("finetune_qa", None) is not None:
+            warn_once(f"no questions in {data}: question answering is skipped")
+        evaluate["qa"] = ""
+
+
+def drop_unused(values: Values) -> None:
+    """Drops corpora without data that no stage uses, as those of a `base` whose stages are left out."""
+    phases = [phase for stage in TRAININGS for phase in tables(values, stage, "phases", "*")]
+    used = [name for phase in phases if isinstance(names := phase.get("corpora"), list) for name in names]
+    used += map(table_of(values, "evaluate").get, ("retrieval", "qa"))
+    corpora = table_of(values, "corpora")
+    for name, corpus in list(corpora.items()):
+        named = any(map(table_of(corpus).get, ("manifest", "data", "shards")))
+        if name not in used and len(corpora) > 1 and isinstance(corpus, dict) and not named:
+            del corpora[name]
+
+
+def share_tables(values: Values, path: Path) -> None:
+    """Copies the tables of `SHARED`, which are set once, to the stages that have them; [model] with the sizes of
+    encoders in local folders."""
+    models = with_sizes(values)
+    for table in tables(values, "train_prompter"):  # may have sizes of its own
+        own = table.pop("model", {})
+        models["train_prompter"] = merged(models["train_prompter"], own) if isinstance(own, dict) else own
+    for key, stage in SHARED:
+        if stage in ALWAYS:
+            values.setdefault(stage, {})
+        for table in tables(values, stage):
+            if key in table:
+                raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
+            table[key] = models[stage] if key == "model" else values.get(key, {})
+    if "pretrain" in models and isinstance(values.get("model", {}), dict):
+        values["model"] = models["pretrain"]
+
+
+def with_sizes(values: Values) -> dict[str, Values]:
+    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP (`vit`) or BERT in a local
+    folder, because others could not be loaded. Such a BERT is also the tokenizer, unless there is one.
+
+    A stage that names no such folder has the sizes of the other stage.
+    """
+    model = table_of(values, "model")
+    stages = {name: table for name in ENCODER_STAGES for table in tables(values, name)}
+    models = {name: dict(model) for name in stages}
+    for part, key, sizes_of in (("video", "vit", video_sizes), ("text", "bert", text_sizes)):
+        names = {name: value for name, stage in stages.items() if isinstance(value := stage.get(key), str)}
+        sizes = {name: found for name, value in names.items() if (found := sizes_of(value))}
+        for name in stages if sizes else ():
+            models[name][part] = table_of(model, part) | sizes.get(name, next(iter(sizes.values())))
+        if sizes and part == "text":
+            for table in tables(values.setdefault("train_tokenizer", {})):
+                table.setdefault("tokenizer", names[next(iter(sizes))])
+    return models
+
+
+def apply_change(values: Values, change: str) -> None:
+    """Applies "a.b=value" to nested values; the value is parsed as TOML, or else is plain text."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    at: Any = values
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = _key(at, parent, change)
+        at = at.setdefault(inner, {}) if isinstance(at, dict) else at[inner]
+    at[_key(at, last, change)] = value
+    if last in LENGTHS and isinstance(at, dict):  # one of the two replaces the other
+        at.pop(LENGTHS[last], None)
+
+
+def _key(at: Any, part: str, change: str) -> Any:
+    """The key of a table, or the index of a list, that a part of a change names."""
+    if isinstance(at, dict):
+        return part
+    if not isinstance(at, list):
+        raise InputError(f"--set {change}: {part!r} is not in a table or list")
+    if not part.isdigit() or int(part) >= len(at):
+        raise InputError(f"--set {change}: {part!r} is not an index from 0 to {len(at) - 1}")
+    return int(part)
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a model's validation, with its place and, for an unknown key, a suggestion."""
+    errors = error.errors()
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_suggest(first['loc'], model)}"
+    elif "input" in first and not isinstance(first["input"], dict | BaseModel):
+        message += f" (it is {first['input']!r})"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where + ': ' if where else ''}{message}{more}"
+
+
+def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The key that is closest to an unknown one, or all keys of its table."""
+    at: Any = model
+    for part in loc[:-1]:
+        if field := getattr(at, "model_fields", {}).get(part):
+            at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
+    names = [field.alias or name for name, field in getattr(at, "model_fields", {}).items()]
+    close = [ALIASES[name]] if (name := str(loc[-1])) in ALIASES else get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
+
+
+def _inner(annotation: Any) -> list[Any]:
+    return [t for arg in get_args(annotation) for t in (arg, *_inner(arg))]

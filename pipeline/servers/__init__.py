@@ -1,1 +1,0 @@
-"""Prefect's servers, pools and workers."""

@@ -1,1 +1,0 @@
-"""Studies: variants of a configuration with several seeds, and their scores."""

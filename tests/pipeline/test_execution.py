@@ -1,0 +1,453 @@
+"""Running a stage as a group of processes on free GPUs: what it receives, its result, and why it ended."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
+from alpro.pipeline.execution import devices, launch
+from alpro.pipeline.execution import run_stage as program
+from alpro.pipeline.execution.devices import reserved, visible_devices
+from alpro.pipeline.execution.launch import command, run_group, run_stage
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
+from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
+from alpro.stages.execution.interface import (
+    EXIT_INPUT_ERROR,
+    EXIT_INTERRUPTED,
+    Interrupted,
+    Outcome,
+    Resources,
+    StageFailed,
+    Stopped,
+)
+from alpro.stages.execution.stop import STOP, Stop
+
+ROOT = Path(__file__).parents[2]
+EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
+DATA = Step("render_sample", "render_sample", render_sample.Config())
+CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
+
+
+def step_of(**config) -> Step:
+    return Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}], **config))
+
+
+PRETRAIN = step_of(batch_size=12)
+
+
+@pytest.fixture
+def stop():
+    """A request to stop, of the pipeline in which the test runs."""
+    token = STOP.set(stop := Stop())
+    yield stop
+    STOP.reset(token)
+
+
+# Launching.
+
+
+@pytest.fixture
+def group(monkeypatch) -> dict[str, Any]:
+    """Records commands instead of starting processes. "result" is what they write, "status" their exit status."""
+    seen: dict[str, Any] = {"status": 0, "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}}}
+
+    def run_group(arguments, locks, say, settings):
+        file = Path(arguments[-1])
+        seen.update(arguments=arguments, locks=locks, settings=settings, work=read_json(file))
+        if seen["result"] is not None:
+            write_json(file.with_name("result.json"), seen["result"])
+        return seen["status"]
+
+    monkeypatch.setattr(launch, "run_group", run_group)
+    return seen
+
+
+def test_resources_reach_the_process_of_a_stage(group, tmp_path):
+    resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
+    assert Resources.model_validate(group["work"]["resources"]) == resources
+    assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
+    assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
+
+
+@pytest.mark.parametrize(
+    ("step", "resources", "threads", "own", "processes", "expected"),
+    [  # own: OMP_NUM_THREADS of the user; expected: that of the stage. torchrun would set 1
+        (PRETRAIN, {}, 3, None, 1, "3"),
+        (PRETRAIN, {}, 3, "4", 1, None),
+        (PRETRAIN, {"processes": 2}, 3, None, 2, "1"),
+        (PRETRAIN, {"cpu_processes": 3}, 0, None, 3, "1"),
+        (PRETRAIN, {"cpu_processes": 3}, 2, None, 2, "1"),  # beside another stage
+        (PRETRAIN, {"cpu_processes": 3}, 0, "1", 1, None),
+        (step_of(batch_size=8), {"cpu_processes": 3}, 0, None, 2, "2"),  # 3 does not divide the batch
+        (EVALUATE, {"cpu_processes": 3}, 0, None, 3, "1"),
+        (CACHE, {"cpu_processes": 3}, 0, None, 1, None),
+        (DATA, {"max_stages": 2}, 2, None, 1, None),  # it has no model
+    ],
+)
+def test_processes_and_threads_of_a_stage_on_a_cpu(
+    step, resources, threads, own, processes, expected, group, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))  # that this process may use
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", **resources), threads=threads)
+    assert (f"--nproc-per-node={processes}" in group["arguments"]) == (processes > 1)
+    assert group["settings"].get("OMP_NUM_THREADS") == expected
+    assert group["settings"].get("ALPRO_PLAIN_PROGRESS") == ("1" if "max_stages" in resources else None)
+
+
+ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
+    trainings = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+    file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
+    meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
+    module = [*ALONE[1:-1], str(file)]
+    for stage in STAGES:
+        several = stage in (*trainings, "zero_shot", "evaluate")
+        many = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module] if several else [sys.executable, *module]
+        assert command(stage, file, Resources()) == [sys.executable, *module]
+        assert command(stage, file, Resources(processes=4)) == many
+        if stage in trainings:
+            expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module]
+            assert command(stage, file, Resources(processes=4, **nodes)) == expected
+            assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
+        else:
+            assert command(stage, file, Resources(processes=4, **nodes)) == many
+
+
+def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
+    printed: list[str] = []
+    resources = Resources(nodes=2, rendezvous="host:29500")
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
+    (line,) = printed
+    assert "python -m torch.distributed.run --nproc-per-node=1 " in line
+    assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "error", "message"),
+    [
+        (2, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),
+        (1, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
+        (75, None, Interrupted, "evaluate"),
+        (1, {"interrupted": "x"}, Interrupted, "evaluate"),
+        (-15, None, Interrupted, "evaluate"),
+        (1, None, StageFailed, "status 1"),
+        (-9, None, StageFailed, "memory"),
+        (-11, None, StageFailed, "status -11"),
+    ],
+)
+def test_the_status_of_the_process_is_the_status_of_the_stage(status, result, error, message, group, tmp_path, stop):
+    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
+    group |= {"status": status, "result": result}
+    with pytest.raises(error, match=message) as raised:
+        run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    assert type(raised.value) is error
+    stop.request()  # a pipeline that stops is not a stage that failed
+    with pytest.raises(InputError if result and "error" in result else Stopped):
+        run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
+
+
+def test_a_successful_process_returns_its_outcome_and_leaves_no_files_of_its_own(group, tmp_path):
+    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
+    for step in (EVALUATE, DATA):
+        outcome = run_stage(step, tmp_path, Store(tmp_path), Resources())
+        assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
+        assert group["work"]["stage"] == step.stage
+        assert not list(tmp_path.iterdir())
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(text)]
+
+
+def test_the_output_of_a_process_is_read_to_its_end_whatever_the_log_raises():
+    lines: list[str] = []
+    both = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(3)"
+    assert run_group(python(both), (), lines.append) == 3
+    assert sorted(lines) == ["to stderr", "to stdout"]
+
+    def raise_as_rich_does(line: str) -> None:
+        raise SystemExit(1)
+
+    long = "for _ in range(40_000): print('more than the pipe and its reader hold')"
+    assert run_group(python(long), (), raise_as_rich_does) == 0
+
+
+def test_a_stop_ends_the_group_and_none_starts_after_it(stop):
+    lines: list[str] = []
+    waits = "import signal; signal.signal(15, lambda *_: exit(75)); print('ready', flush=True); signal.pause()"
+    assert run_group(python(waits), (), lambda line: (lines.append(line), stop.request())) == 75
+    assert lines == ["ready"]
+    with pytest.raises(Stopped):
+        run_group(python("print('started')"), (), lines.append)
+    with pytest.raises(Stopped):
+        stop.wait(600)
+
+
+def test_what_a_process_leaves_behind_ends_with_it():
+    reading, writing = os.pipe()
+    child = "import signal; print('ready', flush=True); signal.pause()"
+    leaves = f"""
+        import subprocess, sys
+        command = [sys.executable, "-c", {child!r}]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[{writing}])
+        child.stdout.readline()"""
+    assert run_group(python(leaves), (writing,), lambda line: None) == 0
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # nobody has it open any more
+    os.close(reading)
+
+
+@pytest.mark.parametrize("ends", ["before", "later"])
+def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
+    """The kernel sends SIGTERM when the parent is gone; one that is gone already is noticed."""
+    waits = textwrap.dedent(f"""
+        import os, signal
+        print(os.getpid(), flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / "ended")!r}, "w"), os._exit(0)))
+        print("ready", flush=True)
+        signal.pause()""")
+    starter = """
+        import os, signal, subprocess, sys
+        from alpro.stages.execution.lifecycle import with_parent
+        command = with_parent([sys.executable, "-c", sys.argv[1]])
+        if sys.argv[2] == "before":
+            command[3] = "1"
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        first, second = child.stdout.readline().strip(), child.stdout.readline().strip()
+        print(first, second, child.wait() if command[3] == "1" else "")
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)"""
+    done = subprocess.run([*python(starter), waits, ends], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    if ends == "before":
+        assert done.stdout.split() == ["1"]  # the status; the program has not started
+        return
+    wait_for_end(int(done.stdout.split()[0]))
+    assert (tmp_path / "ended").exists()
+
+
+# The program of a stage.
+
+
+@pytest.fixture
+def work(tmp_path) -> Path:
+    """The work file of a decoding with values that are not the defaults."""
+    out = tmp_path / "out"
+    out.mkdir()
+    described = {"stage": "decode_videos", "config": {"size": 64, "frames": 8}, "inputs": {"data": str(tmp_path)}}
+    described |= {"out": str(out), "resources": Resources(workers=3, device="cpu").model_dump(mode="json")}
+    write_json(out / "work.json", described)
+    return out / "work.json"
+
+
+@pytest.fixture
+def run(work, monkeypatch):
+    """run(result, rank): the status and result.json of a stage that returns or raises `result`, and its arguments."""
+    monkeypatch.setattr(program, "end_with_parent", lambda *_: None)
+
+    def start(result, rank: str = "") -> tuple[int, dict, list]:
+        received: list = []
+
+        def stage(*arguments) -> Outcome:
+            received.extend(arguments)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(decode_videos, "run", stage)
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "3")):
+            monkeypatch.setenv(name, value) if rank else monkeypatch.delenv(name, raising=False)
+        status, file = program.main(work), work.with_name("result.json")
+        return status, read_json(file) if file.exists() else {}, received
+
+    return start
+
+
+def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp_path):
+    outcome = Outcome({"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"})
+    status, result, (config, inputs, out, resources) = run(outcome)
+    assert (status, Outcome(**result)) == (0, outcome)
+    assert (config.size, config.frames) == (64, 8)
+    assert (inputs, out) == ({"data": tmp_path}, tmp_path / "out")
+    assert (resources.workers, resources.device) == (3, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "key"),
+    [
+        (InputError("clips: no captions"), EXIT_INPUT_ERROR, "error"),
+        (OSError(errno.ENOSPC, "No space left", "clips.tar"), EXIT_INPUT_ERROR, "error"),
+        (OSError(errno.ESTALE, "Stale file handle"), EXIT_INTERRUPTED, "interrupted"),
+        (ConnectionResetError("https://host/a.mp4: reset"), EXIT_INTERRUPTED, "interrupted"),
+        (TimeoutError(), EXIT_INTERRUPTED, "interrupted"),
+        (SystemExit(EXIT_INTERRUPTED), EXIT_INTERRUPTED, "interrupted"),
+        (FileNotFoundError("x"), None, None),
+        (PermissionError("x"), None, None),
+        (ValueError("a bug"), None, None),
+        (SystemExit(3), None, None),
+        (RuntimeError("Connection closed by peer"), None, None),  # without ranks
+    ],
+)
+def test_an_error_is_the_persons_or_passes_or_is_a_bug(error, status, key, run, capsys):
+    if status is None:
+        with pytest.raises(type(error)):
+            run(error)
+        return
+    found, result, _ = run(error)
+    assert (found, list(result)) == (status, [key])
+    assert len(capsys.readouterr().err.splitlines()) == (0 if isinstance(error, SystemExit) else 1)
+
+
+def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(run, work, capsys):
+    assert run(InputError("clips: no captions"), "1")[:2] == (EXIT_INPUT_ERROR, {"error": "clips: no captions"})
+    capsys.readouterr()
+    assert run(InputError("other"), "2")[1] == {"error": "clips: no captions"}
+    assert run(RuntimeError("[gloo] Connection closed by peer\nmore"), "2")[0] == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    work.with_name("result.json").unlink()
+    assert run(Outcome({"items": 2}), "1")[1] == {}
+    assert run(Outcome({"items": 2}), "0")[1]["counts"] == {"items": 2}
+
+
+def test_it_runs_as_a_module(work, tmp_path):
+    write_json(work, read_json(work) | {"inputs": {"data": str(tmp_path / "nowhere.jsonl")}})
+    done = subprocess.run([*ALONE[:-1], str(work)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == EXIT_INPUT_ERROR
+    assert done.stderr == f"error: {read_json(work.with_name('result.json'))['error']}\n"
+    assert "nowhere.jsonl" in done.stderr
+
+
+# GPUs, of which this machine needs none.
+
+ONE, TWO = {"0": "a"}, {"0": "a", "1": "b"}  # names, and what identifies each
+
+# Another process of this machine: it reserves a device of two, prints it, and keeps it until its input ends.
+OTHER = """
+import os, subprocess, sys
+from pathlib import Path
+from alpro.pipeline.execution.devices import reserved
+with reserved({"0": "a", "1": "b"}, 1, print, Path(sys.argv[1])) as (names, _):
+    print(*names, flush=True)
+    sys.stdin.read()
+"""
+
+
+def other(folder: Path, text: str = OTHER) -> tuple[subprocess.Popen, str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([*python(text), str(folder)], text=True, **pipes)
+    return process, process.stdout.readline().strip()
+
+
+def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
+    first, name = other(tmp_path)
+    assert name == "0"
+    lines: list[str] = []
+    with reserved(TWO, 1, lines.append, tmp_path) as (names, locks):
+        assert (names, len(locks), lines) == (["1"], 1, [])
+    # A device is locked whatever a job calls it: "0" may be another one in another job.
+    with reserved({"GPU-a": "a", "GPU-b": "b"}, 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["GPU-b"]
+        with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
+            assert others == ["0"]
+
+    def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
+        with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
+            assert free == ["1"]  # a run that waits for two holds none
+        first.communicate()
+
+    monkeypatch.setattr(Stop, "wait", wait)
+    with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
+        assert names == ["0", "1"]
+    assert lines == ["waits for 2 free GPUs of 2; others are in use"]
+    with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
+        with reserved(TWO, 1, pytest.fail, tmp_path) as (second, _):
+            assert (names, second) == (["0"], ["1"])
+        process, name = other(tmp_path)
+        assert name == "1"  # "0" is still in use here
+        process.communicate()
+
+
+def test_a_stopped_run_does_not_wait(tmp_path, stop):
+    with (
+        reserved(ONE, 1, pytest.fail, tmp_path),
+        pytest.raises(Stopped),
+        reserved(ONE, 1, lambda line: stop.request(), tmp_path),
+    ):
+        pass
+    with reserved(ONE, 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["0"]
+
+
+def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
+    """A training process whose pipeline is killed."""
+    killed, name = other(
+        tmp_path, OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
+    )
+    assert (name, killed.wait()) == ("0", 9)
+    with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
+        assert names == ["1"]
+    killed.stdin.close()  # cat ends
+    assert killed.stdout.read() == ""
+    with reserved(ONE, 1, print, tmp_path) as (names, _):  # it may close its output first, and then the lock
+        assert names == ["0"]
+
+
+def test_without_devices_nothing_is_reserved_and_too_few_or_no_folder_are_errors(tmp_path):
+    with reserved({}, 4, pytest.fail, tmp_path / "locks") as taken:
+        assert taken == ([], ())
+    assert not (tmp_path / "locks").exists()
+    assert visible_devices(Resources(device="cpu")) == {}
+    (tmp_path / "file").write_text("")
+    for count, folder, named in ((2, tmp_path, "visible GPUs is 1"), (1, tmp_path / "file" / "x", "locks of the GPUs")):
+        with pytest.raises(InputError, match=named), reserved(ONE, count, print, folder):
+            pass
+    assert not devices.FOLDER.is_relative_to("/tmp")  # jobs of a cluster have one of their own
+    assert devices.FOLDER.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, {"0": "a", "1": "b"}),
+        ("", {"0": "a", "1": "b"}),
+        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
+        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
+    ],
+)
+def test_devices_have_the_names_of_cuda_and_an_identity(visible, found, monkeypatch):
+    """The identities are asked of CUDA in a process of its own."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(devices, "UUIDS", "print('a', 'b')")
+    devices.device_uuids.cache_clear()
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(devices.VISIBLE, visible)
+    assert visible_devices(Resources()) == found
+    devices.device_uuids.cache_clear()
+
+
+def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"})
+    monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
+    assert len(group["locks"]) == 3
+    run_stage(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}

@@ -1,0 +1,469 @@
+"""The plan of a pipeline: its steps and inputs, digests of the user's files, and what is in the fingerprints."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import fsspec
+import pytest
+from PIL import Image
+
+from alpro.artifact import digest_of
+from alpro.errors import InputError
+from alpro.pipeline.config.load import load_config
+from alpro.pipeline.config.pipeline_config import Corpus
+from alpro.pipeline.plan import digests as module
+from alpro.pipeline.plan.dag import check_files, decoding, needed, plan, reason, required
+from alpro.pipeline.plan.digests import Digests, digest_data
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
+from alpro.shards.reader import ShardReader
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from tests.pipeline.conftest import TINY, of_shards
+from tests.stages.conftest import write_manifest
+
+
+@pytest.fixture
+def digests(tmp_path) -> Digests:
+    return Digests(tmp_path / "digests.sqlite")
+
+
+@pytest.fixture
+def steps_of(digests) -> Callable[..., dict[str, Step]]:
+    """steps_of(*changes): the steps of the tiny pipeline by name."""
+
+    def find(*changes: str) -> dict[str, Step]:
+        return {step.name: step for step in plan(load_config(TINY, changes=list(changes)), digests)}
+
+    return find
+
+
+def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
+    return {name for name in before if name not in after or before[name].fingerprint != after[name].fingerprint}
+
+
+def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, tmp_path):
+    """Of the sample, and of existing shards: together they have every arrow."""
+    (tmp_path / "a.tar").write_bytes(b"shard")
+    of_others = plan(load_config(of_shards(tmp_path, tmp_path)), digests)
+    for step in [*steps_of().values(), *of_others]:
+        inputs = {name: other.stage for name, other in step.inputs.items()}
+        corpora = {name for name, stage in inputs.items() if stage in CORPUS_STAGES}
+        declared = STAGES[step.stage]
+        assert declared.corpora == bool(corpora)
+        assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
+            name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
+        }
+
+
+@pytest.mark.parametrize(
+    ("exist", "expected"),
+    [
+        ("", "abcd"),
+        ("d", "d"),  # what it was computed from is not needed
+        ("ad", "ad"),  # an artifact that exists is listed also where no step needs it
+        ("c", "cd"),
+        ("ac", "acd"),
+        ("b", "abcd"),  # c needs a
+    ],
+)
+def test_an_input_is_built_only_for_a_step_that_runs(exist, expected):
+    def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
+        return SimpleNamespace(fingerprint=name, inputs={other.fingerprint: other for other in inputs})
+
+    a, b = step("a"), step("b")
+    c = step("c", a, b)
+    store = SimpleNamespace(find=lambda s: s.fingerprint in exist)
+    assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
+
+
+def test_steps_without_their_files_are_blocked_with_all_that_need_them(steps_of):
+    steps = steps_of("corpora.clips={data='/none', frames=4, size=36}")
+    blocked = {name: step.blocked for name, step in steps.items() if step.blocked}
+    assert "/none" in blocked.pop("decode_videos clips")
+    assert blocked.keys() == AFTER_CLIPS - {"decode_videos clips"}
+    assert blocked["train_tokenizer"] == "needs decode_videos clips"
+
+
+def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_newest_counts(steps_of):
+    def recorded(*changes: str) -> dict:
+        return steps_of(*changes)["evaluate"].description
+
+    step = steps_of("evaluate.seed=3", "evaluate.frames=8")["evaluate"]
+    older = [recorded("evaluate.seed=5"), recorded("evaluate.seed=1", "evaluate.frames=8")]
+    older += [
+        recorded("evaluate.seed=2", "evaluate.frames=8"),
+        recorded("evaluate.seed=2", "evaluate.split=validation"),
+    ]
+    store = SimpleNamespace(all=lambda: [(Path(), record) for record in older])
+    assert reason(step, store) == "evaluate.seed = 3 (was 2)"
+    assert reason(steps_of()["pretrain"], store) == "no artifact yet"
+    new_version = {"stage_version": 0, "files": {"model": "x"}, "inputs": {}}
+    store = SimpleNamespace(all=lambda: [(Path(), step.description | new_version)])
+    assert reason(step, store).startswith("the stage's code has a new version, input ")
+
+
+def test_zero_shot_is_a_step_of_its_own_that_waits_for_no_fine_tuning(steps_of):
+    """It comes before fine-tuning, needs none of it, and what both evaluations read changes both."""
+    before = steps_of("pretrain.threshold=0.35", "evaluate.entity_crops=3")
+    config = before["zero_shot"].config
+    assert (config.threshold, config.entity_crops) == (0.35, 3)  # the crops that PEM keeps
+    assert list(before).index("zero_shot") < list(before).index("finetune_retrieval")
+    alone = {step.name for step in needed(list(before.values()), "zero_shot")}
+    assert not any(name.startswith("finetune") for name in alone)
+    assert changed(steps_of(), steps_of("evaluate.frames=8")) == set(EVALUATIONS)
+    assert set(before["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompter", "prompts", "clips"}
+    assert set(before["evaluate"].inputs) == {"retrieval", "qa", "clips"}
+
+
+def test_with_a_clip_no_prompter_is_trained_and_without_pem_none_is_needed(steps_of):
+    before = steps_of("pretrain.start=scratch")
+    after = steps_of("pretrain.start=scratch", "cache_prompts.prompter=openai/clip-vit-base-patch32")
+    assert set(after["cache_prompts"].inputs) == {"vocabulary"}
+    assert set(after["pretrain"].inputs) == {"tokenizer", "vocabulary", "prompts", "clips", "stills"}
+    assert set(after["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompts", "clips"}
+    assert before.keys() - after.keys() == {"train_prompter"}
+    assert changed(before, after) == {"train_prompter"} | AFTER_PROMPTER
+    none = steps_of("cache_prompts.prompter=a/b", "pretrain.start=scratch", "pretrain.weights.pem=0")
+    assert not {"train_prompter", "cache_prompts"} & none.keys()
+    towers = steps_of("pretrain.start=scratch", "train_prompter.clip=a/b")["train_prompter"]
+    assert set(towers.inputs) == {"clips", "stills"}  # a CLIP has its own tokenizer
+
+
+# Fingerprints.
+
+AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+AFTER_VOCABULARY = {"build_vocabulary"} | AFTER_PROMPTER
+AFTER_TOKENIZER = {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER
+AFTER_CLIPS = {"decode_videos clips"} | AFTER_VOCABULARY | AFTER_TOKENIZER
+FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reached"),
+    [
+        ("render_sample.seed=1", {"render_sample", "decode_videos stills"} | AFTER_CLIPS),
+        ("corpora.clips.timeout=80", AFTER_CLIPS),
+        ("build_vocabulary.entities=7", AFTER_VOCABULARY),  # one prompter serves many vocabularies
+        ("build_vocabulary.exclude=[]", AFTER_VOCABULARY),
+        ("train_tokenizer.word_pieces=300", AFTER_TOKENIZER),
+        # Its words are no entities, and they are learned.
+        ('templates.video=["a movie of {}"]', AFTER_VOCABULARY | AFTER_TOKENIZER),
+        ("train_prompter.lr=1e-4", {"train_prompter"} | AFTER_PROMPTER),
+        ("pretrain.weights.pem=0.5", {"pretrain", "zero_shot"} | FINE_TUNED),
+        ("finetune_qa.lr=3e-4", {"finetune_qa", "evaluate"}),
+        ("evaluate.controls=[]", {"evaluate"}),
+        # What is logged, drawn or accepted, and resources.
+        *((f"{key}.log_every=3", set()) for key in ("pretrain", "finetune_qa")),
+        ("pretrain.pictures_every=7", set()),
+        ("corpora.clips.max_reject_share=0.9", set()),
+        *((f"resources.{change}", set()) for change in ("workers=2", "processes=3", "device='cpu'")),
+        # Where validation selects the weights, in fine-tuning, its times count.
+        *((f"{key}.validation.times=3", set()) for key in ("train_prompter", "pretrain")),
+        ("finetune_qa.validation.times=3", {"finetune_qa", "evaluate"}),
+    ],
+)
+def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, reached, steps_of):
+    assert changed(steps_of(), steps_of(change)) == reached
+
+
+def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
+    """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
+    logged = {"log_every", "pictures_every", "max_reject_share"}
+    for step in steps_of().values():
+        record = json.loads(json.dumps(step.description))
+        assert digest_of(record) == step.fingerprint
+        for key in record["config"]:
+            older = record | {"config": {name: value for name, value in record["config"].items() if name != key}}
+            assert (digest_of(older) == step.fingerprint) == (key in logged), (step.name, key)
+
+
+def write(file: Path, content: str) -> None:
+    """Writes a file with a later modification time than before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    newer = file.stat().st_mtime_ns + 10**9 if file.exists() else 10**18
+    file.write_text(content)
+    os.utime(file, ns=(newer, newer))
+
+
+# Each key that may name a file or a folder, and the stages that it changes.
+KEYS = {
+    "train_prompter.vit": {"train_prompter"} | AFTER_PROMPTER,
+    "train_prompter.bert": {"train_prompter"} | AFTER_PROMPTER,
+    "pretrain.vit": AFTER_PROMPTER - {"cache_prompts"},
+    "pretrain.bert": AFTER_PROMPTER - {"cache_prompts"},
+    "pretrain.start": AFTER_PROMPTER - {"cache_prompts"},
+    "cache_prompts.prompter": AFTER_PROMPTER,
+    "train_tokenizer.tokenizer": AFTER_TOKENIZER,
+    "build_vocabulary.tagger": AFTER_VOCABULARY,
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key, steps_of, tmp_path):
+    file, folder = tmp_path / "weights.bin", tmp_path / "weights"
+
+    def find(path: Path) -> dict[str, Step]:
+        return steps_of("pretrain.start=scratch", f"{key}={path}")  # a CLIP has no weights to start from
+
+    write(file, "one")
+    before = find(file)
+    assert changed(before, find(file)) == set()
+    write(file, "two")  # of the same length
+    assert changed(before, after := find(file)) == KEYS[key]
+    file.rename(moved := tmp_path / "renamed.bin")
+    assert changed(after, find(moved)) == set()
+    for name in ("weights.bin", "tagger/model"):
+        write(folder / name, "one")
+    before = find(folder)
+    for name in ("weights.bin", "tagger/model", "another.json"):
+        write(folder / name, "two")
+        after = find(folder)
+        assert changed(before, after) == KEYS[key], name
+        before = after
+    write(folder / ".git" / "index", "x")
+    assert changed(before, find(folder)) == set()
+    folder.rename(moved := tmp_path / "moved")
+    assert changed(before, find(moved)) == set()
+
+
+def test_every_file_of_a_given_model_changes_what_is_made_of_it(digests, tmp_path):
+    folder, names = tmp_path / "model", ("config", "tokenizer", "answers", "entities", "model")
+    files = [folder / f"{name}.{'safetensors' if name == 'model' else 'json'}" for name in names]
+    for file in files:
+        write(file, json.dumps({"task": "pretrain", "a": 1}))
+    (tmp_path / "data").mkdir()
+    data = write_manifest(tmp_path / "data", [{"id": "a", "captions": ["x"]}])
+
+    def find() -> dict[str, Step]:
+        config = load_config("msrvtt_retrieval", str(data), [f"pretrained={folder}"])
+        return {step.name: step for step in plan(config, digests)}
+
+    before = find()
+    for file in files:
+        write(file, json.dumps({"task": "pretrain", "a": 2}))
+        after = find()
+        assert changed(before, after) == {"zero_shot", "finetune_retrieval", "evaluate"}, file
+        before = after
+
+
+def test_a_word_is_no_path_where_a_folder_has_its_name(steps_of, tmp_path, monkeypatch):
+    before = steps_of(), steps_of("pretrain.start=prompter")
+    monkeypatch.chdir(tmp_path)
+    for word in ("train", "embedded", "scratch", "prompter"):
+        write(tmp_path / word / "config.json", "{}")
+    assert (changed(before[0], steps_of()), changed(before[1], steps_of("pretrain.start=prompter"))) == (set(), set())
+
+
+def test_a_given_tokenizer_depends_on_no_captions_and_no_templates(steps_of, tmp_path):
+    write(tmp_path / "tokenizer.json", "{}")
+    given = f"train_tokenizer.tokenizer={tmp_path / 'tokenizer.json'}"
+    for change in ('templates.video=["a movie of {}"]', "train_tokenizer.word_pieces=600", "corpora.clips.frames=3"):
+        again = changed(steps_of(given), steps_of(given, change))
+        assert "train_tokenizer" not in again
+        assert ("train_prompter" in again) == ("frames" in change)
+
+
+def test_the_version_of_a_tagger_in_a_package_counts(steps_of, monkeypatch):
+    versions = []
+    for version in ("3.7.0", "3.8.0"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
+        versions.append(steps_of("build_vocabulary.tagger=en_core_web_sm"))
+    assert changed(*versions) == AFTER_VOCABULARY
+
+
+def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
+    def fingerprint(folder) -> str:
+        steps = plan(load_config(of_shards(folder, tmp_path)), digests)
+        return next(step.fingerprint for step in steps if step.stage == "index_shards")
+
+    store = fsspec.filesystem("memory")
+    (tmp_path / "a.tar").write_bytes(b"one")
+    store.pipe_file("/bucket/corpus/a.tar", b"one")
+    for folder in (tmp_path, memory):
+        before = fingerprint(folder)
+        assert fingerprint(folder) == before
+        (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
+        store.pipe_file("/bucket/corpus/a.tar", b"two")
+        assert fingerprint(folder) != before
+    steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), digests)
+    with pytest.raises(InputError, match="no such folder of shards"):
+        check_files(steps, Store(tmp_path / "artifacts"))
+
+
+def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(digests, tmp_path):
+    video, texts = tmp_path / "data" / "sub" / "a.mp4", tmp_path / "train.jsonl"
+    write(video, "one")
+    write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
+    corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
+
+    def step() -> Step:
+        return decoding("films", corpus, None, digests)
+
+    before = step()
+    assert (before.missing, before.unchanged()) == ("", True)
+    for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
+        write(file, content)
+        assert not before.unchanged()
+        assert step().fingerprint != before.fingerprint
+        before = step()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
+def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path, resources, inline_pool, monkeypatch):
+    """The fingerprint would be of other contents. What did not change is taken over by the next run."""
+    rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
+    corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
+    store, wall, aside = Store(tmp_path / "artifacts"), tmp_path / "data" / "wall 5.png", tmp_path / "wall 5.png"
+
+    def make() -> tuple[Path, dict]:
+        step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
+        made = store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
+        return store.folder(step), made["counts"]
+
+    def change(*_: object) -> None:
+        wall.rename(aside)
+        Image.new("RGB", (20, 10), "white").save(wall)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
+        with pytest.raises(InputError, match=r"decode_videos walls: .*items.jsonl\)"):
+            make()
+    assert store.all() == []
+    aside.rename(wall)  # as it was: nothing of what was made meanwhile may stay
+    folder, counts = make()
+    assert (counts["linked"], counts["samples"]) == (0, 24)
+    reader = ShardReader(folder)
+    assert max(reader[number].frames().max() for number in range(24)) == 0
+    change()
+    assert make()[1]["linked"] == 20
+
+
+# Digests of the user's data.
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A manifest of two files."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(name.encode())
+    rows = [{"path": name, "caption": f"this is {name}"} for name in ("a.mp4", "b.mp4")]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "items.jsonl"
+
+
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again_also_after_an_interruption(
+    tmp_path, digests, monkeypatch
+):
+    """Each batch is kept; another pipeline can write while files are read."""
+    read, checksum = [], module.checksum
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+
+    def interrupted(path):
+        read.append(Path(path).name)
+        if read == ["a", "b"]:
+            raise KeyboardInterrupt
+        with sqlite3.connect(digests.path, timeout=5) as other:  # a commit is short
+            other.execute("insert or replace into digests values (?, 1, 1, 'x')", (f"other {path}",))
+        other.close()
+        return checksum(path)
+
+    monkeypatch.setattr(module, "checksum", interrupted)
+    monkeypatch.setattr(module, "BATCH", 1)
+    with pytest.raises(KeyboardInterrupt):
+        digests.of(files)
+    expected = [hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c")]
+    assert digests.of([*files, tmp_path / "none"]) == [*expected, "missing"]
+    assert (digests.of(files), read) == (expected, ["a", "b", "b", "c"])
+    files[0].write_bytes(b"d")  # as long as before
+    os.utime(files[0], ns=(1, 1))
+    assert digests.of(files) == [hashlib.sha256(b"d").hexdigest(), *expected[1:]]
+    assert read == ["a", "b", "b", "c", "a"]
+
+
+CHANGES = {
+    "a video's contents": lambda data: (data.parent / "a.mp4").write_bytes(b"other contents"),
+    "a caption": lambda data: data.write_text(data.read_text().replace("this is", "that is")),
+    "a missing video": lambda data: (data.parent / "b.mp4").unlink(),
+    "one row more": lambda data: data.write_text(data.read_text() + '{"path": "c.mp4", "caption": "new"}\n'),
+    "a bad row more": lambda data: data.write_text(data.read_text() + "no JSON\n"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_digest_of_data_changes_with(what, data, digests):
+    before = digest_data(data, digests)
+    CHANGES[what](data)
+    assert digest_data(data, digests) != before
+
+
+def test_the_digest_of_data_depends_neither_on_other_files_nor_on_its_folder(data, digests, tmp_path, monkeypatch):
+    folder = data.parent
+    before = digest_data(data, digests)
+    (folder / "notes.md").write_text("not named by the manifest")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert digest_data(data, digests) == digest_data(moved / data.name, digests) == before
+    data.unlink()
+    (folder / "a.txt").write_text("a bird\n")
+    of_folder = digest_data(folder, digests)
+    assert digest_data(folder / ".." / folder.name, digests) == of_folder
+    monkeypatch.chdir(folder)
+    assert digest_data(Path(), digests) == of_folder
+    (folder / "a.txt").write_text("a bird\na plane\n")
+    assert digest_data(folder, digests) != of_folder
+
+
+def test_a_file_that_cannot_be_read_now_is_an_error_and_a_folder_is_missing(data, digests, monkeypatch):
+    (data.parent / "c.mp4").mkdir()
+    assert digests.of([data.parent / "c.mp4"]) == ["missing"]
+    data.write_text(data.read_text() + '{"path": "c.mp4", "caption": "x"}\n{"path": "d\\u0000", "caption": "x"}\n')
+    assert digest_data(data, digests)
+    for number in (errno.EIO, errno.EACCES):
+
+        def fail(path, number=number):
+            raise OSError(number, os.strerror(number), str(path))
+
+        data.touch()
+        monkeypatch.setattr(module, "checksum", fail)
+        if number == errno.EACCES:
+            assert digests.of([data]) == ["missing"]
+            continue
+        with pytest.raises(InputError, match=r"items\.jsonl: cannot be read"):
+            digests.of([data])
+    monkeypatch.undo()
+    assert digests.of([data]) == [hashlib.sha256(data.read_bytes()).hexdigest()]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "in use"])
+def test_a_cache_that_cannot_be_used_is_named(damage, tmp_path, digests, monkeypatch):
+    connect = sqlite3.connect
+    other = connect(digests.path)
+    if damage == "in use":
+        monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
+        other.execute("begin exclusive")
+    else:
+        digests.path.write_bytes(b"garbage" * 500)
+    with pytest.raises(InputError, match=r"digests\.sqlite"):
+        digests.of([tmp_path / "a"])
+    other.close()
+
+
+def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch):
+    answers = {"http://host/a": "1 etag x", "http://host/b": "not fetched", "http://host/c": "missing"}
+    monkeypatch.setattr(module, "identities", lambda places: map(answers.get, places))
+    places = list(answers)
+    assert digests.identities(places) == ["1 etag x", "not fetched", "missing"]
+    answers |= dict.fromkeys(places, "not fetched")
+    assert digests.identities(places) == ["1 etag x", "not fetched", "missing"]
+    answers |= {"http://host/a": "2 etag y", "http://host/b": "3 etag z"}
+    assert digests.identities(places) == ["2 etag y", "3 etag z", "missing"]

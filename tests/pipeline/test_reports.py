@@ -1,0 +1,480 @@
+"""Results as tables, on the terminal, as the page of a run, and side by side. Numbers of rows all differ."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro.files import read_json, write_json
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.reports import results
+from alpro.pipeline.reports.comparison import differences
+from alpro.pipeline.reports.page import write_report
+from alpro.pipeline.reports.results import PRINTED, Table, change_text, data_table, main_table, score_text, tables
+from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
+from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.controls import CONTROLS
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import PairedDifference
+from tests.pipeline.conftest import write_artifact
+
+BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
+RANKS = ["R@1", "R@5", "MdR"]
+
+
+def rows_of(table: str, what: str, key: str, metrics: list[str], numbers: Iterator[int], items: int, way: str = ""):
+    """Rows as an evaluation writes them; the numbers go on from row to row."""
+    return [
+        {
+            "name": "/".join(filter(None, (key, way, metric))),
+            "table": table,
+            "what": what,
+            "direction": way,
+            "protocol": f"all pairs, {items} frames" if table == "retrieval" else "",
+            "metric": metric,
+            "value": next(numbers) + 0.25,
+            "low": None,
+            "high": None,
+            "unit": "rank" if metric == "MdR" else "%",
+            "higher_is_better": metric != "MdR",
+            "items": items,
+            "videos": items,
+            "independent_videos": float(items),
+            "chance": next(numbers) + 0.75 if BASELINES[table] else None,
+            "baseline": BASELINES[table],
+        }
+        for metric in metrics
+    ]
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    numbers = count(1)
+    return [
+        *rows_of("qa", "question answering", "qa", ["all questions", "what"], numbers, 300),
+        *rows_of("qa", "control: text only", "qa_text_only", ["all questions"], numbers, 290),
+        *rows_of("entities", "prompter", "entities", ["entity accuracy"], numbers, 150),
+        *rows_of("decoded", "decoded of clips", "decoded", ["190 of 200"], numbers, 200),
+        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 400, "t2v"),
+        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS[:1], numbers, 200, "v2t"),
+    ]
+
+
+def test_every_number_is_in_its_column(rows):
+    shown = tables({"score": rows})
+    assert [(table.title, table.heads, table.lines) for table in shown] == [
+        (
+            "Retrieval",
+            ["", "", "score", "chance", "items"],
+            [
+                ["zero-shot retrieval", "t2v R@1", "10.2 %", "11.8 %", "400"],
+                ["zero-shot retrieval", "t2v R@5", "12.2 %", "13.8 %", "400"],
+                ["zero-shot retrieval", "t2v MdR ↓", "14.2", "15.8", "400"],
+                ["zero-shot retrieval", "v2t R@1", "16.2 %", "17.8 %", "200"],
+            ],
+        ),
+        (
+            "Question answering",
+            ["", "", "score", "most frequent answer", "items"],
+            [
+                ["question answering", "all questions", "1.2 %", "2.8 %", "300"],
+                ["question answering", "what", "3.2 %", "4.8 %", "300"],
+                ["control: text only", "all questions", "5.2 %", "6.8 %", "290"],
+            ],
+        ),
+        (
+            "Entities",
+            ["", "", "score", "best constant", "items"],
+            [["prompter", "entity accuracy", "7.2 %", "8.8 %", "150"]],
+        ),
+        (
+            "Decoded items",
+            ["", "", "score", "chance", "items"],
+            [["decoded of clips", "190 of 200", "9.2 %", "-", "200"]],
+        ),
+    ]
+    protocols = "all pairs, 400 frames: zero-shot retrieval.\nall pairs, 200 frames: zero-shot retrieval."
+    assert [table.note for table in shown] == [protocols, "", "", ""]
+    assert tables({"score": []}) == []
+    # A table that an evaluation adds is after the others, and items that training has, too, are a note of each.
+    other = [rows[3] | {"table": "captions", "name": "captions/acc"}]
+    shared = {"table": "left_out", "name": "left_out/clips", "metric": "3 of 40", "what": "items of clips"}
+    shown = tables({"score": [rows[0] | shared, *other, *rows]})
+    assert (shown[-1].title, shown[-1].lines) == (
+        "Captions",
+        [["prompter", "entity accuracy", "7.2 %", "8.8 %", "150"]],
+    )
+    assert all(table.note.splitlines()[-1].startswith("3 of 40 items of clips are left out") for table in shown)
+
+
+def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
+    """A score that one run lacks, or over other queries, has no difference."""
+    first, second = rows[:2], [rows[0] | {"value": 40.0}, rows[3]]
+    third = [rows[1] | {"value": 7.0, "low": 6.0, "high": 8.04}]
+    compared = [
+        Comparison([(rows[0], PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344))], {}, 0),
+        Comparison([(rows[1], PairedDifference(9, 8, -1, None, None, 1 / 2001))], {"qa/all": (20, 18, 15)}, 0),
+    ]
+    answers, entities = tables({"a1": first, "b2": second, "c3": third}, compared)
+    assert answers.heads == ["", "", "a1", "b2", "b2 - a1", "p", "c3", "c3 - a1", "p", "most frequent answer", "items"]
+    assert [line[2:-2] for line in answers.lines] == [
+        ["1.2 %", "40.0 %", "+2.5 [-1.0, +6.0]", "0.1344", "", "", ""],
+        ["3.2 %", "", "", "", "7.0 [6.0, 8.0]", "-1.0", "0.0005"],
+    ]
+    assert entities.lines[0][2:-2] == ["", "7.2 %", "", "", "", "", ""]
+    assert "c3 has other queries of qa/all: 20 and 18, 15 of them shared." in answers.note.splitlines()
+    (alone, _) = tables({"a1": first, "b2": second})
+    assert alone.heads == ["", "", "a1", "b2", "most frequent answer", "items"]
+
+
+def test_a_change_has_a_sign_and_a_score_its_interval(rows):
+    changes = {
+        (2.54, -1.04, 6.0): "+2.5 [-1.0, +6.0]",
+        (-0.04, None, None): "+0.0",
+        (-1, -2, -0.01): "-1.0 [-2.0, +0.0]",
+    }
+    assert {change: change_text(*change) for change in changes} == changes
+    assert score_text(rows[0] | {"value": 41.04, "low": 28.0, "high": 54.46}) == "41.0 [28.0, 54.5]"
+    rows[0] |= {"low": 0.0, "high": 2.0}
+    notes = [table.note.startswith("In brackets") for table in tables({"score": rows})]
+    assert notes == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("videos", "independent", "numbers"),
+    [
+        (10, 10, ["10", "31"]),
+        (10, 8.5, ["10", "34"]),
+        (1, 1, ["1", "98"]),
+        (99, 99, ["99", "10"]),
+        (300, 4.0, ["300", "4", "49"]),
+        (28, 54**2 / (27**2 + 27), ["28", "4", "50"]),  # 54 queries, of which 27 are of one video
+        (100, 100, []),
+        (5000, 700.0, []),
+    ],
+)
+def test_scores_of_few_videos_have_a_warning(rows, videos, independent, numbers):
+    """1.96 sqrt(0.5 x 0.5 / n): 30.99, 33.6, 98, 9.85 and 49 points."""
+    (table,) = tables({"score": [rows[0] | {"videos": videos, "independent_videos": independent}]})
+    assert [word for word in table.note.split() if word.isdigit()] == numbers
+
+
+def test_the_warning_is_about_the_direction_with_fewer_videos(rows):
+    """Ten captions each of twenty videos are no two hundred videos; a part of the queries is no reason to warn."""
+    for row in rows:
+        row |= {name: row[name] // 10 for name in ("items", "videos", "independent_videos")}
+    rows[1] |= {"items": 2, "videos": 2, "independent_videos": 2.0}
+    notes = [table.note.partition(" test videos")[0] for table in tables({"score": rows})]
+    assert notes == ["Only 20", "Only 30", "Only 15", "Only 20"]
+
+
+def test_the_main_scores_are_those_that_a_person_looks_at_first(rows):
+    names = {"qa/all questions": "qa/acc", "zero_shot/t2v/R@1": "zero_shot/t2v/R1"}
+    named = [row | {"name": names.get(row["name"], row["name"])} for row in rows]
+    named[0] |= {"low": 1.0, "high": 2.0}
+    table = main_table(named)
+    assert table.heads == ["", "", "score [95 %]", "chance"]
+    assert table.lines == [
+        ["zero-shot retrieval", "t2v R@1", "10.2 %", "11.8 %"],
+        ["question answering", "all questions", "1.2 [1.0, 2.0]", "2.8 %"],
+    ]
+    assert main_table(rows[:1]) is None
+
+
+def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
+    artifacts = []
+    for stage, part in (("pretrain", rows), ("zero_shot", rows[:3]), ("evaluate", rows[2:])):
+        (tmp_path / stage).mkdir()
+        write_json(tmp_path / stage / "results.json", part)
+        artifacts.append((tmp_path / stage, {"stage": stage}))
+    assert results.rows(artifacts) == rows
+    assert results.rows(artifacts[:1]) == []
+
+
+def test_the_corpora_have_a_line_for_each_split(tmp_path):
+    splits = {"train": {"items": [1, 2], "captions": [2, 2], "questions": [0, 0]}, "validation": {"items": [0, 0]}}
+    splits |= {"test": {"items": [1, 1], "captions": [1, 1], "questions": [3, 3]}}
+    write_json(tmp_path / "statistics.json", {"splits": splits})
+    counts = {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}
+    record = {"stage": "decode_videos", "name": "decode_videos clips", "counts": counts}
+    table = data_table([(tmp_path, record), (Path(), {"stage": "pretrain"})])
+    assert table.heads == ["", "", "samples", "captions", "questions", "rejected"]
+    assert table.lines == [
+        ["clips", "train", "1", "2", "0", ""],
+        ["clips", "test", "1", "1", "3", ""],
+        ["clips", "all", "2,000", "3", "4", "5"],
+    ]
+    assert data_table([(Path(), {"stage": "pretrain"})]) is None
+
+
+# The terminal.
+
+
+def cells(printed: str) -> list[list[str]]:
+    """The lines of printed tables as their cells; columns are at least two spaces apart."""
+    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in printed.splitlines()]
+    return [line for line in lines if line]
+
+
+def artifact(root: Path, stage: str, mark: str, **more: Any) -> Path:
+    return write_artifact(root, stage, fingerprint=mark * 64, **more)[0]
+
+
+def test_tables_and_rows_are_aligned(capsys):
+    print_table(
+        Table("Retrieval", ["", "", "a", "items"], [["x", "R", "1 %", "20"], ["x", "MdR", "12 %", "4"]], "A note.")
+    )
+    head = f"{'a':>12}  items"
+    assert capsys.readouterr().out == (
+        f"Retrieval\n{head}\n{'-' * len(head)}\nx  R     1 %     20\n   MdR  12 %      4\nA note.\n\n"
+    )
+    print_rows([{"name": "b", "n": 7, "why": ""}, {"name": "long", "n": 10, "why": None}])
+    print_rows([])
+    assert capsys.readouterr().out == "name   n\nb      7\nlong  10\n"
+
+
+def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
+    """All scores that are printed, many others, and warnings."""
+    score = rows[5] | {"value": 49.55, "low": 42.5, "high": 56.5, "chance": 0.5}
+    found = [
+        score | {"name": name, "what": f"best single frame {n}, 4 frames"}
+        for n, name in enumerate([*PRINTED, *(f"control_{n}/t2v/R1" for n in range(70))])
+    ]
+    more = {"counts": {"items": 40}, "metrics": {"a": 1.5}, "warnings": [f"few {n}" for n in range(9)]}
+    evaluated = artifact(tmp_path, "evaluate", "a", **more)
+    write_json(evaluated / "results.json", found)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.html").touch()
+    print_results({"evaluate": evaluated}, tmp_path / "workspace", Path("run.html"))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) <= 14
+    assert max(map(len, printed)) <= 80
+    assert printed[0].split() == ["score", "[95", "%]", "chance"]
+    assert [cells(line)[0] for line in printed[1 : 1 + len(PRINTED)]] == [
+        [f"best single frame {n}", "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for n in range(len(PRINTED))
+    ]
+    assert "9" in printed[1 + len(PRINTED)]
+    assert printed[2 + len(PRINTED) :] == [
+        f"all {len(found)} scores (as JSON: --json): run.html",
+        "curves, pictures and comparison: alpro ui",
+    ]
+    print_results({"evaluate": evaluated}, tmp_path, tmp_path / "run.html", as_json=True)
+    shown = {"folder": str(evaluated), "fingerprint": "a" * 64, "counts": {"items": 40}, "metrics": {"a": 1.5}}
+    report = str(tmp_path / "run.html")
+    values = json.loads(capsys.readouterr().out)
+    assert values == {"results": found, "artifacts": {"evaluate": shown}, "report": report}
+
+
+def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
+    first = artifact(tmp_path, "decode_videos", "a", counts={"samples": 9})
+    more = {"counts": {"steps": 600}, "metrics": {"loss": 0.12345678}, "warnings": ["3 of [9]", "chance"]}
+    last = artifact(tmp_path, "pretrain", "b", **more)
+    print_results({"decode_videos": first, "pretrain": last}, tmp_path, tmp_path / "run.html")
+    assert capsys.readouterr().out.splitlines() == [
+        f"pretrain: {last}",
+        "  steps: 600",
+        "  loss: 0.123457",
+        "warning: pretrain: 3 of [9]",
+        "warning: pretrain: chance",
+        f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
+    ]
+
+
+# Evaluations side by side.
+
+
+@pytest.fixture
+def evaluations(tmp_path) -> Path:
+    """A workspace with evaluations of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed,
+    whose value has HTML in it."""
+    metric = Metric("acc", "all questions", "qa")
+    asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
+    for mark, right in (("a", 3), ("b", 12), ("c", 6)):
+        folder = artifact(tmp_path, "evaluate", mark, config={"seed": "<1>" if mark == "c" else 0})
+        evaluated = Results("test", folder)
+        evaluated.add(Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa")
+        evaluated.outcome()
+    return tmp_path
+
+
+def compare(workspace: Path, *arguments: str) -> int:
+    return cli.execute(["artifacts", "compare", *arguments, "--workspace", str(workspace)])
+
+
+def test_two_evaluations_are_compared_by_the_first_characters_of_their_fingerprints(evaluations, capsys):
+    assert compare(evaluations, "aa", "bbbbbb") == 0
+    title, heads, _, (what, *metric, a, b, difference, p, chance, items), *_ = cells(capsys.readouterr().out)
+    assert (title, heads) == (["Question answering"], ["a" * 8, "b" * 8, "bbbbbbbb - aaaaaaaa", "p", "chance", "items"])
+    assert (what, *metric, b, chance, items) == ("question answering", "all questions", "100.0 %", "50.0 %", "12")
+    assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", a)
+    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
+    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
+
+
+def test_several_evaluations_are_compared_with_what_differs_on_a_page_too(evaluations, tmp_path, capsys):
+    assert compare(evaluations, "aa", "bb", "cc") == 0
+    printed = capsys.readouterr()
+    lines, (a, b, c) = cells(printed.out), ("a" * 8, "b" * 8, "c" * 8)
+    assert lines[:2] == [["What differs"], [a, b, c]]
+    assert ["configuration", "evaluate.seed", "0", "0", "<1>"] in lines
+    assert [a, b, f"{b} - {a}", "p", c, f"{c} - {a}"] in [line[:6] for line in lines]
+    page = evaluations / "reports" / f"compare-{a}-{b}-{c}.html"
+    assert str(page) in printed.err
+    text = page.read_text()
+    assert "<td>evaluate.seed</td><td>0</td><td>0</td><td>&lt;1&gt;</td>" in text
+    assert next(line for line in lines if line[0] == "question answering")[2] in text
+    assert compare(evaluations, "aa", "cc", "--out", str(tmp_path / "new" / "page.html")) == 0
+    assert (tmp_path / "new" / "page.html").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["aa"], ["aa", "ff"], ["aa", "bb", "--out", "/proc/none/page.html"]])
+def test_what_cannot_be_compared_or_written_is_an_error_on_a_line(arguments, evaluations, capsys):
+    assert compare(evaluations, *arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_only_what_differs_in_the_origins_of_runs_is_listed():
+    def record(name: str, fingerprint: str, **more: Any) -> dict[str, Any]:
+        values = {"stage": name.split()[0], "name": name, "fingerprint": fingerprint * 64, "stage_version": 1}
+        values |= {"config": {}, "counts": {}, "files": {}, "versions": {"torch": "2.11"}, "run": {"commit": "abc"}}
+        return values | more
+
+    first = [
+        record("decode_videos clips", "1", counts={"samples": 9, "rejected": 0}),
+        record("pretrain", "f", config={"lr": 1, "weights": {"x": 2}}, precision="float32"),
+    ]
+    assert differences([first, first, first]) == []
+    changed = {"config": {"lr": 1, "weights": {"x": 3}}, "run": {"commit": "def"}, "versions": {"torch": "2.12"}}
+    changed |= {"files": {"model": "0123456789"}, "precision": "bfloat16", "stage_version": 2}
+    second = [
+        record("decode_videos clips", "2", counts={"samples": 8, "rejected": 1}),
+        record("pretrain", "f", **changed),
+    ]
+    assert differences([first, first, second]) == [
+        ("configuration", "pretrain.weights.x", ["2", "2", "3"]),
+        ("data", "clips", ["11111111: 9 samples"] * 2 + ["22222222: 8 samples, 1 rejected"]),
+        ("data", "pretrain model", ["-", "-", "01234567"]),
+        ("code", "commit", ["abc", "abc", "abc, def"]),
+        ("code", "pretrain, version", ["1", "1", "2"]),
+        ("code", "pretrain in", ["float32", "float32", "bfloat16"]),
+        ("version", "torch", ["2.11", "2.11", "2.11, 2.12"]),
+    ]
+
+
+# The page of a run.
+
+STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
+
+
+@pytest.fixture
+def artifacts(tmp_path) -> list[tuple[Path, dict[str, Any]]]:
+    """Artifacts of four stages."""
+    counts: list[dict[str, int]] = [{"samples": 190, "rejected": 10}, {}, {"steps": 600}, {"items_of_a_table": 77}]
+    found = []
+    for number, (stage, of_stage) in enumerate(zip(STAGES, counts, strict=True)):
+        folder = tmp_path / stage
+        folder.mkdir()
+        record = {"stage": stage, "name": stage, "fingerprint": f"{stage}-0123456789", "counts": of_stage}
+        found.append((folder, record | {"run": {"seconds": 20.25 + 100 * number}}))
+    write_json(tmp_path / "render_sample" / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
+    (tmp_path / "evaluate" / "pictures").mkdir()
+    for name in ("retrieval", "pseudo_labels-step-000200", "my_own-picture"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "evaluate" / "pictures" / f"{name}.png")
+    (row,) = rows_of("qa", "question answering", "qa", ["<all> questions"], iter(range(1, 9)), 50)
+    write_json(tmp_path / "evaluate" / "results.json", [row | {"name": "qa/acc", "low": 0.5, "high": 2.25}])
+    return found
+
+
+STATES = dict(zip(STAGES, ("cached", "built", "cached", "built"), strict=True))
+
+
+def summary(states: dict[str, str], **values: Any) -> dict[str, Any]:
+    """That of a run of four steps; texts of the user's have HTML in them."""
+    steps = [
+        {"name": name, "stage": name, "fingerprint": name * 9, "inputs": [STAGES[0]] * (name != STAGES[0])}
+        | {"state": states.get(name, "unfinished")}
+        for name in STAGES
+    ]
+    arguments = {"config": "my <own>.toml", "data": "/a&b", "changes": ["pretrain.lr=5e-4", "name='<b>'"]}
+    about = {"title": "mine · a<b · 123456", "state": "finished", "reason": "", "seconds": 125.0, "commit": "0123+"}
+    return about | {"started": "2026-11-21T10:20:30+00:00", "arguments": arguments, "steps": steps} | values
+
+
+def table_below(page: str, heading: str) -> list[list[str]]:
+    """The table below a heading, as texts."""
+    table = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    lines: list[Any] = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.split(r"<t[dh][^>]*>", line)[1:]] for line in lines]
+
+
+def test_the_page_has_headlines_tables_pictures_stages_and_facts_in_this_order(artifacts, tmp_path):
+    path = write_report(tmp_path / "reports" / "mine.html", summary(STATES), artifacts)
+    page = path.read_text("utf-8")
+    assert read_json(path.with_suffix(".json")) == summary(STATES)
+    assert "<title>mine · a&lt;b · 123456</title>" in page
+    assert '<p class="state finished"><b>Finished</b></p>' in page
+    assert table_below(page, "Question answering") == [
+        ["", "", "score", "most frequent answer", "items"],
+        ["question answering", "&lt;all&gt; questions", "1.2 [0.5, 2.2]", "2.8 %", "50"],
+    ]
+    score = "<li>question answering, &lt;all&gt; questions<b>1.2 [0.5, 2.2]</b>chance 2.8 %</li>"
+    assert re.findall("<li>.*<b>.*</li>", page) == [score]
+    heads, *lines = table_below(page, "Stages")
+    assert heads == ["stage", "fingerprint", "time", "inputs", "counts"]
+    assert [line[:1] + line[2:] for line in lines] == [
+        ["render_sample", "cached", "", "samples 190, rejected 10"],
+        ["build_vocabulary", "2 min 0 s", "render_sample", ""],
+        ["pretrain", "cached", "render_sample", "steps 600"],
+        ["evaluate", "5 min 20 s", "render_sample", ""],
+    ]
+    assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page, re.DOTALL)) == {
+        "started": "2026-11-21 10:20:30 UTC",
+        "took": "2 min 5 s",
+        "commit": "0123+",
+        "configuration": "my &lt;own&gt;.toml",
+        "data": "/a&amp;b",
+        "changed values": "pretrain.lr=5e-4\nname=&#39;&lt;b&gt;&#39;",
+    }
+    parts = (score, "Question answering</h2>", "evaluate</h2>", "Stages</h2>", "Run</h2>")
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/([\w+]+);base64,\w', page)
+    assert [(caption.split(" (")[0].split(" with ")[0], kind) for caption, kind in pictures] == [
+        ("My own picture.", "png"),
+        ("Step 200: The prompter&#39;s pseudo-labels on crops of training examples", "png"),
+        ("Queries", "png"),
+    ]
+    assert re.findall(r"<figcaption>([^<]+)</figcaption>", page) == [caption for caption, _ in pictures]
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
+    corpus, others = page.partition("<h2>render_sample</h2>")[2].split("<h2>", 1)
+    assert re.findall(r"<li>(.*?)</li>", corpus) == ["7 x unreadable", "3 x no &lt;text&gt;"]
+    assert "Rejected" not in others
+
+
+def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):
+    results_file = tmp_path / "evaluate" / "results.json"
+    plain = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
+    assert [text for text in ("What the controls show", "#warnings") if text in plain] == []
+    (row,) = read_json(results_file)
+    control = row | {"name": "qa_text_only/acc", "what": "control: text only"}
+    write_json(results_file, [control, row])
+    artifacts[2][1]["warnings"] = ["loss <vtc> ended at chance", "3 captions are cut"]
+    page = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
+    assert f"<b>text only</b>: {CONTROLS['text_only'].meaning}" in page
+    assert '<a href="#warnings">2 warnings</a>' in page
+    listed = page.partition('<h2 id="warnings">')[2].partition("</ul>")[0]
+    lines = ["pretrain: loss &lt;vtc&gt; ended at chance", "pretrain: 3 captions are cut"]
+    assert re.findall("<li>(.*?)</li>", listed) == lines
+    assert page.index("</table>") < page.index('<h2 id="warnings">')
+    states = {"render_sample": "built", "build_vocabulary": "failed"}
+    run = summary(states, state="failed", reason="build_vocabulary: no nouns in <clips>")
+    page = write_report(tmp_path / "mine.html", run, artifacts[:1]).read_text("utf-8")
+    assert '<p class="state failed"><b>Failed</b>: build_vocabulary: no nouns in &lt;clips&gt;</p>' in page
+    assert [line[2] for line in table_below(page, "Stages")[1:]] == ["20.2 s", "failed", "unfinished", "unfinished"]

@@ -1,0 +1,460 @@
+"""The store: fingerprints, the record that makes an artifact, checksums, lineage, and `alpro artifacts ...`."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from alpro.artifact import read_record
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.execution.launch import run_stage
+from alpro.pipeline.flows import run as run_module
+from alpro.pipeline.store import artifacts as artifacts_module
+from alpro.pipeline.store import checksums
+from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.pipeline.store.checksums import describe_contents, verify
+from alpro.pipeline.store.step import Step
+from alpro.stages import STAGES, decode_videos, render_sample
+from alpro.stages.execution.interface import CHANGED, Outcome, Resources, Stopped, require
+from alpro.stages.execution.stop import STOP, Stop
+from tests.pipeline.conftest import write_artifact
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "artifacts")
+
+
+def sample_step(**config) -> Step:
+    return Step("render_sample", "render_sample", render_sample.Config(**config))
+
+
+def decode_step(sample: Step | None = None, **config) -> Step:
+    inputs = {"sample": sample or sample_step()}
+    return Step("decode_videos", "decode_videos clips", decode_videos.Config(**config), inputs, {"notes": "ab" * 32})
+
+
+def changed_version(monkeypatch) -> Step:
+    monkeypatch.setattr(decode_videos, "VERSION", 1000)
+    return decode_step()
+
+
+CHANGES = {
+    "its configuration": lambda _: decode_step(size=64),
+    "its version": changed_version,
+    "the configuration of an input": lambda _: decode_step(sample_step(seed=1)),
+    "which input it is": lambda _: replace(decode_step(), inputs={"data": sample_step()}),
+    "an outside file's contents": lambda _: replace(decode_step(), files={"notes": "cd" * 32}),
+    "an outside file's role": lambda _: replace(decode_step(), files={"data": "ab" * 32}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_fingerprint_changes_with(what, monkeypatch):
+    before = decode_step().fingerprint
+    assert CHANGES[what](monkeypatch).fingerprint != before
+
+
+def test_a_fingerprint_does_not_change_with_paths_names_and_resources():
+    for change in ({"paths": {"notes": Path("/elsewhere")}}, {"name": "what people call it"}):
+        assert replace(decode_step(), **change).fingerprint == decode_step().fingerprint
+    for stage in STAGES:
+        both = import_module(f"alpro.stages.{stage}").Config.model_fields.keys() & Resources.model_fields.keys()
+        assert not both, f"{stage} would be rebuilt for other resources: {both}"
+
+
+def test_the_record_is_written_last_and_describes_the_artifact(store):
+    step = decode_step()
+
+    def work(step: Step, out: Path) -> Outcome:
+        assert out == store.folder(step)
+        assert store.find(step) is None
+        (out / "result.txt").write_text("done")
+        for name in ("checkpoints", "parts", "model"):
+            (out / name).mkdir()
+        (out / "model" / ".weights.0123.part").touch()
+        return Outcome({"items": 3}, {"score": 0.5}, ["few"], "float32")
+
+    record = store.make(step, work, {"commit": "abc"})
+    assert store.find(step) == record
+    assert record["fingerprint"] == step.fingerprint
+    assert record["config"] == step.config.model_dump(mode="json")
+    assert record["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint
+    assert (record["counts"], record["metrics"]) == ({"items": 3}, {"score": 0.5})
+    assert (record["warnings"], record["precision"], record["run"]["commit"]) == (["few"], "float32", "abc")
+    assert {"python", "torch", "av", "ffmpeg"} <= record["versions"].keys()
+    assert {path.name for path in store.folder(step).rglob("*")} == {"result.txt", "model", "artifact.json"}
+
+
+def test_failing_work_leaves_unfinished_work_without_a_record(store):
+    step = decode_step()
+
+    def fail(_: Step, out: Path) -> Outcome:
+        (out / "half.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.make(step, fail, {})
+    assert (store.find(step), store.all(), store.unfinished()) == (None, [], [store.folder(step)])
+
+    def go_on(_: Step, out: Path) -> Outcome:
+        assert (out / "half.txt").read_text() == "half"
+        return Outcome()
+
+    store.make(step, go_on, {})
+    assert store.find(step) is not None
+
+
+def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(store):
+    """And nothing that this would continue."""
+    here = [False, True]
+    step = replace(sample_step(), unchanged=lambda: here.pop(0))
+
+    def work(_: Step, out: Path) -> Outcome:
+        assert not (out / "parts").exists()
+        (out / "parts").mkdir()
+        return Outcome()
+
+    with pytest.raises(InputError, match="render_sample"):
+        store.make(step, work, {})
+    assert (store.find(step), (store.folder(step) / CHANGED).is_file()) == (None, True)
+    store.make(step, work, {})
+    assert store.find(step)
+    assert {file.name for file in store.folder(step).iterdir()} == {"artifact.json"}
+
+
+def test_a_run_waits_for_another_until_it_is_stopped(store, monkeypatch):
+    """It says so once."""
+    step, stop = sample_step(), Stop()
+    lines: list[str] = []
+    with store.lock(step, pytest.fail) as held:
+        times = iter([None, None, held.release])
+        with monkeypatch.context() as patch:
+            patch.setattr(Stop, "wait", lambda self, seconds: (release := next(times)) and release())
+            with store.lock(step, lines.append):
+                assert lines == [f"{step.name}: waits for another run that makes it"]
+    token = STOP.set(stop)
+    try:
+        with store.lock(step):
+            stop.request()
+            with pytest.raises(Stopped), store.lock(step):
+                pass
+    finally:
+        STOP.reset(token)
+
+
+def test_what_cannot_be_written_or_is_missing_is_an_input_error(store):
+    store.root.mkdir()
+    (store.root / "render_sample").write_text("not a folder")
+    with pytest.raises(InputError, match=f"{store.root}/render_sample"), store.lock(sample_step()):
+        pass
+    with pytest.raises(InputError, match=r"index\.parquet"):
+        require(store.root, "index.parquet")
+    assert require(store.root, "render_sample") == store.root / "render_sample"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_corrupt_record_is_reported_and_ignored(content, tmp_path, capsys):
+    (tmp_path / "artifact.json").write_text(content)
+    assert read_record(tmp_path) is None
+    assert "is corrupt" in capsys.readouterr().err
+
+
+# Checksums.
+
+FILES = {"a.tar": b"0123456789", "model/weights": b"weights", "empty": b""}
+OTHER = Step("render_sample", "other", render_sample.Config(seed=1))
+
+
+def build(store: Store, step: Step | None = None, sha256: dict[str, str] | None = None) -> Path:
+    step = step or sample_step()
+
+    def work(_: Step, out: Path) -> Outcome:
+        for name, content in FILES.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_bytes(content)
+        (out / "work.json").write_text("{}")
+        return Outcome(sha256=sha256 or {})
+
+    store.make(step, work, {})
+    return store.folder(step)
+
+
+def problems(store: Store) -> list[tuple[str, str, str]]:
+    return [(problem.kind, problem.file, problem.detail) for problem in verify(store.all())]
+
+
+def test_a_record_has_the_size_and_the_sha256_of_every_file(store, monkeypatch):
+    folder = build(store)
+    recorded = read_json(folder / "artifact.json")["contents"]
+    assert recorded == {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in FILES.items()}
+    assert problems(store) == []
+    read = []
+    monkeypatch.setattr(checksums, "checksum", lambda path: read.append(path.name) or "1" * 64)
+    recorded = describe_contents(folder, {"a.tar": "2" * 64, "not there": ""})  # that a stage has hashed
+    assert sorted(read) == ["empty", "weights"]
+    assert {name: value["sha256"][0] for name, value in recorded.items()} == dict(
+        zip(sorted(FILES), "211", strict=True)
+    )
+
+
+def test_changed_missing_and_extra_files_are_found(store, monkeypatch):
+    folder = build(store)
+    (folder / "a.tar").write_bytes(b"0123456780")  # of the same size
+    ((kind, file, detail),) = problems(store)
+    assert (kind, file, "SHA-256" in detail) == ("damaged", "a.tar", True)
+    (folder / "a.tar").write_bytes(b"")
+    (folder / "model" / "weights").unlink()
+    (folder / "model" / "note").touch()
+    (folder / ".a.tar.0456.part").touch()
+    assert problems(store) == [
+        ("missing", "model/weights", ""),
+        ("extra", "model/note", ""),
+        ("damaged", "a.tar", "0 bytes instead of 10"),
+    ]
+
+    def checksum(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checksums, "checksum", checksum)
+    assert problems(store)[-1] == ("damaged", "empty", "cannot be read: Input/output error")
+
+
+def test_links_to_one_file_are_read_once_and_all_are_reported(store, monkeypatch):
+    folder, second = build(store), build(store, OTHER)
+    (second / "a.tar").unlink()
+    os.link(folder / "a.tar", second / "a.tar")
+    whole, read = checksums.checksum, []
+    monkeypatch.setattr(checksums, "THREADS", 1)
+    monkeypatch.setattr(checksums, "checksum", lambda path: read.append(path.name) or whole(path))
+    assert problems(store) == []
+    assert read.count("a.tar") == 1
+    (second / "a.tar").write_bytes(b"9876543210")
+    assert [file for _, file, _ in problems(store)] == ["a.tar", "a.tar"]
+
+
+EDITS = [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}]
+
+
+@pytest.mark.parametrize("change", EDITS, ids=lambda change: next(iter(change)))
+def test_an_edited_record_is_found_and_not_used(store, change):
+    path = build(store) / "artifact.json"
+    write_json(path, read_json(path) | change)
+    assert ("damaged", "artifact.json") in [problem[:2] for problem in problems(store)]
+    with pytest.raises(InputError, match=r"artifact.json was changed"):
+        store.find(sample_step())
+
+
+@pytest.mark.parametrize("name", ["model/weights", "empty"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"weighty")])
+def test_a_damaged_input_is_refused_and_no_stage_starts_with_it(store, name, damage):
+    folder = build(store)
+    check_inputs([folder, str(folder / "model"), "https://elsewhere/shards", folder.parent])
+    damage(folder / name)
+    for place in (folder, folder / "model"):
+        with pytest.raises(InputError, match=rf"{name} is damaged or missing"):
+            check_inputs([place])
+    step = Step("decode_videos", "decode_videos", decode_videos.Config(), {"sample": sample_step()})
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        run_stage(step, store.folder(step), store, Resources())
+
+
+def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsys):
+    good, bad = build(store), build(store, OTHER)
+    (bad / "a.tar").write_bytes(b"x")
+
+    def status(*arguments: object) -> int:
+        return cli.execute(["artifacts", "verify", *map(str, arguments), "--workspace", str(tmp_path)])
+
+    assert status() == 1
+    assert f"damaged  {bad.name}  other  a.tar  1 bytes instead of 10\n" in capsys.readouterr().out
+    assert (status(good.name[:6]), status(good.name, bad.name), status("0" * 20)) == (0, 1, 2)
+    capsys.readouterr()
+    for removed in ({"sum"}, {"sum", "contents"}):
+        record = read_json(good / "artifact.json")
+        write_json(good / "artifact.json", {key: value for key, value in record.items() if key not in removed})
+        assert (status(), "has no checksums" in capsys.readouterr().out) == (1, True)
+    bad.rename(bad.with_name("0" * 16))
+    assert (status("0" * 8), "fingerprint" in capsys.readouterr().out) == (2, False)
+    (good / "artifact.json").write_text("")
+    assert status() == 1
+    lines = [line.split(maxsplit=4)[2:] for line in capsys.readouterr().out.splitlines()]
+    assert ["render_sample", "artifact.json", "cannot be read"] in lines
+    assert ["other", "artifact.json", "does not match its fingerprint"] in lines
+
+
+# Lineage, and removal.
+
+
+def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
+    """Writes an artifact; each is newer than the one before, and larger."""
+    day = 1 + len(store.all())
+    arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"], "folder": "/home/me"}
+    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
+    more = {"name": name, "fingerprint": mark * 64, "run": run, "counts": {"rows": 3}, "versions": {"torch": "9.9"}}
+    more |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
+    folder, _ = write_artifact(store.root.parent, name.split()[0], **more, config={"seed": 7, "lr": 0.1234567891})
+    (folder / "data").write_bytes(bytes(day * 100_000))
+
+
+@pytest.fixture
+def many(store) -> Store:
+    """Two corpora and two results of each stage; the newer `train` needs a, the older ones b and a; f is unfinished."""
+    artifact(store, "a", "decode clips")
+    artifact(store, "b", "decode stills")
+    artifact(store, "c", "train", "a", "b")
+    artifact(store, "d", "evaluate", "c", "a")
+    artifact(store, "e", "train", "a")
+    artifact(store, "0", "evaluate", "e", "a")
+    (store.root / "train" / ("f" * 16) / "parts").mkdir(parents=True)
+    return store
+
+
+def marks(artifacts: list) -> str:
+    return "".join(record["fingerprint"][0] for _, record in artifacts)
+
+
+def folder_of(store: Store, mark: str) -> Path:
+    return next(folder for folder, record in store.all() if record["fingerprint"][0] == mark)
+
+
+def alpro(store: Store, *words: str) -> int:
+    """Calls `alpro artifacts ...`; returns its exit status."""
+    return cli.execute(["artifacts", *words, "--workspace", str(store.root.parent)])
+
+
+def test_lineage_has_inputs_before_users_and_each_once(many):
+    records = {record["fingerprint"][0]: record for _, record in many.all()}  # oldest first
+    assert "".join(records) == "abcde0"
+    assert marks(many.lineage(records["d"])) == "abcd"
+    assert marks(many.lineage(records["0"])) == "ae0"
+    (folder_of(many, "b") / "artifact.json").unlink()
+    assert marks(many.lineage(records["d"])) == "acd"
+
+
+@pytest.mark.parametrize(
+    ("kept", "removed"),
+    [
+        ("", "dc"),
+        ("0", "dcb"),
+        ("d", "0e"),
+        ("c", "0ed"),
+        ("ec", "0d"),
+        ("de", "0"),
+        ("b", "0edca"),
+        ("gone", "0edcba"),
+    ],
+)
+def test_what_no_kept_result_was_built_from_goes_users_first(kept, removed, many):
+    """By default the newest of each name is kept, also a corpus that no result needs."""
+    fingerprints = ["gone"] if kept == "gone" else [mark * 64 for mark in kept]
+    assert marks(many.unreachable(fingerprints)) == removed
+
+
+def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, capsys):
+    for place in ("reports/a.html", "mlflow/1/picture.png", "mlflow.db"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    before = {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    gone = {file for mark in "cd" for file in folder_of(many, mark).iterdir()}
+    alpro(many, "gc")
+    printed = capsys.readouterr().out
+    assert "c" * 16 in printed
+    assert f"alpro artifacts rm {'f' * 16}" in printed
+    assert marks(many.all()) == "abcde0"
+    alpro(many, "gc", "--yes")
+    assert marks(many.all()) == "abe0"
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"} == before - gone
+    assert (many.root / "train" / ("f" * 16) / "parts").is_dir()
+    capsys.readouterr()
+    alpro(many, "gc", "--yes")
+    assert "nothing to remove" in capsys.readouterr().out
+    alpro(many, "gc", "00", "--yes")
+    assert marks(many.all()) == "ae0"
+
+
+def test_what_lies_outside_of_the_workspace_is_listed_and_stays(many, tmp_path, capsys):
+    """Also if an artifact is a link to that of another workspace."""
+    folder, other = folder_of(many, "c"), tmp_path / "another workspace"
+    shutil.move(folder, other)
+    folder.symlink_to(other)
+    alpro(many, "gc", "--yes")
+    assert str(folder) in capsys.readouterr().out
+    assert read_record(other)
+    assert marks(many.all()) == "abce0"
+    for place in (folder, other):
+        with pytest.raises(InputError, match=str(other)):
+            many.remove([place])
+    assert (other / "data").is_file()
+
+
+def test_an_interrupted_removal_leaves_no_record_over_an_incomplete_folder(many, monkeypatch):
+    def killed(folder: Path) -> None:
+        (folder / "data").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts_module.shutil, "rmtree", killed)
+    folders = [folder for folder, _ in many.unreachable()]
+    with pytest.raises(KeyboardInterrupt):
+        many.remove(folders)
+    assert marks(many.all()) == "abce0"
+    assert not (folders[0] / "artifact.json").exists()
+    assert all((folder / "data").is_file() for folder, _ in many.all())
+
+
+def test_nothing_is_removed_while_a_stage_is_built(many):
+    step = type("Step", (), {"stage": "g", "fingerprint": "9" * 64})()
+    with many.lock(step), pytest.raises(InputError, match="g/9999"):
+        many.remove([folder_of(many, "d")])
+    assert len(many.all()) == 6
+
+
+def test_rm_removes_artifacts_and_unfinished_work(many, capsys):
+    assert alpro(many, "rm", "dd", "f" * 16, "dddd") == 0
+    assert marks(many.all()) == "abce0"
+    assert not (many.root / "train" / ("f" * 16)).exists()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
+    """A file with several links counts once."""
+    os.link(folder_of(many, "a") / "data", folder_of(many, "b") / "shard.tar")
+    alpro(many, "ls")
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (text for text in lines if text.startswith("c" * 16))
+    inputs = ["a", "a" * 8 + ",", "b", "b" * 8]
+    assert line.split()[1:] == ["train", "2026-01-03", "00:00", "1", "0.3", *inputs]
+    assert lines[-1] == "6 artifacts, 2.1 MB"
+    alpro(many, "ls", "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["bytes"] // 100_000 for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert (rows[2]["name"], rows[2]["folder"]) == ("train", str(folder_of(many, "c")))
+
+
+def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(many, capsys):
+    path = folder_of(many, "d") / "artifact.json"
+    write_json(path, read_json(path) | {"files": {"data": "12ab"}})
+    alpro(many, "show", "dd")
+    shown = capsys.readouterr().out
+    assert [line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line] == ["a", "b", "c"]
+    place = "commit abc123, in the folder /home/me"
+    parts = ("lr: 0.123457\n", "rows: 3\n", "torch: 9.9\n", "data: 12ab\n", f"c: c {'c' * 8}\n", place)
+    assert [part for part in parts if part not in shown] == []
+    command = "alpro run evaluate --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
+    assert f":\n  {command}\n" in shown
+    assert "changes that are not in this commit" in shown
+
+
+def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
+    for folder, name in ((ROOT, "."), (ROOT / "docs", "docs"), (tmp_path, str(tmp_path))):
+        monkeypatch.chdir(folder)
+        assert run_module.current_folder() == name
