@@ -14,20 +14,20 @@ SOURCES = {".py", ".js", ".css", ".html", ".jinja"}
 PRODUCT = ("alpro", "models", "shards", "stages", "inference", "pipeline")
 PROGRAMS = ("benchmarks", "docs")
 LINES = {
-    "alpro": 568,
-    "models": 2_359,
-    "shards": 4_317,
-    "stages": 6_998,
-    "inference": 2_033,
-    "pipeline": 6_843,
-    "experiments": 684,
-    "tests": 25_552,
-    "programs": 1_415,
+    "alpro": 554,
+    "models": 2_234,
+    "shards": 3_813,
+    "stages": 6_529,
+    "inference": 1_930,
+    "pipeline": 6_009,
+    "experiments": 685,
+    "tests": 22_037,
+    "programs": 1_414,
 }
-FILES = 171
-KEYS = 140
+FILES = 161
+KEYS = 139
 OPTIONS = 43
-WORDS = 15_680
+WORDS = 15_577
 
 
 @cache

@@ -84,7 +84,7 @@ def test_a_fine_tuned_checkpoint_is_scored_as_it_is(official, planned, tmp_path,
 
 
 def test_only_optional_stages_can_be_left_out(tmp_path):
-    with pytest.raises(InputError, match="evaluate must be a table"):
+    with pytest.raises(InputError, match="evaluate"):
         load_config("own_videos", str(tmp_path), ["evaluate=false"])
 
 

@@ -100,13 +100,9 @@ def print_check(report: dict[str, Any]) -> None:
     ):
         if count:
             print(f"  {count:,} {what}", *examples, sep="\n    ")
-    for split, shared in report["also_in_training"].items():
-        if shared["captions"]:
-            of = f"{shared['captions']} of {shared['items']} {split} items"
-            print(f"  {of} have a caption that a training item has too")
-    for split, copies in report["copies_of_training"].items():
-        if copies:
-            print(f"  {len(copies)} {split} files are copies of training files, such as {copies[0]}")
+    for split, count in report["also_in_training"].items():
+        if count:
+            print(f"  {count} of {report['splits'][split]['items']} {split} items have a caption of a training item")
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
             of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"

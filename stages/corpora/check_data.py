@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.shards.decoding import DecodeError
-from alpro.shards.schema import KINDS, Row
+from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.manifest import TABLES
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
@@ -52,8 +52,10 @@ def check_data(
 
 
 def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, and the texts that training will cut."""
+    """Counts the rows by kind, those without a file or a text, the texts that training will cut, and by split the items
+    with a caption that a training item has too."""
     kinds, missing, without_text, first = Counter[str](), list[str](), 0, 0
+    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}  # hashes, of each item
     words: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}  # texts by their lengths
     for batch in plan.manifest.batches(["kind", "path", "captions", "questions"]):
         for number, row in enumerate(batch.to_pylist(), first):
@@ -61,17 +63,22 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
                 continue
             kinds[row["kind"]] += 1
             without_text += not row["captions"] and not row["questions"]
+            captions[SPLITS[plan.columns["split"][number]]].append(set(map(hash, row["captions"])))
             texts_of = {"captions": row["captions"], "questions": [q["question"] for q in row["questions"]]}
             for name, texts in texts_of.items():
                 words[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
             if not is_url(row["path"]) and not Path(row["path"]).is_file():
                 missing.append(row["path"])
         first += len(batch)
+    trained = set().union(*captions.pop("train"))
     return {
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
         "without_text": without_text,
         "missing": len(missing),
         "missing_examples": missing[:MAX_NAMED],
+        "also_in_training": {
+            split: sum(not trained.isdisjoint(item) for item in items) for split, items in captions.items()
+        },
         "long_texts": {stage: long_texts(words, stage, limit) for stage, limit in max_text_tokens.items()},
     }
 

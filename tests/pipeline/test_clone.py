@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.lineage import lineage
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +47,7 @@ def built(folder: Path, prefix: str) -> dict[str, dict[str, Any]]:
     """The records of everything that an artifact was built from, by fingerprint."""
     store = Store(folder / "workspace" / "artifacts")
     (last,) = (record for _, record in store.all() if record["fingerprint"].startswith(prefix))
-    return {record["fingerprint"]: record for _, record in lineage(store, last)}
+    return {record["fingerprint"]: record for _, record in store.lineage(last)}
 
 
 @pytest.mark.long

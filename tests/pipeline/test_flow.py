@@ -117,7 +117,6 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}
     assert "results.json" in listed(stages["evaluate"], "tables")
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
-    assert "prompts.json" in listed(stages["cache_prompts"], "tables")
 
     for run in (parent, *stages.values()):
         assert run.data.tags["mlflow.source.name"] == "alpro"

@@ -161,7 +161,6 @@ FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate"}
         ("evaluate.controls=[]", {"evaluate"}),
         # What is logged, drawn or accepted, and resources.
         *((f"{key}.log_every=3", set()) for key in ("pretrain", "finetune_qa")),
-        ("pretrain.pictures_every=7", set()),
         ("corpora.clips.max_reject_share=0.9", set()),
         *((f"resources.{change}", set()) for change in ("workers=2", "processes=3", "device='cpu'")),
         # Where validation selects the weights, in fine-tuning, its times count.
@@ -175,7 +174,7 @@ def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, reached, ste
 
 def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
     """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
-    logged = {"log_every", "pictures_every", "max_reject_share"}
+    logged = {"log_every", "max_reject_share"}
     for step in steps_of().values():
         record = json.loads(json.dumps(step.description))
         assert digest_of(record) == step.fingerprint

@@ -22,7 +22,7 @@ from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import CHANGED, Outcome, Resources, Stopped, require
+from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
 from alpro.stages.execution.stop import STOP, Stop
 from tests.pipeline.conftest import write_artifact
 
@@ -114,8 +114,7 @@ def test_failing_work_leaves_unfinished_work_without_a_record(store):
     assert store.find(step) is not None
 
 
-def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(store):
-    """And nothing that this would continue."""
+def test_a_run_whose_files_changed_leaves_nothing_to_continue(store):
     here = [False, True]
     step = replace(sample_step(), unchanged=lambda: here.pop(0))
 
@@ -126,7 +125,7 @@ def test_a_run_whose_files_changed_leaves_a_mark_until_the_next_one_succeeds(sto
 
     with pytest.raises(InputError, match="render_sample"):
         store.make(step, work, {})
-    assert (store.find(step), (store.folder(step) / CHANGED).is_file()) == (None, True)
+    assert store.find(step) is None
     store.make(step, work, {})
     assert store.find(step)
     assert {file.name for file in store.folder(step).iterdir()} == {"artifact.json"}

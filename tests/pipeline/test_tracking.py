@@ -353,12 +353,12 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     folder = workspace / "artifacts" / stage / digest(stage)[:16]
     videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
     texts = ["a red ball moves left", "where does it go?"]
-    model = Model.from_pretrained(folder, device="cpu")
+    model = Model.load(folder, device="cpu")
     if stage == "finetune_qa":
         pairs = [model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
         expected = {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
     else:
-        expected = {"similarity": (model.embed_videos(videos) * model.embed_texts(texts)).sum(1).tolist()}
+        expected = {"similarity": (model.encode(videos) * model.encode(texts)).sum(1).tolist()}
     if stage == "finetune_retrieval":
         expected["match"] = model.match(texts, videos).diagonal().tolist()
 

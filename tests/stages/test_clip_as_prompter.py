@@ -64,7 +64,7 @@ def test_prompts_are_those_of_the_model_that_is_named_whatever_becomes_of_its_fo
 ):
     prompts, entities, named = read_prompts(cached), read_entities(vocabulary), load_clip(str(clip_folders[kind]))
     for of, templates in TEMPLATES.kinds.items():
-        expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates, torch.device("cpu"))
+        expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
         torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
 
 
