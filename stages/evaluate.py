@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from alpro.progress import progress
-from alpro.shards.pictures import retrieval_picture
 from alpro.stages.evaluation.controls import CONTROLS, ControlName, add_retrieval_control, answer_under
-from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches, extremes
 from alpro.stages.evaluation.metrics import TABLE_VERSION, by_direction
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.qa import add_answers
@@ -56,7 +54,8 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
     scores = add_rankers(results, "fine-tuned", "retrieval", model, gallery)
-    draw_retrieval(gallery, by_direction(scores, gallery.labels.relevant)["t2v"][0], results.out)
+    ranked = by_direction(scores, gallery.labels.relevant)["t2v"][0]
+    draw_searches(gallery, ranked, extremes(gallery, ranked), results.out / "pictures" / "retrieval.png")
     for control in (name for name in CONTROLS if name in config.controls):
         add_retrieval_control(results, control, config.seed, model, gallery)
 
@@ -72,24 +71,3 @@ def question_answering(config: Config, inputs: dict[str, Path], results: Results
     for control in (name for name in CONTROLS if name in config.controls):
         logits = answer_under(control, config.seed, model, questions)
         add_answers(results, f"control: {CONTROLS[control].label}", f"qa_{control}", logits, model.answers, *asked)
-
-
-def draw_retrieval(gallery: Gallery, scores: np.ndarray, out: Path, each: int = 4) -> None:
-    """Draws pictures/retrieval.png: the queries with the best and the worst ranks of their videos."""
-    own = scores[np.arange(len(scores)), gallery.video_of_text]
-    better = (scores > own[:, None]).sum(1)
-    by_rank, best = better.argsort(kind="stable"), scores.argsort(axis=1)[:, ::-1][:, :4]
-    queries = []
-    for text in [*by_rank[:each], *by_rank[-each:]]:
-        right = int(gallery.video_of_text[text])
-        note = f"its video, {gallery.ids[right]}, came {better[text] + 1} of {scores.shape[1]}"
-        found = [(middle_frame(gallery, v), gallery.ids[v], bool(v == right)) for v in best[text]]
-        queries.append((gallery.texts[text], note, found))
-    (out / "pictures").mkdir(exist_ok=True)
-    retrieval_picture(queries).save(out / "pictures" / "retrieval.png")
-
-
-def middle_frame(gallery: Gallery, video: int) -> np.ndarray:
-    """The first frame (H, W, 3) of the second of three equal segments of a video of a gallery."""
-    sample = gallery.reader[gallery.numbers[video]]
-    return sample.frames([len(sample) // 3])[0]

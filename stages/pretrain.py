@@ -95,7 +95,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         return Training(
             ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
             objective,
-            validate_pretraining(objective, inputs, tokenizer, config),
+            validate_pretraining(objective, inputs, tokenizer, config, out),
             draw=draw if config.weights.pem else None,
         )
 

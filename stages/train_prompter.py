@@ -70,7 +70,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             folder = untrained(config, inputs, device)
         norm = folder.preprocessing.mean, folder.preprocessing.std
         objective = PrompterObjective(folder.model, *norm, config.crops.share, config.crops.area).to(device)
-        return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config))
+        return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config, out))
 
     return train(build, config, inputs, out, resources)
 

@@ -1,6 +1,6 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 
@@ -84,3 +85,34 @@ class Questions(Gallery):
     @cached_property
     def texts(self) -> list[str]:
         return [question["question"] for question in self.items]
+
+
+def extremes(gallery: Gallery, scores: np.ndarray, each: int = 4) -> list[int]:
+    """The texts with the best and with the worst ranks of their videos. scores: (texts, videos)."""
+    by_rank = ranks(gallery, scores).argsort(kind="stable").tolist()
+    return [*by_rank[:each], *by_rank[-each:]]
+
+
+def ranks(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
+    """The rank (texts,) of each text's video, from 0."""
+    own = scores[np.arange(len(scores)), gallery.video_of_text]
+    return (scores > own[:, None]).sum(1)
+
+
+def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path) -> None:
+    """Draws the four best videos of some texts. scores: (texts, videos)."""
+    better, queries = ranks(gallery, scores), []
+    for text in texts:
+        right = int(gallery.video_of_text[text])
+        note = f"its video, {gallery.ids[right]}, came {better[text] + 1} of {scores.shape[1]}"
+        best = scores[text].argsort()[::-1][:4]
+        found = [(middle_frame(gallery, v), gallery.ids[v], bool(v == right)) for v in best]
+        queries.append((gallery.texts[text], note, found))
+    file.parent.mkdir(exist_ok=True)
+    retrieval_picture(queries).save(file)
+
+
+def middle_frame(gallery: Gallery, video: int) -> np.ndarray:
+    """The first frame (H, W, 3) of the second of three equal segments of a video of a gallery."""
+    sample = gallery.reader[gallery.numbers[video]]
+    return sample.frames([len(sample) // 3])[0]

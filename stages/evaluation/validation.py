@@ -15,7 +15,7 @@ from alpro.log import log
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
 from alpro.stages.encoding.encode import encode_texts, sample_frames, similarities
-from alpro.stages.evaluation.gallery import Gallery, Questions
+from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
 from alpro.stages.evaluation.qa import accuracy_scores
 from alpro.stages.evaluation.scorer import Scorer
@@ -25,7 +25,8 @@ from alpro.stages.training.loop import Validate
 from alpro.stages.training.masking import random_box
 from alpro.stages.training.pretrain_objective import PretrainObjective
 
-SEARCHES = 3  # texts whose best clip is printed
+SEARCHES = 3  # texts whose best clips are shown
+PICTURE = "pictures/search.png"
 
 Items = TypeVar("Items", Gallery, Questions)
 Inputs = dict[str, Path]
@@ -36,22 +37,29 @@ def validate_contrast(
     inputs: Inputs,
     tokenizer: Tokenizer,
     config: EncoderConfig,
+    out: Path,
     more: Callable[[Gallery], dict[str, float]] = lambda gallery: {},
 ) -> Validate | None:
     """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a validation split.
 
-    Each time it prints what a search for the first texts finds: the first result of a run, long before its end.
+    Each time it prints what a search for the first texts finds, and draws it (`out`/pictures/search.png): the first
+    result of a run, long before its end.
     """
-    galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
+    galleries, picture = validation_galleries(encoder, inputs, config, config.validation.captions), out / PICTURE
     if not galleries:
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = Scorer(encoder, tokenizer, config.max_text_tokens).encode(gallery)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
-        for text, best in list(zip(gallery.texts, similarity.argmax(1), strict=True))[: 0 if rank() else SEARCHES]:
+        searches = range(0 if rank() else min(SEARCHES, len(gallery.texts)))
+        for text in searches:
+            best = int(similarity[text].argmax())
             caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
-            log.info(f'search "{text}": found {gallery.ids[best]}, "{caption}"')
+            log.info(f'search "{gallery.texts[text]}": found {gallery.ids[best]}, "{caption}"')
+        if searches:
+            draw_searches(gallery, similarity, searches, picture)
+            log.info(f"the best four: {picture}")
         values = retrieval_metrics(similarity, gallery.labels.relevant)
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
@@ -59,13 +67,13 @@ def validate_contrast(
 
 
 def validate_pretraining(
-    objective: PretrainObjective, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig
+    objective: PretrainObjective, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig, out: Path
 ) -> Validate | None:
     """Validates retrieval by similarity, as `validate_contrast`, and PEM where it is trained."""
     if "pem" not in objective.losses:
-        return validate_contrast(objective, inputs, tokenizer, config)
+        return validate_contrast(objective, inputs, tokenizer, config, out)
     scores = partial(pem_scores, objective, tokenizer, config.max_text_tokens)
-    return validate_contrast(objective, inputs, tokenizer, config, scores)
+    return validate_contrast(objective, inputs, tokenizer, config, out, scores)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from PIL import Image
 from alpro.errors import InputError
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
+from alpro.stages.evaluation import gallery
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
 from alpro.stages.evaluation.gallery import Gallery, Labels
@@ -285,8 +286,9 @@ def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(corpus_of
     rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
     scores, drawn = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2, []
     picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
-    monkeypatch.setattr(evaluate, "retrieval_picture", picture)
-    evaluate.draw_retrieval(Gallery.of(corpus_of(tmp_path, rows), "test"), scores, tmp_path, each=2)
+    monkeypatch.setattr(gallery, "retrieval_picture", picture)
+    items = Gallery.of(corpus_of(tmp_path, rows), "test")
+    gallery.draw_searches(items, scores, gallery.extremes(items, scores, each=2), tmp_path / "picture.png")
     assert [text for text, _, _ in drawn] == ["ball 0", "ball 1", "ball 4", "ball 5"]
     assert [note.split()[-3:] for _, note, _ in drawn] == [[str(n), "of", "6"] for n in (1, 2, 5, 6)]
     assert "v4" in drawn[2][1]

@@ -101,20 +101,20 @@ def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons,
     assert len(both) == 3 * len(alone[0])
 
 
-def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, lessons, tokenizer, tiny_model):
+def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(objective, lessons, tokenizer, tiny_model, tmp_path):
     inputs = {"lessons": lessons}
     with pytest.raises(InputError, match="captions"):
         validate_retrieval(objective, inputs, tokenizer, config(Retrieval, ("lessons",)))
     with pytest.raises(InputError, match="questions"):
         validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
     prompter = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
-    assert validate_contrast(prompter, inputs, tokenizer, config(TrainPrompter, ("lessons",))) is None
+    assert validate_contrast(prompter, inputs, tokenizer, config(TrainPrompter, ("lessons",)), tmp_path) is None
 
 
 @torch.no_grad()
-def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model, capsys):
+def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tokenizer, tiny_model, capsys, tmp_path):
     objective = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD).eval()
-    actual = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)))()
+    actual = validate_contrast(objective, several, tokenizer, config(TrainPrompter, ("several",)), tmp_path)()
     gallery = Gallery.of(several["several"], "validation").first(500, 1)
     texts, videos = Scorer(objective, tokenizer, 24).encode(gallery)
     expected = retrieval_metrics((texts.features @ videos.features.T).numpy(), gallery.labels.relevant)
@@ -122,6 +122,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(several, tok
     best = (texts.features @ videos.features.T).argmax(1).tolist()
     lines = [line for line in capsys.readouterr().err.splitlines() if "search " in line]
     assert len(lines) == 3
+    assert (tmp_path / "pictures" / "search.png").is_file()
     for line, text, found in zip(lines, gallery.texts, best, strict=False):
         assert f'"{text}"' in line
         assert gallery.ids[found] in line
