@@ -30,7 +30,7 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
-from alpro.shards.sources.forms import split_name
+from alpro.shards.sources.annotations import split_name
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
 from alpro.shards.tar import DamagedTar, TarMember, tar_members

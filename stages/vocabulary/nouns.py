@@ -1,4 +1,5 @@
-"""Counts the words of captions and their occurrences as nouns, with a spaCy part-of-speech tagger on all cores.
+"""The captions of the training splits of corpora, and their words, counted with their occurrences as nouns by a spaCy
+part-of-speech tagger on all cores.
 
 Equal captions are tagged once. Units and batches have fixed sizes, independent of the number of workers, so that all
 matrix products have the same shapes and the counts do not depend on the number of processes.
@@ -6,13 +7,15 @@ matrix products have the same shapes and the counts do not depend on the number 
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from alpro.errors import InputError
-from alpro.progress import progress
+from alpro.log import progress
+from alpro.shards.reader import index_batches
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
@@ -101,3 +104,32 @@ def load_tagger(name: str):
             if isinstance(layer.ops, NumpyOps):
                 layer.ops = NumpyOps(use_blis=False)
     return nlp
+
+
+def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
+    """The captions with their counts, and (id, source) of training samples without a caption. Memory holds each
+    distinct caption once. Raises InputError if there are none."""
+    captions: Counter[str] = Counter()
+    without: list[tuple[str, str]] = []
+    for folder in corpora.values():
+        for row in training_rows(folder, ["id", "source", "captions"]):
+            captions.update(row["captions"])
+            if not row["captions"]:
+                without.append((row["id"], row["source"]))
+    if not captions:
+        raise InputError("the training split has no captions; check the splits of the corpora")
+    return captions, without
+
+
+def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
+    """The questions with their counts."""
+    questions: Counter[str] = Counter()
+    for folder in corpora.values():
+        for row in training_rows(folder, ["questions"]):
+            questions.update(q["question"] for q in row["questions"])
+    return questions
+
+
+def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in index_batches(folder, ["split", *columns]):
+        yield from (row for row in batch.to_pylist() if row["split"] == "train")

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from alpro.models.templates import Templates, fill
+from alpro.models.words import Templates, fill
 
 
 def test_the_default_templates_are_the_official_ones():

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder
-from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import train_tokenizer
+from alpro.models.words import read_word_list
 from alpro.stages import build_vocabulary, finetune_qa
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alpro.shards import augment as module
-from alpro.shards.augment import (
+from alpro.shards import transforms as module
+from alpro.shards.transforms import (
     IMAGE_OPERATIONS,
     IMAGE_STRENGTH,
     SIDES,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.models.templates import Templates
+from alpro.models.words import Templates
 from alpro.shards.reader import read_index
 from alpro.stages import build_vocabulary
 from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, nouns_of, select_words

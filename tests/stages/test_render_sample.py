@@ -12,7 +12,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import checksum
-from alpro.shards.sample import grammar
+from alpro.shards.sample import scene as grammar
 from alpro.shards.sample import scene as scene_module
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import COLORS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene

@@ -12,8 +12,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
-from alpro.shards.sources.forms import question_type
+from alpro.shards.sources.annotations import MediaFiles, keyed, question_type, scan_annotations
 from alpro.shards.sources.manifest import scan_source
 
 CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))

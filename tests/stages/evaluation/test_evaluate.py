@@ -17,9 +17,8 @@ from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.retrieval import add_retrieval
+from alpro.stages.evaluation.scores import add_answers, add_retrieval
 from alpro.stages.evaluation.statistics import bootstrap_interval
 from tests.stages.evaluation.conftest import also_in_training, evaluated, statistics
 

@@ -15,7 +15,7 @@ from alpro.stages.evaluation.metrics import (
     retrieval_metrics,
     retrieval_scores,
 )
-from alpro.stages.evaluation.qa import accuracy_scores, majority_baseline
+from alpro.stages.evaluation.scores import accuracy_scores, majority_baseline
 
 # scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
 RANKS = [

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.stages.encoding.encode import encode_texts, encode_videos, similarities
-from alpro.stages.encoding.pairs import match_top_k
+from alpro.stages.encoding import encode_texts, encode_videos, match_top_k, similarities
 from alpro.stages.evaluation import scorer as scorer_module
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.scorer import Scorer

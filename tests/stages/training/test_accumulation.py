@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.train_prompter import Config as TrainPrompter
-from alpro.stages.training.batch import Batch
+from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.config import MatchingConfig
-from alpro.stages.training.masking import keep_patches
 from alpro.stages.training.objective import Objective
 from tests.stages.training.conftest import run_of
 from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.models.losses import box_mask
-from alpro.stages.training.masking import keep_patches, mask_words, random_box
+from alpro.stages.training.batch import keep_patches, mask_words, random_box
 
 
 def test_words_are_masked_at_the_rates_of_bert():

@@ -19,9 +19,8 @@ from alpro.shards.pictures import draw_entities
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.pretrain import draw_pseudo_labels
-from alpro.stages.training.batch import Batch
+from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.dataset import Examples, TrainingDataset
-from alpro.stages.training.masking import keep_patches
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, masked_positions
 from tests.stages.training.part_of_a_batch import (
