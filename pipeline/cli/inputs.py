@@ -74,9 +74,8 @@ def check(
     if corpus.shards:
         raise InputError("corpora.data.shards are not decoded; `alpro run index_shards` checks them")
     paths = corpus.annotation_files, corpus.names_root
-    stages = settings.trainings().items()
-    lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
-    report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
+    stages = [stage for stage, training in settings.trainings().items() if "data" in training.corpora]
+    report = check_data(located(corpus.data), corpus.decoding, *paths, samples, stages)
     if json:
         print_json(report)
     else:
@@ -100,13 +99,6 @@ def print_check(report: dict[str, Any]) -> None:
     ):
         if count:
             print(f"  {count:,} {what}", *examples, sep="\n    ")
-    for split, count in report["also_in_training"].items():
-        if count:
-            print(f"  {count} of {report['splits'][split]['items']} {split} items have a caption of a training item")
-    for stage, texts in report["long_texts"].items():
-        if texts["cut"]:
-            of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
-            print(f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}")
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
     print(

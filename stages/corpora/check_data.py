@@ -3,7 +3,6 @@
 All rows are imported; no media are read except those of a few items, which are decoded.
 """
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.shards.decoding import DecodeError
-from alpro.shards.schema import KINDS, SPLITS, Row
+from alpro.shards.schema import KINDS, Row
 from alpro.shards.sources.manifest import TABLES
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
@@ -26,13 +25,12 @@ def check_data(
     annotations: Mapping[str, Path] | None = None,
     root: Path | None = None,
     samples: int = 5,
-    max_text_tokens: Mapping[str, int] | None = None,
+    stages: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Describes a source of items, decoding `samples` of them, evenly spaced.
 
-    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot be read at all.
+    stages: those that train on the items. Raises InputError if the source cannot be read at all.
     """
-    limits = max_text_tokens or {}
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         plan = plan_of(config, data, annotations, root, Path(name))
         bad = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
@@ -43,52 +41,32 @@ def check_data(
             "bad_rows": {"count": len(bad), "examples": bad[:MAX_NAMED]},
             "splits": plan.texts_by_split(),
             "split_source": split_source(plan),
-            **describe_rows(plan, limits),
+            **describe_rows(plan),
             "group_hint": plan.group_hint(),
             "decoded": decode_some(plan.evenly_spaced(samples), config, Path(name)),
         }
-    report["problems"] = list(problems(report, config, limits))
+    report["problems"] = list(problems(report, config, stages))
     return report
 
 
-def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, the texts that training will cut, and by split the items
-    with a caption that a training item has too."""
+def describe_rows(plan: DecodePlan) -> dict[str, Any]:
+    """Counts the rows by kind, and those without a file or a text."""
     kinds, missing, without_text, first = Counter[str](), list[str](), 0, 0
-    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}  # hashes, of each item
-    words: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}  # texts by their lengths
     for batch in plan.manifest.batches(["kind", "path", "captions", "questions"]):
         for number, row in enumerate(batch.to_pylist(), first):
             if not plan.mask[number]:
                 continue
             kinds[row["kind"]] += 1
             without_text += not row["captions"] and not row["questions"]
-            captions[SPLITS[plan.columns["split"][number]]].append(set(map(hash, row["captions"])))
-            texts_of = {"captions": row["captions"], "questions": [q["question"] for q in row["questions"]]}
-            for name, texts in texts_of.items():
-                words[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
             if not is_url(row["path"]) and not Path(row["path"]).is_file():
                 missing.append(row["path"])
         first += len(batch)
-    trained = set().union(*captions.pop("train"))
     return {
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
         "without_text": without_text,
         "missing": len(missing),
         "missing_examples": missing[:MAX_NAMED],
-        "also_in_training": {
-            split: sum(not trained.isdisjoint(item) for item in items) for split, items in captions.items()
-        },
-        "long_texts": {stage: long_texts(words, stage, limit) for stage, limit in max_text_tokens.items()},
     }
-
-
-def long_texts(words: Mapping[str, Counter[int]], stage: str, limit: int) -> dict[str, Any]:
-    """The kind of a stage's texts, their number, its `max_text_tokens`, and how many this cuts at least: a tokenizer
-    makes one or more tokens of a word, and adds [CLS] and [SEP]."""
-    kind = "questions" if stage == "finetune_qa" else "captions"
-    cut = sum(texts for length, texts in words[kind].items() if length + 2 > limit)
-    return {"of": kind, "texts": words[kind].total(), "max_text_tokens": limit, "cut": cut}
 
 
 def split_source(plan: DecodePlan) -> str:

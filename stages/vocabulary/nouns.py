@@ -29,11 +29,8 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would discard the words of
 # each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
-# spaCy components that tagging does not need; third-party components are kept.
-UNUSED_COMPONENTS = {"parser", "beam_parser", "ner", "beam_ner", "senter", "sentencizer", "entity_linker"}
-UNUSED_COMPONENTS |= {"entity_ruler", "future_entity_ruler", "span_ruler", "span_finder", "spancat"}
-UNUSED_COMPONENTS |= {"spancat_singlelabel", "textcat", "textcat_multilabel", "merge_entities", "merge_noun_chunks"}
-UNUSED_COMPONENTS |= {"merge_subtokens", "doc_cleaner", "lemmatizer", "trainable_lemmatizer"}
+# The components of spaCy's pipelines that tagging needs.
+TAGGING = {"tok2vec", "transformer", "curated_transformer", "tagger", "morphologizer", "attribute_ruler"}
 _tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 
 
@@ -95,7 +92,7 @@ def load_tagger(name: str):
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
     for component in list(nlp.component_names):
-        if nlp.get_pipe_meta(component).factory in UNUSED_COMPONENTS:
+        if nlp.get_pipe_meta(component).factory not in TAGGING:
             nlp.remove_pipe(component)
     # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:

@@ -248,14 +248,6 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
         check_items(config, "clips", clips_of_brightness)
 
 
-def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
-    reading("pretrain")
-    actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
-    assert actual["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
-    assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
-
-
 @pytest.mark.parametrize("prompter", ["prompter", "prompts"])
 def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch, prompter):
     """That in the prompts, if there is no other. Clips that training has, too, are left out."""

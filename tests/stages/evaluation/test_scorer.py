@@ -56,14 +56,6 @@ def test_the_size_of_the_batches_does_not_matter(scorer, gallery):
     assert few.mask.sum(1).max() == 5
 
 
-def test_frames_in_another_order_are_another_video(scorer, gallery):
-    same, turned, plain = (
-        scorer.encode(gallery, reorder)[1].features for reorder in (lambda f: f, lambda f: f[::-1], None)
-    )
-    assert torch.equal(same, plain)
-    assert not torch.allclose(turned, plain)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_pairs_are_chosen_and_scored_in_float32_under_autocast(scorer, gallery, top_k):

@@ -45,32 +45,6 @@ def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, h
     torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_no_padding_is_fused_and_a_text_is_projected_once_for_all_videos_of_a_batch(model, encoded, monkeypatch):
-    texts, videos = encoded
-    shapes, pairs = [], model.multimodal_encoder.pairs
-
-    def fused(text, of_text, *rest):
-        shapes.append((len(text), text.shape[1], len(of_text)))
-        return pairs(text, of_text, *rest)
-
-    monkeypatch.setattr(model.multimodal_encoder, "pairs", fused)
-    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)), batch=10)
-    assert shapes == [(2, 2, 10), (1, 3, 5), (1, 4, 5), (1, 5, 5), (2, 6, 10)]
-
-
-@torch.no_grad()
-def test_each_video_is_projected_once(model, encoded, monkeypatch):
-    monkeypatch.setattr("alpro.stages.encoding.VIDEOS", 2)
-    texts, videos = encoded
-    projected, project = [], model.multimodal_encoder.project
-    monkeypatch.setattr(
-        model.multimodal_encoder, "project", lambda tokens: projected.append(tokens.shape) or project(tokens)
-    )
-    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)))
-    assert [shape[0] for shape in projected if shape[1] == 17] == [2, 2, 1]
-
-
 def test_every_pair_is_in_one_batch_of_texts_of_one_length():
     rng = np.random.default_rng(1)
     lengths = rng.integers(2, 9, 40)
