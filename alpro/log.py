@@ -1,16 +1,25 @@
-"""Lines about a run on standard error: progress, warnings, and with `-v` the paths and processes of its stages.
+"""Lines about a run on standard error, and progress: bars on a terminal, and a plain line every few seconds elsewhere.
 
 The processes of stages inherit the level. Each line starts with its time, except on a terminal, and where the program
-that reads the lines adds times of its own (TIMES).
+that reads the lines adds times of its own (TIMES). Short tasks show no progress.
 """
 
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
+from typing import Any
 
 LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: the name of a level of `logging`
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
+PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
+QUIET_SECONDS = 2.0  # shorter tasks show nothing
+LINE_SECONDS = 15.0  # between plain lines
+SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
 
 log = logging.getLogger("alpro")
 
@@ -41,3 +50,52 @@ if not log.handlers:
     log.addHandler(Lines())
     log.setLevel(os.environ.get(LEVEL, "INFO"))
     log.propagate = False  # the handlers of other libraries would print the lines again
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
+    left, and the note.
+
+    `total` is None if it is unknown. `done` units were done by an earlier run. Of the processes of torchrun, the first
+    shows it.
+    """
+    if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
+        yield lambda n=1, note="": None
+        return
+    bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
+    task = bar.add_task(what, total=total, completed=done, note="") if bar else None
+    began = last_line = time.monotonic()
+    count, last_note = done, ""
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal count, last_line, last_note
+        count, last_note = count + n, note or last_note
+        now = time.monotonic()
+        if bar:
+            bar.update(task, advance=n, note=last_note)
+            if now - began > QUIET_SECONDS and not bar.live.is_started:
+                bar.start()
+        elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
+            last_line = now
+            parts = [f"{count} {unit}" if total is None else f"{count} of {total} {unit}", f"{now - began:.0f} s"]
+            if total is not None and count > done:
+                left = (now - began) * (total - count) / (count - done)
+                parts.append(f"{timedelta(seconds=round(left))} left")
+            log.info(f"{what}: {', '.join(parts + [last_note] * bool(last_note))}")
+
+    try:
+        yield advance
+    finally:
+        if bar:
+            bar.stop()
+
+
+def progress_bar(unit: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    console = Console(stderr=True)
+    return Progress(*columns, *remaining, console=console, transient=True, speed_estimate_period=SPEED_SECONDS)

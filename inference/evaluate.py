@@ -24,15 +24,13 @@ from alpro.shards.sources.manifest import import_source, scan_manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.encoding.encode import Videos, similarities
-from alpro.stages.encoding.pairs import match_top_k, score
+from alpro.stages.encoding import Videos, match_top_k, score, similarities
 from alpro.stages.evaluation.entities import Named, add_entities, true_entities
 from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction
 from alpro.stages.evaluation.protocol import also_in_training
-from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.retrieval import add_retrieval
+from alpro.stages.evaluation.scores import add_answers, add_retrieval
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,14 @@ from alpro.errors import InputError
 from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
 from alpro.inference.find import PROMPTS, find_model, find_prompter
 from alpro.inputs import WHOLE, Box, check_text, patches_of
+from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
-from alpro.progress import progress
 from alpro.shards.decoding import DecodeError
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.encoding.encode import Texts, Videos, embed_texts, encode_texts, load_prompter
-from alpro.stages.encoding.pairs import match, match_all
+from alpro.stages.encoding import Texts, Videos, embed_texts, encode_texts, load_prompter, match, match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 

@@ -23,8 +23,8 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import VideoConfig, grid_side
-from alpro.models.word_lists import read_word_list
 from alpro.models.word_pieces import load_tokenizer
+from alpro.models.words import read_word_list
 
 StateDict = dict[str, Tensor]
 Task = Literal["pretrain", "retrieval", "qa", "prompter"]

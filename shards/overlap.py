@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from alpro.progress import progress
+from alpro.log import progress
 from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS

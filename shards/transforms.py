@@ -1,7 +1,16 @@
-"""Crops and resizes stored frames to a model's input size, the same for every frame of a clip."""
+"""Crops and resizes stored frames, and the augmentation of the official code, identical for every frame of a clip.
+
+RandAugment of clips, after their crop: two distinct operations out of ten, both applied, at level 5. Of images: a
+random resized crop, a flip, then two operations out of eight with replacement, each applied with probability 0.5, at
+level 7. Operations have a fixed sign. Departure from the official code: samples whose text names a side or a sense of
+rotation ("left", "rightside", "clockwise") are never flipped.
+"""
+
+import re
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 MAX_CROP_ATTEMPTS = 10  # attempts before the fallback to the largest central crop, as in torchvision
 
@@ -53,3 +62,93 @@ def crop_box(
     w = min(width, round(height * ratio[1]))
     h = min(height, round(width / ratio[0]))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+Picture = Image.Image
+FILL = (128, 128, 128)
+VIDEO_STRENGTH, IMAGE_STRENGTH = 0.5, 0.7  # levels 5 and 7 of 10
+SIDES = re.compile(
+    r"\b((left|right)(wards?|most|y|ies|-?hand(ed|er)?|-?sided?|-?sides)?|(counter|anti)?-?clock-?wise)\b",
+    re.IGNORECASE,
+)
+
+
+def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
+    """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is unchanged."""
+    operations = VIDEO_OPERATIONS[:-1] if SIDES.search(text) else VIDEO_OPERATIONS
+    chosen = [operations[number] for number in rng.choice(len(operations), 2, replace=False)]
+    return np.stack([apply(chosen, frame, VIDEO_STRENGTH) for frame in frames])
+
+
+def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Generator) -> np.ndarray:
+    """Random resized crop, flip and RandAugment of an image (H, W, 3) uint8 -> (size, size, 3)."""
+    frame = random_resized_crop(frame, size, rng)
+    if rng.random() < 0.5 and not SIDES.search(text):
+        frame = frame[:, ::-1]
+    chosen = [IMAGE_OPERATIONS[number] for number in rng.choice(len(IMAGE_OPERATIONS), 2)]
+    return apply([operation for operation in chosen if rng.random() < 0.5], frame, IMAGE_STRENGTH)
+
+
+Operation = Callable[[Picture, float], Picture]
+
+
+def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np.ndarray:
+    picture = Image.fromarray(frame)
+    for operation in operations:
+        picture = operation(picture, strength)
+    return np.asarray(picture)
+
+
+def affine(picture: Picture, *matrix: float) -> Picture:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def shifted(picture: Picture, right: float, down: float) -> Picture:
+    """Translates by whole pixels: without interpolation, which takes eight times as long."""
+    matrix = (1, 0, -round(right), 0, 1, -round(down))
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL)
+
+
+def enhanced(kind: type) -> Operation:
+    """Brightness, contrast or sharpness with a factor from 0.1 to 1.9; strength 0.5 is the identity."""
+
+    def enhance(picture: Picture, strength: float) -> Picture:
+        return kind(picture).enhance(strength * 1.8 + 0.1)
+
+    enhance.__name__ = kind.__name__.lower()
+    return enhance
+
+
+def identity(picture: Picture, strength: float) -> Picture:
+    return picture
+
+
+def shear_x(picture: Picture, strength: float) -> Picture:
+    return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)  # maps output to input pixels: lower rows move right
+
+
+def shear_y(picture: Picture, strength: float) -> Picture:
+    return affine(picture, 1, 0, 0, -0.3 * strength, 1, 0)
+
+
+def translate_x(picture: Picture, strength: float) -> Picture:
+    return shifted(picture, -10 * strength, 0)
+
+
+def translate_y(picture: Picture, strength: float) -> Picture:
+    return shifted(picture, 0, -10 * strength)
+
+
+def rotate(picture: Picture, strength: float) -> Picture:
+    return picture.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def mirror(picture: Picture, strength: float) -> Picture:
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+BRIGHTNESS, SHARPNESS, CONTRAST = map(
+    enhanced, (ImageEnhance.Brightness, ImageEnhance.Sharpness, ImageEnhance.Contrast)
+)
+IMAGE_OPERATIONS = [identity, BRIGHTNESS, SHARPNESS, shear_x, shear_y, translate_x, translate_y, rotate]
+VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]  # mirror last: dropped if the text names a side

@@ -9,11 +9,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from alpro.errors import InputError
-from alpro.models.templates import Templates
-from alpro.models.word_lists import read_word_list
+from alpro.models.words import Templates, read_word_list
 from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
-from alpro.stages.vocabulary.captions import read_captions
-from alpro.stages.vocabulary.nouns import Words, count_words
+from alpro.stages.vocabulary.nouns import Words, count_words, read_captions
 
 VERSION = 4
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.

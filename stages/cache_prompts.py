@@ -14,8 +14,8 @@ from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder, write_tensors
-from alpro.models.templates import Templates, fill
-from alpro.stages.encoding.encode import embed_texts, load_prompter
+from alpro.models.words import Templates, fill
+from alpro.stages.encoding import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 

@@ -13,8 +13,7 @@ from pydantic import Field, field_validator
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
-from alpro.log import log
-from alpro.progress import progress
+from alpro.log import log, progress
 from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
@@ -22,7 +21,6 @@ from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.reuse import UNITS, has_transient, reuse_unit
 from alpro.stages.corpora.tables import (
     COMPARED,
     draw_samples,
@@ -33,11 +31,14 @@ from alpro.stages.corpora.tables import (
     write_tables,
 )
 from alpro.stages.corpora.units import (
+    UNITS,
     forget_unit,
+    has_transient,
     merge_parts,
     open_parts,
     part_path,
     read_unit,
+    reuse_unit,
     run_unfinished,
     write_unit,
 )
@@ -101,7 +102,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     annotation files by split, and the `root` that their names are relative to; or `sample`, the rendered sample, with
     Config.manifest in it. `manifests`: the folder in which the source is already imported.
 
-    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/reuse.py), statistics.json,
+    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py), statistics.json,
     overlap.parquet and pictures/samples.png.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]

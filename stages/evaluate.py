@@ -5,15 +5,14 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from alpro.progress import progress
+from alpro.log import progress
 from alpro.stages.evaluation.controls import CONTROLS, ControlName, add_retrieval_control, answer_under
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches, extremes
 from alpro.stages.evaluation.metrics import TABLE_VERSION, by_direction
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
-from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results, evaluating
-from alpro.stages.evaluation.retrieval import add_rankers
 from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation.scores import add_answers, add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
 VERSION = f"10 {TABLE_VERSION}"

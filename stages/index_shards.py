@@ -22,7 +22,7 @@ from pydantic import Field
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.progress import progress
+from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent

@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from alpro.files import atomic_write
-from alpro.progress import progress
-from alpro.shards.sample import grammar
+from alpro.log import progress
+from alpro.shards.sample import scene as grammar
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import (
     COMBINATIONS,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alpro.models.templates import Templates, fill
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
+from alpro.models.words import Templates, fill
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, file_or_word
-from alpro.stages.vocabulary.captions import read_captions, read_questions
+from alpro.stages.vocabulary.nouns import read_captions, read_questions
 
 VERSION = 1
 

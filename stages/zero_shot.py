@@ -7,14 +7,14 @@ from pydantic import Field
 
 from alpro.shards.reader import ShardReader
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.encoding.encode import load_prompter
+from alpro.stages.encoding import load_prompter
 from alpro.stages.evaluation.entities import add_crops, add_entities, entities_of_clips, entities_of_crops
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import TABLE_VERSION
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.results import Results, evaluating
-from alpro.stages.evaluation.retrieval import add_rankers
 from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation.scores import add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
 VERSION = f"8 {TABLE_VERSION}"

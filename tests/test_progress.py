@@ -9,10 +9,9 @@ import sys
 
 import pytest
 
-import alpro.progress
+import alpro.log
 from alpro import log as log_module
-from alpro.log import TIMES, log, set_level
-from alpro.progress import PLAIN, progress
+from alpro.log import PLAIN, TIMES, log, progress, set_level
 
 
 class Terminal(io.StringIO):
@@ -22,12 +21,12 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that `alpro.progress` sees: a list with one number."""
+    """The time that `alpro.log` sees: a list with one number."""
     monkeypatch.delenv(PLAIN, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     now = [100.0]
-    monkeypatch.setattr(alpro.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(alpro.log.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -27,7 +27,7 @@ assert [module.OWNER for module in (models, pipeline, shards, stages)] == ["the 
 
 import alpro.pipeline.flows.flow
 from alpro import Model
-from alpro.models.templates import OFFICIAL
+from alpro.models.words import OFFICIAL
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.reports import page
 from alpro.stages.execution.interface import Resources

@@ -10,21 +10,21 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import ShardReader
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.encoding.encode import (
+from alpro.stages.encoding import (
     Texts,
     encode_texts,
     encode_videos,
     float32,
     load_model,
     load_prompter,
+    match_all,
     sample_frames,
     similarities,
 )
-from alpro.stages.encoding.pairs import match_all
 from alpro.stages.evaluation.entities import SURE, calibration, entities_in_crop
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import retrieval_metrics
-from alpro.stages.training.masking import random_box
+from alpro.stages.training.batch import random_box
 from experiments.silent.arms import Things, things_of
 
 

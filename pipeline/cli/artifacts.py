@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from alpro.artifact_names import find_artifact
+from alpro.artifact import find_artifact
 from alpro.errors import InputError
 from alpro.pipeline.cli.options import ARTIFACT, WORKSPACE, Artifact, File, Json, TrackingUri, Workspace, print_json
 

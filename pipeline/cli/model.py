@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from alpro.artifact_names import find_artifact
+from alpro.artifact import find_artifact
 from alpro.errors import InputError
 from alpro.inputs import parse_box
 from alpro.log import log
@@ -251,7 +251,7 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: Na
     from alpro.inference.clips import decode_ahead
     from alpro.inference.index import source_of
     from alpro.inference.index_videos import scan_videos
-    from alpro.progress import progress
+    from alpro.log import progress
     from alpro.shards.schema import Reject
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
@@ -311,7 +311,7 @@ def evaluate(
     from alpro.models.clip_prompter import is_clip
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
-    from alpro.stages.encoding.encode import model_folder
+    from alpro.stages.encoding import model_folder
     from alpro.stages.evaluation.comparison import Comparison, compare
 
     folder = models.folder(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from alpro.artifact_names import find_artifact
+from alpro.artifact import find_artifact
 from alpro.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Source:
         if not self.pretrained:
             return list(self.set)
         from alpro.inference.find import find_model
-        from alpro.stages.encoding.encode import model_folder
+        from alpro.stages.encoding import model_folder
 
         named = self.pretrained
         if not Path(named, "config.json").expanduser().is_file():

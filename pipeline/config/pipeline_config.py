@@ -8,8 +8,8 @@ from pydantic.config import JsonDict
 
 from alpro.credentials import refuse_credentials
 from alpro.models.alpro import ModelConfig
-from alpro.models.templates import Templates
 from alpro.models.word_pieces import padded
+from alpro.models.words import Templates
 from alpro.shards.sources.annotations import keyed
 from alpro.stages import INPUTS, STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary

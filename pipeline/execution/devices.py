@@ -12,8 +12,7 @@ from filelock import FileLock
 
 from alpro.errors import InputError
 from alpro.pipeline.store.artifacts import acquired, lock_number
-from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.stop import STOP
+from alpro.stages.execution.interface import STOP, Resources
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = Path("/var/tmp/alpro-devices")  # of the locks, for all users; jobs of a cluster have a /tmp of their own

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.log import TIMES, log
+from alpro.log import PLAIN, TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
 from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.pipeline.store.step import Step
-from alpro.progress import PLAIN
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
     EXIT_INTERRUPTED,
+    STOP,
     Interrupted,
     Outcome,
     Resources,
@@ -29,7 +29,6 @@ from alpro.stages.execution.interface import (
     cores,
 )
 from alpro.stages.execution.lifecycle import signal_group, with_parent
-from alpro.stages.execution.stop import STOP
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
 GRACE_SECONDS = 45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30

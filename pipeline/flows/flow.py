@@ -25,8 +25,8 @@ from alpro.pipeline.flows.run import PipelineRun, title_of
 from alpro.pipeline.flows.tasks import announce, at_terminal, make
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
+from alpro.stages.execution.interface import STOP, Stop
 from alpro.stages.execution.lifecycle import end_with_parent
-from alpro.stages.execution.stop import STOP, Stop
 
 
 def start(

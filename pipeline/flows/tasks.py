@@ -21,8 +21,7 @@ from alpro.pipeline.store.artifacts import lock_number
 from alpro.pipeline.store.step import Step
 from alpro.pipeline.tracking.tracker import VALIDATED, stage_title
 from alpro.stages import STAGES
-from alpro.stages.execution.interface import Interrupted, StageFailed, Stopped
-from alpro.stages.execution.stop import STOP
+from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 RETRY_SECONDS = [1.0, 5.0, 20.0]  # before a stage continues that was interrupted, or whose network or disk failed

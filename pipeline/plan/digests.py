@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
-from alpro.progress import progress
+from alpro.log import progress
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards

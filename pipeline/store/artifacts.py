@@ -17,16 +17,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alpro.artifact import RECORD, SUM, check_artifact, check_record, read_record, sum_of
-from alpro.artifact_names import artifacts
+from alpro.artifact import RECORD, SUM, artifacts, check_artifact, check_record, read_record, sum_of
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.step import Step
 from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import Outcome
-from alpro.stages.execution.stop import STOP
+from alpro.stages.execution.interface import STOP, Outcome
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from alpro.artifact import RECORD, SUM, THREADS, sum_of
 from alpro.files import checksum, read_json
-from alpro.progress import progress
+from alpro.log import progress
 
 LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact

@@ -30,7 +30,7 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
-from alpro.shards.sources.forms import split_name
+from alpro.shards.sources.annotations import split_name
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
@@ -71,13 +71,14 @@ class Download:
                 split=split_name(about.get("split")),
                 group=clip[1] if clip else "",
                 name=key,
-                meta={k: v for k, v in about.items() if k not in NOT_META and is_short(v)},
+                meta={k: v for k, v in about.items() if k not in NOT_META and is_meta(v)},
             )
         except ValueError as error:
             return Reject(id=key, path=str(about.get("url") or ""), reason="bad row", detail=str(error))
 
 
-def is_short(value: Any) -> bool:
+def is_meta(value: Any) -> bool:
+    """Whether a value is a number or a short text."""
     return len(value) <= MAX_META_CHARACTERS if isinstance(value, str) else isinstance(value, int | float)
 
 

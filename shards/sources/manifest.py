@@ -27,9 +27,18 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import digest, file_state, make_folder, publish, read_json, temporary_name, write_json
 from alpro.shards.schema import IMAGE_EXTENSIONS, MANIFEST, MEDIA_EXTENSIONS, REJECTS, Reject, Row
-from alpro.shards.sources.annotations import scan_annotations, walk
+from alpro.shards.sources.annotations import (
+    NAMES,
+    Form,
+    form_of,
+    json_list,
+    question_of,
+    scan_annotations,
+    split_name,
+    texts_of,
+    walk,
+)
 from alpro.shards.sources.downloads import is_downloads, scan_downloads, tars
-from alpro.shards.sources.forms import NAMES, Form, form_of, json_list, question_of, split_name, texts_of
 from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, identities, is_url, join, parent, resolve, suffix
 

@@ -14,7 +14,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -53,7 +54,7 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                         "or a folder of videos"
                     )
                 yield from read(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n"))
-    except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
@@ -117,14 +118,6 @@ def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
         yield f"video {name!r}", {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])}
 
 
-def _csv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    return _table(text, strict=True)
-
-
-def _tsv(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    return _table(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
     reader, columns = csv.reader(text, **dialect), list[str]()
     while True:
@@ -174,23 +167,17 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record | str]]:
         _checked(table.schema_arrow.names)
         numbers = count(1)
         for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-            for record in _rows(batch):
-                yield f"row {next(numbers)}", record
+            yield from ((f"row {next(numbers)}", record) for record in batch.to_pylist())
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[Record | str]:
-    """The rows of a batch: together, or one by one if Python cannot represent a value, such as a year after 9999."""
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        if batch.num_rows == 1:
-            yield f"{type(error).__name__}: {error}"
-        else:
-            for row in range(batch.num_rows):
-                yield from _rows(batch.slice(row, 1))
-
-
-READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _names}
+READERS: dict[str, Callable[[IO[str]], Iterator[tuple[str, Record | str]]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": partial(_table, strict=True),
+    ".tsv": partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".txt": _names,
+}
 
 
 def plain(record: Record) -> Record:

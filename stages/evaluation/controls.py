@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.stages.encoding.encode import Reorder
+from alpro.stages.encoding import Reorder
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.retrieval import add_retrieval
 from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation.scores import add_retrieval
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 

@@ -13,7 +13,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.shards.pictures import reliability_picture
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import encode_videos, sample_frames, similarities
+from alpro.stages.encoding import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
     CAPTIONS,
@@ -27,7 +27,7 @@ from alpro.stages.evaluation.metrics import (
     Score,
 )
 from alpro.stages.evaluation.results import Results
-from alpro.stages.training.masking import random_box
+from alpro.stages.training.batch import random_box
 
 CROPS = "prompter on random crops"
 SURE = 0.6  # probability of the labels that are counted as sure

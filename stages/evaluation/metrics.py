@@ -185,11 +185,6 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries
     return Score(MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries)
 
 
-def is_rank(name: str) -> bool:
-    """Whether a metric's name, such as validation/t2v/MdR, is of a rank and not a percentage."""
-    return any(metric.unit == "rank" and metric.key in name.split("/") for metric in RETRIEVAL)
-
-
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
     """Mean recall (G,) at 1..G of random ranks; right (Q,): the number of right items of each query among G.
 

@@ -10,19 +10,22 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
-from alpro.progress import progress
-from alpro.stages.encoding.encode import (
+from alpro.stages.encoding import (
+    VIDEOS,
     Reorder,
     Texts,
     Videos,
     encode_texts,
     encode_videos,
     load_model,
+    match_all,
+    match_top_k,
+    score,
     similarities,
 )
-from alpro.stages.encoding.pairs import VIDEOS, match_all, match_top_k, score
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig
 

@@ -14,15 +14,15 @@ from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
-from alpro.stages.encoding.encode import encode_texts, sample_frames, similarities
+from alpro.stages.encoding import encode_texts, sample_frames, similarities
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
-from alpro.stages.evaluation.qa import accuracy_scores
 from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation.scores import accuracy_scores
+from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.distributed import rank
 from alpro.stages.training.loop import Validate
-from alpro.stages.training.masking import random_box
 from alpro.stages.training.pretrain_objective import PretrainObjective
 
 SEARCHES = 3  # texts whose best clips are shown

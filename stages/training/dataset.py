@@ -15,14 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
 from alpro.models.clip_prompter import words_of
-from alpro.shards.augment import augment_image, augment_video
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
-from alpro.shards.transforms import random_crop, squash
+from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.batch import Batch, collate
+from alpro.stages.training.batch import Batch, collate, keep_patches, mask_words, random_box
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.masking import keep_patches, mask_words, random_box
 
 Unit = Literal["sample", "caption", "question"]
 MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut

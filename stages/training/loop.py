@@ -19,12 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
-from alpro.log import log
+from alpro.log import log, progress
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.precision import autocast, precision
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.progress import progress
 from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors

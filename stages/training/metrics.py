@@ -81,12 +81,10 @@ class Mean:
 
     def read(self) -> dict[str, float]:
         """The means over all ranks since the last read; empty if no step was counted."""
-        means = {} if self.sums is None else self._over(all_reduce_sum(self.sums))
+        if self.sums is None:
+            return {}
+        *values, count = all_reduce_sum(self.sums).tolist()
         self.sums = None
-        return means
-
-    def _over(self, sums: Tensor) -> dict[str, float]:
-        *values, count = sums.tolist()
         return {name: value / count for name, value in zip(self.names, values, strict=True)} if count else {}
 
     def state(self) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Counts the words of captions and their occurrences as nouns, with a spaCy part-of-speech tagger on all cores.
+"""The captions of the training splits of corpora, and their words, counted with their occurrences as nouns by a spaCy
+part-of-speech tagger on all cores.
 
 Equal captions are tagged once. Units and batches have fixed sizes, independent of the number of workers, so that all
 matrix products have the same shapes and the counts do not depend on the number of processes.
@@ -6,13 +7,15 @@ matrix products have the same shapes and the counts do not depend on the number 
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from alpro.errors import InputError
-from alpro.progress import progress
+from alpro.log import progress
+from alpro.shards.reader import index_batches
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
@@ -26,11 +29,8 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would discard the words of
 # each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
-# spaCy components that tagging does not need; third-party components are kept.
-UNUSED_COMPONENTS = {"parser", "beam_parser", "ner", "beam_ner", "senter", "sentencizer", "entity_linker"}
-UNUSED_COMPONENTS |= {"entity_ruler", "future_entity_ruler", "span_ruler", "span_finder", "spancat"}
-UNUSED_COMPONENTS |= {"spancat_singlelabel", "textcat", "textcat_multilabel", "merge_entities", "merge_noun_chunks"}
-UNUSED_COMPONENTS |= {"merge_subtokens", "doc_cleaner", "lemmatizer", "trainable_lemmatizer"}
+# The components of spaCy's pipelines that tagging needs.
+TAGGING = {"tok2vec", "transformer", "curated_transformer", "tagger", "morphologizer", "attribute_ruler"}
 _tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 
 
@@ -92,7 +92,7 @@ def load_tagger(name: str):
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
     for component in list(nlp.component_names):
-        if nlp.get_pipe_meta(component).factory in UNUSED_COMPONENTS:
+        if nlp.get_pipe_meta(component).factory not in TAGGING:
             nlp.remove_pipe(component)
     # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:
@@ -101,3 +101,32 @@ def load_tagger(name: str):
             if isinstance(layer.ops, NumpyOps):
                 layer.ops = NumpyOps(use_blis=False)
     return nlp
+
+
+def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
+    """The captions with their counts, and (id, source) of training samples without a caption. Memory holds each
+    distinct caption once. Raises InputError if there are none."""
+    captions: Counter[str] = Counter()
+    without: list[tuple[str, str]] = []
+    for folder in corpora.values():
+        for row in training_rows(folder, ["id", "source", "captions"]):
+            captions.update(row["captions"])
+            if not row["captions"]:
+                without.append((row["id"], row["source"]))
+    if not captions:
+        raise InputError("the training split has no captions; check the splits of the corpora")
+    return captions, without
+
+
+def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
+    """The questions with their counts."""
+    questions: Counter[str] = Counter()
+    for folder in corpora.values():
+        for row in training_rows(folder, ["questions"]):
+            questions.update(q["question"] for q in row["questions"])
+    return questions
+
+
+def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in index_batches(folder, ["split", *columns]):
+        yield from (row for row in batch.to_pylist() if row["split"] == "train")

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from alpro.artifact import RECORD_VERSION
-from alpro.artifact_names import find_artifact
+from alpro.artifact import RECORD_VERSION, find_artifact
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.inference.find import find_model, find_prompter, model_digest

@@ -178,15 +178,6 @@ def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tm
     assert {part._attn_implementation for part in (config.text_config, config.vision_config)} == {"sdpa"}
 
 
-@pytest.mark.long
-def test_a_header_of_many_tensors_is_read_in_linear_time(saved: Path):
-    """Its time was quadratic: hours for this one."""
-    names = {f"w{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(1_000_000)}
-    header = json.dumps(names).encode()
-    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "missing weights" in refused(saved)
-
-
 NESTED = "[" * 100_000
 TOO_LARGE = " " * (MAX_TOKENIZER_BYTES + 1)
 

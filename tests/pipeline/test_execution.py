@@ -24,13 +24,14 @@ from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrai
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     EXIT_INTERRUPTED,
+    STOP,
     Interrupted,
     Outcome,
     Resources,
     StageFailed,
+    Stop,
     Stopped,
 )
-from alpro.stages.execution.stop import STOP, Stop
 
 ROOT = Path(__file__).parents[2]
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())

@@ -41,8 +41,7 @@ from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
-from alpro.stages.execution.interface import Interrupted, Outcome, Resources, StageFailed, Stopped
-from alpro.stages.execution.stop import STOP
+from alpro.stages.execution.interface import STOP, Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of

@@ -26,8 +26,7 @@ from alpro.pipeline.cli.serve import token_of
 from alpro.pipeline.serving import app as module
 from alpro.pipeline.serving.app import Models, application
 from alpro.pipeline.serving.guard import Server, guarded
-from alpro.shards.sample.grammar import questions
-from alpro.shards.sample.scene import training_scene
+from alpro.shards.sample.scene import questions, training_scene
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "a red ball moves left"

@@ -22,8 +22,7 @@ from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import Outcome, Resources, Stopped, require
-from alpro.stages.execution.stop import STOP, Stop
+from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped, require
 from tests.pipeline.conftest import write_artifact
 
 ROOT = Path(__file__).parents[2]

@@ -25,18 +25,6 @@ def folder(corpus_of, tmp_path):
     return corpus_of(tmp_path, rows)
 
 
-def test_items_with_a_caption_of_training_are_listed_and_counted(folder):
-    table, counts = overlap(folder, 0)
-    assert table.to_pylist() == [
-        {"id": id, "split": split, "captions": True, "frames": False}
-        for id, split in (("3", "test"), ("6", "validation"))
-    ]
-    assert counts == {
-        "validation": {"items": 2, "captions": 1, "compared": 0, "frames": 0},
-        "test": {"items": 4, "captions": 1, "compared": 0, "frames": 0},
-    }
-
-
 @pytest.mark.parametrize(
     ("training", "max_samples", "held_out"), [(8, 0, 0), (8, 4, 2), (8, 9, 3), (8, 100, 3), (3, 9, 6), (3, 4, 2)]
 )

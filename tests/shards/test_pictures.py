@@ -3,13 +3,11 @@
 import numpy as np
 
 from alpro.shards.pictures import (
-    AMBER,
     FAINT,
     GREEN,
     INK,
     RED,
     TILE,
-    clip_strip,
     draw_entities,
     retrieval_picture,
     sheet,
@@ -26,15 +24,6 @@ def test_the_border_shows_correct_and_wrong_results():
         assert pixels.shape == (TILE, TILE, 3)
         assert tuple(pixels[0, TILE // 2]) == tuple(pixels[TILE // 2, -1]) == color
         assert tuple(pixels[TILE // 2, TILE // 2]) == (255, 255, 255)
-
-
-def test_the_crop_is_bright_and_the_rest_is_dark():
-    """A box of the upper left quarter."""
-    pixels = np.asarray(draw_entities(WHITE, (0, 0, 0.5, 0.5), [("ball", 0.71)], "a ball", kept=True))
-    assert tuple(pixels[TILE // 4, TILE // 4]) == (255, 255, 255)
-    assert tuple(pixels[TILE // 2 - 1, TILE // 4]) == AMBER
-    for y, x in ((0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
-        assert pixels[int(y * TILE), int(x * TILE)].max() < 100
 
 
 def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
@@ -57,13 +46,6 @@ def test_entities_of_the_clip_are_green_and_others_red():
     assert colors(["ball", "box"]) == {GREEN, INK, FAINT}
     assert colors(["box"]) == {RED, INK, FAINT}
     assert colors(None, kept=False) == {INK, FAINT}
-
-
-def test_a_strip_grows_with_its_text():
-    frames = np.stack([WHITE] * 3)
-    short, long = clip_strip(frames, ["a ball"]), clip_strip(frames, ["a ball moves to the left " * 20])
-    assert short.width == long.width == 3 * (TILE + 4)
-    assert long.height > short.height + 5 * 17
 
 
 def test_a_sheet_holds_every_strip():

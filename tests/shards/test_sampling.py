@@ -21,18 +21,6 @@ available = st.integers(1, 60)
 seeds = st.integers(0, 2**31)
 
 
-def test_segment_starts_against_a_table():
-    for available, count, starts in (
-        (8, 4, [0, 2, 4, 6]),
-        (10, 4, [0, 2, 5, 7]),  # segments of 2.5 frames begin at 0, 2.5, 5, 7.5
-        (4, 4, [0, 1, 2, 3]),
-        (3, 4, [0, 0, 1, 2]),
-        (1, 3, [0, 0, 0]),
-        (5, 1, [0]),
-    ):
-        assert segment_starts(available, count) == starts
-
-
 @few
 @given(available, st.integers(1, 20))
 def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(available: int, count: int):

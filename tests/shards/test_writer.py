@@ -12,6 +12,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards.decoding import Clip
+from alpro.shards.reader import ShardReader
 from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 
@@ -196,3 +197,15 @@ def test_missing_and_invalid_fields_raise_an_error(archive, field, value):
 def test_unknown_values_are_allowed(archive):
     for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
         assert index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows == 1
+
+
+def test_webdataset_reads_metadata_and_frames(clips):
+    import webdataset
+
+    shards, reader = sorted(map(str, clips.glob("train-*.tar"))), ShardReader(clips, "train")
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    assert len(samples) == len(reader)
+    assert [sample["json"] for sample in samples] == [reader[number].about for number in range(len(reader))]
+    frames = sorted(key for key in samples[0] if key.endswith(".jpg"))
+    assert len(frames) == len(reader[0]) == 8
+    assert all((reader[0].frames([n])[0] == samples[0][frames[n]]).all() for n in (0, 7))

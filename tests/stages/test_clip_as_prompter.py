@@ -11,7 +11,7 @@ from alpro.inference.model import Model
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
-from alpro.models.templates import Templates
+from alpro.models.words import Templates
 from alpro.stages import cache_prompts, pretrain, zero_shot
 from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.training.metrics import read_metrics

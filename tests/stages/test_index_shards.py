@@ -1,6 +1,5 @@
 """Existing shards as a corpus: indexed without a copy, and read by later stages like those of decode_videos."""
 
-import io
 import json
 import shutil
 import tarfile
@@ -144,27 +143,6 @@ def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, 
     for missing in (f"{folder}/none", shards.parent if place == "here" else "memory://bucket"):
         with pytest.raises(InputError, match=r"no shards|no such folder"):
             index(missing if place != "here" else Path(missing), "none")
-
-
-def test_shards_of_other_tools_are_indexed_or_raise_an_error_with_the_sample(tmp_path, index, corpus_of):
-    """Member names as `tar -c .` writes them; and a size that no table of the index holds."""
-    decoded = corpus_of(tmp_path / "decoded", [{"id": "a", "captions": ("x",)}])
-    (tmp_path / "theirs").mkdir()
-
-    def write(**changes) -> None:
-        with tarfile.open(decoded / "all.tar") as old, tarfile.open(tmp_path / "theirs" / "b.tar", "w") as new:
-            for member in old:
-                content = old.extractfile(member).read()
-                if member.name.endswith(".json"):
-                    content = json.dumps(json.loads(content) | changes).encode()
-                member.name, member.size = f"./000.{member.name.partition('.')[2]}", len(content)
-                new.addfile(member, io.BytesIO(content))
-
-    write()
-    assert read_index(index(tmp_path / "theirs")[0])["key"].to_pylist() == ["000"]
-    write(width=2**40)
-    with pytest.raises(InputError, match=r"b.tar: sample 000: width: Input should be less than or equal to 1000000"):
-        index(tmp_path / "theirs", "again")
 
 
 def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, index):

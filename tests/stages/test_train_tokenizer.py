@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
-from alpro.models.templates import Templates, fill
 from alpro.models.word_pieces import WordPieces, load_tokenizer
 from alpro.models.word_pieces import train_tokenizer as train
+from alpro.models.words import Templates, fill
 from alpro.stages import train_tokenizer
 from alpro.stages.train_tokenizer import Config
 

@@ -13,7 +13,6 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
-from alpro.shards.sources.forms import question_type
 from alpro.shards.sources.manifest import scan_source
 
 CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))
@@ -361,25 +360,6 @@ def test_a_root_in_the_folder_of_videos_is_resolved_once(videos, tmp_path):
     assert [row.path for row in rows] == [videos / "0001" / "77.mp4"]
 
 
-def test_a_relative_folder_gives_the_same_rows(videos, tmp_path, monkeypatch):
-    file = write(tmp_path / "a.jsonl", [{"caption": "x", "clip_name": "video1"}, {"caption": "x", "clip_name": "none"}])
-    rows = scan(videos, {"train": file})
-    monkeypatch.chdir(videos)
-    assert scan(Path(), {"train": file}) == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        *(("what", "what"), ("What's", "what"), ("what’s", "what"), ("(what", "what"), ("'what'", "what")),
-        *(("Yes/No", "yes_no"), ("how many", "how_many"), ("multi-choice_2", "multi-choice_2")),
-        *(("?!", "other"), ("什么", "other")),
-    ],
-)
-def test_question_types_are_valid_in_metric_names(text, expected):
-    assert question_type(text) == expected
-
-
 @has_captions
 def test_the_real_moments_of_didemo_are_its_paragraphs(tmp_path):
     def read(file: Path) -> list[dict]:
@@ -390,17 +370,3 @@ def test_the_real_moments_of_didemo_are_its_paragraphs(tmp_path):
     assert len(rows) == 1037
     for record in read(CAPTIONS / "didemo_test_paragraph.jsonl.gz"):
         assert rows[record["clip_name"]].captions == (" ".join(record["caption"].split()),)
-
-
-@pytest.mark.long
-@has_captions
-def test_every_line_is_read_and_grouped_by_video(tmp_path):
-    for name, videos, texts in (
-        ("msrvtt_train9k", 8998, 179960),
-        ("msrvtt_qa_test", 2988, 72763),
-        ("cc3m_sample", 450, 450),
-    ):
-        rows, rejects = scan(tmp_path, {"test": CAPTIONS / f"{name}.jsonl.gz"})
-        assert rejects == []
-        assert sum(len(row.captions) + len(row.questions) for row in rows) == texts
-        assert len({row.id for row in rows}) == len(rows) == videos

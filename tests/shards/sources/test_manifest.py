@@ -9,11 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from alpro.errors import InputError
-from alpro.shards.schema import Row, SampleMetadata
+from alpro.shards.schema import Row
 from tests.shards.conftest import read_manifest, single_row
 
 RECORDS = [
@@ -126,6 +124,7 @@ X = {"path": "a.mp4", "caption": "x"}
         (X | {"caption": "[music] a man sings"}, "captions", ("[music] a man sings",)),
         (X | {"caption": '["one dog", "two, dogs"]'}, "captions", ("one dog", "two, dogs")),
         (X | {"caption": "[]"}, "captions", ()),
+        (X | {"caption": "x \ud83d"}, "captions", ("x ?",)),  # a lone surrogate
         (X | {"captions": None}, "captions", ("x",)),
         (X | {"license": "CC0", "tags": ["a", {"b": None}]}, "meta", {"license": "CC0", "tags": ["a", {"b": None}]}),
     ],
@@ -143,6 +142,7 @@ def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
         {"question": "How many?", "answer": 2, "type": "number"},
         {"question": "What's he doing?", "answer": "x"},
         {**ASKED, "type": "How many?"},
+        *(ASKED | {"type": kind} for kind in ("(what’s", "Yes/No", "multi-choice_2", "?!")),
     ]
     for value in (questions, json.dumps(questions)):
         read = single_row(write_records({"path": "a.mp4", "questions": value})).questions
@@ -150,25 +150,8 @@ def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
             ("what runs?", "dog", "what"),
             ("How many?", "2", "number"),
             ("What's he doing?", "x", "what"),
-            ("what runs?", "dog", "how_many"),
+            *(("what runs?", "dog", kind) for kind in ("how_many", "what", "yes_no", "multi-choice_2", "other")),
         ]
-
-
-def test_every_valid_row_can_be_planned_and_written(write_records):
-    """The deepest nesting and the longest numbers that are accepted can be written to JSON and read again."""
-    deep: list = ["x"]
-    for _ in range(300):
-        record = {"path": "a.mp4", "caption": 5000 * "7", "deep": deep, "long": 10**400, "start": 1e6}
-        rows, rejects = read_manifest(write_records(record))
-        if rejects:
-            break
-        deep, (row,) = [deep], rows
-    assert "recursion limit" in rejects[0].detail
-    assert Row.model_validate_json(row.model_dump_json()) == row
-    assert row.captions == (5000 * "7",)
-    about = {"version": 1, "split": "train", "duration": 1.0, "width": 1, "height": 1, "source": "a.mp4"}
-    metadata = json.dumps(about | row.model_dump(include={"id", "kind", "group", "captions", "questions", "meta"}))
-    assert SampleMetadata.model_validate_json(metadata).meta == row.meta
 
 
 def test_parquet_bytes_are_decoded(tmp_path: Path):
@@ -231,32 +214,6 @@ def test_a_reject_has_its_id_or_its_line(write_records):
     assert [(reject.id, reject.path) for reject in rejects] == [("line 2", ""), ("seven", "b.mp4"), ("line 4", "c.mp4")]
 
 
-RANDOM_LINES = st.sampled_from(
-    [
-        {"path": "{}.mp4", "caption": "x"},
-        {"path": "{}.mp4", "captions": []},
-        {"path": "{}.mp4", "captions": [None]},
-        {"path": "{}.mp4", "caption": "x", "start": 2, "end": 1},
-        {"path": "{}.mp4", "questions": "[{"},
-        {"caption": "{}"},
-        "{{",
-        "3",
-    ]
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(RANDOM_LINES, max_size=12))
-def test_every_line_is_a_row_or_a_reject(tmp_path_factory: pytest.TempPathFactory, lines: list[dict | str]):
-    lines = [{"path": "first.mp4", "caption": "x"}, *lines]
-    path = tmp_path_factory.getbasetemp() / "law.jsonl"
-    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    path.write_text("".join(text.replace("{}", str(number)) + "\n" for number, text in enumerate(texts)))
-    rows, rejects = read_manifest(path)
-    assert len(rows) + len(rejects) == len(lines)
-    assert len({row.id for row in rows}) == len(rows)
-
-
 def test_an_unusable_manifest_raises_a_one_line_error_with_the_cause(write_records, tmp_path, monkeypatch):
     for records, parts in (
         ([X, X], ["line 2", "'a'", "line 1"]),
@@ -278,8 +235,3 @@ def test_an_unusable_manifest_raises_a_one_line_error_with_the_cause(write_recor
     for source, reason in (("empty", "no video or image in this folder"), ("none.csv", "no such file or folder")):
         with pytest.raises(InputError, match=reason):
             read_manifest(tmp_path / source)
-
-
-def test_a_lone_surrogate_is_replaced(write_records):
-    row = single_row(write_records('{"path": "a.mp4", "caption": "x \\ud83d", "a \\ud83d": "b \\ud83d"}'))
-    assert (row.captions, row.meta) == (("x ?",), {"a ?": "b ?"})

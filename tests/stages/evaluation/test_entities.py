@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding.encode import Videos
+from alpro.stages.encoding import Videos
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
     Named,

@@ -18,9 +18,8 @@ from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.evaluation.qa import add_answers
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.retrieval import add_retrieval
+from alpro.stages.evaluation.scores import add_answers, add_retrieval
 from alpro.stages.evaluation.statistics import bootstrap_interval
 from tests.stages.evaluation.conftest import also_in_training, evaluated, statistics
 
@@ -248,14 +247,6 @@ def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
     (clips_of_brightness / "overlap.parquet").unlink()
     with pytest.raises(InputError, match=r"overlap\.parquet is missing"):
         check_items(config, "clips", clips_of_brightness)
-
-
-def test_zero_shot_is_by_matching_and_by_similarity(clips_of_brightness, reading, tmp_path):
-    reading("pretrain")
-    actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", ("pretrained",), retrieval="clips")
-    assert actual["zero_shot/t2v/R1"]["value"] == 50
-    assert {name.split("/")[0] for name in actual} == {"zero_shot", "zero_shot_vtc"}
-    assert (actual["zero_shot/t2v/R1"]["items"], actual["zero_shot/t2v/R1"]["chance"]) == (4, 25)
 
 
 @pytest.mark.parametrize("prompter", ["prompter", "prompts"])

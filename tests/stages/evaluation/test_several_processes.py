@@ -10,8 +10,7 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages import cache_prompts
-from alpro.stages.encoding import encode
+from alpro.stages import cache_prompts, encoding
 from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.evaluation.part_of_an_evaluation import evaluate
 
@@ -69,12 +68,12 @@ def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, cl
     """Each process encodes some batches of clips. The order of a clip's frames is that of one process."""
     model = Prompter(tiny_model(50))
     encoder, reader = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval(), ShardReader(clips)
-    monkeypatch.setattr(encode, "merge", lambda tokens: tokens)
+    monkeypatch.setattr(encoding, "merge", lambda tokens: tokens)
 
     def tokens(rank: int, ranks: int) -> torch.Tensor:
-        monkeypatch.setattr(encode, "is_own", lambda batch: batch % ranks == rank)
+        monkeypatch.setattr(encoding, "is_own", lambda batch: batch % ranks == rank)
         numbers = list(range(7))
-        return encode.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens
+        return encoding.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens
 
     alone = tokens(0, 1)
     assert len(alone.unique(dim=0)) == 7

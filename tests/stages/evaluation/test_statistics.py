@@ -66,16 +66,6 @@ def test_the_interval_of_a_share_is_the_binomial_one():
 queries = st.lists(st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2, max_size=25)
 
 
-@settings(max_examples=60)
-@given(queries, st.randoms(use_true_random=False))
-def test_a_median_by_counts_is_that_of_the_repeated_values(rows, random):
-    video, values = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
-    counts = np.array([[random.randint(0, 3) for _ in range(7)] for _ in range(5)])
-    counts[:, video[0]] += 1  # never an empty sample
-    expected = [np.median(np.repeat(values, row[video])) for row in counts]
-    assert medians(values, video, counts).tolist() == expected
-
-
 @settings(max_examples=60, deadline=None)
 @given(queries, st.sampled_from(["mean", "median"]))
 def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, statistic):

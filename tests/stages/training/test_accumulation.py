@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.train_prompter import Config as TrainPrompter
-from alpro.stages.training.batch import Batch
+from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.config import MatchingConfig
-from alpro.stages.training.masking import keep_patches
 from alpro.stages.training.objective import Objective
 from tests.stages.training.conftest import run_of
 from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch
@@ -62,25 +61,6 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, of
     assert len(gradients) > 20
     for key, gradient in expected.items():
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
-
-
-def test_within_micro_batches_contrast_is_another(step):
-    """So that the test above is of batches in which the switch matters."""
-    whole, _ = step(objective_of("prompter"), whole_batch(), 2)
-    parts, _ = step(objective_of("prompter"), whole_batch(), 2, "micro_batch")
-    assert whole["loss_vtc"] > parts["loss_vtc"] + 0.1
-
-
-def test_the_features_of_a_step_keep_no_graph():
-    objective = objective_of("matching in pools of 4").train()
-    kept: list[bool] = []
-    for module in objective.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(lambda _, args, result: kept.append(result.requires_grad))
-    features = objective.step_features(whole_batch().split(2))
-    assert features.video.shape == features.text.shape == (2, 4, 8)
-    assert len(kept) > 10
-    assert not any(kept)
 
 
 DROPPING = {"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}

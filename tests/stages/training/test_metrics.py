@@ -1,15 +1,13 @@
 """Means of what steps measure, steps that are not finite, and losses that stayed at chance."""
 
-import json
 import math
 import resource
 
 import pytest
 import torch
 
-from alpro.errors import InputError
 from alpro.stages.training import metrics
-from alpro.stages.training.metrics import Mean, MetricsFile, Skipped, chance_levels, losses_at_chance, read_metrics
+from alpro.stages.training.metrics import Mean, MetricsFile, chance_levels, losses_at_chance, read_metrics
 
 CPU = torch.device("cpu")
 
@@ -43,41 +41,6 @@ def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     file.write(3, {"loss": 3.0})
     assert [line["step"] for line in read_metrics(file.path)] == [1, 3]
-
-
-def test_a_mean_resumes_from_a_checkpoint_to_the_last_bit():
-    """By way of JSON, as checkpoints keep it; 0.1 and 1/3 are no whole numbers of any base at hand."""
-    whole, broken = Mean(), Mean()
-    for mean in (whole, broken):
-        add(mean, [0.1, 1 / 3])
-        add(mean, [float("nan"), 1.0], counted=False)
-    restored = Mean()
-    restored.restore(json.loads(json.dumps(broken.state())), CPU)
-    for mean in (whole, restored):
-        add(mean, [0.7, 1e-9])
-    assert restored.state() == whole.state()
-    assert restored.read() == whole.read()
-
-
-def skipped(finite: list[bool], in_row: int = 0) -> Skipped:
-    """Steps 10, 11, ..., some of them finite; in the others, a loss is not on one rank, and the gradient on two."""
-    actual = Skipped(in_row)
-    for step, good in enumerate(finite, 10):
-        wrong = torch.zeros(4) if good else torch.tensor([0.0, 1, 0, 2])
-        actual.add(step, ("loss_vtc", "loss_vtm", "temperature", "grad_norm"), wrong)
-    return actual
-
-
-def test_skipped_steps_are_counted_since_the_last_reading_and_in_a_row():
-    steps = skipped([True, False, False, True, False])
-    assert (steps.read(5), steps.in_row) == (3, 1)
-    assert (steps.read(5), steps.in_row) == (0, 1)
-    assert skipped([False] * 4 + [True] + [False] * 4).read(5) == 8
-    assert skipped([False] * 2, in_row=2).read(5) == 2
-    with pytest.raises(InputError) as error:
-        skipped([True, *[False] * 5, True]).read(5)
-    message = str(error.value)
-    assert message.startswith("loss_vtm, grad_norm not finite in 5 consecutive steps, the last being step 15;")
 
 
 def lines(**losses: list[float]) -> list[dict[str, float]]:

@@ -15,13 +15,9 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
-from alpro.shards.pictures import draw_entities
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
-from alpro.stages.pretrain import draw_pseudo_labels
-from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import Examples, TrainingDataset
-from alpro.stages.training.masking import keep_patches
+from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, masked_positions
 from tests.stages.training.part_of_a_batch import (
@@ -119,20 +115,6 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
         key.split(".")[0] for key in actual
     }
     assert without == objective.unused_parameters
-
-
-def test_each_encoder_runs_once_over_clips_and_texts(batch):
-    """8 videos; 8 texts and the same masked; 8 positives, 8 + 8 negatives, 8 masked texts."""
-    for name, expected in (
-        ("pretrain", {"video_encoder": [8], "text_encoder": [16], "multimodal_encoder": [8, 16, 8]}),
-        ("matching", {"video_encoder": [8], "text_encoder": [8], "multimodal_encoder": [24]}),
-    ):
-        objective, actual = objective_of(name), {part: [] for part in expected}
-        for part, sizes in actual.items():
-            encoder = getattr(objective.model, part)
-            encoder.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
-        losses_of(objective, batch)
-        assert actual == expected
 
 
 def test_a_smaller_pool_divides_the_batch(batch):
@@ -339,21 +321,3 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, t
         },
         rel=1e-4,
     )
-
-
-def test_the_picture_shows_the_crops_of_videos(pretraining, clips, stills, training, tokenizer, tmp_path, monkeypatch):
-    drawn = []
-
-    def record(frame, box, named, *more):
-        drawn.append((box, named[0][1]))
-        return draw_entities(frame, box, named, *more)
-
-    monkeypatch.setattr("alpro.stages.pretrain.draw_entities", record)
-    phases = [{"corpora": [name], "steps": 1} for name in ("stills", "clips")]
-    config = training(phases=phases)
-    data = TrainingDataset(config, {"clips": clips, "stills": stills}, tokenizer, Examples("sample", 4, 32, 4, 0.3))
-    draw_pseudo_labels(pretraining, data, [str(n) for n in range(8)], tmp_path / "pictures" / "labels.png")
-    chosen = pretraining.labeled(data[1])
-    assert [[int(4 * side) for side in box] for box, _ in drawn] == chosen.boxes.tolist()
-    assert [value for _, value in drawn] == pytest.approx(chosen.pseudo_labels.amax(1).tolist())
-    assert (tmp_path / "pictures" / "labels.png").exists()

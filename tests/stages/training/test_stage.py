@@ -1,5 +1,7 @@
-"""A training stage from its configuration to its model folder: device, seed, sizes, text length, initial weights."""
+"""A training stage from its configuration to its model folder: device, seed, sizes, text length, normalization, initial
+weights."""
 
+import json
 from contextlib import nullcontext
 
 import pytest
@@ -12,10 +14,11 @@ from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.execution.interface import Resources
+from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
 from alpro.stages.training.distributed import World, pick_device
 from alpro.stages.training.objective import MatchingObjective
-from alpro.stages.training.stage import Training
+from alpro.stages.training.stage import Training, measure_preprocessing
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
@@ -168,3 +171,39 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
     assert (tuned.entities, tuned.model.pem_head, tuned.model.mlm_head) == ([], None, None)  # not trained any more
     assert tuned.preprocessing.max_text_tokens == 11
     assert tuned.model.config.video.frames == 2
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    """Three corpora of unlike statistics."""
+    actual = {}
+    for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
+        actual[name] = tmp_path / name
+        actual[name].mkdir()
+        statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
+        (actual[name] / "statistics.json").write_text(json.dumps(statistics))
+    return actual
+
+
+def config(**values: object) -> Config:
+    phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
+    return Config.model_validate({"phases": phases, "max_text_tokens": 17} | values)
+
+
+def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(corpora):
+    """Each corpus of the phases once, however often it is in them; another one does not count."""
+    measured = measure_preprocessing(config(normalization="corpus"), corpora)
+    assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
+    assert measured.std == pytest.approx((0.15, 0.15, 0.15))
+    assert measured.max_text_tokens == 17
+
+
+def test_the_papers_normalization_needs_no_corpus():
+    measured = measure_preprocessing(config(), {})
+    assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
+
+
+def test_a_corpus_without_statistics_is_an_error(corpora):
+    (corpora["bright"] / "statistics.json").unlink()
+    with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
+        measure_preprocessing(config(normalization="corpus"), corpora)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.models.alpro import Alpro
-from alpro.stages.encoding.encode import Texts, Videos
-from alpro.stages.encoding.pairs import batches, by_video, match_top_k, score
+from alpro.stages.encoding import Texts, Videos, batches, by_video, match_top_k, score
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
@@ -37,39 +36,13 @@ def encoded(model) -> tuple[Texts, Videos]:
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
-    monkeypatch.setattr("alpro.stages.encoding.pairs.VIDEOS", 2)
+    monkeypatch.setattr("alpro.stages.encoding.VIDEOS", 2)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)
     alone = model.match if head == "vtm_head" else model.answer
     expected = [alone(texts.tokens[[t]], texts.mask[[t]], videos.tokens[[v]])[0] for t, v in pairs]
     torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_no_padding_is_fused_and_a_text_is_projected_once_for_all_videos_of_a_batch(model, encoded, monkeypatch):
-    texts, videos = encoded
-    shapes, pairs = [], model.multimodal_encoder.pairs
-
-    def fused(text, of_text, *rest):
-        shapes.append((len(text), text.shape[1], len(of_text)))
-        return pairs(text, of_text, *rest)
-
-    monkeypatch.setattr(model.multimodal_encoder, "pairs", fused)
-    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)), batch=10)
-    assert shapes == [(2, 2, 10), (1, 3, 5), (1, 4, 5), (1, 5, 5), (2, 6, 10)]
-
-
-@torch.no_grad()
-def test_each_video_is_projected_once(model, encoded, monkeypatch):
-    monkeypatch.setattr("alpro.stages.encoding.pairs.VIDEOS", 2)
-    texts, videos = encoded
-    projected, project = [], model.multimodal_encoder.project
-    monkeypatch.setattr(
-        model.multimodal_encoder, "project", lambda tokens: projected.append(tokens.shape) or project(tokens)
-    )
-    score(model, model.vtm_head, texts, videos, np.argwhere(np.ones((7, 5), bool)))
-    assert [shape[0] for shape in projected if shape[1] == 17] == [2, 2, 1]
 
 
 def test_every_pair_is_in_one_batch_of_texts_of_one_length():

@@ -1,0 +1,84 @@
+"""Words that users give: prompt templates for entities (paper, section 3.2.2), one set for videos and one for images;
+and lists of entities or answers, in the order of a model's head."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from alpro.errors import InputError
+
+OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("utf-8"))
+
+
+class Templates(BaseModel):
+    """Prompt templates for entities by kind of sample, by default those of the official code.
+    `templates = "FILE"` at the top of a configuration reads them from a file such as `models/templates.toml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video: tuple[str, ...] = Field(
+        tuple(OFFICIAL["video"]), min_length=1, description="templates for videos; {} is replaced by the entity"
+    )
+    image: tuple[str, ...] = Field(
+        tuple(OFFICIAL["image"]), min_length=1, description="templates for images; {} is replaced by the entity"
+    )
+
+    @field_validator("video", "image")
+    @classmethod
+    def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(
+                    f"{template!r} must contain {{}}, which is replaced by the entity, exactly once, not "
+                    f"{template.count('{}')} times"
+                )
+        return templates
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """The templates for entities by kind of sample."""
+        return {"video": self.video, "image": self.image}
+
+    def words(self) -> set[str]:
+        """All words of the templates, in lower case."""
+        return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
+
+
+def fill(template: str, word: str) -> str:
+    """The template with {} replaced by an entity."""
+    return template.replace("{}", word)
+
+
+def read_word_list(file: Path, key: str) -> list[str]:
+    """Reads the words of a file in order: a JSON list, a JSON object of word to number (ans2label.json), or lines.
+
+    If all lines end in a number, as in the official list of nouns (`word count`), the numbers are removed. `key` is the
+    configuration key of the file, for messages. Raises InputError for other formats and for duplicate words.
+    """
+    where = f"{key} = {str(file)!r}"
+    try:
+        text = file.read_text("utf-8")
+        value = json.loads(text) if file.suffix == ".json" else parse_lines(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(value, dict):
+        numbers = list(value.values())
+        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+            raise InputError(f"{where}: the numbers of its words are not 0 to {len(numbers) - 1}, each once")
+        value = sorted(value, key=value.__getitem__)
+    if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
+        raise InputError(f"{where}: neither a list of words nor an object of word to number")
+    words = [word.strip() for word in value]
+    if len(set(words)) != len(words):
+        duplicate = next(word for number, word in enumerate(words) if word in words[:number])
+        raise InputError(f"{where}: duplicate word {duplicate!r}; remove one")
+    return words
+
+
+def parse_lines(text: str) -> list[str]:
+    lines = [line for line in text.split("\n") if line.strip()]
+    counted = [re.fullmatch(r"(.*\S)\s+\d+", line.strip()) for line in lines]
+    return [match[1] for match in counted if match] if all(counted) else lines

@@ -1,1 +1,0 @@
-"""Encoding of texts, videos and pairs of both: for evaluation, the prompts and inference."""
