@@ -7,7 +7,7 @@ import shutil
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,21 @@ def prefect() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
+def mlflow_store(build_once) -> Callable[[Path], None]:
+    """mlflow_store(workspace): gives a workspace an empty MLflow store. It takes seconds to create one."""
+
+    def create(out: Path) -> None:
+        from alpro.pipeline.tracking.tracker import create_store
+
+        create_store(out / "mlflow.db", out / "mlflow")
+
+    return lambda workspace: shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, mlflow_store) -> Path:
+    mlflow_store(folder := tmp_path_factory.mktemp("workspace"))
+    return folder
 
 
 @pytest.fixture

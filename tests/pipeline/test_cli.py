@@ -196,7 +196,7 @@ def test_a_dry_run_lists_the_stages_that_would_run_with_its_warnings(tmp_path, m
     assert err == "evaluate uses 9 frames of a clip, and clips stores 4: some are repeated\n"
 
 
-def test_ui_prints_its_address_when_mlflow_answers(tmp_path, monkeypatch, capsys):
+def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monkeypatch, capsys):
     from alpro.pipeline.flows import servers
 
     class Running:
@@ -214,6 +214,7 @@ def test_ui_prints_its_address_when_mlflow_answers(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(servers, "programs", lambda logs: nullcontext(Running()))
     monkeypatch.setattr(servers, "answers", lambda url: url == "http://127.0.0.1:5017/health")
+    mlflow_store(tmp_path)
     Tracker.open("", tmp_path, "mine")
     status, out, _ = call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)
     assert (status, Running.waits) == (130, 2)
@@ -258,13 +259,13 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(name
     assert source.changes(tmp_path) == expected
 
 
-def test_output_that_nothing_reads_is_no_traceback():
+def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
     read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "alpro.pipeline.cli.main", "config", "list"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    with open(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.stdout_is_closed() is False  # then a broken pipe is another one
+        os.close(read)
+        assert cli.execute(["config", "list"]) == 141
 
 
 def test_twelve_commands_whose_helps_fit_a_screen(monkeypatch, capsys):
@@ -297,7 +298,8 @@ def test_a_command_that_a_message_names_exists(named):
         app = app[words.pop(0)]
 
 
-def test_verbose_prints_paths_and_quiet_no_configuration(tmp_path, monkeypatch, capsys):
+def test_verbose_prints_paths_and_quiet_no_configuration(mlflow_store, tmp_path, monkeypatch, capsys):
+    mlflow_store(tmp_path)
     level = log.level
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: {})
     command = ["run", "pretrain", "--config", TINY, "--workspace", tmp_path]
@@ -331,7 +333,9 @@ def interrupted(*arguments):
         (ZeroDivisionError(), None, ""),
     ],
 )
-def test_the_exit_status_of_a_run(outcome, status, message, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_of_a_run(outcome, status, message, mlflow_store, tmp_path, monkeypatch, capsys):
+    mlflow_store(tmp_path)
+
     def start(*arguments):
         if isinstance(outcome, BaseException):
             raise outcome

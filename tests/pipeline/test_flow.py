@@ -212,8 +212,9 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
 
 
-def test_artifacts_that_another_store_lacks_are_logged_there(first, workspace, tmp_path):
+def test_artifacts_that_another_store_lacks_are_logged_there(first, workspace, mlflow_store, tmp_path):
     """A run with another --tracking-uri of which all is cached, as on a server that is new."""
+    mlflow_store(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for number in (1, 2):  # once
         alpro(TINY, stage="train_prompter", workspace=workspace, uri=uri)

@@ -1,30 +1,26 @@
 """Logging to MLflow: what a run has, while its stage runs and from its artifact; what an outage costs; the registry."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from alpro import Model
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
-from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.step import Step
 from alpro.pipeline.tracking import tracker as module
 from alpro.pipeline.tracking.registry import registered_folder
-from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, create_store, read_table
+from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, read_table
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.finetune_retrieval import Config
 from tests.pipeline.conftest import write_artifact
@@ -33,17 +29,9 @@ from tests.pipeline.test_cli import call
 PHASES = ({"corpora": ("clips",), "steps": 1},)
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """An MLflow store, whose tables are created once."""
-    folder = tmp_path_factory.mktemp("store")
-    create_store(folder / "mlflow.db", folder / "mlflow")
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def tracker(empty_store, tmp_path) -> Tracker:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+def tracker(mlflow_store, tmp_path) -> Tracker:
+    mlflow_store(tmp_path)
     return Tracker.open("", tmp_path, "sample")
 
 
@@ -169,7 +157,7 @@ def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, tmp_path):
     assert len(tracker.client.search_runs([tracker.experiment])) == 4
 
 
-def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_path, capsys):
+def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_path, monkeypatch, capsys):
     run = {"seconds": 1.0, "at": "2026-01-01T00:00:00", "arguments": {"config": "configs/sample.toml", "changes": []}}
     marks = [write_artifact(tmp_path, stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
     command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
@@ -178,6 +166,7 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_
         found = tracker.client.search_runs([tracker.experiment], "attributes.status = 'FINISHED'")
         assert sorted(run.data.tags["fingerprint"] for run in found) == sorted(marks * number)
     capsys.readouterr()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert cli.execute([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -312,35 +301,12 @@ def test_a_corrupt_store_is_a_one_line_error(tmp_path):
 
 # The registry: models are registered by the command line, and loaded as people would.
 
-LOAD = """
-import json, sys
-import mlflow, pandas as pd
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-rows = model.predict(pd.DataFrame(json.loads(sys.argv[3])))
-print(json.dumps({"inputs": model.metadata.get_input_schema().input_names(),
-                  "outputs": model.metadata.get_output_schema().input_names(), "rows": rows.to_dict("list")}))
-"""
-
-
 @pytest.fixture
-def workspace(tmp_path, tiny_model, tokenizer):
-    """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model, and one without a
-    model."""
-    config = tiny_model(tokenizer.get_vocab_size())
-    torch.manual_seed(0)
-    folders = {
-        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
-        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
-        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
-        "build_vocabulary": None,
-    }
-    for stage, model in folders.items():
-        folder, record = write_artifact(tmp_path, stage)
-        if model:
-            model.save_pretrained(folder / "model")
-        if stage == "finetune_qa":
-            Tracker.open("", tmp_path, "sample").log_artifact(folder, record)
+def workspace(tmp_path, trained, tracker):
+    """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model."""
+    shutil.copytree(trained / "artifacts", tmp_path / "artifacts")
+    qa = tmp_path / "artifacts" / "finetune_qa" / digest("finetune_qa")[:16]
+    tracker.log_artifact(qa, read_record(qa))
     return tmp_path
 
 
@@ -349,7 +315,7 @@ LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompte
 
 @pytest.mark.parametrize("stage", ["finetune_retrieval", *LONG])
 def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sample, monkeypatch, capsys, tmp_path):
-    """Another process loads it by its alias, without pickle, when the artifact is gone."""
+    """It is loaded by its alias, without pickle, when the artifact is gone."""
     folder = workspace / "artifacts" / stage / digest(stage)[:16]
     videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
     texts = ["a red ball moves left", "where does it go?"]
@@ -370,15 +336,14 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     folder.rename(tmp_path / "gone")
 
     uri = f"sqlite:///{workspace / 'mlflow.db'}"
-    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-c", LOAD, uri, "models:/shapes@champion", json.dumps({"video": videos, "text": texts})]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = json.loads(done.stdout)
-    assert loaded["inputs"] == ["video", "text"]
-    assert loaded["outputs"] == list(expected)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model("models:/shapes@champion")
+    assert loaded.metadata.get_input_schema().input_names() == ["video", "text"]
+    assert loaded.metadata.get_output_schema().input_names() == list(expected)
+    predicted = loaded.predict(pd.DataFrame({"video": videos, "text": texts})).to_dict("list")
     for name, values in expected.items():
-        assert loaded["rows"][name] == (values if name == "answer" else pytest.approx(values, abs=1e-5))
+        assert predicted[name] == (values if name == "answer" else pytest.approx(values, abs=1e-5))
     version = MlflowClient(uri).get_model_version_by_alias("shapes", "champion")
     assert (str(version.version), version.tags["fingerprint"]) == ("1", digest(stage))
     assert not list(workspace.rglob("*.pkl"))
@@ -391,8 +356,7 @@ def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sampl
     assert [(model.source_run_id == run.info.run_id) for model in ours] == [stage == "finetune_qa"]
 
 
-def test_an_artifact_without_a_model_is_refused(workspace, monkeypatch, capsys):
-    name = digest("build_vocabulary")[:16]
-    arguments = ("model", "register", name, "--name", "shapes", "--workspace", workspace)
+def test_an_artifact_without_a_model_is_refused(trained, monkeypatch, capsys):
+    arguments = ("model", "register", digest("cache_prompts")[:8], "--name", "shapes", "--workspace", trained)
     status, _, err = call(monkeypatch, capsys, *arguments)
-    assert (status, err) == (2, f"error: build_vocabulary {name} has no model\n")
+    assert (status, err) == (2, f"error: cache_prompts {digest('cache_prompts')[:16]} has no model\n")
