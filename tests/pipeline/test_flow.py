@@ -111,7 +111,7 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     def listed(run, folder):
         return {Path(f.path).name for f in client.list_artifacts(run.info.run_id, folder)}
 
-    assert listed(pretrain, "pictures") == {"pseudo_labels.png"}
+    assert listed(pretrain, "pictures") == {"pseudo_labels.png", "search.png"}
     assert listed(stages["decode_videos clips"], "pictures") == {"samples.png"}
     assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}
     assert "results.json" in listed(stages["evaluate"], "tables")

@@ -301,6 +301,7 @@ def test_a_corrupt_store_is_a_one_line_error(tmp_path):
 
 # The registry: models are registered by the command line, and loaded as people would.
 
+
 @pytest.fixture
 def workspace(tmp_path, trained, tracker):
     """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model."""
