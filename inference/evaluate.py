@@ -24,7 +24,7 @@ from alpro.shards.sources.manifest import import_source, scan_manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.encoding import Videos, match_top_k, score, similarities
+from alpro.stages.evaluation.encoding import Videos, match_top_k, score, similarities
 from alpro.stages.evaluation.entities import Named, add_entities, true_entities
 from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction

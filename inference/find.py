@@ -6,7 +6,7 @@ from pathlib import Path
 from alpro.artifact import artifacts, check_artifact, find_artifact, read_record
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
-from alpro.stages.encoding import model_folder
+from alpro.stages.evaluation.encoding import model_folder
 
 REQUIRED = ("config.json", "model.safetensors")
 # Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.

@@ -30,7 +30,7 @@ from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.shards.decoding import DecodeError
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.encoding import Texts, Videos, embed_texts, encode_texts, load_prompter, match, match_all
+from alpro.stages.evaluation.encoding import Texts, Videos, embed_texts, encode_texts, load_prompter, match, match_all
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 

@@ -15,7 +15,7 @@ from alpro.inference.index import Index, Item, source_of
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.storage import identities, located
-from alpro.stages.encoding import Texts, match
+from alpro.stages.evaluation.encoding import Texts, match
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")

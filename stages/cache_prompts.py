@@ -15,7 +15,7 @@ from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder, write_tensors
 from alpro.models.words import Templates, fill
-from alpro.stages.encoding import embed_texts, load_prompter
+from alpro.stages.evaluation.encoding import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 

@@ -15,7 +15,7 @@ from alpro.models.clip_prompter import ClipFolder
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.encoding import load_model, load_prompter
+from alpro.stages.evaluation.encoding import load_model, load_prompter
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
 from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require

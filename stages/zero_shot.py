@@ -7,7 +7,7 @@ from pydantic import Field
 
 from alpro.shards.reader import ShardReader
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.encoding import load_prompter
+from alpro.stages.evaluation.encoding import load_prompter
 from alpro.stages.evaluation.entities import add_crops, add_entities, entities_of_clips, entities_of_crops
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import TABLE_VERSION

@@ -15,7 +15,7 @@ from alpro.models.losses import box_mask, kept_labels
 from alpro.shards.reader import ShardReader
 from alpro.stages import pretrain
 from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.encoding import load_model
+from alpro.stages.evaluation.encoding import load_model
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import gather, rank, world_size

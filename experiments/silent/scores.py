@@ -10,7 +10,7 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import ShardReader
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.encoding import (
+from alpro.stages.evaluation.encoding import (
     Texts,
     encode_texts,
     encode_videos,

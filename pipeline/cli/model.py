@@ -311,8 +311,8 @@ def evaluate(
     from alpro.models.clip_prompter import is_clip
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
-    from alpro.stages.encoding import model_folder
     from alpro.stages.evaluation.comparison import Comparison, compare
+    from alpro.stages.evaluation.encoding import model_folder
 
     folder = models.folder(model)
     other = models.folder(baseline) if baseline else None

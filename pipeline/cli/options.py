@@ -60,7 +60,7 @@ class Source:
         if not self.pretrained:
             return list(self.set)
         from alpro.inference.find import find_model
-        from alpro.stages.encoding import model_folder
+        from alpro.stages.evaluation.encoding import model_folder
 
         named = self.pretrained
         if not Path(named, "config.json").expanduser().is_file():

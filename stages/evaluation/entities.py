@@ -13,7 +13,7 @@ from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.shards.pictures import reliability_picture
 from alpro.shards.reader import ShardReader
-from alpro.stages.encoding import encode_videos, sample_frames, similarities
+from alpro.stages.evaluation.encoding import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
     CAPTIONS,

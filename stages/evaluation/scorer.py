@@ -13,7 +13,7 @@ from torch import Tensor
 from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
-from alpro.stages.encoding import (
+from alpro.stages.evaluation.encoding import (
     VIDEOS,
     Reorder,
     Texts,

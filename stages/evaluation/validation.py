@@ -14,7 +14,7 @@ from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
-from alpro.stages.encoding import encode_texts, sample_frames, similarities
+from alpro.stages.evaluation.encoding import encode_texts, sample_frames, similarities
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
 from alpro.stages.evaluation.scorer import Scorer

@@ -12,7 +12,7 @@ from torch import nn
 
 from alpro.shards.reader import ShardReader
 from alpro.shards.writer import index_shard
-from alpro.stages.encoding import Texts
+from alpro.stages.evaluation.encoding import Texts
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from experiments.silent import arms, study

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from alpro.models.clip_prompter import ClipFolder, ClipPrompter, is_clip, load_clip
-from alpro.stages.encoding import embed_texts
+from alpro.stages.evaluation.encoding import embed_texts
 
 TEXTS = ["a photo of a dog.", "A Photo of the BALL.", "one cat"]
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.stages import decode_videos
-from alpro.stages.encoding import match_top_k
+from alpro.stages.evaluation.encoding import match_top_k
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest

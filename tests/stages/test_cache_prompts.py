@@ -10,7 +10,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.words import Templates
 from alpro.stages import cache_prompts
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.encoding import encode_texts
+from alpro.stages.evaluation.encoding import encode_texts
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro
-from alpro.stages.encoding import encode_texts, encode_videos, match_top_k, similarities
 from alpro.stages.evaluation import scorer as scorer_module
+from alpro.stages.evaluation.encoding import encode_texts, encode_videos, match_top_k, similarities
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.training.objective import QaObjective

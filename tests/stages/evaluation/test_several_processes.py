@@ -10,7 +10,8 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages import cache_prompts, encoding
+from alpro.stages import cache_prompts
+from alpro.stages.evaluation import encoding
 from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.evaluation.part_of_an_evaluation import evaluate
 

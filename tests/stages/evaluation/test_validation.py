@@ -9,7 +9,7 @@ import torch
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import Unreadable
-from alpro.stages.encoding import match_all, match_top_k
+from alpro.stages.evaluation.encoding import match_all, match_top_k
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.scorer import Scorer

@@ -174,7 +174,7 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
 
 
 @pytest.fixture
-def corpora(tmp_path):
+def unlike_corpora(tmp_path):
     """Three corpora of unlike statistics."""
     actual = {}
     for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
@@ -190,9 +190,9 @@ def config(**values: object) -> Config:
     return Config.model_validate({"phases": phases, "max_text_tokens": 17} | values)
 
 
-def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(corpora):
+def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(unlike_corpora):
     """Each corpus of the phases once, however often it is in them; another one does not count."""
-    measured = measure_preprocessing(config(normalization="corpus"), corpora)
+    measured = measure_preprocessing(config(normalization="corpus"), unlike_corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measured.max_text_tokens == 17
@@ -203,7 +203,7 @@ def test_the_papers_normalization_needs_no_corpus():
     assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
 
 
-def test_a_corpus_without_statistics_is_an_error(corpora):
-    (corpora["bright"] / "statistics.json").unlink()
+def test_a_corpus_without_statistics_is_an_error(unlike_corpora):
+    (unlike_corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
-        measure_preprocessing(config(normalization="corpus"), corpora)
+        measure_preprocessing(config(normalization="corpus"), unlike_corpora)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.models.alpro import Alpro
-from alpro.stages.encoding import Texts, Videos, batches, by_video, match_top_k, score
+from alpro.stages.evaluation.encoding import Texts, Videos, batches, by_video, match_top_k, score
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
@@ -36,7 +36,7 @@ def encoded(model) -> tuple[Texts, Videos]:
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
-    monkeypatch.setattr("alpro.stages.encoding.VIDEOS", 2)
+    monkeypatch.setattr("alpro.stages.evaluation.encoding.VIDEOS", 2)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)
