@@ -1,6 +1,7 @@
 """One of the processes that share an evaluation stage: python part_of_an_evaluation.py WORK.json STAGE"""
 
 import json
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -20,3 +21,4 @@ def evaluate(work: Path, stage: str) -> None:
 
 if __name__ == "__main__":
     evaluate(Path(sys.argv[1]), sys.argv[2])
+    os._exit(0)  # as a stage ends: gloo's threads may abort a process during Python's shutdown

@@ -135,3 +135,4 @@ def main(out: Path, world: World) -> None:
 if __name__ == "__main__":
     with init_distributed(Resources(device="cpu")) as world:
         main(Path(sys.argv[1]), world)
+    os._exit(0)  # as a stage ends: gloo's threads may abort a process during Python's shutdown
