@@ -17,7 +17,7 @@ LINES = {
     "alpro": 535,
     "models": 2_231,
     "shards": 3_789,
-    "stages": 6_507,
+    "stages": 6_510,
     "inference": 1_925,
     "pipeline": 6_005,
     "experiments": 685,

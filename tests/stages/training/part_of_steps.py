@@ -37,8 +37,8 @@ RUNS = {
     "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
-    "dropout": {"steps": 4, "dropout": 0.5},
-    "resumed": {"steps": 4, "dropout": 0.5, "stop": 2},
+    "dropout": {"steps": 4, "dropout": 0.5, "optimizer": "muon"},
+    "resumed": {"steps": 4, "dropout": 0.5, "optimizer": "muon", "stop": 2},
 }
 
 
@@ -123,7 +123,7 @@ def train(
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
-        return train(out, world, steps, accumulation_steps, spoil, dropout) | {"starts": torch.tensor(2)}
+        return train(out, world, steps, dropout=dropout, optimizer=optimizer) | {"starts": torch.tensor(2)}
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 
 
