@@ -41,7 +41,7 @@ class Config(StageConfig):
     clips: int = Field(
         900,
         ge=1,
-        description="training scenes of the corpus `clips`; scenes with a direction also have a reversed clip",
+        description="training scenes of the corpus `clips`; those with a direction also have a reversed clip",
     )
     stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
