@@ -52,7 +52,7 @@ def document() -> str:
         parts += [f"## [{title}]", inspect.cleandoc(model.__doc__ or "")]
         rows = rows_of(model)
         if name in training:
-            parts.append("The keys of [all training stages](#training-stages) with these defaults, and its own:")
+            parts.append("Besides [the keys of all training stages](#training-stages):")
             own = [line for line in rows if line not in shared]
             rows = [short(line, described) for line in own]
             described |= set(map(meaning, own))

@@ -25,8 +25,7 @@ class ModelConfig(BaseModel):
     temperature: float = Field(0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss")
     init: Literal["bert", "scratch"] = Field(
         "bert",
-        description="initialization. bert: normal(0.02), for a start from a ViT and a BERT; scratch: for random "
-        "weights",
+        description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training from random weights",
     )
 
     @model_validator(mode="after")

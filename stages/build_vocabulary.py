@@ -31,13 +31,10 @@ LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 class Config(StageConfig):
     """Selection of entities."""
 
-    entities: int = Field(
-        1000, ge=2, description="maximum number of entities, the most frequent nouns (M in the paper)"
-    )
+    entities: int = Field(1000, ge=2, description="maximum number of entities (M in the paper)")
     entities_file: str = Field(
         "",
-        description="entities instead of nouns of captions, the first `entities` of a JSON list, or of lines "
-        "with a word and perhaps its count",
+        description="a file of entities instead of nouns: a JSON list, or lines with a word and perhaps its count",
         json_schema_extra=FILE,
     )
     tagger: str = Field(
@@ -47,7 +44,7 @@ class Config(StageConfig):
     )
     exclude: tuple[str, ...] = Field(
         tuple(NON_OBJECTS.split()),
-        description="nouns that are never entities; default: words for amounts, kinds and places",
+        description="nouns that are never entities; default: amounts, kinds, places",
     )
     min_noun_share: float = Field(
         0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"

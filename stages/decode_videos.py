@@ -51,9 +51,7 @@ VERSION = 9
 class Config(StageConfig):
     """How a corpus is decoded."""
 
-    manifest: str = Field(
-        "", description="name of the manifest in the rendered sample; empty: the manifest or folder `data`"
-    )
+    manifest: str = Field("", description="name of a manifest of the rendered sample")
     frames: int = Field(16, ge=1, description="stored frames per video: the first of each of this many equal segments")
     size: int = Field(
         256,
@@ -61,18 +59,15 @@ class Config(StageConfig):
         description="height and width of a stored frame, in pixels; of an image, the shorter side",
     )
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
-    max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes; larger items are rejected")
-    samples_per_shard: int = Field(256, ge=1, description="maximum number of items per shard, with rejects")
-    validation: float = Field(
-        0.1, ge=0, lt=1, description="probability of the validation split, if the manifest has no splits"
-    )
-    test: float = Field(0.1, ge=0, lt=1, description="probability of the test split, if the manifest has no splits")
+    max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes")
+    samples_per_shard: int = Field(256, ge=1, description="maximum items per shard, with rejects")
+    validation: float = Field(0.1, ge=0, lt=1, description="probability of the validation split, if none is named")
+    test: float = Field(0.1, ge=0, lt=1, description="probability of the test split, if none is named")
     seed: int = Field(0, ge=0, description="seed of the split")
     group_pattern: str = Field(
         "",
         description="regular expression for the path of a file, if the manifest has no groups: its first "
-        "capturing group, or the whole match, is the item's group. Items of a group stay in one "
-        "split",
+        "capturing group, or the whole match, is the item's group",
     )
     max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected items")
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to decode")

@@ -23,8 +23,8 @@ class Config(EvaluationConfig):
 
     controls: tuple[ControlName, ...] = Field(
         (),
-        description="controls: shuffled, reversed (order of frames); single_frame (the best one as a still "
-        "clip); text_only (questions without the video)",
+        description="shuffled, reversed, single_frame (the best one as a still clip), text_only (questions "
+        "without the video)",
     )
     seed: int = Field(0, ge=0, description="seed of the shuffled frames")
     contrasts: tuple[tuple[str, str], ...] = Field(

@@ -27,7 +27,7 @@ class Config(TrainingConfig):
     answers: int = Field(1500, ge=2, description="number of answers: the most frequent in training")
     answers_file: str = Field(
         "",
-        description="a file of answers instead: a JSON object of answer to index, a JSON list, or lines",
+        description="a file of answers instead: a JSON object of answer to index, a JSON list or lines",
         json_schema_extra=FILE,
     )
 

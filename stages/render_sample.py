@@ -37,13 +37,13 @@ class Config(StageConfig):
     and `stills` show complete scenes."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
-    lessons: int = Field(150, ge=0, description="scenes of the corpus `lessons`, each with a clip and its reverse")
+    lessons: int = Field(150, ge=0, description="scenes of `lessons`, each with a clip and its reverse")
     clips: int = Field(
         900,
         ge=1,
-        description="training scenes of the corpus `clips`; those with a direction also have a reversed clip",
+        description="training scenes of `clips`; those with a direction also have a reversed clip",
     )
-    stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
+    stills: int = Field(1600, ge=0, description="images of `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")

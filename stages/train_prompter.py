@@ -44,8 +44,7 @@ class Config(EncoderConfig):
 
     clip: str = Field(
         "",
-        description="a CLIP or SigLIP to start from, with its tokenizer and normalization: a hub name or a "
-        "folder; of `model`, only video.frames applies",
+        description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only video.frames applies",
         json_schema_extra=FILE_OR_NAME,
     )
 

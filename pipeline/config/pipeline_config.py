@@ -39,18 +39,18 @@ class Corpus(DecodeVideos):
     )
     shards: str = Field(
         "",
-        description="existing shards: a folder or URL with *.tar files, relative like `data`. They are used "
-        "unchanged; only `kinds` and `max_reject_share` apply",
+        description="existing shards: a folder or URL with *.tar files, relative like `data`; only `kinds` and "
+        "`max_reject_share` apply",
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         {},
-        description="annotation files of the videos in `data`, by split: `train`, `validation`, `test`; and "
-        "`texts`, if the others only list videos. A list of files is joined by video",
+        description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list "
+        "videos. A list of files is joined by video",
     )
     root: str = Field(
         "",
-        description="folder that the names in `annotations` are relative to, if not `data`; of absolute names, "
-        "the folder that corresponds to `data`",
+        description="folder that the names in `annotations` are relative to; of absolute names, the folder that "
+        "corresponds to `data`",
     )
 
     @property
@@ -79,8 +79,7 @@ class PipelineConfig(BaseModel):
     )
     pretrained: str = Field(
         "",
-        description="a model folder to start from, instead of `train_prompter` and `pretrain`; relative like "
-        "`corpora.NAME.data`",
+        description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
     )
     render_sample: RenderSample | None = Field(
         None, description="the sample corpus; without this table, no corpus is rendered"

@@ -68,26 +68,20 @@ class Resources(StageConfig):
     cpu_processes: int = Field(
         1,
         ge=1,
-        description="`processes` without a GPU, if that is 1; at most one per core. Faster than threads for "
-        "small models",
+        description="`processes` without a GPU; at most one per core. Faster than threads for small models",
     )
     max_stages: int = Field(
         1,
         ge=1,
-        description="stages that run at the same time on this machine; they share the cores of a CPU, each has "
-        "its own GPUs",
+        description="stages that run at the same time; they share the cores of a CPU, each has its own GPUs",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="device of the models; auto: a GPU if there is one"
-    )
-    checkpoint_activations: bool = Field(
-        False, description="recompute activations in training: less memory, a third more time"
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    checkpoint_activations: bool = Field(False, description="recompute activations: less memory, a third more time")
     compile: bool = Field(False, description="torch.compile the encoders' layers for training: faster on a GPU")
     nodes: int = Field(
         1,
         ge=1,
-        description="machines that train together on shared folders, each with `processes`",
+        description="machines that train together, each with `processes`",
     )
     rendezvous: str = Field("", description="host:port of this machine, which the other nodes connect to")
     rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for each other")

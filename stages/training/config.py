@@ -9,7 +9,7 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
-TOP_K = "number of most similar pairs of each query that matching scores; 0: every pair"
+TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
 class Phase(StageConfig):
@@ -19,15 +19,15 @@ class Phase(StageConfig):
     weights: tuple[float, ...] = Field(
         (), description="relative number of steps per corpus; empty: by number of examples"
     )
-    steps: int = Field(0, ge=0, description="number of optimizer steps; set either steps or epochs")
-    epochs: float = Field(0, ge=0, description="number of passes over the examples of its corpora")
+    steps: int = Field(0, ge=0, description="optimizer steps; set either steps or epochs")
+    epochs: float = Field(0, ge=0, description="passes over the examples")
 
     group_batches: bool = Field(False, description="put samples of a group into one batch, as negatives of each other")
     patch_dropping: float = Field(
         0,
         ge=0,
         lt=1,
-        description="fraction of the patches that training drops, the same in all frames (FLIP); not with PEM",
+        description="fraction of the patches that training drops (FLIP); not with PEM",
     )
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class Phase(StageConfig):
 class Validation(StageConfig):
     """Validation frequency, and how much of the validation split of each corpus is used."""
 
-    times: int = Field(1, ge=1, description="number of validations, equally spaced; the last is at the end")
+    times: int = Field(1, ge=1, description="validations, equally spaced; the last at the end")
     videos: int = Field(0, ge=0, description="validation videos per corpus, the first ones; 0: all")
 
 
@@ -66,13 +66,13 @@ class TrainingConfig(StageConfig):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
-    seed: int = Field(0, ge=0, description="seed of initialization, data order, frame sampling, masking and dropout")
+    seed: int = Field(0, ge=0, description="random seed")
     batch_size: int = Field(256, ge=1, description="examples per optimizer step, over all processes")
     accumulation_steps: int = Field(1, ge=1, description="micro-batches per step (gradient accumulation)")
     contrast: Literal["micro_batch", "batch"] = Field(
         "micro_batch",
-        description="pairs that the contrastive loss compares: those of a micro_batch, or of the whole batch, "
-        "which encodes twice and needs negative_pool_size where it exists",
+        description="pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and "
+        "needs negative_pool_size where it exists)",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
@@ -84,19 +84,19 @@ class TrainingConfig(StageConfig):
     max_text_tokens: int = Field(30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]")
     sampling: Literal["halves", "random"] = Field(
         "halves",
-        description="random frames in order. halves: as many from each half of the clip; random: from all of it",
+        description="random frames in order, as many from each half of the clip (halves) or from all of it (random)",
     )
     random_crop: float = Field(
         0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
     )
     repeat_images: bool = Field(
         True,
-        description="an image is a clip of equal frames, as in the paper; false: one frame",
+        description="an image is a clip of equal frames; false: one frame",
     )
     augmentation: Literal["none", "official"] = Field(
         "none",
-        description="official: RandAugment, and for images a random resized crop and flip (no flip if the text "
-        "says left or right)",
+        description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
+        "says left or right",
     )
     max_unreadable_share: float = Field(
         0.01,
@@ -105,7 +105,7 @@ class TrainingConfig(StageConfig):
         description="maximum fraction of unreadable examples, which are replaced",
     )
     validation: Validation = Validation()
-    log_every: int = Field(10, ge=1, description="steps between logged metrics, each a mean since the last")
+    log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
     mixed_precision: bool = Field(
         True,
         description="bfloat16 on hardware that computes it; on a CPU from width 256",
@@ -136,8 +136,8 @@ class MatchingConfig(TrainingConfig):
     negative_pool_size: int = Field(
         0,
         ge=0,
-        description="hard negatives are drawn from this many consecutive pairs of the batch; 0: from all. The "
-        "paper: 16, the batch of a GPU",
+        description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. The paper: "
+        "16, the batch of a GPU",
     )
 
     @model_validator(mode="after")
@@ -186,8 +186,8 @@ class EncoderConfig(TrainingConfig):
 
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         "clip",
-        description="mean and std of pixels: of CLIP, of the corpora, of ImageNet (DINOv2), or 0.5 (SigLIP); "
-        "with a trained prompter, pre-training uses the prompter's",
+        description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP). "
+        "Pre-training uses those of a trained prompter",
     )
 
     def load_initial(self, model: Prompter) -> None:
