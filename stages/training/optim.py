@@ -31,6 +31,9 @@ class Muon(torch.optim.AdamW):
     which skips a step without a device synchronization, and no stacked matrices, and costs 40 ms on the sample's model.
     """
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's asks for a number of steps of every parameter
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         group = self.param_groups.pop()
