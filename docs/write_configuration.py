@@ -19,14 +19,13 @@ HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
 `alpro config list` lists these, and `alpro config show NAME` prints one with all its values. `base = "NAME"` at the top
-of a file starts from the values of another: `msrvtt_retrieval` continues `webvid_cc3m` or, with `--pretrained`, a
-model.
+of a file continues another: `msrvtt_retrieval` continues `webvid_cc3m` or, with `--pretrained`, a model.
 
 `--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
-The sizes in `[model]` apply to ALPRO and to the prompter; `[train_prompter.model]` overrides them. The defaults are the
-paper's. A pipeline skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent.
+`[model]` is for ALPRO and for the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
+skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent.
 
 `docs/write_configuration.py` generates this page from the code."""
 SHARED = """## Training stages
