@@ -24,13 +24,13 @@ of a file continues another: `msrvtt_retrieval` continues `webvid_cc3m` or, with
 `--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
-`[model]` is for ALPRO and for the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
+`[model]` is for ALPRO and the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
 skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent.
 
 `docs/write_configuration.py` generates this page from the code."""
 SHARED = """## Training stages
 
-{stages} share the keys of this table. The section of each stage lists its own, and other defaults."""
+{stages} share these keys. Their own sections list further keys and other defaults."""
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 

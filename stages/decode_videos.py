@@ -66,8 +66,8 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, description="seed of the split")
     group_pattern: str = Field(
         "",
-        description="regular expression for the path of a file, if the manifest has no groups: its first "
-        "capturing group, or the whole match, is the item's group",
+        description="regular expression for the path of an item without a group: its first capturing group, or "
+        "the whole match, is the group",
     )
     max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected items")
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to decode")

@@ -24,7 +24,7 @@ class Config(TrainingConfig):
     """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
 
     frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized")
-    answers: int = Field(1500, ge=2, description="number of answers: the most frequent in training")
+    answers: int = Field(1500, ge=2, description="answers, the most frequent in training")
     answers_file: str = Field(
         "",
         description="a file of answers instead: a JSON object of answer to index, a JSON list or lines",

@@ -33,8 +33,7 @@ TIMES = 5  # at which a row states the places of its things
 
 
 class Config(StageConfig):
-    """The size of the corpora. `lessons` is for the start of training: one thing, described by its motion only. `clips`
-    and `stills` show complete scenes."""
+    """Sizes of the corpora of the [sample](sample.md)."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(150, ge=0, description="scenes of `lessons`, each with a clip and its reverse")

@@ -34,8 +34,7 @@ class Corpus(DecodeVideos):
 
     data: str = Field(
         "",
-        description="a manifest, a folder of videos, or a URL; relative to the configuration's file, in --set "
-        "to the current folder",
+        description="a manifest, a folder of videos, or a URL; relative to this file, in --set to the current folder",
     )
     shards: str = Field(
         "",
@@ -44,8 +43,7 @@ class Corpus(DecodeVideos):
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         {},
-        description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list "
-        "videos. A list of files is joined by video",
+        description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list videos",
     )
     root: str = Field(
         "",

@@ -26,7 +26,7 @@ class EvaluationConfig(StageConfig):
     frames: int = Field(
         0,
         ge=0,
-        description="frames of a clip in retrieval; the time embedding is resized; 0: as in training",
+        description="frames of a clip in retrieval; 0: as in training",
     )
     max_text_tokens: int = Field(0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training")
     exclude_overlap: bool = Field(

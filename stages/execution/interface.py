@@ -55,8 +55,8 @@ def cores() -> int:
 
 
 class Resources(StageConfig):
-    """How work is distributed and where it runs. Not part of a fingerprint: it does not change results, except by
-    dropout and stochastic depth, which each process draws for its own samples, and by rounding."""
+    """How work is distributed and where it runs. It is not part of fingerprints: results change only by dropout,
+    stochastic depth and rounding."""
 
     workers: int = Field(0, ge=0, description="processes that decode and load data; 0: one per core")
     processes: int = Field(

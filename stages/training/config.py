@@ -77,7 +77,7 @@ class TrainingConfig(StageConfig):
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
     min_lr_ratio: float = Field(
-        0.0, ge=0, le=1, description="final learning rate, as a fraction of lr; the decay is linear"
+        0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
     )
     weight_decay: float = Field(1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings")
     max_grad_norm: float = Field(20.0, gt=0, description="maximum L2 norm of the gradient")
