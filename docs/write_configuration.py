@@ -18,21 +18,19 @@ TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
-`alpro config list` lists these, and `alpro config show NAME` prints one with all its values.
-`base = "NAME"` at the top of a file starts from the values of another configuration: `msrvtt_retrieval`
-continues `webvid_cc3m`, or, with `--pretrained`, a model.
+`alpro config list` lists these, and `alpro config show NAME` prints one with all its values. `base = "NAME"` at the top
+of a file continues another: `msrvtt_retrieval` continues `webvid_cc3m` or, with `--pretrained`, a model.
 
 `--set stage.key=value` changes a value on the command line, also in lists:
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
-The sizes in `[model]` apply to ALPRO and to the prompter; `[train_prompter.model]` overrides them. The defaults are the
-paper's. A pipeline skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent. `pretrained`
-replaces `train_prompter` and `pretrain`.
+`[model]` is for ALPRO and the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
+skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent.
 
 `docs/write_configuration.py` generates this page from the code."""
 SHARED = """## Training stages
 
-{stages} share the keys of this table. The section of each stage lists its own, and other defaults."""
+{stages} share these keys. Their own sections list further keys and other defaults."""
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 
@@ -53,7 +51,7 @@ def document() -> str:
         parts += [f"## [{title}]", inspect.cleandoc(model.__doc__ or "")]
         rows = rows_of(model)
         if name in training:
-            parts.append("The keys of [all training stages](#training-stages) with these defaults, and its own:")
+            parts.append("Besides [the keys of all training stages](#training-stages):")
             own = [line for line in rows if line not in shared]
             rows = [short(line, described) for line in own]
             described |= set(map(meaning, own))

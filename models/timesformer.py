@@ -23,21 +23,18 @@ class VideoConfig(BaseModel):
     patch_size: int = Field(16, ge=4, description="height and width of a patch, pixels")
     stem: Literal["patch", "conv"] = Field(
         "patch",
-        description="embedding of the patches. patch: a linear projection; conv: convolutions of "
-        "stride 2, for models trained from random weights",
+        description="embedding of patches: linear (patch), or convolutions for training from random weights (conv)",
     )
-    frames: int = Field(4, ge=1, description="number of frames of a clip")
+    frames: int = Field(4, ge=1, description="frames of a clip")
     width: int = Field(768, ge=8, description="hidden size")
-    depth: int = Field(12, ge=1, description="number of blocks")
-    heads: int = Field(12, ge=1, description="number of attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP, as a multiple of width")
-    pre_norm: bool = Field(False, description="layer norm before the first block, as in the ViT of a CLIP")
+    depth: int = Field(12, ge=1, description="blocks")
+    heads: int = Field(12, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP / width")
+    pre_norm: bool = Field(False, description="layer norm before the first block, as in CLIP")
     activation: Literal["gelu", "quick_gelu"] = Field(
-        "gelu", description="activation of the MLPs; quick_gelu: that of OpenAI's CLIP"
+        "gelu", description="activation of the MLPs; quick_gelu: OpenAI's CLIP"
     )
-    drop_path: float = Field(
-        0.1, ge=0, lt=1, description="stochastic depth rate of the last block; it rises linearly from 0 in the first"
-    )
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth rate of the last block, linear from 0")
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":

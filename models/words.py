@@ -14,8 +14,7 @@ OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("u
 
 
 class Templates(BaseModel):
-    """Prompt templates for entities by kind of sample, by default those of the official code.
-    `templates = "FILE"` at the top of a configuration reads them from a file such as `models/templates.toml`."""
+    """Prompt templates for entities by kind of sample, by default those of the official code."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

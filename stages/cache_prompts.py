@@ -29,7 +29,7 @@ class Config(StageConfig):
     templates: Templates = Templates()
     prompter: str = Field(
         "",
-        description="a CLIP or SigLIP as it is as the prompter: a hub name or a folder; empty: the trained prompter",
+        description="a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a folder",
         json_schema_extra=FILE_OR_NAME,
     )
 

@@ -51,36 +51,25 @@ VERSION = 9
 class Config(StageConfig):
     """How a corpus is decoded."""
 
-    manifest: str = Field(
-        "", description="name of the manifest in the rendered sample; empty: the manifest or folder `data`"
-    )
-    frames: int = Field(
-        16, ge=1, description="frames stored per video: the first frame of each of this many equal segments"
-    )
+    manifest: str = Field("", description="name of a manifest of the rendered sample")
+    frames: int = Field(16, ge=1, description="stored frames per video: the first of each of this many equal segments")
     size: int = Field(
         256,
         ge=16,
-        description="height and width of a video's stored frames, in pixels; for an image, which keeps its aspect "
-        "ratio, the shorter side",
+        description="height and width of a stored frame, in pixels; of an image, the shorter side",
     )
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
-    max_bytes: int = Field(4 * 2**30, ge=1, description="file size in bytes above which an item is rejected")
-    samples_per_shard: int = Field(256, ge=1, description="maximum number of items per shard, including rejects")
-    validation: float = Field(
-        0.1, ge=0, lt=1, description="chance of a video to be for validation, if the manifest has no splits"
-    )
-    test: float = Field(
-        0.1, ge=0, lt=1, description="chance of a video to be for testing, if the manifest has no splits"
-    )
+    max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes")
+    samples_per_shard: int = Field(256, ge=1, description="maximum items per shard, with rejects")
+    validation: float = Field(0.1, ge=0, lt=1, description="probability of the validation split, if none is named")
+    test: float = Field(0.1, ge=0, lt=1, description="probability of the test split, if none is named")
     seed: int = Field(0, ge=0, description="seed of the split")
     group_pattern: str = Field(
         "",
-        description="regular expression for the group of an item, applied to the path of its file if the manifest has "
-        "no group: the first capturing group, or the whole match; items of a group stay in one split",
+        description="regular expression for the path of an item without a group: its first capturing group, or "
+        "the whole match, is the group",
     )
-    max_reject_share: float = Field(
-        0.2, ge=0, le=1, description="fraction of rejected items above which the stage fails"
-    )
+    max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected items")
     kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to decode")
 
     @field_validator("group_pattern")

@@ -23,12 +23,12 @@ class Config(EvaluationConfig):
 
     controls: tuple[ControlName, ...] = Field(
         (),
-        description="controls to evaluate: shuffled, reversed (frames in a different order); single_frame (the best "
-        "one as a still clip); text_only (questions without the video)",
+        description="shuffled, reversed, single_frame (the best one as a still clip), text_only (questions "
+        "without the video)",
     )
-    seed: int = Field(0, ge=0, description="random seed of the shuffled frames")
+    seed: int = Field(0, ge=0, description="seed of the shuffled frames")
     contrasts: tuple[tuple[str, str], ...] = Field(
-        (), description="pairs of answers for two-way accuracy, such as left and right"
+        (), description="pairs of answers to compare, such as left and right"
     )
 
 

@@ -23,11 +23,11 @@ VERSION = 4  # micro-batches share the mean over known answers
 class Config(TrainingConfig):
     """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
 
-    frames: int = Field(16, ge=1, description="number of frames of a clip; the time embedding is resized")
-    answers: int = Field(1500, ge=2, description="number of answer classes: the most frequent training answers")
+    frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized")
+    answers: int = Field(1500, ge=2, description="answers, the most frequent in training")
     answers_file: str = Field(
         "",
-        description="file with the answer classes instead: a JSON object of answer to index, a JSON list, or lines",
+        description="a file of answers instead: a JSON object of answer to index, a JSON list or lines",
         json_schema_extra=FILE,
     )
 

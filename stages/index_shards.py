@@ -46,9 +46,7 @@ class Config(StageConfig):
     """Which samples of the shards are in the corpus."""
 
     kinds: Literal["all", "video", "image"] = Field("all", description="which samples of the shards to index")
-    max_reject_share: float = Field(
-        0.2, ge=0, le=1, description="fraction of rejected samples above which the stage fails"
-    )
+    max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected samples")
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,15 @@ class Config(EncoderConfig, MatchingConfig):
     weights: LossWeights = LossWeights()
     start: str = Field(
         "scratch",
-        description="initial weights on top of vit and bert: prompter (both encoders), the path of an ALPRO model "
-        "folder, or scratch (none)",
+        description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or the path of an "
+        "ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
-    threshold: float = Field(
-        0.2, ge=0, le=1, description="minimum probability of the most likely entity; PEM ignores samples below it"
-    )
+    threshold: float = Field(0.2, ge=0, le=1, description="PEM ignores crops whose most likely entity is less probable")
     negatives: Literal["hard", "uniform"] = Field(
         "hard",
-        description="negatives of VTM: by similarity, or uniform, as without VTC",
+        description="negatives of VTM: by similarity, or uniform",
     )
 
     @model_validator(mode="after")

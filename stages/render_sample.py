@@ -33,17 +33,16 @@ TIMES = 5  # at which a row states the places of its things
 
 
 class Config(StageConfig):
-    """The size of the corpora. `lessons` is for the start of training: one thing, described by its motion only. `clips`
-    and `stills` show complete scenes."""
+    """Sizes of the corpora of the [sample](sample.md)."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
-    lessons: int = Field(150, ge=0, description="scenes of the corpus `lessons`, each with a clip and its reverse")
+    lessons: int = Field(150, ge=0, description="scenes of `lessons`, each with a clip and its reverse")
     clips: int = Field(
         900,
         ge=1,
-        description="training scenes of the corpus `clips`; scenes with a direction also have a reversed clip",
+        description="training scenes of `clips`; those with a direction also have a reversed clip",
     )
-    stills: int = Field(1600, ge=0, description="images of the corpus `stills`")
+    stills: int = Field(1600, ge=0, description="images of `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
     test: int = Field(200, ge=4, description="clips for testing")
     size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")

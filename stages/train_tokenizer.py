@@ -22,10 +22,10 @@ class Config(StageConfig):
 
     tokenizer: str = Field(
         "train",
-        description="train: a new tokenizer from the captions; or a tokenizer.json, or a BERT's folder or hub name",
+        description="train: from the captions; else a tokenizer.json, or a BERT's folder or hub name",
         json_schema_extra=file_or_word("train"),
     )
-    word_pieces: int = Field(8000, ge=50, description="maximum number of word pieces of a trained tokenizer")
+    word_pieces: int = Field(8000, ge=50, description="maximum word pieces of a trained tokenizer")
     templates: Templates = Templates()
 
 

@@ -34,24 +34,21 @@ class Corpus(DecodeVideos):
 
     data: str = Field(
         "",
-        description="a manifest file or a folder of videos, or a URL; relative to the configuration's file, in --set "
-        "to the current folder",
+        description="a manifest, a folder of videos, or a URL; relative to this file, in --set to the current folder",
     )
     shards: str = Field(
         "",
-        description="existing shards instead of videos: a folder or URL with *.tar files, relative like `data`. They "
-        "are used unchanged; of the other keys, only `kinds` and `max_reject_share` apply",
+        description="existing shards: a folder or URL with *.tar files, relative like `data`; only `kinds` and "
+        "`max_reject_share` apply",
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         {},
-        description="annotation files of the videos in `data`, by split: `train`, `validation`, `test`; and `texts`, "
-        "the file with the texts if the others only list videos. A list of files for a split joins them by video, such "
-        "as the captions and the questions of MSRVTT",
+        description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list videos",
     )
     root: str = Field(
         "",
-        description="folder that the names in `annotations` are relative to, if it is not `data`; for absolute paths "
-        "of another machine, the folder in them that corresponds to `data`",
+        description="folder that the names in `annotations` are relative to; of absolute names, the folder that "
+        "corresponds to `data`",
     )
 
     @property
@@ -80,8 +77,7 @@ class PipelineConfig(BaseModel):
     )
     pretrained: str = Field(
         "",
-        description="a model folder to start from, instead of training a prompter and pre-training; relative like "
-        "`corpora.NAME.data`",
+        description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
     )
     render_sample: RenderSample | None = Field(
         None, description="the sample corpus; without this table, no corpus is rendered"

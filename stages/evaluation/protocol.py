@@ -18,37 +18,26 @@ TASKS = {"captions": "retrieval", "questions": "qa"}
 class EvaluationConfig(StageConfig):
     """Settings of every evaluation: corpora, split, protocol and shape of the inputs."""
 
-    retrieval: str = Field("", description="corpus for retrieval, with its captions as queries; empty: no retrieval")
-    qa: str = Field("", description="corpus for question answering; empty: no question answering")
-    split: Literal["validation", "test"] = Field(
-        "test", description="split to evaluate; use validation for model selection"
-    )
+    retrieval: str = Field("", description="corpus for retrieval; empty: none")
+    qa: str = Field("", description="corpus for question answering; empty: none")
+    split: Literal["validation", "test"] = Field("test", description="split to evaluate; validation for choices")
     top_k: int = Field(0, ge=0, description=TOP_K)
-    min_decoded_share: float = Field(
-        0.99, ge=0, le=1, description="minimum fraction of the split's items that must be decoded"
-    )
+    min_decoded_share: float = Field(0.99, ge=0, le=1, description="minimum fraction of decoded items of the split")
     frames: int = Field(
         0,
         ge=0,
-        description="number of frames of a clip in retrieval, zero-shot and fine-tuned; the time embedding is resized; "
-        "0: as in training",
+        description="frames of a clip in retrieval; 0: as in training",
     )
-    max_text_tokens: int = Field(
-        0, ge=0, description="maximum length of a caption in tokens, in retrieval; 0: as in training"
-    )
+    max_text_tokens: int = Field(0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training")
     exclude_overlap: bool = Field(
         True,
-        description="exclude items that share a caption or near-duplicate frames with a training item of their corpus "
-        "(listed in its overlap.parquet); false: evaluate every item, as published protocols do",
+        description="exclude items that share a caption or similar frames with a training item (overlap.parquet)",
     )
-    mixed_precision: bool = Field(
-        True, description="encoders in bfloat16, where training would use it; embeddings and heads are float32"
-    )
+    mixed_precision: bool = Field(True, description="encoders in bfloat16 where training would use it")
     entity_crops: int = Field(
         0,
         ge=0,
-        description="number of random crops of each clip on which the prompter's entities are also evaluated; "
-        "0: only on whole clips",
+        description="random crops of each clip for scores of the prompter; 0: whole clips only",
     )
 
     @property

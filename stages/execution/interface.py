@@ -55,45 +55,37 @@ def cores() -> int:
 
 
 class Resources(StageConfig):
-    """How work is distributed and where it runs. Not part of a fingerprint: it does not change results, except for
-    dropout and stochastic depth, which each process draws for its own samples, and for rounding: the order of sums,
-    compiled layers, a GPU."""
+    """How work is distributed and where it runs. It is not part of fingerprints: results change only by dropout,
+    stochastic depth and rounding."""
 
-    workers: int = Field(0, ge=0, description="processes that decode and load data; 0 means one per core")
+    workers: int = Field(0, ge=0, description="processes that decode and load data; 0: one per core")
     processes: int = Field(
         1,
         ge=1,
-        description="processes on this machine that train together, or share an evaluation; more than one starts "
-        "torchrun",
+        description="processes on this machine that share a training or an evaluation (torchrun)",
     )
     cpu_processes: int = Field(
         1,
         ge=1,
-        description="`processes` without a GPU, if that is 1; at most one per core. For small models, faster "
-        "than threads",
+        description="`processes` without a GPU; at most one per core. Faster than threads for small models",
     )
     max_stages: int = Field(
         1,
         ge=1,
-        description="stages that run at the same time on this machine: on a CPU they share its cores, on GPUs each "
-        "waits for one of its own",
+        description="stages that run at the same time; they share the cores of a CPU, each has its own GPUs",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="device of the models; auto uses a GPU if there is one"
-    )
-    checkpoint_activations: bool = Field(
-        False, description="recompute activations in training instead of storing them: less memory, a third more time"
-    )
-    compile: bool = Field(False, description="torch.compile of the encoders' layers for training: faster on a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    checkpoint_activations: bool = Field(False, description="recompute activations: less memory, a third more time")
+    compile: bool = Field(False, description="torch.compile the encoders' layers for training: faster on a GPU")
     nodes: int = Field(
         1,
         ge=1,
-        description="machines that train together, each with `processes`, on shared folders",
+        description="machines that train together, each with `processes`",
     )
-    rendezvous: str = Field("", description="host:port of this machine, which several nodes connect to")
-    rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for an unresponsive one")
+    rendezvous: str = Field("", description="host:port of this machine, which the other nodes connect to")
+    rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for each other")
     dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
-    checkpoint_interval: float = Field(60.0, gt=0, description="seconds between the checkpoints of a training run")
+    checkpoint_interval: float = Field(60.0, gt=0, description="seconds between checkpoints of a training")
 
     @model_validator(mode="after")
     def _check_rendezvous(self) -> "Resources":

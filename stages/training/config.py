@@ -9,7 +9,7 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
-TOP_K = "the matching head scores only this many most similar pairs of each query; 0: every pair"
+TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
 class Phase(StageConfig):
@@ -19,18 +19,15 @@ class Phase(StageConfig):
     weights: tuple[float, ...] = Field(
         (), description="relative number of steps per corpus; empty: by number of examples"
     )
-    steps: int = Field(0, ge=0, description="number of optimizer steps; set either steps or epochs")
-    epochs: float = Field(0, ge=0, description="number of passes over the examples of its corpora")
+    steps: int = Field(0, ge=0, description="optimizer steps; set either steps or epochs")
+    epochs: float = Field(0, ge=0, description="passes over the examples")
 
-    group_batches: bool = Field(
-        False, description="put samples of the same group into the same batch, as negatives of each other"
-    )
+    group_batches: bool = Field(False, description="put samples of a group into one batch, as negatives of each other")
     patch_dropping: float = Field(
         0,
         ge=0,
         lt=1,
-        description="fraction of the patches that training drops at random, the same in all frames of a clip (FLIP); "
-        "not with PEM",
+        description="fraction of the patches that training drops (FLIP); not with PEM",
     )
 
     @model_validator(mode="after")
@@ -47,21 +44,21 @@ class Phase(StageConfig):
 class Validation(StageConfig):
     """Validation frequency, and how much of the validation split of each corpus is used."""
 
-    times: int = Field(1, ge=1, description="number of validations, equally spaced; the last at the end")
-    videos: int = Field(0, ge=0, description="number of validation videos per corpus, the first ones; 0: all")
+    times: int = Field(1, ge=1, description="validations, equally spaced; the last at the end")
+    videos: int = Field(0, ge=0, description="validation videos per corpus, the first ones; 0: all")
 
 
 class ContrastValidation(Validation):
     """Validation of retrieval by similarity (VTC)."""
 
-    videos: int = Field(500, ge=0, description="number of validation videos per corpus, the first ones; 0: all")
-    captions: int = Field(1, ge=0, description="number of captions per video used as queries, the first ones; 0: all")
+    videos: int = Field(500, ge=0, description="validation videos per corpus, the first ones; 0: all")
+    captions: int = Field(1, ge=0, description="captions per video that are queries, the first ones; 0: all")
 
 
 class MatchingValidation(Validation):
     """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
-    captions: int = Field(0, ge=0, description="number of captions per video used as queries, the first ones; 0: all")
+    captions: int = Field(0, ge=0, description="captions per video that are queries, the first ones; 0: all")
     top_k: int = Field(0, ge=0, description=TOP_K)
 
 
@@ -69,55 +66,49 @@ class TrainingConfig(StageConfig):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
-    seed: int = Field(
-        0, ge=0, description="random seed of initialization, data order, frame sampling, masking and dropout"
-    )
+    seed: int = Field(0, ge=0, description="random seed")
     batch_size: int = Field(256, ge=1, description="examples per optimizer step, over all processes")
-    accumulation_steps: int = Field(
-        1, ge=1, description="gradient accumulation: micro-batches per step; see `contrast`"
-    )
+    accumulation_steps: int = Field(1, ge=1, description="micro-batches per step (gradient accumulation)")
     contrast: Literal["micro_batch", "batch"] = Field(
         "micro_batch",
-        description="pairs that the contrastive loss compares. micro_batch: those of a micro-batch; batch: those of "
-        "the step: micro-batches are then encoded twice, and negative_pool_size must be set where it exists",
+        description="pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and "
+        "needs negative_pool_size where it exists)",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
     min_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
     )
-    weight_decay: float = Field(
-        1e-3, ge=0, description="weight decay of AdamW; not applied to biases, norms and position embeddings"
-    )
-    max_grad_norm: float = Field(20.0, gt=0, description="gradient clipping: maximum L2 norm")
-    max_text_tokens: int = Field(30, ge=4, description="maximum length of a text in tokens, with [CLS] and [SEP]")
+    weight_decay: float = Field(1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings")
+    max_grad_norm: float = Field(20.0, gt=0, description="maximum L2 norm of the gradient")
+    max_text_tokens: int = Field(30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]")
     sampling: Literal["halves", "random"] = Field(
         "halves",
-        description="random frames in order. halves: half of them from each half of the clip; random: from all of it",
+        description="random frames in order, as many from each half of the clip (halves) or from all of it (random)",
     )
     random_crop: float = Field(
         0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
     )
     repeat_images: bool = Field(
         True,
-        description="an image is a clip of equal frames, as in the paper; false: one frame",
+        description="an image is a clip of equal frames; false: one frame",
     )
     augmentation: Literal["none", "official"] = Field(
         "none",
-        description="official: RandAugment, and for images a random resized crop and flip; samples with left or right "
-        "in their text are never flipped",
+        description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
+        "says left or right",
     )
     max_unreadable_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="maximum fraction of unreadable examples, which are replaced; training stops above it",
+        description="maximum fraction of unreadable examples, which are replaced",
     )
     validation: Validation = Validation()
-    log_every: int = Field(10, ge=1, description="steps between logged metrics, which are means since the last log")
+    log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
     mixed_precision: bool = Field(
         True,
-        description="bfloat16 on GPUs, and from width 256 on processors with instructions for it",
+        description="bfloat16 on hardware that computes it; on a CPU from width 256",
     )
 
     @property
@@ -145,8 +136,8 @@ class MatchingConfig(TrainingConfig):
     negative_pool_size: int = Field(
         0,
         ge=0,
-        description="hard negatives of a pair are sampled from this many consecutive pairs of the batch, for any "
-        "number of processes; 0: from all. The paper: 16 in pre-training, the batch of one GPU",
+        description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. The paper: "
+        "16, the batch of a GPU",
     )
 
     @model_validator(mode="after")
@@ -178,15 +169,13 @@ class EncoderConfig(TrainingConfig):
 
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="muon: orthogonalized momentum for the matrices of the transformer layers, at the learning rate of "
-        "AdamW, which trains the rest",
+        description="muon: for the matrices of transformer layers; AdamW trains the rest",
     )
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         "",
-        description="pre-trained ViT: a timm name with its tag, such as vit_base_patch16_224.orig_in21k_ft_in1k, a "
-        "state-dict file, or a CLIP of transformers",
+        description="pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of transformers",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
@@ -197,8 +186,8 @@ class EncoderConfig(TrainingConfig):
 
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         "clip",
-        description="mean and std of the pixels: those of CLIP, of the corpora, of ImageNet (DINOv2), or 0.5 (SigLIP); "
-        "pre-training with a trained prompter uses the prompter's",
+        description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP). "
+        "Pre-training uses those of a trained prompter",
     )
 
     def load_initial(self, model: Prompter) -> None:
