@@ -25,9 +25,7 @@ of a file continues another: `msrvtt_retrieval` continues `webvid_cc3m` or, with
 `--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
 
 `[model]` is for ALPRO and the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
-skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent.
-
-`docs/write_configuration.py` generates this page from the code."""
+skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent."""
 SHARED = """## Training stages
 
 {stages} share these keys. Their own sections list further keys and other defaults."""

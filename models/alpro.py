@@ -15,7 +15,7 @@ from alpro.models.timesformer import Block, TimeSformer, VideoConfig
 
 
 class ModelConfig(BaseModel):
-    """Sizes and initialization of a model; the defaults are the paper's."""
+    """Sizes and initialization of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
