@@ -69,8 +69,8 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
     prompter = plan.settings.train_prompter
     if stage == "train_prompter" and prompter and prompter.clip:
-        beside = f"alpro eval train_prompter decode_videos --baseline {prompter.clip}"
-        log.info(f"for its test scores beside the CLIP as it is: {beside}")
+        clip = prompter.clip if Path(prompter.clip).is_dir() else "FOLDER"  # `alpro eval` takes no names of the hub
+        log.info(f"test scores beside those of the CLIP: alpro eval train_prompter decode_videos --baseline {clip}")
 
 
 def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
