@@ -9,12 +9,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from alpro.errors import InputError
 
 
 def checksum(path: Path | str) -> str:
@@ -30,6 +33,19 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Raises errors of the operating system, such as of a full disk, as OSError. Libraries in Rust (safetensors,
+    tokenizers) only name their number in the text of an error of their own."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError | InputError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def temporary_name(path: Path) -> Path:

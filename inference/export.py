@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from alpro.errors import InputError
-from alpro.files import write_json
+from alpro.files import os_errors, write_json
 from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
@@ -54,7 +54,8 @@ def export(model: Model, folder: Path, card: str) -> None:
     building = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        exported.eval().save_pretrained(building)
+        with os_errors(building):
+            exported.eval().save_pretrained(building)
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=kept.tokenizer,
             model_max_length=kept.preprocessing.max_text_tokens,

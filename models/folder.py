@@ -1,8 +1,6 @@
 """A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and label lists."""
 
 import json
-import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.files import read_small_json
+from alpro.files import os_errors, read_small_json
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
@@ -48,13 +46,8 @@ class FolderConfig(BaseModel):
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
-    try:
+    with os_errors(path):
         save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 @dataclass

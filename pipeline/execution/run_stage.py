@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import os_errors, read_json, write_json
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 from alpro.stages.execution.lifecycle import end_with_parent
@@ -32,7 +32,8 @@ def main(file: Path) -> int:
     if ranked:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)
     try:
-        outcome = run(work)
+        with os_errors(work["out"]):
+            outcome = run(work)
     except InputError as error:
         return stop(result, {"error": str(error)}, f"error: {error}", EXIT_INPUT_ERROR)
     except OSError as error:

@@ -272,7 +272,7 @@ class TrainingDataset(Dataset[Batch]):
         return np.broadcast_to(frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:]))
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
-        """Yields the batches from step `first` on, in order; on a GPU worker processes prefetch them."""
+        """The batches from step `first` on, in order; on a GPU worker processes, which start at once, prefetch them."""
         # On a CPU, worker processes would compete with training for the same cores.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
         workers = max(1, resources.worker_count // local) if device.type == "cuda" else 0
@@ -286,10 +286,13 @@ class TrainingDataset(Dataset[Batch]):
             worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # otherwise the loader advances the restored global generator
         )
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        return map(_raise_errors, iter(loader))
+
+
+def _raise_errors(item: Batch | InputError) -> Batch:
+    if isinstance(item, InputError):
+        raise item
+    return item
 
 
 @dataclass

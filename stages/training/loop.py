@@ -144,15 +144,15 @@ class Run:
         final, clock, next_sync = dict[str, float](), Clock(), state.step
         if world.main and state.step:
             log.info(f"continuing from step {state.step} of {steps}")
-        others, loading = set(multiprocessing.active_children()), set[BaseProcess]()
+        others = set(multiprocessing.active_children())
         bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", state.step)
         self.objective.train()
         with catch_stop_signals() as stopping, bar as advance:
+            batches = self.data.loader(state.step, self.resources, world.device)
+            loading = set(multiprocessing.active_children()) - others
             try:
-                batches = self.data.loader(state.step, self.resources, world.device)
                 for step, batch in enumerate(batches, state.step + 1):
                     clock.batch_loaded()
-                    loading = loading or set(multiprocessing.active_children()) - others
                     self.log_unreadable(batch)
                     self.update(batch.to(world.device))
                     state.step, last = step, step == steps

@@ -117,13 +117,13 @@ class Run:
         self.trained, data = self.build(), self.data()
         load = data.loader
 
-        def loader(*args):
-            for batch in load(*args):
+        def stopping(batches):
+            for batch in batches:
                 if batch.step == before:
                     stop()
                 yield batch
 
-        data.loader = loader
+        data.loader = lambda *args: stopping(load(*args))
         resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)

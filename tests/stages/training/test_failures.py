@@ -1,5 +1,6 @@
 """Failures during training: samples that cannot be read, a killed loading process, a full disk."""
 
+import json
 import multiprocessing
 import os
 import resource
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import read_index
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR
 from alpro.stages.training import dataset, loop
 from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.stages.training.test_resume import OFTEN, assert_same
@@ -49,8 +52,8 @@ DEATHS = (
 
 
 @pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("dies", [True, False], ids=["dies", "lives"])
-def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, error, dies, monkeypatch):
+@pytest.mark.parametrize(("dies", "step"), [(True, 0), (True, 3), (False, 3)])
+def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, error, dies, step, monkeypatch):
     monkeypatch.setattr(loop, "LOST_SECONDS", 60.0 if dies else 0.0)
     run, ends = new_run("run"), multiprocessing.Event()
     build, child = run.data, multiprocessing.get_context("fork").Process(target=ends.wait)
@@ -59,14 +62,17 @@ def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, err
         made = build()
         load = made.loader
 
-        def loader(*arguments):
-            child.start()
-            for batch in load(*arguments):
-                if batch.step == 3:
+        def batches(loaded):
+            for batch in loaded:
+                if batch.step == step:
                     if dies:
                         child.kill()
                     raise error
                 yield batch
+
+        def loader(*arguments):
+            child.start()
+            return batches(load(*arguments))
 
         made.loader = loader
         return made
@@ -105,6 +111,17 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
     broken.start()
     assert "continuing from step 3 of 8" in capfd.readouterr().err
     assert_same(whole, broken)
+
+
+def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, monkeypatch, capfd):
+    def write(work: dict) -> None:
+        with full_disk(1_000):
+            tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    monkeypatch.setattr(run_stage, "run", write)
+    (tmp_path / "work.json").write_text(json.dumps({"out": str(tmp_path)}))
+    assert run_stage.main(tmp_path / "work.json") == EXIT_INPUT_ERROR
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def broken(corpus: Path, to: Path, count: int) -> list[str]:
