@@ -340,7 +340,9 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range; `asked` has the requests."""
+    """Files of a folder over HTTP, whole or by range, whose connections are kept; `asked` has the requests."""
+
+    protocol_version = "HTTP/1.1"
 
     def send_head(self):
         self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
@@ -379,10 +381,10 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
 
 
 @contextmanager
-def one_line(*parts: str, of: type[Exception] | tuple[type[Exception], ...] = InputError) -> Iterator[None]:
+def one_line(*parts: str, of: type[Exception] | tuple[type[Exception], ...] = InputError) -> Iterator[Any]:
     """The block raises an error of one line that contains all parts."""
     with pytest.raises(of) as error:
-        yield
+        yield error
     assert "\n" not in str(error.value)
     assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
 

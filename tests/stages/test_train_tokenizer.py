@@ -17,6 +17,7 @@ from alpro.models.word_pieces import train_tokenizer as train
 from alpro.models.words import Templates, fill
 from alpro.stages import train_tokenizer
 from alpro.stages.train_tokenizer import Config
+from tests.conftest import one_line
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -121,6 +122,5 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
 def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
     (tmp_path / name).write_bytes(b"\xff\xfe{")
     for place in (tmp_path / name, tmp_path):
-        with pytest.raises(InputError, match=f"{name}: not readable") as error:
+        with one_line(f"{name}: not readable"):
             load_tokenizer(str(place))
-        assert "\n" not in str(error.value)

@@ -25,28 +25,6 @@ def test_pre_training_draws_from_both_halves_of_a_clip(rows, corpus_of, tmp_path
     assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
 
 
-@pytest.mark.parametrize(("parts", "ranks"), [(1, 1), (2, 1), (4, 1), (2, 2), (2, 4)])
-def test_the_micro_batches_add_up_to_the_batch(parts, ranks, clips, steps_of):
-    """What is contrasted with what does not depend on how many processes share a batch."""
-    batch = steps_of({"clips": clips}, accumulation_steps=parts, mlm=0.3)[0]
-    halves = [
-        steps_of({"clips": clips}, accumulation_steps=parts, rank=rank, ranks=ranks)[0].split(parts)
-        for rank in range(ranks)
-    ]
-    of_ranks = [[name for half in halves for name in half[part].ids] for part in range(parts)]
-    assert of_ranks == [part.ids for part in batch.split(parts)]
-    split = batch.split(parts)
-    assert [len(part.ids) for part in split] == [8 // parts] * parts
-    assert [name for part in split for name in part.ids] == batch.ids
-    for name in ("video", "frames", "boxes"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(batch, name))
-    for name, filler in (("text", batch.text[batch.mask == 0][:1]), ("mask", 0), ("masked", 0), ("labels", -100)):
-        rows = [row for part in split for row in getattr(part, name)]
-        for row, whole in zip(rows, getattr(batch, name), strict=True):
-            assert torch.equal(row, whole[: len(row)])
-            assert (whole[len(row) :] == filler).all()
-
-
 def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
     """And on several ranks to the one length of all batches."""
     captions = ["a ball moves to the left of a box and a star", "a ball"]
