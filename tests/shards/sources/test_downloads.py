@@ -13,7 +13,7 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import scan_downloads
 from alpro.shards.sources.manifest import scan_source
 from tests.conftest import in_store
-from tests.shards.conftest import damaged, headers_of, pack
+from tests.shards.conftest import damaged, headers_of, pack, rows_and_rejects
 
 
 def about(key: str, **more) -> dict:
@@ -27,8 +27,8 @@ def members(key: str, caption: str | None = None, extension: str = "mp4", size: 
 
 
 def scan(folder: Path) -> tuple[dict[str, Row], list[Reject]]:
-    records = list(scan_downloads(folder))
-    return {r.id: r for r in records if isinstance(r, Row)}, [r for r in records if isinstance(r, Reject)]
+    rows, rejects = rows_and_rejects(scan_downloads(folder))
+    return {row.id: row for row in rows}, rejects
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
 from alpro.shards.sources.manifest import scan_source
 from tests.conftest import one_line
+from tests.shards.conftest import rows_and_rejects
 
 
 def touch(folder: Path, names: Iterable[str]) -> Path:
@@ -44,8 +45,7 @@ def write(path: Path, value: Any) -> Path:
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:
     """The rows and the rejects of annotation files."""
-    records = list(scan_annotations(videos, files, root))
-    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
+    return rows_and_rejects(scan_annotations(videos, files, root))
 
 
 VIDEOINFO = {

@@ -35,11 +35,9 @@ def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]
         asked = {"questions": ASKED} if kind == QUESTION else {}
         row = None
         if kind != BAD:
-            values = (
-                {"captions": (texts["caption"],), "split": texts["split"], "meta": {"source": "tv"}} | window | asked
-            )
             files = {"id": f"{number}{end}", "path": folder / name, "name": name, "group": name}
-            row = Row(kind="image" if kind == IMAGE else "video", **files, **values, **asked)
+            said = {"captions": (texts["caption"],), "split": texts["split"], "meta": {"source": "tv"}}
+            row = Row(kind="image" if kind == IMAGE else "video", **files, **said, **window, **asked)
         yield {"path": name, **texts, **window} | {key: json.dumps(value) for key, value in asked.items()}, row
 
 
