@@ -242,7 +242,7 @@ def test_invalid_evaluation_and_a_prompter_to_fine_tune_are_refused_before_train
         plan(load_config("msrvtt_qa", changes=[*changes, f"pretrained={prompter}"]), Digests(tmp_path / "d"))
 
 
-def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vocabulary, sample, rows, inline_pool):
+def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sample, rows, inline_pool):
     import timm
     from transformers import BertConfig, BertForMaskedLM
 

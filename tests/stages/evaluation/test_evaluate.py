@@ -239,7 +239,7 @@ def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, 
         assert all(note in table.note for table in shown)
 
 
-def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
+def test_nothing_that_is_left_is_a_mistake(clips_of_brightness):
     also_in_training(clips_of_brightness, up0="test", up1="test", down0="test", down1="test")
     config = EvaluationConfig(retrieval="clips")
     with pytest.raises(InputError, match=r"exclude_overlap = false to keep the 4"):

@@ -174,19 +174,13 @@ def config(**values: object) -> Config:
 
 
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(unlike_corpora):
-    """Each corpus of the phases once, however often it is in them; another one does not count."""
+    """Each corpus of the phases once, however often it is in them. The paper's normalization needs none."""
     measured = measure_preprocessing(config(normalization="corpus"), unlike_corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measured.max_text_tokens == 17
-
-
-def test_the_papers_normalization_needs_no_corpus():
-    measured = measure_preprocessing(config(), {})
-    assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
-
-
-def test_a_corpus_without_statistics_is_an_error(unlike_corpora):
+    paper = measure_preprocessing(config(), {})
+    assert (paper.mean, paper.std) == (Preprocessing().mean, Preprocessing().std)
     (unlike_corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(config(normalization="corpus"), unlike_corpora)
