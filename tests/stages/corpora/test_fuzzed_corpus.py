@@ -59,7 +59,7 @@ def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
     where sizes, times and tables are."""
     at = chance.randrange(min(len(data), chance.choice([64, 400, len(data)])))
     size = chance.choice([1, 4, 8, 200, 600, len(data)])
-    if chance.random() < 0.25:
+    if chance.random() < 0.35:
         for place in (chance.randrange(len(data)) for _ in range(chance.choice([1, 3, 30]))):
             data[place] ^= 1 << chance.randrange(8)
         return

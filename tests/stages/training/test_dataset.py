@@ -53,7 +53,7 @@ def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips
         for row, expected in zip(rows, getattr(whole, name), strict=True):
             length = min(len(row), len(expected))
             assert torch.equal(row[:length], expected[:length])
-            assert ((row[length:] == filler).all(), (expected[length:] == filler).all()) == (True, True)
+            assert all((rest == filler).all() for rest in (row[length:], expected[length:]))
 
 
 def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):

@@ -200,6 +200,7 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
     objective.train()
     assert not objective.prompter.training
     with torch.enable_grad():
+        getattr(objective, f"{kind}_prompts").requires_grad_()
         labels = objective.labeled(replace(batch, kind=kind)).pseudo_labels
     assert not labels.requires_grad
     torch.testing.assert_close(labels, expected)

@@ -92,8 +92,10 @@ def test_a_start_copies_the_weights_of_another_model(pretrained, tmp_path):
 def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
     """Also one with as many: its word embeddings are of the same shape, and of other words. Which encoders differ is in
     tests/models/test_folder.py."""
-    words = train_tokenizer({f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, 300)
-    shape = tiny_model(tokenizer.get_vocab_size())
+    size = tokenizer.get_vocab_size()
+    words = train_tokenizer({f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size)
+    assert words.get_vocab_size() == size
+    shape = tiny_model(size)
     other = shape.model_copy(update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})})
     for name, start in {"other word pieces": (shape, words), "activation is quick_gelu": (other, tokenizer)}.items():
         folder = ModelFolder("pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)])
