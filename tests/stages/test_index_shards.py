@@ -107,13 +107,6 @@ def test_overlap_with_training_is_listed(index, corpus_of, tmp_path, memory):
     assert there == overlap | {"compared": 0}  # frames at a URL would be a request each
 
 
-@pytest.mark.long
-def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
-    out = tmp_path / "indexed"
-    index_shards.run(index_shards.Config(), {"shards": served(shards)[0]}, out, Resources(workers=2))
-    assert_same(out, clips)
-
-
 @pytest.mark.parametrize("place", ["here", "in a store"])
 def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, place):
     """Here or in a store: damaged, with a pickle, none."""
