@@ -35,15 +35,9 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     known = {value for number, value in hashes.items() if value and in_training[number]}
     frames = np.array([hashes.get(number) in known for number in range(len(splits))], bool)
     compared = np.array([bool(hashes.get(number)) for number in range(len(splits))], bool)
+    columns = {"items": splits != "", "captions": captions, "compared": compared, "frames": frames}
     counts = {
-        split: {
-            "items": int((splits == split).sum()),
-            "captions": int(captions[splits == split].sum()),
-            "compared": int(compared[splits == split].sum()),
-            "frames": int(frames[splits == split].sum()),
-        }
-        for split in SPLITS[1:]
-        if len(splits)
+        split: {name: int(column[splits == split].sum()) for name, column in columns.items()} for split in SPLITS[1:]
     }
     table = index.drop_columns("captions").append_column("captions", pa.array(captions))
     table = table.append_column("frames", pa.array(frames))

@@ -109,24 +109,6 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     return image
 
 
-def reliability_picture(bins: Sequence[tuple[int, float, float]], side: int = 320) -> Image.Image:
-    """Accuracy against probability: a bar for each (number of labels, mean probability, accuracy), wider where there
-    are more labels, and the line on which probabilities are true."""
-    image = Image.new("RGB", (side + 60, side + 60), PAPER)
-    draw, left, bottom, most = ImageDraw.Draw(image), 44, side + 10, max(number for number, _, _ in bins)
-    for number, probability, accuracy in bins:
-        middle, half = left + probability * side, 3 + 11 * number / most
-        draw.rectangle([middle - half, bottom - accuracy * side, middle + half, bottom], fill=GREEN)
-        draw.text((middle - 8, bottom - accuracy * side - 14), str(number), FAINT, font(11))
-    draw.line([left, bottom, left + side, bottom - side], AMBER, 2)
-    draw.line([left, bottom - side, left, bottom, left + side, bottom], INK, 1)
-    for share in (0, 0.5, 1):
-        draw.text((left + share * side - 8, bottom + 4), f"{share:g}", INK, font(12))
-        draw.text((left - 26, bottom - share * side - 7), f"{share:g}", INK, font(12))
-    draw.text((left + 60, bottom + 24), "probability of the label; bars: share that is right", INK, font(11))
-    return image
-
-
 def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:
     """Queries with their results: (text, note, results), each result (frame, note, correct), best first."""
     rows = []

@@ -28,6 +28,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from alpro.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 
 settings.register_profile("busy machine", deadline=None)
@@ -310,10 +312,10 @@ def training() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def corpus_of() -> Callable[..., Path]:
-    """corpus_of(folder, rows): a decoded corpus of 8 x 8 noise, without videos.
+    """corpus_of(folder, rows): a decoded corpus, without videos.
 
-    A row is a dict with an id and, where they matter, split, kind, group, captions, questions and meta; a video has
-    6 frames, an image one.
+    A row is a dict with an id and, where they matter, split, kind, group, captions, questions, meta and `frames`, an
+    array (T, H, W, 3). By default a video has 6 frames of 8 x 8 noise, an image one.
     """
     import pyarrow.parquet as pq
 
@@ -323,14 +325,14 @@ def corpus_of() -> Callable[..., Path]:
 
     def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = ShardWriter(folder / "all.tar", 90)
         rng = np.random.default_rng(5)
-        for values in rows:
-            defaults = {"path": Path(values["id"]), "kind": "video", "split": "train", "group": values["id"]}
-            row = Row(**defaults | values)
-            frames = rng.integers(0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8)
-            writer.write(row, Clip(frames, 1.0, 8, 8))
-        writer.close()
+        with ShardWriter(folder / "all.tar", 95) as writer:
+            for values in rows:
+                defaults = {"path": Path(values["id"]), "kind": "video", "split": "train", "group": values["id"]}
+                row = Row(**defaults | {key: value for key, value in values.items() if key != "frames"})
+                noise = rng.integers(0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8)
+                frames = values.get("frames", noise)
+                writer.write(row, Clip(frames, 1.0, *frames.shape[2:0:-1]))
         pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
         return folder
 
@@ -338,7 +340,9 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range; `asked` has the requests."""
+    """Files of a folder over HTTP, whole or by range, whose connections are kept; `asked` has the requests."""
+
+    protocol_version = "HTTP/1.1"
 
     def send_head(self):
         self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
@@ -374,6 +378,21 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def one_line(*parts: str, of: type[Exception] | tuple[type[Exception], ...] = InputError) -> Iterator[Any]:
+    """The block raises an error of one line that contains all parts."""
+    with pytest.raises(of) as error:
+        yield error
+    assert "\n" not in str(error.value)
+    assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
+
+
+def in_store(*files: Path) -> None:
+    """Copies files into the folder of `memory`."""
+    for file in files:
+        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
 
 
 @pytest.fixture

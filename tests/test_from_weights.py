@@ -17,7 +17,7 @@ from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan import dag as planning
-from tests.official_checkpoints import to_official
+from tests.official_checkpoints import one_head, to_official
 from tests.test_paper_configurations import make
 
 SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]
@@ -32,10 +32,7 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
     """Small random checkpoints in the form of the official code, with their tokenizer and answers."""
     folder = tmp_path_factory.mktemp("official")
     tokenizer = vocabulary / "tokenizer.json"
-    config = tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"]))
-    one = {"heads": 1}  # as an import takes it for a width below 64
-    video, text = config.video.model_copy(update=one), config.text.model_copy(update=one)
-    config = config.model_copy(update={"video": video, "text": text})
+    config = one_head(tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"])))
     torch.manual_seed(0)
     torch.save(
         {"model": to_official(Alpro(config, entities=4).state_dict(), config)}, folder / "alpro_pretrained_ckpt.pt"

@@ -21,7 +21,7 @@ from alpro.pipeline.plan.dag import Planned, check_test_items, plan
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages.execution.interface import Resources
-from tests.official_checkpoints import to_official
+from tests.official_checkpoints import one_head, to_official
 
 RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
@@ -32,11 +32,7 @@ def pretrained(tmp_path_factory, tiny_model, vocabulary) -> Path:
     """A small pre-trained model that came in as an official checkpoint."""
     folder = tmp_path_factory.mktemp("official")
     size = Tokenizer.from_file(str(vocabulary / "tokenizer.json")).get_vocab_size()
-    config = tiny_model(size)
-    one_head = {"heads": 1}  # as an import takes it for a width below 64
-    config = config.model_copy(
-        update={"video": config.video.model_copy(update=one_head), "text": config.text.model_copy(update=one_head)}
-    )
+    config = one_head(tiny_model(size))
     torch.manual_seed(0)
     torch.save({"model": to_official(Alpro(config, entities=4).state_dict(), config)}, folder / "alpro.pt")
     import_checkpoint(folder / "alpro.pt", folder / "alpro", "pretrain", str(vocabulary / "tokenizer.json"))
@@ -67,6 +63,12 @@ def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
     return changes
 
 
+def changes_of(folder: Path, rows: list[dict], corpus: str, form: str, sample: Path, pretrained: Path) -> list[str]:
+    """The changes that fine-tune a model on rows of the sample at a small size."""
+    of_corpus = [*annotate(folder, rows, form), f"data={sample / 'videos'}", "size=32"]
+    return [*(f"corpora.{corpus}.{change}" for change in of_corpus), f"pretrained={pretrained}"]
+
+
 def make(config, folder: Path) -> dict[str, Path]:
     """Every stage in this process; the folder of each."""
     folder.mkdir(exist_ok=True)
@@ -79,58 +81,33 @@ def make(config, folder: Path) -> dict[str, Path]:
 
 
 # What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
-EVERYWHERE = {"weight_decay": 1e-3, "min_lr_ratio": 0.0}
-PRETRAINING = {
-    "warmup_ratio": 0.05,
-    "max_grad_norm": 20.0,
-    "max_text_tokens": 30,
-    "sampling": "halves",
-    "random_crop": 0.875,
-}
-PRETRAINING |= {"augmentation": "official", "lr": 1e-4, "normalization": "clip", "times": 10}
+COMMON = {"weight_decay": 1e-3, "min_lr_ratio": 0.0}
+PRETRAINING = {"warmup_ratio": 0.05, "max_grad_norm": 20.0, "max_text_tokens": 30, "sampling": "halves", "lr": 1e-4}
+PRETRAINING |= {"augmentation": "official", "random_crop": 0.875, "normalization": "clip", "times": 10}
 FINE_TUNING = {"warmup_ratio": 0.1, "sampling": "random", "random_crop": 1.0}
-RETRIEVAL = {"frames": 8, "augmentation": "none", "accumulation_steps": 1, "times": 20, "top_k": 0}
-QA = {
-    "frames": 16,
-    "augmentation": "official",
-    "accumulation_steps": 2,
-    "batch_size": 192,
-    "lr": 5e-5,
-    "max_text_tokens": 40,
-}
+RETRIEVAL = FINE_TUNING | {"frames": 8, "augmentation": "none", "accumulation_steps": 1, "times": 20, "top_k": 0}
+QA = FINE_TUNING | {"frames": 16, "augmentation": "official", "accumulation_steps": 2, "batch_size": 192, "lr": 5e-5}
+QA |= {"max_text_tokens": 40}
+
+
+def retrieval(batch_size: int, epochs: int, lr: float, max_grad_norm: float, max_text_tokens: int, pool: int) -> dict:
+    sizes = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "max_grad_norm": max_grad_norm}
+    return RETRIEVAL | sizes | {"max_text_tokens": max_text_tokens, "negative_pool_size": pool}
+
+
+def qa(epochs: int, max_grad_norm: float, answers: int, times: int) -> dict:
+    return QA | {"epochs": epochs, "max_grad_norm": max_grad_norm, "answers": answers, "times": times}
+
+
+BATCHES = {"batch_size": 256, "accumulation_steps": 1, "negative_pool_size": 16}
+LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
 PAPER = {
     ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10},
-    ("webvid_cc3m", "pretrain"): PRETRAINING
-    | {
-        "batch_size": 256,
-        "accumulation_steps": 1,
-        "steps": 100_000,
-        "negative_pool_size": 16,
-        "mlm_probability": 0.15,
-        "threshold": 0.2,
-    },
-    ("msrvtt_retrieval", "finetune_retrieval"): FINE_TUNING
-    | RETRIEVAL
-    | {
-        "batch_size": 64,
-        "epochs": 5,
-        "lr": 2.5e-5,
-        "max_grad_norm": 5.0,
-        "max_text_tokens": 40,
-        "negative_pool_size": 8,
-    },
-    ("didemo_retrieval", "finetune_retrieval"): FINE_TUNING
-    | RETRIEVAL
-    | {
-        "batch_size": 96,
-        "epochs": 10,
-        "lr": 4e-5,
-        "max_grad_norm": 20.0,
-        "max_text_tokens": 50,
-        "negative_pool_size": 12,
-    },
-    ("msrvtt_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
-    ("msvd_qa", "finetune_qa"): FINE_TUNING | QA | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
+    ("webvid_cc3m", "pretrain"): PRETRAINING | BATCHES | LOSSES,
+    ("msrvtt_retrieval", "finetune_retrieval"): retrieval(64, 5, 2.5e-5, 5.0, 40, pool=8),
+    ("didemo_retrieval", "finetune_retrieval"): retrieval(96, 10, 4e-5, 20.0, 50, pool=12),
+    ("msrvtt_qa", "finetune_qa"): qa(10, 5.0, answers=1500, times=50),
+    ("msvd_qa", "finetune_qa"): qa(15, 20.0, answers=2423, times=30),
 }
 # The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts (0: as in training).
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
@@ -157,7 +134,7 @@ def test_every_number_is_that_of_the_paper(name, stage):
     training = getattr(config, stage)
     (phase,) = training.phases
     values = training.model_dump() | training.validation.model_dump() | phase.model_dump()
-    expected = EVERYWHERE | PAPER[name, stage]
+    expected = COMMON | PAPER[name, stage]
     assert {key: values[key] for key in expected} == expected
     assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {c: STORED[c] for c in phase.corpora}
     if stage == "finetune_retrieval":
@@ -210,8 +187,7 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
 def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     name, corpus, form, stage, tmp_path, pretrained, sample, rows, inline_pool
 ):
-    changes = [f"corpora.{corpus}.{change}" for change in annotate(tmp_path, rows, form)]
-    changes += [f"corpora.{corpus}.data={sample / 'videos'}", f"corpora.{corpus}.size=32", f"pretrained={pretrained}"]
+    changes = changes_of(tmp_path, rows, corpus, form, sample, pretrained)
     changes += [
         f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]",
         f"{stage}.batch_size=8",
@@ -238,8 +214,7 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
 
 def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pretrained, sample, rows, inline_pool):
     more = [{"id": f"gone{i}", "split": "test", "captions": ["a cat"], "questions": []} for i in range(2)]
-    changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, [*rows, *more], "captions")]
-    changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
+    changes = changes_of(tmp_path, [*rows, *more], "msrvtt", "captions", sample, pretrained)
     changes += ["finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]", "finetune_retrieval.batch_size=8"]
     changes += ["finetune_retrieval.max_text_tokens=24"]
     with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
@@ -254,8 +229,7 @@ def test_test_videos_that_are_missing_are_an_error_unless_allowed(tmp_path, pret
 def test_invalid_evaluation_and_a_prompter_to_fine_tune_are_refused_before_training(
     tmp_path, pretrained, sample, rows, inline_pool
 ):
-    changes = [f"corpora.msrvtt.{change}" for change in annotate(tmp_path, rows, "captions")]
-    changes += [f"corpora.msrvtt.data={sample / 'videos'}", "corpora.msrvtt.size=32", f"pretrained={pretrained}"]
+    changes = changes_of(tmp_path, rows, "msrvtt", "captions", sample, pretrained)
     config = load_config("msrvtt_qa", changes=changes)
     steps, store = plan(config, Digests(tmp_path / "digests.sqlite")), Store(tmp_path / "artifacts")
     store.make(steps[0], lambda s, out: s.module.run(s.config, dict(s.paths), out, RESOURCES), {})
@@ -268,7 +242,7 @@ def test_invalid_evaluation_and_a_prompter_to_fine_tune_are_refused_before_train
         plan(load_config("msrvtt_qa", changes=[*changes, f"pretrained={prompter}"]), Digests(tmp_path / "d"))
 
 
-def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, tiny_model, vocabulary, sample, rows, inline_pool):
+def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sample, rows, inline_pool):
     import timm
     from transformers import BertConfig, BertForMaskedLM
 

@@ -69,7 +69,9 @@ def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
     """A thing in any color (RGB), as `sprite`."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    _SHAPES[kind](_Pen(ImageDraw.Draw(image), side), color)
+    pen = _Pen(ImageDraw.Draw(image), side)
+    for shape, fill, *place in _SHAPES[kind]:
+        getattr(pen, shape)(fill or color, *place)
     rgba = np.asarray(image, np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))
@@ -96,80 +98,61 @@ class _Pen:
         self.draw.polygon([self.at(*p) for p in points], fill=fill)
 
 
-def _ball(pen, color):
-    pen.disc(color)
-    pen.box(WHITE, -0.93, -0.28, 0.93, 0.28)
+def _round(count: int, radius: float) -> list[tuple[float, float]]:
+    """Points on a circle, the first on the right."""
+    return [(radius * np.cos(angle), radius * np.sin(angle)) for angle in np.arange(count) * 2 * np.pi / count]
 
 
-def _box(pen, color):
-    pen.box(color, -0.85, -0.85, 0.85, 0.85)
-    pen.box(BLACK, -0.2, -0.85, 0.2, 0.85)
-    pen.box(BLACK, -0.85, -0.2, 0.85, 0.2)
+def _star() -> list[tuple[float, float]]:
+    angles, radii = np.arange(10) * np.pi / 5 - np.pi / 2, np.where(np.arange(10) % 2, 0.45, 1.0)
+    return [(r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)]
 
 
-def _triangle(pen, color):
-    pen.polygon(color, (0, -1), (0.95, 0.75), (-0.95, 0.75))
-    pen.polygon(GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1))
-
-
-def _star(pen, color):
-    angles = np.arange(10) * np.pi / 5 - np.pi / 2
-    radii = np.where(np.arange(10) % 2, 0.45, 1.0)
-    pen.polygon(color, *((r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)))
-    pen.disc(CREAM, rx=0.42)
-
-
-def _heart(pen, color):
-    pen.disc(color, -0.47, -0.35, 0.52)
-    pen.disc(color, 0.47, -0.35, 0.52)
-    pen.polygon(color, (-0.93, -0.1), (0.93, -0.1), (0, 0.98))
-    pen.disc(WHITE, -0.45, -0.36, 0.38)
-
-
-def _cross(pen, color):
-    pen.box(color, -0.35, -0.95, 0.35, 0.95)
-    pen.box(color, -0.95, -0.35, 0.95, 0.35)
-    pen.box(BROWN, -0.4, -0.4, 0.4, 0.4)
-
-
-def _ring(pen, color):
-    pen.disc(color)
-    pen.disc((0, 0, 0, 0), rx=0.5)
-    for angle in np.arange(4) * np.pi / 2:
-        pen.disc(GREY, 0.75 * np.cos(angle), 0.75 * np.sin(angle), 0.24)
-
-
-def _moon(pen, color):
-    pen.disc(color)
-    pen.disc((0, 0, 0, 0), 0.45, -0.15, 0.8)
-    pen.disc(CREAM, -0.55, 0.3, 0.3)
-
-
-def _flower(pen, color):
-    for angle in np.arange(6) * np.pi / 3:
-        pen.disc(color, 0.62 * np.cos(angle), 0.62 * np.sin(angle), 0.38)
-    pen.disc(WHITE, rx=0.46)
-    pen.disc(BLACK, rx=0.22)
-
-
-def _fish(pen, color):
-    pen.disc(color, -0.18, 0, 0.75, 0.5)
-    pen.polygon(color, (0.35, 0), (1, -0.6), (1, 0.6))
-    pen.disc(WHITE, -0.58, -0.1, 0.2)
-    pen.box(BLACK, -0.22, -0.47, 0.12, 0.47)
-
-
-def _house(pen, color):
-    pen.box(color, -0.75, -0.15, 0.75, 0.95)
-    pen.polygon(BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12))
-    pen.box(CREAM, -0.28, 0.25, 0.28, 0.95)
-
-
-def _tree(pen, color):
-    pen.box(BROWN, -0.28, 0.3, 0.28, 1)
-    pen.polygon(color, (0, -1), (0.62, -0.2), (-0.62, -0.2))
-    pen.polygon(color, (0, -0.6), (0.85, 0.42), (-0.85, 0.42))
-
-
-_SHAPES = {"ball": _ball, "box": _box, "triangle": _triangle, "star": _star, "heart": _heart, "cross": _cross}
-_SHAPES |= {"ring": _ring, "moon": _moon, "flower": _flower, "fish": _fish, "house": _house, "tree": _tree}
+# What is drawn of each thing, in order: the shape, its fill, and its place.
+OWN, NOTHING = None, (0, 0, 0, 0)  # the color of the thing; a hole
+_SHAPES: dict[str, list[tuple]] = {
+    "ball": [("disc", OWN), ("box", WHITE, -0.93, -0.28, 0.93, 0.28)],
+    "box": [
+        ("box", OWN, -0.85, -0.85, 0.85, 0.85),
+        ("box", BLACK, -0.2, -0.85, 0.2, 0.85),
+        ("box", BLACK, -0.85, -0.2, 0.85, 0.2),
+    ],
+    "triangle": [
+        ("polygon", OWN, (0, -1), (0.95, 0.75), (-0.95, 0.75)),
+        ("polygon", GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1)),
+    ],
+    "star": [("polygon", OWN, *_star()), ("disc", CREAM, 0, 0, 0.42)],
+    "heart": [
+        *(("disc", OWN, x, -0.35, 0.52) for x in (-0.47, 0.47)),
+        ("polygon", OWN, (-0.93, -0.1), (0.93, -0.1), (0, 0.98)),
+        ("disc", WHITE, -0.45, -0.36, 0.38),
+    ],
+    "cross": [
+        ("box", OWN, -0.35, -0.95, 0.35, 0.95),
+        ("box", OWN, -0.95, -0.35, 0.95, 0.35),
+        ("box", BROWN, -0.4, -0.4, 0.4, 0.4),
+    ],
+    "ring": [("disc", OWN), ("disc", NOTHING, 0, 0, 0.5), *(("disc", GREY, x, y, 0.24) for x, y in _round(4, 0.75))],
+    "moon": [("disc", OWN), ("disc", NOTHING, 0.45, -0.15, 0.8), ("disc", CREAM, -0.55, 0.3, 0.3)],
+    "flower": [
+        *(("disc", OWN, x, y, 0.38) for x, y in _round(6, 0.62)),
+        ("disc", WHITE, 0, 0, 0.46),
+        ("disc", BLACK, 0, 0, 0.22),
+    ],
+    "fish": [
+        ("disc", OWN, -0.18, 0, 0.75, 0.5),
+        ("polygon", OWN, (0.35, 0), (1, -0.6), (1, 0.6)),
+        ("disc", WHITE, -0.58, -0.1, 0.2),
+        ("box", BLACK, -0.22, -0.47, 0.12, 0.47),
+    ],
+    "house": [
+        ("box", OWN, -0.75, -0.15, 0.75, 0.95),
+        ("polygon", BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12)),
+        ("box", CREAM, -0.28, 0.25, 0.28, 0.95),
+    ],
+    "tree": [
+        ("box", BROWN, -0.28, 0.3, 0.28, 1),
+        ("polygon", OWN, (0, -1), (0.62, -0.2), (-0.62, -0.2)),
+        ("polygon", OWN, (0, -0.6), (0.85, 0.42), (-0.85, 0.42)),
+    ],
+}

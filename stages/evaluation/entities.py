@@ -11,7 +11,6 @@ from torch import Tensor
 
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
-from alpro.shards.pictures import reliability_picture
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.encoding import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import (
@@ -98,7 +97,7 @@ def add_entities(results: Results, clips: list[Named], entities: list[str]) -> N
 def add_crops(results: Results, crops: list[Named], entities: list[str], threshold: float) -> None:
     """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop shows no entity. Of
     the crops that show one: the accuracy, that of the labels that the prompter is sure of and their share, the expected
-    calibration error and its picture. Each accuracy has that of the best constant on the same crops."""
+    calibration error. Each accuracy has that of the best constant on the same crops."""
     if not crops:
         return
     probability = np.array([crop.probability for crop in crops])
@@ -117,8 +116,6 @@ def add_crops(results: Results, crops: list[Named], entities: list[str], thresho
         bins = calibration(probability[shows], right[shows])
         error = 100 * sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / shows.sum()
         results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, int(shows.sum()))
-        (results.out / "pictures").mkdir(exist_ok=True)
-        reliability_picture(bins).save(results.out / "pictures" / "reliability.png")
     columns = ("id", "box", "named", "probability", "truth", "right")
     rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
     results.table("entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)])

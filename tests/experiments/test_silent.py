@@ -103,29 +103,21 @@ def objective(tiny_model, monkeypatch):
     return make
 
 
-def used(objective: SilentObjective, batch: Batch, monkeypatch) -> list[list[float]]:
-    """The labels with which the loss of PEM is computed."""
-    seen: list[Batch] = []
-    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
-    objective.entities(objective.labeled(batch), None, None)
-    return [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()]
-
-
 @pytest.mark.parametrize(
-    ("labels", "expected"),  # of several ranks: tests/stages/training/test_objective.py
+    ("labels", "power", "expected"),  # of several ranks: tests/stages/training/test_objective.py
     [
-        ("prompter", [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
-        ("permuted", [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
-        ("true", [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),  # the left half of the still
+        ("prompter", 1.0, [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
+        ("prompter", 2.0, [[0.0, 1.0], [0.012, 0.988], [0.059, 0.941]]),  # normalized
+        ("permuted", 1.0, [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
+        ("true", 1.0, [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),  # the left half of the still
     ],
 )
-def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, expected):
-    assert used(objective(labels), batch, monkeypatch) == expected
-
-
-def test_sharper_labels_are_raised_to_a_power_and_normalized(objective, batch, monkeypatch):
-    expected = [[0.0, 1.0], [0.012, 0.988], [0.059, 0.941]]
-    assert used(objective("prompter", power=2.0), batch, monkeypatch) == expected
+def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, power, expected):
+    seen: list[Batch] = []
+    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
+    made = objective(labels, power=power)
+    made.entities(made.labeled(batch), None, None)
+    assert [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()] == expected
 
 
 def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch):
@@ -189,32 +181,12 @@ def test_a_run_at_tiny_sizes(tmp_path, monkeypatch, capsys):
     """Every arm finishes; a study with more seeds continues; one of other sizes is refused."""
     trained: list[Path] = []
     monkeypatch.setattr(study, "pretrain_arm", lambda *a: trained.append(a[3]) or arms.pretrain_arm(*a))
-    tiny = [
-        "--out",
-        str(tmp_path / "work"),
-        "--results",
-        str(tmp_path / "rows"),
-        "--stills",
-        "24",
-        "--test",
-        "5",
-        "--steps",
-        "2",
-        "2",
-        "2",
-        "--batch-size",
-        "8",
-    ]
+    sizes = "--stills 24 --test 5 --steps 2 2 2 --batch-size 8"
+    tiny = ["--out", str(tmp_path / "work"), "--results", str(tmp_path / "rows"), *sizes.split()]
     assert study.main([*tiny, "--seeds", "0", "--arms", "none", "permuted", "true"]) == 0
     assert study.main([*tiny, "--seeds", "0", "1", "--arms", "none", "head on none"]) == 0
-    assert [out.name for out in trained] == [
-        "none-0",
-        "permuted-0",
-        "true-0",
-        "head-on-none-0",
-        "none-1",
-        "head-on-none-1",
-    ]
+    names = "none-0 permuted-0 true-0 head-on-none-0 none-1 head-on-none-1"
+    assert [out.name for out in trained] == names.split()
     rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir()}
     assert len(rows) == 6
     one, head = (rows[f"draw-0-named-1-{arm}-0"] for arm in ("none", "head-on-none"))

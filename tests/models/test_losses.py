@@ -1,5 +1,5 @@
-"""The four objectives, hard negatives and crops against tables computed by hand. Logits are logarithms: softmax gives
-simple fractions."""
+"""VTC, VTM, PEM's threshold and hard negatives against tables computed by hand. Logits are logarithms: softmax gives
+simple fractions. The losses of a batch, and crops, are in tests/stages/training/test_objective.py."""
 
 from math import log
 
@@ -9,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alpro.models.alpro import crop
-from alpro.models.losses import box_mask, hard_negatives, mlm_loss, pem_loss, vtc_loss, vtm_loss
+from alpro.models.losses import hard_negatives, pem_loss, vtc_loss, vtm_loss
 
 
 def logs(shares: list[list[float]]) -> Tensor:
     return torch.tensor(shares).log()
-
-
-def test_vtc_against_a_table():
-    similarity = logs([[3, 1], [2, 6]])
-    # Videos to texts (rows): 3/4 and 6/8; texts to videos (columns): 3/5 and 6/7.
-    v2t = -(log(3 / 4) + log(6 / 8)) / 2
-    t2v = -(log(3 / 5) + log(6 / 7)) / 2
-    loss = vtc_loss(similarity, similarity.T, torch.arange(2), torch.eye(2, dtype=torch.bool))
-    assert loss.item() == pytest.approx((v2t + t2v) / 2)
 
 
 def test_vtc_on_a_rank_whose_pairs_begin_at_a_later_column():
@@ -61,23 +51,6 @@ def test_vtm_leaves_invalid_rows_out():
     assert (logits.grad[2] == 0).all()
     # With it: 2 log 4/3 + log 10.
     assert vtm_loss(logits, labels, torch.ones(3)).item() == pytest.approx(2 * log(4 / 3) + log(10))
-
-
-def test_mlm_is_the_sum_over_masked_words():
-    scores = logs([[1, 1, 2], [5, 4, 1], [1, 1, 1]])
-    # Labels 2 (2/4) and 1 (4/10); the last is not masked.
-    assert mlm_loss(scores, torch.tensor([2, 1, -100])).item() == pytest.approx(-log(1 / 2) - log(2 / 5))
-    assert mlm_loss(scores, torch.full((3,), -100)).item() == 0
-
-
-def test_pem_is_soft_cross_entropy():
-    logits = logs([[1, 3], [2, 2]])
-    pseudo_labels = torch.tensor([[0.25, 0.75], [0.9, 0.1]])
-    # -(1/4 log 1/4 + 3/4 log 3/4) and, of even logits, log 2.
-    by_hand = -(log(1 / 4) / 4 + 3 * log(3 / 4) / 4) + log(2)
-    loss, kept = pem_loss(logits, pseudo_labels, threshold=0.2)
-    assert loss.item() == pytest.approx(by_hand)
-    assert kept.tolist() == [True, True]
 
 
 def test_pem_compares_the_probability_with_the_threshold():
@@ -139,22 +112,3 @@ def test_extreme_similarities_and_rows_without_negatives_give_a_column(extreme):
     columns, valid = hard_negatives(similarity, same, torch.rand(3))
     assert valid.tolist() == [False, True, True]
     assert 0 <= columns[0] < 3  # an index, although it is arbitrary
-
-
-def test_box_mask_against_a_table():
-    boxes = torch.tensor([[1, 0, 2, 2], [0, 2, 3, 1]])  # left, top, width, height
-    inside = box_mask(boxes, 3).view(2, 3, 3).int().tolist()
-    assert inside == [
-        [[0, 1, 1], [0, 1, 1], [0, 0, 0]],
-        [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
-    ]
-
-
-def test_a_crop_keeps_its_place_and_the_rest_is_black():
-    frames = torch.rand(2, 3, 3, 16, 16) + 1  # no pixel is black
-    black = torch.tensor([-0.5, -1.0, -1.5]).view(3, 1, 1)
-    cropped = crop(frames, torch.tensor([[1, 0, 3, 2], [0, 3, 2, 1]]), 4, black)
-    expected = black.expand_as(frames).clone()
-    expected[0, :, :, 0:8, 4:16] = frames[0, :, :, 0:8, 4:16]  # rows 0-1, columns 1-3, in every frame
-    expected[1, :, :, 12:16, 0:8] = frames[1, :, :, 12:16, 0:8]  # row 3, columns 0-1
-    assert torch.equal(cropped, expected)

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -135,10 +135,13 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
-    """The rows and rejects of `scan_manifest` as lists."""
-    records = list(scan_manifest(source))
+def rows_and_rejects(records: Iterable[Row | Reject]) -> tuple[list[Row], list[Reject]]:
+    records = list(records)
     return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
+
+
+def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
+    return rows_and_rejects(scan_manifest(source))
 
 
 def single_row(source: Path) -> Row:

@@ -41,6 +41,7 @@ a.mkv libsvtav1 yuv420p10le crf=5
 a.mp4 libsvtav1 yuv420p crf=5 preset=10
 a.mp4 mpeg4 yuv420p bf=2 g=8 qmax=3
 a.avi mpeg4 yuv420p qmax=3
+a.avi libx264 yuv420p g=6 bf=2
 a.avi mjpeg yuvj420p qmax=3
 a.mov mjpeg yuvj420p qmax=3
 a.mov prores_ks yuv422p10le
@@ -66,7 +67,8 @@ def test_every_format_gives_the_frames_of_the_requested_time(make_video: Make, n
     rate, size = int(options.pop("rate", 10)), tuple(map(int, options.pop("size", "64x48").split("x")))
     container = {"movflags": options.pop("movflags")} if "movflags" in options else None
     path = make_video(name, 24, options, codec=codec, pixels=pixels, size=size, rate=rate, container=container)
-    decoder = "auto" if name == "a.mpg" else decoder  # in a program stream, a seek may lead to another frame
+    # In a program stream, a seek may lead to another frame; in an AVI, frames that are reordered have no times.
+    decoder = "auto" if name == "a.mpg" or ("bf=2" in form and name == "a.avi") else decoder
     clip = decode_video(path, 24, 32, decoder=decoder)
     assert numbers(clip) == list(range(24))
     assert (clip.width, clip.height) == size
@@ -80,11 +82,6 @@ def test_every_format_gives_the_frames_of_the_requested_time(make_video: Make, n
 def test_a_video_with_one_frame(make_video: Make, numbers: Numbers, decoder, name):
     more = {"codec": "gif", "pixels": "rgb8"} if name == "a.gif" else {"options": {"bf": "0"}}
     assert numbers(decode_video(make_video(name, 1, **more), 3, 32, decoder=decoder)) == [0, 0, 0]
-
-
-def test_reordered_frames_in_avi_give_the_same_frames(make_video: Make, numbers: Numbers):
-    path = make_video("a.avi", 24, {"g": "6", "bf": "2"})
-    assert numbers(decode_video(path, 8, 32)) == [0, 3, 6, 9, 12, 15, 18, 21]
 
 
 STEPS = np.random.default_rng(0).choice([20, 33, 50, 80, 120], 23)

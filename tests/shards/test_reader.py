@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +18,8 @@ from alpro.errors import InputError
 from alpro.shards.decoding import Clip
 from alpro.shards.reader import ShardReader, Unreadable, decode_jpeg, read_index
 from alpro.shards.schema import Question, Row
-from alpro.shards.storage import join
 from alpro.shards.writer import ShardWriter, index_shard
+from tests.conftest import in_store
 
 WRITTEN = {
     # id: split, kind, number of frames; in two shards
@@ -115,8 +114,7 @@ def test_filtering_by_split_kind_and_id(corpus: Path, split: str | None, kind: s
 @pytest.fixture(params=["memory", "http", "filecache"])
 def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
     """The same corpus at a URL."""
-    for file in corpus.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    in_store(*corpus.iterdir())
     http = served(corpus)[0]
     return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
 
@@ -168,19 +166,6 @@ def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: st
         ShardReader("pipe://cat /data")
 
 
-def test_shards_may_be_outside_the_index_folder(corpus: Path, memory: str, tmp_path: Path):
-    """The index of existing shards has their full paths or URLs."""
-    for file in corpus.glob("*.tar"):
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
-    index = read_index(corpus)
-    places = {"first.tar": str(corpus / "first.tar"), "second.tar": join(memory, "second.tar")}
-    shards = pa.array([places[name] for name in index["shard"].to_pylist()])
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    pq.write_table(index.set_column(index.column_names.index("shard"), "shard", shards), elsewhere / "index.parquet")
-    assert read_all(ShardReader(elsewhere)) == read_all(ShardReader(corpus))
-
-
 def cut(content: bytes, row: dict) -> bytes:
     return content[: row["json_offset"] + 10]
 
@@ -219,8 +204,7 @@ def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
     (corpus / "first.tar").unlink()
     if damage:
         (corpus / "first.tar").write_bytes(damage(content, row))
-    for file in corpus.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    in_store(*corpus.iterdir())
     with pytest.raises(Unreadable, match=f"first.tar: {message}"):
         ShardReader(folder)[number].frames()
     assert len(ShardReader(folder)[4].frames()) == 1  # of the other shard

@@ -81,14 +81,16 @@ def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[f
 
 
 @few
-@given(available, st.integers(1, 20), seeds)
-def test_half_of_the_frames_are_from_each_half_of_the_clip(available: int, count: int, seed: int):
-    frames = frames_in_halves(available, count, np.random.default_rng(seed))
+@given(st.sampled_from([frames_in_halves, frames_at_random]), available, st.integers(1, 20), seeds)
+def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(draw, available: int, count: int, seed: int):
+    """Half of them are from each half of the clip, or from anywhere."""
+    frames = draw(available, count, np.random.default_rng(seed))
     assert frames == sorted(frames)
     assert len(frames) == count
     assert set(frames) <= set(range(available))
     if available >= count:
         assert len(set(frames)) == count
+    if available >= count and draw is frames_in_halves:
         early = (available + count % 2) // 2  # if odd, the extra frame is from the first half
         assert sum(frame < early for frame in frames) == count - count // 2
 
@@ -99,17 +101,6 @@ def test_all_frames_are_sampled_over_time():
     counts = np.bincount(np.ravel(drawn), minlength=10)
     # 1,200 draws of 10 frames: 120 each, standard deviation 8.5 (two of five in a half: sqrt(300 * .4 * .6)).
     assert np.abs(counts - 120).max() < 35
-
-
-@few
-@given(available, st.integers(1, 20), seeds)
-def test_random_frames_are_ordered_and_repeat_only_if_there_are_too_few(available: int, count: int, seed: int):
-    frames = frames_at_random(available, count, np.random.default_rng(seed))
-    assert frames == sorted(frames)
-    assert len(frames) == count
-    assert set(frames) <= set(range(available))
-    if available >= count:
-        assert len(set(frames)) == count
 
 
 @few

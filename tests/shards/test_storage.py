@@ -3,10 +3,7 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +26,7 @@ from alpro.shards.storage import (
     resolve,
     suffix,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_line
 
 CONTENT = bytes(range(256)) * 40
 
@@ -217,23 +214,11 @@ for _ in range(2):
 """
 
 
-class KeepsConnections(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *message: object) -> None:
-        pass
-
-
-def test_a_fork_does_not_disturb_the_connections_of_its_parent(tmp_path):
+def test_a_fork_does_not_disturb_the_connections_of_its_parent(served, tmp_path):
     """Loading processes are forks. If the child dropped what it inherits, the parent would wait forever."""
     (tmp_path / "file").write_bytes(b"kept")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(KeepsConnections, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/file"
-        command = [sys.executable, "-c", PROGRAM, url]
-        status = subprocess.run(command, timeout=120, cwd=ROOT).returncode
-        server.shutdown()
-    assert status == 0
+    command = [sys.executable, "-c", PROGRAM, f"{served()[0]}/file"]
+    assert subprocess.run(command, timeout=120, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -313,9 +298,8 @@ OUTSIDE = [
 @pytest.mark.parametrize("root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"])
 def test_a_row_cannot_refer_to_other_local_files(root):
     for path in OUTSIDE:
-        with pytest.raises(InputError, match="is outside the data folder") as error:
+        with one_line("is outside the data folder"):
             resolve(root, path)
-        assert "\n" not in str(error.value)
 
 
 def test_a_name_cannot_lengthen_the_chain_of_its_manifest():

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alpro.errors import InputError
 from alpro.shards.decoding import Clip
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
+from tests.conftest import one_line
 
 ABOUT = {
     "version": 1,
@@ -146,7 +146,7 @@ def test_shards_of_other_tools_are_indexed(archive):
 
 
 SAMPLE = (("0.json", JSON), ("0.00.jpg", b"x"))
-NEITHER = r"is neither <key>\.json nor"
+NEITHER = "is neither <key>.json nor"
 NAMES = ["0.pkl", "0.pickle", "0.json.pkl", "0.00.jpg.pkl", "0.npy", "0.jpg", "0.².jpg", "0.mp4", "README"]
 NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
@@ -155,22 +155,20 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, ta
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        *(((*SAMPLE, (name, b"\x80\x04.")), rf"member '.*{name[-5:]}' {NEITHER}") for name in NAMES),
+        *(((*SAMPLE, (name, b"\x80\x04.")), f"{name[-5:]}' {NEITHER}") for name in NAMES),
         *(((*SAMPLE, (name, special(kind))), NEITHER) for kind in LINKS for name in ("1.00.jpg", "./folder")),
         ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
         *(((*SAMPLE, (name, JSON)), f"duplicate member '{name}'") for name in ("0.json", "0.00.jpg", "0.0.jpg")),
         (SAMPLE[:1], "sample 0 has no json or no frames"),
         (SAMPLE[1:], "sample 0 has no json or no frames"),
         *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")),
-        ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), r"0\.json' has 16777217 bytes, the limit is 16777216"),
+        ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "0.json' has 16777217 bytes, the limit is 16777216"),
     ],
 )
 def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
     path = archive(*members)
-    with pytest.raises(InputError, match=message) as error:
+    with one_line(str(path), message):
         index_shard(path)
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +187,8 @@ def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, membe
 )
 def test_missing_and_invalid_fields_raise_an_error(archive, field, value):
     about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
-    with pytest.raises(InputError, match=f"foreign.tar: sample 0: {field}|has 1 of 2 frames") as error:
+    with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
         index_shard(archive(("0.json", json.dumps(about).encode()), SAMPLE[1]))  # NaN as Python writes it
-    assert "\n" not in str(error.value)
 
 
 def test_unknown_values_are_allowed(archive):

@@ -6,18 +6,15 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.decoding import Clip
 from alpro.shards.reader import ShardReader, read_index
-from alpro.shards.schema import Row
-from alpro.shards.writer import ShardWriter
 from alpro.stages import index_shards
 from alpro.stages.execution.interface import Outcome, Resources
+from tests.conftest import in_store
 
 
 @pytest.fixture
@@ -39,11 +36,6 @@ def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tu
         return tmp_path / out, outcome
 
     return run
-
-
-def in_store(*shards: Path) -> None:
-    for shard in shards:
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{shard.name}", shard.read_bytes())
 
 
 def statistics_of(artifact: Path) -> dict:
@@ -85,18 +77,16 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert named == {f"{shards if place == 'here' else memory}/{shard.name}" for shard in shards.iterdir()}
 
 
-def test_statistics_are_those_of_the_training_frames(index, tmp_path):
+def test_statistics_are_those_of_the_training_frames(index, corpus_of, tmp_path):
     """Statistics are those of all frames if there are no training samples."""
 
     def mean(*splits: str) -> list[float]:
-        folder = tmp_path / "-".join(splits)
-        folder.mkdir()
-        with ShardWriter(folder / "all.tar", 95) as writer:
-            for split in splits:
-                row = Row(id=split, path=Path("a"), kind="image", split=split, captions=("x",))
-                frames = np.full((1, 8, 8, 3), {"train": 51, "validation": 255, "test": 102}[split], np.uint8)
-                writer.write(row, Clip(frames, 0.0, 8, 8))
-        return statistics_of(index(folder, f"of {folder.name}")[0])["mean"]
+        brightness = {"train": 51, "validation": 255, "test": 102}
+        rows = [
+            {"id": s, "kind": "image", "split": s, "frames": np.full((1, 8, 8, 3), brightness[s], np.uint8)}
+            for s in splits
+        ]
+        return statistics_of(index(corpus_of(tmp_path / f"{splits}", rows), f"of {splits}")[0])["mean"]
 
     assert mean("train", "validation", "test") == [0.2] * 3
     assert mean("test") == [0.4] * 3
@@ -115,13 +105,6 @@ def test_overlap_with_training_is_listed(index, corpus_of, tmp_path, memory):
     in_store(corpus / "all.tar")
     there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
     assert there == overlap | {"compared": 0}  # frames at a URL would be a request each
-
-
-@pytest.mark.long
-def test_real_workers_index_shards_over_http(shards, tmp_path, served, clips):
-    out = tmp_path / "indexed"
-    index_shards.run(index_shards.Config(), {"shards": served(shards)[0]}, out, Resources(workers=2))
-    assert_same(out, clips)
 
 
 @pytest.mark.parametrize("place", ["here", "in a store"])

@@ -30,11 +30,6 @@ def folder(request, clip_folders):
 
 
 @pytest.fixture(scope="module")
-def frames() -> torch.Tensor:
-    return torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
 def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     """The artifact of four steps on batches of videos and of images."""
     out = tmp_path_factory.mktemp("train_prompter")

@@ -1,10 +1,8 @@
 """The stage that trains a tokenizer, and tokenizers in files."""
 
-import hashlib
 import json
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from alpro.models.word_pieces import train_tokenizer as train
 from alpro.models.words import Templates, fill
 from alpro.stages import train_tokenizer
 from alpro.stages.train_tokenizer import Config
+from tests.conftest import one_line
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
@@ -75,18 +74,13 @@ def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
 
 def test_tokenizer_training_is_deterministic():
     """It depends neither on their order or number, nor on the process (hash seeds differ)."""
-    program = textwrap.dedent("""
-        import json, sys
-        from alpro.models.word_pieces import train_tokenizer
-        print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end="")
-    """)
-    process = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(TEXTS[::-1]), capture_output=True, text=True, cwd=ROOT
+    program = (
+        "import json, sys; from alpro.models.word_pieces import train_tokenizer; "
+        "print(train_tokenizer(json.load(sys.stdin), 120).to_str(), end='')"
     )
-    here = train(Counter(TEXTS), 120).to_str()
-    assert hashlib.sha256(process.stdout.encode()).hexdigest() == hashlib.sha256(here.encode()).hexdigest(), (
-        process.stderr
-    )
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, input=json.dumps(TEXTS[::-1]), capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == train(Counter(TEXTS), 120).to_str(), process.stderr
 
 
 def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
@@ -121,6 +115,5 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
 def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
     (tmp_path / name).write_bytes(b"\xff\xfe{")
     for place in (tmp_path / name, tmp_path):
-        with pytest.raises(InputError, match=f"{name}: not readable") as error:
+        with one_line(f"{name}: not readable"):
             load_tokenizer(str(place))
-        assert "\n" not in str(error.value)

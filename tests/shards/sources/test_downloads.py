@@ -12,7 +12,8 @@ from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import scan_downloads
 from alpro.shards.sources.manifest import scan_source
-from tests.shards.conftest import damaged, headers_of, pack
+from tests.conftest import in_store
+from tests.shards.conftest import damaged, headers_of, pack, rows_and_rejects
 
 
 def about(key: str, **more) -> dict:
@@ -26,8 +27,8 @@ def members(key: str, caption: str | None = None, extension: str = "mp4", size: 
 
 
 def scan(folder: Path) -> tuple[dict[str, Row], list[Reject]]:
-    records = list(scan_downloads(folder))
-    return {r.id: r for r in records if isinstance(r, Row)}, [r for r in records if isinstance(r, Reject)]
+    rows, rejects = rows_and_rejects(scan_downloads(folder))
+    return {row.id: row for row in rows}, rejects
 
 
 @pytest.fixture
@@ -76,8 +77,7 @@ def test_captions_statuses_and_clips_are_read(downloads):
 def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(downloads, memory, monkeypatch):
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0,))
     store = fsspec.filesystem("memory")
-    for file in downloads.iterdir():
-        store.pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+    in_store(*downloads.iterdir())
     whole, asked = type(store).open, []
 
     def flaky(self, path, *how, **more):

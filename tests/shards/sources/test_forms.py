@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
 from alpro.shards.sources.manifest import scan_source
-
-CAPTIONS = Path(os.environ.get("ALPRO_CAPTIONS", Path(__file__).parents[4] / "shared" / "captions"))
-has_captions = pytest.mark.skipif(not CAPTIONS.is_dir(), reason=f"no files in {CAPTIONS}; set ALPRO_CAPTIONS")
+from tests.conftest import one_line
+from tests.shards.conftest import rows_and_rejects
 
 
 def touch(folder: Path, names: Iterable[str]) -> Path:
@@ -47,8 +45,7 @@ def write(path: Path, value: Any) -> Path:
 
 def scan(videos: Path, files: dict[str, Path], root: Path | None = None) -> tuple[list[Row], list[Reject]]:
     """The rows and the rejects of annotation files."""
-    records = list(scan_annotations(videos, files, root))
-    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
+    return rows_and_rejects(scan_annotations(videos, files, root))
 
 
 VIDEOINFO = {
@@ -276,22 +273,18 @@ def test_an_invalid_record_is_a_reject_with_its_line(record, reason, videos, tmp
 
 
 def test_an_unusable_source_raises_a_one_line_error_with_the_columns(videos, tmp_path):
-    def refused(data: Path, table: list[list[str]] | None = None) -> str:
-        file = write(tmp_path / "a.csv", table) if table else tmp_path / "none.jsonl"
-        with pytest.raises(InputError) as error:
-            scan(data, {"train": file})
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    assert "no such annotation file" in refused(videos)
-    assert "no such folder" in refused(tmp_path / "none")
-    assert "no annotations" in refused(videos, [["video", "caption"]])
-    for columns in (["videoid", "contentUrl", "duration"], ["clip", "label"], [f"c{n:02}" for n in range(90)]):
-        text = refused(videos, [columns, ["1"] * len(columns)])
-        assert ", ".join(sorted(columns)[:20]) in text
-        assert len(text) < 500
+    unknown = (["videoid", "contentUrl", "duration"], ["clip", "label"], [f"c{n:02}" for n in range(90)])
     downloaded = ["url", "caption", "key", "status", "error_message", "videoid", "name"]
-    assert f"use the folder of its shards, {tmp_path}" in refused(videos, [downloaded, ["1"] * 7])
+    for data, table, cause in (
+        (videos, None, "no such annotation file"),
+        (tmp_path / "none", None, "no such folder"),
+        (videos, [["video", "caption"]], "no annotations"),
+        *((videos, [columns, ["1"] * len(columns)], ", ".join(sorted(columns)[:20])) for columns in unknown),
+        (videos, [downloaded, ["1"] * 7], f"use the folder of its shards, {tmp_path}"),
+    ):
+        with one_line(cause) as error:
+            scan(data, {"train": write(tmp_path / "a.csv", table) if table else tmp_path / "none.jsonl"})
+        assert len(str(error.value)) < 500
 
 
 NAMES = [
@@ -358,15 +351,3 @@ def test_a_root_in_the_folder_of_videos_is_resolved_once(videos, tmp_path):
     touch(videos, ["0001/0001/77.mp4"])
     rows, _ = scan(videos, {"train": file}, root=videos / "0001")
     assert [row.path for row in rows] == [videos / "0001" / "77.mp4"]
-
-
-@has_captions
-def test_the_real_moments_of_didemo_are_its_paragraphs(tmp_path):
-    def read(file: Path) -> list[dict]:
-        return [json.loads(line) for line in gzip.open(file)]
-
-    moments = write(tmp_path / "test_data.json", read(CAPTIONS / "didemo_test_moments.jsonl.gz"))
-    rows = {row.id: row for row in scan(tmp_path, {"test": moments})[0]}
-    assert len(rows) == 1037
-    for record in read(CAPTIONS / "didemo_test_paragraph.jsonl.gz"):
-        assert rows[record["clip_name"]].captions == (" ".join(record["caption"].split()),)

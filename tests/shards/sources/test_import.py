@@ -1,6 +1,7 @@
 """A source is imported once into a table; every record of it is a row or a reject of the table."""
 
 import csv
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -16,34 +17,45 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.shards.schema import Row
 from alpro.shards.sources import manifest
-from alpro.shards.sources.manifest import Manifest, import_source, scan_source
+from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan
 
-GOOD, BAD, QUESTION = "good", "bad", "asked"
-KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION]), min_size=1, max_size=20)
+GOOD, BAD, QUESTION, IMAGE = "good", "bad", "asked", "image"
+KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION, IMAGE]), min_size=1, max_size=20)
+COLUMNS = ["path", "caption", "start", "end", "split", "source", "questions"]
+ASKED = [{"question": "what?", "answer": "a dog", "type": "what"}]
 
 
-def records(kinds: list[str]) -> Iterator[dict]:
-    """Records of a manifest: valid ones, ones with a bad time, and ones with a question."""
+def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]:
+    """Records, each with the row that it means: windows of videos, ones with a question, images, and empty windows."""
     for number, kind in enumerate(kinds):
-        record = {"path": f"{number}.mp4", "caption": f'a "dog", {number}', "start": "soon" if kind == BAD else "1"}
-        asked = json.dumps([{"question": "what?", "answer": "a dog"}])
-        yield record | ({"questions": asked} if kind == QUESTION else {"questions": "[]"})
+        name, end = (f"{number}.jpg", "") if kind == IMAGE else (f"{number}.mp4", "@1.5-3")
+        texts = {"split": "test" if number % 2 else "train", "source": "tv", "caption": f'a "dog", {number} — läuft'}
+        window = {} if kind == IMAGE else {"start": 1.5, "end": 1.5 if kind == BAD else 3.0}
+        asked = {"questions": ASKED} if kind == QUESTION else {}
+        row = None
+        if kind != BAD:
+            files = {"id": f"{number}{end}", "path": folder / name, "name": name, "group": name}
+            said = {"captions": (texts["caption"],), "split": texts["split"], "meta": {"source": "tv"}}
+            row = Row(kind="image" if kind == IMAGE else "video", **files, **said, **window, **asked)
+        yield {"path": name, **texts, **window} | {key: json.dumps(value) for key, value in asked.items()}, row
 
 
 def write(folder: Path, form: str, kinds: list[str]) -> Path:
-    path, rows = folder / f"m.{form}", list(records(kinds))
-    if form in ("jsonl", "json"):
-        path.write_text(json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows))
-    elif form == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
-    elif form == "tsv":
-        path.write_text("\n".join("\t".join(row) for row in [list(rows[0]), *(list(row.values()) for row in rows)]))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    path, rows = folder / f"m.{form}", [record for record, _ in records(kinds, folder)]
+    if form.startswith("json"):
+        lines = json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+        path.write_bytes(gzip.compress(lines.encode()) if form.endswith("gz") else lines.encode())
+        return path
+    table = [{column: row.get(column) for column in COLUMNS} for row in rows]
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), path, row_group_size=3)
+        return path
+    with path.open("w", newline="") as file:
+        plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+        writer = csv.DictWriter(file, COLUMNS, **plain if form == "tsv" else {})
+        writer.writeheader()
+        writer.writerows(table)
     return path
 
 
@@ -53,21 +65,17 @@ def small_row_groups(monkeypatch):
     monkeypatch.setattr("alpro.shards.sources.plan.ROW_GROUP", 4)
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"])
 @settings(max_examples=15, deadline=None)
 @given(kinds=KINDS)
 def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
     with TemporaryDirectory() as name:
-        source = write(Path(name), form, kinds)
-        imported = import_source(source, Path(name) / "manifests")
+        imported = import_source(write(Path(name), form, kinds), Path(name) / "manifests")
         plan, about = DecodePlan(imported), imported.about
         assert (about["rows"], about["rejects"]) == (len(kinds) - kinds.count(BAD), kinds.count(BAD))
         assert about["questions"] == (QUESTION in kinds)
         rows = {row.id: row for unit in plan.units() for row in unit.rows}
-        expected = [record for record in scan_source(source)[1] if isinstance(record, Row)]
-        assert len(rows) == len(expected)
-        for row in expected:
-            assert rows[row.id] == row.model_copy(update={"split": "train", "group": row.name})
+        assert rows == {row.id: row for _, row in records(kinds, Path(name)) if row}
         assert len(list(plan.rejects())) == kinds.count(BAD)
 
 

@@ -1,8 +1,6 @@
-"""Manifests in all formats, and folders: their rows, invalid rows, and unusable manifests."""
+"""Manifests and folders: their rows, invalid rows, and unusable manifests. All formats are in test_import.py."""
 
-import gzip
 import json
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -11,58 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.schema import Row
 from tests.shards.conftest import read_manifest, single_row
-
-RECORDS = [
-    {"path": "a.mp4", "caption": "a dog, running", "start": 1.5, "end": 3.0, "split": "train", "source": "tv"},
-    {"path": "b.jpg", "caption": "ein Hund — läuft", "split": "test", "source": "web"},
-]
-
-
-def as_table(path: Path, delimiter: str, quote: str = "") -> None:
-    columns = ["path", "caption", "start", "end", "split", "source"]
-    lines = [columns] + [[f"{quote}{record[c]}{quote}" if c in record else "" for c in columns] for record in RECORDS]
-    path.write_text("\n".join(delimiter.join(line) for line in lines), encoding="utf-8")
-
-
-LINES = "\n".join(map(json.dumps, RECORDS)) + "\n\n"
-FORMATS: dict[str, Callable[[Path], object]] = {
-    "jsonl": lambda path: path.write_text(LINES),
-    "jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
-    "csv": lambda path: as_table(path, ",", '"'),
-    "tsv": lambda path: as_table(path, "\t"),
-    "parquet": lambda path: pq.write_table(pa.Table.from_pylist(RECORDS), path),
-}
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-def test_all_manifest_formats_give_the_same_rows(ending, tmp_path: Path):
-    FORMATS[ending](tmp_path / f"m.{ending}")
-    rows, rejects = read_manifest(tmp_path / f"m.{ending}")
-    assert rejects == []
-    assert rows == [
-        Row(
-            id="a@1.5-3",  # the file without its extension, and the window
-            path=tmp_path / "a.mp4",
-            kind="video",
-            captions=("a dog, running",),
-            start=1.5,
-            end=3.0,
-            split="train",
-            name="a.mp4",
-            meta={"source": "tv"},
-        ),
-        Row(
-            id="b",
-            path=tmp_path / "b.jpg",
-            kind="image",
-            captions=("ein Hund — läuft",),
-            split="test",
-            name="b.jpg",
-            meta={"source": "web"},
-        ),
-    ]
 
 
 def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):

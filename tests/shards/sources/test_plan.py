@@ -80,13 +80,7 @@ def test_generated_splits_have_the_given_shares():
     # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51; a corpus keeps its splits
     drawn = [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 0)]
     assert drawn == ["tr", "va", "tr", "te", "tr", "tr", "va", "tr"]
-
-
-def test_another_seed_gives_another_split():
-    rows = rows_of(list(range(40)))
-    first, again, other = ([row.split for row in assign_splits(rows, 0.25, 0.25, seed)] for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+    assert drawn != [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 1)]
 
 
 def files(*names: str, **more) -> list[Row]:

@@ -3,7 +3,6 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -55,40 +54,18 @@ def seeds(tmp_path_factory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def flip(data: bytearray, other: bytes, chance: random.Random) -> None:
-    for _ in range(chance.choice([1, 3, 30])):
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-
-
-def cut(data: bytearray, other: bytes, chance: random.Random) -> None:
-    at = chance.randrange(len(data))
-    data[:] = data[:at] if chance.random() < 0.7 else data[at:]
-
-
-def take_out(data: bytearray, other: bytes, chance: random.Random) -> None:
-    at = chance.randrange(len(data))
-    del data[at : at + chance.randrange(1, 600)]
-
-
-def join(data: bytearray, other: bytes, chance: random.Random) -> None:
-    data[chance.randrange(len(data)) if chance.random() < 0.7 else len(data) :] = other[
-        chance.randrange(len(other)) if chance.random() < 0.7 else 0 :
-    ]
-
-
-def overwrite(data: bytearray, other: bytes, chance: random.Random) -> None:
-    """Large or senseless numbers where sizes, times and tables are."""
+def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
+    """Flips bits, or replaces a part: by nothing, by a part of another file or of this one, or by senseless numbers
+    where sizes, times and tables are."""
     at = chance.randrange(min(len(data), chance.choice([64, 400, len(data)])))
-    size = chance.choice([1, 4, 8, 200])
-    data[at : at + size] = chance.choice([b"\xff", b"\x00", b"\x7f"]) * size
-
-
-def repeat(data: bytearray, other: bytes, chance: random.Random) -> None:
-    at = chance.randrange(len(data))
-    data[at:at] = data[at : at + chance.randrange(1, 4000)]
-
-
-MUTATIONS: list[Callable[[bytearray, bytes, random.Random], None]] = [flip, cut, take_out, join, overwrite, repeat]
+    size = chance.choice([1, 4, 8, 200, 600, len(data)])
+    if chance.random() < 0.35:
+        for place in (chance.randrange(len(data)) for _ in range(chance.choice([1, 3, 30]))):
+            data[place] ^= 1 << chance.randrange(8)
+        return
+    start = chance.randrange(len(other))
+    inserted = [b"", other[start:], data[at : at + 2 * size], *(byte * size for byte in (b"\xff", b"\x00", b"\x7f"))]
+    data[at : at + size] = chance.choice(inserted)
 
 
 def mutate(seeds: list[Path], folder: Path, count: int) -> Path:
@@ -102,7 +79,7 @@ def mutate(seeds: list[Path], folder: Path, count: int) -> Path:
         data = bytearray(whole[path])
         for _ in range(chance.choice([1, 1, 2])):
             if data:
-                chance.choice(MUTATIONS)(data, whole[other], chance)
+                damage(data, whole[other], chance)
         ending = other.suffix if chance.random() < 0.1 else path.suffix
         name = f"{number:05d}-{path.stem}{ending}"
         (folder / name).write_bytes(data)

@@ -12,6 +12,7 @@ from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
+from tests.conftest import in_store
 
 
 @pytest.fixture
@@ -37,14 +38,9 @@ def decoded(source: Location, out: Path, resources: Resources, **config) -> tupl
     return shards, {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
 
 
-def in_store(folder: Path) -> None:
-    for file in folder.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
-
-
 def test_a_remote_manifest_gives_the_same_shards(manifest, tmp_path, served, memory, inline_pool, resources):
     """So does a local one that refers to remote videos, as the tables of large data sets do."""
-    in_store(manifest.parent)
+    in_store(*manifest.parent.iterdir())
     url, rows = served(manifest.parent)[0], [json.loads(line) for line in manifest.read_text().splitlines()]
     links = [row | {"path": f"{url}/{row['path'].replace(' ', '%20').replace('#', '%23')}"} for row in rows]
     (tmp_path / "links.jsonl").write_text("\n".join(map(json.dumps, links)))
@@ -68,7 +64,7 @@ def test_real_workers_fetch_videos_over_http(manifest, tmp_path, served):
 
 def test_a_changed_video_at_a_url_changes_the_fingerprint(manifest, tmp_path, memory):
     digests = Digests(tmp_path / "digests.sqlite")
-    in_store(manifest.parent)
+    in_store(*manifest.parent.iterdir())
     before = digest_data(f"{memory}/manifest.jsonl", digests)
     assert digest_data(f"{memory}/manifest.jsonl", digests) == before
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a b #1.mp4", b"another")

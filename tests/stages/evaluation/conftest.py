@@ -1,7 +1,6 @@
 """A corpus of clips that become brighter or darker, and a fake model that reads it off the frames."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
-from alpro.shards.decoding import Clip
-from alpro.shards.schema import Row
-from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.evaluation import scorer
 from alpro.stages.execution.interface import Resources
 
@@ -98,36 +94,25 @@ class Answering(nn.Module):
         return 3 * pairs[:, 1, : self.answers]
 
 
+def grey(first: int, last: int) -> np.ndarray:
+    """Frames (8, 32, 32, 3) whose brightness goes from one value to another."""
+    return np.linspace(first, last, 8).astype(np.uint8).repeat(32 * 32 * 3).reshape(8, 32, 32, 3)
+
+
 @pytest.fixture
-def clips_of_brightness(tmp_path, clip_corpus):
+def clips_of_brightness(tmp_path, corpus_of):
     """Two test clips that become brighter, two that become darker; training has more questions about the latter."""
-    ramps = {"up": np.linspace(40, 220, 8), "down": np.linspace(220, 40, 8)}
+    ramps = {"up": grey(40, 220), "down": grey(220, 40)}
     way = {"up": "rising", "down": "falling"}
 
     def row(name: str, kind: str, split: str) -> dict[str, Any]:
         asked = [{"question": "how does it go?", "answer": way[kind], "type": "how"}]
-        return {"id": name, "split": split, "captions": [f"light {way[kind]}"], "questions": asked, "ramp": ramps[kind]}
+        texts = {"captions": [f"light {way[kind]}"], "questions": asked}
+        return {"id": name, "split": split, "frames": ramps[kind], **texts}
 
     rows = [row(f"{kind}{n}", kind, "test") for n in range(2) for kind in ramps]
     rows += [row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])]
-    return statistics(clip_corpus(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
-
-
-@pytest.fixture
-def clip_corpus() -> Callable[..., Path]:
-    """clip_corpus(folder, rows): a corpus of grey clips; `ramp` is the brightness of each frame of a row."""
-
-    def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
-        folder.mkdir(parents=True)
-        with ShardWriter(folder / "all.tar", 95) as writer:
-            for values in rows:
-                row = Row(**{"path": Path(values["id"]), "kind": "video", "group": values["id"], **values})
-                frames = np.broadcast_to(values["ramp"].astype(np.uint8)[:, None, None, None], (8, 32, 32, 3))
-                writer.write(row, Clip(frames, 1.0, 32, 32))
-        pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
-        return folder
-
-    return write
+    return statistics(corpus_of(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
 
 
 @pytest.fixture

@@ -145,7 +145,6 @@ def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
     assert [(row["kept"], row["right"]) for row in table] == [
         (False, True), (False, False), (True, False), (True, True), (True, True), (True, False)
     ]  # fmt: skip
-    assert (tmp_path / "pictures/reliability.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scores import add_answers, add_retrieval
 from alpro.stages.evaluation.statistics import bootstrap_interval
-from tests.stages.evaluation.conftest import also_in_training, evaluated, statistics
+from tests.stages.evaluation.conftest import also_in_training, evaluated, grey, statistics
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
     assert rows["retrieval_vtc/t2v/R1"]["what"] == "fine-tuned by similarity"
 
 
-def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path, clip_corpus, reading):
+def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path, corpus_of, reading):
     """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise."""
     asked = {"rising": 3, "falling": 1}
     rows = [
@@ -164,14 +164,14 @@ def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path,
             "id": f"{answer}{n}",
             "split": "test",
             "questions": [{"question": "how?", "answer": answer, "type": "how"}],
-            "ramp": np.linspace(40, 220, 8),
+            "frames": grey(40, 220),
         }
         for answer, count in asked.items()
         for n in range(count)
     ]
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
     reading("qa")
-    corpus = statistics(clip_corpus(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
+    corpus = statistics(corpus_of(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
     actual = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips")
     assert set(actual) == {"qa/acc", "qa/acc_how"}
     assert (actual["qa/acc"]["value"], actual["qa/acc"]["chance"]) == (75, 25)
@@ -239,7 +239,7 @@ def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, 
         assert all(note in table.note for table in shown)
 
 
-def test_nothing_that_is_left_is_a_mistake(clips_of_brightness, tmp_path):
+def test_nothing_that_is_left_is_a_mistake(clips_of_brightness):
     also_in_training(clips_of_brightness, up0="test", up1="test", down0="test", down1="test")
     config = EvaluationConfig(retrieval="clips")
     with pytest.raises(InputError, match=r"exclude_overlap = false to keep the 4"):

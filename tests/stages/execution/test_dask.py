@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from alpro.errors import InputError
 from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Resources
 from tests.stages.conftest import contents
-from tests.stages.execution.test_workers import note
 
 distributed = pytest.importorskip("distributed")
 
@@ -25,13 +23,6 @@ def cluster() -> Iterator[Any]:
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
     ) as made:
         yield made
-
-
-@pytest.mark.long
-def test_a_unit_that_kills_its_worker_is_done_again(cluster, tmp_path):
-    resources = Resources(dask=cluster.scheduler_address, device="cpu")
-    found = workers.run_units(range(7), partial(note, folder=tmp_path, crashing=(0, 4)), resources)
-    assert sorted(found) == [(number, 10 * number) for number in range(7)]
 
 
 @pytest.mark.long

@@ -34,19 +34,26 @@ def assert_equal(one: Batch, other: Batch) -> None:
         assert first is None or torch.equal(first, second), name
 
 
-@settings(max_examples=10)
-@given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
-def test_the_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, ranks, step):
-    overrides = {"mlm": 0.3, "patch_dropping": 0.4, "crops": 0.5}
-    whole = steps_of({"clips": clips}, **overrides)[step]
-    parts = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **overrides)[step] for rank in range(ranks)]
-    assert [name for part in parts for name in part.ids] == whole.ids
+@settings(max_examples=16)
+@given(st.sampled_from([(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (4, 2), (2, 4)]), st.integers(0, 3))
+def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, shape, step):
+    """What is contrasted with what does not depend on how many processes share a batch."""
+    ranks, parts = shape
+    config = {"mlm": 0.3, "patch_dropping": 0.4, "crops": 0.5, "accumulation_steps": parts}
+    whole = steps_of({"clips": clips}, **config)[step]
+    batches = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step] for rank in range(ranks)]
+    of_ranks = [batch.split(parts) for batch in batches]
+    found = [own[part] for part in range(parts) for own in of_ranks]
+    assert [len(part.ids) for part in found] == [8 // ranks // parts] * ranks * parts
+    assert [name for part in found for name in part.ids] == whole.ids
     for name in ("video", "frames", "boxes", "kept"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-    for name in ("text", "masked", "labels"):  # as long as the longest text of the rank
-        tokens = [row[mask > 0] for part in parts for row, mask in zip(getattr(part, name), part.mask, strict=True)]
-        for actual, row, mask in zip(tokens, getattr(whole, name), whole.mask, strict=True):
-            assert torch.equal(actual, row[mask > 0])
+        assert torch.equal(torch.cat([getattr(part, name) for part in found]), getattr(whole, name))
+    for name, filler in (("text", 0), ("mask", 0), ("masked", 0), ("labels", -100)):  # each as long as its longest text
+        rows = [row for part in found for row in getattr(part, name)]
+        for row, expected in zip(rows, getattr(whole, name), strict=True):
+            length = min(len(row), len(expected))
+            assert torch.equal(row[:length], expected[:length])
+            assert all((rest == filler).all() for rest in (row[length:], expected[length:]))
 
 
 def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):

@@ -1,9 +1,6 @@
 """What an example contains: frames, text, masked words, crops; and how a batch is divided."""
 
-from pathlib import Path
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,51 +8,21 @@ from hypothesis import strategies as st
 
 from alpro.models.losses import box_mask
 from alpro.models.word_pieces import load_tokenizer
-from alpro.shards.decoding import Clip
-from alpro.shards.schema import Row
-from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import keep_patches, mask_words, random_box
 from alpro.stages.training.dataset import Examples, TrainingDataset
 
 
 @pytest.mark.parametrize("sampling", ["halves", "random"])
-def test_pre_training_draws_from_both_halves_of_a_clip(tmp_path, steps_of, sampling):
+def test_pre_training_draws_from_both_halves_of_a_clip(rows, corpus_of, tmp_path, steps_of, sampling):
     """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
     frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
-    with ShardWriter(tmp_path / "all.tar", 95) as writer:
-        for n in range(8):
-            row = Row(id=f"v{n}", path=Path("a"), kind="video", split="train", group=f"v{n}", captions=("a ball",))
-            writer.write(row, Clip(frames, 1.0, 8, 8))
-    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
-    data = steps_of({"a": tmp_path}, 6, sampling=sampling)
+    data = steps_of({"a": corpus_of(tmp_path, rows(8, frames=frames))}, 6, sampling=sampling)
     drawn = torch.cat([data[step].frames for step in range(6)]).float().mean(dim=(2, 3, 4)).div(30).round()
     early = (drawn < 4).sum(1)
     assert (early == 2).all() == (sampling == "halves")
     assert len({tuple(row) for row in drawn.tolist()}) > 10
     assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
-
-
-@pytest.mark.parametrize(("parts", "ranks"), [(1, 1), (2, 1), (4, 1), (2, 2), (2, 4)])
-def test_the_micro_batches_add_up_to_the_batch(parts, ranks, clips, steps_of):
-    """What is contrasted with what does not depend on how many processes share a batch."""
-    batch = steps_of({"clips": clips}, accumulation_steps=parts, mlm=0.3)[0]
-    halves = [
-        steps_of({"clips": clips}, accumulation_steps=parts, rank=rank, ranks=ranks)[0].split(parts)
-        for rank in range(ranks)
-    ]
-    of_ranks = [[name for half in halves for name in half[part].ids] for part in range(parts)]
-    assert of_ranks == [part.ids for part in batch.split(parts)]
-    split = batch.split(parts)
-    assert [len(part.ids) for part in split] == [8 // parts] * parts
-    assert [name for part in split for name in part.ids] == batch.ids
-    for name in ("video", "frames", "boxes"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(batch, name))
-    for name, filler in (("text", batch.text[batch.mask == 0][:1]), ("mask", 0), ("masked", 0), ("labels", -100)):
-        rows = [row for part in split for row in getattr(part, name)]
-        for row, whole in zip(rows, getattr(batch, name), strict=True):
-            assert torch.equal(row, whole[: len(row)])
-            assert (whole[len(row) :] == filler).all()
 
 
 def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
@@ -127,25 +94,22 @@ def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(clips, stil
     assert all(text for text, _ in seen)
 
 
-def test_images_of_any_shape_make_a_batch(tmp_path, steps_of):
+def test_images_of_any_shape_make_a_batch(rows, corpus_of, tmp_path, steps_of):
     """They are stored with their aspect ratio, and resized as they are read; the crop is a share of both sides."""
-    writer = ShardWriter(tmp_path / "all.tar", 95)
-    for number, (height, width) in enumerate([(40, 60), (90, 30), (8, 8)]):
+    images = rows(3, kind="image")
+    for row, (height, width) in zip(images, [(40, 60), (90, 30), (8, 8)], strict=True):
         frame = np.zeros((1, height, width, 3), np.uint8)
         frame[:, : height // 2, :, 0] = 255  # red above
         frame[:, :, : width // 2, 2] = 255  # blue on the left
-        name = str(number)
-        row = Row(id=name, path=tmp_path / name, kind="image", split="train", captions=("a",), group=name)
-        writer.write(row, Clip(frame, 0.0, width, height))
-    writer.close()
-    pq.write_table(index_shard(tmp_path / "all.tar"), tmp_path / "index.parquet")
-    batch = steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=1.0)[0]
+        row["frames"] = frame
+    corpora = {"a": corpus_of(tmp_path, images)}
+    batch = steps_of(corpora, 1, batch_size=3, random_crop=1.0)[0]
     assert batch.frames.shape == (3, 4, 3, 8, 8)
     quarters = batch.frames[:, :, :, 1::4, 1::4].float()  # of each quarter a pixel
     assert (quarters[:, :, 0] > 128).tolist() == [[[[True, True], [False, False]]] * 4] * 3
     assert (quarters[:, :, 2] > 128).tolist() == [[[[True, False], [True, False]]] * 4] * 3
-    assert steps_of({"a": tmp_path}, 1, batch_size=3, random_crop=0.5)[0].frames.shape == (3, 4, 3, 8, 8)
-    assert steps_of({"a": tmp_path}, 1, batch_size=3, augmentation="official")[0].frames.shape == (3, 4, 3, 8, 8)
+    for how in ({"random_crop": 0.5}, {"augmentation": "official"}):
+        assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (3, 4, 3, 8, 8)
 
 
 def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of, tokenizer):

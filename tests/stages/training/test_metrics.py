@@ -9,8 +9,6 @@ import torch
 from alpro.stages.training import metrics
 from alpro.stages.training.metrics import Mean, MetricsFile, chance_levels, losses_at_chance, read_metrics
 
-CPU = torch.device("cpu")
-
 
 def add(mean: Mean, values: list[float], counted: bool = True) -> None:
     mean.add(("a", "b"), torch.tensor(values), torch.tensor(counted))

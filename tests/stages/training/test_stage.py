@@ -89,34 +89,19 @@ def test_a_start_copies_the_weights_of_another_model(pretrained, tmp_path):
     assert torch.equal(weights(pretrained("one", start=str(tmp_path / "other" / "model"))), weights(other))
 
 
-def test_a_start_with_other_word_pieces_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
-    """Also one with as many: its word embeddings are of the same shape, and of other words."""
-    words = train_tokenizer({f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, 300)
+def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
+    """Also one with as many: its word embeddings are of the same shape, and of other words. Which encoders differ is in
+    tests/models/test_folder.py."""
     size = tokenizer.get_vocab_size()
-    model = Alpro(tiny_model(size), 8)
-    ModelFolder("pretrain", model, words, Preprocessing(), [str(n) for n in range(8)]).save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match=r"^pretrain\.start: .* other word pieces .* train_tokenizer\.tokenizer"):
-        pretrained("one", start=str(tmp_path / "a"))
-
-
-@pytest.mark.parametrize(
-    ("part", "values", "message"),
-    [
-        ("video", {"activation": "quick_gelu"}, r"video\.activation is quick_gelu, not gelu"),
-        ("text", {"width": 16}, r"weights of another shape"),
-    ],
-)
-def test_a_start_with_another_encoder_is_refused(part, values, message, pretrained, tiny_model, tokenizer, tmp_path):
-    """Also where all shapes are the same: with other heads, the same weights compute something else."""
-    shape = tiny_model(tokenizer.get_vocab_size())
-    changed = {part: getattr(shape, part).model_copy(update=values)}
-    if "width" in values:
-        changed["video"] = shape.video.model_copy(update=values)
-    model = Alpro(shape.model_copy(update=changed), 8)
-    entities = [str(n) for n in range(8)]
-    ModelFolder("pretrain", model, tokenizer, entities=entities).save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match=rf"^pretrain\.start: .*{message}"):
-        pretrained("one", start=str(tmp_path / "a"))
+    words = train_tokenizer({f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size)
+    assert words.get_vocab_size() == size
+    shape = tiny_model(size)
+    other = shape.model_copy(update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})})
+    for name, start in {"other word pieces": (shape, words), "activation is quick_gelu": (other, tokenizer)}.items():
+        folder = ModelFolder("pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)])
+        folder.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=f"^pretrain.start: .*{name}"):
+            pretrained(f"from {name}", start=str(tmp_path / name))
 
 
 def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
@@ -191,19 +176,13 @@ def config(**values: object) -> Config:
 
 
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(unlike_corpora):
-    """Each corpus of the phases once, however often it is in them; another one does not count."""
+    """Each corpus of the phases once, however often it is in them. The paper's normalization needs none."""
     measured = measure_preprocessing(config(normalization="corpus"), unlike_corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measured.max_text_tokens == 17
-
-
-def test_the_papers_normalization_needs_no_corpus():
-    measured = measure_preprocessing(config(), {})
-    assert (measured.mean, measured.std) == (Preprocessing().mean, Preprocessing().std)
-
-
-def test_a_corpus_without_statistics_is_an_error(unlike_corpora):
+    paper = measure_preprocessing(config(), {})
+    assert (paper.mean, paper.std) == (Preprocessing().mean, Preprocessing().std)
     (unlike_corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(config(normalization="corpus"), unlike_corpora)

@@ -73,24 +73,20 @@ def captions_of(number: int) -> Counter[str]:
     return Counter({text: rng.randint(1, 3) for text in texts})
 
 
-def test_counts_do_not_depend_on_the_units(resources, monkeypatch):
+def test_counts_do_not_depend_on_the_units(resources, monkeypatch, inline_pool):
+    """Nor on whether they go to a pool."""
     captions = captions_of(400)
     whole = count_words(captions, "embedded", resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
     for unit, batch in ((40, 1), (7, 3), (64, 64), (300, 256), (4096, 1000)):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
-        assert count_words(captions, "embedded", resources) == whole, (unit, batch)
+        for workers in (1, 2):
+            some = Resources(workers=workers, device="cpu")
+            assert count_words(captions, "embedded", some) == whole, (unit, batch, workers)
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
     assert count_words(Counter(dict(shuffled)), "embedded", resources) == whole
-
-
-def test_many_units_go_to_a_pool(inline_pool, monkeypatch):
-    captions = captions_of(40)
-    whole = count_words(captions, "embedded", Resources(workers=1, device="cpu"))
-    monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", 4)
-    assert count_words(captions, "embedded", Resources(workers=2, device="cpu")) == whole
 
 
 def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
