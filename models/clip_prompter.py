@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError
-from alpro.files import read_small_json
+from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
 from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, read_header, write_tensors
@@ -180,10 +180,14 @@ class ClipFolder(ModelFolder):
     def save_pretrained(self, folder: Path) -> None:
         """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is in the same file of
         weights: transformers alone reads the rest, a CLIP or SigLIP that sees frames one by one."""
+        from transformers import logging as transformers_log
+
+        transformers_log.disable_progress_bar()  # "Writing model shards", also into files
         self.model.clip.save_pretrained(folder)
+        file = folder / "model.safetensors"
+        use_default_mode(file)
         if self.model.temporal:
             own = {f"{TEMPORAL}{key}": value.contiguous() for key, value in self.model.temporal.state_dict().items()}
-            file = folder / "model.safetensors"
             write_tensors(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}

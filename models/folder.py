@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.files import read_small_json
+from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
@@ -50,6 +50,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
     try:
         save_file(tensors, path, metadata)
+        use_default_mode(path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
