@@ -80,12 +80,13 @@ class Models:
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
 
-    def folder(self, name: str) -> Path:
-        """The folder of the model that a person names. Raises InputError if there is none."""
+    def folder(self, name: str, hub: bool = False) -> Path:
+        """The folder of the model that a person names; with `hub`, maybe a name of the hub. Raises InputError if there
+        is none."""
         from alpro.inference.find import find_model
 
         if not name.startswith("models:/"):
-            return find_model(name, self.workspace)
+            return find_model(name, self.workspace, hub)
         from alpro.pipeline.tracking.registry import registered_folder
 
         database = self.workspace.resolve() / "mlflow.db"

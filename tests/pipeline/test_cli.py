@@ -115,11 +115,12 @@ MISTAKES = [
     ("serve {tmp}/none --token-file {tmp}/there.toml", "there.toml"),
     ("index add {tmp}/i {tmp}", "--model"),
     ("eval {tmp}/none {tmp}", "none"),
+    ("eval no/clip {tmp}/asked.jsonl", "no/clip"),
 ]
 
 
 @pytest.mark.parametrize(("command", "named"), MISTAKES)
-def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for file, text in (
         ("there.toml", "mine"),
