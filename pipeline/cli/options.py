@@ -20,12 +20,33 @@ if TYPE_CHECKING:
 
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
-    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x)."""
-    return Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x). Raises
+    InputError for a link to itself."""
+    path = Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    try:
+        path.resolve()
+    except RuntimeError as error:  # OSError from Python 3.13 on, where the file is read
+        raise InputError(f"{path}: a link to itself") from error
+    return path
+
+
+def workspace_path(kind: Any, tokens: Sequence[Token]) -> Path:
+    """The path of a workspace. Raises InputError as `check_workspace`."""
+    path = user_path(kind, tokens)
+    check_workspace(path.resolve())
+    return path
+
+
+def check_workspace(folder: Path) -> None:
+    """Raises InputError if the path of a workspace cannot be in the address of a database."""
+    if "?" in str(folder):  # the path would end there
+        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
 
 
 File = Annotated[Path, Parameter(converter=user_path)]
-Workspace = Annotated[File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")]
+Workspace = Annotated[
+    Path, Parameter(converter=workspace_path, help="Folder of the artifacts, the reports and the MLflow store.")
+]
 TrackingUri = Annotated[str, Parameter(help="An MLflow server; by default a file in the workspace.")]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
-from alpro.pipeline.cli.options import RunOptions, Source, print_json
+from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES, STAGES
 
 if TYPE_CHECKING:
@@ -181,8 +181,7 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
 def create_workspace(folder: Path, check_writable: bool) -> None:
     """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
-    if "?" in str(folder):  # the address of a database ends there
-        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
+    check_workspace(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
         for place in (folder, home) if check_writable else ():

@@ -67,6 +67,8 @@ def token_of(host: str, file: Path | None) -> str:
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
         try:
+            if file.exists() and not file.is_file():  # a pipe would be read for ever
+                raise InputError(f"--token-file {file}: not a regular file")
             token = file.read_text("utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error

@@ -96,6 +96,13 @@ MISTAKES = [
     ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
     ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
     ("run --workspace {tmp}/a?b", "a?b"),
+    ("ui --workspace {tmp}/w?x", "w?x"),
+    ("run --workspace {tmp}/loop.toml", "loop.toml"),
+    ("up --workspace {tmp}/loop.toml", "loop.toml"),
+    ("ui --workspace {tmp}/loop.toml", "loop.toml"),
+    ("index add {tmp}/i {tmp}/loop.toml --model m", "loop.toml"),
+    ("serve {tmp}/none --token-file {tmp}/fifo", "fifo"),
+    ("artifacts rm ab --workspace {tmp}", "artifacts/pretrain/ab"),
     ("run --config {tmp}/\udcff.toml", "UTF-8"),
     ("run --set name=\udcff", "UTF-8"),
     ("search i \udcff", "UTF-8"),
@@ -134,13 +141,18 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
         (tmp_path / file).write_text(text)
     (tmp_path / "loop.toml").symlink_to("loop.toml")
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "w?x").mkdir()
+    (tmp_path / "w?x" / "mlflow.db").touch()
+    for name in ("ab", "ab.lock"):  # of an interrupted stage, whose lock cannot be taken
+        (tmp_path / "artifacts" / "pretrain" / name).mkdir(parents=True)
     status, out, err = call(monkeypatch, capsys, *command.format(tmp=tmp_path).split())
     lines = [line for line in err.splitlines() if not line.startswith(("configuration: ", "no questions in "))]
     assert (status, len(lines), lines[0][:7]) == (2, 1, "error: "), err
     assert named in lines[0]
     assert "hush" not in out + err
     assert (tmp_path / "there.toml").read_text() == "mine"
-    assert not list(tmp_path.glob("*/mlflow.db"))
+    assert list(tmp_path.glob("*/mlflow.db")) == [tmp_path / "w?x" / "mlflow.db"]
+    assert not (tmp_path / "w").exists()  # the address of a database ends at a question mark
     assert not list(tmp_path.glob("*/artifacts/*/*/artifact.json"))
     written = [path for path in tmp_path.glob("workspace/**/*") if path.is_file()]
     assert not any(b"hush" in path.read_bytes() for path in written)
@@ -158,13 +170,17 @@ def unprivileged() -> list[str]:
 
 
 @pytest.mark.long
-def test_a_read_only_workspace_is_a_one_line_error(unprivileged, tmp_path):
+@pytest.mark.parametrize("words", ["run pretrain", "artifacts rm ab"])
+def test_a_read_only_workspace_is_a_one_line_error(words, unprivileged, tmp_path):
     workspace = tmp_path / "workspace"
-    workspace.mkdir()
-    workspace.chmod(0o555)
-    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", "run", "pretrain", "--workspace"]
+    (workspace / "artifacts" / "pretrain" / "ab").mkdir(parents=True)
+    folders = workspace, workspace / "artifacts" / "pretrain"
+    for folder in folders:
+        folder.chmod(0o555)
+    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", *words.split(), "--workspace"]
     done = subprocess.run([*command, str(workspace)], cwd=ROOT, capture_output=True, text=True)
-    workspace.chmod(0o755)
+    for folder in folders:
+        folder.chmod(0o755)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert str(workspace) in done.stderr
