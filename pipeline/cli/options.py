@@ -30,13 +30,6 @@ def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
     return path
 
 
-def workspace_path(kind: Any, tokens: Sequence[Token]) -> Path:
-    """The path of a workspace. Raises InputError as `check_workspace`."""
-    path = user_path(kind, tokens)
-    check_workspace(path.resolve())
-    return path
-
-
 def check_workspace(folder: Path) -> None:
     """Raises InputError if the path of a workspace cannot be in the address of a database."""
     if "?" in str(folder):  # the path would end there
@@ -44,9 +37,7 @@ def check_workspace(folder: Path) -> None:
 
 
 File = Annotated[Path, Parameter(converter=user_path)]
-Workspace = Annotated[
-    Path, Parameter(converter=workspace_path, help="Folder of the artifacts, the reports and the MLflow store.")
-]
+Workspace = Annotated[File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")]
 TrackingUri = Annotated[str, Parameter(help="An MLflow server; by default a file in the workspace.")]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
-from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace
+from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace, check_workspace
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -135,6 +135,7 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.tracker import start_page
 
+    check_workspace(workspace.resolve())
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
