@@ -104,6 +104,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
+def use_default_mode(path: Path) -> None:
+    """Gives a file the mode of new files: those of safetensors are readable by their owner alone."""
+    umask = os.umask(0o077)  # it cannot be read without being set
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 

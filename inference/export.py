@@ -4,6 +4,7 @@ not this package."""
 import importlib
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from alpro.errors import InputError
-from alpro.files import os_errors, write_json
+from alpro.files import os_errors, use_default_mode, write_json
 from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
@@ -36,7 +37,7 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 
 def export(model: Model, folder: Path, card: str) -> None:
-    """Writes config, weights, tokenizer, processor, code and README.md (`card`) to a new folder.
+    """Writes config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to a new folder.
 
     Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
     """
@@ -56,6 +57,7 @@ def export(model: Model, folder: Path, card: str) -> None:
     try:
         with os_errors(building):
             exported.eval().save_pretrained(building)
+        use_default_mode(building / "model.safetensors")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=kept.tokenizer,
             model_max_length=kept.preprocessing.max_text_tokens,
@@ -70,6 +72,9 @@ def export(model: Model, folder: Path, card: str) -> None:
         for name, values in SENTENCE_TRANSFORMERS.items():
             write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
+        license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
+        assert license is not None
+        (building / "LICENSE").write_text(license, "utf-8")
         building.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}") from error

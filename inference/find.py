@@ -6,6 +6,7 @@ from pathlib import Path
 from alpro.artifact import artifacts, check_artifact, find_artifact, read_record
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
+from alpro.models.clip_prompter import is_hub_name
 from alpro.stages.evaluation.encoding import model_folder
 
 REQUIRED = ("config.json", "model.safetensors")
@@ -15,12 +16,15 @@ OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
 PROMPTS = "prompts.safetensors"
 
 
-def find_model(name: str | Path, workspace: Path) -> Path:
-    """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`.
+def find_model(name: str | Path, workspace: Path, hub: bool = False) -> Path:
+    """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`. With `hub`, a
+    name of the hub stands for itself: it is that of a CLIP or SigLIP.
 
     Raises InputError if there is none, or more than one.
     """
     folder = Path(name).expanduser()
+    if hub and is_hub_name(str(name)):
+        return folder
     if not folder.is_dir():
         folder, _ = find_artifact(name, workspace)
     if not has_model(folder) and not (folder / PROMPTS).is_file():

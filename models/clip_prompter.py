@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError
-from alpro.files import read_small_json
+from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
 from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, read_header, write_tensors
@@ -26,7 +27,9 @@ from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
 
-TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip too
+# With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a siglip too.
+TYPES = {"clip": 77, "siglip": 64}
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
 # It reports them as unexpected, although `load_temporal` reads them.
@@ -180,10 +183,14 @@ class ClipFolder(ModelFolder):
     def save_pretrained(self, folder: Path) -> None:
         """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is in the same file of
         weights: transformers alone reads the rest, a CLIP or SigLIP that sees frames one by one."""
+        from transformers import logging as transformers_log
+
+        transformers_log.disable_progress_bar()  # "Writing model shards", also into files
         self.model.clip.save_pretrained(folder)
+        file = folder / "model.safetensors"
+        use_default_mode(file)
         if self.model.temporal:
             own = {f"{TEMPORAL}{key}": value.contiguous() for key, value in self.model.temporal.state_dict().items()}
-            file = folder / "model.safetensors"
             write_tensors(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
@@ -196,6 +203,33 @@ def is_clip(folder: Path) -> bool:
         return read_small_json(folder / "config.json")["model_type"] in TYPES
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it is ORGANIZATION/MODEL, as of a model of the hub, and not a folder."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
+
+
+def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
+    """Raises InputError for what is no CLIP or SigLIP, or takes shorter texts, as far as that is known without a
+    download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    where, folder = f"{key} = {name!r}", Path(name)
+    if not folder.is_dir():
+        if not is_hub_name(name):
+            raise InputError(f"{where}: no such folder, and no name of the hub, ORGANIZATION/MODEL")
+        if not isinstance(file := try_to_load_from_cache(name, "config.json"), str):
+            return
+        folder = Path(file).parent
+    if not is_clip(folder):
+        raise InputError(f"{where}: it has no config.json of a {' or '.join(TYPES)}")
+    config = read_small_json(folder / "config.json")
+    text = config.get("text_config")
+    length = text.get("max_position_embeddings") if isinstance(text, dict) else None
+    length = length if isinstance(length, int) else TYPES[config["model_type"]]
+    if max_text_tokens > length:
+        raise InputError(f"{where}: its texts have at most {length} tokens; lower max_text_tokens ({max_text_tokens})")
 
 
 def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter") -> ClipFolder:

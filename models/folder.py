@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.files import os_errors, read_small_json
+from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
@@ -48,6 +48,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
     with os_errors(path):
         save_file(tensors, path, metadata)
+        use_default_mode(path)
 
 
 @dataclass

@@ -73,11 +73,16 @@ def located(text: Location) -> Location:
 
 
 def absolute(text: Location, base: Path | None = None) -> Location:
-    """Makes a location absolute: a relative path is resolved in `base` (default: current folder), `~` is expanded."""
+    """Makes a location absolute: a relative path is resolved in `base` (default: current folder), `~` is expanded.
+    Raises InputError for a link to itself."""
     location = located(text)
     if isinstance(location, str):
         return location
-    return ((base or Path()) / os.path.expanduser(location)).resolve()  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    path = (base or Path()) / os.path.expanduser(location)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise InputError(f"{path}: a link to itself") from error
 
 
 def join(folder: Location, name: str) -> Location:

@@ -10,9 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
-from alpro.errors import InputError
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import ClipFolder, load_clip
+from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
@@ -85,11 +84,6 @@ def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> 
 def load_towers(config: Config, device: torch.device) -> ClipFolder:
     """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts."""
     folder = load_clip(config.clip, device, "train_prompter.clip")
-    towers = folder.model.clip.config
-    if config.max_text_tokens > (length := towers.text_config.max_position_embeddings):
-        raise InputError(
-            f"train_prompter.max_text_tokens {config.max_text_tokens}: the text tower of clip = {config.clip!r} takes "
-            f"{length}; set it to at most that"
-        )
+    check_clip(config.clip, "train_prompter.clip", config.max_text_tokens)  # also of the hub: it was downloaded
     folder.model.unfreeze(config.model.video.frames)
     return folder

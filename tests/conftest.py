@@ -296,6 +296,23 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Callable[[Path], str]:
+    """hub(folder): the name of a model on the hub that was downloaded; there is no network."""
+    from huggingface_hub import constants
+
+    def downloaded(folder: Path) -> str:
+        place = tmp_path / "hub" / "models--my--clip"
+        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("0" * 40)
+        return "my/clip"
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return downloaded
+
+
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
     """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig of one phase."""

@@ -59,7 +59,9 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_a_wheel_contains_the_package_and_its_data_alone(wheel):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    every = zipfile.ZipFile(wheel).namelist()
+    names = {name for name in every if ".dist-info/" not in name}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in every)  # beside exported code
     files = {path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()}
     files = {path for path in files if "__pycache__" not in path.parts}
     assert names == {(path if path.parts[0] == "alpro" else "alpro" / path).as_posix() for path in files}

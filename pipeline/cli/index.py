@@ -67,10 +67,10 @@ def add_to_index(
     name = model or (read_about(index).model if (index / "index.json").is_file() else "")
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
+    found, rejected = models.videos(videos), list[str]()
     folder = models.folder(name)
     names = tuple(column.strip() for column in columns.split(",") if column.strip())
     about = settings(index, folder, window, stride, names)
-    found, rejected = models.videos(videos), list[str]()
     counts = add_videos(index, models.load(folder), about, found, rejected.append)
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {line}", file=sys.stderr)

@@ -303,23 +303,22 @@ def evaluate(
     Args:
         data: A decoded corpus, a manifest, or a folder of videos with texts.
         split: The videos to evaluate, if the data names splits, or if the model was trained on it.
-        baseline: Another model, such as the folder of a CLIP, to compare with.
+        baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
     from alpro.inference.evaluate import evaluate, labeled
     from alpro.inference.find import find_prompter
-    from alpro.models.clip_prompter import is_clip
+    from alpro.models.clip_prompter import ClipFolder
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.evaluation.comparison import Comparison, compare
-    from alpro.stages.evaluation.encoding import model_folder
 
-    folder = models.folder(model)
-    other = models.folder(baseline) if baseline else None
+    folder = models.folder(model, hub=True)
+    other = models.folder(baseline, hub=True) if baseline else None
     items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
-    log.info(f"{len(items):,} videos ({what})")
     prompter, prompts = find_prompter(folder, follow=True)
-    loaded = models.load(folder)
+    loaded, theirs = models.load(folder), models.load(other) if other else None
+    log.info(f"{len(items):,} videos ({what})")
     naming = loaded if prompter == folder else models.load(prompter, prompts)
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)
@@ -329,11 +328,10 @@ def evaluate(
             raise InputError(f"--out {place}: {error.strerror}") from error
         results, decoded, threshold = evaluate(loaded, items, split, place, naming if prompts else None)
         runs, compared = {"score": results.rows}, Comparison([], {}, 0)
-        if other:
-            theirs = models.load(other)
+        if other and theirs:
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
             rival, *_ = evaluate(theirs, decoded, split, place / "baseline")
-            averaged = ", frames averaged" if is_clip(model_folder(other)) else ""
+            averaged = ", frames averaged" if isinstance(theirs.folder, ClipFolder) else ""
             runs = {f"{other.name}{averaged}": rival.rows, "model": results.rows}
             compared = compare(place / "baseline", place)
     if json:

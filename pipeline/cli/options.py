@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
-    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x)."""
-    return Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x). Raises
+    InputError for a link to itself."""
+    path = Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    try:
+        path.resolve()
+    except RuntimeError as error:  # OSError from Python 3.13 on, where the file is read
+        raise InputError(f"{path}: a link to itself") from error
+    return path
+
+
+def check_workspace(folder: Path) -> None:
+    """Raises InputError if the path of a workspace cannot be in the address of a database."""
+    if "?" in str(folder):  # the path would end there
+        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
 
 
 File = Annotated[Path, Parameter(converter=user_path)]
@@ -80,12 +92,13 @@ class Models:
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
 
-    def folder(self, name: str) -> Path:
-        """The folder of the model that a person names. Raises InputError if there is none."""
+    def folder(self, name: str, hub: bool = False) -> Path:
+        """The folder of the model that a person names; with `hub`, maybe a name of the hub. Raises InputError if there
+        is none."""
         from alpro.inference.find import find_model
 
         if not name.startswith("models:/"):
-            return find_model(name, self.workspace)
+            return find_model(name, self.workspace, hub)
         from alpro.pipeline.tracking.registry import registered_folder
 
         database = self.workspace.resolve() / "mlflow.db"

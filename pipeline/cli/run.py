@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shlex
 import signal
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
-from alpro.pipeline.cli.options import RunOptions, Source, print_json
-from alpro.stages import STAGES
+from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
+from alpro.stages import CORPUS_STAGES, STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
@@ -68,9 +69,10 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         folders = run_flow(plan, parameters, root, options.tracking_uri)
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
     prompter = plan.settings.train_prompter
-    if stage == "train_prompter" and prompter and prompter.clip:
-        clip = prompter.clip if Path(prompter.clip).is_dir() else "FOLDER"  # `alpro eval` takes no names of the hub
-        log.info(f"test scores beside those of the CLIP: alpro eval train_prompter decode_videos --baseline {clip}")
+    corpora = [folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES]
+    if stage == "train_prompter" and prompter and prompter.clip and corpora:
+        command = shlex.join(["alpro", "eval", folders[stage], corpora[0], "--baseline", prompter.clip])
+        log.info(f"test scores beside those of the CLIP: {command}")
 
 
 def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
@@ -179,8 +181,7 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
 def create_workspace(folder: Path, check_writable: bool) -> None:
     """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
-    if "?" in str(folder):  # the address of a database ends there
-        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
+    check_workspace(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
         for place in (folder, home) if check_writable else ():

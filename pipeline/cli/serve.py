@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
-from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace
+from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace, check_workspace
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -67,6 +67,8 @@ def token_of(host: str, file: Path | None) -> str:
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
         try:
+            if file.exists() and not file.is_file():  # a pipe would be read for ever
+                raise InputError(f"--token-file {file}: not a regular file")
             token = file.read_text("utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
@@ -133,6 +135,7 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.tracker import start_page
 
+    check_workspace(workspace.resolve())
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")

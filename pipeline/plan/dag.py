@@ -11,6 +11,7 @@ from alpro.artifact import flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.log import warn_once
+from alpro.models.clip_prompter import check_clip
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
@@ -179,8 +180,10 @@ def with_files(step: Step, digests: Digests) -> Step:
             elif key == "tagger":  # perhaps an installed package, such as a spaCy pipeline
                 with suppress(metadata.PackageNotFoundError):
                     files[f"{stage}.{key}"] = f"{value} {metadata.version(value)}"
-            elif (stage, key) in FILES:
-                raise InputError(f"{step.stage}.{key} = {value!r}: no such file")
+            elif (stage, key) in FILES or value.startswith((".", "/", "~")):
+                raise InputError(f"{stage}.{key} = {value!r}: no such file or folder")
+            if key in ("clip", "prompter"):
+                check_clip(value, f"{stage}.{key}", getattr(step.config, "max_text_tokens", 0))
     except InputError as error:
         return replace(step, missing=str(error))
     return replace(step, files=files)

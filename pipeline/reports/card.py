@@ -75,8 +75,8 @@ and the biases of its training captions. Nothing is known about other videos tha
 
 ## License
 
-{license} The code in this folder is BSD 3-Clause. The licenses of the training data, and of weights that the training
-started from, may restrict the use of the weights.
+{license} The code in this folder is BSD 3-Clause (LICENSE). The licenses of the training data, and of weights that the
+training started from, may restrict the use of the weights.
 """
 
 

@@ -135,20 +135,26 @@ class Store:
         """Removes folders, in this order.
 
         Raises InputError, before it removes a folder, if that is outside of the store, or if a stage is being built: it
-        reads artifacts that only its own record, which is written last, will name.
+        reads artifacts that only its own record, which is written last, will name. Also if the store cannot be written.
         """
         for folder in folders:
-            if self.is_elsewhere(folder):
-                raise InputError(f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there")
-            for path in self.root.glob("*/*.lock"):
-                lock = FileLock(path)
-                if not acquired(lock):
-                    raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
-                lock.release()
-            with FileLock(folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
-                (folder / RECORD).unlink(missing_ok=True)  # first, so that no record describes an incomplete folder
-                sync(folder)
-                shutil.rmtree(folder)
+            try:
+                self._remove(folder)
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be removed: {error.strerror}") from error
+
+    def _remove(self, folder: Path) -> None:
+        if self.is_elsewhere(folder):
+            raise InputError(f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there")
+        for path in self.root.glob("*/*.lock"):
+            lock = FileLock(path)
+            if not acquired(lock):
+                raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
+            lock.release()
+        with FileLock(folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
+            (folder / RECORD).unlink(missing_ok=True)  # first, so that no record describes an incomplete folder
+            sync(folder)
+            shutil.rmtree(folder)
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:

@@ -156,14 +156,19 @@ class DecodePlan:
                 numbered = None if group else re.fullmatch(r"(.*\D)\d+", PurePosixPath(name).stem)
                 is_long = numbered and len(numbered[1]) >= MIN_PREFIX_LENGTH
                 prefixes[group or name] = numbered[1] if numbered and is_long else ""
-        counts = {p: n for p, n in Counter(filter(None, prefixes.values())).items() if 1 < n < len(prefixes) / 2}
+        named = Counter(filter(None, prefixes.values()))
         # A prefix that half of all files share is the name of the data set. Many groups of few clips are videos; a few
         # groups of many files are collections.
-        if not counts or len(counts) < max(counts.values()):
+        counts = {p: n for p, n in named.items() if 1 < n < len(prefixes) / 2}
+        while counts and len(counts) < max(counts.values()):
+            del counts[max(counts, key=counts.__getitem__)]
+        if not counts:
             return ""
         prefix = min(counts, key=lambda p: (-len(p), p))
         first, second, *_ = (PurePosixPath(name).name for name, own in prefixes.items() if own == prefix)
-        pattern = "(.+?)" + ("" if prefix[-1].isalnum() else re.escape(prefix[-1])) + r"\d+\.[^.]+$"
+        others = "|".join(re.escape(p) for p, n in named.items() if n > 1 and p not in counts)
+        pattern = f"^(?!(?:.*/)?(?:{others}))" if others else ""
+        pattern += "(.+?)" + ("" if prefix[-1].isalnum() else re.escape(prefix[-1])) + r"\d+\.[^.]+$"
         return (
             f"the names of {sum(counts.values())} files differ only in a number, such as {first} and {second}; if "
             f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"

@@ -19,7 +19,7 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
-from alpro.models.clip_prompter import is_clip, load_clip, words_of
+from alpro.models.clip_prompter import is_clip, is_hub_name, load_clip, words_of
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
@@ -58,10 +58,11 @@ def load_model(folder: Path, device: torch.device) -> ModelFolder:
 
 
 def load_prompter(folder: Path, device: torch.device) -> ModelFolder:
-    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts. Raises
-    InputError if it is not valid."""
+    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts, or by its name
+    on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
-    return load_clip(str(inside), device) if is_clip(inside) else load_model(inside, device)
+    clip = is_clip(inside) or is_hub_name(str(folder))
+    return load_clip(str(inside), device, "model") if clip else load_model(inside, device)
 
 
 def model_folder(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from alpro.errors import InputError
 from alpro.inference.clips import load_frames
 from alpro.inference.export import code, export
 from alpro.inference.model import Model
+from tests.conftest import ROOT
 
 TEXTS = ["A red ball moves left.", "something slides up", "a " * 60]
 
@@ -161,6 +162,8 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
         assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names >= {"README.md", "tokenizer.json", "processor_config.json", "modules.json", "modeling_alpro.py"}
+    assert (tmp_path / "out" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # the weights, too
     with pytest.raises(InputError, match="out"):
         export(model, tmp_path / "out", "")
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
+from transformers.utils.logging import enable_progress_bar
 
 from alpro.models.clip_prompter import ClipFolder, ClipPrompter, is_clip, load_clip
 from alpro.stages.evaluation.encoding import embed_texts
@@ -122,8 +123,11 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(loaded, t
     torch.testing.assert_close(again.encode_video(clip), trainable.encode_video(clip))
 
 
-def test_a_saved_model_is_the_same(loaded, tmp_path):
+def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
+    enable_progress_bar()
     loaded.save_pretrained(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # the weights are readable, too
     assert is_clip(tmp_path)
     again = load_clip(str(tmp_path))
     assert again.preprocessing == loaded.preprocessing

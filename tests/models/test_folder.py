@@ -69,6 +69,7 @@ def test_a_saved_model_is_loaded_unchanged(task, tiny: ModelConfig, tokenizer: T
     loaded.save_pretrained(tmp_path / "again")
     first, again = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("deep/model", "again"))
     assert first == again
+    assert len({path.stat().st_mode for path in (tmp_path / "again").iterdir()}) == 1  # the weights, too
 
 
 def load_any(folder: Path) -> ModelFolder:

@@ -96,6 +96,13 @@ MISTAKES = [
     ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
     ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
     ("run --workspace {tmp}/a?b", "a?b"),
+    ("ui --workspace {tmp}/w?x", "w?x"),
+    ("run --workspace {tmp}/loop.toml", "loop.toml"),
+    ("up --workspace {tmp}/loop.toml", "loop.toml"),
+    ("ui --workspace {tmp}/loop.toml", "loop.toml"),
+    ("index add {tmp}/i {tmp}/loop.toml --model m", "loop.toml"),
+    ("serve {tmp}/none --token-file {tmp}/fifo", "fifo"),
+    ("artifacts rm ab --workspace {tmp}", "artifacts/pretrain/ab"),
     ("run --config {tmp}/\udcff.toml", "UTF-8"),
     ("run --set name=\udcff", "UTF-8"),
     ("search i \udcff", "UTF-8"),
@@ -115,11 +122,12 @@ MISTAKES = [
     ("serve {tmp}/none --token-file {tmp}/there.toml", "there.toml"),
     ("index add {tmp}/i {tmp}", "--model"),
     ("eval {tmp}/none {tmp}", "none"),
+    ("eval no/clip {tmp}/asked.jsonl", "no/clip"),
 ]
 
 
 @pytest.mark.parametrize(("command", "named"), MISTAKES)
-def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for file, text in (
         ("there.toml", "mine"),
@@ -133,13 +141,18 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
         (tmp_path / file).write_text(text)
     (tmp_path / "loop.toml").symlink_to("loop.toml")
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "w?x").mkdir()
+    (tmp_path / "w?x" / "mlflow.db").touch()
+    for name in ("ab", "ab.lock"):  # of an interrupted stage, whose lock cannot be taken
+        (tmp_path / "artifacts" / "pretrain" / name).mkdir(parents=True)
     status, out, err = call(monkeypatch, capsys, *command.format(tmp=tmp_path).split())
     lines = [line for line in err.splitlines() if not line.startswith(("configuration: ", "no questions in "))]
     assert (status, len(lines), lines[0][:7]) == (2, 1, "error: "), err
     assert named in lines[0]
     assert "hush" not in out + err
     assert (tmp_path / "there.toml").read_text() == "mine"
-    assert not list(tmp_path.glob("*/mlflow.db"))
+    assert list(tmp_path.glob("*/mlflow.db")) == [tmp_path / "w?x" / "mlflow.db"]
+    assert not (tmp_path / "w").exists()  # the address of a database ends at a question mark
     assert not list(tmp_path.glob("*/artifacts/*/*/artifact.json"))
     written = [path for path in tmp_path.glob("workspace/**/*") if path.is_file()]
     assert not any(b"hush" in path.read_bytes() for path in written)
@@ -157,13 +170,17 @@ def unprivileged() -> list[str]:
 
 
 @pytest.mark.long
-def test_a_read_only_workspace_is_a_one_line_error(unprivileged, tmp_path):
+@pytest.mark.parametrize("words", ["run pretrain", "artifacts rm ab"])
+def test_a_read_only_workspace_is_a_one_line_error(words, unprivileged, tmp_path):
     workspace = tmp_path / "workspace"
-    workspace.mkdir()
-    workspace.chmod(0o555)
-    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", "run", "pretrain", "--workspace"]
+    (workspace / "artifacts" / "pretrain" / "ab").mkdir(parents=True)
+    folders = workspace, workspace / "artifacts" / "pretrain"
+    for folder in folders:
+        folder.chmod(0o555)
+    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", *words.split(), "--workspace"]
     done = subprocess.run([*command, str(workspace)], cwd=ROOT, capture_output=True, text=True)
-    workspace.chmod(0o755)
+    for folder in folders:
+        folder.chmod(0o755)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert str(workspace) in done.stderr
@@ -363,6 +380,16 @@ def test_options_reach_the_flow(stage, tmp_path, monkeypatch, capsys):
     assert parameters == {"config": TINY, "data": "", "changes": changes, "stage": stage}
     assert where == [tmp_path, "http://host:5000"]
     assert [step.stage for step in plan[1]][-1] == (stage or "evaluate")
+
+
+def test_after_training_a_clip_the_command_that_compares_it_is_printed(tmp_path, monkeypatch, capsys):
+    folders = {"decode_videos clips": f"{tmp_path}/a b", "train_prompter": f"{tmp_path}/p"}
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: folders)
+    options = ["--config", TINY, "--tracking-uri", "http://host:5000", "--workspace", tmp_path]
+    options += ["--set", "pretrain.start=scratch", "--set", "train_prompter.clip=my/clip"]
+    status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *options)
+    assert status == 0, err
+    assert f"alpro eval {tmp_path}/p '{tmp_path}/a b' --baseline my/clip\n" in err
 
 
 def test_every_module_of_a_stage_is_a_stage_of_the_run():

@@ -124,8 +124,10 @@ def test_data_of_the_models_own_run_has_its_split(own_run, seed):
         labeled(source, "test", [model])
 
 
-def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, trained, clip_folders, tmp_path):
+def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, trained, clip_folders, tmp_path, hub):
     found = scored(RETRIEVAL, data, "--baseline", clip_folders["clip"], "--out", tmp_path / "out")
+    assert scored(RETRIEVAL, data, "--baseline", hub(clip_folders["clip"]))["baseline"] == found["baseline"]
+    assert {row["name"] for row in scored("my/clip", data)["results"]} > {row["name"] for row in found["baseline"]}
     rows = {row["name"]: row for row in found["results"]}
     assert rows["decoded/data"]["value"] == 80
     assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "rerank"}

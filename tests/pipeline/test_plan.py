@@ -141,6 +141,23 @@ def test_with_a_clip_no_prompter_is_trained_and_without_pem_none_is_needed(steps
 AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
 AFTER_VOCABULARY = {"build_vocabulary"} | AFTER_PROMPTER
 AFTER_TOKENIZER = {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER
+
+
+@pytest.mark.parametrize("of", ["folder", "hub"])
+def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(steps_of, clip_folders, hub, tmp_path, of):
+    """And texts that are too long for a CLIP whose configuration is here."""
+    known = hub(clip_folders["clip"]) if of == "hub" else clip_folders["clip"]
+    (tmp_path / "empty").mkdir()
+    clip, long = "train_prompter.clip", "train_prompter.max_text_tokens"
+    for value, tokens, refused in [
+        *((known, 24, False), (known, 25, True), ("a/b", 32, False)),  # 24: those of the text tower
+        *((name, 24, True) for name in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")),
+    ]:
+        missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")["train_prompter"].missing
+        assert bool(missing) == refused, (value, missing)
+        assert not refused or (clip in missing and str(value) in missing)
+
+
 AFTER_CLIPS = {"decode_videos clips"} | AFTER_VOCABULARY | AFTER_TOKENIZER
 FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate"}
 
@@ -212,12 +229,15 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
         return steps_of("pretrain.start=scratch", f"{key}={path}")  # a CLIP has no weights to start from
 
     write(file, "one")
-    before = find(file)
-    assert changed(before, find(file)) == set()
-    write(file, "two")  # of the same length
-    assert changed(before, after := find(file)) == KEYS[key]
-    file.rename(moved := tmp_path / "renamed.bin")
-    assert changed(after, find(moved)) == set()
+    if key == "cache_prompts.prompter":  # a folder of a CLIP
+        write(folder / "config.json", '{"model_type": "clip"}')
+    else:
+        before = find(file)
+        assert changed(before, find(file)) == set()
+        write(file, "two")  # of the same length
+        assert changed(before, after := find(file)) == KEYS[key]
+        file.rename(moved := tmp_path / "renamed.bin")
+        assert changed(after, find(moved)) == set()
     for name in ("weights.bin", "tagger/model"):
         write(folder / name, "one")
     before = find(folder)

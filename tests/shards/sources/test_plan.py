@@ -1,5 +1,6 @@
 """Splits keep groups whole; every row is in one unit, and a new or removed row changes few units."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,8 +104,9 @@ CLIPS = [
         ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], False),  # the rows have groups
         (files(*(f"video{n}.mp4" for n in range(9))), False),  # that is the name of the data set
         (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), False),
-        # Five files of one name beside three small groups: rather a collection of videos than the clips of one.
-        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(5))), False),
+        # Five and six files of one name beside three small groups: rather collections of videos than the clips of one.
+        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(6)), *(f"more_{n}.mp4" for n in range(5))), True),
+        (files(*(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))), False),
         (files("one.mp4", "two.mp4", "three.mp4"), False),
         (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), False),
         # Windows of a file count as one file.
@@ -119,7 +121,14 @@ def test_clips_of_the_same_videos_are_hinted_at(rows, expected):
         if hint:
             assert "the names of 7 files" in hint
             assert "star_AB_0.mp4 and star_AB_1.mp4" in hint
-            assert f"group_pattern = '{HINTED}'" in hint
+            pattern = hint.partition("group_pattern = '")[2].partition("'")[0]
+            assert pattern.endswith(HINTED)
+            groups = {name: re.search(pattern, name) for row in rows for name in [row.name]}
+            assert {match[1].rpartition("/")[2] for match in groups.values() if match} == {
+                "star_AB",
+                "star_CD",
+                "star_EF",
+            }
     for other in ({}, {"validation": 0.2, "group_pattern": HINTED if expected else ""}):
         with plan_of(rows, **other) as plan:  # all for training; as the hint says
             assert plan.group_hint() == ""
