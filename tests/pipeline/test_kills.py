@@ -17,8 +17,7 @@ from alpro.artifact import read_record
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages.training.metrics import read_metrics
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
