@@ -71,7 +71,7 @@ class PipelineRun:
             "name": settings.name,
             "stage": self.arguments["stage"],
             "state": FINISHED if error is None else FAILED if status_after(error) == "FAILED" else STOPPED,
-            "reason": self._reason(error) if error else "",
+            "reason": first_line(error) if error else "",
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
             "commit": self.commit,
@@ -92,12 +92,6 @@ class PipelineRun:
         report = write_report(report_file(self.workspace, self.plan), about, artifacts)
         self.tracker.log_pipeline(self.run, artifacts, [report, report.with_suffix(".json")])
         return report
-
-    def _reason(self, error: BaseException) -> str:
-        """Why the run did not finish, in a line that names the stage."""
-        line = first_line(error)
-        failed = [name for name, own in self.failures.items() if own is error]
-        return f"{failed[0]}: {line}" if failed and not line.startswith(failed[0]) else line
 
 
 def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:

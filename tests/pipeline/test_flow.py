@@ -43,8 +43,7 @@ from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
-from tests.pipeline.started import wait_for
+from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
