@@ -15,7 +15,6 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -106,11 +105,6 @@ class Index:
 
     def item(self, number: int) -> Item:
         return self.items.slice(number, 1).to_pylist()[0]
-
-    def number(self, id: str) -> int | None:
-        """The number of the first clip with an id."""
-        row = pc.index(self.items["id"], id).as_py()
-        return int(row) if row >= 0 else None
 
     def model_folder(self, name: str | Path = "", workspace: Path = Path("workspace")) -> Path:
         """The folder of the model of this index: where it was, or that of `name` if it has moved.

@@ -263,6 +263,40 @@ def tiny_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[str, Path]:
+    """The folders of a random model of each task, as in artifacts, and the prompts of the prompter."""
+
+    def build(root: Path) -> None:
+        import torch
+
+        from alpro.models.alpro import Alpro, Prompter
+        from alpro.models.folder import ModelFolder
+        from alpro.stages import cache_prompts
+
+        config = tiny_model(tokenizer.get_vocab_size())
+        torch.manual_seed(0)
+        for folder in (
+            ModelFolder("prompter", Prompter(config), tokenizer),
+            ModelFolder("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")),
+            ModelFolder("retrieval", Alpro(config), tokenizer),
+            ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
+        ):
+            folder.save_pretrained(root / folder.task / "model")
+        inputs = {"prompter": root / "prompter", "vocabulary": vocabulary}
+        (root / "prompts").mkdir()
+        cache_prompts.run(cache_prompts.Config(), inputs, root / "prompts", resources)
+
+    root = build_once("folders", build)
+    return {name: root / name for name in ("prompter", "pretrain", "retrieval", "qa", "prompts")}
+
+
+@pytest.fixture(scope="session")
+def videos(sample) -> list[Path]:
+    """Three test videos of the sample."""
+    return sorted((sample / "videos").glob("test-*.mp4"))[:3]
+
+
+@pytest.fixture(scope="session")
 def clip_folders(tmp_path_factory) -> dict[str, Path]:
     """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters) and dropout in
     training: the folders of a `clip` and a `siglip`."""

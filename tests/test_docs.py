@@ -14,7 +14,7 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
-from alpro.pipeline.flows.study import Study, load_study, shipped_studies
+from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 
@@ -47,7 +47,7 @@ def test_generated_pages_and_tables_are_up_to_date():
     stages = re.findall(r"^\| `(\w+)` \|", table_of("method.md", "stage"), re.MULTILINE)
     assert sorted(stages) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
     assert tuple(re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)) == get_args(Reason)
-    assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(shipped_studies())
+    assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(shipped(STUDIES))
     keys = [field.alias or name for name, field in Study.model_fields.items()]
     assert set(keys) <= set(re.findall(r"^\| `(\w+)` \|", table_of("evaluate.md", "key"), re.MULTILINE))
 

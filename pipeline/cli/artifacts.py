@@ -30,17 +30,12 @@ def store_of(workspace: Path) -> "Store":
 
 @group.command(name="ls")
 def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
-    """List the artifacts and their inputs, oldest first.
-
-    A file that several artifacts share counts for the oldest.
-    """
+    """List the artifacts and their inputs, oldest first."""
     found = store_of(workspace).all()
     if json:
-        from alpro.pipeline.store.checksums import sizes_of
+        from alpro.pipeline.store.checksums import size_of
 
-        sizes = sizes_of([folder for folder, _ in found])
-        rows = zip(found, sizes, strict=True)
-        print_json([{"folder": str(folder), "bytes": size, **record} for (folder, record), size in rows])
+        print_json([{"folder": str(folder), "bytes": size_of(folder), **record} for folder, record in found])
     elif not found:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
@@ -174,7 +169,7 @@ def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Work
     Args:
         out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
     """
-    from alpro.pipeline.reports.comparison import compared_runs, write_comparison
+    from alpro.pipeline.reports.page import compared_runs, write_comparison
     from alpro.pipeline.reports.terminal import print_table
 
     if len(runs) < 2:
@@ -191,9 +186,9 @@ def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Work
 def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
     """Prints a line for each artifact, with its inputs; at the end the number and the size of all."""
     from alpro.pipeline.reports.terminal import print_rows
-    from alpro.pipeline.store.checksums import sizes_of
+    from alpro.pipeline.store.checksums import size_of
 
-    sizes = sizes_of([folder for folder, _ in found])
+    sizes = [size_of(folder) for folder, _ in found]
     print_rows(
         [
             {

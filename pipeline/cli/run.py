@@ -4,18 +4,15 @@ import atexit
 import gc
 import os
 import shlex
-import signal
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
 from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
-from alpro.stages import CORPUS_STAGES, STAGES
+from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
@@ -30,10 +27,6 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         stage: Only this stage; by default all of them.
         config: A shipped configuration, or a TOML file. By default sample, with --data own_videos.
     """
-    if stage and stage not in STAGES:
-        close = get_close_matches(stage, STAGES, 1)
-        hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
-        raise InputError(f"no stage {stage}; {hint}")
     if not config:
         config = "own_videos" if source.data else "sample"
         if source.data:
@@ -91,7 +84,7 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
     wait = (lambda: None) if options.dry_run else start_temporary_server()
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_left
     from alpro.pipeline.reports.terminal import print_rows, print_table
-    from alpro.stages.execution.interface import StageFailed, Stopped
+    from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
     config = config or loaded.config
@@ -100,15 +93,7 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         (print_json if options.json else print_rows)(work_left(members))
         return
     wait()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("the study was stopped")
-
-    before = signal.signal(signal.SIGTERM, stop)  # between two flows, and after Prefect has ended one
-    try:
-        table, scores, failed = run_study(loaded, members, config, source.data, root, options.tracking_uri)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    table, scores, failed = run_study(loaded, members, config, source.data, root, options.tracking_uri)
     if options.json:
         print(scores.read_text("utf-8"))
     else:

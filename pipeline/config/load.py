@@ -62,29 +62,21 @@ def load_config(
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        message = one_line(error, PipelineConfig)
-        place = message.partition(":")[0]
-        causes = (change for change in changes if _overlaps(place, change.partition("=")[0].strip()))
-        raise InputError(f"{next((f'--set {change}' for change in causes), path)}: {message}") from error
+        raise InputError(f"{path}{' with --set' if changes else ''}: {one_line(error, PipelineConfig)}") from error
 
 
-def _overlaps(place: str, key: str) -> bool:
-    """Whether the place of an error is inside the value that a key sets, or contains it."""
-    return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
+def shipped(folder: Path = CONFIGS) -> list[str]:
+    """Names of the shipped configurations, or of the studies."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
-def shipped() -> list[str]:
-    """Names of the shipped configurations."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
-
-
-def find_config(source: str, folder: Path = Path()) -> Path:
+def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
     """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
     path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-    for file in (path, CONFIGS / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+    for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
         if file.is_file():
             return file
-    raise InputError(f"{source}: no such configuration file; the shipped ones are {', '.join(shipped())}")
+    raise InputError(f"{source}: no such file; the shipped ones are {', '.join(shipped(shipped_in))}")
 
 
 def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
@@ -169,8 +161,7 @@ def resolve_paths(values: Values, base: Path) -> Values:
 
 
 def replace_corpora(values: Values, data: str) -> None:
-    """Replaces all corpora by one, `data`, decoded as the first that is evaluated. The phases of a stage become one
-    phase of their total length; if some are in steps and others in epochs, each keeps its own."""
+    """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep their lengths."""
     corpora, evaluate = table_of(values, "corpora"), values.setdefault("evaluate", {})
     tasks = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
     evaluated = [name for table in tables(evaluate) for task in tasks if isinstance(name := table.get(task), str)]
@@ -180,14 +171,9 @@ def replace_corpora(values: Values, data: str) -> None:
     values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
     values.pop("render_sample", None)
     for stage in TRAININGS:
-        phases = list(tables(values, stage, "phases", "*"))
-        lengths = [{key: phase[key] for key in LENGTHS if phase.get(key)} for phase in phases]
-        keys = {key for length in lengths for key in length}
-        if len(keys) == 1 and all(isinstance(n, int | float) for length in lengths for n in length.values()):
-            (key,) = keys
-            lengths = [{key: sum(length.get(key, 0) for length in lengths)}]
-        if phases:
-            values[stage]["phases"] = [{"corpora": ["data"], **length} for length in lengths]
+        for phase in tables(values, stage, "phases", "*"):
+            phase.pop("weights", None)
+            phase["corpora"] = ["data"]
     for table in tables(evaluate):
         table |= {task: "data" for task, stage in tasks.items() if stage in values or table.get(task)}
 

@@ -14,8 +14,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import PLAIN, TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
-from alpro.pipeline.store.artifacts import Store, check_inputs
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
@@ -41,7 +40,6 @@ def run_stage(
     resources: Resources,
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
-    threads: int = 0,
 ) -> Outcome:
     """Runs a step's stage with the output folder `out` in a process group of its own; returns its outcome.
 
@@ -51,7 +49,6 @@ def run_stage(
     Args:
         lock_file: the open lock of the artifact, which the group holds, too.
         say: receives the output of the group line by line, if there is no terminal.
-        threads: limits the threads of a model on a CPU; 0: PyTorch decides.
 
     Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
     """
@@ -70,6 +67,8 @@ def run_stage(
     result_file.unlink(missing_ok=True)
     with_model, several = step.stage in WITH_MODEL, step.stage in SEVERAL
     gpus = visible_devices(resources) if with_model else {}
+    # Two models on a CPU with all threads each would wait for each other's; 0: PyTorch decides.
+    threads = max(1, cores() // resources.max_stages) if resources.max_stages > 1 else 0
     if not gpus and resources.processes == 1:
         resources = resources.model_copy(update={"processes": cpu_processes(step, resources, threads)})
     arguments = command(step.stage, file, resources)

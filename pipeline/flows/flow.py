@@ -15,14 +15,13 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.context import FlowRunContext
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import deployment
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.run import PipelineRun, title_of
-from alpro.pipeline.flows.tasks import announce, at_terminal, make
+from alpro.pipeline.flows.tasks import PipelineRun, announce, at_terminal, make, title_of
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.interface import STOP, Stop
@@ -47,17 +46,10 @@ def start(
     def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
         return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
 
-    return Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)(**arguments)
+    return Flow(body, name="alpro", persist_result=False)(**arguments)
 
 
-def flow_run_name() -> str:
-    """The name of a deployment's run until its configuration is read."""
-    parameters = flow_run.parameters
-    parts = (Path(parameters["config"]).stem, parameters["stage"], parameters["data"], " ".join(parameters["changes"]))
-    return " · ".join(part for part in parts if part)
-
-
-@prefect.flow(name="alpro", flow_run_name=flow_run_name, persist_result=False)
+@prefect.flow(name="alpro", persist_result=False)
 def alpro(
     config: str = "sample",
     data: str = "",
@@ -108,7 +100,7 @@ def run(
     tracker, about = Tracker.open(tracking_uri, workspace, settings.name), dict(tags or {})
     if (context := FlowRunContext.get()) and context.flow_run:
         about["prefect_flow_run"] = str(context.flow_run.id)
-        with get_client(sync_client=True) as client:  # a deployment's has another name until its files are read
+        with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=title)
     changed = settings.model_dump(mode="json", exclude_defaults=True)
     with tracker.run(title, changed, about) as mlflow_run:

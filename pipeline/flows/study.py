@@ -6,7 +6,6 @@ all variants can be compared.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +18,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.load import CONFIGS, one_line, read_toml
+from alpro.pipeline.config.load import CONFIGS, find_config, one_line, read_toml
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
@@ -34,15 +33,6 @@ NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by seed: the variant minus "
     "the first with the same seed. The intervals cover what a seed changes, and not the choice of test items."
 )
-
-
-def one_of(names: Sequence[str]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"no stage {name!r}; the stages are {', '.join(filter(None, names))}")
-        return name
-
-    return AfterValidator(check)
 
 
 class Variant(BaseModel):
@@ -68,25 +58,17 @@ class Study(BaseModel):
     name: str = Field("", pattern=r"^[\w-]*$")  # of the experiment in MLflow; default: the name of the file
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field((), alias="set")  # of all variants
-    until: Annotated[str, one_of(["", *STAGES])] = ""  # the last stage to run; default: the whole pipeline
+    until: str = Field("", pattern=f"^({'|'.join(STAGES)})?$")  # the last stage to run; default: the whole pipeline
     seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
-    seed_stages: tuple[Annotated[str, one_of(SEEDED)], ...] = SEEDED  # without `render_sample`: one corpus for all
+    # Without `render_sample`, all have one corpus.
+    seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
     scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
     variants: Annotated[tuple[Variant, ...], AfterValidator(check_names)] = Field((Variant(name="base"),), min_length=1)
 
 
-def shipped_studies() -> list[str]:
-    """Names of the shipped studies."""
-    return sorted(path.stem for path in STUDIES.glob("*.toml"))
-
-
 def load_study(source: str) -> Study:
     """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is invalid."""
-    path = Path(source).expanduser()
-    if not path.is_file():
-        if source not in shipped_studies():
-            raise InputError(f"{source}: neither a file nor a shipped study; those are {', '.join(shipped_studies())}")
-        path = STUDIES / f"{source}.toml"
+    path = find_config(source, shipped_in=STUDIES)
     values = read_toml(path)
     if isinstance(config := values.get("config"), str) and config.endswith(".toml"):
         values["config"] = str(absolute(config, path.parent))

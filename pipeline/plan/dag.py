@@ -17,8 +17,7 @@ from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
 from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data, digest_model, digest_shards
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS, STAGES
@@ -260,7 +259,7 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     """The steps of one stage and everything that they depend on, in order."""
     wanted = {step.fingerprint for step in steps if step.stage == stage}
     if not wanted:
-        raise InputError(f"this configuration has no stage {stage}")
+        raise InputError(f"no stage {stage!r}; this configuration has {', '.join({s.stage: s for s in steps})}")
     for step in reversed(steps):
         if step.fingerprint in wanted:
             wanted |= {other.fingerprint for other in step.inputs.values()}

@@ -8,14 +8,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from alpro.artifact import Record
+from alpro.artifact import Record, flatten, read_results
+from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.pipeline.plan.dag import Planned, required
 from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
-from alpro.pipeline.store.step import Step
-from alpro.stages import EVALUATIONS
+from alpro.pipeline.store.artifacts import Step, Store
+from alpro.stages import CORPUS_STAGES, EVALUATIONS
+from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.controls import CONTROLS
 
+MISSING = "-"
+KINDS = ("configuration", "data", "code", "version")  # of what decides a result, and may differ
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
@@ -34,7 +38,7 @@ def report_file(root: Path, plan: Planned) -> Path:
 
 
 def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Path:
-    """Writes the page of a run, and its summary (`flows.run`) beside it.
+    """Writes the page of a run, and its summary beside it.
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
@@ -127,3 +131,67 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
     except (OSError, ValueError, TypeError, KeyError):  # no summary
         pass
     return wanted if all(map(store.find, wanted)) else []
+
+
+def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> list[Table]:
+    """Compares artifacts of evaluations, the first with each of the others. Raises InputError as `compare` does."""
+    names = [folder.name[:8] for folder, _ in artifacts]
+    (first, _), *others = artifacts
+    compared = [compare(first, folder) for folder, _ in others]
+    differing = differences([[found for _, found in store.lineage(dict(record))] for _, record in artifacts])
+    about = [
+        [
+            name,
+            record["name"],
+            record["run"]["at"][:16].replace("T", " "),
+            record["run"].get("commit") or MISSING,
+            " ".join(record["run"].get("arguments", {}).get("changes", [])),
+        ]
+        for name, (_, record) in zip(names, artifacts, strict=True)
+    ]
+    shown = [Table("Runs", ["", "", "created (UTC)", "commit", "changed values"], about, texts=True)]
+    if differing:
+        lines = [[kind, name, *values] for kind, name, values in differing]
+        shown.append(Table("What differs", ["", "", *names], lines, texts=True))
+    results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
+    return shown + tables(results, compared)
+
+
+def write_comparison(path: Path, shown: Sequence[Table]) -> Path:
+    """Writes the tables of a comparison as a page. Raises InputError if it cannot be written."""
+    try:
+        return write_page(path, " and ".join(line[0] for line in shown[0].lines), tables=shown)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def differences(runs: Sequence[Sequence[Record]]) -> list[tuple[str, str, list[str]]]:
+    """What is not the same in all runs, each with all the records that it was built from: the kind of KINDS, a name,
+    and the value in each run."""
+    described = [origins(records) for records in runs]
+    names = dict.fromkeys(name for of_run in described for name in of_run)
+    return [
+        (kind, name, values)
+        for kind, name in sorted(names, key=lambda both: KINDS.index(both[0]))
+        if len(set(values := [of_run.get((kind, name), MISSING) for of_run in described])) > 1
+    ]
+
+
+def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
+    """What decides the result of a run, by kind and name: configurations, corpora with their counts, digests of files,
+    commits, versions of stages, precisions and packages."""
+    values: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        name, stage = record["name"], record["stage"]
+        found = {("configuration", key): str(v) for key, v in flatten({name: record["config"]}).items()}
+        if stage in CORPUS_STAGES:
+            counts = ", ".join(f"{count} {what}" for what, count in record["counts"].items() if count)
+            found["data", name.partition(" ")[2] or name] = f"{record['fingerprint'][:8]}: {counts}"
+        found |= {("data", f"{name} {file}"): digest[:8] for file, digest in record["files"].items()}
+        found["code", "commit"] = record["run"].get("commit") or MISSING
+        found["code", f"{stage}, version"] = str(record["stage_version"])
+        found |= {("code", f"{name} in"): record["precision"]} if record.get("precision") else {}
+        found |= {("version", package): version for package, version in record["versions"].items()}
+        for key, value in found.items():
+            values.setdefault(key, {})[value] = None
+    return {key: ", ".join(each) for key, each in values.items()}

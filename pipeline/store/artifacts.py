@@ -1,4 +1,4 @@
-"""The store of artifacts: finds and makes them, knows what each was built from, and removes them.
+"""Steps and the store of their artifacts: finds and makes them, knows what each was built from, and removes them.
 
 The result of a stage is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when its record,
 artifact.json, is written last. Until then the folder contains unfinished work, which the next run with the same
@@ -8,30 +8,89 @@ fingerprint resumes.
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
+from functools import cached_property
+from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alpro.artifact import RECORD, SUM, artifacts, check_artifact, check_record, read_record, sum_of
+from alpro.artifact import (
+    RECORD,
+    RECORD_VERSION,
+    SUM,
+    artifacts,
+    check_artifact,
+    check_record,
+    digest_of,
+    read_record,
+    sum_of,
+)
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.pipeline.store.step import Step
 from alpro.shards.decoding import ffmpeg_version
-from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import STOP, Outcome
+from alpro.shards.storage import Location, absolute, located
+from alpro.stages.execution.interface import STOP, Outcome, StageConfig
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
-
 Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with everything that determines its result, and so its fingerprint."""
+
+    stage: str
+    name: str  # name for users: the stage, and the corpus if there are several
+    config: StageConfig
+    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # outside files: name, or STAGE.KEY, to SHA-256 or version
+    paths: Mapping[str, Location] = field(default_factory=dict)  # their locations; not part of the fingerprint
+    unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
+    missing: str = ""  # why the outside files cannot be read on this machine; the step cannot run then
+
+    @property
+    def blocked(self) -> str:
+        """Why this step cannot run on this machine: outside files of it, or of an input, cannot be read."""
+        return self.missing or next((f"needs {s.name}" for s in self.inputs.values() if s.blocked), "")
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"alpro.stages.{self.stage}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest_of(self._recipe())
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The part of the artifact record that is known before the stage runs."""
+        return {
+            "version": RECORD_VERSION,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            **self._recipe(),
+            "paths": {name: str(absolute(path)) for name, path in self.paths.items()},
+        }
+
+    def _recipe(self) -> dict[str, Any]:
+        inputs = {name: {"stage": step.stage, "fingerprint": step.fingerprint} for name, step in self.inputs.items()}
+        return {
+            "stage": self.stage,
+            "stage_version": self.module.VERSION,
+            "config": self.config.model_dump(mode="json"),
+            "inputs": inputs,
+            "files": dict(self.files),
+        }
 
 
 class Store:

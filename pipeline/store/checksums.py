@@ -50,7 +50,7 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
 
 
 def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
-    """Compares the files of artifacts with their records. A file with several hard links is read once.
+    """Compares the files of artifacts with their records.
 
     Artifacts whose files are as recorded yield nothing.
     """
@@ -72,9 +72,8 @@ def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
             yield Problem("extra", folder, name, extra)
         common = files.keys() & record["contents"].keys()
         jobs += [(folder, name, file, files[file], record["contents"][file]) for file in sorted(common)]
-    sums: dict[tuple[int, int], str] = {}
     with progress("verifying", len(jobs), "files") as advance, ThreadPoolExecutor(THREADS) as threads:
-        details = threads.map(lambda job: difference(job[3], job[4], sums), jobs)
+        details = threads.map(lambda job: difference(job[3], job[4]), jobs)
         for (folder, name, file, _, _), detail in zip(jobs, details, strict=True):
             advance(1)
             if detail:
@@ -94,27 +93,16 @@ def unreadable_records(root: Path) -> list[Problem]:
     return problems
 
 
-def difference(path: Path, recorded: Mapping[str, Any], sums: dict[tuple[int, int], str]) -> str:
-    """How a file differs from its record; empty if it does not. sums: those of files that were read, by device and
-    inode: two threads may read the same file at once, which costs time only."""
+def difference(path: Path, recorded: Mapping[str, Any]) -> str:
+    """How a file differs from its record; empty if it does not."""
     try:
-        status = path.stat()
-        if status.st_size != recorded["size"]:
-            return f"{status.st_size} bytes instead of {recorded['size']}"
-        if (key := (status.st_dev, status.st_ino)) not in sums:
-            sums[key] = checksum(path)
+        if (size := path.stat().st_size) != recorded["size"]:
+            return f"{size} bytes instead of {recorded['size']}"
+        return "" if checksum(path) == recorded["sha256"] else "its SHA-256 differs from the record"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if sums[key] == recorded["sha256"] else "its SHA-256 differs from the record"
 
 
-def sizes_of(folders: Iterable[Path]) -> list[int]:
-    """The bytes of each folder. A file with several hard links counts in the first folder that has one."""
-    seen: set[tuple[int, int]] = set()
-    sizes = []
-    for folder in folders:
-        files = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-        new = {(file.st_dev, file.st_ino): file.st_size for file in files if (file.st_dev, file.st_ino) not in seen}
-        seen |= new.keys()
-        sizes.append(sum(new.values()))
-    return sizes
+def size_of(folder: Path) -> int:
+    """The bytes of a folder, also of files that other folders share."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
@@ -14,7 +15,11 @@ from typing import Any
 
 import pytest
 
-TINY = str(Path(__file__).parents[1] / "tiny.toml")
+from alpro.files import digest
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests" / "tiny.toml")
+RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 
 
 @pytest.fixture(scope="session")
@@ -47,50 +52,35 @@ def workspace(tmp_path_factory, mlflow_store) -> Path:
 
 
 @pytest.fixture
-def pretrained(trained, tiny_model, tokenizer, tmp_path) -> Path:
+def pretrained(folders, tmp_path) -> Path:
     """The folder of a random pre-trained model beside its prompter, as `alpro model import` writes it."""
-    from alpro.files import digest
-    from alpro.models.alpro import Alpro
-    from alpro.models.folder import ModelFolder
-
-    folder, config = tmp_path / "pretrained", tiny_model(tokenizer.get_vocab_size())
-    ModelFolder("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")).save_pretrained(folder)
-    for stage, inside in (("train_prompter", "model"), ("cache_prompts", "")):
-        source = trained / "artifacts" / stage / digest(stage)[:16] / inside
+    folder = shutil.copytree(folders["pretrain"] / "model", tmp_path / "pretrained")
+    for source in (folders["prompter"] / "model", folders["prompts"]):
         shutil.copytree(source, folder / "prompter", dirs_exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, tiny_model, tokenizer, vocabulary, resources) -> Path:
+def trained(tmp_path_factory, folders) -> Path:
     """A workspace with a random model of each kind, and the prompts of the prompter."""
-    import torch
-
-    from alpro.files import digest
-    from alpro.models.alpro import Alpro, Prompter
-    from alpro.models.folder import ModelFolder
-    from alpro.stages import cache_prompts
-
-    config, root = tiny_model(tokenizer.get_vocab_size()), tmp_path_factory.mktemp("trained")
-    torch.manual_seed(0)
-    models = {
-        "train_prompter": ModelFolder("prompter", Prompter(config), tokenizer),
-        "finetune_retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
-        "finetune_qa": ModelFolder("qa", Alpro(config, answers=2), tokenizer, answers=["ball", "box"]),
-        "cache_prompts": None,
-    }
-    made: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for stage, model in models.items():
-        folder = root / "artifacts" / stage / digest(stage)[:16]
-        if model:
-            model.save_pretrained(folder / "model")
-            made[stage] = write_artifact(root, stage)
-            continue
-        sources = {"prompter": made["train_prompter"][0], "vocabulary": vocabulary}
-        folder.mkdir(parents=True)
-        cache_prompts.run(cache_prompts.Config(), sources, folder, resources)
-        write_artifact(root, stage, inputs={"prompter": made["train_prompter"][1]})
+    root, made = tmp_path_factory.mktemp("trained"), dict[str, Any]()
+    kinds = {"train_prompter": "prompter", "finetune_retrieval": "retrieval", "finetune_qa": "qa"}
+    for stage, kind in (kinds | {"cache_prompts": "prompts"}).items():
+        inputs = {"prompter": made["train_prompter"]} if kind == "prompts" else {}
+        folder, made[stage] = write_artifact(root, stage, inputs=inputs)
+        shutil.copytree(folders[kind], folder, dirs_exist_ok=True)
     return root
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 600, check: Callable[[], None] = lambda: None) -> Any:
+    """Waits until the condition returns something true, and returns it. `check` may raise what makes it impossible."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        check()
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
 
 
 def write_artifact(

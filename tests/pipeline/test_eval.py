@@ -10,18 +10,15 @@ import pytest
 
 from alpro import Model
 from alpro.errors import InputError
-from alpro.files import digest
 from alpro.inference.evaluate import Threshold, encode, labeled, labels_of
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.encoding import match_top_k
-from tests.pipeline.conftest import write_artifact
+from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest
-
-RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
 
 
 @pytest.fixture

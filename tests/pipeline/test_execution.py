@@ -18,8 +18,7 @@ from alpro.pipeline.execution import devices, launch
 from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.devices import reserved, visible_devices
 from alpro.pipeline.execution.launch import command, run_group, run_stage
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
@@ -82,28 +81,29 @@ def test_resources_reach_the_process_of_a_stage(group, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "resources", "threads", "own", "processes", "expected"),
+    ("step", "resources", "own", "processes", "expected"),
     [  # own: OMP_NUM_THREADS of the user; expected: that of the stage. torchrun would set 1
-        (PRETRAIN, {}, 3, None, 1, "3"),
-        (PRETRAIN, {}, 3, "4", 1, None),
-        (PRETRAIN, {"processes": 2}, 3, None, 2, "1"),
-        (PRETRAIN, {"cpu_processes": 3}, 0, None, 3, "1"),
-        (PRETRAIN, {"cpu_processes": 3}, 2, None, 2, "1"),  # beside another stage
-        (PRETRAIN, {"cpu_processes": 3}, 0, "1", 1, None),
-        (step_of(batch_size=8), {"cpu_processes": 3}, 0, None, 2, "2"),  # 3 does not divide the batch
-        (EVALUATE, {"cpu_processes": 3}, 0, None, 3, "1"),
-        (CACHE, {"cpu_processes": 3}, 0, None, 1, None),
-        (DATA, {"max_stages": 2}, 2, None, 1, None),  # it has no model
+        (PRETRAIN, {"max_stages": 2}, None, 1, "3"),
+        (PRETRAIN, {"max_stages": 2}, "4", 1, None),
+        (PRETRAIN, {"max_stages": 2, "processes": 2}, None, 2, "1"),
+        (PRETRAIN, {"cpu_processes": 4}, None, 4, "1"),
+        (PRETRAIN, {"cpu_processes": 4, "max_stages": 2}, None, 3, "1"),  # beside another stage
+        (PRETRAIN, {"max_stages": 9}, None, 1, "1"),
+        (PRETRAIN, {"cpu_processes": 3}, "1", 1, None),
+        (step_of(batch_size=8), {"cpu_processes": 3}, None, 2, "3"),  # 3 does not divide the batch
+        (EVALUATE, {"cpu_processes": 3}, None, 3, "2"),
+        (CACHE, {"cpu_processes": 3}, None, 1, None),
+        (DATA, {"max_stages": 2}, None, 1, None),  # it has no model
     ],
 )
 def test_processes_and_threads_of_a_stage_on_a_cpu(
-    step, resources, threads, own, processes, expected, group, tmp_path, monkeypatch
+    step, resources, own, processes, expected, group, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))  # that this process may use
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
-    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", **resources), threads=threads)
+    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", **resources))
     assert (f"--nproc-per-node={processes}" in group["arguments"]) == (processes > 1)
     assert group["settings"].get("OMP_NUM_THREADS") == expected
     assert group["settings"].get("ALPRO_PLAIN_PROGRESS") == ("1" if "max_stages" in resources else None)

@@ -36,16 +36,14 @@ from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
-from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, Resources, StageFailed, Stopped
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of
-from tests.pipeline.started import wait_for
+from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect")
 STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
@@ -351,15 +349,11 @@ FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 
 @pytest.mark.parametrize(("changes", "together"), [(CORPORA, 1), (CORPORA, 2), (FINE_TUNING, 2)])
 def test_independent_stages_run_at_the_same_time_within_the_limit(changes, together, first, workspace, monkeypatch):
-    """In the order of the plan; models that run at the same time share the cores and print lines."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    """In the order of the plan."""
     seen = SimpleNamespace(running=0, most=0, started=[])
     changed = threading.Condition()
 
-    def fail(
-        step: Step, out: Path, store: Store, resources: Resources, lock: int, say: object, threads: int
-    ) -> Outcome:
-        assert threads == (0 if together == 1 else 2)
+    def fail(step: Step, *_: object) -> Outcome:
         with changed:
             seen.started.append(step.name)
             seen.running += 1
@@ -534,11 +528,8 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed, monkeyp
     assert client.set == ["Cancelling"]
 
 
-def test_a_run_keeps_the_name_of_its_data(first, workspace, monkeypatch):
-    """A deployment's before its files are read, too."""
+def test_a_run_has_the_name_of_its_stage_data_and_changes(first, workspace):
     arguments = {"config": "configs/own.toml", "data": "/home/me/films", "changes": ["a=1", "b=2"], "stage": "evaluate"}
-    monkeypatch.setattr(flow, "flow_run", SimpleNamespace(parameters=arguments))
-    assert flow.flow_run_name() == "own · evaluate · /home/me/films · a=1 b=2"
     whole = planned("", TINY, "", [], workspace)
     mark = Path(first["evaluate"]).name[:6]
     assert flow.title_of(whole, arguments) == f"tiny {mark} · evaluate · films · a=1 b=2"

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -17,11 +16,10 @@ from alpro.artifact import read_record
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages.training.metrics import read_metrics
+from tests.pipeline.conftest import TINY, wait_for
 
-TINY = str(Path(__file__).parents[1] / "tiny.toml")
 LONG = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.checkpoint_interval=0.2"]
 
 
@@ -59,13 +57,6 @@ def prompter(workspace: Path) -> tuple[Path, Step]:
     config = load_config(TINY, changes=LONG[1::2])
     step = next(s for s in plan(config, Digests(workspace / "digests.sqlite")) if s.stage == "train_prompter")
     return Store(workspace / "artifacts").folder(step), step
-
-
-def wait_for(condition, seconds: float = 600) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 def processes(module: str, file: str, text: str) -> list[int]:

@@ -21,8 +21,7 @@ from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
 from alpro.pipeline.plan.dag import check_files, decoding, needed, plan, reason, required
 from alpro.pipeline.plan.digests import Digests, digest_data
-from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from tests.pipeline.conftest import TINY, of_shards

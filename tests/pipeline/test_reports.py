@@ -14,8 +14,7 @@ from PIL import Image
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.comparison import differences
-from alpro.pipeline.reports.page import write_report
+from alpro.pipeline.reports.page import differences, write_report
 from alpro.pipeline.reports.results import PRINTED, Table, change_text, data_table, main_table, score_text, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison

@@ -17,25 +17,9 @@ import pytest
 from filelock import Timeout
 
 from alpro.stages.execution.interface import StageFailed
-from tests.pipeline.started import ROOT, TINY, wait_for
+from tests.pipeline.conftest import ROOT, TINY, wait_for
 
 LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [(("--prefect-port", "4300", "--mlflow-port", "4300"), "--mlflow-port"), (("--prefect-port", "{used}"), "{used}")],
-)
-def test_up_names_a_port_that_it_cannot_have(options, named, tmp_path, capsys):
-    import socket
-
-    from alpro.pipeline.cli.main import execute
-
-    with socket.create_server(("127.0.0.1", 0)) as used:
-        port = str(used.getsockname()[1])
-        arguments = [option.format(used=port) for option in options]
-        assert execute(["up", "--workspace", str(tmp_path), *arguments]) == 2
-    assert named.format(used=port) in capsys.readouterr().err
 
 
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):

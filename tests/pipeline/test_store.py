@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import replace
 from importlib import import_module
@@ -15,12 +14,11 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
-from alpro.pipeline.flows import run as run_module
+from alpro.pipeline.flows import tasks as run_module
 from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
-from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.pipeline.store.checksums import describe_contents, verify
-from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped, require
 from tests.pipeline.conftest import write_artifact
@@ -227,19 +225,6 @@ def test_changed_missing_and_extra_files_are_found(store, monkeypatch):
     assert problems(store)[-1] == ("damaged", "empty", "cannot be read: Input/output error")
 
 
-def test_links_to_one_file_are_read_once_and_all_are_reported(store, monkeypatch):
-    folder, second = build(store), build(store, OTHER)
-    (second / "a.tar").unlink()
-    os.link(folder / "a.tar", second / "a.tar")
-    whole, read = checksums.checksum, []
-    monkeypatch.setattr(checksums, "THREADS", 1)
-    monkeypatch.setattr(checksums, "checksum", lambda path: read.append(path.name) or whole(path))
-    assert problems(store) == []
-    assert read.count("a.tar") == 1
-    (second / "a.tar").write_bytes(b"9876543210")
-    assert [file for _, file, _ in problems(store)] == ["a.tar", "a.tar"]
-
-
 EDITS = [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}]
 
 
@@ -424,8 +409,6 @@ def test_rm_removes_artifacts_and_unfinished_work(many, capsys):
 
 
 def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
-    """A file with several links counts once."""
-    os.link(folder_of(many, "a") / "data", folder_of(many, "b") / "shard.tar")
     alpro(many, "ls")
     lines = capsys.readouterr().out.splitlines()
     (line,) = (text for text in lines if text.startswith("c" * 16))

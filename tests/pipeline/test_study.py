@@ -11,8 +11,10 @@ from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.log import warn_once
+from alpro.pipeline.config.load import shipped
 from alpro.pipeline.flows.study import (
     SEEDED,
+    STUDIES,
     Study,
     Variant,
     interval,
@@ -20,7 +22,6 @@ from alpro.pipeline.flows.study import (
     members_of,
     run_study,
     score_rows,
-    shipped_studies,
     study_table,
     work_left,
 )
@@ -230,7 +231,7 @@ def test_a_study_that_is_stopped_runs_no_other_member(start, tmp_path):
     assert len(start) == 1
 
 
-@pytest.mark.parametrize("name", shipped_studies())
+@pytest.mark.parametrize("name", shipped(STUDIES))
 def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, tmp_path):
     study = load_study(name)
     assert study.name == name

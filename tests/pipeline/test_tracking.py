@@ -17,7 +17,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.store.step import Step
+from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking import tracker as module
 from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, read_table

@@ -7,9 +7,8 @@ from alpro.artifact import read_record
 from alpro.inference import index as index_module
 from alpro.inference.index import About, Index
 from alpro.inference.index_videos import add_videos
-from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
-from alpro.pipeline.store.step import Step
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from tests.power_cut import cut_everywhere

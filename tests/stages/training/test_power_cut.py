@@ -5,9 +5,8 @@ import torch
 
 from alpro.artifact import read_record
 from alpro.models.folder import write_tensors
-from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
-from alpro.pipeline.store.step import Step
 from alpro.stages.execution.interface import Outcome, StageConfig
 from alpro.stages.training.checkpoint import trainable
 from tests.power_cut import cut_everywhere
