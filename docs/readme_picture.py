@@ -27,7 +27,7 @@ def main() -> None:
     parts = [
         ("Clips of the sample with captions and questions", sheet(sample_strips(ShardReader(clips, "train"), 2), 2)),
         (
-            "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the clip shows the entity",
+            "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows the entity",
             pseudo_labels,
         ),
         ("Retrieval on test clips: the four best for a text, right and wrong", retrieval),

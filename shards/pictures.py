@@ -85,8 +85,8 @@ def draw_entities(
     """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
 
     frame (H, W, 3) uint8; box (left, top, width, height) as fractions of the frame; entities with probabilities, best
-    first; kept: whether the pseudo-label passed the threshold (None: not applicable); shown: the entities of the whole
-    clip, which are drawn in green and the others in red (None: not known).
+    first; kept: whether the pseudo-label passed the threshold (None: not applicable); shown: the entities of the
+    crop, which are drawn in green and the others in red (None: not known).
     """
     image = crop_tile(frame, box)
     colors = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
