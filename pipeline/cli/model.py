@@ -181,7 +181,6 @@ def entities(
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all.
         text: Caption of the video, which a model of pretrain reads.
     """
-    from alpro.inference.find import find_prompter, is_pretrained
     from alpro.inputs import WHOLE
 
     try:
@@ -189,25 +188,18 @@ def entities(
     except ValueError as error:
         raise InputError(f"--box {error}") from None
     folder = models.folder(model)
-    named = find_prompter(folder, follow=True)
-    loaded = [models.load(*named)]
-    if is_pretrained(folder) and named[0] != folder:
-        loaded.append(models.load(folder))
-
-    naming = [one for one in loaded if one.names_entities]
-    if not naming:
+    if not (naming := models.naming(folder, models.load)):
         raise InputError(
-            f"{folder}: this {loaded[0].folder.task} model names no entities, and no prompter with embedded entities "
-            "was found for it; name a train_prompter, cache_prompts or pretrain artifact"
+            f"{folder}: names no entities, and no prompter with embedded entities was found for it; name a "
+            "train_prompter, cache_prompts or pretrain artifact"
         )
-    named_by = {  # a prompter reads no caption
-        "entities" if one.prompts else "model_entities": partial(
-            one.entities, box=region, top_k=k, text="" if one.prompts else text
-        )
-        for one in naming
+    captions = {"model_entities": text}  # a prompter reads none
+    named_by = {
+        key: partial(one.entities, box=region, top_k=k, text=captions.get(key, "")) for key, one in naming.items()
     }
     if out:
-        write_table(out, models, video, naming[0], next(iter(named_by.values())), k, json)
+        first = next(iter(naming))
+        write_table(out, models, video, naming[first], named_by[first], k, json)
     else:
         show_words(video, {"box": list(region)}, named_by, json)
 

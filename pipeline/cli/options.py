@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,6 +110,16 @@ class Models:
         from alpro import Model
 
         return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
+
+    def naming(self, folder: Path, load: "Callable[[Path, Path | None], Model]") -> dict[str, "Model"]:
+        """The models that name entities for a model folder: as `entities` its prompter, and as `model_entities` a
+        pre-trained model itself, which also reads a caption. load: `Models.load`."""
+        from alpro.inference.find import find_prompter, is_pretrained
+
+        prompter, prompts = find_prompter(folder, follow=True)
+        found = {"entities": load(prompter, prompts)} if prompts else {}
+        found |= {"model_entities": load(folder, None)} if is_pretrained(folder) else {}
+        return {name: model for name, model in found.items() if model.names_entities}
 
     def videos(self, name: str) -> "Location":
         """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""

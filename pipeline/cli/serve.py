@@ -11,7 +11,6 @@ from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_ind
 from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace, check_workspace
 
 if TYPE_CHECKING:
-    from alpro import Model
     from alpro.pipeline.serving.app import Models as Served
 
 MIN_TOKEN = 16  # characters: guesses are not counted
@@ -84,7 +83,7 @@ def token_of(host: str, file: Path | None) -> str:
 
 def load_models(index: Path | None, own: str, ask: str, entities: str, models: Models) -> "Served":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
-    from alpro.inference.find import find_prompter, is_pretrained
+    from alpro.inference.find import find_prompter
     from alpro.pipeline.serving.app import Models as Served
 
     opened = open_index(index) if index else None
@@ -94,23 +93,17 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
     search = opened.model_folder(models.folder(own) if own else "") if opened else None
     if not (first := search or asked or naming):
         raise InputError("nothing to serve; name an INDEX to search, or models with --ask and --entities")
-    named = naming or first
-    prompter, prompts = find_prompter(named, follow=True)
-
-    @cache
-    def model(folder: Path) -> "Model":
-        return models.load(folder, prompts if folder == prompter else None)
-
-    folders = {"search": search} if search else {}
-    if model(asked or first).folder.answers:
-        folders["ask"] = asked or first
+    load = cache(models.load)  # one model may do several things
+    found = {"search": load(*find_prompter(search))} if search else {}
+    answering = load(*find_prompter(asked or first))
+    if answering.folder.answers:
+        found["ask"] = answering
     elif asked:
-        raise InputError(f"{ask}: this {model(asked).folder.task} model does not answer questions")
-    folders |= {"entities": prompter} if prompts else {}
-    folders |= {"pretrained": named} if is_pretrained(named) else {}
-    if naming and not folders.keys() & {"entities", "pretrained"}:
+        raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
+    named = models.naming(naming or first, load)
+    if naming and not named:
         raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
-    return Served(opened, **{what: model(folder) for what, folder in folders.items()})
+    return Served(opened, **found, naming=named)
 
 
 def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:

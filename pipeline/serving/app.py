@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -53,13 +53,7 @@ class Models:
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
-    entities: Model | None = None  # a prompter
-    pretrained: Model | None = None  # also names entities
-
-    @property
-    def naming(self) -> dict[str, Model]:
-        models = {"entities": self.entities, "model_entities": self.pretrained}
-        return {name: model for name, model in models.items() if model}
+    naming: dict[str, Model] = field(default_factory=dict)  # a prompter: `entities`; a pre-trained: `model_entities`
 
     def require(self, what: str, option: str) -> Any:
         """Raises 404 if the server does not do it."""
@@ -253,7 +247,12 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     @app.get("/api/health")
     async def health() -> dict[str, Any]:
         """What this server does; it waits for no model."""
-        offers = {"search": models.search, "ask": models.ask, "entities": models.naming, "text": models.pretrained}
+        offers: dict[str, Any] = {
+            "search": models.search,
+            "ask": models.ask,
+            "entities": models.naming,
+            "text": "model_entities" in models.naming,
+        }
         return {
             "status": "ok",
             "version": app.version,

@@ -329,7 +329,7 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     assert entities[0] == entities[1]
 
 
-@pytest.mark.parametrize("row", ["", "vtm mlm", "vtc vtm mlm pem"])
+@pytest.mark.parametrize("row", ["", "vtm mlm"])
 def test_the_rows_of_table_1_are_weights_of_pre_training(row, first, workspace, tmp_path):
     """Only the losses of the row are computed."""
     off = [f"pretrain.weights.{name}=0" for name in ("vtc", "vtm", "mlm", "pem") if name not in row.split()]

@@ -5,6 +5,7 @@ import base64
 import json
 import shutil
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from alpro.errors import InputError
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import listed, search, similar
-from alpro.pipeline.cli.serve import token_of
+from alpro.pipeline.cli.options import Models as Options
+from alpro.pipeline.cli.serve import load_models, token_of
 from alpro.pipeline.serving import app as module
 from alpro.pipeline.serving.app import Models, application
 from alpro.pipeline.serving.guard import Server, guarded
@@ -50,7 +52,8 @@ def models(trained, videos, clips):
         about = settings(folder / "index", model, columns=("day",))
         add_videos(folder / "index", loaded[RETRIEVAL], about, folder / f"{name}.jsonl")
     add_videos(folder / "index", loaded[RETRIEVAL], about, clips)
-    return Models(Index.open(folder / "index"), *loaded.values())
+    search, ask, prompter = loaded.values()
+    return Models(Index.open(folder / "index"), search, ask, {"entities": prompter})
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_questions_and_entities_of_clips_and_uploads(client, models, videos):
         question = {"question": "what moves?", "k": 2}
         assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
         assert client.post("/api/ask", params=question, **upload(file)).json() == answers
-        named = {"entities": words(models.entities.entities(file, box, 3))}
+        named = {"entities": words(models.naming["entities"].entities(file, box, 3))}
         assert client.get("/api/entities", params=region | {"clip": number}).json() == named
         assert client.post("/api/entities", params=region, **upload(file)).json() == named
     assert "parliament" in client.get("/api/ask", params={"clip": 1, "question": "what parliament?"}).json()["note"]
@@ -129,7 +132,7 @@ def test_questions_and_entities_of_clips_and_uploads(client, models, videos):
 
 def test_a_pre_trained_model_reads_the_caption(models, pretrained, videos):
     model = Model.load(pretrained, device="cpu")
-    client = TestClient(application(replace(models, pretrained=model)))
+    client = TestClient(application(replace(models, naming=models.naming | {"model_entities": model})))
     found = client.get("/api/entities", params={"clip": 0, "text": "a ball", "k": 1}).json()
     assert list(found) == ["entities", "model_entities"]
     ((word, p),) = model.entities(videos[0], top_k=1, text="a ball")
@@ -167,6 +170,26 @@ def test_a_server_without_an_index_refuses_what_it_has_no_model_for(models):
     assert client.get("/api/health").json()["offers"] == ["ask"]
     paths = ("search?text=a", "ask?clip=0&question=a", "entities?clip=0", "clip/0")
     assert [client.get(f"/api/{path}").status_code for path in paths] == [404] * 4
+
+
+def test_what_is_offered_follows_from_the_models(models, trained, pretrained):
+    """Whatever a model can do it does, and it is loaded once."""
+    options = Options(device="cpu", workspace=trained)
+    for index, own, ask, entities, expected in (
+        (models.index.folder, RETRIEVAL, "", "", (True, False, [])),
+        (models.index.folder, "", QA, PROMPTER, (True, True, ["entities"])),
+        (None, "", QA, str(pretrained), (False, True, ["entities", "model_entities"])),
+        (None, "", "", PROMPTER, (False, False, ["entities"])),
+        (None, "", "", "", None),
+        (None, RETRIEVAL, QA, "", None),
+        (None, "", PROMPTER, "", None),
+        (None, "", "", QA, None),
+    ):
+        with pytest.raises(InputError) if expected is None else nullcontext():
+            found = load_models(index, own, ask, entities, options)
+            assert (bool(found.search), bool(found.ask), list(found.naming)) == expected
+            loaded = [one for one in (found.search, found.ask, *found.naming.values()) if one]
+            assert len({one.folder.task for one in loaded}) == len({id(one) for one in loaded})
 
 
 @pytest.mark.parametrize(
