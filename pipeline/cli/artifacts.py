@@ -169,7 +169,7 @@ def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Work
     Args:
         out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
     """
-    from alpro.pipeline.reports.page import compared_runs, write_comparison
+    from alpro.pipeline.reports.page import compared_runs, write_page
     from alpro.pipeline.reports.terminal import print_table
 
     if len(runs) < 2:
@@ -178,9 +178,9 @@ def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Work
     tables = compared_runs(store_of(workspace), artifacts)
     for table in tables[1:]:
         print_table(table)
-    names = "-".join(folder.name[:8] for folder, _ in artifacts)
-    page = out or workspace / "reports" / f"compare-{names}.html"
-    print(f"page: {write_comparison(page, tables)}", file=sys.stderr)
+    names = [folder.name[:8] for folder, _ in artifacts]
+    page = out or workspace / "reports" / f"compare-{'-'.join(names)}.html"
+    print(f"page: {write_page(page, ' and '.join(names), tables=tables)}", file=sys.stderr)
 
 
 def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:

@@ -21,7 +21,7 @@ from prefect.utilities.annotations import quote
 
 from alpro.errors import InputError
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.tasks import PipelineRun, announce, at_terminal, make, title_of
+from alpro.pipeline.flows.tasks import PipelineRun, announce, make, title_of
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
 from alpro.stages.execution.interface import STOP, Stop
@@ -109,11 +109,11 @@ def run(
             run_steps(current)
         except BaseException as error:
             try:
-                finish(current, error)
+                current.write_report(error)
             except Exception as problem:  # must not hide why it failed
                 announce(f"no report of the run that failed: {problem}")
             raise
-        finish(current)
+        current.write_report(None)
     return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
 
 
@@ -164,10 +164,3 @@ def run_steps(current: PipelineRun) -> None:
             STOP.reset(token)
     if current.failures:
         raise next(iter(current.failures.values()))
-
-
-def finish(current: PipelineRun, error: BaseException | None = None) -> None:
-    """Writes the report. error: what ended the run, if it did not finish."""
-    report = current.write_report(error)
-    if not at_terminal():  # the command line prints it below the results
-        announce(f"report: {report}")

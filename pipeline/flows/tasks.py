@@ -59,7 +59,7 @@ class PipelineRun:
         """The artifacts with their records, by the names of the steps, in order."""
         return {step.name: self.found[step.name] for step in self.plan.steps if step.name in self.found}
 
-    def write_report(self, error: BaseException | None) -> Path:
+    def write_report(self, error: BaseException | None) -> None:
         """Writes the report, and a summary as JSON beside it, and logs the results to MLflow. error: what ended the
         run, if it did not finish."""
         settings, steps, _ = self.plan
@@ -91,7 +91,8 @@ class PipelineRun:
         artifacts = list(self.artifacts.values())
         report = write_report(report_file(self.workspace, self.plan), about, artifacts)
         self.tracker.log_pipeline(self.run, artifacts, [report, report.with_suffix(".json")])
-        return report
+        if not at_terminal():  # the command line prints it below the results
+            announce(f"report: {report}")
 
 
 def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:

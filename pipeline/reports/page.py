@@ -64,9 +64,7 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
     }
     heads = ["stage", "fingerprint", "time", "inputs", "counts"]
     last = [data_table(artifacts), Table("Stages", heads, counted, texts=True)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path.with_suffix(".json"), run)
-    return write_page(
+    write_page(
         path,
         run["title"],
         state=run["state"],
@@ -79,16 +77,21 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         last=[table for table in last if table],
         facts={label: text for label, text in facts.items() if text},
     )
+    write_json(path.with_suffix(".json"), run)
+    return path
 
 
 def write_page(path: Path, title: str, **values: Any) -> Path:
-    """Renders the template into one file that needs no other."""
+    """Renders the template into one file that needs no other. Raises InputError if it cannot be written."""
     templates = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("page.html.jinja").render(title=title, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, "utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(page, "utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     return path
 
 
@@ -155,14 +158,6 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> lis
         shown.append(Table("What differs", ["", "", *names], lines, texts=True))
     results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
     return shown + tables(results, compared)
-
-
-def write_comparison(path: Path, shown: Sequence[Table]) -> Path:
-    """Writes the tables of a comparison as a page. Raises InputError if it cannot be written."""
-    try:
-        return write_page(path, " and ".join(line[0] for line in shown[0].lines), tables=shown)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def differences(runs: Sequence[Sequence[Record]]) -> list[tuple[str, str, list[str]]]:
