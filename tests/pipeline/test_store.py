@@ -409,6 +409,7 @@ def test_rm_removes_artifacts_and_unfinished_work(many, capsys):
 
 
 def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
+    (folder_of(many, "a") / "link").symlink_to("data")
     alpro(many, "ls")
     lines = capsys.readouterr().out.splitlines()
     (line,) = (text for text in lines if text.startswith("c" * 16))
