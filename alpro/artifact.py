@@ -135,7 +135,7 @@ def find_artifact(name: str | Path, workspace: Path) -> tuple[Path, Record]:
     """The artifact that a person names, with its record: its folder, its fingerprint or the first characters of it, its
     stage, or STAGE@FINGERPRINT.
 
-    A stage stands for its newest artifact, and a line says which one that is. Raises InputError if there is none
+    A stage stands for its newest artifact, and a line names it. Raises InputError if there is none
     or more than one, and if the newest is not that of the workspace's last whole run: a trial is not taken by accident.
     """
     folder, root = Path(name).expanduser(), workspace / "artifacts"
@@ -188,7 +188,7 @@ def described(record: Record) -> str:
 
 
 def last_run(workspace: Path) -> Record | None:
-    """The summary of the last `alpro run` of a workspace that finished, beside its report; None if there is none."""
+    """The summary of the last `alpro run` of a workspace that finished, beside its report, or None."""
     runs = []
     for path in (workspace / "reports").glob("*.json"):
         try:

@@ -19,7 +19,7 @@ TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their tim
 PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
-SPEED_SECONDS = 600.0  # of which a bar computes the time left: a step may take minutes
+SPEED_SECONDS = 600.0  # the time left follows from the speed in this window: a step may take minutes
 
 log = logging.getLogger("alpro")
 

@@ -32,8 +32,8 @@ CLIP_TOWER |= {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config.json of a model of transformers in a folder; empty if there is none, or none that is readable: loading
-    the weights reports what is wrong."""
+    """The config.json of a model of transformers in a folder; empty if it is missing or not readable: loading the
+    weights reports the reason."""
     try:
         config = read_small_json(Path(name) / "config.json") if name else {}
     except (OSError, ValueError):

@@ -155,7 +155,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def first_line(error: Exception) -> str:
-    """The first non-empty line of an error message, at most 200 characters; the type if there is none."""
+    """The first non-empty line of an error message, at most 200 characters, or the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 

@@ -153,7 +153,7 @@ def resolve(root: Location, path: str) -> Location:
 
 
 def _inside(root: Location, path: str) -> Location | None:
-    """The location of a path that is no URL, absolute or relative to `root`, or None if it is outside."""
+    """The location of a local path, absolute or relative to `root`, or None if it is outside."""
     if isinstance(root, str):
         name = posixpath.normpath(path)
         return None if name.startswith(("/", "..")) else join(root, name)

@@ -21,15 +21,7 @@ from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import (
-    COMPARED,
-    draw_samples,
-    pixel_sums,
-    too_many_rejects,
-    write_overlap,
-    write_statistics,
-    write_tables,
-)
+from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics, write_tables
 from alpro.stages.corpora.units import (
     UNITS,
     forget_unit,
@@ -106,11 +98,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         process = partial(process_unit, config=config, out=out)
         run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
     outcome = merge(plan, out)
-    counts, outcome.warnings = write_overlap(out, COMPARED)
-    outcome.counts |= counts
-    draw_samples(out)
-    if error := too_many_rejects(source, out, config.max_reject_share, outcome.counts["items"]):
-        raise error
+    complete(outcome, source, out, config.max_reject_share)
     return outcome
 
 

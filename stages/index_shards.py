@@ -27,14 +27,7 @@ from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
 from alpro.shards.writer import index_shard
-from alpro.stages.corpora.tables import (
-    COMPARED,
-    draw_samples,
-    pixel_sums,
-    too_many_rejects,
-    write_overlap,
-    write_statistics,
-)
+from alpro.stages.corpora.tables import COMPARED, complete, pixel_sums, write_statistics
 from alpro.stages.corpora.units import merge_parts, open_parts, part_path, read_unit, run_unfinished, write_unit
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
@@ -81,12 +74,8 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
         run_unfinished(units, partial(is_finished, out=out), process, resources, advance, lambda _: 1)
     check_samples(units, out)
     outcome = merge(units, out)
-    if error := too_many_rejects(inputs["shards"], out, config.max_reject_share, outcome.counts["items"]):
-        raise error
     local = all(isinstance(unit.shard, Path) for unit in units)  # at a URL, every sample takes a request
-    counts, outcome.warnings = write_overlap(out, COMPARED if local else 0)
-    outcome.counts |= counts
-    draw_samples(out)
+    complete(outcome, inputs["shards"], out, config.max_reject_share, COMPARED if local else 0)
     return outcome
 
 

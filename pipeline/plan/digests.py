@@ -83,7 +83,7 @@ class Digests:
 
 
 def checksum_or_missing(file: str) -> str:
-    """The SHA-256 of a file; "missing" if it is none or must not be read. Raises InputError if reading fails
+    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError if reading fails
     otherwise."""
     try:
         os.stat(file)

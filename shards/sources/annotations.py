@@ -119,7 +119,7 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
 
 
 def split_name(text: Any) -> str:
-    """The name of a split, or an empty string for none. Raises ValueError for an unknown one."""
+    """The name of a split, or an empty string. Raises ValueError if it is unknown."""
     split = str(text or "").strip().lower()
     if split not in SPLIT_NAMES:
         raise ValueError(f"unknown split {split!r}; use train, validation, test")
@@ -310,7 +310,7 @@ class MediaFiles:
         """The name of a video relative to the folder, and its path: that of one of its names, its URL if the folder has
         no media, or where it is expected. Instead of the path a reason if the names mean several files.
 
-        Raises ValueError if the name is none in the folder.
+        Raises ValueError if no file of the folder has the name.
         """
         if entry.name not in self.located:
             name = self.relative(entry.name)
@@ -345,10 +345,10 @@ class MediaFiles:
         raise ValueError(f"name {name!r} names no file in the folder of videos")
 
     def find(self, name: str) -> Path:
-        """The file that a name refers to; if there is none, the path where it is expected.
+        """The file that a name refers to, or the path where it is expected.
 
-        The file with exactly this name comes first, then one in the same folder with another extension, or an
-        extension where the name has none. A name without a folder also matches files in subfolders. A name with a
+        The file with exactly this name comes first, then one in the same folder with another extension, or with
+        an extension if the name lacks one. A name without a folder also matches files in subfolders. A name with a
         video extension never matches an image, nor the reverse; a name without an extension prefers the video. Raises
         ValueError if it matches several files.
         """

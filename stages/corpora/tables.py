@@ -17,6 +17,7 @@ from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location
+from alpro.stages.execution.interface import Outcome
 
 ROW_GROUP = 2048  # rows of a table that are buffered before they are written
 COMPARED = 4000  # samples whose frames are compared between the splits; takes a few seconds
@@ -80,18 +81,29 @@ def reasons_of(out: Path) -> Counter[str]:
     return Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
 
 
-def too_many_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> InputError | None:
-    """The error to raise if the share of rejected items is above the limit. Rejects below it are logged."""
+def complete(outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED) -> None:
+    """Writes what a corpus has beside its shards and index, and adds counts and warnings to the outcome.
+
+    compared: the most samples whose frames are compared between the splits. Raises InputError if too many items are
+    rejected.
+    """
+    counts, outcome.warnings = write_overlap(out, compared)
+    outcome.counts |= counts
+    draw_samples(out)
+    check_rejects(source, out, max_reject_share, outcome.counts["items"])
+
+
+def check_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> None:
+    """Raises InputError if the share of rejected items is above the limit. Rejects below it are logged."""
     reasons, place = reasons_of(out), out / "rejects.parquet"
     shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     if reasons.total() > max_reject_share * items:
-        return InputError(
+        raise InputError(
             f"{source}: {reasons.total()} of {items} items are rejected, more than max_reject_share = "
             f"{max_reject_share:g} allows ({shown}); see {place}"
         )
     if reasons:
         log.info(f"{reasons.total()} of {items} items are rejected ({shown}): {place}")
-    return None
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def width_of(folder: Path) -> int:
-    """The width of the model in an input of a stage, 0 if it has none. A CLIP or SigLIP counts as wide."""
+    """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts as wide."""
     file = model_folder(folder) / "config.json"
     return read_json(file).get("model", {}).get("video", {}).get("width", WIDE) if file.is_file() else 0
 

@@ -66,7 +66,7 @@ class Checkpoints:
         return sorted(folders, reverse=True)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, rank: int = 0) -> dict[str, Any] | None:
-        """Loads the newest intact checkpoint and returns its state; None if there is none.
+        """Loads the newest intact checkpoint and returns its state, or None.
 
         A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the random state of `rank`;
         a rank that is not in the checkpoint keeps its own.

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,6 +163,35 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
     assert not list(tmp_path.glob("*/artifacts/*/*/artifact.json"))
     written = [path for path in tmp_path.glob("workspace/**/*") if path.is_file()]
     assert not any(b"hush" in path.read_bytes() for path in written)
+
+
+@pytest.fixture
+def unprivileged() -> list[str]:
+    """A prefix for a command that makes file permissions apply to it, also if the tests run as root."""
+    if os.geteuid() != 0:
+        return []
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], capture_output=True).returncode != 0:
+        pytest.skip("root without setpriv: it can write everywhere")
+    return drop
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", ["run pretrain", "artifacts rm ab"])
+def test_a_read_only_workspace_is_a_one_line_error(words, unprivileged, tmp_path):
+    workspace = tmp_path / "workspace"
+    (workspace / "artifacts" / "pretrain" / "ab").mkdir(parents=True)
+    folders = workspace, workspace / "artifacts" / "pretrain"
+    for folder in folders:
+        folder.chmod(0o555)
+    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", *words.split(), "--workspace"]
+    done = subprocess.run([*command, str(workspace)], cwd=ROOT, capture_output=True, text=True)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert str(workspace) in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_dry_run_lists_the_stages_that_would_run_with_its_warnings(tmp_path, monkeypatch, capsys):

@@ -350,7 +350,7 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
         Image.new("RGB", (20, 10), "white").save(wall)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'draw_samples'}", change)
+        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'complete'}", change)
         with pytest.raises(InputError, match=r"decode_videos walls: .*items.jsonl\)"):
             make()
     assert store.all() == []
