@@ -1,7 +1,7 @@
 """The README's picture, from the artifacts of a run of the sample: `python docs/readme_picture.py [--workspace W]`.
 
-Clips with their texts, the pseudo-labels of the last step of pre-training, and retrieval on test clips: the pictures
-that the stages write, as they are; of retrieval the upper half.
+Clips with their texts, the pseudo-labels of the first batch of pre-training, and retrieval on test clips: the pictures
+that the stages write, as they are.
 """
 
 import argparse
@@ -23,17 +23,16 @@ def main() -> None:
     clips = latest(artifacts, "decode_videos/*/pictures/samples.png", "clips").parents[1]
     pseudo_labels = Image.open(latest(artifacts, "pretrain/*/pictures/pseudo_labels.png"))
     retrieval = Image.open(latest(artifacts, "evaluate/*/pictures/retrieval.png"))
-    retrieval = retrieval.crop((0, 0, retrieval.width, retrieval.height // 2))
     parts = [
         ("Clips of the sample with captions and questions", sheet(sample_strips(ShardReader(clips, "train"), 2), 2)),
         (
             "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows the entity",
             pseudo_labels,
         ),
-        ("Retrieval on test clips: the four best for a text, right and wrong", retrieval),
+        ("The four best test clips for the texts with the best ranks (left) and the worst (right)", retrieval),
     ]
     rows = [row for title, picture in parts for row in (heading(title), picture)]
-    sheet(rows).save(OUT, optimize=True)
+    sheet(rows).quantize(128, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(OUT)
 
 
