@@ -40,6 +40,7 @@ def run_stage(
     resources: Resources,
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
+    beside: int = 1,
 ) -> Outcome:
     """Runs a step's stage with the output folder `out` in a process group of its own; returns its outcome.
 
@@ -49,6 +50,7 @@ def run_stage(
     Args:
         lock_file: the open lock of the artifact, which the group holds, too.
         say: receives the output of the group line by line, if there is no terminal.
+        beside: the stages with a model that may run at the same time, this one included: they share a CPU's cores.
 
     Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
     """
@@ -67,10 +69,6 @@ def run_stage(
     result_file.unlink(missing_ok=True)
     with_model, several = step.stage in WITH_MODEL, step.stage in SEVERAL
     gpus = visible_devices(resources) if with_model else {}
-    # Two models on a CPU with all threads each would wait for each other's; 0: PyTorch decides.
-    threads = max(1, cores() // resources.max_stages) if resources.max_stages > 1 else 0
-    if not gpus and resources.processes == 1:
-        resources = resources.model_copy(update={"processes": cpu_processes(step, resources, threads)})
     arguments = command(step.stage, file, resources)
 
     def announce(text: str) -> None:
@@ -82,9 +80,9 @@ def run_stage(
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
-        # torchrun would give each process one thread
-        if with_model and not gpus and (threads or count > 1) and "OMP_NUM_THREADS" not in os.environ:
-            settings["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // count))
+        # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
+        if with_model and not gpus and beside * count > 1 and "OMP_NUM_THREADS" not in os.environ:
+            settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))
         if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
             settings[PLAIN] = "1"
         log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
@@ -108,21 +106,6 @@ def run_stage(
             "the same command resumes"
         )
     raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
-
-
-def cpu_processes(step: Step, resources: Resources, threads: int = 0) -> int:
-    """The number of processes of a stage on a CPU: `resources.cpu_processes`, but at most one per core, or per thread
-    that the stage may use, and a number that divides its batches. One, if the user sets the number of threads."""
-    count = min(resources.cpu_processes, threads or cores())
-    if step.stage not in SEVERAL or resources.nodes > 1 or "OMP_NUM_THREADS" in os.environ:
-        return 1
-    check = getattr(step.config, "check_division", None)  # of trainings
-    while check and count > 1:
-        with suppress(InputError):
-            check(count)
-            break
-        count -= 1
-    return count
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:

@@ -24,7 +24,7 @@ from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
 from alpro.pipeline.store.artifacts import Step, lock_number
 from alpro.pipeline.tracking.tracker import VALIDATED, Tracker, first_line, git_commit, stage_title, status_after
-from alpro.stages import STAGES
+from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -58,6 +58,12 @@ class PipelineRun:
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
         """The artifacts with their records, by the names of the steps, in order."""
         return {step.name: self.found[step.name] for step in self.plan.steps if step.name in self.found}
+
+    def beside(self, step: Step) -> int:
+        """The number of stages with a model that may run here at the same time as a step, itself included."""
+        here = [s for s in self.plan.steps if s.stage in WITH_MODEL and s.stage not in self.elsewhere]
+        apart = [other for other in here if not other.needs(step) and not step.needs(other)]
+        return min(self.plan.settings.resources.max_stages, sum(not self.plan.store.find(other) for other in apart))
 
     def write_report(self, error: BaseException | None) -> None:
         """Writes the report, and a summary as JSON beside it, and logs the results to MLflow. error: what ended the
@@ -177,7 +183,7 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
             resources, file = settings.resources, lock_number(lock)
             record = store.make(
                 step,
-                lambda step, out: run_stage(step, out, store, resources, file, say()),
+                lambda step, out: run_stage(step, out, store, resources, file, say(), current.beside(step)),
                 about,
             )
         current.found[step.name] = folder, record

@@ -63,6 +63,10 @@ class Step:
         """Why this step cannot run on this machine: outside files of it, or of an input, cannot be read."""
         return self.missing or next((f"needs {s.name}" for s in self.inputs.values() if s.blocked), "")
 
+    def needs(self, other: "Step") -> bool:
+        """Whether the other's artifact is an input of this step, or of one of its inputs."""
+        return any(step.name == other.name or step.needs(other) for step in self.inputs.values())
+
     @property
     def module(self) -> ModuleType:
         return import_module(f"alpro.stages.{self.stage}")

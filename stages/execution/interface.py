@@ -64,15 +64,10 @@ class Resources(StageConfig):
         ge=1,
         description="processes on this machine that share a training or an evaluation (torchrun)",
     )
-    cpu_processes: int = Field(
-        1,
-        ge=1,
-        description="`processes` without a GPU; at most one per core. Faster than threads for small models",
-    )
     max_stages: int = Field(
         1,
         ge=1,
-        description="stages that run at the same time; they share the cores of a CPU, each has its own GPUs",
+        description="stages that run at the same time; on a CPU, their models share its cores, each has its own GPUs",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     checkpoint_activations: bool = Field(False, description="recompute activations: less memory, a third more time")

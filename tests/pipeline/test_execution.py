@@ -36,13 +36,7 @@ ROOT = Path(__file__).parents[2]
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
-
-
-def step_of(**config) -> Step:
-    return Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}], **config))
-
-
-PRETRAIN = step_of(batch_size=12)
+PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
 
 
 @pytest.fixture
@@ -73,40 +67,32 @@ def group(monkeypatch) -> dict[str, Any]:
 
 
 def test_resources_reach_the_process_of_a_stage(group, tmp_path):
-    resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2)
+    resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2)
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
-    assert (group["work"]["out"], group["locks"], group["settings"]) == (str(tmp_path), (5,), {})
+    assert (group["work"]["out"], group["locks"]) == (str(tmp_path), (5,))
+    assert group["settings"] == {"ALPRO_PLAIN_PROGRESS": "1"}
 
 
 @pytest.mark.parametrize(
-    ("step", "resources", "own", "processes", "expected"),
+    ("step", "processes", "beside", "own", "expected"),
     [  # own: OMP_NUM_THREADS of the user; expected: that of the stage. torchrun would set 1
-        (PRETRAIN, {"max_stages": 2}, None, 1, "3"),
-        (PRETRAIN, {"max_stages": 2}, "4", 1, None),
-        (PRETRAIN, {"max_stages": 2, "processes": 2}, None, 2, "1"),
-        (PRETRAIN, {"cpu_processes": 4}, None, 4, "1"),
-        (PRETRAIN, {"cpu_processes": 4, "max_stages": 2}, None, 3, "1"),  # beside another stage
-        (PRETRAIN, {"max_stages": 9}, None, 1, "1"),
-        (PRETRAIN, {"cpu_processes": 3}, "1", 1, None),
-        (step_of(batch_size=8), {"cpu_processes": 3}, None, 2, "3"),  # 3 does not divide the batch
-        (EVALUATE, {"cpu_processes": 3}, None, 3, "2"),
-        (CACHE, {"cpu_processes": 3}, None, 1, None),
-        (DATA, {"max_stages": 2}, None, 1, None),  # it has no model
+        (PRETRAIN, 1, 1, None, None),  # PyTorch decides
+        (PRETRAIN, 1, 2, None, "3"),
+        (PRETRAIN, 1, 2, "4", None),
+        (PRETRAIN, 2, 2, None, "1"),
+        (CACHE, 2, 1, None, None),  # in one process
+        (DATA, 1, 2, None, None),  # it has no model
     ],
 )
-def test_processes_and_threads_of_a_stage_on_a_cpu(
-    step, resources, own, processes, expected, group, tmp_path, monkeypatch
-):
+def test_threads_of_a_stage_on_a_cpu(step, processes, beside, own, expected, group, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
-    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", **resources))
-    assert (f"--nproc-per-node={processes}" in group["arguments"]) == (processes > 1)
+    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), beside=beside)
     assert group["settings"].get("OMP_NUM_THREADS") == expected
-    assert group["settings"].get("ALPRO_PLAIN_PROGRESS") == ("1" if "max_stages" in resources else None)
 
 
 ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]

@@ -370,6 +370,20 @@ def test_independent_stages_run_at_the_same_time_within_the_limit(changes, toget
     assert together == 2 or seen.started == [name for name in first if name in seen.started]
 
 
+def test_a_stage_shares_the_cores_only_with_those_that_may_run_beside_it(first, workspace, monkeypatch):
+    seen = set()
+
+    def fail(step: Step, *others: object) -> Outcome:
+        seen.add((step.name, others[-1]))
+        raise StageFailed(f"{step.name} broke")
+
+    monkeypatch.setattr(RUN_STAGE, fail)
+    for changes in (["pretrain.lr=7e-4"], FINE_TUNING, FINE_TUNING[1:]):  # with FINE_TUNING[1:], the other is cached
+        with pytest.raises(StageFailed, match="broke"):
+            alpro(TINY, changes=[*changes, "resources.max_stages=2"], workspace=workspace)
+    assert seen == {("pretrain", 1), ("finetune_retrieval", 2), ("finetune_qa", 2), ("finetune_qa", 1)}
+
+
 @pytest.fixture
 def interruptible():
     """A shell's background jobs ignore Ctrl-C."""

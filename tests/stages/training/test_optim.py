@@ -167,6 +167,6 @@ def test_muon_steps_along_nesterov_momentum():
     for seed in range(3):
         give_gradient(model, seed)
         momentum = 0.95 * momentum + 0.05 * weight.grad
-        expected = weight.detach() - 0.1 * optim.orthogonalized(0.05 * weight.grad + 0.95 * momentum)
+        expected = weight.detach() - 0.1 * optim.orthogonalized((0.05 * weight.grad + 0.95 * momentum)[None])[0]
         step_if(optimizer, YES)
         assert torch.allclose(weight, expected, atol=1e-5)
