@@ -50,7 +50,7 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
     """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
     the split that are not also in training; of a manifest with a column `split`, those of the split. Otherwise all,
     but if one of the `models` was trained on some of them, those of its run's split."""
-    source = absolute(source)
+    source, models = absolute(source), [model.parent if model.name == "model" else model for model in models]
     if is_corpus(source):
         listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
         shared = also_in_training(Path(source), split) if listed else set()
@@ -64,6 +64,8 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
         what = f"split {split}" if named else "all: the data names no split"
         if own is not None:
             what = f"split {split} of the model's own run"
+        elif not named and (unknown := [model.name for model in models if not read_record(model)]):
+            what += f", and no record says whether {' and '.join(unknown)} trained on it"
         kept = [row for row in rows if not named or row.split == split] if own is None else own
         items = [Labeled(row, row.model_dump()) for row in kept]
     items = [item for item in items if item.about["captions"] or item.about["questions"]]
@@ -98,9 +100,8 @@ def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: 
     return None
 
 
-def corpora_of(model: Path) -> Iterator[Path]:
-    """The decoded corpora on which a model of a workspace was trained, and those on which its inputs were."""
-    artifact = model.parent if model.name == "model" else model
+def corpora_of(artifact: Path) -> Iterator[Path]:
+    """The decoded corpora on which the model of an artifact was trained, and those on which its inputs were."""
     for source in (read_record(artifact) or {"inputs": {}})["inputs"].values():
         folder = input_folder(artifact, source)
         yield from [folder] if source["stage"] in CORPUS_STAGES else corpora_of(folder)
@@ -149,10 +150,8 @@ class Threshold:
         right = np.sort(np.where(relevant, similarity, -np.inf).max(1))
         others = np.sort(np.where(relevant, -np.inf, similarity).max(1))
         levels = np.unique(np.concatenate([right, others]))
-        missed, accepted = (
-            np.searchsorted(right, levels) / len(right),
-            1 - np.searchsorted(others, levels) / len(others),
-        )
+        missed = np.searchsorted(right, levels) / len(right)
+        accepted = 1 - np.searchsorted(others, levels) / len(others)
         best = int(np.argmin(missed + accepted))
         return cls(float(levels[best]), float(missed[best]), float(accepted[best]))
 

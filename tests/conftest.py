@@ -28,6 +28,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+import alpro.models
 from alpro.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,11 @@ HEAVY = {
         "test_paper_configurations",
     )
 }
+
+
+def pytest_configure() -> None:
+    """An editable installation of another checkout would be tested instead of this one."""
+    assert Path(alpro.models.__file__).is_relative_to(ROOT), f"{alpro.models.__file__} is not of {ROOT}: make install"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,16 +35,17 @@ def main(file: Path) -> int:
         with os_errors(work["out"]):
             outcome = run(work)
     except InputError as error:
-        return stop(result, {"error": str(error)}, f"error: {error}", EXIT_INPUT_ERROR)
+        return stop(result, {"error": str(error)}, EXIT_INPUT_ERROR)
     except OSError as error:
         if error.errno in DISK_FULL:
             full = f"{error.filename or work['out']}: {error.strerror}; free some disk space and run again to resume"
-            return stop(result, {"error": full}, f"error: {full}", EXIT_INPUT_ERROR)
+            return stop(result, {"error": full}, EXIT_INPUT_ERROR)
         if isinstance(error, LASTING):
             raise
         # A network or its disk failed: the stage may succeed if it continues soon.
         line = " ".join(str(error).split()) or type(error).__name__
-        return stop(result, {"interrupted": line}, line, EXIT_INTERRUPTED)
+        print(line, file=sys.stderr, flush=True)
+        return stop(result, {"interrupted": line}, EXIT_INTERRUPTED)
     except RuntimeError as error:
         if not ranked or not LOST_RANK.search(str(error)):
             raise
@@ -54,24 +55,26 @@ def main(file: Path) -> int:
     except SystemExit as exit_:
         if exit_.code != EXIT_INTERRUPTED:
             raise
-        return stop(result, {"interrupted": "it received SIGTERM"}, "", EXIT_INTERRUPTED)
+        return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED)
     if main_rank:
         write_json(result, asdict(outcome))
     return 0
 
 
-def stop(path: Path, result: dict[str, str], line: str, status: int) -> int:
-    """Writes and prints why a stage ended, unless another rank has: the first that fails is the cause, and torchrun has
-    an exit status of its own. Returns the status."""
+def stop(path: Path, result: dict[str, str], status: int) -> int:
+    """Writes why a stage ended, unless another rank has: the first that fails is the cause, and torchrun has an exit
+    status of its own. Prints an error that the launcher will not: on another node, or where the disk is full."""
+    unread = os.environ.get("GROUP_RANK", "0") != "0"
     try:
         with open(path, "x") as file:
             file.write(json.dumps(result))
     except FileExistsError:
         return status
-    except OSError:  # a full disk: the message is only printed
+    except OSError:
         path.unlink(missing_ok=True)
-    if line:
-        print(line, file=sys.stderr, flush=True)
+        unread = True
+    if unread and "error" in result:
+        print(f"error: {result['error']}", file=sys.stderr, flush=True)
     return status
 
 

@@ -180,12 +180,8 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
         announce(f"{number}{step.name}: started")
         with tracker.stage_run(step.description, folder, current.run, tags) as run:
             about = {"commit": current.commit, "mlflow_run": run, "arguments": current.recorded}
-            resources, file = settings.resources, lock_number(lock)
-            record = store.make(
-                step,
-                lambda step, out: run_stage(step, out, store, resources, file, say(), current.beside(step)),
-                about,
-            )
+            rest = (store, settings.resources, lock_number(lock), say(), current.beside(step))
+            record = store.make(step, lambda step, out: run_stage(step, out, *rest), about)
         current.found[step.name] = folder, record
     announce(done_line(step, record))
     return None

@@ -263,10 +263,8 @@ def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
     k=st.integers(1, 10),
 )
 def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
-    matrix, chosen = (
-        np.array([[value, 1.0] for value in values], np.float32).reshape(-1, 2),
-        np.array(kept[: len(values)], bool),
-    )
+    matrix = np.array([[value, 1.0] for value in values], np.float32).reshape(-1, 2)
+    chosen = np.array(kept[: len(values)], bool)
     rows, scores = most_similar(matrix, np.array([1, 0], np.float32), k, chosen)
     expected = sorted(np.flatnonzero(chosen), key=lambda row: (-values[row], row))[:k]
     assert rows.tolist() == expected

@@ -115,7 +115,9 @@ def test_data_of_the_models_own_run_has_its_split(own_run, seed):
     assert "late" in {item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]}
     other = source.with_name("other.jsonl")
     other.write_text(json.dumps({"id": "foreign", "path": "v0.png", "caption": "x"}) + "\n")
-    assert len(labeled(other, "test", [model])[0]) == 1
+    items, what = labeled(other, "test", [model])
+    assert (len(items), what) == (1, "all: the data names no split")
+    assert labeled(other, "test", [model, other.parent])[1].startswith(f"{what}, and no record says")
     shutil.rmtree(corpus)
     with pytest.raises(InputError, match="decode_videos"):
         labeled(source, "test", [model])

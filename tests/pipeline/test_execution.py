@@ -299,12 +299,14 @@ def test_an_error_is_the_persons_or_passes_or_is_a_bug(error, status, key, run, 
         return
     found, result, _ = run(error)
     assert (found, list(result)) == (status, [key])
-    assert len(capsys.readouterr().err.splitlines()) == (0 if isinstance(error, SystemExit) else 1)
+    said = key == "interrupted" and not isinstance(error, SystemExit)  # what ends the run, the launcher says
+    assert len(capsys.readouterr().err.splitlines()) == said
 
 
-def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(run, work, capsys):
+def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(run, work, capsys, monkeypatch):
+    monkeypatch.setenv("GROUP_RANK", "1")  # of another node, which has a terminal of its own
     assert run(InputError("clips: no captions"), "1")[:2] == (EXIT_INPUT_ERROR, {"error": "clips: no captions"})
-    capsys.readouterr()
+    assert capsys.readouterr().err == "error: clips: no captions\n"
     assert run(InputError("other"), "2")[1] == {"error": "clips: no captions"}
     assert run(RuntimeError("[gloo] Connection closed by peer\nmore"), "2")[0] == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -316,9 +318,8 @@ def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcom
 def test_it_runs_as_a_module(work, tmp_path):
     write_json(work, read_json(work) | {"inputs": {"data": str(tmp_path / "nowhere.jsonl")}})
     done = subprocess.run([*ALONE[:-1], str(work)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == EXIT_INPUT_ERROR
-    assert done.stderr == f"error: {read_json(work.with_name('result.json'))['error']}\n"
-    assert "nowhere.jsonl" in done.stderr
+    assert (done.returncode, done.stderr) == (EXIT_INPUT_ERROR, "")
+    assert "nowhere.jsonl" in read_json(work.with_name("result.json"))["error"]
 
 
 # GPUs, of which this machine needs none.

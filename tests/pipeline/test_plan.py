@@ -378,9 +378,7 @@ def data(tmp_path) -> Path:
     return folder / "items.jsonl"
 
 
-def test_an_unchanged_file_is_read_once_and_a_changed_one_again_also_after_an_interruption(
-    tmp_path, digests, monkeypatch
-):
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again_after_an_interruption(tmp_path, digests, monkeypatch):
     """Each batch is kept; another pipeline can write while files are read."""
     read, checksum = [], module.checksum
     files = [tmp_path / name for name in "abc"]

@@ -59,9 +59,7 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
     return out
 
 
-def test_prompts_are_those_of_the_model_that_is_named_whatever_becomes_of_its_folder(
-    cached, kind, clip_folders, vocabulary
-):
+def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(cached, kind, clip_folders, vocabulary):
     prompts, entities, named = read_prompts(cached), read_entities(vocabulary), load_clip(str(clip_folders[kind]))
     for of, templates in TEMPLATES.kinds.items():
         expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
