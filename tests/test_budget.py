@@ -18,10 +18,10 @@ LINES = {
     "models": 2_250,
     "shards": 3_758,
     "stages": 6_439,
-    "inference": 1_929,
-    "pipeline": 5_895,
+    "inference": 1_928,
+    "pipeline": 5_894,
     "experiments": 685,
-    "tests": 20_990,
+    "tests": 20_962,
     "programs": 1_409,
 }
 FILES = 145

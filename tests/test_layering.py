@@ -30,17 +30,7 @@ ONLY_IN = {  # packages that one room or file may import
     "fsspec": "shards/storage.py",
 }
 # Of pipeline/, each imports only those before it.
-PIPELINE = [
-    "config",
-    "store",
-    "plan",
-    "execution",
-    "reports",
-    "tracking",
-    "flows",
-    "serving",
-    "cli",
-]
+PIPELINE = ["config", "store", "plan", "execution", "reports", "tracking", "flows", "serving", "cli"]
 
 
 @functools.cache

@@ -125,13 +125,7 @@ def first(workspace, prefect) -> dict[str, str]:
 
 
 def alpro(
-    config: str,
-    data: str = "",
-    changes: Iterable[str] = (),
-    stage: str = "",
-    *,
-    workspace: Path,
-    uri: str = "",
+    config: str, data: str = "", changes: Iterable[str] = (), stage: str = "", *, workspace: Path, uri: str = ""
 ) -> dict[str, str]:
     """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
     from alpro.pipeline.flows.flow import start

@@ -115,9 +115,7 @@ def test_a_size_that_lies_or_grows_is_rejected(make_video: Make, decoder):
     path.write_bytes(content[:at] + b"\xb0\x83\x0f\x42\x40" + content[at + 3 :])
     assert refusal(path, decoder).startswith(("too large: 1000000 x 48", "unreadable"))
     both = path.with_name("both.ts")
-    both.write_bytes(
-        make_video("a.ts", 12).read_bytes() + make_video("b.ts", 12, size=(640, 480)).read_bytes(),
-    )
+    both.write_bytes(make_video("a.ts", 12).read_bytes() + make_video("b.ts", 12, size=(640, 480)).read_bytes())
     assert refusal(both, decoder, Limits(max_pixels=100_000)).startswith(("too large", "unreadable"))
 
 

@@ -2,18 +2,7 @@
 
 import numpy as np
 
-from alpro.shards.pictures import (
-    FAINT,
-    GREEN,
-    INK,
-    RED,
-    TILE,
-    draw_entities,
-    retrieval_picture,
-    sheet,
-    strip,
-    tile,
-)
+from alpro.shards.pictures import FAINT, GREEN, INK, RED, TILE, draw_entities, retrieval_picture, sheet, strip, tile
 
 WHITE = np.full((32, 32, 3), 255, np.uint8)
 

@@ -65,12 +65,7 @@ def test_captions_statuses_and_clips_are_read(downloads):
     assert row.path.read_bytes()[row.member.offset :][: row.member.size] == b"000000001" * 200
     assert [(r.id, r.path, r.reason, r.detail) for r in rejects] == [
         ("000000002", "", "not fetched", "failed_to_download: HTTP Error 404"),
-        (
-            "000000004",
-            "https://host.example/watch?v=000000004",
-            "not fetched",
-            "failed_to_subsample: no cuts",
-        ),
+        ("000000004", "https://host.example/watch?v=000000004", "not fetched", "failed_to_subsample: no cuts"),
     ]
 
 

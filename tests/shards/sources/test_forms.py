@@ -98,11 +98,7 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
         [{"videoID": "-x_1_000003_000013", "enCap": ["A boy jumps.", "A child jumps."], "chCap": ["一个"]}],
         [("-x_1_000003_000013", "", "-x_1_000003_000013.mp4", "A boy jumps.", "A child jumps.")],
     ),
-    "WebVid": (
-        "results_2M_val.csv",
-        WEBVID,
-        [("77", "", "77.mp4", "Sea, waves"), ("78", "", "no 78.mp4", "A dog")],
-    ),
+    "WebVid": ("results_2M_val.csv", WEBVID, [("77", "", "77.mp4", "Sea, waves"), ("78", "", "no 78.mp4", "A dog")]),
     "ALPRO's own lists": (
         "train.jsonl.gz",
         [

@@ -143,8 +143,7 @@ def test_given_splits_are_kept_and_other_rows_are_for_training():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
-    st.integers(1, 9),
+    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30), st.integers(1, 9)
 )
 def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
     rows = [Row(id=str(n), path=Path("a"), kind=kind, split=split) for n, (split, kind) in enumerate(items)]

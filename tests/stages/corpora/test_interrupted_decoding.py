@@ -101,11 +101,7 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_bytes(whom, decode, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("max_bytes", "message"),
-    [
-        (4_000, "full: "),
-        pytest.param(150_000, "full: File too large", marks=pytest.mark.long),
-    ],
+    ("max_bytes", "message"), [(4_000, "full: "), pytest.param(150_000, "full: File too large", marks=pytest.mark.long)]
 )
 def test_a_full_disk_is_a_one_line_error_and_loses_no_work(max_bytes, message, decode, tmp_path):
     out = tmp_path / "full"

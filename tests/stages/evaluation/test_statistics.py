@@ -138,8 +138,7 @@ def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("queries", "videos"),
-    [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)],
+    ("queries", "videos"), [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)]
 )
 def test_videos_with_most_of_the_queries_count_for_less(queries, videos):
     ids = np.array([f"v{n}" for n, count in enumerate(queries) for _ in range(count)])

@@ -20,10 +20,7 @@ from alpro.stages.training.distributed import World
 from alpro.stages.training.loop import EXIT_INTERRUPTED
 from alpro.stages.training.loop import Run as TrainingRun
 from alpro.stages.training.metrics import read_metrics
-from alpro.stages.training.objective import (
-    Objective,
-    PrompterObjective,
-)
+from alpro.stages.training.objective import Objective, PrompterObjective
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 ALONE = World(0, 1, torch.device("cpu"))
