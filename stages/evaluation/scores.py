@@ -25,7 +25,7 @@ from alpro.stages.evaluation.scorer import Scorer
 def add_rankers(results: Results, what: str, name: str, model: Scorer, gallery: Gallery) -> np.ndarray:
     """Adds retrieval by matching as `name`, and by similarity as <name>_vtc. Returns the scores of matching."""
     scores, similarity = model.score(gallery)
-    add_retrieval(results, f"{what} retrieval", name, scores, gallery.labels, protocol=model.protocol())
+    add_retrieval(results, f"{what} by matching", name, scores, gallery.labels, protocol=model.protocol())
     all_pairs = model.protocol(by_similarity=True)
     add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, gallery.labels, protocol=all_pairs)
     return scores

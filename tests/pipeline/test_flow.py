@@ -78,12 +78,12 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     left = [path for folder in folders for path in folder.rglob("*") if path.name.endswith(".part")]
     assert left + [path for folder in folders for name in ("checkpoints", "parts") for path in folder.glob(name)] == []
     rows = [row for name in EVALUATIONS for row in json.loads((Path(first[name]) / "results.json").read_text())]
-    expected = {"zero-shot retrieval", "fine-tuned retrieval", "question answering", "prompter"}
+    expected = {"zero-shot by matching", "fine-tuned by matching", "question answering", "prompter"}
     assert expected <= {row["what"] for row in rows}
     assert all(row["items"] > 0 for row in rows)
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
     report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
-    assert "zero-shot retrieval" in report
+    assert "zero-shot by matching" in report
     pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) > 2
 

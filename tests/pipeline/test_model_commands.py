@@ -132,7 +132,7 @@ def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pr
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
     score = {
-        "what": "fine-tuned retrieval",
+        "what": "fine-tuned by matching",
         "metric": "R@1",
         "direction": "t2v",
         "value": 51.5,
@@ -161,7 +161,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert "license: cc-by-4.0\n" in card
     assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
     assert "| films | all | 1,300 | 2,600 | 0 | 0 |" in card
-    assert "| fine-tuned retrieval | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
+    assert "| fine-tuned by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
     assert "question answering" not in card
     assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
     for heading in ("Training", "Data", "Evaluation", "Limits", "License"):

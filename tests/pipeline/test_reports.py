@@ -61,8 +61,8 @@ def rows() -> list[dict[str, Any]]:
         *rows_of("qa", "control: text only", "qa_text_only", ["all questions"], numbers, 290),
         *rows_of("entities", "prompter", "entities", ["entity accuracy"], numbers, 150),
         *rows_of("decoded", "decoded of clips", "decoded", ["190 of 200"], numbers, 200),
-        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS, numbers, 400, "t2v"),
-        *rows_of("retrieval", "zero-shot retrieval", "zero_shot", RANKS[:1], numbers, 200, "v2t"),
+        *rows_of("retrieval", "zero-shot by matching", "zero_shot", RANKS, numbers, 400, "t2v"),
+        *rows_of("retrieval", "zero-shot by matching", "zero_shot", RANKS[:1], numbers, 200, "v2t"),
     ]
 
 
@@ -73,10 +73,10 @@ def test_every_number_is_in_its_column(rows):
             "Retrieval",
             ["", "", "score", "chance", "items"],
             [
-                ["zero-shot retrieval", "t2v R@1", "10.2 %", "11.8 %", "400"],
-                ["zero-shot retrieval", "t2v R@5", "12.2 %", "13.8 %", "400"],
-                ["zero-shot retrieval", "t2v MdR ↓", "14.2", "15.8", "400"],
-                ["zero-shot retrieval", "v2t R@1", "16.2 %", "17.8 %", "200"],
+                ["zero-shot by matching", "t2v R@1", "10.2 %", "11.8 %", "400"],
+                ["zero-shot by matching", "t2v R@5", "12.2 %", "13.8 %", "400"],
+                ["zero-shot by matching", "t2v MdR ↓", "14.2", "15.8", "400"],
+                ["zero-shot by matching", "v2t R@1", "16.2 %", "17.8 %", "200"],
             ],
         ),
         (
@@ -99,7 +99,7 @@ def test_every_number_is_in_its_column(rows):
             [["decoded of clips", "190 of 200", "9.2 %", "-", "200"]],
         ),
     ]
-    protocols = "all pairs, 400 frames: zero-shot retrieval.\nall pairs, 200 frames: zero-shot retrieval."
+    protocols = "all pairs, 400 frames: zero-shot by matching.\nall pairs, 200 frames: zero-shot by matching."
     assert [table.note for table in shown] == [protocols, "", "", ""]
     assert tables({"score": []}) == []
     # A table that an evaluation adds is after the others, and items that training has, too, are a note of each.
@@ -181,7 +181,7 @@ def test_the_main_scores_are_those_that_a_person_looks_at_first(rows):
     table = main_table(named)
     assert table.heads == ["", "", "score [95 %]", "chance"]
     assert table.lines == [
-        ["zero-shot retrieval", "t2v R@1", "10.2 %", "11.8 %"],
+        ["zero-shot by matching", "t2v R@1", "10.2 %", "11.8 %"],
         ["question answering", "all questions", "1.2 [1.0, 2.0]", "2.8 %"],
     ]
     assert main_table(rows[:1]) is None
