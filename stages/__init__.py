@@ -56,11 +56,7 @@ STAGES = {  # the DAG: inputs before the stages that read them
     ),
     "finetune_retrieval": Stage("training", {"model": "pretrain"}, corpora=True),
     "finetune_qa": Stage("training", {"model": "pretrain"}, corpora=True),
-    "evaluate": Stage(
-        "evaluation",
-        {"retrieval": "finetune_retrieval", "qa": "finetune_qa"},
-        corpora=True,
-    ),
+    "evaluate": Stage("evaluation", {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}, corpora=True),
 }
 
 

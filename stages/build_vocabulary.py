@@ -43,8 +43,7 @@ class Config(StageConfig):
         json_schema_extra=file_or_word("embedded"),
     )
     exclude: tuple[str, ...] = Field(
-        tuple(NON_OBJECTS.split()),
-        description="nouns that are never entities; default: amounts, kinds, places",
+        tuple(NON_OBJECTS.split()), description="nouns that are never entities; default: amounts, kinds, places"
     )
     min_noun_share: float = Field(
         0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"

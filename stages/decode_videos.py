@@ -46,9 +46,7 @@ class Config(StageConfig):
     manifest: str = Field("", description="name of a manifest of the rendered sample")
     frames: int = Field(16, ge=1, description="stored frames per video: the first of each of this many equal segments")
     size: int = Field(
-        256,
-        ge=16,
-        description="height and width of a stored frame, in pixels; of an image, the shorter side",
+        256, ge=16, description="height and width of a stored frame, in pixels; of an image, the shorter side"
     )
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
     max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes")

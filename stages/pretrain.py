@@ -39,10 +39,7 @@ class Config(EncoderConfig, MatchingConfig):
     )
     mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
     threshold: float = Field(0.2, ge=0, le=1, description="PEM ignores crops whose most likely entity is less probable")
-    negatives: Literal["hard", "uniform"] = Field(
-        "hard",
-        description="negatives of VTM: by similarity, or uniform",
-    )
+    negatives: Literal["hard", "uniform"] = Field("hard", description="negatives of VTM: by similarity, or uniform")
 
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":

@@ -37,9 +37,7 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(150, ge=0, description="scenes of `lessons`, each with a clip and its reverse")
     clips: int = Field(
-        900,
-        ge=1,
-        description="training scenes of `clips`; those with a direction also have a reversed clip",
+        900, ge=1, description="training scenes of `clips`; those with a direction also have a reversed clip"
     )
     stills: int = Field(1600, ge=0, description="images of `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")

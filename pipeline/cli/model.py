@@ -14,25 +14,14 @@ from alpro.artifact import find_artifact
 from alpro.errors import InputError
 from alpro.inputs import parse_box
 from alpro.log import log
-from alpro.pipeline.cli.options import (
-    WORKSPACE,
-    Artifact,
-    Count,
-    File,
-    Json,
-    Models,
-    Named,
-    TrackingUri,
-    Workspace,
-)
+from alpro.pipeline.cli.options import WORKSPACE, Artifact, Count, File, Json, Models, Named, TrackingUri, Workspace
 
 if TYPE_CHECKING:
     from alpro import Model
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
-    str,
-    Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."),
+    str, Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus.")
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
 Name = partial[list[tuple[str, float]]]  # of a video, perhaps with its `frames`: words with probabilities, best first
@@ -105,13 +94,7 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
 
 @group.command(name="register")
 def register_model(
-    model: Artifact,
-    /,
-    *,
-    name: str,
-    alias: str = "",
-    workspace: Workspace = WORKSPACE,
-    tracking_uri: TrackingUri = "",
+    model: Artifact, /, *, name: str, alias: str = "", workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
 ) -> None:
     """Add a model to MLflow's registry, for mlflow.pyfunc.load_model.
 

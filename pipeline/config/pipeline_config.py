@@ -76,8 +76,7 @@ class PipelineConfig(BaseModel):
         min_length=1, pattern=r"^[\w-]+$", description="name of the pipeline, and of its experiment in MLflow"
     )
     pretrained: str = Field(
-        "",
-        description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
+        "", description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`"
     )
     render_sample: RenderSample | None = Field(
         None, description="the sample corpus; without this table, no corpus is rendered"

@@ -118,11 +118,7 @@ def embed_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], leng
 
 @torch.no_grad()
 def encode_videos(
-    encoder: NormalizedModel,
-    reader: ShardReader,
-    numbers: list[int],
-    batch: int = 32,
-    reorder: Reorder | None = None,
+    encoder: NormalizedModel, reader: ShardReader, numbers: list[int], batch: int = 32, reorder: Reorder | None = None
 ) -> Videos:
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 

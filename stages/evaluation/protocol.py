@@ -23,21 +23,14 @@ class EvaluationConfig(StageConfig):
     split: Literal["validation", "test"] = Field("test", description="split to evaluate; validation for choices")
     top_k: int = Field(0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(0.99, ge=0, le=1, description="minimum fraction of decoded items of the split")
-    frames: int = Field(
-        0,
-        ge=0,
-        description="frames of a clip in retrieval; 0: as in training",
-    )
+    frames: int = Field(0, ge=0, description="frames of a clip in retrieval; 0: as in training")
     max_text_tokens: int = Field(0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training")
     exclude_overlap: bool = Field(
-        True,
-        description="exclude items that share a caption or similar frames with a training item (overlap.parquet)",
+        True, description="exclude items that share a caption or similar frames with a training item (overlap.parquet)"
     )
     mixed_precision: bool = Field(True, description="encoders in bfloat16 where training would use it")
     entity_crops: int = Field(
-        0,
-        ge=0,
-        description="random crops of each clip for scores of the prompter; 0: whole clips only",
+        0, ge=0, description="random crops of each clip for scores of the prompter; 0: whole clips only"
     )
 
     @property

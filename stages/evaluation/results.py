@@ -117,10 +117,7 @@ def evaluating(
 ) -> Iterator[tuple[Results, torch.device]]:
     """The results of an evaluation and this process's device, in the precision of the configuration. Several processes
     share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
-    with (
-        init_distributed(resources) as world,
-        nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
-    ):
+    with init_distributed(resources) as world, nullcontext(str(out)) if world.main else TemporaryDirectory() as folder:
         width = max(width_of(folder) for folder in inputs.values())
         dtype = precision(width, world.device, config.mixed_precision)
         results = Results.of(config, inputs, Path(folder))

@@ -60,9 +60,7 @@ class Resources(StageConfig):
 
     workers: int = Field(0, ge=0, description="processes that decode and load data; 0: one per core")
     processes: int = Field(
-        1,
-        ge=1,
-        description="processes on this machine that share a training or an evaluation (torchrun)",
+        1, ge=1, description="processes on this machine that share a training or an evaluation (torchrun)"
     )
     max_stages: int = Field(
         1,
@@ -72,11 +70,7 @@ class Resources(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     checkpoint_activations: bool = Field(False, description="recompute activations: less memory, a third more time")
     compile: bool = Field(False, description="torch.compile the encoders' layers for training: faster on a GPU")
-    nodes: int = Field(
-        1,
-        ge=1,
-        description="machines that train together, each with `processes`",
-    )
+    nodes: int = Field(1, ge=1, description="machines that train together, each with `processes`")
     rendezvous: str = Field("", description="host:port of this machine, which the other nodes connect to")
     rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for each other")
     dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")

@@ -24,10 +24,7 @@ class Phase(StageConfig):
 
     group_batches: bool = Field(False, description="put samples of a group into one batch, as negatives of each other")
     patch_dropping: float = Field(
-        0,
-        ge=0,
-        lt=1,
-        description="fraction of the patches that training drops (FLIP); not with PEM",
+        0, ge=0, lt=1, description="fraction of the patches that training drops (FLIP); not with PEM"
     )
 
     @model_validator(mode="after")
@@ -89,27 +86,18 @@ class TrainingConfig(StageConfig):
     random_crop: float = Field(
         0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
     )
-    repeat_images: bool = Field(
-        True,
-        description="an image is a clip of equal frames; false: one frame",
-    )
+    repeat_images: bool = Field(True, description="an image is a clip of equal frames; false: one frame")
     augmentation: Literal["none", "official"] = Field(
         "none",
         description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
         "says left or right",
     )
     max_unreadable_share: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="maximum fraction of unreadable examples, which are replaced",
+        0.01, ge=0, le=1, description="maximum fraction of unreadable examples, which are replaced"
     )
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
-    mixed_precision: bool = Field(
-        True,
-        description="bfloat16 on hardware that computes it; on a CPU from width 256",
-    )
+    mixed_precision: bool = Field(True, description="bfloat16 on hardware that computes it; on a CPU from width 256")
 
     @property
     def contrasts_whole_batch(self) -> bool:
@@ -168,8 +156,7 @@ class EncoderConfig(TrainingConfig):
     """Settings of the stages that create a model: its sizes, its initial weights and its optimizer."""
 
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="muon: for the matrices of transformer layers; AdamW trains the rest",
+        "adamw", description="muon: for the matrices of transformer layers; AdamW trains the rest"
     )
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
