@@ -6,12 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from filelock import Timeout
@@ -150,20 +149,13 @@ def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
         one.process.wait()
 
 
-def status_of(url: str, **headers: str) -> int:
-    request = urllib.request.Request(url, b'{"name": "evil"}', headers, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 @pytest.mark.long
 def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     first = machine()
     for kind in ("application/json", "text/plain"):
-        assert status_of(f"{first.api}/flows/", **{"Content-Type": kind, "Origin": "http://evil.example"}) == 403
+        evil = {"Content-Type": kind, "Origin": "http://evil.example"}
+        answer = httpx.post(f"{first.api}/flows/", content=b'{"name": "evil"}', headers=evil, timeout=60)
+        assert answer.status_code == 403
 
     # A pipeline in the pool `cpu`, whose steps with a model are runs in `gpu`.
     run = first.start("alpro")
@@ -219,8 +211,16 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     second.end(signal.SIGINT, 130)
     assert second.checkpoint() >= reached
 
-    # If it is killed, the kernel ends the rest.
+    # A worker that is killed while a run of it starts leaves the only slot of `gpu` to the next run.
     third = machine()
-    third.start("train_prompter", *LONG)
-    third.trains()
-    third.end(signal.SIGKILL, -signal.SIGKILL)
+    with third.client() as client:
+        run = third.start("train_prompter", *LONG)
+        wait_for(lambda: client.read_flow_run(run).state.name not in ("Scheduled", "Late"), 300, third.check)
+    third.program("worker", "gpu").kill()
+    assert third.process.wait(300) == 1
+
+    # If `alpro up` is killed, the kernel ends the rest.
+    fourth = machine()
+    fourth.start("train_prompter", *LONG)
+    fourth.trains()
+    fourth.end(signal.SIGKILL, -signal.SIGKILL)
