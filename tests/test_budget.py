@@ -27,7 +27,7 @@ LINES = {
 FILES = 145
 KEYS = 138
 OPTIONS = 43
-WORDS = 13_962
+WORDS = 13_960
 
 
 @cache

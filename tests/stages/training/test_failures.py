@@ -113,7 +113,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
     assert_same(whole, broken)
 
 
-def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, monkeypatch):
     def write(work: dict) -> None:
         with full_disk(1_000):
             tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
     monkeypatch.setattr(run_stage, "run", write)
     (tmp_path / "work.json").write_text(json.dumps({"out": str(tmp_path)}))
     assert run_stage.main(tmp_path / "work.json") == EXIT_INPUT_ERROR
-    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert len(json.loads((tmp_path / "result.json").read_text())["error"].splitlines()) == 1
 
 
 def broken(corpus: Path, to: Path, count: int) -> list[str]:

@@ -44,7 +44,7 @@ def work(folder: Path, **resources) -> Path:
 @pytest.mark.parametrize(
     ("how", "output"),
     [
-        ("input-error", "error: clips/shard-000001.tar: cut short"),
+        ("input-error", "clips/shard-000001.tar: cut short"),
         pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
         pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.long),
     ],
@@ -52,12 +52,14 @@ def work(folder: Path, **resources) -> Path:
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, torchrun):
     status, message = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
     assert status != 0
-    assert output in message
-    other = message.find("another rank is gone")
-    assert other < 0 or how == "killed" or message.index(output) < other
     result = tmp_path / "result.json"
-    assert not result.exists() or json.loads(result.read_text()) == {"error": output.removeprefix("error: ")}
-    assert result.exists() == (how == "input-error")
+    if how == "input-error":  # the launcher prints it
+        assert json.loads(result.read_text()) == {"error": output}
+        return
+    other = message.find("another rank is gone")
+    assert output in message
+    assert other < 0 or how == "killed" or message.index(output) < other
+    assert not result.exists()
 
 
 @pytest.mark.long
