@@ -29,22 +29,22 @@ def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
     work, result = read_json(file), file.with_name("result.json")
     ranked, main_rank = "WORLD_SIZE" in os.environ, int(os.environ.get("RANK", 0)) == 0
+    launched = os.environ.get("GROUP_RANK", "0") == "0"  # and not started on another node: the launcher prints an error
     if ranked:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)
     try:
         with os_errors(work["out"]):
             outcome = run(work)
     except InputError as error:
-        return stop(result, {"error": str(error)}, EXIT_INPUT_ERROR)
+        return stop(result, {"error": str(error)}, EXIT_INPUT_ERROR, quiet=launched)
     except OSError as error:
         if error.errno in DISK_FULL:
             full = f"{error.filename or work['out']}: {error.strerror}; free some disk space and run again to resume"
-            return stop(result, {"error": full}, EXIT_INPUT_ERROR)
+            return stop(result, {"error": full}, EXIT_INPUT_ERROR, quiet=launched)
         if isinstance(error, LASTING):
             raise
         # A network or its disk failed: the stage may succeed if it continues soon.
         line = " ".join(str(error).split()) or type(error).__name__
-        print(line, file=sys.stderr, flush=True)
         return stop(result, {"interrupted": line}, EXIT_INTERRUPTED)
     except RuntimeError as error:
         if not ranked or not LOST_RANK.search(str(error)):
@@ -55,26 +55,25 @@ def main(file: Path) -> int:
     except SystemExit as exit_:
         if exit_.code != EXIT_INTERRUPTED:
             raise
-        return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED)
+        return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED, quiet=True)
     if main_rank:
         write_json(result, asdict(outcome))
     return 0
 
 
-def stop(path: Path, result: dict[str, str], status: int) -> int:
+def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -> int:
     """Writes why a stage ended, unless another rank has: the first that fails is the cause, and torchrun has an exit
-    status of its own. Prints an error that the launcher will not: on another node, or where the disk is full."""
-    unread = os.environ.get("GROUP_RANK", "0") != "0"
+    status of its own. Prints it unless `quiet`, or if it cannot be written. Returns the status."""
     try:
         with open(path, "x") as file:
             file.write(json.dumps(result))
     except FileExistsError:
         return status
-    except OSError:
+    except OSError:  # a full disk
         path.unlink(missing_ok=True)
-        unread = True
-    if unread and "error" in result:
-        print(f"error: {result['error']}", file=sys.stderr, flush=True)
+        quiet = False
+    if not quiet:
+        print(*map(": ".join, result.items()), file=sys.stderr, flush=True)
     return status
 
 
