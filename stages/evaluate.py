@@ -8,14 +8,14 @@ from pydantic import Field
 from alpro.log import progress
 from alpro.stages.evaluation.controls import CONTROLS, ControlName, add_retrieval_control, answer_under
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches, extremes
-from alpro.stages.evaluation.metrics import TABLE_VERSION, by_direction
+from alpro.stages.evaluation.metrics import TABLE_VERSION
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.results import Results, evaluating
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_answers, add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"11 {TABLE_VERSION}"
+VERSION = f"12 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):
@@ -52,10 +52,11 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     model = Scorer.load(config, inputs["retrieval"], device)
     corpus = inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scores = add_rankers(results, "fine-tuned", "retrieval", model, gallery)
-    ranked = by_direction(scores, gallery.labels.relevant)["t2v"][0]
-    draw_searches(gallery, ranked, extremes(gallery, ranked), results.out / "pictures" / "retrieval.png")
-    for control in (name for name in CONTROLS if name in config.controls):
+    scored = model.score(gallery)
+    add_rankers(results, "fine-tuned", "retrieval", model, gallery.labels, scored)
+    similarity = scored[1]
+    draw_searches(gallery, similarity, extremes(gallery, similarity), results.out / "pictures" / "retrieval.png")
+    for control in (name for name in CONTROLS if name in config.controls and name != "text_only"):
         add_retrieval_control(results, control, config.seed, model, gallery)
 
 

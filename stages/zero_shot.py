@@ -17,7 +17,7 @@ from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"9 {TABLE_VERSION}"
+VERSION = f"10 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):
@@ -44,7 +44,7 @@ def retrieval(config: Config, inputs: dict[str, Path], results: Results, device:
     """Retrieval by the pre-trained model, by each of its scores."""
     model, corpus = Scorer.load(config, inputs["pretrained"], device), inputs[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    add_rankers(results, "zero-shot", "zero_shot", model, gallery)
+    add_rankers(results, "zero-shot", "zero_shot", model, gallery.labels, model.score(gallery))
 
 
 def entities(config: Config, inputs: dict[str, Path], results: Results, device: torch.device) -> None:

@@ -43,7 +43,7 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
     found, records = rows(artifacts), {record["name"]: (folder, record) for folder, record in artifacts}
-    shown = {row["what"] for row in found}
+    shown = " ".join(row["what"] for row in found)
     counted, stages = [], []
     for step in run["steps"]:
         folder, record = records.get(step["name"], (None, None))

@@ -33,7 +33,7 @@ PRINTED = (
     "retrieval_vtc/t2v/R1",
     "retrieval/t2v/R1",
     "retrieval_vtc/t2v/R10",
-    "retrieval_single_frame/t2v/R1",
+    "retrieval_single_frame_vtc/t2v/R1",
     "qa/acc",
     "qa_text_only/acc",
     "entities/acc",
@@ -122,7 +122,7 @@ def main_table(of_run: Rows, names: Iterable[str] = PRINTED) -> Table | None:
         return None
     table = score_table("Results", chosen, {"score": chosen})
     brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
-    lines = [[line[0].split(",")[0], *line[1:4]] for line in table.lines]
+    lines = [line[:4] for line in table.lines]
     return Table("Results", ["", "", f"score{brackets}", "chance"], lines, few_videos_note(chosen))
 
 

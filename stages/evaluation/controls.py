@@ -10,7 +10,7 @@ from alpro.stages.evaluation.encoding import Reorder
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scorer import Scorer
-from alpro.stages.evaluation.scores import add_retrieval
+from alpro.stages.evaluation.scores import add_rankers
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 
@@ -34,7 +34,7 @@ CONTROLS: dict[ControlName, Control] = {
         "recognizes the direction of time.",
     ),
     "single_frame": Control(
-        "best single frame",
+        "best frame",
         "The model sees one frame as a still clip, and each pair has the score of the frame that fits it best, an "
         "optimistic choice that knows the text; what this reaches needs no video.",
     ),
@@ -44,10 +44,6 @@ CONTROLS: dict[ControlName, Control] = {
         "learned from the wording of the questions.",
     ),
 }
-
-
-def reverse(frames: list[int]) -> list[int]:
-    return frames[::-1]
 
 
 class Shuffle:
@@ -71,20 +67,15 @@ def still(place: int) -> Reorder:
 
 
 def order_of(control: ControlName, seed: int) -> Reorder:
-    return Shuffle(seed) if control == "shuffled" else reverse
+    return Shuffle(seed) if control == "shuffled" else lambda frames: frames[::-1]
 
 
 def add_retrieval_control(results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery) -> None:
-    """Adds text-to-video retrieval under a control; text_only is one of question answering."""
-    what, name, way = f"control: {CONTROLS[control].label}", f"retrieval_{control}", ("t2v",)
-    if control == "single_frame":
-        scores, similarity = best_single_frame(model, gallery)
-        add_retrieval(results, what, name, scores, gallery.labels, way, model.protocol())
-        protocol = model.protocol(by_similarity=True)
-        add_retrieval(results, f"{what}, by similarity", f"{name}_vtc", similarity, gallery.labels, way, protocol)
-    elif control != "text_only":
-        scores, _ = model.score(gallery, order_of(control, seed))
-        add_retrieval(results, what, name, scores, gallery.labels, way, model.protocol())
+    """Adds text-to-video retrieval under a control, which is not text_only."""
+    single = control == "single_frame"
+    scored = best_single_frame(model, gallery) if single else model.score(gallery, order_of(control, seed))
+    what, name = f"control: {CONTROLS[control].label}", f"retrieval_{control}"
+    add_rankers(results, what, name, model, gallery.labels, scored, ("t2v",))
 
 
 def best_single_frame(model: Scorer, gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:

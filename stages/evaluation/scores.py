@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from alpro.stages.evaluation.gallery import Gallery, Labels
+from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import (
     ACCURACY,
     DIRECTIONS,
@@ -22,13 +22,21 @@ from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scorer import Scorer
 
 
-def add_rankers(results: Results, what: str, name: str, model: Scorer, gallery: Gallery) -> np.ndarray:
-    """Adds retrieval by matching as `name`, and by similarity as <name>_vtc. Returns the scores of matching."""
-    scores, similarity = model.score(gallery)
-    add_retrieval(results, f"{what} by matching", name, scores, gallery.labels, protocol=model.protocol())
-    all_pairs = model.protocol(by_similarity=True)
-    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, gallery.labels, protocol=all_pairs)
-    return scores
+def add_rankers(
+    results: Results,
+    what: str,
+    name: str,
+    model: Scorer,
+    labels: Labels,
+    scored: tuple[np.ndarray, np.ndarray],
+    directions: tuple[str, ...] = DIRECTIONS,
+) -> None:
+    """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as `name`. scored: by
+    matching and by similarity, as of `Scorer.score`."""
+    matching, similarity = scored
+    by_similarity = model.protocol(by_similarity=True)
+    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, directions, by_similarity)
+    add_retrieval(results, f"{what} by matching", name, matching, labels, directions, model.protocol())
 
 
 def add_retrieval(

@@ -243,7 +243,7 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     """All scores that are printed, many others, and warnings."""
     score = rows[5] | {"value": 49.55, "low": 42.5, "high": 56.5, "chance": 0.5}
     found = [
-        score | {"name": name, "what": f"best single frame {n}, 4 frames"}
+        score | {"name": name, "what": f"control: best frame {n} by similarity"}
         for n, name in enumerate([*PRINTED, *(f"control_{n}/t2v/R1" for n in range(70))])
     ]
     more = {"counts": {"items": 40}, "metrics": {"a": 1.5}, "warnings": [f"few {n}" for n in range(9)]}
@@ -257,7 +257,7 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     assert max(map(len, printed)) <= 80
     assert printed[0].split() == ["score", "[95", "%]", "chance"]
     assert [cells(line)[0] for line in printed[1 : 1 + len(PRINTED)]] == [
-        [f"best single frame {n}", "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for n in range(len(PRINTED))
+        [f"control: best frame {n} by similarity", "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for n in range(len(PRINTED))
     ]
     assert "9" in printed[1 + len(PRINTED)]
     assert printed[2 + len(PRINTED) :] == [

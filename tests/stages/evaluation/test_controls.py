@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alpro.stages import evaluate
 from alpro.stages.evaluation import controls
-from alpro.stages.evaluation.controls import Shuffle, answer_under, best_single_frame, reverse, still
+from alpro.stages.evaluation.controls import Shuffle, answer_under, best_single_frame, order_of, still
 from tests.stages.evaluation.conftest import evaluated
 
 
@@ -19,7 +19,7 @@ def test_frames_in_a_different_order(frames, seed):
     assert sorted(shuffled) == sorted(frames)
     assert (shuffled == frames) == (len(set(frames)) == 1)
     assert shuffled == Shuffle(seed)(frames)
-    assert reverse(frames) == frames[::-1]
+    assert order_of("reversed", 0)(frames) == frames[::-1]
     assert still(len(frames) - 1)(frames) == [frames[-1]] * len(frames)
 
 
@@ -73,14 +73,14 @@ def test_retrieval_under_every_control(clips_of_brightness, reading, seeds, tmp_
     ranks = {name: row["value"] for name, row in rows.items() if name.endswith("MdR")}
     assert ranks == {
         **{f"{name}/{way}/MdR": 1.5 for name in ("retrieval", "retrieval_vtc") for way in ("t2v", "v2t")},
-        "retrieval_shuffled/t2v/MdR": 2.5,
-        "retrieval_reversed/t2v/MdR": 3.5,
-        "retrieval_single_frame/t2v/MdR": 2.5,
-        "retrieval_single_frame_vtc/t2v/MdR": 2.5,
+        **{f"retrieval_shuffled{by}/t2v/MdR": 2.5 for by in ("", "_vtc")},
+        **{f"retrieval_reversed{by}/t2v/MdR": 3.5 for by in ("", "_vtc")},
+        **{f"retrieval_single_frame{by}/t2v/MdR": 2.5 for by in ("", "_vtc")},
     }
     assert seeds == [5]
-    labels = {"frames shuffled", "frames reversed", "best single frame", "best single frame, by similarity"}
-    assert {row["what"] for row in rows.values()} > {f"control: {label}" for label in labels}
+    labels = {f"frames {order}" for order in ("shuffled", "reversed")} | {"best frame"}
+    expected = {f"control: {label} by {ranking}" for label in labels for ranking in ("similarity", "matching")}
+    assert {row["what"] for row in rows.values()} > expected
 
 
 def test_answers_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
