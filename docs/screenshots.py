@@ -1,8 +1,7 @@
-"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--serve URL]`.
+"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--mlflow URL] [--serve URL]`.
 
-Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and with `--serve URL`
-the page of `alpro serve` (docs/search.md has the command). Needs playwright, and Chromium: that of the system, or
-`playwright install chromium`.
+Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and the pages of
+`alpro ui` and `alpro serve` (docs/search.md has the command) at their addresses. Needs playwright and Chromium.
 """
 
 import argparse
@@ -15,12 +14,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 OUT = Path(__file__).parent / "pictures"
-MAX_BYTES = 200_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
+    parser.add_argument("--mlflow", default="", metavar="URL", help="address that `alpro ui` prints")
     parser.add_argument("--serve", default="", metavar="URL", help="address of `alpro serve` on the sample")
     arguments = parser.parse_args()
     pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
@@ -32,6 +31,12 @@ def main() -> None:
                 page = chromium.new_page(viewport={"width": 1100, "height": 1240})
                 page.goto(path.as_uri(), wait_until="networkidle")
                 save(page, name)
+        if arguments.mlflow:
+            page = chromium.new_page(viewport={"width": 1500, "height": 520})
+            page.goto(arguments.mlflow)
+            page.get_by_role("button", name="Close").first.click()  # an assistant beside the runs
+            page.get_by_text("R1_zero_shot").wait_for()
+            save(page, "mlflow")
         if arguments.serve:
             shoot_page(chromium, arguments.serve)
         chromium.close()
@@ -40,12 +45,7 @@ def main() -> None:
 def save(page: Page, name: str) -> None:
     """Writes a picture of the window, with few colors so that it is small."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    path = OUT / f"{name}.png"
-    for colors in (256, 128, 64, 32):
-        image.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size < MAX_BYTES:
-            break
-    print(f"{path}: {path.stat().st_size:,} bytes")
+    image.quantize(64, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
 
 
 def shoot_page(chromium: Browser, url: str) -> None:
