@@ -1,5 +1,6 @@
 """The drawn figures of the documentation, model.png, results.png and silent.png: `python docs/figures.py`."""
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -23,20 +24,15 @@ SCORES = [
     ("'left' or 'right'", 100.0, 0.0, 50.0, "chance"),
     ("object named by the prompter", 76.0, 9.0, 17.5, "best constant"),
 ]
-# Of the silent study: what the labels are, and the gain in things named, to training without PEM, of each seed.
-SILENT = {
-    "captions name\none of four": [5.9, 0.1, 0.0, 6.0, 0.9, -2.3],
-    "captions name\nall four": [-3.1, -3.0, 2.0, 0.8, 1.0, 0.4],
-    "one of four,\npermuted labels": [2.2, -2.8, -4.0, -2.1, -2.2, -9.4],
-    "one of four,\ntrue labels": [9.2, 3.1, 4.4, 10.5, 5.5, 7.4],
-}
+# Of the silent study: the arms, by what the labels are.
+ROWS = Path(__file__).parents[1] / "experiments" / "silent" / "results"
+SILENT = {"permuted\nlabels": "permuted", "plain\nprompter": "prompter", "prompter\nwith crops": "crops"}
+SILENT |= {"with crops,\nno threshold": "crops-all-kept", "true\nlabels": "true"}
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, label: str, color: str) -> None:
-    patch = FancyBboxPatch(
-        (x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec=INK, lw=1.2
-    )
-    axes.add_patch(patch)
+    style = "round,pad=0.02,rounding_size=0.12"
+    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, fc=color, ec=INK, lw=1.2))
     axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=12.5, color=INK)
 
 
@@ -98,16 +94,16 @@ def results() -> None:
     axes.set_xlim(0, 104)
     axes.set_xlabel("percent on the sample's test split; lines: 95 % of single runs", fontsize=12)
     axes.tick_params(axis="x", labelsize=12)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     save(figure, "results")
 
 
 def silent() -> None:
-    """Gains of the silent study: each seed, and their mean with its 95 % interval."""
+    """Gains of the silent study to training without PEM: each draw, and their mean with its 95 % interval."""
     figure, axes = plt.subplots(figsize=(8, 4))
-    for place, gains in enumerate(SILENT.values()):
+    for place, arm in enumerate(SILENT.values()):
+        gains = named(arm) - named("none")
         half = t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
         axes.plot(np.linspace(place - 0.08, place + 0.08, len(gains)), gains, "o", color="#6fa8dc", ms=7)
         axes.errorbar(place + 0.25, np.mean(gains), half, fmt="D", color=INK, capsize=4)
@@ -115,10 +111,14 @@ def silent() -> None:
     axes.set_xticks(range(len(SILENT)), SILENT, fontsize=12)
     axes.set_ylabel("gain in things named, points", fontsize=12)
     axes.tick_params(axis="y", labelsize=12)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     save(figure, "silent")
+
+
+def named(arm: str) -> np.ndarray:
+    files = [ROWS / f"draw-{draw}-named-1-{arm}-0.json" for draw in range(6)]
+    return np.array([json.loads(file.read_text())["scores"]["naming"][0] for file in files])
 
 
 def save(figure: plt.Figure, name: str) -> None:

@@ -63,9 +63,8 @@ def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp
             resolve(tmp_path, url)
         places = [setting, path]
         for key in ("path", "id", "group", "page"):
-            manifest.write_text(
-                f'{{"path": "a.mp4", "caption": "{url} is kept"}}\n{{"path": "b.mp4", "{key}": "{url}"}}'
-            )
+            kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
+            manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
             with pytest.raises(InputError, match=f"line 2: {key}") as row:
                 list(scan_manifest(manifest))
             places.append(row)
