@@ -27,8 +27,8 @@ CAPTIONS = {
     "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the paper); if the "
     "manifest lists what a clip shows, they are green if the clip shows the entity and red if not.",
     "search": "Texts of the validation split, and the four videos that are first; the right one has a green border.",
-    "retrieval": "Queries with the best and with the worst ranks, and the videos that are first; the right one has a "
-    "green border.",
+    "retrieval": "Queries with the best and with the worst ranks by similarity, and the first videos; the right one "
+    "has a green border.",
 }
 
 
