@@ -104,8 +104,8 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
     planning.planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
 
 
-def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool):
-    """The whole path of `from_clip` with small random weights: what it scores is not measured."""
+def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
+    """The whole path of `from_clip` with small random weights: scores are not measured, but beside the CLIP's."""
     clip = str(clip_folders["clip"])
     changes = [
         *SIZES,
@@ -130,3 +130,13 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
     assert is_clip(folders["train_prompter"] / "model")
     assert (folders["evaluate"] / "results.json").is_file()
     assert (folders["zero_shot"] / "results.json").is_file()
+    (tmp_path / "run" / "mlflow.db").touch()  # nothing is left to do: no run starts
+    options = [
+        "--data",
+        sample / "clips.jsonl",
+        "--workspace",
+        tmp_path / "run",
+        *(f"--set={change}" for change in changes),
+    ]
+    assert execute(["run", "train_prompter", "--config", "from_clip", *map(str, options)]) == 0
+    assert f"model - {Path(clip).name}, frames averaged" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import atexit
 import gc
 import os
-import shlex
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log, set_level
-from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
+from alpro.pipeline.cli.model import evaluate
+from alpro.pipeline.cli.options import Models, RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
@@ -41,11 +41,9 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
 
     plan = planned(stage, config, source.data, changes, root)  # reports errors before anything starts
     if options.dry_run:
-        rows = plan_rows(plan)
-        if options.json:
-            print_json(rows)
-        else:
-            print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
+        shown = None if options.json else 16
+        rows = [row | {"fingerprint": row["fingerprint"][:shown]} for row in plan_rows(plan)]
+        (print_json if options.json else print_rows)(rows)
     check_files(plan.steps, plan.store)
     check_test_items(plan)
     if options.dry_run:  # the exit status is that of the run
@@ -63,9 +61,11 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
     prompter = plan.settings.train_prompter
     corpora = [folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES]
-    if stage == "train_prompter" and prompter and prompter.clip and corpora:
-        command = shlex.join(["alpro", "eval", folders[stage], corpora[0], "--baseline", prompter.clip])
-        log.info(f"test scores beside those of the CLIP: {command}")
+    if stage == "train_prompter" and prompter and prompter.clip and corpora and not options.json:
+        try:
+            evaluate(folders[stage], corpora[0], baseline=prompter.clip, models=Models(workspace=options.workspace))
+        except InputError as error:  # such as an empty test split
+            log.info(f"not compared with the CLIP: {error}")
 
 
 def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:

@@ -56,7 +56,7 @@ def validate_contrast(
         for text in searches:
             best = int(similarity[text].argmax())
             caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
-            log.info(f'search "{gallery.texts[text]}": found {gallery.ids[best]}, "{caption}"')
+            log.info(f'search "{gallery.texts[text]:.100}": found {gallery.ids[best]}, "{caption:.100}"')
         if searches:
             draw_searches(gallery, similarity, searches, picture)
             log.info(f"the best four: {picture}")

@@ -378,16 +378,6 @@ def test_options_reach_the_flow(stage, tmp_path, monkeypatch, capsys):
     assert [step.stage for step in plan[1]][-1] == (stage or "evaluate")
 
 
-def test_after_training_a_clip_the_command_that_compares_it_is_printed(tmp_path, monkeypatch, capsys):
-    folders = {"decode_videos clips": f"{tmp_path}/a b", "train_prompter": f"{tmp_path}/p"}
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: folders)
-    options = ["--config", TINY, "--tracking-uri", "http://host:5000", "--workspace", tmp_path]
-    options += ["--set", "pretrain.start=scratch", "--set", "train_prompter.clip=my/clip"]
-    status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *options)
-    assert status == 0, err
-    assert f"alpro eval {tmp_path}/p '{tmp_path}/a b' --baseline my/clip\n" in err
-
-
 def test_every_module_of_a_stage_is_a_stage_of_the_run():
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"} == set(STAGES)
 
