@@ -148,7 +148,7 @@ def resolve(root: Location, path: str) -> Location:
         is_below = isinstance(root, str) and ".." not in unquote(location).split("/") and location.startswith(inside)
         found = location if is_below or ("::" not in location and protocol in NETWORK_PROTOCOLS) else None
     if found is None:
-        raise InputError(f"path {path!r} is outside the data folder {root}; move the file into it")
+        raise InputError(f"path {path!r} is outside the data folder {root}; put the manifest above its files")
     return found
 
 

@@ -297,7 +297,7 @@ def _row(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
             meta={key: value for key, value in record.items() if key not in COLUMNS},
         )
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where} of the manifest: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
