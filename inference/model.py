@@ -160,9 +160,8 @@ class Model:
         config = self.folder.model.config
         if not clips:
             return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
-        pixels = torch.cat([self.encoder.pixels(torch.from_numpy(clip)[None].to(self.device)) for clip in clips])
         with self.precision():
-            tokens = self.folder.model.encode_video(pixels, cls_only)
+            tokens = self.folder.model.encode_video(self.encoder.pixels_of(clips), cls_only)
         tokens = tokens.float()
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 

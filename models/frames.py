@@ -1,7 +1,8 @@
 """Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and inference alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,3 +44,7 @@ class NormalizedModel(nn.Module):
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S) and normalized."""
         return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)
+
+    def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:
+        """`pixels` of clips (T, 3, H, W) uint8 of any heights and widths."""
+        return torch.cat([self.pixels(torch.from_numpy(clip)[None].to(self.mean.device)) for clip in clips])

@@ -5,9 +5,11 @@ first fusion layer. Pairs of texts of one length form a batch, so that no paddin
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import chain, count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
+from alpro.stages.execution.interface import cores
 from alpro.stages.training.distributed import is_own, merge
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
@@ -131,16 +134,17 @@ def encode_videos(
     if reorder:
         chosen = [reorder(frames) for frames in chosen]
     tokens = torch.zeros(len(numbers), 1, config.width, device=device)
-    own = [start for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
-    for start in own or range(0, len(numbers), len(numbers) or 1):  # without a part of its own: for the shape
-        part = slice(start, start + batch)
-        samples = zip(numbers[part], chosen[part], strict=True)
-        frames = np.stack([sample_frames(reader[number], config, some) for number, some in samples])
-        encoded = encoder.model.encode_video(encoder.pixels(torch.from_numpy(frames).to(device)))
-        if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
-            tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
-        if own:
-            tokens[part] = encoded
+    own = [slice(start, start + batch) for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
+    parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
+    with ThreadPoolExecutor(min(MAX_THREADS, cores())) as pool:  # decodes a batch while the one before is encoded
+        decode = partial(pool.map, lambda number, some: sample_frames(reader[number], config, some))
+        ahead = (decode(numbers[part], chosen[part]) for part in parts)
+        for part, (frames, _) in zip(parts, pairwise(chain(ahead, [()])), strict=True):
+            encoded = encoder.model.encode_video(encoder.pixels_of(frames))
+            if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
+                tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
+            if own:
+                tokens[part] = encoded
     merge(tokens)
     with float32(device):
         return Videos(tokens, encoder.model.project_video(tokens).float())
@@ -158,6 +162,7 @@ def sample_frames(sample: Sample, config: VideoConfig, chosen: list[int] | None 
     return frames.transpose(0, 3, 1, 2)
 
 
+MAX_THREADS = 16  # that decode
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
 PAIRS = 512  # in a batch on a GPU
 CPU_VALUES = 2**19  # in the activations of a batch on a CPU, about what its cache holds

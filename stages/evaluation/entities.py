@@ -71,14 +71,14 @@ def entities_of_crops(
     found, numbers = [], list(clips)
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]
-        frames = np.stack([sample_frames(reader[n], config) for n in some])
-        pixels = encoder.pixels(torch.from_numpy(frames).to(device))
+        samples = [reader[n] for n in some]
+        pixels = encoder.pixels_of(sample_frames(sample, config) for sample in samples)
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in some]
             labels = model.pseudo_labels(pixels, torch.tensor(boxes, device=device), prompts, encoder.black)
-            best = labels.max(dim=1)
-            for n, box, i, probability in zip(some, boxes, best.indices.tolist(), best.values.tolist(), strict=True):
-                shown = entities_in_crop(reader[n].about, clips[n][2], box, config.grid)
+            values, best = (part.tolist() for part in labels.max(dim=1))
+            for sample, n, box, i, probability in zip(samples, some, boxes, best, values, strict=True):
+                shown = entities_in_crop(sample.about, clips[n][2], box, config.grid)
                 found.append(Named(*clips[n][:2], shown, entities[i], probability, box))
     return found
 
@@ -167,5 +167,5 @@ def true_entities(about: dict, entities: list[str]) -> list[str]:
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]
-    words = set(re.findall(r"[a-z'-]+", " ".join(about["captions"]).lower()))
+    words = set(re.findall(r"[^\W\d_]+", " ".join(about["captions"]).lower()))
     return [entity for entity in entities if entity in words]

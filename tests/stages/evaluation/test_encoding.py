@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.models.alpro import Alpro
-from alpro.stages.evaluation.encoding import Texts, Videos, batches, by_video, match_top_k, score
+from alpro.models.frames import NormalizedModel
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation.encoding import Texts, Videos, batches, by_video, encode_videos, match_top_k, score
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
@@ -58,6 +60,26 @@ def test_every_pair_is_in_one_batch_of_texts_of_one_length():
             assert len(set(lengths[pairs[rows, 0]])) == 1
             seen += rows.tolist()
     assert sorted(seen) == list(range(500))
+
+
+def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus_of, tmp_path):
+    """Images are stored with their aspect ratio, videos at the size of decoding; in three batches."""
+    kinds = {"video": (6, 40, 40, 3), "image": (1, 24, 56, 3)}
+    rng = np.random.default_rng(0)
+    rows = [
+        {"id": f"{kind}{n}", "kind": kind, "frames": rng.integers(0, 256, shape, dtype=np.uint8)}
+        for n in range(3)
+        for kind, shape in kinds.items()
+    ]
+    reader = ShardReader(corpus_of(tmp_path / "both", rows))
+    torch.manual_seed(0)
+    encoder = NormalizedModel(Alpro(tiny_model(50)).eval(), [0.5] * 3, [0.25] * 3)
+    numbers = [4, 1, 0, 3, 5]
+    together = encode_videos(encoder, reader, numbers, batch=2)
+    for place, number in enumerate(numbers):
+        alone = encode_videos(encoder, reader, [number])
+        torch.testing.assert_close(together.tokens[[place]], alone.tokens, atol=1e-5, rtol=1e-4)
+    assert not len(encode_videos(encoder, reader, []).features)
 
 
 @pytest.fixture

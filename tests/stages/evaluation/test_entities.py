@@ -32,7 +32,7 @@ ENTITIES = ["ball", "box", "star"]
     ("meta", "captions", "truth"),
     [
         ({"entities": ["star", "moon"]}, ["a ball"], ["star"]),  # the manifest's word comes first
-        ({}, ["A Ball above a box."], ["ball", "box"]),
+        ({}, ["A Ball's place is above a 'box'."], ["ball", "box"]),
         ({}, ["two balls", "a sandbox"], []),
         ({"entities": "ball"}, ["a star"], ["star"]),
         ({"entities": []}, ["a star"], []),
@@ -46,7 +46,7 @@ ROWS = [
     {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
     {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # none that is known
     {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x", "y"]},
-    {"id": "d", "split": "test", "meta": {"entities": ["box"]}, "captions": ["x"]},
+    {"id": "d", "split": "test", "kind": "image", "meta": {"entities": ["box"]}, "captions": ["x"]},
     {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
 ]
 
