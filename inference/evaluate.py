@@ -13,6 +13,7 @@ from torch import nn
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
+from alpro.inference.clips import is_image
 from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
@@ -136,9 +137,9 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A similarity below which nothing fits, for `alpro search --nothing-below`, and its two errors, shares of the
-    texts: `missed`, those that it rejects although a video fits; `accepted`, those that it accepts although their
-    videos are left out of the gallery. Of all thresholds, the one with the smallest sum."""
+    """A similarity below which nothing fits, for `alpro search --nothing-below`, and its errors, shares of the texts:
+    `missed`, of which it rejects every video; `accepted`, of which it accepts a video although theirs are left out.
+    Of all thresholds, the one with the smallest sum."""
 
     similarity: float
     missed: float
@@ -147,13 +148,13 @@ class Threshold:
     @classmethod
     def of(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
         """similarity, relevant (boolean): (texts, videos)."""
-        right = np.sort(np.where(relevant, similarity, -np.inf).max(1))
+        best = np.sort(similarity.max(1))
         others = np.sort(np.where(relevant, -np.inf, similarity).max(1))
-        levels = np.unique(np.concatenate([right, others]))
-        missed = np.searchsorted(right, levels) / len(right)
+        levels = np.unique(np.concatenate([best, others]))
+        missed = np.searchsorted(best, levels) / len(best)
         accepted = 1 - np.searchsorted(others, levels) / len(others)
-        best = int(np.argmin(missed + accepted))
-        return cls(float(levels[best]), float(missed[best]), float(accepted[best]))
+        least = int(np.argmin(missed + accepted))
+        return cls(float(levels[least]), float(missed[least]), float(accepted[least]))
 
 
 @torch.inference_mode()
@@ -212,9 +213,11 @@ def _answers(results: Results, model: Model, items: list[Labeled], videos: Video
 
 
 def _entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
-    """Adds the accuracy of the prompter's most likely entity on the videos with a known one."""
+    """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
     names = prompter.folder.entities
-    best = similarities(videos.features, prompter.prompts["video"]).argmax(1).tolist()
-    known = ((item, true_entities(item.about, names), names[n]) for item, n in zip(items, best, strict=True))
+    best = {kind: similarities(videos.features, of).argmax(1).tolist() for kind, of in prompter.prompts.items()}
+    kinds = ("image" if is_image(item.source) and "image" in best else "video" for item in items)
+    named = (names[best[kind][place]] for place, kind in enumerate(kinds))
+    known = ((item, true_entities(item.about, names), name) for item, name in zip(items, named, strict=True))
     clips = [Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name) for item, truth, name in known if truth]
     add_entities(results, clips, names)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from alpro.errors import InputError
 from alpro.files import make_folder
@@ -32,6 +31,7 @@ from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import Location, absolute, exists, identities, join, located
 
 CHUNK = 2048  # sources whose files are looked up together
+SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
 CORPUS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
 
 
@@ -51,15 +51,12 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
         if isinstance(row, Reject):
             yield row
         else:
-            values = {"split": row.split, "group": row.group or row.name} | row.meta
-            kept = [(name, text_of(values[name])) for name in columns if name in values]
+            known = {"split": row.split, "group": row.group or row.name} | row.meta
+            values = [(name, known[name]) for name in columns if name in known]
+            kept = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in values]
             fields = row.model_dump(include={"id", "kind", "start", "end"})
             caption = next(iter(row.captions), None)
             yield empty | fields | {"path": str(row.path), "caption": caption, "columns": kept or None}
-
-
-def text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def is_corpus(source: Location) -> bool:
@@ -69,7 +66,7 @@ def is_corpus(source: Location) -> bool:
 
 def in_windows(items: Iterable[Item | Reject], window: float, stride: float) -> Iterator[Item | Reject]:
     """The items, those that are whole videos longer than a window cut into windows of that many seconds, one every
-    `stride` seconds; the last one ends with the video.
+    `stride` seconds; the last one ends with the video, and shows at least SHORTEST seconds that no other does.
 
     Raises InputError for samples of a decoded corpus, of which only a few frames are there.
     """
@@ -84,9 +81,10 @@ def in_windows(items: Iterable[Item | Reject], window: float, stride: float) -> 
         elif (seconds := video_seconds(location)) <= window:
             yield item
         else:
-            for number in range(ceil((seconds - window) / stride) + 1):
-                start = number * stride
-                yield item | {"start": start, "end": min(start + window, round(seconds, 3))}
+            last = max(0, ceil((seconds - window - SHORTEST) / stride))
+            for number in range(last + 1):
+                end = number * stride + window if number < last else round(seconds, 3)
+                yield item | {"start": number * stride, "end": end}
 
 
 @dataclass

@@ -148,7 +148,7 @@ class Model:
         """
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
         with progress("encoding", total, "videos") as advance:
-            while part := list(islice(decoded, batch_size)):
+            while part := list(islice(decoded, max(1, batch_size))):
                 frames = {i: clip for i, (_, clip) in part if isinstance(clip, np.ndarray)}
                 errors = {i: error for i, (_, error) in part if isinstance(error, DecodeError)}
                 videos = self._encode(list(frames.values()), cls_only)

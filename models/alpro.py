@@ -138,7 +138,7 @@ class Prompter(DualEncoder):
         self.config = self.config.model_copy(update={"video": self.video_encoder.config})
 
     def text_length(self, length: int) -> int:
-        return length
+        return min(length, self.config.text.max_length // 8 * 8)
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:

@@ -207,28 +207,29 @@ def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor])
 SHAPELESS = {"video": ("depth", "heads", "pre_norm", "activation"), "text": ("depth", "fusion_layer", "heads")}
 
 
-def start_from(model: DualEncoder, other: DualEncoder) -> None:
+def check_values(source: str, own: BaseModel, values: dict[str, Any]) -> None:
+    """Raises ValueError if a configuration has another value of a key that no shape of the weights may show."""
+    for key, value in values.items():
+        if getattr(own, key) != value:
+            raise ValueError(f"{source}.{key} is {getattr(own, key)}; set it to {value}")
+
+
+def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()) -> None:
     """Copies the weights that `model` and `other` share by name.
 
     The time embedding is resized to the model's number of frames (nearest neighbour, as in TimeSformer) and the
-    position embedding to its image size (bicubic). Heads of another shape are not copied. Raises ValueError if any
-    other shape differs, or a setting that no shape shows.
+    position embedding to its image size (bicubic). Heads of another shape, and those in `but`, are not copied. Raises
+    ValueError if any other shape differs, or a setting that no shape shows.
     """
     for part, keys in SHAPELESS.items():
-        for key in keys:
-            own_value, other_value = (getattr(getattr(m.config, part), key) for m in (model, other))
-            if own_value != other_value:
-                raise ValueError(f"{part}.{key} is {other_value}, not {own_value}; use the same [model]")
+        own_part, theirs = (getattr(m.config, part) for m in (model, other))
+        check_values(f"model.{part}", own_part, {key: getattr(theirs, key) for key in keys})
     weights = dict(other.state_dict())
     own = model.state_dict()
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], own[key])
-    heads = {
-        k
-        for k in weights
-        if k.startswith(("pem_head", "qa_head", "mlm_head")) and (k not in own or own[k].shape != weights[k].shape)
-    }
-    shared = {k: v for k, v in weights.items() if k in own and k not in heads}
-    if wrong := other_shapes(shared, own):
+    shared = {key: value for key, value in weights.items() if key in own and not key.startswith(but)}
+    heads = ("pem_head", "qa_head", "mlm_head")
+    if wrong := [line for line in other_shapes(shared, own) if not line.startswith(heads)]:
         raise ValueError(f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes")
-    model.load_state_dict(shared, strict=False)
+    model.load_state_dict({key: v for key, v in shared.items() if v.shape == own[key].shape}, strict=False)

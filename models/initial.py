@@ -10,8 +10,9 @@ from alpro.errors import InputError
 from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import DOWNLOAD, load_clip, load_pretrained, pretrained_config
-from alpro.models.folder import check_finite, other_shapes
+from alpro.models.folder import check_finite, check_values, other_shapes
 from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
+from alpro.models.text import TextConfig
 from alpro.models.timesformer import CLIP_EPS, VideoConfig, resize_embedding
 
 # The names of the vision tower's weights in transformers, and in timm.
@@ -99,7 +100,7 @@ def load_vit(model: Prompter, name: str) -> None:
     elif "/" in name or Path(name).is_dir():
         vit = plain_vit(clip_weights(name, encoder.config))
     else:
-        vit = plain_vit(timm_weights(name))
+        vit = plain_vit(timm_weights(name, encoder.config))
     own = encoder.state_dict()
     plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
     ignored = ("head.", "fc_norm.")  # the classifier of the ViT
@@ -146,9 +147,7 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
     config = prompter.clip.config.vision_config
     if config.layer_norm_eps != CLIP_EPS:
         raise ValueError(f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not {CLIP_EPS}")
-    for key, value in tower_sizes(config.to_dict()).items():
-        if getattr(own, key) != value:
-            raise ValueError(f"vit = {name!r}: model.video.{key} is {getattr(own, key)}; set it to {value}")
+    check_values(f"vit = {name!r}: model.video", own, tower_sizes(config.to_dict()))
     vit = {}
     for key, value in prompter.clip.vision_model.state_dict().items():
         for theirs, ours in CLIP_NAMES:
@@ -162,8 +161,8 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
     return vit
 
 
-def timm_weights(name: str) -> StateDict:
-    """The state dict of a timm model, from the hub or its cache. Raises ValueError."""
+def timm_weights(name: str, own: VideoConfig) -> StateDict:
+    """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than `own`."""
     if "." not in name:
         raise ValueError(
             f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k: several weights "
@@ -182,6 +181,10 @@ def timm_weights(name: str) -> StateDict:
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
         raise ValueError(f"vit = {name!r}: it has rotary positions; the video encoder learns its own")
+    if blocks := getattr(vit, "blocks", None):
+        activation = "quick_gelu" if "Quick" in type(blocks[0].mlp.act).__name__ else "gelu"
+        sizes = {"heads": blocks[0].attn.num_heads, "activation": activation}
+        check_values(f"vit = {name!r}: model.video", own, sizes)
     return dict(vit.state_dict())
 
 
@@ -192,7 +195,7 @@ def load_bert(model: Prompter, name: str) -> None:
     name: a hub name or a folder with config.json and weights. Raises ValueError with a one-line message if the weights
     are not available or do not match, and InputError if the model is not a BERT.
     """
-    weights, _, _ = from_official(bert_weights(name), model.config)
+    weights, _, _ = from_official(bert_weights(name, model.config.text), model.config)
     own = model.state_dict()
     weights = {key: value for key, value in weights.items() if key in own}
     needed = [key for key in own if key.startswith(("text_encoder.", "multimodal_encoder."))]
@@ -200,9 +203,9 @@ def load_bert(model: Prompter, name: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def bert_weights(name: str) -> StateDict:
+def bert_weights(name: str, own: TextConfig) -> StateDict:
     """The state dict of a BERT, with the key names of the official ALPRO checkpoints; without an MLM head if its file
-    has none."""
+    has none. Raises as `load_bert`, also if the text encoder has other heads."""
     try:
         from transformers import AutoModelForMaskedLM
 
@@ -213,6 +216,7 @@ def bert_weights(name: str) -> StateDict:
         raise
     except Exception as error:
         raise ValueError(f"bert = {name!r}: not readable as a BERT ({first_line(error)}); {DOWNLOAD}") from error
+    check_values(f"bert = {name!r}: model.text", own, {"heads": config.num_attention_heads})
     return {f"text_encoder.{key}": value for key, value in bert.state_dict().items() if key not in missing}
 
 

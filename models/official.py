@@ -259,8 +259,8 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
         if any(re.search(pattern, key) for pattern in UNUSED):
             unused.append(key)
         elif match := _LAYER.match(key):
-            number, name, kind = int(match[1]), match[2], match[3]
-            place = layer_name(number, config.text.fusion_layer)
+            above, name, kind = int(match[1]) - config.text.fusion_layer, match[2], match[3]
+            place = f"text_encoder.layers.{match[1]}" if above < 0 else f"multimodal_encoder.layers.{above}"
             if name in _QKV:
                 parts.setdefault(f"{place}.attention.qkv.{kind}", {})[_QKV.index(name)] = value
             elif name in _IN_LAYER:
@@ -277,13 +277,6 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
         else:
             unknown.append(name)
     return weights, unused, unknown
-
-
-def layer_name(number: int, fusion_layer: int) -> str:
-    """Our name of BERT layer `number`: text encoder below `fusion_layer`, multimodal encoder from it on."""
-    if number < fusion_layer:
-        return f"text_encoder.layers.{number}"
-    return f"multimodal_encoder.layers.{number - fusion_layer}"
 
 
 def _rename(key: str) -> str:

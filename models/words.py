@@ -30,10 +30,7 @@ class Templates(BaseModel):
     def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
-                raise ValueError(
-                    f"{template!r} must contain {{}}, which is replaced by the entity, exactly once, not "
-                    f"{template.count('{}')} times"
-                )
+                raise ValueError(f"{template!r} must contain {{}}, the place of the entity, exactly once")
         return templates
 
     @property

@@ -44,7 +44,7 @@ def last_frame_seconds(times: np.ndarray) -> float:
 
 def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> list[int]:
     """Pre-training's sampling: random frames, half of them from each half of the clip, in order."""
-    if available < count:
+    if available < count or count == 1:  # one frame is from either half
         return sorted(int(i) for i in rng.integers(0, available, count))
     middle = (available + count % 2) // 2  # if odd, the extra frame is from the first half
     early = rng.choice(middle, count - count // 2, replace=False)

@@ -47,7 +47,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
         else:
             answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
-        model = fine_tuned(start, config.frames, device, answers=len(answers))
+        model = fine_tuned(start, config.frames, device, answers)
         objective = QaObjective(model, start.preprocessing.mean, start.preprocessing.std, answers).to(device)
         return Training(
             ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),

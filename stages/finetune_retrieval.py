@@ -29,7 +29,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs["model"], device)
-        model = fine_tuned(start, config.frames, device, entities=len(start.entities))
+        model = fine_tuned(start, config.frames, device)
         mean, std = start.preprocessing.mean, start.preprocessing.std
         objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(device)
         return Training(

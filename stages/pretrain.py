@@ -73,11 +73,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         if prompter:
             prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
+        folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter.model)
         elif config.start != "scratch":
-            copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
+            copy_start(folder, load_model(Path(config.start), device))
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         teacher = prompter.normalized(device) if prompter else None
         negatives = config.negative_pool_size, config.negatives == "uniform"
@@ -88,7 +89,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             draw_pseudo_labels(objective, data, entities, out / "pictures" / "pseudo_labels.png")
 
         return Training(
-            ModelFolder("pretrain", model, tokenizer, preprocessing, entities),
+            folder,
             objective,
             validate_pretraining(objective, inputs, tokenizer, config, out),
             draw=draw if config.weights.pem else None,
@@ -109,17 +110,18 @@ def load_teacher(
     return teacher, tokenizer, measure_preprocessing(config, inputs)
 
 
-def copy_start(model: Alpro, tokenizer: Tokenizer, preprocessing: Preprocessing, start: ModelFolder) -> None:
-    """Copies the weights of another model. Raises InputError if its word pieces or its encoders differ."""
-    if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+def copy_start(own: ModelFolder, start: ModelFolder) -> None:
+    """Copies the weights of another model, and its PEM head if it names the same entities. Raises InputError if its
+    word pieces or its encoders differ."""
+    if start.tokenizer.get_vocab() != own.tokenizer.get_vocab():
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so its word embeddings "
             "would be those of other words; set train_tokenizer.tokenizer to the tokenizer.json in its folder"
         )
-    if (start.preprocessing.mean, start.preprocessing.std) != (preprocessing.mean, preprocessing.std):
+    if (start.preprocessing.mean, start.preprocessing.std) != (own.preprocessing.mean, own.preprocessing.std):
         log.warning("pretrain.start: this model was trained with another normalization of the pixels")
     try:
-        start_from(model, start.model)
+        start_from(own.model, start.model, () if start.entities == own.entities else ("pem_head.2",))
     except ValueError as error:
         raise InputError(f"pretrain.start: {error}") from error
 

@@ -135,7 +135,8 @@ def pretrain_arm(
         prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, device)
         prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
-        pretrain.copy_start(model, tokenizer, preprocessing, load_model(Path(config.start), device))
+        folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
+        pretrain.copy_start(folder, load_model(Path(config.start), device))
         if arm.only_head:
             assert model.pem_head
             model.requires_grad_(False)
@@ -145,6 +146,6 @@ def pretrain_arm(
         masking = {"mlm_probability": config.mlm_probability}
         objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking)
         objective.to(device).use(arm, entities, things)
-        return Training(ModelFolder("pretrain", model, tokenizer, preprocessing, entities), objective, None)
+        return Training(folder, objective, None)
 
     return train(build, config, inputs, out, resources)

@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -18,12 +19,6 @@ EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 
-def package_version() -> str:
-    from importlib.metadata import version
-
-    return f"alpro-pipeline {version('alpro-pipeline')}"
-
-
 def shown(value: Any) -> str | None:
     """A default as the help prints it; None for those that say nothing."""
     return str(value) if value not in ("", (), None, False) else None
@@ -33,7 +28,7 @@ app = App(
     name="alpro",
     help="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run. Results of "
     "stages are cached: a second run executes only missing stages and those that a change affects.",
-    version=package_version,
+    version=f"alpro-pipeline {version('alpro-pipeline')}",
     help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,

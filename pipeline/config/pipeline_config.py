@@ -128,12 +128,12 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
-        for stage, training in self.trainings().items():
-            longest = getattr(training, "model", self.model).text.max_length
-            if not self.pretrained and padded(training.max_text_tokens) > longest:
+        for stage, config in (*self.trainings().items(), ("evaluate", self.evaluate)):
+            longest, tokens = getattr(config, "model", self.model).text.max_length, config.max_text_tokens
+            if not self.pretrained and padded(tokens) > longest:
                 raise ValueError(
-                    f"{stage}.max_text_tokens {training.max_text_tokens}, padded to "
-                    f"{padded(training.max_text_tokens)}, is more than model.text.max_length {longest}"
+                    f"{stage}.max_text_tokens {tokens}, padded to {padded(tokens)}, is more than "
+                    f"model.text.max_length {longest}"
                 )
         return self
 

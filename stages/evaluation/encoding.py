@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count, pairwise
 from pathlib import Path
 
@@ -136,9 +135,8 @@ def encode_videos(
     tokens = torch.zeros(len(numbers), 1, config.width, device=device)
     own = [slice(start, start + batch) for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
     parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
-    with ThreadPoolExecutor(min(MAX_THREADS, cores())) as pool:  # decodes a batch while the one before is encoded
-        decode = partial(pool.map, lambda number, some: sample_frames(reader[number], config, some))
-        ahead = (decode(numbers[part], chosen[part]) for part in parts)
+    with ThreadPoolExecutor(min(16, cores())) as pool:  # decodes a batch while the one before is encoded
+        ahead = (pool.map(lambda n, some: sample_frames(reader[n], config, some), numbers[p], chosen[p]) for p in parts)
         for part, (frames, _) in zip(parts, pairwise(chain(ahead, [()])), strict=True):
             encoded = encoder.model.encode_video(encoder.pixels_of(frames))
             if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
@@ -162,7 +160,6 @@ def sample_frames(sample: Sample, config: VideoConfig, chosen: list[int] | None 
     return frames.transpose(0, 3, 1, 2)
 
 
-MAX_THREADS = 16  # that decode
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
 PAIRS = 512  # in a batch on a GPU
 CPU_VALUES = 2**19  # in the activations of a batch on a CPU, about what its cache holds
@@ -187,7 +184,8 @@ def score(
         for start, part in by_video(pairs):
             some = slice(start, start + VIDEOS)
             tokens, qkv = videos.tokens[some], model.multimodal_encoder.project(videos.tokens[some])
-            for chosen in batches(pairs[part, 0], lengths, batch or batch_size(tokens)):
+            size = batch or (PAIRS if tokens.is_cuda else max(1, CPU_VALUES // tokens[0].numel()))
+            for chosen in batches(pairs[part, 0], lengths, size):
                 advance(len(chosen))
                 if not (own := is_own(next(number))) and scores is not None:
                     continue
@@ -253,8 +251,3 @@ def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
     order = np.lexsort((texts, lengths[texts]))
     for part in np.split(order, np.flatnonzero(np.diff(lengths[texts[order]])) + 1):
         yield from np.split(part, range(size, len(part), size))
-
-
-def batch_size(tokens: Tensor) -> int:
-    """Number of pairs in a batch for videos (V, N, D)."""
-    return PAIRS if tokens.is_cuda else max(1, CPU_VALUES // tokens[0].numel())

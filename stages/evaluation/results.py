@@ -56,7 +56,7 @@ class Results:
         for name in config.corpora:
             for column, decoded, annotated in check_items(config, name, inputs[name]):
                 if decoded < annotated:
-                    results.add_share("decoded", name, f"{column} of {name}", f"decoded/{name}", decoded, annotated)
+                    results.add_share("decoded", column, f"{column} of {name}", f"decoded/{name}", decoded, annotated)
             if shared := len(also_in_training(inputs[name], config.split)):
                 items = len(ShardReader(inputs[name], config.split))
                 table = "left_out" if config.exclude_overlap else "also_in_training"

@@ -30,7 +30,6 @@ from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig
 
 QUESTIONS = 256  # that are encoded together
-ANSWERED = 8  # videos that are encoded together: VIDEOS are shared by several processes
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,8 @@ class Scorer:
                 if blank:
                     videos = self._blank(len(some.numbers))
                 else:
-                    videos = encode_videos(self.encoder, some.reader, some.numbers, ANSWERED, reorder)
+                    part = 8  # several processes share them
+                    videos = encode_videos(self.encoder, some.reader, some.numbers, part, reorder)
                 for first in range(0, len(some.texts), QUESTIONS):
                     texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
                     of_video = some.video_of_text[first : first + QUESTIONS]

@@ -1,6 +1,6 @@
 """What the four training stages share: seed, model, data, objective, validation, training, model folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -111,10 +111,11 @@ def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessin
     return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
 
 
-def fine_tuned(start: ModelFolder, frames: int, device: torch.device, entities: int = 0, answers: int = 0) -> Alpro:
-    """A model for fine-tuning with the weights of `start`, `frames` frames and new heads (paper, section 4.1)."""
+def fine_tuned(start: ModelFolder, frames: int, device: torch.device, answers: Sequence[str] = ()) -> Alpro:
+    """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers, if there are any
+    (paper, section 4.1)."""
     config = start.model.config
     config = config.model_copy(update={"video": config.video.model_copy(update={"frames": frames})})
-    model = Alpro(config, entities, answers).to(device)
-    start_from(model, start.model)
+    model = Alpro(config, 0 if answers else len(start.entities), len(answers)).to(device)
+    start_from(model, start.model, () if start.answers == answers else ("qa_head.2",))
     return model

@@ -489,6 +489,17 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update,
     assert len(remove_videos(tmp_path / "index", ["film"])) == 2
 
 
+@pytest.mark.parametrize(
+    ("seconds", "ends"), [(10.01, [4, 8, 10.01]), (8.05, [4, 8.05]), (8.15, [4, 8, 8.15]), (4.05, [4.05])]
+)
+def test_a_last_window_shows_something_new(seconds, ends, videos, monkeypatch):
+    """A video often lasts a little longer than its last frame: a window of that alone would have no frames."""
+    monkeypatch.setattr("alpro.inference.index_videos.video_seconds", lambda path: seconds)
+    (item, *_) = scan_videos(videos[0].parent)
+    windows = list(in_windows([item], 4.0, 4.0))
+    assert [(window["start"], window["end"]) for window in windows] == [(4 * n, end) for n, end in enumerate(ends)]
+
+
 def test_what_has_no_windows(clips, videos):
     url = {"id": "a", "path": "https://host/a.mp4", "kind": "video", "start": None, "end": None, "frame_offsets": None}
     (reject,) = in_windows([url], 10.0, 5.0)

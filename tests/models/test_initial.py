@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
-from alpro.models.initial import load_bert, load_vit, text_sizes, timm_weights, video_sizes
+from alpro.models.initial import load_bert, load_vit, text_sizes, video_sizes
 from tests.conftest import one_line
 
 VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
@@ -161,7 +161,7 @@ def test_vits_of_other_kinds_are_refused(name, tmp_path, monkeypatch):
     if "pe" in name:  # rotary positions need no weight
         monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
         with pytest.raises(ValueError, match="it has rotary positions"):
-            timm_weights("a_new_vit.tag")
+            load_vit(model_of(), "a_new_vit.tag")
 
 
 def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monkeypatch):
@@ -197,6 +197,19 @@ def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(clip_folders):
         torch.testing.assert_close(state, theirs, atol=1e-5, rtol=0)
     for actual in (tokens, still):
         torch.testing.assert_close(actual, last, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("other", [{"heads": 4}, {"activation": "quick_gelu"}])
+def test_what_no_shape_shows_is_compared(other, bert, monkeypatch):
+    vit = timm_vit("vit_base_patch16_224")
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
+    load_vit(model_of(), "vit_base_patch16_224.tag")
+    with pytest.raises(ValueError, match=f"model.video.{next(iter(other))} is "):
+        load_vit(model_of(**other), "vit_base_patch16_224.tag")
+    model = model_of()
+    model.config = model.config.model_copy(update={"text": model.config.text.model_copy(update={"heads": 4})})
+    with pytest.raises(ValueError, match=r"model\.text\.heads is 4; set it to 2"):
+        load_bert(model, str(bert[1]))
 
 
 def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(clip_folders, tmp_path):

@@ -121,5 +121,5 @@ def test_the_placeholder_is_replaced_literally():
 @pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
 def test_a_template_needs_exactly_one_placeholder(wrong):
     for kind in ("video", "image"):
-        with pytest.raises(ValidationError, match="replaced by the entity"):
+        with pytest.raises(ValidationError, match="the place of the entity"):
             Templates.model_validate({kind: (wrong,)})

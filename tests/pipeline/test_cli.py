@@ -91,7 +91,7 @@ MISTAKES = [
     ("run --data {tmp}/one.jsonl --dry-run", "test item"),
     ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
     ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
-    ("run --data {tmp}/secret.jsonl", "line 1: path"),
+    ("run --data {tmp}/secret.jsonl", "line 1 of the manifest: path"),
     ("run --data {tmp}/asked.jsonl", "no test item has questions"),
     ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
     ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),

@@ -117,6 +117,7 @@ def test_a_change_is_applied(change, is_applied):
         ("corpora.clips.root=b", ["corpora.clips.root: "]),
         ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
         ("pretrain.max_text_tokens=33", ["pretrain.max_text_tokens 33", "40", "32"]),
+        ("evaluate.max_text_tokens=33", ["evaluate.max_text_tokens 33", "40", "32"]),
         ("train_prompter.model={wide=1}", ["train_prompter.model.wide: "]),
         # A pipeline has one start, and encoders that fit.
         (CLIP, ["pretrain.start: "]),

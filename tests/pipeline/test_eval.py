@@ -161,9 +161,9 @@ def test_the_order_of_a_search_with_rerank_is_scored(data, trained, tmp_path):
 
 
 def test_a_threshold_is_wrong_least_often():
-    """By hand: at 0.5, of the best right similarities 0.3, 0.5, 0.7, 0.9 one is below, and of the others (texts without
-    their videos) 0.1, 0.35, 0.45, 0.6 one is not."""
-    right, wrong = np.array([0.3, 0.5, 0.7, 0.9]), np.array([0.6, 0.1, 0.45, 0.35])
+    """By hand: at 0.5, of the best similarities 0.45, 0.5, 0.7, 0.9, the first of which is a wrong video's, one
+    is below, and of the others (texts without their videos) 0.35, 0.45, 0.47, 0.6 one is not."""
+    right, wrong = np.array([0.3, 0.5, 0.7, 0.9]), np.array([0.45, 0.47, 0.6, 0.35])
     similarity = np.stack([right, wrong, right - 1], axis=1)
     threshold = Threshold.of(similarity, np.tile([True, False, True], (4, 1)))
     assert vars(threshold) == {"similarity": pytest.approx(0.5), "missed": 0.25, "accepted": 0.25}

@@ -120,7 +120,7 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained
     assert words.get_vocab_size() == size
     shape = tiny_model(size)
     other = shape.model_copy(update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})})
-    for name, start in {"other word pieces": (shape, words), "activation is quick_gelu": (other, tokenizer)}.items():
+    for name, start in {"other word pieces": (shape, words), "activation is gelu": (other, tokenizer)}.items():
         folder = ModelFolder("pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)])
         folder.save_pretrained(tmp_path / name)
         with pytest.raises(InputError, match=f"^pretrain.start: .*{name}"):
@@ -179,6 +179,15 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
     assert (tuned.entities, tuned.model.pem_head, tuned.model.mlm_head) == ([], None, None)  # not trained any more
     assert tuned.preprocessing.max_text_tokens == 11
     assert tuned.model.config.video.frames == 2
+
+
+def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
+    """Also one of as many, whose classes would be others."""
+    start = ModelFolder("qa", Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2), tokenizer, answers=["a", "b"])
+    heads = [
+        stage.fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2] for answers in (["a", "b"], ["b", "a"])
+    ]
+    assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [True, False]
 
 
 @pytest.fixture
