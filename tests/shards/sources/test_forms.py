@@ -143,19 +143,12 @@ FORMS: dict[str, tuple[str, Any, list[tuple]]] = {
 def test_each_form_is_read_by_its_columns_and_named(form, videos, capsys):
     name, content, expected = FORMS[form]
     what, records = scan_source(write(videos / name, content))
-    rows = [
-        (
-            row.id,
-            row.split,
-            row.path.name if row.path.is_file() else f"no {row.path.name}",
-            *row.captions,
-            *((question.question, question.answer, question.type) for question in row.questions),
-        )
-        for row in records
-    ]
-    assert rows == expected
-    _, records = scan_source(videos / name)
-    assert {row.kind == "image" for row in records} == {form == "captions of CC3M"}
+    rows = list(records)
+    for row, (id, split, file, *texts) in zip(rows, expected, strict=True):
+        found = row.path.name if row.path.is_file() else f"no {row.path.name}"
+        asked = [(question.question, question.answer, question.type) for question in row.questions]
+        assert (row.id, row.split, found, [*row.captions, *asked]) == (id, split, file, texts)
+    assert {row.kind == "image" for row in rows} == {form == "captions of CC3M"}
     title = form.removesuffix(" of CC3M")
     assert what == f"{name}: {title}"
     assert f"read as {title}; its videos are looked up in {videos}" in capsys.readouterr().err
@@ -177,10 +170,8 @@ def test_a_folder_with_one_table_is_read_by_it(videos):
     table = write(videos / "labels.csv", FORMS["captions"][1])
     assert [row.id for row in scan_source(videos)[1]] == ["video0.mp4", "0001/77"]
     write(table, [["path", "caption"], ["video0.mp4", "a cat"]])
-    assert (scan_source(videos)[0], [row.id for row in scan_source(videos)[1]]) == (
-        "a manifest, labels.csv",
-        ["video0"],
-    )
+    what, records = scan_source(videos)
+    assert (what, [row.id for row in records]) == ("a manifest, labels.csv", ["video0"])
     (videos / "video1.txt").write_text("a man\n")  # texts beside the videos come first
     assert scan_source(videos)[0] == "a folder of videos with texts"
 
@@ -200,10 +191,8 @@ def test_lists_of_videos_take_the_texts_of_another_file(videos, tmp_path):
     """As of the 1k-A split of MSR-VTT, and of MSVD; a list with texts keeps them."""
     texts = write(tmp_path / "MSRVTT_data.json", VIDEOINFO)
     train = write(tmp_path / "MSRVTT_train.9k.csv", [["video_id"], ["video0"], ["video1"]])
-    test = write(
-        tmp_path / "test.csv",
-        [["key", "vid_key", "video_id", "sentence"], ["ret0", "msr2", "video2", "a dog is running"]],
-    )
+    columns = ["key", "vid_key", "video_id", "sentence"]
+    test = write(tmp_path / "test.csv", [columns, ["ret0", "msr2", "video2", "a dog is running"]])
     rows, _ = scan(videos, {"train": train, "test": test, "texts": texts})
     assert [(row.id, row.split, row.captions) for row in rows] == [
         ("video0", "train", ("a car is shown", "a group drives")),
@@ -222,27 +211,22 @@ def test_several_files_of_a_split_are_joined_by_video(videos, tmp_path):
     them names its extension; a video of two splits is two rows."""
     captions = write(tmp_path / "ret.jsonl", [{"caption": f"of {n}", "clip_name": n} for n in ("video1", "video2")])
     asked = [QUESTION | {"video_id": n} for n in ("video2.webm", "video1.mp4", "video3")]
-    files = keyed(
-        {
-            "train": [str(captions), str(write(tmp_path / "qa.jsonl", asked))],
-            "test": [str(write(tmp_path / "test.jsonl", [QUESTION]))],
-        }
-    )
+    qa, test = write(tmp_path / "qa.jsonl", asked), write(tmp_path / "test.jsonl", [QUESTION])
+    files = keyed({"train": [str(captions), str(qa)], "test": [str(test)]})
     assert list(files) == ["train", "train.2", "test"]
     rows, rejects = scan(videos, files)
     assert rejects == []
-    assert [(row.id, row.name, row.split, row.captions, len(row.questions)) for row in rows] == [
-        ("train/video1", "video1", "train", ("of video1",), 1),
-        ("video2", "video2", "train", ("of video2",), 1),
-        ("video3", "video3", "train", (), 1),
-        ("test/video1", "video1", "test", (), 1),
+    assert [(row.id, row.name, row.path.name, row.split, row.captions, len(row.questions)) for row in rows] == [
+        ("train/video1", "video1", "video1.mp4", "train", ("of video1",), 1),
+        ("video2", "video2", "video2.webm", "train", ("of video2",), 1),
+        ("video3", "video3", "video3.mp4", "train", (), 1),
+        ("test/video1", "video1", "video1.mp4", "test", (), 1),
     ]
-    assert [row.path.name for row in rows] == ["video1.mp4", "video2.webm", "video3.mp4", "video1.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
+def test_an_invalid_record_is_a_reject_with_its_line(videos, tmp_path):
+    good = {"caption": "x", "video": "video1"}
+    for record, reason in (
         (QUESTION | {"answer": " "}, "empty question or answer"),
         ({"caption": [" ", None], "clip_name": "video1"}, "captions are not a list of strings"),
         ({"caption": [" "], "clip_name": "video1"}, "no caption"),
@@ -255,17 +239,12 @@ def test_several_files_of_a_split_are_joined_by_video(videos, tmp_path):
         ({"video": "/etc/passwd", "caption": "x"}, "'/etc/passwd' is an absolute path outside"),
         ({"video": "video1\0", "caption": "x"}, "NUL"),
         ("{", "not JSON"),
-    ],
-)
-def test_an_invalid_record_is_a_reject_with_its_line(record, reason, videos, tmp_path):
-    good = {"caption": "x", "video": "video1"}
-    (tmp_path / "a.jsonl").write_text(
-        "".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in (good, record, good))
-    )
-    records = list(scan_annotations(videos, {"": tmp_path / "a.jsonl"}))
-    assert [record.id for record in records] == ["a.jsonl line 2", "video1"]
-    assert reason in records[0].detail
-    assert (records[0].reason, len(records[1].captions)) == ("bad row", 2)
+    ):
+        lines = (one if isinstance(one, str) else json.dumps(one) for one in (good, record, good))
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        reject, row = scan_annotations(videos, {"": tmp_path / "a.jsonl"})
+        assert (reject.id, reject.reason, row.id, len(row.captions)) == ("a.jsonl line 2", "bad row", "video1", 2)
+        assert reason in reject.detail
 
 
 def test_an_unusable_source_raises_a_one_line_error_with_the_columns(videos, tmp_path):
@@ -283,7 +262,7 @@ def test_an_unusable_source_raises_a_one_line_error_with_the_columns(videos, tmp
         assert len(str(error.value)) < 500
 
 
-NAMES = [
+NAMES = [  # files, a name, and which of the files it means
     ("B/0001.mp4", "A/0001.mp4", None),  # a name with a folder matches only in it
     ("B/0001.mp4", "A/0001", None),
     ("A/0001.MP4 B/0001.mp4", "A/0001", "A/0001.MP4"),
@@ -315,12 +294,16 @@ def test_a_name_matches_only_its_own_file(files, name, expected, tmp_path):
     assert (path.relative_to(tmp_path).as_posix() if len(name) < 300 and path.is_file() else None) == expected
 
 
-def test_an_ambiguous_name_is_rejected(videos, tmp_path):
+def test_an_ambiguous_name_is_rejected_and_one_below_a_root_is_resolved_once(videos, tmp_path):
+    """A file at the path of the folder twice is another video."""
     touch(videos, ["0002/77.webm"])
     file = write(tmp_path / "a.jsonl", [{"caption": "x", "clip_name": name} for name in ("77", "0001/77")])
     (row,), (reject,) = scan(videos, {"test": file})
     assert row.path == videos / "0001/77.mp4"
     assert (reject.id, reject.detail) == ("77", "the name could mean 0001/77.mp4 or 0002/77.webm")
+    touch(videos, ["0001/0001/77.mp4"])
+    file = write(tmp_path / "a.jsonl", [{"caption": "x", "clip_name": "77.mp4"}])
+    assert [row.path for row in scan(videos, {"train": file}, root=videos / "0001")[0]] == [row.path]
 
 
 def test_absolute_names_below_the_folder_or_the_root_are_resolved(videos, tmp_path):
@@ -339,11 +322,3 @@ def test_absolute_names_below_the_folder_or_the_root_are_resolved(videos, tmp_pa
         assert [len(row.captions) for row in rows] == [2, 1, 1]
     with pytest.raises(InputError, match=r"a\.jsonl line 1: name '/else/a\.jpg' .* set `root` of the corpus"):
         scan(videos, {"train": write(tmp_path / "a.jsonl", [{"caption": "x", "image": "/else/a.jpg"}])})
-
-
-def test_a_root_in_the_folder_of_videos_is_resolved_once(videos, tmp_path):
-    """A file at the path of the folder twice is another video."""
-    file = write(tmp_path / "a.jsonl", [{"caption": "x", "clip_name": "77.mp4"}])
-    touch(videos, ["0001/0001/77.mp4"])
-    rows, _ = scan(videos, {"train": file}, root=videos / "0001")
-    assert [row.path for row in rows] == [videos / "0001" / "77.mp4"]
