@@ -63,9 +63,8 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         container: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
-        with av.open(
-            str(path), "w", options=({"movflags": "faststart"} if faststart else {}) | (container or {})
-        ) as out:
+        muxing = ({"movflags": "faststart"} if faststart else {}) | (container or {})
+        with av.open(str(path), "w", options=muxing) as out:
             stream = out.add_stream(codec, rate=rate, options=options or {})
             stream.width, stream.height, stream.pix_fmt = *size, pixels
             if stamps:

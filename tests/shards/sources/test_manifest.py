@@ -38,9 +38,8 @@ ASKED = {"question": "what  runs?", "answer": "dog"}
 X = {"path": "a.mp4", "caption": "x"}
 
 
-@pytest.mark.parametrize(
-    ("record", "column", "expected"),
-    [
+def test_the_columns_of_a_row_and_their_defaults(write_records, tmp_path):
+    for record, column, expected in (
         (X | {"path": "x/a.mp4"}, "id", "x/a"),
         (X | {"start": 2}, "id", "a@2-"),
         (X | {"end": 2.25}, "id", "a@0-2.25"),
@@ -74,13 +73,9 @@ X = {"path": "a.mp4", "caption": "x"}
         (X | {"caption": "x \ud83d"}, "captions", ("x ?",)),  # a lone surrogate
         (X | {"captions": None}, "captions", ("x",)),
         (X | {"license": "CC0", "tags": ["a", {"b": None}]}, "meta", {"license": "CC0", "tags": ["a", {"b": None}]}),
-    ],
-)
-def test_the_columns_of_a_row_and_their_defaults(record, column, expected, write_records, tmp_path):
-    record = {
-        key: value.replace("{folder}", str(tmp_path)) if key == "path" else value for key, value in record.items()
-    }
-    assert getattr(single_row(write_records(record)), column) == expected
+    ):
+        path = record["path"].replace("{folder}", str(tmp_path))
+        assert getattr(single_row(write_records(record | {"path": path})), column) == expected, record
 
 
 def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
