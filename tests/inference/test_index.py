@@ -18,17 +18,7 @@ from alpro.inference import index as index_module
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
 from alpro.inference.model import Model
-from alpro.inference.search import (
-    Hit,
-    fitting,
-    group_windows,
-    listed,
-    most_similar,
-    place_of,
-    search,
-    similar,
-    similar_hits,
-)
+from alpro.inference.search import Hit, fitting, group_windows, listed, most_similar, search, similar, similar_hits
 from alpro.shards.decoding import DecodeError, ffmpeg_binary, video_seconds
 from alpro.shards.decoding import decode_video as decode
 from alpro.shards.schema import Row
@@ -178,7 +168,7 @@ def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_p
     counts, _ = update(own / "m.jsonl", None, None, ["day"])
     assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
     index = opened(tmp_path)
-    assert [place_of(index.item(i)).partition(" ")[2] for i in range(2)] == ["0-0.3 s", "0.3- s"]
+    assert [hit.place.partition(" ")[2] for hit in listed(index).hits] == ["0-0.3 s", "0.3- s"]
     assert index.items["caption"].to_pylist() == [None, "a ball"]
     assert not np.allclose(*index.embeddings)
     assert index.rejects["reason"].to_pylist() == ["bad row"]
@@ -343,21 +333,18 @@ def test_the_ranking_that_was_better_on_validation_is_the_default(filled, update
     assert (len(found.hits), found.matched, found.note) == (5, 0, "")
 
 
-@pytest.mark.parametrize(
-    ("text", "unknown"),
-    [
+def test_words_that_the_model_does_not_know_are_named(model):
+    for text, unknown in (
         ("a red ball", []),
         ("a politician gives a speech in parliament", ["politician", "gives", "speech", "parliament"]),
         ("a ball of the parliament, parliament", ["parliament"]),
         ("\u4f60\u597d?", ["\u4f60\u597d"]),
         ("\u4f60 ball!", ["\u4f60"]),
         ("\U0001f600", ["\U0001f600"]),
-    ],
-)
-def test_words_that_the_model_does_not_know_are_named(model, text, unknown):
-    assert model.unknown_words(text) == unknown
-    assert bool(model.note(text)) == bool(unknown)
-    assert all(word in model.note(text) for word in unknown)
+    ):
+        assert model.unknown_words(text) == unknown
+        assert bool(model.note(text)) == bool(unknown)
+        assert all(word in model.note(text) for word in unknown)
 
 
 def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, own, folders, model, tmp_path):
@@ -392,9 +379,8 @@ def table(tmp_path_factory):
     return Index.open(folder)
 
 
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
+def test_filters_and_numbers_of_clips_through_all_parts(table):
+    for filters, expected in (
         ((), [0, 1, 2]),
         (("kind=image",), [2]),
         (("kind!=image",), [0, 1]),
@@ -411,24 +397,16 @@ def table(tmp_path_factory):
         (("start>0",), [1]),
         ((" end <= 5 ",), [1]),
         (("day=",), []),
-    ],
-)
-def test_filters(table, filters, expected):
-    assert fitting(table, filters).nonzero()[0].tolist() == expected
-    assert [hit.number for hit in listed(table, filters=filters).hits] == expected
-    found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
-    assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
-
-
-def test_a_wrong_filter_is_refused(table):
+    ):
+        assert fitting(table, filters).nonzero()[0].tolist() == expected
+        assert [hit.number for hit in listed(table, filters=filters).hits] == expected
+        found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
+        assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
+    assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
+    assert [hit.number for hit in similar(table, table.embeddings[2], k=1, without=2).hits] == [0]
     for text in ("x", "=3", "color=red", "start~1", "end>soon", "kind=\udcff"):
         with pytest.raises(InputError):
             fitting(table, [text])
-
-
-def test_clips_have_numbers_through_all_parts(table):
-    assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
-    assert [hit.number for hit in similar(table, table.embeddings[2], k=1, without=2).hits] == [0]
 
 
 @pytest.fixture

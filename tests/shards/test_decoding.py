@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,13 +14,7 @@ from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.shards import decoding
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, video_seconds
-
-av = pytest.importorskip("av")
-pytest.importorskip("ffmpeg")
-
-Make = Callable[..., Path]
-Numbers = Callable[[Clip], list[int]]
+from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, video_seconds
 
 every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
 
@@ -30,9 +25,9 @@ OPEN_GOP = {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"}  # frame
 
 @every_decoder
 @pytest.mark.parametrize("options", [LONG_GOP, FREQUENT_KEYS, OPEN_GOP], ids=["long", "frequent", "open"])
-@pytest.mark.parametrize(
-    ("count", "start", "end", "frames", "duration"),
-    [
+def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder, options):
+    path = make_video("a.mp4", 24, options)
+    for count, start, end, frames, duration in (
         (6, None, None, [0, 4, 8, 12, 16, 20], 2.4),  # segments of 24 / 6 = 4 frames, 10 a second
         (5, None, None, [0, 4, 9, 14, 19], 2.4),  # 4.8: 0, 4.8, 9.6, 14.4, 19.2
         (1, None, None, [0], 2.4),
@@ -44,16 +39,12 @@ OPEN_GOP = {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"}  # frame
         (4, 2.0, 60.0, [20, 21, 22, 23], 0.4),  # an end beyond the video's is the video's
         (4, 0.5, 0.6, [5, 5, 5, 5], 0.1),  # frame 6 begins when the window ends
         (8, None, 0.3, [0, 0, 0, 1, 1, 1, 2, 2], 0.3),  # too few: i * 3 // 8
-    ],
-)
-def test_the_first_frame_of_each_segment_is_decoded(
-    make_video: Make, numbers: Numbers, decoder, options, count, start, end, frames, duration
-):
-    clip = decode_video(make_video("a.mp4", 24, options), count, 32, start, end, decoder=decoder)
-    assert numbers(clip) == frames
-    assert (clip.frames.shape, clip.frames.dtype) == ((count, 32, 32, 3), np.uint8)
-    assert clip.frames.flags.c_contiguous
-    assert (clip.width, clip.height, clip.duration) == (64, 48, pytest.approx(duration))
+    ):
+        clip = decode_video(path, count, 32, start, end, decoder=decoder)
+        assert numbers(clip) == frames
+        assert (clip.frames.shape, clip.frames.dtype) == ((count, 32, 32, 3), np.uint8)
+        assert clip.frames.flags.c_contiguous
+        assert (clip.width, clip.height, clip.duration) == (64, 48, pytest.approx(duration))
 
 
 SIZE, FRAMES = 32, 40
@@ -104,7 +95,7 @@ common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scope
 
 @settings(max_examples=12, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_equal_those_of_decoding_everything(make_video: Make, monkeypatch, recipe, window, count: int):
+def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, recipe, window, count: int):
     """Whether it skips, seeks or reads only a part; by the length that counts as far."""
     name, more = recipe
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +123,7 @@ def test_frames_equal_those_of_decoding_everything(make_video: Make, monkeypatch
 @pytest.mark.long
 @settings(max_examples=400, **common)
 @given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_equal_those_of_decoding_everything_at_length(make_video: Make, monkeypatch, recipe, window, count: int):
+def test_frames_equal_those_of_decoding_everything_at_length(make_video, monkeypatch, recipe, window, count: int):
     test_frames_equal_those_of_decoding_everything.hypothesis.inner_test(make_video, monkeypatch, recipe, window, count)
 
 
@@ -157,7 +148,7 @@ def work(monkeypatch) -> dict[str, list[int]]:
     return counts
 
 
-def test_only_what_the_frames_need_is_read_and_decoded(make_video: Make, work):
+def test_only_what_the_frames_need_is_read_and_decoded(make_video, work):
     x264 = "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0"
     path = make_video("a.mp4", 40, {"g": "20", "x264-params": x264})
     decode_video(path, 2, 32, decoder="pyav")  # frames 0 and 20: two key frames
@@ -170,7 +161,7 @@ def test_only_what_the_frames_need_is_read_and_decoded(make_video: Make, work):
     assert 50 < work["read"][0] < 90  # five seconds before it, the window, and no more
 
 
-def test_the_length_of_a_video_is_that_of_its_header(make_video: Make, tmp_path: Path):
+def test_the_length_of_a_video_is_that_of_its_header(make_video, tmp_path):
     assert video_seconds(make_video("a.mp4", 24)) == pytest.approx(2.4)
     assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 100_000])) == 0  # of less than 100 bytes a second
     assert video_seconds(tmp_path / "missing.mp4") == 0
@@ -185,7 +176,7 @@ def refusal(path: Path, decoder: str, **more) -> str:
 
 
 @every_decoder
-def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path: Path, make_video: Make, decoder):
+def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video, decoder):
     assert refusal(tmp_path / "nowhere.mp4", decoder) == "missing"
     assert refusal(tmp_path, decoder) == "missing"
     whole = make_video("a.mp4", 24, {"g": "5"}).read_bytes()
@@ -209,7 +200,7 @@ def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path: Path, make_
 
 
 @every_decoder
-def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_video: Make, decoder):
+def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_video, decoder):
     path = make_video("a.mp4", 10)
     assert refusal(path, decoder, start=5.0) == "no frames: between 5 and the end s; the video has 0.90 s"
     assert refusal(path, decoder, start=15.0, end=17.5).startswith("no frames: between 15 and 17.5 s")
@@ -232,7 +223,7 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
         assert str(decoding._ffmpeg_error(code, log, Limits())) == reason
 
 
-def test_a_path_that_is_not_a_regular_file_is_rejected(tmp_path: Path):
+def test_a_path_that_is_not_a_regular_file_is_rejected(tmp_path):
     (tmp_path / "a folder.mp4").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.mp4")
@@ -243,13 +234,12 @@ def test_a_path_that_is_not_a_regular_file_is_rejected(tmp_path: Path):
                 decode(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("decoder", "package"), [("pyav", "av"), ("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")]
-)
-def test_a_missing_decoder_raises_an_input_error(make_video: Make, monkeypatch, decoder, package: str):
+def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
     path = make_video("a.mp4", 4)
-    ffmpeg_binary.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"install"):
-        decode_video(path, 2, 32, decoder=decoder)
+    for decoder, package in (("pyav", "av"), ("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")):
+        ffmpeg_binary.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(InputError, match=r"install"):
+                decode_video(path, 2, 32, decoder=decoder)

@@ -1,19 +1,11 @@
 """Containers, codecs, pixel formats and time bases: frames have the correct times and colors."""
 
 import struct
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from alpro.shards.decoding import Clip, decode_video
-
-pytest.importorskip("av")
-pytest.importorskip("ffmpeg")
-
-Make = Callable[..., Path]
-Numbers = Callable[[Clip], list[int]]
+from alpro.shards.decoding import decode_video
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
 
@@ -61,7 +53,7 @@ a.gif gif rgb8
 
 @decoders
 @pytest.mark.parametrize("form", FORMATS.strip().splitlines())
-def test_every_format_gives_the_frames_of_the_requested_time(make_video: Make, numbers: Numbers, decoder, form):
+def test_every_format_gives_the_frames_of_the_requested_time(make_video, numbers, decoder, form):
     name, codec, pixels, *more = form.split()
     options = dict(option.split("=", 1) for option in more)
     rate, size = int(options.pop("rate", 10)), tuple(map(int, options.pop("size", "64x48").split("x")))
@@ -78,7 +70,7 @@ def test_every_format_gives_the_frames_of_the_requested_time(make_video: Make, n
 
 
 @decoders
-def test_a_video_with_one_frame(make_video: Make, numbers: Numbers, decoder):
+def test_a_video_with_one_frame(make_video, numbers, decoder):
     for name in ("a.mp4", "a.avi", "a.mkv", "a.ts", "a.gif"):
         more = {"codec": "gif", "pixels": "rgb8"} if name == "a.gif" else {"options": {"bf": "0"}}
         assert numbers(decode_video(make_video(name, 1, **more), 3, 32, decoder=decoder)) == [0, 0, 0]
@@ -94,7 +86,7 @@ CLOCKS = [  # when frames are shown, milliseconds: with few changes, many, and a
 @pytest.mark.parametrize("decoder", ["auto", "ffmpeg"])
 @pytest.mark.parametrize("stamps", CLOCKS, ids=["few", "many", "pause"])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_variable_frame_rates_use_the_frames_timestamps(make_video: Make, numbers: Numbers, decoder, stamps, name):
+def test_variable_frame_rates_use_the_frames_timestamps(make_video, numbers, decoder, stamps, name):
     """The first frame of a window is the one nearest to `start`: within half a frame."""
     path, times = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps), np.array(stamps) / 1000
     assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
@@ -105,7 +97,7 @@ def test_variable_frame_rates_use_the_frames_timestamps(make_video: Make, number
 
 
 @decoders
-def test_times_are_relative_to_the_first_frame(make_video: Make, numbers: Numbers, decoder):
+def test_times_are_relative_to_the_first_frame(make_video, numbers, decoder):
     """In milliseconds; over the end of MPEG-TS's clock; with an edit list."""
     starts = [("a.mkv", 7_000), ("a.ts", 40_000_000), ("a.ts", 95_442_500), ("a.mp4", 5_000), ("a.flv", 3_000)]
     for name, first in starts:
@@ -115,7 +107,7 @@ def test_times_are_relative_to_the_first_frame(make_video: Make, numbers: Number
 
 
 @decoders
-def test_frames_outside_an_edit_list_are_not_decoded(make_video: Make, numbers: Numbers, decoder):
+def test_frames_outside_an_edit_list_are_not_decoded(make_video, numbers, decoder):
     """Frames 0 to 8 are in the file because frame 9 depends on them, and are not shown."""
     path = make_video("a.mp4", 24, {"g": "50", "bf": "2"})
     content = bytearray(path.read_bytes())
@@ -141,7 +133,7 @@ MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for 
 
 @decoders
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video: Make, decoder, matrix):
+def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, decoder, matrix):
     path = make_video("a.mp4", 4, picture=scenery)
     (plain,) = decode_video(path, 1, 40, decoder="pyav").frames.astype(int)
     content, (a, b, c, d) = bytearray(path.read_bytes()), matrix
@@ -171,7 +163,7 @@ def bars(number: int) -> np.ndarray:
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
 @pytest.mark.parametrize("range_", [LIMITED, FULL])
 @pytest.mark.parametrize("matrix", [BT601, BT709])
-def test_colors_follow_the_tags(make_video: Make, decoder, pixels, range_, matrix):
+def test_colors_follow_the_tags(make_video, decoder, pixels, range_, matrix):
     tags = {"colorspace": matrix, "color_range": range_}
     path = make_video("a.mp4", 2, {"crf": "5"}, picture=bars, pixels=pixels, tags=tags)
     (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)
@@ -179,7 +171,7 @@ def test_colors_follow_the_tags(make_video: Make, decoder, pixels, range_, matri
 
 
 @decoders
-def test_untagged_colors_are_bt601_and_a_frame_of_the_target_size_keeps_its_brightness(make_video: Make, decoder):
+def test_untagged_colors_are_bt601_and_a_frame_of_the_target_size_keeps_its_brightness(make_video, decoder):
     """BT.601 in the limited range, as in FFmpeg, for any size."""
     for size, bound in (((1280, 768), 6), ((64, 64), 4)):
         path = make_video("a.mp4", 1, {"crf": "1"}, picture=bars, size=size)

@@ -5,22 +5,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alpro.shards import decoding
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_image, decode_video
+from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tests.conftest import ROOT
 
-pytest.importorskip("av")
-pytest.importorskip("ffmpeg")
-
-Make = Callable[..., Path]
-Numbers = Callable[[Clip], list[int]]
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
 
@@ -42,7 +36,7 @@ class Clock:
         return 1e6 if self.readings > self.stops_at else self.ahead
 
 
-def test_a_slow_decoder_is_stopped_at_any_point(make_video: Make, numbers: Numbers, monkeypatch):
+def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch):
     """Before it opens the file, while it reads packets and while it decodes; in any thread. The next starts anew."""
     path, whole, reasons = make_video("a.mp4", 24), Clock(), []
     monkeypatch.setattr(decoding, "time", whole)
@@ -63,7 +57,7 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video: Make, numbers: Numbe
     assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
 
 
-def test_both_decoders_share_the_time_limit(make_video: Make, monkeypatch):
+def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
     path, time = make_video("a.mp4", 24), Clock()
 
     def slow(request):
@@ -76,7 +70,7 @@ def test_both_decoders_share_the_time_limit(make_video: Make, monkeypatch):
     assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
 
 
-def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video: Make, monkeypatch, wait_for_end):
+def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path, make_video, monkeypatch, wait_for_end):
     stuck, child = tmp_path / "stuck", tmp_path / "child"
     os.mkfifo(f"{child}.started")
     stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {child}; echo > {child}.started\nwait\n")
@@ -96,7 +90,7 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path: Path, make_video
 
 @decoders
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mjpeg")])
-def test_a_video_with_too_many_pixels_is_rejected(make_video: Make, decoder, name, codec):
+def test_a_video_with_too_many_pixels_is_rejected(make_video, decoder, name, codec):
     pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = make_video(name, 2, codec=codec, pixels=pixels, size=(640, 480))
     reason = refusal(path, decoder, Limits(max_pixels=640 * 480 - 1))
@@ -106,7 +100,7 @@ def test_a_video_with_too_many_pixels_is_rejected(make_video: Make, decoder, nam
 
 
 @decoders
-def test_a_size_that_lies_or_grows_is_rejected(make_video: Make, decoder):
+def test_a_size_that_lies_or_grows_is_rejected(make_video, decoder):
     """Matroska stores the size in any number of bytes; of two joined transport streams the header has the first's."""
     content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
     path = make_video("b.mkv", 1)
@@ -140,7 +134,7 @@ for mib in (100, 10):
 
 
 @on_linux
-def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path: Path, make_video: Make, monkeypatch):
+def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, monkeypatch):
     asked, most = tmp_path / "ffmpeg", (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
     asked.write_text(f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n")
     asked.chmod(0o755)
@@ -153,7 +147,7 @@ def noise(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
 
 
-def test_corrupt_frames_are_not_kept(make_video: Make):
+def test_corrupt_frames_are_not_kept(make_video):
     """Forty changed bytes of a film: if PyAV accepts the file, ffmpeg reports no error either."""
     path = make_video("a.mp4", 24, {"g": "24", "bf": "0"}, picture=noise)
     content = path.read_bytes()
@@ -171,7 +165,7 @@ def test_corrupt_frames_are_not_kept(make_video: Make):
     assert set(refused) == {"unreadable"}
 
 
-def test_a_missing_segment_is_rejected(make_video: Make, monkeypatch):
+def test_a_missing_segment_is_rejected(make_video, monkeypatch):
     """The index at the beginning names frames that were cut off."""
     monkeypatch.setattr(decoding, "FAR_SECONDS", 0.5)
     monkeypatch.setattr(decoding, "BACK_SECONDS", 0.5)
@@ -193,7 +187,7 @@ SCRIPTS = {
 }
 
 
-def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path: Path, make_video: Make):
+def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path, make_video):
     """Under any name. Otherwise a data set could copy other local files of its reader into its frames."""
     (tmp_path / "file.ts").symlink_to(make_video("secret.ts", 4))
     (tmp_path / "secret.mp4").write_bytes(make_video("other.mp4", 4).read_bytes())
@@ -223,7 +217,7 @@ NAMES += ["subfile,,start,0,end,0,,:a.mp4", "http:a.mp4", "file:a.mp4", "pipe:0"
 NAMES += ["[v][a];null.mp4", "$(touch gone).mp4", "Grüße 世界 🎬.mp4", "a\udcff.mp4"]
 
 
-def test_file_names_are_not_interpreted(tmp_path: Path, make_video: Make, numbers: Numbers, monkeypatch):
+def test_file_names_are_not_interpreted(tmp_path, make_video, numbers, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     video = make_video("any.mp4", 4)

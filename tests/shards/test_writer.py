@@ -132,9 +132,8 @@ NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
 
 
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
+def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
+    for members, message in (
         *(((*SAMPLE, (name, b"\x80\x04.")), f"{name[-5:]}' {NEITHER}") for name in NAMES),
         *(((*SAMPLE, (name, special(kind))), NEITHER) for kind in LINKS for name in ("1.00.jpg", "./folder")),
         ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
@@ -143,17 +142,14 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, ta
         (SAMPLE[1:], "sample 0 has no json or no frames"),
         *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")),
         ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "0.json' has 16777217 bytes, the limit is 16777216"),
-    ],
-)
-def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
-    path = archive(*members)
-    with one_line(str(path), message):
-        index_shard(path)
+    ):
+        path = archive(*members)
+        with one_line(str(path), message):
+            index_shard(path)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
+def test_missing_and_invalid_fields_raise_an_error_and_unknown_values_are_allowed(archive):
+    for field, value in (
         *((name, None) for name in sorted(ABOUT.keys() - {"version"})),  # missing
         ("version", 2),
         *(("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)),
@@ -163,15 +159,11 @@ def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, membe
         ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
         ("split", "dev"),
         ("frames", 2),  # of which one is there
-    ],
-)
-def test_missing_and_invalid_fields_raise_an_error(archive, field, value):
-    about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
-    with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
-        index_shard(archive(("0.json", json.dumps(about).encode()), SAMPLE[1]))  # NaN as Python writes it
-
-
-def test_unknown_values_are_allowed(archive):
+    ):
+        about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
+        path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])  # NaN as Python writes it
+        with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
+            index_shard(path)
     for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
         assert index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows == 1
 
