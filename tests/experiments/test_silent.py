@@ -70,16 +70,9 @@ def test_true_labels_are_shares_of_the_area_that_the_crop_shows():
 
 @pytest.fixture
 def batch() -> Batch:
-    return Batch(
-        step=0,
-        kind="image",
-        ids=["left", "right", "none"],
-        video=torch.arange(3),
-        frames=torch.zeros(3, 1, 3, 32, 32, dtype=torch.uint8),
-        text=torch.zeros(3, 4, dtype=torch.long),
-        mask=torch.ones(3, 4, dtype=torch.long),
-        boxes=torch.tensor([[0, 0, 2, 4]] * 3),
-    )
+    stills = {"kind": "image", "ids": ["left", "right", "none"], "frames": torch.zeros(3, 1, 3, 32, 32).byte()}
+    texts = {"text": torch.zeros(3, 4).long(), "mask": torch.ones(3, 4).long(), "video": torch.arange(3)}
+    return Batch(step=0, boxes=torch.tensor([[0, 0, 2, 4]] * 3), **stills, **texts)
 
 
 @pytest.fixture

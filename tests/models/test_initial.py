@@ -93,6 +93,8 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
         load_bert(model_of(width=32), str(folder))
+    expected = {"width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
+    assert text_sizes(str(folder)) == expected
 
 
 def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
@@ -210,18 +212,13 @@ def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(clip_fold
         load_vit(tower(clip), str(tmp_path / "trained"))
 
 
-def test_sizes_are_read_of_folders_only(bert, tmp_path):
-    expected = {"width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
-    assert text_sizes(str(bert[1])) == expected
-    (tmp_path / "config.json").write_text("[")
-    for name in (str(tmp_path), "no/such-bert", ""):
-        assert text_sizes(name) == video_sizes(name) == {}
-
-
 def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folders, tmp_path):
     """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
+    (tmp_path / "config.json").write_text("[")
+    for name in (str(tmp_path), "no/such-bert", ""):  # no folder of a model
+        assert text_sizes(name) == video_sizes(name) == {}
     sizes = {"vocab_size": 30, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
     other = RobertaForMaskedLM(RobertaConfig(**sizes, intermediate_size=256, max_position_embeddings=18))
     other.save_pretrained(tmp_path)

@@ -103,6 +103,7 @@ def test_every_weight_of_the_model_is_imported(task, wrapped, official, config, 
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
     assert own.keys() == {key for key in expected if not key.startswith(without or "-")}
     assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+    assert folder.preprocessing.max_text_tokens == (40 if task in ("retrieval", "qa") else 30)
     assert actual.unknown == ["surprise"]
     assert actual.unused.count(f"{VISUAL}head.weight") == 1
     if task != "prompter":
@@ -130,23 +131,20 @@ def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-@pytest.mark.parametrize(("task", "usual"), [("pretrain", 30), ("prompter", 30), ("retrieval", 40), ("qa", 40)])
-def test_the_length_of_texts_is_the_tasks_by_default(task, usual, official, tokenizer, tmp_path):
-    torch.save(official(task)[1], tmp_path / "a.pt")
-    for name, options, expected in (("usual", [], usual), ("given", ["--max-text-tokens", "50"], 50)):
+def test_the_length_of_texts_is_the_tasks_unless_it_is_given(official, tokenizer, tmp_path):
+    torch.save(official("qa")[1], tmp_path / "a.pt")
+    for name, options, expected in (("usual", [], 40), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
-        command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", task, *options]
+        command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", "qa", *options]
         assert execute([*command, "--tokenizer", str(tokenizer)]) == 0
         assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
     with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):
-        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", task, tokenizer, max_text_tokens=57)
-
-
-QUERY = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57)
 
 
 def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, tmp_path):
     _, whole = official("retrieval")
+    query = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
     for task, key, value, message in (
         ("qa", "", None, "no qa_head, which --task qa needs"),
         ("pretrain", "mpm_head.2.bias", None, "no pem_head, which --task pretrain needs"),
@@ -156,8 +154,8 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, t
         ("retrieval", f"{VISUAL}pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
         ("retrieval", f"{VISUAL}patch_embed.proj.weight", torch.zeros(32, 192), "not the weights of"),
         ("retrieval", f"{VISUAL}time_embed", None, f"{VISUAL}time_embed"),
-        ("retrieval", QUERY, torch.zeros(31), "missing weights: text_encoder.layers.0.attention.qkv.bias"),
-        ("retrieval", QUERY, None, "missing weights: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", query, torch.zeros(31), "missing weights: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", query, None, "missing weights: text_encoder.layers.0.attention.qkv.bias"),
         ("retrieval", "text_encoder.bert.encoder.layer.1", None, "for TextConfig"),
     ):
         state = {k: v for k, v in whole.items() if not key or not k.startswith(key)}

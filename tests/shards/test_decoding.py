@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.shards import decoding
 from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, video_seconds
+from tests.shards.conftest import refusal
 
 every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
 
@@ -167,20 +168,12 @@ def test_the_length_of_a_video_is_that_of_its_header(make_video, tmp_path):
     assert video_seconds(tmp_path / "missing.mp4") == 0
 
 
-def refusal(path: Path, decoder: str, **more) -> str:
-    with pytest.raises(DecodeError) as error:
-        decode_video(path, 4, 32, decoder=decoder, **more)
-    assert "\n" not in str(error.value)
-    assert str(path) not in str(error.value)  # the row has it
-    return str(error.value)
-
-
 @every_decoder
 def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video, decoder):
     assert refusal(tmp_path / "nowhere.mp4", decoder) == "missing"
     assert refusal(tmp_path, decoder) == "missing"
     whole = make_video("a.mp4", 24, {"g": "5"}).read_bytes()
-    early = make_video("a.mp4", 24, {"g": "5"}, faststart=True).read_bytes()
+    early = make_video("a.mp4", 24, {"g": "5"}, container={"movflags": "faststart"}).read_bytes()
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000)

@@ -14,15 +14,10 @@ from alpro.shards import decoding
 from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tests.conftest import ROOT
+from tests.shards.conftest import refusal
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
-
-
-def refusal(path: Path, decoder, limits: Limits = Limits()) -> str:  # noqa: B008
-    with pytest.raises(DecodeError) as error:
-        decode_video(path, 4, 32, decoder=decoder, limits=limits)
-    return str(error.value)
 
 
 class Clock:
@@ -169,7 +164,7 @@ def test_a_missing_segment_is_rejected(make_video, monkeypatch):
     """The index at the beginning names frames that were cut off."""
     monkeypatch.setattr(decoding, "FAR_SECONDS", 0.5)
     monkeypatch.setattr(decoding, "BACK_SECONDS", 0.5)
-    content = make_video("a.mp4", 60, {"g": "5"}, faststart=True, picture=noise).read_bytes()
+    content = make_video("a.mp4", 60, {"g": "5"}, picture=noise, container={"movflags": "faststart"}).read_bytes()
     path = make_video("b.mp4", 1)
     path.write_bytes(content[: len(content) * 8 // 10])
     assert len(decode_video(path, 4, 32, 2.0, 3.0, decoder="pyav").frames) == 4

@@ -15,6 +15,7 @@ from alpro.shards.reader import ShardReader
 from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 from tests.conftest import one_line
+from tests.shards.conftest import pack
 
 ABOUT = {"version": 1, "id": "a", "kind": "video", "split": "train", "group": "g", "captions": ["x"], "questions": []}
 ABOUT |= {"duration": 1.0, "width": 2, "height": 2, "source": "a.mp4"}
@@ -41,15 +42,10 @@ def special(kind: bytes) -> tarfile.TarInfo:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Callable[..., Path]:
-    """archive(members): a tar of files by their names; a TarInfo is a member without data."""
+    """archive(members): a tar of other tools, see `pack`."""
 
-    def make(*members: tuple[str, bytes | tarfile.TarInfo]) -> Path:
-        with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
-            for name, content in members:
-                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo()
-                info.name = name
-                info.size = len(content) if isinstance(content, bytes) else 0
-                tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    def make(*members) -> Path:
+        (tmp_path / "foreign.tar").write_bytes(pack(*members))
         return tmp_path / "foreign.tar"
 
     return make

@@ -20,6 +20,8 @@ from alpro.shards.sources import manifest
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan
 
+pytestmark = pytest.mark.usefixtures("small_row_groups")
+
 GOOD, BAD, QUESTION, IMAGE = "good", "bad", "asked", "image"
 KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION, IMAGE]), min_size=1, max_size=20)
 COLUMNS = ["path", "caption", "start", "end", "split", "source", "questions"]
@@ -57,12 +59,6 @@ def write(folder: Path, form: str, kinds: list[str]) -> Path:
         writer.writeheader()
         writer.writerows(table)
     return path
-
-
-@pytest.fixture(autouse=True)
-def small_row_groups(monkeypatch):
-    monkeypatch.setattr(manifest, "ROW_GROUP", 4)
-    monkeypatch.setattr("alpro.shards.sources.plan.ROW_GROUP", 4)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"])

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.shards.schema import SPLITS, Reject, Row
-from alpro.shards.sources import manifest, plan
 from alpro.shards.sources.manifest import Manifest, write_manifest
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
+
+pytestmark = pytest.mark.usefixtures("small_row_groups")
 
 
 @contextmanager
@@ -35,13 +36,6 @@ def assign_splits(rows: list[Row], validation: float, test: float, seed: int) ->
     """The rows with their splits, in their original order."""
     done = {row.id: row for unit in units_of(rows, validation=validation, test=test, seed=seed) for row in unit.rows}
     return [done[row.id] for row in rows]
-
-
-@pytest.fixture(autouse=True)
-def small_row_groups(monkeypatch):
-    """Units span several row groups, and row groups have rows of several units."""
-    monkeypatch.setattr(manifest, "ROW_GROUP", 7)
-    monkeypatch.setattr(plan, "ROW_GROUP", 7)
 
 
 def rows_of(groups: list[int], split: str = "") -> list[Row]:
