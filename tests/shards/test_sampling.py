@@ -30,21 +30,13 @@ def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
 
 def test_frames_between_against_a_table():
     tenths, pause = np.arange(10) / 10, np.array([0.0, 0.1, 0.2, 10.2, 10.3])
-    for times, start, end, expected in (
-        (tenths, None, None, (0, 10)),
-        (tenths, 0.2, 0.5, (2, 5)),
-        (tenths, 0.24, 0.46, (2, 5)),  # the nearest are 2 and 5
-        (tenths, 0.26, 0.44, (3, 4)),
-        (tenths, 0.61, 0.63, (6, 7)),  # shorter than a frame
-        (tenths, 0.94, None, (9, 10)),
-        (tenths, 0.96, None, (10, 10)),  # half a frame and more behind the last
-        (tenths, 0.5, 7.0, (5, 10)),
-        (tenths, 0.5, 0.5, (5, 5)),
-        (pause, 4.0, 6.0, (2, 3)),  # what is shown during the pause
-        (pause, 6.0, 10.3, (3, 4)),
-        (np.array([0.0]), 0.0, 0.2, (0, 1)),
-        (np.array([0.0]), 3.0, None, (1, 1)),
-    ):
+    cases = [(tenths, None, None, (0, 10)), (tenths, 0.2, 0.5, (2, 5)), (tenths, 0.24, 0.46, (2, 5))]  # the nearest
+    cases += [(tenths, 0.26, 0.44, (3, 4)), (tenths, 0.61, 0.63, (6, 7)), (tenths, 0.5, 0.5, (5, 5))]  # short ones
+    cases += [(tenths, 0.94, None, (9, 10)), (tenths, 0.5, 7.0, (5, 10))]
+    cases += [(tenths, 0.96, None, (10, 10))]  # half a frame and more behind the last
+    cases += [(pause, 4.0, 6.0, (2, 3)), (pause, 6.0, 10.3, (3, 4))]  # what is shown during the pause
+    cases += [(tenths[:1], 0.0, 0.2, (0, 1)), (tenths[:1], 3.0, None, (1, 1))]
+    for times, start, end, expected in cases:
         assert frames_between(times, start, end) == expected
 
 

@@ -97,34 +97,24 @@ def test_parquet_bytes_are_decoded(tmp_path: Path):
 
 
 B = {"path": "b.mp4", "caption": "x"}
-BAD_RECORDS: list[tuple[dict | str, str]] = [
-    ("{'path': 'b.mp4'}", "not JSON"),
-    ('{"path": "b.mp4", "caption": "x", "a": ' + 300 * "[" + "1" + 300 * "]" + "}", "recursion limit"),
-    ({"caption": "x"}, "no path"),
-    (B | {"path": 7}, "no path"),
-    (B | {"path": "."}, "empty name"),
-    (B | {"path": "b\0.mp4"}, "NUL"),
-    (B | {"caption": 9 * "\0"}, "NUL"),
-    (B | {"start": 2, "end": 2}, "start 2.0 is not before end 2.0"),
-    (B | {"start": "soon"}, "'soon'"),
-    (B | {"start": [1]}, "float() argument must be a string or a real number"),
-    (B | {"start": 3, "end": 2}, "start 3.0 is not before end 2.0"),
-    (B | {"start": -1}, "start: Input should be greater than or equal to 0"),
-    (B | {"start": 1.7e18}, "start: Input should be less than or equal to 1000000"),
-    (B | {"end": 10**399}, "too large"),
-    (B | {"end": 0}, "end: Input should be greater than 0"),
-    ('{"path": "b.mp4", "caption": "x", "start": NaN}', "start: "),
-    ('{"path": "b.mp4", "caption": "x", "end": Infinity}', "end: "),
-    (B | {"bytes": "x" * (1 << 23)}, "8,388,6"),
-    (B | {"split": "holdout"}, "unknown split 'holdout'; use train, validation, test"),
-    (B | {"kind": "audio"}, "kind: "),
-    (B | {"kind": 7}, "kind: "),
-    (B | {"caption": 7}, "captions are not a list of strings"),
-    (B | {"captions": ["x", 7]}, "captions are not a list of strings"),
-    ({"path": "b.mp4", "questions": {"question": "what?"}}, "questions are not a list"),
-    ({"path": "b.mp4", "questions": [ASKED, {"question": "what?"}]}, "empty question or answer"),
-    ({"path": "b.mp4", "questions": [{"question": " ", "answer": "x"}]}, "empty question or answer"),
-]
+BAD_RECORDS: list[tuple[dict | str, str]] = [("{'path': 'b.mp4'}", "not JSON"), ({"caption": "x"}, "no path")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "a": ' + 300 * "[" + "1" + 300 * "]" + "}", "recursion limit")]
+BAD_RECORDS += [(B | {"path": 7}, "no path"), (B | {"path": "."}, "empty name"), (B | {"path": "b\0.mp4"}, "NUL")]
+BAD_RECORDS += [(B | {"caption": 9 * "\0"}, "NUL"), (B | {"bytes": "x" * (1 << 23)}, "8,388,6")]
+BAD_RECORDS += [(B | {"start": 2, "end": 2}, "start 2.0 is not before end 2.0"), (B | {"start": "soon"}, "'soon'")]
+BAD_RECORDS += [(B | {"start": 3, "end": 2}, "start 3.0 is not before end 2.0"), (B | {"end": 10**399}, "too large")]
+BAD_RECORDS += [(B | {"start": [1]}, "float() argument must be a string or a real number")]
+BAD_RECORDS += [(B | {"start": -1}, "start: Input should be greater than or equal to 0")]
+BAD_RECORDS += [(B | {"start": 1.7e18}, "start: Input should be less than or equal to 1000000")]
+BAD_RECORDS += [(B | {"end": 0}, "end: Input should be greater than 0")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "start": NaN}', "start: ")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "end": Infinity}', "end: ")]
+BAD_RECORDS += [(B | {"split": "holdout"}, "unknown split 'holdout'; use train, validation, test")]
+BAD_RECORDS += [(B | {"kind": kind}, "kind: ") for kind in ("audio", 7)]
+BAD_RECORDS += [(B | texts, "captions are not a list of strings") for texts in ({"caption": 7}, {"captions": ["x", 7]})]
+BAD_RECORDS += [({"path": "b.mp4", "questions": {"question": "what?"}}, "questions are not a list")]
+EMPTY = ([ASKED, {"question": "what?"}], [{"question": " ", "answer": "x"}])
+BAD_RECORDS += [({"path": "b.mp4", "questions": asked}, "empty question or answer") for asked in EMPTY]
 
 
 def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_records):
