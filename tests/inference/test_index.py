@@ -28,10 +28,8 @@ TEXT = "a red ball moves left"
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(index_module, "PART_CLIPS", 2)
-    monkeypatch.setattr("alpro.inference.index_videos.BATCH", 2)
-    monkeypatch.setattr("alpro.inference.index_videos.CHUNK", 2)
-    monkeypatch.setattr("alpro.inference.search.BATCH", 2)
+    for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK", "search.BATCH"):
+        monkeypatch.setattr(f"alpro.inference.{name}", 2)
 
 
 @pytest.fixture(scope="module")
@@ -355,10 +353,9 @@ def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, 
         opened(tmp_path).load_model(device="cpu")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """An index of clips without files, in two parts."""
-    folder, empty = tmp_path_factory.mktemp("table") / "index", dict.fromkeys(ITEMS.names)
+def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
+    """Of an index of clips without files, in two parts."""
+    folder, empty = tmp_path / "index", dict.fromkeys(ITEMS.names)
     folder.mkdir()
     writer = index_module.IndexWriter(folder, index_module.About(model="m", digest="d", columns=("day", "views")))
     rows = [("7", "/v/2024/a.mp4", "video", None, {"day": "2024-02-01", "views": "9"})]
@@ -370,10 +367,7 @@ def table(tmp_path_factory):
         writer.add(empty | item, np.array([number == 0, number == 1, number == 2], np.float32))
         writer.commit()
     writer.finish()
-    return Index.open(folder)
-
-
-def test_filters_and_numbers_of_clips_through_all_parts(table):
+    table = Index.open(folder)
     cases = {"": [0, 1, 2], "kind=image": [2], "kind!=image": [0, 1], "path~*/2024/*": [0, 2], "path~*?.png": [2]}
     cases |= {"id=7": [0], "id>=07, id<7": [1]}  # texts: 07 is another one
     cases |= {"views<10": [0], "views>=9, kind=video": [0, 1], "views=9.0": [0], "views=many": [2]}

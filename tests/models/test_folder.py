@@ -119,15 +119,11 @@ DAMAGES = {
     "too many layers": lambda f: set_value(f, *tower(f), to=10**7),
     "too many words": lambda f: set_value(f, *words(f), to=10**13),
     "no number of layers": lambda f: set_value(f, *tower(f), to="two"),
-    **{f"weights cut at {n}": lambda f, n=n: truncate(f / "model.safetensors", n) for n in (0, 4, 500)},
+    **{f"weights cut at {n}": lambda f, n=n: os.truncate(f / "model.safetensors", n) for n in (0, 4, 500)},
     **{f"no {name}": lambda f, name=name: (f / name).unlink() for name in FILES},
     **{f"{name} is a pipe": lambda f, name=name: pipe(f / name) for name in FILES},
     **{f"{name} is not JSON": lambda f, name=name: (f / name).write_text("{") for name in (FILES[0], FILES[2])},
 }
-
-
-def truncate(file: Path, size: int) -> None:
-    file.write_bytes(file.read_bytes()[:size])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

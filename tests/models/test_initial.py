@@ -114,18 +114,13 @@ def model() -> Alpro:
     return model_of()
 
 
-@pytest.fixture
-def plain(model) -> dict[str, torch.Tensor]:
-    """The state dict of a plain ViT of the model's sizes, with a head."""
-    own = model.video_encoder.state_dict()
-    state = {key: value.clone() for key, value in own.items() if "temporal_" not in key and key != "time_embed"}
-    return state | {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
-
-
 OTHERS = ("blocks.0.ls3.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "time_embed", "blocks.0.temporal_fc.weight")
 
 
-def test_a_vit_that_does_not_fit_is_refused_in_one_line(model, plain, tmp_path):
+def test_a_vit_that_does_not_fit_is_refused_in_one_line(model, tmp_path):
+    own = model.video_encoder.state_dict()
+    plain = {key: value.clone() for key, value in own.items() if "temporal_" not in key and key != "time_embed"}
+    plain |= {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
     torch.save(plain, tmp_path / "plain.pt")
     load_vit(model, str(tmp_path / "plain.pt"))  # its head is ignored
     for more, sizes, message in (

@@ -189,7 +189,7 @@ def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, offi
     elif what != "nothing":
         torch.save(state | ({"extra": Bomb()} if what == "bomb" else {}), path)
     if what == "cut":
-        path.write_bytes(path.read_bytes()[:5000])
+        os.truncate(path, 5000)
     if what == "folder there":
         out.mkdir()
     if what == "no tokenizer":

@@ -128,38 +128,32 @@ def test_frames_equal_those_of_decoding_everything_at_length(make_video, monkeyp
     test_frames_equal_those_of_decoding_everything.hypothesis.inner_test(make_video, monkeypatch, recipe, window, count)
 
 
-@pytest.fixture
-def work(monkeypatch) -> dict[str, list[int]]:
-    """How many timestamps were read of a video, and how many frames were decoded."""
-    counts: dict[str, list[int]] = {"read": [], "decoded": []}
-    timestamps, frames_from = decoding._timestamps, decoding._frames_from
+def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
+    """How many timestamps are read of a video, and how many frames are decoded."""
+    timestamps, frames_from, were_read, were_decoded = decoding._timestamps, decoding._frames_from, [], []
 
     def read(*arguments):
         result = timestamps(*arguments)
-        counts["read"].append(len(result[0]))
+        were_read.append(len(result[0]))
         return result
 
     def decoded(*arguments):
         frames = list(frames_from(*arguments))
-        counts["decoded"].append(len(frames))
+        were_decoded.append(len(frames))
         return iter(frames)
 
     monkeypatch.setattr(decoding, "_timestamps", read)
     monkeypatch.setattr(decoding, "_frames_from", decoded)
-    return counts
-
-
-def test_only_what_the_frames_need_is_read_and_decoded(make_video, work):
     x264 = "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0"
     path = make_video("a.mp4", 40, {"g": "20", "x264-params": x264})
     decode_video(path, 2, 32, decoder="pyav")  # frames 0 and 20: two key frames
     decode_video(path, 1, 32, 1.6, decoder="pyav")  # frame 16: four that it refers to, and itself
-    assert work["decoded"] == [1, 1, 5]
-    work["read"].clear()
+    assert were_decoded == [1, 1, 5]
+    were_read.clear()
     path = make_video("b.mp4", 2000, {"g": "10", "bf": "2", "preset": "ultrafast"})
     decode_video(path, 4, 32, 150.0, 151.0, decoder="pyav")
-    assert len(work["read"]) == 1  # in the first attempt
-    assert 50 < work["read"][0] < 90  # five seconds before it, the window, and no more
+    assert len(were_read) == 1  # in the first attempt
+    assert 50 < were_read[0] < 90  # five seconds before it, the window, and no more
 
 
 def test_the_length_of_a_video_is_that_of_its_header(make_video, tmp_path):
