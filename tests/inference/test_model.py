@@ -138,7 +138,7 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
         models["qa"].frames(tmp_path / "none.mp4")
 
 
-def test_a_bad_file_is_reported_and_the_others_are_scored(models, videos, mixed):
+def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(models, videos, mixed):
     model = models["retrieval"]
     for call in (model.match, model.similarity):
         with pytest.warns(UserWarning, match="missing|unreadable") as warned:
@@ -148,9 +148,6 @@ def test_a_bad_file_is_reported_and_the_others_are_scored(models, videos, mixed)
         assert scores[:, [1, 4]].isnan().all()
     with pytest.warns(UserWarning, match="missing"):
         assert np.isnan(model.encode(mixed[4:])).all()  # a batch without any video
-
-
-def test_a_stream_has_a_result_for_every_file_in_order(models, videos, mixed):
     results = list(models["bare"].stream((file for file in mixed), batch_size=2))
     assert [result.file for result in results] == mixed
     reasons = [result.error.reason if result.error else "" for result in results]

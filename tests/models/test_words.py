@@ -17,15 +17,13 @@ from tests.conftest import one_line
 
 
 def test_every_format_gives_the_words_in_order(tmp_path):
-    for name, text, words in (
-        ("list.json", '["dog", "hot dog", "3"]', ["dog", "hot dog", "3"]),
-        ("ans2label.json", '{"hot dog": 1, "3": 2, "dog": 0}', ["dog", "hot dog", "3"]),
-        ("lines.txt", "dog\nhot dog\n\n3\n", ["dog", "hot dog", "3"]),
-        ("unigrams.txt", "dog 120\nhot dog\t80\n3 7\n", ["dog", "hot dog", "3"]),
-        ("words.txt", "formula 1\ndog\n", ["formula 1", "dog"]),  # numbers are removed if every line has one
-    ):
+    lists = {"list.json": '["dog", "hot dog", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
+    lists |= {"lines.txt": "dog\nhot dog\n\n3\n", "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n"}
+    for name, text in lists.items():
         (tmp_path / name).write_text(text)
-        assert read_word_list(tmp_path / name, "key") == words
+        assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
+    (tmp_path / "a.txt").write_text("formula 1\ndog\n")  # numbers are removed if every line has one
+    assert read_word_list(tmp_path / "a.txt", "key") == ["formula 1", "dog"]
 
 
 def test_other_formats_raise_a_one_line_error(tmp_path):
@@ -49,9 +47,8 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     (tmp_path / "out").mkdir()
     counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
     assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]
-    assert pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist() == [
-        {"noun": "ball", "count": None, "reason": "below the first 3"}
-    ]
+    (left_out,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
+    assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
     assert (counts["entities"], counts["left_out"]) == (3, 1)
     with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
         build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)

@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,22 +29,22 @@ ROWS = {name: entry for shard in WRITTEN.values() for name, entry in shard.items
 
 
 @pytest.fixture
-def rows(make_row: Callable[..., Row]) -> dict[str, Row]:
+def rows(make_row) -> dict[str, Row]:
     question = Question(question="what is it?", answer="雪", type="what")
     more = {"questions": (question,), "meta": {"tags": ["é", None]}}
-    return {
-        name: make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
-        for name, (split, kind, _) in ROWS.items()
-    }
+    rows = {}
+    for name, (split, kind, _) in ROWS.items():
+        rows[name] = make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
+    return rows
 
 
 @pytest.fixture
-def clips(smooth_clip: Callable[..., Clip]) -> dict[str, Clip]:
+def clips(smooth_clip) -> dict[str, Clip]:
     return {name: smooth_clip(seed, count) for seed, (name, (_, _, count)) in enumerate(ROWS.items())}
 
 
 @pytest.fixture
-def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path, monkeypatch) -> Path:
+def corpus(rows, clips, tmp_path, monkeypatch) -> Path:
     """A corpus of three row groups and batches, as a large one has many."""
     monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 2)
     for shard, names in WRITTEN.items():
@@ -61,7 +60,7 @@ def read_all(reader: ShardReader) -> list[bytes]:
     return [reader[number].frames().tobytes() for number in range(len(reader))]
 
 
-def test_samples_round_trip_in_any_order(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
+def test_samples_round_trip_in_any_order(corpus, rows, clips):
     reader, names = ShardReader(corpus), list(rows)
     assert len(reader) == 5
     for number in (4, 0, 3, 3, 1, 2):
@@ -77,16 +76,11 @@ def test_samples_round_trip_in_any_order(corpus: Path, rows: dict[str, Row], cli
     assert np.array_equal(reader[0].frames([3, 0, 0]), reader[0].frames()[[3, 0, 0]])
 
 
-def test_filtering_by_split_kind_and_id(corpus: Path):
-    for split, kind, exclude, names in (
-        (None, None, (), list(ROWS)),
-        ("train", None, (), ["a", "b/ü", "d"]),
-        ("train", None, ("a", "e"), ["b/ü", "d"]),
-        (None, "image", (), ["b/ü", "e"]),
-        ("train", "video", (), ["a", "d"]),
-        ("validation", None, (), ["雪"]),
-        ("test", "video", (), []),
-    ):
+def test_filtering_by_split_kind_and_id(corpus):
+    cases = [(None, None, (), list(ROWS)), ("validation", None, (), ["雪"]), ("test", "video", (), [])]
+    cases += [("train", None, (), ["a", "b/ü", "d"]), ("train", None, ("a", "e"), ["b/ü", "d"])]
+    cases += [(None, "image", (), ["b/ü", "e"]), ("train", "video", (), ["a", "d"])]
+    for split, kind, exclude, names in cases:
         reader = ShardReader(corpus, split, kind, exclude)
         assert len(reader) == len(names)
         assert reader.column("id").to_pylist() == names
@@ -98,7 +92,7 @@ def test_filtering_by_split_kind_and_id(corpus: Path):
     assert read_index(corpus, ["id", "split"]).column_names == ["id", "split"]
 
 
-def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, memory: str, served: Callable):
+def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
     in_store(*corpus.iterdir())
     http, here = served(corpus)[0], ShardReader(corpus)
     for url in (memory, http, f"filecache::{http}"):
@@ -110,7 +104,7 @@ def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, memory: str, ser
         assert len(ShardReader(url, "train", "image")) == 1
 
 
-def test_requests_of_a_sample_at_a_url(corpus: Path, served: Callable, monkeypatch):
+def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
     """One for all; or one for each member that is needed, in shards whose samples lie in between one another: no
     request fetches megabytes for a few frames."""
     url, server = served(corpus)
@@ -127,7 +121,7 @@ def test_requests_of_a_sample_at_a_url(corpus: Path, served: Callable, monkeypat
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start: str):
+def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start):
     here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
@@ -137,7 +131,7 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start:
     assert read_all(there) == expected
 
 
-def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: str):
+def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path, memory):
     for folder in (memory, tmp_path):
         with pytest.raises(InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"):
             ShardReader(folder)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ CONTENT = bytes(range(256)) * 40
 
 
 @pytest.fixture(params=["path", "file", "memory", "http", "cached"])
-def folder(request, tmp_path: Path, memory: str, served: Callable):
+def folder(request, tmp_path, memory, served):
     """A folder with a file data.bin, on this machine or in a store."""
     (tmp_path / "data.bin").write_bytes(CONTENT)
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/data.bin", CONTENT)
@@ -74,7 +73,7 @@ def test_a_cached_listing_does_not_hide_a_file(memory, monkeypatch):
     assert exists(f"{memory}/new.bin")
 
 
-def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path: Path):
+def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path):
     for name in ("b.tar", "a.tar", "ü c.tar", "note.txt"):
         (tmp_path / name).write_bytes(b"x")
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{name}", b"x")
@@ -86,7 +85,7 @@ def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path: Path):
     assert copied(locations[-1]) == b"x"
 
 
-def test_identity_changes_only_with_the_file(tmp_path: Path, memory: str, served: Callable):
+def test_identity_changes_only_with_the_file(tmp_path, memory, served):
     file, system = tmp_path / "a.bin", fsspec.filesystem("memory")
     places = [file, f"{served()[0]}/a.bin", f"{memory}/a.bin"]
     seen = []
@@ -100,7 +99,7 @@ def test_identity_changes_only_with_the_file(tmp_path: Path, memory: str, served
     assert all(len(set(values)) == 3 for values in zip(*seen, strict=True))
 
 
-def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path: Path, served: Callable):
+def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path, served):
     (tmp_path / "data.bin").write_bytes(CONTENT)
     url, _ = served(ranges=False)
     with pytest.raises(OSError, match=r"does not support range requests; put filecache::"):

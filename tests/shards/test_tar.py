@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.shards.reader import ShardReader, Unreadable
-from alpro.shards.schema import Reject, Row
+from alpro.shards.schema import Reject
 from alpro.shards.sources.downloads import scan_downloads
 from alpro.shards.tar import DamagedTar, tar_members
 from alpro.shards.writer import ShardWriter, index_shard
@@ -20,7 +19,7 @@ from tests.shards.conftest import damaged, headers_of, pack
 
 
 @pytest.fixture
-def corpus(make_row: Callable[..., Row], smooth_clip, tmp_path: Path) -> Path:
+def corpus(make_row, smooth_clip, tmp_path) -> Path:
     with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
         for seed in range(4):
             writer.write(make_row(f"v{seed}"), smooth_clip(seed, 3))
@@ -115,6 +114,13 @@ def test_names_and_sizes_of_every_format_are_those_of_tarfile():
         found = list(tar_members(io.BytesIO(content)))
         assert [(member.name, member.offset, member.size) for member in found] == expected
         assert [member.read(io.BytesIO(content)) for member in found] == [data for _, data in members]
+    # A link has no data whatever its header says; a sparse file has other bytes than its data.
+    link, sparse = tarfile.TarInfo("link"), tarfile.TarInfo("sparse")
+    link.type, link.size = tarfile.SYMTYPE, 700
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    content = link.tobuf() + sparse.tobuf() + pack(("a.json", b"{}"))
+    members = [(member.name, member.size, member.is_file) for member in tar_members(io.BytesIO(content))]
+    assert members == [("link", 0, False), ("sparse", 0, False), ("a.json", 2, True)]
 
 
 def test_a_member_of_absurd_size_is_an_error(tmp_path):
@@ -131,13 +137,3 @@ def test_a_member_of_absurd_size_is_an_error(tmp_path):
         (tmp_path / "00000.tar").write_bytes(content)
         reject = next(record for record in scan_downloads(tmp_path) if isinstance(record, Reject))
         assert (reject.reason, reject.id) == ("unreadable", "00000.tar")
-
-
-def test_only_files_have_data():
-    """A link has none whatever its header says; a sparse file has other bytes than its data."""
-    link, sparse = tarfile.TarInfo("link"), tarfile.TarInfo("sparse")
-    link.type, link.size = tarfile.SYMTYPE, 700
-    sparse.type = tarfile.GNUTYPE_SPARSE
-    content = link.tobuf() + sparse.tobuf() + pack(("a.json", b"{}"))
-    members = [(member.name, member.size, member.is_file) for member in tar_members(io.BytesIO(content))]
-    assert members == [("link", 0, False), ("sparse", 0, False), ("a.json", 2, True)]

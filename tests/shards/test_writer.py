@@ -113,10 +113,8 @@ def test_shards_of_other_tools_are_indexed(archive):
     """Other keys, frames out of order and of other digits, samples in between one another; names as `tar -c .` writes
     them, with the folder itself."""
     folder = ("./", special(tarfile.DIRTYPE))
-    path = archive(
-        folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00"), ("y.007.jpg", b"777")
-    )
-    x, y = index_shard(path).to_pylist()
+    members = [folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00")]
+    x, y = index_shard(archive(*members, ("y.007.jpg", b"777"))).to_pylist()
     assert (x["key"], x["frame_sizes"]) == ("x", [2, 1])  # frames by number
     assert (y["key"], y["frame_sizes"]) == ("y", [3])
 

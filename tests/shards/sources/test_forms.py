@@ -191,11 +191,9 @@ def test_lists_of_videos_take_the_texts_of_another_file(videos, tmp_path):
     columns = ["key", "vid_key", "video_id", "sentence"]
     test = write(tmp_path / "test.csv", [columns, ["ret0", "msr2", "video2", "a dog is running"]])
     rows, _ = scan(videos, {"train": train, "test": test, "texts": texts})
-    assert [(row.id, row.split, row.captions) for row in rows] == [
-        ("video0", "train", ("a car is shown", "a group drives")),
-        ("video1", "train", ("a man sings",)),
-        ("video2", "test", ("a dog is running",)),
-    ]
+    assert [(row.id, row.split) for row in rows] == [("video0", "train"), ("video1", "train"), ("video2", "test")]
+    captions = [("a car is shown", "a group drives"), ("a man sings",), ("a dog is running",)]
+    assert [row.captions for row in rows] == captions
     (tmp_path / "train_list.txt").write_text("video0\n\nvideo1\n")
     rows, _ = scan(videos, {"texts": texts, "train": tmp_path / "train_list.txt"})
     assert [(row.id, len(row.captions)) for row in rows] == [("video0", 2), ("video1", 1)]

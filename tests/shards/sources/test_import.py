@@ -87,7 +87,7 @@ def imported_again(monkeypatch, source: Path, first: Manifest, **how) -> bool:
     return bool(read)
 
 
-def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
+def test_an_unchanged_source_is_imported_once_and_an_unusable_one_leaves_nothing(tmp_path, monkeypatch):
     source = write(tmp_path, "jsonl", [GOOD, QUESTION])
     first = import_source(source, tmp_path / "manifests")
     assert not imported_again(monkeypatch, source, first)
@@ -104,6 +104,10 @@ def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
         assert import_source(source, tmp_path / "new").folder.name != again.folder.name
     moved = source.rename(tmp_path / "moved.jsonl")
     assert import_source(moved, tmp_path / "others").about["digest"] == digest
+    moved.write_text(moved.read_text().replace("1.mp4", "0.mp4"))
+    with pytest.raises(InputError, match="line 2: id '0"):
+        import_source(moved, tmp_path / "unusable")
+    assert list((tmp_path / "unusable").iterdir()) == []
 
 
 def test_a_changed_folder_is_imported_again(tmp_path, monkeypatch):
@@ -132,11 +136,3 @@ def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path
     beside = import_source(table, tmp_path / "manifests")
     (tmp_path / "a.mp4").touch()  # the videos of a file of a data set lie beside it
     assert import_source(table, tmp_path / "manifests").folder != beside.folder
-
-
-def test_an_unusable_source_leaves_nothing(tmp_path):
-    source = write(tmp_path, "jsonl", [GOOD, GOOD])
-    source.write_text(source.read_text().replace("1.mp4", "0.mp4"))
-    with pytest.raises(InputError, match="line 2: id '0"):
-        import_source(source, tmp_path / "manifests")
-    assert list((tmp_path / "manifests").iterdir()) == []

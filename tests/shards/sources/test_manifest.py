@@ -67,21 +67,14 @@ def test_the_columns_of_a_row_and_their_defaults(write_records, tmp_path):
 
 
 def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
-    questions = [
-        ASKED,
-        {"question": "How many?", "answer": 2, "type": "number"},
-        {"question": "What's he doing?", "answer": "x"},
-        {**ASKED, "type": "How many?"},
-        *(ASKED | {"type": kind} for kind in ("(what’s", "Yes/No", "multi-choice_2", "?!")),
-    ]
+    kinds = {"How many?": "how_many", "(what’s": "what", "Yes/No": "yes_no", "multi-choice_2": "multi-choice_2"}
+    questions = [ASKED, {"question": "How many?", "answer": 2, "type": "number"}]
+    questions += [{"question": "What's he doing?", "answer": "x"}, *(ASKED | {"type": kind} for kind in (*kinds, "?!"))]
+    expected = [("what runs?", "dog", "what"), ("How many?", "2", "number"), ("What's he doing?", "x", "what")]
+    expected += [("what runs?", "dog", kind) for kind in (*kinds.values(), "other")]
     for value in (questions, json.dumps(questions)):
         read = single_row(write_records({"path": "a.mp4", "questions": value})).questions
-        assert [(one.question, one.answer, one.type) for one in read] == [
-            ("what runs?", "dog", "what"),
-            ("How many?", "2", "number"),
-            ("What's he doing?", "x", "what"),
-            *(("what runs?", "dog", kind) for kind in ("how_many", "what", "yes_no", "multi-choice_2", "other")),
-        ]
+        assert [(one.question, one.answer, one.type) for one in read] == expected
 
 
 def test_parquet_bytes_are_decoded(tmp_path: Path):
@@ -128,9 +121,8 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_recor
 
 
 def test_a_reject_has_its_id_or_its_line(write_records):
-    _, rejects = read_manifest(
-        write_records("", "{", {"id": "seven", "path": "b.mp4", "caption": 7}, {"path": "c.mp4", "caption": 7})
-    )
+    seven = {"id": "seven", "path": "b.mp4", "caption": 7}
+    _, rejects = read_manifest(write_records("", "{", seven, {"path": "c.mp4", "caption": 7}))
     assert [(reject.id, reject.path) for reject in rejects] == [("line 2", ""), ("seven", "b.mp4"), ("line 4", "c.mp4")]
 
 
