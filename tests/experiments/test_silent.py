@@ -124,10 +124,12 @@ def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch
         assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
 
 
-def test_as_many_entities_are_named_as_an_item_shows():
+def test_as_many_entities_are_named_as_an_item_shows_and_things_cover_patches():
     scores = np.array([[3, 0], [2, 3], [1, 2], [0, 1]])  # of four entities for two items
     shown = np.array([[True, True], [False, False], [True, False], [False, False]])
     assert share_named(scores, shown).tolist() == [0.5, 0]
+    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # covers the patches whose middle it has: one of 4 x 4, and others
+    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
 
 
 def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
@@ -145,11 +147,6 @@ def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
     quarter = {"x": 0.25, "y": 0.75, "radius": 0.2}  # the lower left patch of four
     things = [[quarter | {"kind": "b"}, quarter | {"kind": "unknown"}], [quarter | {"kind": "b"}]]
     assert pointing(model, text, tokens, things, ["a", "b", "c"]) == (50, 25)
-
-
-def test_a_thing_covers_the_patches_whose_middle_it_has():
-    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # one patch of a 4 x 4 grid, and its neighbors
-    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
 
 
 def test_the_table_pairs_differences_by_seed():

@@ -205,15 +205,12 @@ def test_embeddings_are_resized_over_time_to_the_nearest_and_interpolated_over_t
 
 def test_starting_from_another_kind_of_encoder_is_refused_in_one_line(tiny: ModelConfig):
     values = tiny.model_dump()
-    for changes, message in (
-        ({"video": {"heads": 1}}, "video.heads is 1, not 2"),  # which no shape shows
-        ({"video": {"activation": "quick_gelu"}}, "video.activation is quick_gelu, not gelu"),
-        ({"video": {"depth": 1}}, "video.depth is 1, not 2"),
-        ({"text": {"heads": 1}}, "text.heads is 1, not 2"),
-        ({"text": {"fusion_layer": 1}}, "text.fusion_layer is 1, not 2"),
-        ({"embed_dim": 12}, "text_proj.bias is (12,), not (8,)"),
-        ({"video": {"width": 24}, "text": {"width": 24}}, "weights of another shape"),
-    ):
+    keys = [("video", "heads", 1, 2), ("video", "depth", 1, 2), ("text", "heads", 1, 2), ("text", "fusion_layer", 1, 2)]
+    keys += [("video", "activation", "quick_gelu", "gelu")]  # which, like the heads, no shape shows
+    cases = [({part: {key: new}}, f"{part}.{key} is {new}, not {old}") for part, key, new, old in keys]
+    cases += [({"embed_dim": 12}, "text_proj.bias is (12,), not (8,)")]
+    cases += [({"video": {"width": 24}, "text": {"width": 24}}, "weights of another shape")]
+    for changes, message in cases:
         other = {key: values[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
         with one_line("use the same [model]", message, of=ValueError):
             start_from(Prompter(tiny), Prompter(ModelConfig.model_validate(values | other)))

@@ -118,7 +118,7 @@ def test_every_weight_of_the_model_is_imported(task, wrapped, official, config, 
         assert f"prompter.{VISUAL}head.weight" in actual.unused
 
 
-def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
+def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given(official, tokenizer, tmp_path):
     _, state = official("qa")
     torch.save(state, tmp_path / "qa.pt")
     answers = {word: i for i, word in enumerate("fedcba")}
@@ -129,17 +129,13 @@ def test_the_words_of_a_head_keep_its_order(official, tokenizer, tmp_path):
     with pytest.raises(InputError, match="2 words, but the checkpoint's head has 6"):
         import_checkpoint(tmp_path / "qa.pt", tmp_path / "two", "qa", tokenizer, tmp_path / "few.txt")
     assert not (tmp_path / "two").exists()
-
-
-def test_the_length_of_texts_is_the_tasks_unless_it_is_given(official, tokenizer, tmp_path):
-    torch.save(official("qa")[1], tmp_path / "a.pt")
     for name, options, expected in (("usual", [], 40), ("given", ["--max-text-tokens", "50"], 50)):
         out = tmp_path / "imported" / name
-        command = ["model", "import", str(tmp_path / "a.pt"), str(out), "--task", "qa", *options]
+        command = ["model", "import", str(tmp_path / "qa.pt"), str(out), "--task", "qa", *options]
         assert execute([*command, "--tokenizer", str(tokenizer)]) == 0
         assert ModelFolder.from_pretrained(out).preprocessing.max_text_tokens == expected
     with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):
-        import_checkpoint(tmp_path / "a.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57)
+        import_checkpoint(tmp_path / "qa.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57)
 
 
 def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, tmp_path):

@@ -34,14 +34,11 @@ a.avi mpeg4 yuv420p qmax=3
 a.avi libx264 yuv420p g=6 bf=2
 a.avi mjpeg yuvj420p qmax=3
 a.mov prores_ks yuv422p10le
-a.mov prores_ks yuva444p10le
 a.mov png rgba
 a.mpg mpeg2video yuv420p rate=25 bf=2 g=8
 a.ts mpeg2video yuv420p rate=25 bf=2 g=8
-a.mpg mpeg1video yuv420p rate=25
 a.flv flv yuv420p
 a.wmv wmv2 yuv420p
-a.3gp h263 yuv420p size=176x144
 a.gif gif rgb8
 """
 

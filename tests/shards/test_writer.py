@@ -51,15 +51,12 @@ def archive(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_the_same_samples_give_the_same_bytes(samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_bytes_depend_on_the_samples_alone_and_member_names_have_a_hash_of_the_id(samples, tmp_path, monkeypatch):
+    """And the frame number; not the shard or the position in it."""
     first = write(tmp_path / "one.tar", samples).read_bytes()
     monkeypatch.setattr("time.time", lambda: 2e9)  # another day
     monkeypatch.setattr("os.getpid", lambda: 7)  # another process
     assert write(tmp_path / "two.tar", samples).read_bytes() == first
-
-
-def test_member_names_have_a_hash_of_the_id_and_the_frame_number(samples, tmp_path: Path):
-    """Not of the shard or the position in it."""
     for order in (samples, samples[::-1]):
         with tarfile.open(write(tmp_path / "a.tar", order)) as tar:
             names = tar.getnames()

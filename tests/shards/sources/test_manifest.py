@@ -110,7 +110,7 @@ EMPTY = ([ASKED, {"question": "what?"}], [{"question": " ", "answer": "x"}])
 BAD_RECORDS += [({"path": "b.mp4", "questions": asked}, "empty question or answer") for asked in EMPTY]
 
 
-def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_records):
+def test_bad_rows_are_rejected_with_a_reason_and_their_id_or_line_and_the_others_are_read(write_records):
     records = [r for n, (bad, _) in enumerate(BAD_RECORDS) for r in (bad, {"path": f"{n}.mp4", "caption": "x"})]
     rows, rejects = read_manifest(write_records(*records))
     assert [row.id for row in rows] == [str(number) for number in range(len(BAD_RECORDS))]
@@ -118,9 +118,6 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_recor
         assert reject.reason == "bad row"
         assert reason in reject.detail
         assert len(reject.detail) < 200
-
-
-def test_a_reject_has_its_id_or_its_line(write_records):
     seven = {"id": "seven", "path": "b.mp4", "caption": 7}
     _, rejects = read_manifest(write_records("", "{", seven, {"path": "c.mp4", "caption": 7}))
     assert [(reject.id, reject.path) for reject in rejects] == [("line 2", ""), ("seven", "b.mp4"), ("line 4", "c.mp4")]
