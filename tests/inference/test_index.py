@@ -283,6 +283,7 @@ def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(fill
         assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
     pages = [hit.number for at in (0, 2, 4, 6) for hit in search(filled, model, TEXT, 2, at, rerank=4).hits]
     assert pages == [hit.number for hit in found.hits]
+    assert search(filled, model, TEXT, 2, 4, rerank=4).matched == 0  # a page after them
     against = lambda alpro, text, videos, pairs: -0.5 * (videos.features @ text.features[0])  # noqa: E731
     with monkeypatch.context() as patch:  # half of the similarity is left
         patch.setattr("alpro.inference.search.match", against)
