@@ -32,9 +32,8 @@ def test_all_captions_of_a_still_name_the_same_things_and_those_of_the_start_all
         for caption in row.captions:
             assert sorted(word for word in caption.split() if word in NOUNS) == sorted(names)
     assert any(word in ABSENT for _, row, _ in rendered for caption in row.captions for word in caption.split())
-    assert [row for corpus, row, _ in rendered if corpus == "test"] == [
-        row for corpus, row, _ in items(40, 3, 2, 3) if corpus == "test"
-    ]
+    of_test, other = ([row for name, row, _ in all if name == "test"] for all in (rendered, items(40, 3, 2, 3)))
+    assert of_test == other
 
 
 def test_the_shards_show_every_thing_at_its_place(tmp_path):
@@ -58,32 +57,22 @@ def test_the_shards_show_every_thing_at_its_place(tmp_path):
 A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
 
 
-@pytest.mark.parametrize(
-    ("box", "expected"),  # on a grid of 6 x 6
-    [
+def test_true_labels_are_shares_of_the_area_that_the_crop_shows():
+    for box, expected in (  # on a grid of 6 x 6
         ((0, 0, 6, 3), (0.5, 0.5, 0)),  # the upper half
         ((0, 0, 3, 6), (1, 0, 0)),  # the left half
         ((0, 3, 6, 3), (0, 0, 0)),  # the lower half
         ((0, 0, 4, 3), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
-    ],
-)
-def test_true_labels_are_shares_of_the_area_that_the_crop_shows(box, expected):
-    labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
-    assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))
+    ):
+        labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
+        assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))
 
 
 @pytest.fixture
 def batch() -> Batch:
-    return Batch(
-        step=0,
-        kind="image",
-        ids=["left", "right", "none"],
-        video=torch.arange(3),
-        frames=torch.zeros(3, 1, 3, 32, 32, dtype=torch.uint8),
-        text=torch.zeros(3, 4, dtype=torch.long),
-        mask=torch.ones(3, 4, dtype=torch.long),
-        boxes=torch.tensor([[0, 0, 2, 4]] * 3),
-    )
+    stills = {"kind": "image", "ids": ["left", "right", "none"], "frames": torch.zeros(3, 1, 3, 32, 32).byte()}
+    texts = {"text": torch.zeros(3, 4).long(), "mask": torch.ones(3, 4).long(), "video": torch.arange(3)}
+    return Batch(step=0, boxes=torch.tensor([[0, 0, 2, 4]] * 3), **stills, **texts)
 
 
 @pytest.fixture
@@ -103,21 +92,19 @@ def objective(tiny_model, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(
-    ("labels", "power", "expected"),  # of several ranks: tests/stages/training/test_objective.py
-    [
+def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch):
+    """Of several ranks: tests/stages/training/test_objective.py."""
+    seen: list[Batch] = []
+    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
+    for labels, power, expected in (
         ("prompter", 1.0, [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
         ("prompter", 2.0, [[0.0, 1.0], [0.012, 0.988], [0.059, 0.941]]),  # normalized
         ("permuted", 1.0, [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
         ("true", 1.0, [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),  # the left half of the still
-    ],
-)
-def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch, labels, power, expected):
-    seen: list[Batch] = []
-    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
-    made = objective(labels, power=power)
-    made.entities(made.labeled(batch), None, None)
-    assert [[round(p, 3) for p in row] for row in seen[0].pseudo_labels.tolist()] == expected
+    ):
+        made = objective(labels, power=power)
+        made.entities(made.labeled(batch), None, None)
+        assert [[round(p, 3) for p in row] for row in seen[-1].pseudo_labels.tolist()] == expected
 
 
 def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch):
@@ -137,10 +124,12 @@ def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch
         assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
 
 
-def test_as_many_entities_are_named_as_an_item_shows():
+def test_as_many_entities_are_named_as_an_item_shows_and_things_cover_patches():
     scores = np.array([[3, 0], [2, 3], [1, 2], [0, 1]])  # of four entities for two items
     shown = np.array([[True, True], [False, False], [True, False], [False, False]])
     assert share_named(scores, shown).tolist() == [0.5, 0]
+    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # covers the patches whose middle it has: one of 4 x 4, and others
+    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
 
 
 def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
@@ -158,11 +147,6 @@ def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
     quarter = {"x": 0.25, "y": 0.75, "radius": 0.2}  # the lower left patch of four
     things = [[quarter | {"kind": "b"}, quarter | {"kind": "unknown"}], [quarter | {"kind": "b"}]]
     assert pointing(model, text, tokens, things, ["a", "b", "c"]) == (50, 25)
-
-
-def test_a_thing_covers_the_patches_whose_middle_it_has():
-    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # one patch of a 4 x 4 grid, and its neighbors
-    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
 
 
 def test_the_table_pairs_differences_by_seed():

@@ -91,9 +91,8 @@ def exported(folders, videos, tmp_path_factory):
     """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
     root, models = tmp_path_factory.mktemp("exported"), {}
     for task in ("retrieval", "qa", "prompter"):
-        models[task] = Model.load(
-            folders[task], prompts=folders["prompts"] if task == "prompter" else None, device="cpu"
-        )
+        prompts = folders["prompts"] if task == "prompter" else None
+        models[task] = Model.load(folders[task], prompts=prompts, device="cpu")
         export(models[task], root / task, "# A model\n")
     frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
@@ -149,7 +148,7 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported,
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, tmp_path):
+def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, clip_folders, tmp_path):
     """Sizes, labels and prompts are those of the model."""
     from safetensors.torch import load_file
 
@@ -166,6 +165,8 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
     assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # the weights, too
     with pytest.raises(InputError, match="out"):
         export(model, tmp_path / "out", "")
+    with pytest.raises(InputError, match="CLIP"):
+        export(Model.load(clip_folders["clip"], device="cpu"), tmp_path / "clip", "")
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
 
 
@@ -175,9 +176,3 @@ def test_the_code_is_that_of_this_package_with_relative_imports():
     for source in sources.values():
         assert "import alpro" not in source
         assert "from alpro" not in source
-
-
-def test_a_clip_is_refused(clip_folders, tmp_path):
-    clip = Model.load(clip_folders["clip"], device="cpu")
-    with pytest.raises(InputError, match="CLIP"):
-        export(clip, tmp_path / "out", "")

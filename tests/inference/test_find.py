@@ -50,6 +50,11 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(artifact, tmp_path,
     (new / "artifact.json").write_text("")  # after a power failure
     assert find_model("finetune_qa", tmp_path) == old
     assert "artifact.json is corrupt" in capsys.readouterr().err
+    for mark in ("ab", "ba"):  # a stage with several corpora stands for none of them
+        artifact("decode_videos", mark, mark, name=f"decode_videos {mark}")
+    with pytest.raises(InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"):
+        find_artifact("decode_videos", tmp_path)
+    assert find_artifact("decode_videos@ab", tmp_path)[1]["name"] == "decode_videos ab"
 
 
 def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(artifact, tmp_path):
@@ -72,14 +77,6 @@ def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(artifact, tm
     assert find_model("train_prompter", tmp_path) == other
     run("later", "2026-03-01", "ef")
     assert find_model("finetune_qa", tmp_path) == trial
-
-
-def test_a_stage_with_several_corpora_stands_for_none_of_them(artifact, tmp_path):
-    for mark in ("ab", "ba"):
-        artifact("decode_videos", mark, mark, name=f"decode_videos {mark}")
-    with pytest.raises(InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"):
-        find_artifact("decode_videos", tmp_path)
-    assert find_artifact("decode_videos@ab", tmp_path)[1]["name"] == "decode_videos ab"
 
 
 def test_the_prompter_of_a_model_and_its_prompts(artifact):

@@ -18,17 +18,7 @@ from alpro.inference import index as index_module
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
 from alpro.inference.model import Model
-from alpro.inference.search import (
-    Hit,
-    fitting,
-    group_windows,
-    listed,
-    most_similar,
-    place_of,
-    search,
-    similar,
-    similar_hits,
-)
+from alpro.inference.search import Hit, fitting, group_windows, listed, most_similar, search, similar, similar_hits
 from alpro.shards.decoding import DecodeError, ffmpeg_binary, video_seconds
 from alpro.shards.decoding import decode_video as decode
 from alpro.shards.schema import Row
@@ -38,10 +28,8 @@ TEXT = "a red ball moves left"
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(index_module, "PART_CLIPS", 2)
-    monkeypatch.setattr("alpro.inference.index_videos.BATCH", 2)
-    monkeypatch.setattr("alpro.inference.index_videos.CHUNK", 2)
-    monkeypatch.setattr("alpro.inference.search.BATCH", 2)
+    for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK", "search.BATCH"):
+        monkeypatch.setattr(f"alpro.inference.{name}", 2)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +62,13 @@ def own(tmp_path, videos):
     return folder
 
 
+@pytest.fixture
+def filled(update, own):
+    """What a search takes: an index of `own`."""
+    update(own)
+    return opened(own.parent)
+
+
 def opened(tmp_path):
     return Index.open(tmp_path / "index")
 
@@ -101,6 +96,13 @@ def test_only_new_and_changed_files_are_embedded(update, own, model, videos, tmp
     assert (len(index), len(index.about.parts), index.rejects.num_rows) == (7, 1, 0)
     for name, same in {"notes": "0", "1": "2", "zz": "2", "4": "1"}.items():
         np.testing.assert_allclose(second[name], first[same], atol=1e-6)
+    (own / "1.mp4").write_text("broken")
+    counts, _ = update(own)
+    assert (counts.replaced, counts.reasons, len(opened(tmp_path))) == (1, {"unreadable": 1}, 6)
+    assert opened(tmp_path).rejects["id"].to_pylist() == ["1"]
+    assert update(own)[0].skipped == 7
+    shutil.copy(videos[1], own / "1.mp4")
+    assert (update(own)[0].embedded, len(opened(tmp_path)), opened(tmp_path).rejects.num_rows) == (1, 7, 0)
 
 
 def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp_path, monkeypatch):
@@ -164,7 +166,7 @@ def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_p
     counts, _ = update(own / "m.jsonl", None, None, ["day"])
     assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
     index = opened(tmp_path)
-    assert [place_of(index.item(i)).partition(" ")[2] for i in range(2)] == ["0-0.3 s", "0.3- s"]
+    assert [hit.place.partition(" ")[2] for hit in listed(index).hits] == ["0-0.3 s", "0.3- s"]
     assert index.items["caption"].to_pylist() == [None, "a ball"]
     assert not np.allclose(*index.embeddings)
     assert index.rejects["reason"].to_pylist() == ["bad row"]
@@ -189,7 +191,11 @@ def test_the_frames_of_a_window_are_those_between_its_start_and_its_end(videos, 
 
 
 def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_is_not(update, own, monkeypatch):
+    """A full disk ends a run and is no reject."""
     real = clips_module.load_frames
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
 
     def down(source, video):
         if source.path.name == "1.mp4":
@@ -197,31 +203,14 @@ def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_i
         return real(source, video)
 
     with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "local_copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            update(own)
+    with monkeypatch.context() as patch:
         patch.setattr(clips_module, "load_frames", down)
         assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
     counts, lines = update(own)
     assert (counts.embedded, counts.replaced, counts.skipped, counts.rejected, lines) == (1, 0, 5, 0, [])
-
-
-def test_a_clip_whose_file_broke_is_a_reject_and_comes_back(update, own, videos, tmp_path):
-    update(own)
-    (own / "1.mp4").write_text("broken")
-    counts, _ = update(own)
-    assert (counts.replaced, counts.reasons, len(opened(tmp_path))) == (1, {"unreadable": 1}, 4)
-    assert sorted(opened(tmp_path).rejects["id"].to_pylist()) == ["1", "notes"]
-    assert update(own)[0].skipped == 6
-    shutil.copy(videos[1], own / "1.mp4")
-    assert (update(own)[0].embedded, len(opened(tmp_path))) == (1, 5)
-    assert opened(tmp_path).rejects["id"].to_pylist() == ["notes"]
-
-
-def test_a_full_disk_ends_a_run_and_is_no_reject(update, own, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(clips_module, "local_copy", full)
-    with pytest.raises(OSError, match="No space left"):
-        update(own)
 
 
 def test_samples_of_a_decoded_corpus_are_indexed_and_matched(update, clips, model, tmp_path):
@@ -245,14 +234,13 @@ def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
     with FileLock(tmp_path / "index" / ".lock"), pytest.raises(InputError, match="another process"):
         update(own)
     part = f"{opened(tmp_path).about.parts[1]}.parquet"
-    for name, content, named in (
-        (part, "", "corrupt"),
-        ("index.json", "{", r"index\.json"),
-        ("index.json", None, "no index"),
-    ):
-        (tmp_path / "index" / name).unlink() if content is None else (tmp_path / "index" / name).write_text(content)
+    for name, content, named in ((part, "", "corrupt"), ("index.json", "{", r"index\.json")):
+        (tmp_path / "index" / name).write_text(content)
         with pytest.raises(InputError, match=named):
             opened(tmp_path)
+    (tmp_path / "index" / "index.json").unlink()
+    with pytest.raises(InputError, match="no index"):
+        opened(tmp_path)
     with pytest.raises(InputError, match="not an index"):
         update(own)
 
@@ -271,74 +259,70 @@ def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
     assert scores.tolist() == pytest.approx([values[row] for row in expected])
 
 
-def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(update, own, model, tmp_path, monkeypatch):
-    update(own)
-    index = opened(tmp_path)
-    paths = [index.item(i)["path"] for i in range(5)]
+def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(filled, model, monkeypatch):
+    """Only those that are matched are decoded."""
+    decoded = []
+    paths = [filled.item(i)["path"] for i in range(5)]
     similarity = dict(zip(paths, model.similarity([TEXT], paths)[0].tolist(), strict=True))
     probability = dict(zip(paths, model.match([TEXT], paths)[0].tolist(), strict=True))
-    found = search(index, model, TEXT)
+    monkeypatch.setattr(clips_module, "decode_video", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    found = search(filled, model, TEXT)
     plain = [hit.item["path"] for hit in found.hits]
     assert [similarity[path] for path in plain] == pytest.approx(sorted(similarity.values(), reverse=True), abs=1e-5)
     assert (found.clips, found.matched, found.hits[0].match, found.nothing_fits) == (5, 0, None, None)
-    first = similar_hits(index, model.encode(TEXT), 4, np.ones(5, bool))
-    order = sorted(
-        first, key=lambda hit: -(np.log(probability[p := hit.item["path"]] / (1 - probability[p])) + hit.similarity)
-    )
-    found = search(index, model, TEXT, rerank=4)
+    assert decoded == []
+    first = similar_hits(filled, model.encode(TEXT), 4, np.ones(5, bool))
+    margin = {path: np.log(p / (1 - p)) for path, p in probability.items()}
+    order = sorted(first, key=lambda hit: -(margin[hit.item["path"]] + hit.similarity))
+    found = search(filled, model, TEXT, rerank=4)
+    assert {str(path) for path in decoded} == {hit.item["path"] for hit in first}
+    assert len(decoded) == 4
     assert [hit.item["path"] for hit in found.hits] == [*(hit.item["path"] for hit in order), plain[4]]
     assert [hit.match is None for hit in found.hits] == [False] * 4 + [True]
     for hit in found.hits[:4]:
         assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
-    pages = [hit.number for at in (0, 2, 4, 6) for hit in search(index, model, TEXT, 2, at, rerank=4).hits]
+    pages = [hit.number for at in (0, 2, 4, 6) for hit in search(filled, model, TEXT, 2, at, rerank=4).hits]
     assert pages == [hit.number for hit in found.hits]
+    assert search(filled, model, TEXT, 2, 4, rerank=4).matched == 0  # a page after them
     against = lambda alpro, text, videos, pairs: -0.5 * (videos.features @ text.features[0])  # noqa: E731
     with monkeypatch.context() as patch:  # half of the similarity is left
         patch.setattr("alpro.inference.search.match", against)
-        assert [hit.item["path"] for hit in search(index, model, TEXT, rerank=5).hits] == plain
-    best = found.hits[0].similarity if found.hits[0].similarity > similarity[plain[1]] else similarity[plain[0]]
+        assert [hit.item["path"] for hit in search(filled, model, TEXT, rerank=5).hits] == plain
+    best = max(similarity.values())
     for below, nothing in ((best + 0.01, True), (best - 0.01, False)):
-        assert search(index, model, TEXT, nothing_below=below).nothing_fits is nothing
+        assert search(filled, model, TEXT, nothing_below=below).nothing_fits is nothing
 
 
-def test_clips_of_a_rerank_that_cannot_be_decoded_follow_with_a_note(update, own, model, tmp_path):
-    """In the first of two batches: the scores of the second stay those of its own clips."""
-    update(own)
-    index = opened(tmp_path)
-    first = search(index, model, TEXT, rerank=5)
-    bad = similar_hits(index, model.encode(TEXT), 5, np.ones(5, bool))[1].item["path"]
+def test_clips_that_cannot_be_matched_follow_with_a_note(filled, own, model):
+    """One that cannot be decoded is in the first of two batches: the scores of the second stay those of its own clips.
+    One that is gone or changed is noted without a rerank, too."""
+    first = search(filled, model, TEXT, rerank=5)
+    bad = similar_hits(filled, model.encode(TEXT), 5, np.ones(5, bool))[1].item["path"]
     stat = os.stat(bad)
     with open(bad, "r+b") as file:
         file.write(b"\0" * (stat.st_size))
     os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same identity
-    found = search(index, model, TEXT, rerank=5)
-    assert [hit.item["path"] for hit in found.hits] == [
-        *(p for hit in first.hits if (p := hit.item["path"]) != bad),
-        bad,
-    ]
-    scores = {hit.number: hit.match for hit in first.hits}
-    assert [hit.match for hit in found.hits[:-1]] == pytest.approx([scores[hit.number] for hit in found.hits[:-1]])
-    assert (found.hits[-1].match, found.hits[-1].note[:10], found.matched) == (None, "unreadable", 4)
-
-
-def test_a_clip_that_is_gone_or_changed_is_noted_and_not_matched(update, own, model, tmp_path):
-    update(own)
+    found = search(filled, model, TEXT, rerank=5)
+    others = [hit for hit in first.hits if hit.item["path"] != bad]
+    assert [hit.number for hit in found.hits[:-1]] == [hit.number for hit in others]
+    assert [hit.match for hit in found.hits[:-1]] == pytest.approx([hit.match for hit in others])
+    assert (found.hits[-1].item["path"], found.hits[-1].match, found.matched) == (bad, None, 4)
+    assert found.hits[-1].note.startswith("unreadable")
     (own / "0.mp4").unlink()
     (own / "1.mp4").write_bytes(b"something else")
-    index, notes = opened(tmp_path), {"0": "missing", "1": "changed since"}
     for rerank in (0, 5):
-        found = search(index, model, TEXT, rerank=rerank)
-        assert {hit.item["id"]: hit.note for hit in found.hits if hit.note} == notes
-    assert {hit.item["id"] for hit in found.hits[3:]} == notes.keys()
+        found = search(filled, model, TEXT, rerank=rerank)
+        notes = {hit.item["id"]: hit.note for hit in found.hits if hit.note}
+        assert (notes["0"], notes["1"]) == ("missing", "changed since")
+        assert len(notes) <= 3
+    assert {hit.item["id"] for hit in found.hits[-len(notes) :]} == notes.keys()
 
 
-def test_the_ranking_that_was_better_on_validation_is_the_default(update, own, folders, model, tmp_path, monkeypatch):
-    update(own)
-    index = opened(tmp_path)
+def test_the_ranking_that_was_better_on_validation_is_the_default(filled, update, own, model, tmp_path, monkeypatch):
     for ranking, matched in {"matching": 5, "similarity": 0}.items():
         monkeypatch.setattr(model.folder, "ranking", ranking)
-        assert search(index, model, TEXT).matched == matched
-        assert search(index, model, TEXT, rerank=2).matched == 2
+        assert search(filled, model, TEXT).matched == matched
+        assert search(filled, model, TEXT, rerank=2).matched == 2
     shutil.rmtree(tmp_path / "index")
     update(own, task="prompter")  # which has no matching head
     index = opened(tmp_path)
@@ -346,31 +330,14 @@ def test_the_ranking_that_was_better_on_validation_is_the_default(update, own, f
     assert (len(found.hits), found.matched, found.note) == (5, 0, "")
 
 
-@pytest.mark.parametrize(
-    ("text", "unknown"),
-    [
-        ("a red ball", []),
-        ("a politician gives a speech in parliament", ["politician", "gives", "speech", "parliament"]),
-        ("a ball of the parliament, parliament", ["parliament"]),
-        ("\u4f60\u597d?", ["\u4f60\u597d"]),
-        ("\u4f60 ball!", ["\u4f60"]),
-        ("\U0001f600", ["\U0001f600"]),
-    ],
-)
-def test_words_that_the_model_does_not_know_are_named(model, text, unknown):
-    assert model.unknown_words(text) == unknown
-    assert bool(model.note(text)) == bool(unknown)
-    assert all(word in model.note(text) for word in unknown)
-
-
-def test_a_search_decodes_only_the_clips_that_are_matched(update, own, model, tmp_path, monkeypatch):
-    update(own)
-    decoded = []
-    monkeypatch.setattr(clips_module, "decode_video", lambda path, *rest: decoded.append(path) or decode(path, *rest))
-    search(opened(tmp_path), model, TEXT)
-    assert decoded == []
-    found = search(opened(tmp_path), model, TEXT, k=3, rerank=1)
-    assert [str(path) for path in decoded] == [found.hits[0].item["path"]]
+def test_words_that_the_model_does_not_know_are_named(model):
+    cases = {"a politician gives a speech in parliament": ["politician", "gives", "speech", "parliament"]}
+    cases |= {"a red ball": [], "a ball of the parliament, parliament": ["parliament"]}
+    cases |= {"\u4f60\u597d?": ["\u4f60\u597d"], "\u4f60 ball!": ["\u4f60"], "\U0001f600": ["\U0001f600"]}
+    for text, unknown in cases.items():
+        assert model.unknown_words(text) == unknown
+        assert bool(model.note(text)) == bool(unknown)
+        assert all(word in model.note(text) for word in unknown)
 
 
 def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, own, folders, model, tmp_path):
@@ -387,10 +354,9 @@ def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(update, 
         opened(tmp_path).load_model(device="cpu")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """An index of clips without files, in two parts."""
-    folder, empty = tmp_path_factory.mktemp("table") / "index", dict.fromkeys(ITEMS.names)
+def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
+    """Of an index of clips without files, in two parts."""
+    folder, empty = tmp_path / "index", dict.fromkeys(ITEMS.names)
     folder.mkdir()
     writer = index_module.IndexWriter(folder, index_module.About(model="m", digest="d", columns=("day", "views")))
     rows = [("7", "/v/2024/a.mp4", "video", None, {"day": "2024-02-01", "views": "9"})]
@@ -402,56 +368,30 @@ def table(tmp_path_factory):
         writer.add(empty | item, np.array([number == 0, number == 1, number == 2], np.float32))
         writer.commit()
     writer.finish()
-    return Index.open(folder)
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
-        ((), [0, 1, 2]),
-        (("kind=image",), [2]),
-        (("kind!=image",), [0, 1]),
-        (("id=7",), [0]),  # a text: 07 is another one
-        (("id>=07", "id<7"), [1]),
-        (("path~*/2024/*",), [0, 2]),
-        (("path~*?.png",), [2]),
-        (("caption~*ball*",), [0, 2]),
-        (("day>=2024-01-15",), [0]),
-        (("views<10",), [0]),
-        (("views>=9", "kind=video"), [0, 1]),
-        (("views=9.0",), [0]),
-        (("views=many",), [2]),
-        (("start>0",), [1]),
-        ((" end <= 5 ",), [1]),
-        (("day=",), []),
-    ],
-)
-def test_filters(table, filters, expected):
-    assert fitting(table, filters).nonzero()[0].tolist() == expected
-    assert [hit.number for hit in listed(table, filters=filters).hits] == expected
-    found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
-    assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
-
-
-@pytest.mark.parametrize("text", ["x", "=3", "color=red", "start~1", "end>soon", "kind=\udcff"])
-def test_a_wrong_filter_is_refused(table, text):
-    with pytest.raises(InputError):
-        fitting(table, [text])
-
-
-def test_clips_have_numbers_through_all_parts(table):
+    table = Index.open(folder)
+    cases = {"": [0, 1, 2], "kind=image": [2], "kind!=image": [0, 1], "path~*/2024/*": [0, 2], "path~*?.png": [2]}
+    cases |= {"id=7": [0], "id>=07, id<7": [1]}  # texts: 07 is another one
+    cases |= {"views<10": [0], "views>=9, kind=video": [0, 1], "views=9.0": [0], "views=many": [2]}
+    cases |= {"caption~*ball*": [0, 2], "day>=2024-01-15": [0], "day=": [], "start>0": [1], " end <= 5 ": [1]}
+    for filters, expected in ((text.split(",") if text else [], rows) for text, rows in cases.items()):
+        assert fitting(table, filters).nonzero()[0].tolist() == expected
+        assert [hit.number for hit in listed(table, filters=filters).hits] == expected
+        found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
+        assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
     assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
-    found = similar(table, table.embeddings[2], k=1, without=2)
-    assert [hit.number for hit in found.hits] == [0]
+    assert [hit.number for hit in similar(table, table.embeddings[2], k=1, without=2).hits] == [0]
+    for text in ("x", "=3", "color=red", "start~1", "end>soon", "kind=\udcff"):
+        with pytest.raises(InputError):
+            fitting(table, [text])
 
 
 @pytest.fixture
 def film(tmp_path):
     """film(name, parts): videos of one format after another in a file, without encoding them again."""
+    (tmp_path / "films").mkdir()
 
     def join(name, parts):
         listed, path = tmp_path / "parts.txt", tmp_path / "films" / name
-        path.parent.mkdir(exist_ok=True)
         listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
         command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0", "-i", listed, "-c", "copy", path]
         subprocess.run([str(part) for part in command], check=True)
@@ -513,9 +453,6 @@ def test_what_has_no_windows(clips, videos):
 def test_windows_of_several_files_are_grouped_by_file():
     """In order of similarity; a window that touches a group's best one belongs to it."""
     windows = [("a", 10, 20), ("b", 15, 25), ("a", 20, 30), ("a", 31, 40), ("a", 5, 15), ("c", None, None)]
-    hits = [
-        Hit({"path": path, "start": start, "end": end}, number, 1 - number / 10)
-        for number, (path, start, end) in enumerate(windows)
-    ]
-    groups = [(hit.number, hit.span) for hit in group_windows(hits)]
-    assert groups == [(0, (5, 30)), (1, (15, 25)), (3, (31, 40)), (5, None)]
+    items = [dict(zip(("path", "start", "end"), window, strict=True)) for window in windows]
+    groups = group_windows([Hit(item, number, 1 - number / 10) for number, item in enumerate(items)])
+    assert [(hit.number, hit.span) for hit in groups] == [(0, (5, 30)), (1, (15, 25)), (3, (31, 40)), (5, None)]

@@ -71,14 +71,14 @@ def test_the_first_tokens_are_those_of_full_fusion(tiny: ModelConfig, mask: Tens
         torch.testing.assert_close(found[0][name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("learned", "used"), [(0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)])
-def test_the_temperature_is_clamped(tiny: ModelConfig, learned: float, used: float):
+def test_the_temperature_is_clamped(tiny: ModelConfig):
     model = Prompter(tiny)
     assert model.temperature.item() == pytest.approx(0.07)
-    model.temperature.data.fill_(learned)
-    assert model.clamped_temperature().item() == pytest.approx(used)
-    model.clamp_temperature_()
-    assert model.temperature.item() == pytest.approx(used)
+    for learned, used in ((0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)):
+        model.temperature.data.fill_(learned)
+        assert model.clamped_temperature().item() == pytest.approx(used)
+        model.clamp_temperature_()
+        assert model.temperature.item() == pytest.approx(used)
 
 
 def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
@@ -98,25 +98,23 @@ def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frame
     assert [name for name, gradient in gradients[0].items() if not torch.equal(gradient, gradients[1][name])] == []
 
 
-@pytest.mark.parametrize("branch", ["attention", "mlp"])
-def test_dropout_is_in_both_branches_of_a_layer(tiny: ModelConfig, branch: str):
-    layer = Layer(tiny.text.model_copy(update={"dropout": 0.5})).train()
-    layer.attention.dropout = 0.0  # that of the attention itself
-    other = layer.mlp.fc2 if branch == "attention" else layer.attention.proj
-    torch.nn.init.zeros_(other.weight)
-    torch.nn.init.zeros_(other.bias)
-    x = torch.randn(2, 5, 16)
-    assert not torch.equal(layer(x, None), layer(x, None))
-    assert torch.equal(layer.eval()(x, None), layer(x, None))
+def test_dropout_is_in_both_branches_of_a_layer(tiny: ModelConfig):
+    for branch in ("attention", "mlp"):
+        layer = Layer(tiny.text.model_copy(update={"dropout": 0.5})).train()
+        layer.attention.dropout = 0.0  # that of the attention itself
+        other = layer.mlp.fc2 if branch == "attention" else layer.attention.proj
+        torch.nn.init.zeros_(other.weight)
+        torch.nn.init.zeros_(other.bias)
+        x = torch.randn(2, 5, 16)
+        assert not torch.equal(layer(x, None), layer(x, None))
+        assert torch.equal(layer.eval()(x, None), layer(x, None))
 
 
-VIDEO = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2}
-TEXT = {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2}
-
-
-@pytest.mark.parametrize(
-    ("part", "wrong", "message"),
-    [
+def test_inconsistent_sizes_are_refused():
+    video = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2}
+    sizes = {"video": video, "text": {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2}}
+    ModelConfig.model_validate(sizes)
+    for part, wrong, message in (
         ("video", {"image_size": 30}, "30 is not a multiple of patch_size 8"),
         ("video", {"heads": 3}, "16 is not a multiple of heads 3"),
         ("video", {"color": 1}, "color"),
@@ -124,13 +122,9 @@ TEXT = {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2}
         ("text", {"heads": 3}, "16 is not a multiple of heads 3"),
         ("text", {"fusion_layer": 3}, "fusion_layer 3 leaves no fusion layer of depth 3"),
         ("text", {"width": 24}, "video.width 16 and text.width 24 must be equal"),
-    ],
-)
-def test_inconsistent_sizes_are_refused(part: str, wrong: dict, message: str):
-    sizes = {"video": VIDEO, "text": TEXT}
-    ModelConfig.model_validate(sizes)
-    with pytest.raises(ValueError, match=message):
-        ModelConfig.model_validate(sizes | {part: sizes[part] | wrong})
+    ):
+        with pytest.raises(ValueError, match=message):
+            ModelConfig.model_validate(sizes | {part: sizes[part] | wrong})
 
 
 def test_the_full_size_model_has_the_papers_parameters():
@@ -138,14 +132,9 @@ def test_the_full_size_model_has_the_papers_parameters():
     with torch.device("meta"):
         model = Alpro(ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    assert sizes == {
-        "video_encoder": 121_255_680,
-        "text_encoder": 66_364_416,
-        "video_proj": 768 * 256 + 256,
-        "text_proj": 768 * 256 + 256,
-        "multimodal_encoder": 42_527_232,
-        "vtm_head": 768 * 2 + 2,
-        "mlm_head": 768 * 768 + 3 * 768 + 30522,  # the decoder is the word embeddings
-        "pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000,
-    }
+    encoders = {"video_encoder": 121_255_680, "text_encoder": 66_364_416, "multimodal_encoder": 42_527_232}
+    heads = {"video_proj": 768 * 256 + 256, "text_proj": 768 * 256 + 256, "vtm_head": 768 * 2 + 2}
+    heads |= {"pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000}
+    heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}  # the decoder is the word embeddings
+    assert sizes == encoders | heads
     assert sum(p.numel() for p in model.parameters()) == 233_883_429  # with the temperature

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from alpro.errors import InputError
-from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.clip_prompter import is_clip, load_clip
 from alpro.models.folder import ModelFolder, Preprocessing, read_task, start_from
 from alpro.models.word_pieces import MAX_TOKENIZER_BYTES, load_tokenizer
@@ -34,9 +34,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def saved(tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    ModelFolder("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES).save_pretrained(
-        tmp_path / "model"
-    )
+    folder = ModelFolder("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES)
+    folder.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -46,13 +45,8 @@ def resized(config: ModelConfig, **video: int) -> ModelConfig:
 
 @pytest.mark.parametrize("task", ["prompter", "pretrain", "retrieval", "qa"])
 def test_a_saved_model_is_loaded_unchanged(task, tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path):
-    model: DualEncoder = {
-        "prompter": lambda: Prompter(tiny),
-        "pretrain": lambda: Alpro(tiny, entities=3),
-        "retrieval": lambda: Alpro(tiny),
-        "qa": lambda: Alpro(tiny, answers=2),
-    }[task]()
     entities, answers = ENTITIES if task == "pretrain" else [], ANSWERS if task == "qa" else []
+    model = Prompter(tiny) if task == "prompter" else Alpro(tiny, len(entities), len(answers))
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9)
     ModelFolder(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(tmp_path / "deep" / "model")
 
@@ -92,8 +86,9 @@ def set_value(folder: Path, *keys: str, to: object, file: str = "config.json") -
 
 
 def set_weights(folder: Path, change) -> None:
+    """change(the weights, the name of the last matrix)"""
     weights = load_file(folder / "model.safetensors")
-    change(weights)
+    change(weights, next(name for name in reversed(weights) if weights[name].dim() == 2))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -101,10 +96,6 @@ def set_weights(folder: Path, change) -> None:
 def hostile(request, saved: Path, clip_folders, tmp_path: Path) -> Path:
     """A folder of each kind of model, to damage."""
     return saved if request.param == "alpro" else shutil.copytree(clip_folders[request.param], tmp_path / request.param)
-
-
-def last_weight(weights: dict[str, torch.Tensor]) -> str:
-    return next(name for name in reversed(weights) if weights[name].dim() == 2)
 
 
 def tower(folder: Path) -> tuple[str, ...]:
@@ -121,24 +112,18 @@ def pipe(file: Path) -> None:
 
 
 DAMAGES = {
-    "a weight that is not a number": lambda f: set_weights(
-        f, lambda w: w[last_weight(w)].view(-1)[3:4].fill_(math.nan)
-    ),
-    "an infinite weight": lambda f: set_weights(f, lambda w: w[last_weight(w)].view(-1)[3:4].fill_(math.inf)),
-    "a weight is missing": lambda f: set_weights(f, lambda w: w.pop(last_weight(w))),
-    "a weight of another shape": lambda f: set_weights(f, lambda w: w.update({last_weight(w): torch.zeros(3, 3)})),
+    "a weight that is not a number": lambda f: set_weights(f, lambda w, last: w[last].view(-1)[3:4].fill_(math.nan)),
+    "an infinite weight": lambda f: set_weights(f, lambda w, last: w[last].view(-1)[3:4].fill_(math.inf)),
+    "a weight is missing": lambda f: set_weights(f, lambda w, last: w.pop(last)),
+    "a weight of another shape": lambda f: set_weights(f, lambda w, last: w.update({last: torch.zeros(3, 3)})),
     "too many layers": lambda f: set_value(f, *tower(f), to=10**7),
     "too many words": lambda f: set_value(f, *words(f), to=10**13),
     "no number of layers": lambda f: set_value(f, *tower(f), to="two"),
-    **{f"weights cut at {n}": lambda f, n=n: truncate(f / "model.safetensors", n) for n in (0, 4, 500)},
+    **{f"weights cut at {n}": lambda f, n=n: os.truncate(f / "model.safetensors", n) for n in (0, 4, 500)},
     **{f"no {name}": lambda f, name=name: (f / name).unlink() for name in FILES},
     **{f"{name} is a pipe": lambda f, name=name: pipe(f / name) for name in FILES},
     **{f"{name} is not JSON": lambda f, name=name: (f / name).write_text("{") for name in (FILES[0], FILES[2])},
 }
-
-
-def truncate(file: Path, size: int) -> None:
-    file.write_bytes(file.read_bytes()[:size])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -155,49 +140,41 @@ def test_a_damaged_or_hostile_folder_is_refused_in_a_line(hostile: Path, damage:
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tmp_path, kind):
     """The attention could be code from the hub."""
-    for number, (keys, value) in enumerate(
-        (
-            (("model_type",), "bert"),
-            (("text_config", "eos_token_id"), 10**30),  # which a SigLIP does not use
-            (("text_config", "max_position_embeddings"), 10**13),
-            (("vision_config", "image_size"), 10**9),
-        )
+    for keys, value in (
+        (("model_type",), "bert"),
+        (("text_config", "eos_token_id"), 10**30),  # which a SigLIP does not use
+        (("text_config", "max_position_embeddings"), 10**13),
+        (("vision_config", "image_size"), 10**9),
     ):
-        folder = shutil.copytree(clip_folders[kind], tmp_path / str(number) / kind)
+        folder = shutil.copytree(clip_folders[kind], tmp_path / keys[-1] / kind)
         set_value(folder, *keys, to=value)
         (load_any if (kind, keys[-1]) == ("siglip", "eos_token_id") else refused)(folder)
         assert is_clip(folder) == (keys != ("model_type",))
     folder = shutil.copytree(clip_folders[kind], tmp_path / kind)
-    for part in ("text_config", "vision_config"):
-        set_value(folder, part, "attn_implementation", to="nobody/kernel")
-        set_value(folder, part, "_attn_implementation", to="nobody/kernel")
-    set_value(folder, "attn_implementation", to="nobody/kernel")
+    for keys in ((), ("text_config",), ("vision_config",)):
+        for name in ("attn_implementation", "_attn_implementation"):
+            set_value(folder, *keys, name, to="nobody/kernel")
     config = load_clip(str(folder)).model.clip.config
     assert {part._attn_implementation for part in (config.text_config, config.vision_config)} == {"sdpa"}
 
 
-NESTED = "[" * 100_000
-TOO_LARGE = " " * (MAX_TOKENIZER_BYTES + 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_an_invalid_file_is_named(saved: Path):
+    nested = "[" * 100_000
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+    for name, content, message in (
         *(("config.json", text, "config.json: ") for text in ("", "null", '{"task": "qa", "model": {"a": 1}}')),
         ("entities.json", "[", "entities.json"),
         ("entities.json", '{"dog": 1}', "entities.json: not a list of strings"),
         ("entities.json", json.dumps(ENTITIES[:2]), "pem_head.2.bias is (3,), not (2,)"),
-        *((name, NESTED, f"{name}: not readable") for name in ("config.json", "entities.json", "tokenizer.json")),
-        ("tokenizer.json", TOO_LARGE, "at most 33,554,432 are read"),
-    ],
-    ids=range(10),
-)
-def test_an_invalid_file_is_named(saved: Path, name: str, content: str, message: str):
-    (saved / name).write_text(content)
-    refused(saved, message)
-    if content == NESTED and name == "config.json":
-        with pytest.raises(ValueError, match=r"config\.json"):
-            read_task(saved)
+        *((name, nested, f"{name}: not readable") for name in ("config.json", "entities.json", "tokenizer.json")),
+        ("tokenizer.json", " " * (MAX_TOKENIZER_BYTES + 1), "at most 33,554,432 are read"),
+    ):
+        (saved / name).write_text(content)
+        refused(saved, message)
+        if content == nested and name == "config.json":
+            with pytest.raises(ValueError, match=r"config\.json"):
+                read_task(saved)
+        (saved / name).write_bytes(before[name])
 
 
 def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_labels(tiny: ModelConfig):
@@ -212,22 +189,14 @@ def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_la
             assert torch.equal(value, before[key] if key in kept else theirs[key]), key
 
 
-@pytest.mark.parametrize(
-    ("old_frames", "new_frames", "from_frames"),
-    # Nearest neighbour: frame i of the new is frame floor(i * old_frames / new_frames) of the old.
-    [(2, 4, [0, 0, 1, 1]), (4, 2, [0, 2]), (3, 5, [0, 0, 1, 1, 2]), (4, 4, [0, 1, 2, 3])],
-)
-def test_the_time_embedding_is_resized_to_the_nearest(
-    tiny: ModelConfig, old_frames: int, new_frames: int, from_frames: list[int]
-):
-    old, new = Prompter(resized(tiny, frames=old_frames)), Prompter(resized(tiny, frames=new_frames))
-    start_from(new, old)
-    assert torch.equal(new.video_encoder.time_embed, old.video_encoder.time_embed[:, from_frames])
-    assert new.video_encoder(torch.randn(1, new_frames, 3, 32, 32)).shape == (1, 17, 16)
-
-
 @torch.no_grad()
-def test_the_position_embedding_is_interpolated_over_the_grid(tiny: ModelConfig):
+def test_embeddings_are_resized_over_time_to_the_nearest_and_interpolated_over_the_grid(tiny: ModelConfig):
+    # Frame i of the new is frame floor(i * frames of the old / frames of the new) of the old.
+    for old_frames, frames in ((2, [0, 0, 1, 1]), (4, [0, 2]), (3, [0, 0, 1, 1, 2]), (4, [0, 1, 2, 3])):
+        old, new = Prompter(resized(tiny, frames=old_frames)), Prompter(resized(tiny, frames=len(frames)))
+        start_from(new, old)
+        assert torch.equal(new.video_encoder.time_embed, old.video_encoder.time_embed[:, frames])
+        assert new.video_encoder(torch.randn(1, len(frames), 3, 32, 32)).shape == (1, 17, 16)
     old, new = Prompter(tiny), Prompter(resized(tiny, image_size=64))  # a grid of 4 x 4 to one of 8 x 8
     start_from(new, old)
     before, after = old.video_encoder.pos_embed[0], new.video_encoder.pos_embed[0]
@@ -235,40 +204,29 @@ def test_the_position_embedding_is_interpolated_over_the_grid(tiny: ModelConfig)
     torch.testing.assert_close(after, torch.cat([before[:1], grid[0].flatten(1).T]))  # [CLS] is not part of the grid
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"video": {"heads": 1}}, "video.heads is 2; set it to 1"),  # which no shape shows
-        ({"video": {"activation": "quick_gelu"}}, "video.activation is gelu; set it to quick_gelu"),
-        ({"video": {"depth": 1}}, "video.depth is 2; set it to 1"),
-        ({"text": {"heads": 1}}, "text.heads is 2; set it to 1"),
-        ({"text": {"fusion_layer": 1}}, "text.fusion_layer is 2; set it to 1"),
-        ({"embed_dim": 12}, "text_proj.bias is (12,), not (8,)"),
-        ({"video": {"width": 24}, "text": {"width": 24}}, "weights of another shape"),
-    ],
-)
-def test_starting_from_another_kind_of_encoder_is_refused_in_one_line(tiny: ModelConfig, changes: dict, message: str):
+def test_starting_from_another_kind_of_encoder_is_refused_in_one_line(tiny: ModelConfig):
     values = tiny.model_dump()
-    other = {key: values[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
-    with one_line(message, of=ValueError):
-        start_from(Prompter(tiny), Prompter(ModelConfig.model_validate(values | other)))
+    keys = [("video", "heads", 1, 2), ("video", "depth", 1, 2), ("text", "heads", 1, 2), ("text", "fusion_layer", 1, 2)]
+    keys += [("video", "activation", "quick_gelu", "gelu")]  # which, like the heads, no shape shows
+    cases = [({part: {key: new}}, f"{part}.{key} is {old}; set it to {new}") for part, key, new, old in keys]
+    cases += [({"embed_dim": 12}, "text_proj.bias is (12,), not (8,)")]
+    cases += [({"video": {"width": 24}, "text": {"width": 24}}, "weights of another shape")]
+    for changes, message in cases:
+        other = {key: values[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
+        with one_line(message, of=ValueError):
+            start_from(Prompter(tiny), Prompter(ModelConfig.model_validate(values | other)))
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "message"),
-    [
-        (("text", "depth"), 10**9, "1000000000 layers"),
-        (("video", "depth"), 3, "video_encoder.blocks.2."),
-        (("video", "frames"), 10**12, "time_embed is (1, 4, 16), not (1, 1000000000000, 16)"),
-        (("video", "frames"), 10**30, "cannot be built"),
-        (("video", "image_size"), 8 * 10**15, "cannot be built"),
-        (("video", "mlp_ratio"), 1e300, "cannot be built"),
-        (("embed_dim",), 10**13, "not (10000000000000, 16)"),
-    ],
-)
-def test_sizes_that_are_not_those_of_the_weights_are_named(saved: Path, keys, value, message: str):
-    set_value(saved, "model", *keys, to=value)
-    refused(saved, message)
+def test_sizes_that_are_not_those_of_the_weights_are_named(saved: Path):
+    config = (saved / "config.json").read_text()
+    cases = [("text", "depth", 10**9, "1000000000 layers"), ("video", "depth", 3, "video_encoder.blocks.2.")]
+    cases += [("video", "frames", 10**12, "time_embed is (1, 4, 16), not (1, 1000000000000, 16)")]
+    cases += [("video", "frames", 10**30, "cannot be built"), ("video", "image_size", 8 * 10**15, "cannot be built")]
+    cases += [("video", "mlp_ratio", 1e300, "cannot be built"), ("embed_dim", 10**13, "not (10000000000000, 16)")]
+    for *keys, value, message in cases:
+        (saved / "config.json").write_text(config)
+        set_value(saved, "model", *keys, to=value)
+        refused(saved, message)
 
 
 def test_weights_of_another_type_are_refused_and_those_of_half_precision_are_not(saved: Path):
@@ -286,9 +244,9 @@ LOOP = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
 MANY = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}] * 1000
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
+def test_a_tokenizer_has_no_component_that_may_loop_or_grow_the_text(saved: Path):
+    whole = (saved / "tokenizer.json").read_text()
+    for key, value, message in (
         ("normalizer", REPLACE, "its normalizer is Replace"),
         ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 60}, "its normalizer is Replace"),
         ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}, "its normalizer is Prepend"),
@@ -303,10 +261,9 @@ MANY = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}] * 1000
         ("added_tokens", 3, "not a tokenizer"),
         ("model", None, "not a tokenizer"),
         ("model", {"type": "WordLevel"}, "not readable"),
-    ],
-)
-def test_a_tokenizer_has_no_component_that_may_loop_or_grow_the_text(saved: Path, key: str, value, message: str):
-    set_value(saved, key, to=value, file="tokenizer.json")
-    refused(saved, f"tokenizer.json: {message}")
-    with pytest.raises(InputError, match="tokenizer"):
-        load_tokenizer(str(saved))
+    ):
+        (saved / "tokenizer.json").write_text(whole)
+        set_value(saved, key, to=value, file="tokenizer.json")
+        refused(saved, f"tokenizer.json: {message}")
+        with pytest.raises(InputError, match="tokenizer"):
+            load_tokenizer(str(saved))

@@ -25,11 +25,6 @@ def model_of(**video) -> Alpro:
     return Alpro(ModelConfig.model_validate(sizes), entities=5).eval()
 
 
-@pytest.fixture
-def model() -> Alpro:
-    return model_of()
-
-
 def timm_vit(name: str):
     """A small random ViT of timm with the components of a name."""
     import timm
@@ -53,15 +48,15 @@ def bert(tmp_path_factory):
     return model, folder
 
 
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("vit_base_patch16_224", {}),
-        ("vit_base_patch14_dinov2", {}),
-        ("vit_base_patch16_clip_224", {"pre_norm": True}),
-        ("vit_base_patch16_clip_quickgelu_224", {"pre_norm": True, "activation": "quick_gelu"}),
-    ],
-)
+VITS = {
+    "vit_base_patch16_224": {},
+    "vit_base_patch14_dinov2": {},
+    "vit_base_patch16_clip_224": {"pre_norm": True},
+    "vit_base_patch16_clip_quickgelu_224": {"pre_norm": True, "activation": "quick_gelu"},
+}
+
+
+@pytest.mark.parametrize(("name", "own"), VITS.items())
 def test_the_video_encoder_starts_as_the_vit_on_each_frame(name, own, tmp_path):
     vit, model = timm_vit(name), model_of(**own)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
@@ -98,6 +93,8 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
         load_bert(model_of(width=32), str(folder))
+    expected = {"width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
+    assert text_sizes(str(folder)) == expected
 
 
 def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
@@ -113,19 +110,20 @@ def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path
 
 
 @pytest.fixture
-def plain(model) -> dict[str, torch.Tensor]:
-    """The state dict of a plain ViT of the model's sizes, with a head."""
-    own = model.video_encoder.state_dict()
-    state = {key: value.clone() for key, value in own.items() if "temporal_" not in key and key != "time_embed"}
-    return state | {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
+def model() -> Alpro:
+    return model_of()
 
 
 OTHERS = ("blocks.0.ls3.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "time_embed", "blocks.0.temporal_fc.weight")
 
 
-@pytest.mark.parametrize(
-    ("more", "sizes", "message"),
-    [
+def test_a_vit_that_does_not_fit_is_refused_in_one_line(model, tmp_path):
+    own = model.video_encoder.state_dict()
+    plain = {key: value.clone() for key, value in own.items() if "temporal_" not in key and key != "time_embed"}
+    plain |= {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
+    torch.save(plain, tmp_path / "plain.pt")
+    load_vit(model, str(tmp_path / "plain.pt"))  # its head is ignored
+    for more, sizes, message in (
         *(({key: torch.zeros(64)}, {}, f"is not a plain ViT of 2 blocks: it has {key}") for key in OTHERS),
         # Distilled: two tokens before the patches; without [CLS]; none.
         *(({"pos_embed": torch.zeros(1, n, 64)}, {}, f"{n} positions, which are not") for n in (18, 16, 1)),
@@ -133,35 +131,27 @@ OTHERS = ("blocks.0.ls3.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "tim
         ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
         ({}, {"width": 32}, "set the sizes in [model]"),
         ({}, {"depth": 3}, "weights are missing, such as blocks.2."),
-    ],
-)
-def test_a_vit_that_does_not_fit_is_refused_in_one_line(more, sizes, message, model, plain, tmp_path):
-    torch.save(plain, tmp_path / "plain.pt")
-    load_vit(model, str(tmp_path / "plain.pt"))  # its head is ignored
-    torch.save(plain | more, tmp_path / "vit.pt")
-    with one_line("vit = ", message, of=ValueError):
-        load_vit(model_of(**sizes), str(tmp_path / "vit.pt"))
+    ):
+        torch.save(plain | more, tmp_path / "vit.pt")
+        with one_line("vit = ", message, of=ValueError):
+            load_vit(model_of(**sizes), str(tmp_path / "vit.pt"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_vits_of_other_kinds_are_refused(tmp_path, monkeypatch):
+    for name in (
         "vit_base_patch14_reg4_dinov2",
         "eva02_base_patch16_clip_224",
         "vit_small_patch16_dinov3",
-        "vit_pe_core_base_patch16_224",  # by the names in its blocks, a plain ViT with a norm before them
         "vit_base_patch16_siglip_224",  # without [CLS]
-    ],
-)
-def test_vits_of_other_kinds_are_refused(name, tmp_path, monkeypatch):
-    vit = timm_vit(name)
-    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
-        load_vit(model_of(pre_norm="pe" in name), str(tmp_path / "vit.safetensors"))
-    if "pe" in name:  # rotary positions need no weight
-        monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
-        with pytest.raises(ValueError, match="it has rotary positions"):
-            load_vit(model_of(), "a_new_vit.tag")
+        "vit_pe_core_base_patch16_224",  # by the names in its blocks, a plain ViT with a norm before them
+    ):
+        vit = timm_vit(name)
+        save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+        with pytest.raises(ValueError, match="is not a plain ViT of 2 blocks: it has"):
+            load_vit(model_of(pre_norm="pe" in name), str(tmp_path / "vit.safetensors"))
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)  # rotary positions need no weight
+    with pytest.raises(ValueError, match="it has rotary positions"):
+        load_vit(model_of(), "a_new_vit.tag")
 
 
 def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monkeypatch):
@@ -230,18 +220,13 @@ def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(clip_fold
         load_vit(tower(clip), str(tmp_path / "trained"))
 
 
-def test_sizes_are_read_of_folders_only(bert, tmp_path):
-    expected = {"width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
-    assert text_sizes(str(bert[1])) == expected
-    (tmp_path / "config.json").write_text("[")
-    for name in (str(tmp_path), "no/such-bert", ""):
-        assert text_sizes(name) == video_sizes(name) == {}
-
-
 def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folders, tmp_path):
     """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
+    (tmp_path / "config.json").write_text("[")
+    for name in (str(tmp_path), "no/such-bert", ""):  # no folder of a model
+        assert text_sizes(name) == video_sizes(name) == {}
     sizes = {"vocab_size": 30, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
     other = RobertaForMaskedLM(RobertaConfig(**sizes, intermediate_size=256, max_position_embeddings=18))
     other.save_pretrained(tmp_path)

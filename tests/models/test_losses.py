@@ -79,9 +79,7 @@ def test_sampled_negatives_against_a_table():
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6))
-def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(
-    seed: int, order: list[int], count: int
-):
+def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(seed, order, count):
     """It depends neither on the order nor on the presence of other rows: processes share a batch."""
     random = torch.Generator().manual_seed(seed)
     similarity, uniforms = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)

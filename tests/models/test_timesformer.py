@@ -6,17 +6,13 @@ from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, initialize
 from alpro.models.timesformer import Block, TimeSformer, VideoConfig, drop_path
+from tests.conftest import one_line
 
 
 def new(config: VideoConfig, init: str = "scratch", **changes) -> TimeSformer:
     encoder = TimeSformer(config.model_copy(update=changes))
     initialize(encoder, init)
     return encoder.eval()
-
-
-@pytest.fixture
-def encoder(tiny: ModelConfig) -> TimeSformer:
-    return new(tiny.video)
 
 
 @pytest.fixture
@@ -45,8 +41,9 @@ def test_only_kept_patches_are_encoded(tiny: ModelConfig, frames: Tensor, stem):
 
 
 @torch.no_grad()
-def test_without_time_embeddings_the_order_of_frames_changes_nothing(encoder: TimeSformer, frames: Tensor):
+def test_without_time_embeddings_the_order_of_frames_changes_nothing(tiny: ModelConfig, frames: Tensor):
     """Attention over time is permutation-equivariant, and tokens are averaged over time."""
+    encoder = new(tiny.video)
     encoder.time_embed.zero_()
     for order in ([3, 2, 1, 0], [1, 2, 3, 0]):
         torch.testing.assert_close(encoder(frames[:, order]), encoder(frames), atol=1e-5, rtol=1e-4)
@@ -68,19 +65,14 @@ def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny: Mod
     torch.testing.assert_close(still, single(frames[:, :1]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("patch", [4, 8, 16])
-def test_a_conv_stem_halves_the_frame_down_to_the_patches(tiny: ModelConfig, frames: Tensor, patch: int):
-    encoder = new(tiny.video, stem="conv", patch_size=patch)
-    assert encoder.patch_embed(frames[:, 0]).shape == (2, 16, 32 // patch, 32 // patch)
-    assert encoder(frames).shape == (2, 1 + (32 // patch) ** 2, 16)
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 3, 24, 32), (2, 4, 3, 40, 40), (2, 3, 3, 32, 32)])
-def test_a_wrong_frame_size_is_refused_with_both_sizes(encoder: TimeSformer, shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match="encoder takes") as error:
-        encoder(torch.zeros(shape))
-    assert f"({shape[1]}, {shape[3]}, {shape[4]})" in str(error.value)
-    assert "(4, 32, 32)" in str(error.value)
+def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny: ModelConfig, frames: Tensor):
+    for patch in (4, 8, 16):
+        encoder = new(tiny.video, stem="conv", patch_size=patch)
+        assert encoder.patch_embed(frames[:, 0]).shape == (2, 16, 32 // patch, 32 // patch)
+        assert encoder(frames).shape == (2, 1 + (32 // patch) ** 2, 16)
+    for count, height, width in ((4, 24, 32), (4, 40, 40), (3, 32, 32)):
+        with one_line("encoder takes", f"({count}, {height}, {width})", "(4, 32, 32)", of=ValueError):
+            encoder(torch.zeros(2, count, 3, height, width))
 
 
 def stochastic(rate: float, depth: int) -> TimeSformer:

@@ -16,35 +16,27 @@ from alpro.stages import build_vocabulary, finetune_qa
 from tests.conftest import one_line
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("list.json", '["dog", "hot dog", "3"]', ["dog", "hot dog", "3"]),
-        ("ans2label.json", '{"hot dog": 1, "3": 2, "dog": 0}', ["dog", "hot dog", "3"]),
-        ("lines.txt", "dog\nhot dog\n\n3\n", ["dog", "hot dog", "3"]),
-        ("unigrams.txt", "dog 120\nhot dog\t80\n3 7\n", ["dog", "hot dog", "3"]),
-        ("words.txt", "formula 1\ndog\n", ["formula 1", "dog"]),  # numbers are removed if every line has one
-    ],
-)
-def test_every_format_gives_the_words_in_order(name, text, words, tmp_path):
-    (tmp_path / name).write_text(text)
-    assert read_word_list(tmp_path / name, "key") == words
+def test_every_format_gives_the_words_in_order(tmp_path):
+    lists = {"list.json": '["dog", "hot dog", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
+    lists |= {"lines.txt": "dog\nhot dog\n\n3\n", "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n"}
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
+    (tmp_path / "a.txt").write_text("formula 1\ndog\n")  # numbers are removed if every line has one
+    assert read_word_list(tmp_path / "a.txt", "key") == ["formula 1", "dog"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_other_formats_raise_a_one_line_error(tmp_path):
+    for name, text, message in (
         *(("a.json", text, "neither a list of words") for text in ("null", '["a", 6]', '"dog"', '["dog", " "]')),
         *(("a.json", f'{{"a": {one}, "b": {two}}}', "not 0 to 1, each once") for one, two in ((0, 0), (1, 2), (0, 2))),
         ("a.json", '{"dog": true}', "the numbers of its words"),
         ("a.json", "[", "cannot be read"),
         ("a.txt", "dog\ncat\ndog\n", "duplicate word 'dog'"),
-    ],
-)
-def test_other_formats_raise_a_one_line_error(name, text, message, tmp_path):
-    (tmp_path / name).write_text(text)
-    with one_line("finetune_qa.answers_file = ", message):
-        read_word_list(tmp_path / name, "finetune_qa.answers_file")
+    ):
+        (tmp_path / name).write_text(text)
+        with one_line("finetune_qa.answers_file = ", message):
+            read_word_list(tmp_path / name, "finetune_qa.answers_file")
 
 
 def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
@@ -55,9 +47,8 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     (tmp_path / "out").mkdir()
     counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
     assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]
-    assert pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist() == [
-        {"noun": "ball", "count": None, "reason": "below the first 3"}
-    ]
+    (left_out,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
+    assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
     assert (counts["entities"], counts["left_out"]) == (3, 1)
     with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
         build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
@@ -100,26 +91,19 @@ def test_a_tokenizer_counts_repeated_texts():
 
 
 def test_the_default_templates_are_the_official_ones():
-    videos = [f"A {what} of {a} {{}}." for what in ("footage", "video", "portrait", "video footage") for a in ARTICLES]
-    images = [f"A {what} of {a} {{}}." for what in ("photo", "picture", "good photo", "good picture") for a in ARTICLES]
-    assert list(Templates().video) == videos
-    assert list(Templates().image) == images
-    assert Templates().kinds == {"video": tuple(videos), "image": tuple(images)}
+    def official(*names):
+        return tuple(f"A {name} of {article} {{}}." for name in names for article in ("a", "the", "one"))
+
+    videos = official("footage", "video", "portrait", "video footage")
+    images = official("photo", "picture", "good photo", "good picture")
+    assert (Templates().video, Templates().image) == (videos, images)
+    assert Templates().kinds == {"video": videos, "image": images}
 
 
-ARTICLES = ("a", "the", "one")
-
-
-def test_the_words_of_templates_are_lower_case_without_the_placeholder():
+def test_a_template_has_exactly_one_placeholder_that_is_replaced_literally():
     assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
-
-
-def test_the_placeholder_is_replaced_literally():
     assert fill("A {} in {curly} 100 %.", "{0}%s") == "A {0}%s in {curly} 100 %."
-
-
-@pytest.mark.parametrize("wrong", ["A dog.", "{} and {}", ""])
-def test_a_template_needs_exactly_one_placeholder(wrong):
-    for kind in ("video", "image"):
-        with pytest.raises(ValidationError, match="the place of the entity"):
-            Templates.model_validate({kind: (wrong,)})
+    for wrong in ("A dog.", "{} and {}", ""):
+        for kind in ("video", "image"):
+            with pytest.raises(ValidationError, match="the place of the entity"):
+                Templates.model_validate({kind: (wrong,)})

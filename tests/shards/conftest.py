@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decoding import Clip
+from alpro.shards.decoding import Clip, DecodeError, Limits, decode_video
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.tar import tar_members
@@ -53,7 +53,6 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         count: int = 24,
         options: dict[str, str] | None = None,
         picture: Callable[[int], np.ndarray] = flat,
-        faststart: bool = False,
         codec: str = "libx264",
         pixels: str = "yuv420p",
         size: tuple[int, int] = (64, 48),
@@ -63,9 +62,7 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         container: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
-        with av.open(
-            str(path), "w", options=({"movflags": "faststart"} if faststart else {}) | (container or {})
-        ) as out:
+        with av.open(str(path), "w", options=container or {}) as out:
             stream = out.add_stream(codec, rate=rate, options=options or {})
             stream.width, stream.height, stream.pix_fmt = *size, pixels
             if stamps:
@@ -77,7 +74,8 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
                 if shown.shape[:2] != size[::-1]:
                     shown = np.asarray(Image.fromarray(shown).resize(size))
                 frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
-                frame = frame.reformat(format=pixels, **_conversion(tags or {}))
+                conversion = {f"dst_{tag}": value for tag, value in (tags or {}).items()}  # the colors of the tags
+                frame = frame.reformat(format=pixels, **conversion)
                 if stamps:
                     frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
                 out.mux(stream.encode(frame))
@@ -89,13 +87,6 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-def _conversion(tags: dict[str, int]) -> dict[str, int]:
-    """The conversion that gives a frame the colors of its tags."""
-    matrices = {1: 1, 5: 5, 6: 5}  # AVColorSpace to swscale's numbers
-    conversion = {"dst_colorspace": matrices[tags["colorspace"]]} if "colorspace" in tags else {}
-    return conversion | ({"dst_color_range": tags["color_range"]} if "color_range" in tags else {})
 
 
 @pytest.fixture
@@ -124,6 +115,13 @@ def smooth_clip() -> Callable[..., Clip]:
 
 
 @pytest.fixture
+def small_row_groups(monkeypatch):
+    """Units span several row groups of a manifest, and row groups have rows of several units."""
+    for module in ("manifest", "plan"):
+        monkeypatch.setattr(f"alpro.shards.sources.{module}.ROW_GROUP", 5)
+
+
+@pytest.fixture
 def write_records(tmp_path: Path) -> Callable[..., Path]:
     """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a line."""
 
@@ -133,6 +131,15 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def refusal(path: Path, decoder: str, limits: Limits = Limits(), **more) -> str:  # noqa: B008
+    """Why a video is not decoded, in a line without its path, which the row has."""
+    with pytest.raises(DecodeError) as error:
+        decode_video(path, 4, 32, decoder=decoder, limits=limits, **more)
+    assert "\n" not in str(error.value)
+    assert str(path) not in str(error.value)
+    return str(error.value)
 
 
 def rows_and_rejects(records: Iterable[Row | Reject]) -> tuple[list[Row], list[Reject]]:
@@ -151,14 +158,13 @@ def single_row(source: Path) -> Row:
     return row
 
 
-def pack(*members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT, **header) -> bytes:
-    """A tar of these files."""
+def pack(*members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT, **header) -> bytes:
+    """A tar of these files; a TarInfo is a member without data."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.pax_headers = dict(header)
+        for name, content in members:
+            info, data = (content, b"") if isinstance(content, tarfile.TarInfo) else (tarfile.TarInfo(), content)
+            info.name, info.size, info.pax_headers = name, len(data), dict(header)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 

@@ -10,12 +10,8 @@ WHITE = np.full((32, 32, 3), 255, np.uint8)
 def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
     """Below the middle on the left: (left, top, width, height)."""
     pixels = np.asarray(draw_entities(WHITE, (0.1, 0.6, 0.7, 0.2), [], "", None))
-    bright = {
-        (y, x)
-        for y in range(5, 100, 10)
-        for x in range(5, 100, 10)
-        if pixels[y * TILE // 100, x * TILE // 100].min() > 200
-    }
+    places = [(y, x) for y in range(5, 100, 10) for x in range(5, 100, 10)]
+    bright = {(y, x) for y, x in places if pixels[y * TILE // 100, x * TILE // 100].min() > 200}
     assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
 
 
@@ -29,14 +25,11 @@ def test_entities_of_the_clip_are_green_and_others_red():
     assert colors(None, kept=False) == {INK, FAINT}
 
 
-def test_a_sheet_holds_every_strip():
+def test_a_sheet_holds_every_strip_and_queries_show_their_results():
     rows = [strip([tile(WHITE)], [("text", RED)], TILE) for _ in range(5)]
     one, two = sheet(rows), sheet(rows, columns=2)
     assert one.height == 5 * rows[0].height
     assert (two.height, two.width) == (3 * rows[0].height, 2 * one.width)
-
-
-def test_queries_show_their_results():
     results = [(WHITE, "a", True), (WHITE, "b", False)]
     pixels = np.asarray(retrieval_picture([("a red ball", "came first", results)]))
     for left, border in ((0, GREEN), (TILE + 4, RED)):

@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,22 +29,22 @@ ROWS = {name: entry for shard in WRITTEN.values() for name, entry in shard.items
 
 
 @pytest.fixture
-def rows(make_row: Callable[..., Row]) -> dict[str, Row]:
+def rows(make_row) -> dict[str, Row]:
     question = Question(question="what is it?", answer="雪", type="what")
     more = {"questions": (question,), "meta": {"tags": ["é", None]}}
-    return {
-        name: make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
-        for name, (split, kind, _) in ROWS.items()
-    }
+    rows = {}
+    for name, (split, kind, _) in ROWS.items():
+        rows[name] = make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
+    return rows
 
 
 @pytest.fixture
-def clips(smooth_clip: Callable[..., Clip]) -> dict[str, Clip]:
+def clips(smooth_clip) -> dict[str, Clip]:
     return {name: smooth_clip(seed, count) for seed, (name, (_, _, count)) in enumerate(ROWS.items())}
 
 
 @pytest.fixture
-def corpus(rows: dict[str, Row], clips: dict[str, Clip], tmp_path: Path, monkeypatch) -> Path:
+def corpus(rows, clips, tmp_path, monkeypatch) -> Path:
     """A corpus of three row groups and batches, as a large one has many."""
     monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 2)
     for shard, names in WRITTEN.items():
@@ -61,74 +60,51 @@ def read_all(reader: ShardReader) -> list[bytes]:
     return [reader[number].frames().tobytes() for number in range(len(reader))]
 
 
-def test_samples_round_trip_in_any_order(corpus: Path, rows: dict[str, Row], clips: dict[str, Clip]):
+def test_samples_round_trip_in_any_order(corpus, rows, clips):
     reader, names = ShardReader(corpus), list(rows)
     assert len(reader) == 5
     for number in (4, 0, 3, 3, 1, 2):
         sample, name = reader[number], names[number]
-        assert sample.about == {
-            "version": 1,
-            "id": name,
-            "kind": rows[name].kind,
-            "split": rows[name].split,
-            "group": name,
-            "frames": len(clips[name].frames),
-            "captions": [f"dog {name}", "ein Hündchen 🐕"],
-            "questions": [{"question": "what is it?", "answer": "雪", "type": "what"}],
-            "duration": 2.5,
-            "width": 64,
-            "height": 48,
-            "source": rows[name].path.name,
-            "meta": {"tags": ["é", None]},
-        }
+        row = rows[name]
+        texts = {"captions": list(row.captions), "questions": [row.questions[0].model_dump()], "meta": row.meta}
+        video = {"kind": row.kind, "frames": len(clips[name].frames), "duration": 2.5, "width": 64, "height": 48}
+        about = {"version": 1, "id": name, "split": row.split, "group": name, "source": row.path.name}
+        assert sample.about == about | texts | video
         frames = sample.frames()
         assert frames.shape == clips[name].frames.shape
         assert np.abs(frames.astype(int) - clips[name].frames).mean() < 2
     assert np.array_equal(reader[0].frames([3, 0, 0]), reader[0].frames()[[3, 0, 0]])
 
 
-@pytest.mark.parametrize(
-    ("split", "kind", "exclude", "names"),
-    [
-        (None, None, (), list(ROWS)),
-        ("train", None, (), ["a", "b/ü", "d"]),
-        ("train", None, ("a", "e"), ["b/ü", "d"]),
-        (None, "image", (), ["b/ü", "e"]),
-        ("train", "video", (), ["a", "d"]),
-        ("validation", None, (), ["雪"]),
-        ("test", "video", (), []),
-    ],
-)
-def test_filtering_by_split_kind_and_id(corpus: Path, split: str | None, kind: str | None, exclude, names: list[str]):
-    reader = ShardReader(corpus, split, kind, exclude)
-    assert len(reader) == len(names)
-    assert reader.column("id").to_pylist() == names
-    assert [captions[0] for captions in reader.column("captions").to_pylist()] == [f"dog {name}" for name in names]
-    assert [reader.frame_count(number) for number in range(len(reader))] == [ROWS[name][2] for name in names]
-    samples = [reader[number] for number in range(len(reader))]
-    assert [sample.about["id"] for sample in samples] == names
-    assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
+def test_filtering_by_split_kind_and_id(corpus):
+    cases = [(None, None, (), list(ROWS)), ("validation", None, (), ["雪"]), ("test", "video", (), [])]
+    cases += [("train", None, (), ["a", "b/ü", "d"]), ("train", None, ("a", "e"), ["b/ü", "d"])]
+    cases += [(None, "image", (), ["b/ü", "e"]), ("train", "video", (), ["a", "d"])]
+    for split, kind, exclude, names in cases:
+        reader = ShardReader(corpus, split, kind, exclude)
+        assert len(reader) == len(names)
+        assert reader.column("id").to_pylist() == names
+        assert [captions[0] for captions in reader.column("captions").to_pylist()] == [f"dog {name}" for name in names]
+        assert [reader.frame_count(number) for number in range(len(reader))] == [ROWS[name][2] for name in names]
+        samples = [reader[number] for number in range(len(reader))]
+        assert [sample.about["id"] for sample in samples] == names
+        assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
     assert read_index(corpus, ["id", "split"]).column_names == ["id", "split"]
 
 
-@pytest.fixture(params=["memory", "http", "filecache"])
-def at_url(request, corpus: Path, memory: str, served: Callable) -> str:
-    """The same corpus at a URL."""
+def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
     in_store(*corpus.iterdir())
-    http = served(corpus)[0]
-    return {"memory": memory, "http": http, "filecache": f"filecache::{http}"}[request.param]
+    http, here = served(corpus)[0], ShardReader(corpus)
+    for url in (memory, http, f"filecache::{http}"):
+        there = ShardReader(url)
+        assert there.column("captions") == here.column("captions")
+        assert [there[n].about for n in range(5)] == [here[n].about for n in range(5)]
+        assert read_all(there) == read_all(here)
+        assert np.array_equal(there[0].frames([2]), here[0].frames([2]))
+        assert len(ShardReader(url, "train", "image")) == 1
 
 
-def test_a_remote_corpus_is_read_like_a_local_one(corpus: Path, at_url: str):
-    here, there = ShardReader(corpus), ShardReader(at_url)
-    assert there.column("captions") == here.column("captions")
-    assert [there[n].about for n in range(5)] == [here[n].about for n in range(5)]
-    assert read_all(there) == read_all(here)
-    assert np.array_equal(there[0].frames([2]), here[0].frames([2]))
-    assert len(ShardReader(at_url, "train", "image")) == 1
-
-
-def test_requests_of_a_sample_at_a_url(corpus: Path, served: Callable, monkeypatch):
+def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
     """One for all; or one for each member that is needed, in shards whose samples lie in between one another: no
     request fetches megabytes for a few frames."""
     url, server = served(corpus)
@@ -145,17 +121,17 @@ def test_requests_of_a_sample_at_a_url(corpus: Path, served: Callable, monkeypat
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start: str):
+def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start):
     here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:  # each takes seconds to start
         samples = list(pool.map(read_all, [here, there, here, there]))
     assert samples == [expected] * 4
     assert read_all(there) == expected
 
 
-def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: str):
+def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path, memory):
     for folder in (memory, tmp_path):
         with pytest.raises(InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"):
             ShardReader(folder)
@@ -166,56 +142,32 @@ def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path: Path, memory: st
         ShardReader("pipe://cat /data")
 
 
-def cut(content: bytes, row: dict) -> bytes:
-    return content[: row["json_offset"] + 10]
-
-
-def cut_frame(content: bytes, row: dict) -> bytes:
-    return content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1]
-
-
 def zeros(content: bytes, row: dict) -> bytes:
     at = row["frame_offsets"][0]
     return content[:at] + bytes(40) + content[at + 40 :]
 
 
-def other_text(content: bytes, row: dict) -> bytes:
-    """A valid sample with the caption of another."""
-    return content.replace(b"dog", b"cat")
-
-
-@pytest.mark.parametrize("place", ["here", "there"])
 @pytest.mark.parametrize(
     ("damage", "number", "message"),
     [
-        (cut, 0, "a: .*truncated"),
-        (cut_frame, 2, "雪.*truncated"),
+        (lambda content, row: content[: row["json_offset"] + 10], 0, "a: .*truncated"),
+        (lambda content, row: content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1], 2, "雪.*truncated"),
         (zeros, 0, r"a, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
         (zeros, 1, "b/ü, frame 0: "),
-        (other_text, 2, r"雪: damaged: \d+ bytes at byte \d+ .* changed since"),
+        (lambda content, row: content.replace(b"dog", b"cat"), 2, r"雪: damaged: \d+ bytes at byte .* changed since"),
         (None, 0, "a: No such file"),
     ],
 )
-def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
-    corpus: Path, memory: str, place, damage, number, message
-):
-    row = read_index(corpus).to_pylist()[number]
-    content, folder = (corpus / "first.tar").read_bytes(), corpus if place == "here" else memory
+def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(corpus, memory, damage, number, message):
+    row, content = read_index(corpus).to_pylist()[number], (corpus / "first.tar").read_bytes()
     (corpus / "first.tar").unlink()
     if damage:
         (corpus / "first.tar").write_bytes(damage(content, row))
     in_store(*corpus.iterdir())
-    with pytest.raises(Unreadable, match=f"first.tar: {message}"):
-        ShardReader(folder)[number].frames()
-    assert len(ShardReader(folder)[4].frames()) == 1  # of the other shard
-
-
-def test_an_index_of_another_shard_is_noticed(corpus: Path):
-    index = read_index(corpus)
-    other = pa.array([f"not {name}" for name in index["id"].to_pylist()])
-    pq.write_table(index.set_column(index.column_names.index("id"), "id", other), corpus / "index.parquet")
-    with pytest.raises(Unreadable, match=r"first.tar: not a: the shard has a in its place"):
-        ShardReader(corpus)[0]
+    for folder in (corpus, memory):
+        with pytest.raises(Unreadable, match=f"first.tar: {message}"):
+            ShardReader(folder)[number].frames()
+        assert len(ShardReader(folder)[4].frames()) == 1  # of the other shard
 
 
 def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
@@ -229,8 +181,8 @@ def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
         sample.frames()
 
 
-def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus: Path, clips, rows):
-    """Not from the file that is still open."""
+def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus, clips, rows):
+    """Not from the file that is still open. An index of another shard is noticed."""
     before = ShardReader(corpus)[0].frames()
     with ShardWriter(corpus / "first.tar", quality=95) as writer:
         writer.write(rows["a"], replace(clips["a"], frames=255 - clips["a"].frames))
@@ -238,6 +190,10 @@ def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus: Path, 
     pq.write_table(index_shard(corpus / "first.tar"), corpus / "index.parquet")
     after = ShardReader(corpus)[0].frames()
     assert np.abs(before.astype(int) + after - 255).mean() < 10
+    index = read_index(corpus)
+    pq.write_table(index.set_column(0, "id", pa.array(["not a"])), corpus / "index.parquet")
+    with pytest.raises(Unreadable, match=r"first.tar: not a: the shard has a in its place"):
+        ShardReader(corpus)[0]
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(6 * 8 * 8 * 3 * 2, 2), (6 * 8 * 8 * 3 * 2 - 1, 0)])
@@ -258,15 +214,12 @@ def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monk
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize(
-    "options", [{"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}], ids=str
-)
-def test_jpegs_have_the_pixels_that_pillow_reads(mode, options):
+def test_jpegs_have_the_pixels_that_pillow_reads(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **options)
-    expected = np.asarray(Image.open(file).convert("RGB"))
-    assert np.array_equal(decode_jpeg(file.getvalue()), expected)
-    for size in (len(file.getvalue()) // 2, 3):
-        with pytest.raises(Exception, match=r"(?i)truncated|identify"):
-            decode_jpeg(file.getvalue()[:size])
+    image = Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode)
+    for options in ({"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}):
+        image.save(file := io.BytesIO(), "JPEG", **options)
+        assert np.array_equal(decode_jpeg(file.getvalue()), np.asarray(Image.open(file).convert("RGB")))
+        for size in (len(file.getvalue()) // 2, 3):
+            with pytest.raises(Exception, match=r"(?i)truncated|identify"):
+                decode_jpeg(file.getvalue()[:size])

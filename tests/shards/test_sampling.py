@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpro.shards.sampling import (
-    frames_at_random,
-    frames_between,
-    frames_in_halves,
-    grouped_order,
-    last_frame_seconds,
-    segment_starts,
-)
+from alpro.shards import sampling
+from alpro.shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order
 
 few = settings(max_examples=50, deadline=None)
 available = st.integers(1, 60)
@@ -24,7 +18,7 @@ seeds = st.integers(0, 2**31)
 @few
 @given(available, st.integers(1, 20))
 def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(available: int, count: int):
-    starts = segment_starts(available, count)
+    starts = sampling.segment_starts(available, count)
     assert len(starts) == count
     assert starts[0] == 0
     assert starts[-1] < available
@@ -34,32 +28,21 @@ def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
     assert (len(set(starts)) == count) == (available >= count)
 
 
-TENTHS = np.arange(10) / 10
-PAUSE = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
-
-
 def test_frames_between_against_a_table():
-    for times, start, end, expected in (
-        (TENTHS, None, None, (0, 10)),
-        (TENTHS, 0.2, 0.5, (2, 5)),
-        (TENTHS, 0.24, 0.46, (2, 5)),  # the nearest are 2 and 5
-        (TENTHS, 0.26, 0.44, (3, 4)),
-        (TENTHS, 0.61, 0.63, (6, 7)),  # shorter than a frame
-        (TENTHS, 0.94, None, (9, 10)),
-        (TENTHS, 0.96, None, (10, 10)),  # half a frame and more behind the last
-        (TENTHS, 0.5, 7.0, (5, 10)),
-        (TENTHS, 0.5, 0.5, (5, 5)),
-        (PAUSE, 4.0, 6.0, (2, 3)),  # what is shown during the pause
-        (PAUSE, 6.0, 10.3, (3, 4)),
-        (np.array([0.0]), 0.0, 0.2, (0, 1)),
-        (np.array([0.0]), 3.0, None, (1, 1)),
-    ):
+    tenths, pause = np.arange(10) / 10, np.array([0.0, 0.1, 0.2, 10.2, 10.3])
+    cases = [(tenths, None, None, (0, 10)), (tenths, 0.2, 0.5, (2, 5)), (tenths, 0.24, 0.46, (2, 5))]  # the nearest
+    cases += [(tenths, 0.26, 0.44, (3, 4)), (tenths, 0.61, 0.63, (6, 7)), (tenths, 0.5, 0.5, (5, 5))]  # short ones
+    cases += [(tenths, 0.94, None, (9, 10)), (tenths, 0.5, 7.0, (5, 10))]
+    cases += [(tenths, 0.96, None, (10, 10))]  # half a frame and more behind the last
+    cases += [(pause, 4.0, 6.0, (2, 3)), (pause, 6.0, 10.3, (3, 4))]  # what is shown during the pause
+    cases += [(tenths[:1], 0.0, 0.2, (0, 1)), (tenths[:1], 3.0, None, (1, 1))]
+    for times, start, end, expected in cases:
         assert frames_between(times, start, end) == expected
 
 
 def test_the_last_frame_lasts_as_long_as_most_of_the_16_before_it():
     for steps, seconds in (([1.0] * 20 + [0.1] * 16, 0.1), ([0.1, 0.1, 5.0], 0.1), ([2.0], 2.0), ([], 1.0)):
-        assert last_frame_seconds(np.cumsum([0.0, *steps])) == pytest.approx(seconds)
+        assert sampling.last_frame_seconds(np.cumsum([0.0, *steps])) == pytest.approx(seconds)
 
 
 @few

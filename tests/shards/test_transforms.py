@@ -5,31 +5,13 @@ import pytest
 from PIL import Image
 
 from alpro.shards import transforms as module
-from alpro.shards.transforms import (
-    IMAGE_OPERATIONS,
-    SIDES,
-    VIDEO_OPERATIONS,
-    VIDEO_STRENGTH,
-    apply,
-    augment_image,
-    augment_video,
-    crop_box,
-    mirror,
-    random_crop,
-    random_resized_crop,
-    squash,
-)
+from alpro.shards.transforms import SIDES, augment_image, augment_video, crop_box, random_crop, squash
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
-def numbered(height: int, width: int, frames: int = 5) -> np.ndarray:
-    """Frames whose every pixel is its number, the same in all of them."""
-    return np.arange(height * width).reshape(1, height, width, 1).repeat(3, axis=3).repeat(frames, axis=0)
-
-
 def test_a_random_crop_is_the_same_place_in_every_frame():
-    frames, corners = numbered(10, 12), set()
+    frames, corners = np.arange(120).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0), set()
     for seed in range(40):
         cropped = random_crop(frames, 0.5, np.random.default_rng(seed))
         assert cropped.shape == (5, 5, 6, 3)
@@ -66,12 +48,9 @@ def test_a_crop_has_the_drawn_area_and_aspect_ratio():
     assert 0.73 < min(ratios) < 0.76
     assert 1.31 < max(ratios) < 1.36
     assert np.mean(np.array(heights) == 200) < 0.05  # cut to fit, a quarter of the crops would be as high as the image
-
-
-@pytest.mark.parametrize(("width", "height", "box"), [(400, 10, (193, 0, 13, 10)), (10, 400, (0, 193, 10, 13))])
-def test_the_fallback_is_the_largest_central_crop(width, height, box):
-    result = {crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO) for seed in range(20)}
-    assert result == {box}
+    for width, height, box in ((400, 10, (193, 0, 13, 10)), (10, 400, (0, 193, 10, 13))):
+        drawn = {crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO) for seed in range(20)}
+        assert drawn == {box}  # if nothing fits, the largest central crop
 
 
 def test_a_resized_crop_has_the_pixels_of_the_crop_box():
@@ -81,7 +60,7 @@ def test_a_resized_crop_has_the_pixels_of_the_crop_box():
         left, top, width, height = crop_box(90, 60, np.random.default_rng(seed), SCALE, RATIO)
         cut = Image.fromarray(frame[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((32, 32), Image.Resampling.BICUBIC))
-        result = random_resized_crop(frame, 32, np.random.default_rng(seed))
+        result = module.random_resized_crop(frame, 32, np.random.default_rng(seed))
         assert np.array_equal(result, expected)
 
 
@@ -97,9 +76,9 @@ def gradient(frames: int = 3, size: int = 24) -> np.ndarray:
 
 def augmented(kind: str, text: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (
-        augment_video(gradient(), text, rng) if kind == "video" else augment_image(gradient(1)[0], 24, text, rng)[None]
-    )
+    if kind == "video":
+        return augment_video(gradient(), text, rng)
+    return augment_image(gradient(1)[0], 24, text, rng)[None]
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
@@ -117,7 +96,7 @@ def test_every_frame_of_a_clip_is_changed_alike_and_another_clip_otherwise(kind)
 
 def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
     """Of videos the operation, of images the flip behind the crop."""
-    assert VIDEO_OPERATIONS[-1] is mirror
+    assert module.VIDEO_OPERATIONS[-1] is module.mirror
     flips = []
     monkeypatch.setattr(module, "VIDEO_OPERATIONS", [*[lambda p, s: p] * 3, lambda p, s: flips.append(1) or p])
     monkeypatch.setattr(module, "IMAGE_OPERATIONS", [lambda p, s: p])
@@ -132,14 +111,7 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
         for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
             assert flipped(kind, text) == 0
         assert flipped(kind, "a bright leftover light") > 5
-    for text in (
-        "Rightside up",
-        "the left-hander",
-        "on the leftmost",
-        "it turns clockwise",
-        "anti-clockwise",
-        "right-side",
-    ):
+    for text in ("Rightside up", "the left-hander", "on the leftmost", "it turns clockwise", "anti-clockwise"):
         assert SIDES.search(text)
     for text in ("brightly leftover", "an upright clock", "clockwork", "he writes"):
         assert not SIDES.search(text)
@@ -181,12 +153,6 @@ def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):
     assert 5 < twice < 40  # an eighth of a quarter
 
 
-def test_the_operations_are_the_official_ones():
-    plain = ["identity", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"]
-    assert [operation.__name__ for operation in IMAGE_OPERATIONS] == plain
-    assert [operation.__name__ for operation in VIDEO_OPERATIONS] == [*plain, "contrast", "mirror"]
-
-
 def moved(frame: np.ndarray) -> tuple[float, float]:
     """Where the bright dot of a frame is: its column and row."""
     rows, columns = np.nonzero(frame[..., 0] > 200)
@@ -196,9 +162,13 @@ def moved(frame: np.ndarray) -> tuple[float, float]:
 def test_each_operation_does_what_its_name_says_to_the_official_side():
     """A dot up and to the right of the middle. By the official code at level 5 of 10: 5 pixels, a shear of 0.15 from
     the upper left corner, 15 degrees counter-clockwise."""
+    plain = ["identity", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"]
+    assert [operation.__name__ for operation in module.IMAGE_OPERATIONS] == plain
+    assert [operation.__name__ for operation in module.VIDEO_OPERATIONS] == [*plain, "contrast", "mirror"]
     dot = np.full((2, 40, 40, 3), 60, np.uint8)
     dot[:, 8:12, 28:32] = 255
-    done = {op.__name__: np.stack([apply([op], frame, VIDEO_STRENGTH) for frame in dot]) for op in VIDEO_OPERATIONS}
+    strength, operations = module.VIDEO_STRENGTH, module.VIDEO_OPERATIONS
+    done = {op.__name__: np.stack([module.apply([op], frame, strength) for frame in dot]) for op in operations}
     for frames in done.values():
         assert frames.shape == dot.shape
         assert np.array_equal(frames[0], frames[1])

@@ -15,20 +15,10 @@ from alpro.shards.reader import ShardReader
 from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 from tests.conftest import one_line
+from tests.shards.conftest import pack
 
-ABOUT = {
-    "version": 1,
-    "id": "a",
-    "kind": "video",
-    "split": "train",
-    "group": "g",
-    "captions": ["x"],
-    "questions": [],
-    "duration": 1.0,
-    "width": 2,
-    "height": 2,
-    "source": "a.mp4",
-}
+ABOUT = {"version": 1, "id": "a", "kind": "video", "split": "train", "group": "g", "captions": ["x"], "questions": []}
+ABOUT |= {"duration": 1.0, "width": 2, "height": 2, "source": "a.mp4"}
 JSON = json.dumps(ABOUT).encode()
 
 
@@ -52,29 +42,21 @@ def special(kind: bytes) -> tarfile.TarInfo:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Callable[..., Path]:
-    """archive(members): a tar of files by their names; a TarInfo is a member without data."""
+    """archive(members): a tar of other tools, see `pack`."""
 
-    def make(*members: tuple[str, bytes | tarfile.TarInfo]) -> Path:
-        with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
-            for name, content in members:
-                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo()
-                info.name = name
-                info.size = len(content) if isinstance(content, bytes) else 0
-                tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    def make(*members) -> Path:
+        (tmp_path / "foreign.tar").write_bytes(pack(*members))
         return tmp_path / "foreign.tar"
 
     return make
 
 
-def test_the_same_samples_give_the_same_bytes(samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_bytes_depend_on_the_samples_alone_and_member_names_have_a_hash_of_the_id(samples, tmp_path, monkeypatch):
+    """And the frame number; not the shard or the position in it."""
     first = write(tmp_path / "one.tar", samples).read_bytes()
     monkeypatch.setattr("time.time", lambda: 2e9)  # another day
     monkeypatch.setattr("os.getpid", lambda: 7)  # another process
     assert write(tmp_path / "two.tar", samples).read_bytes() == first
-
-
-def test_member_names_have_a_hash_of_the_id_and_the_frame_number(samples, tmp_path: Path):
-    """Not of the shard or the position in it."""
     for order in (samples, samples[::-1]):
         with tarfile.open(write(tmp_path / "a.tar", order)) as tar:
             names = tar.getnames()
@@ -102,19 +84,10 @@ def test_the_index_has_the_metadata_and_the_places_of_the_members(make_row, samp
     assert index.schema == INDEX
     assert index["id"].to_pylist() == ["a", "b/c", "ü 雪"]
     assert set(index["shard"].to_pylist()) == {"a.tar"}
-    first = index.to_pylist()[0]
-    assert {name: first[name] for name in INDEX.names[:10]} == {
-        "id": "a",
-        "split": "test",
-        "kind": "image",
-        "group": "g",
-        "captions": ["one", "zwei é"],
-        "questions": [question.model_dump()],
-        "duration": 2.5,
-        "width": 64,
-        "height": 48,
-        "source": "a.mp4",
-    }
+    about = {"id": "a", "split": "test", "kind": "image", "group": "g", "source": "a.mp4"}
+    about |= {"captions": ["one", "zwei é"], "questions": [question.model_dump()]}
+    about |= {"duration": 2.5, "width": 64, "height": 48}
+    assert {name: index[name][0].as_py() for name in INDEX.names[:10]} == about
     for entry, (row, clip) in zip(index.to_pylist(), samples, strict=True):
         about = json.loads(content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]])
         assert (about["id"], about["frames"]) == (row.id, 3)
@@ -137,10 +110,8 @@ def test_shards_of_other_tools_are_indexed(archive):
     """Other keys, frames out of order and of other digits, samples in between one another; names as `tar -c .` writes
     them, with the folder itself."""
     folder = ("./", special(tarfile.DIRTYPE))
-    path = archive(
-        folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00"), ("y.007.jpg", b"777")
-    )
-    x, y = index_shard(path).to_pylist()
+    members = [folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00")]
+    x, y = index_shard(archive(*members, ("y.007.jpg", b"777"))).to_pylist()
     assert (x["key"], x["frame_sizes"]) == ("x", [2, 1])  # frames by number
     assert (y["key"], y["frame_sizes"]) == ("y", [3])
 
@@ -152,9 +123,8 @@ NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
 
 
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
+def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
+    for members, message in (
         *(((*SAMPLE, (name, b"\x80\x04.")), f"{name[-5:]}' {NEITHER}") for name in NAMES),
         *(((*SAMPLE, (name, special(kind))), NEITHER) for kind in LINKS for name in ("1.00.jpg", "./folder")),
         ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
@@ -163,35 +133,23 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, ta
         (SAMPLE[1:], "sample 0 has no json or no frames"),
         *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")),
         ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "0.json' has 16777217 bytes, the limit is 16777216"),
-    ],
-)
-def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
-    path = archive(*members)
-    with one_line(str(path), message):
-        index_shard(path)
+    ):
+        path = archive(*members)
+        with one_line(str(path), message):
+            index_shard(path)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *((name, None) for name in sorted(ABOUT.keys() - {"version"})),  # missing
-        ("version", 2),
-        *(("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)),
-        *(("width", 2**40), ("height", 2**31), ("width", -1), ("height", -(2**40))),
-        *(("captions", value) for value in ("a dog", ["a dog", ""], [" \n"])),
-        ("questions", ["what?"]),
-        ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
-        ("split", "dev"),
-        ("frames", 2),  # of which one is there
-    ],
-)
-def test_missing_and_invalid_fields_raise_an_error(archive, field, value):
-    about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
-    with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
-        index_shard(archive(("0.json", json.dumps(about).encode()), SAMPLE[1]))  # NaN as Python writes it
-
-
-def test_unknown_values_are_allowed(archive):
+def test_missing_and_invalid_fields_raise_an_error_and_unknown_values_are_allowed(archive):
+    cases = [(name, None) for name in sorted(ABOUT.keys() - {"version"})]  # missing
+    cases += [("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)]
+    cases += [("width", 2**40), ("height", 2**31), ("width", -1), ("height", -(2**40)), ("version", 2)]
+    cases += [("captions", value) for value in ("a dog", ["a dog", ""], [" \n"])]
+    cases += [("questions", ["what?"]), ("questions", [{"question": "what?", "answer": " ", "type": "what"}])]
+    for field, value in (*cases, ("split", "dev"), ("frames", 2)):  # of which one is there
+        about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
+        path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])  # NaN as Python writes it
+        with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
+            index_shard(path)
     for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
         assert index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows == 1
 

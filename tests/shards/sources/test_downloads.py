@@ -96,9 +96,8 @@ def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, beside):
     parts = [item for key in keys for item in members(key, f"c{int(key)}", size=2000, split="test").items()]
     content, shard = pack(*parts), tmp_path / "00000.tar"
     if beside == "table":
-        pq.write_table(
-            pa.Table.from_pylist([{"key": k, "status": "success"} for k in keys]), shard.with_suffix(".parquet")
-        )
+        table = pa.Table.from_pylist([{"key": key, "status": "success"} for key in keys])
+        pq.write_table(table, shard.with_suffix(".parquet"))
     headers = headers_of(content)
     ranges = (range(at + 512, at + 512 + len(data)) for at, (_, data) in zip(headers, parts, strict=True))
     in_data = {byte for place in ranges for byte in place}
@@ -128,13 +127,13 @@ def test_members_lost_in_the_last_record_are_noticed(downloads, lost, reason):
     assert (rejects[0].id, rejects[0].reason) == ("000000003", reason)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar", bytes(1024), bytes(10_240)])
-def test_a_tar_without_samples_is_a_reject(content, tmp_path):
-    (tmp_path / "00000.tar").write_bytes(content)
+def test_a_tar_without_samples_is_a_reject(tmp_path):
     (tmp_path / "00001.tar").write_bytes(pack(("0.mp4", b"1"), ("0.txt", b"a dog")))
-    assert scan_source(tmp_path)[0] == "shards of video2dataset or img2dataset"
-    reject, row = scan_downloads(tmp_path)
-    assert (reject.id, reject.reason, row.id) == ("00000.tar", "unreadable", "0")
+    for content in (b"", b"no tar", bytes(1024), bytes(10_240)):
+        (tmp_path / "00000.tar").write_bytes(content)
+        assert scan_source(tmp_path)[0] == "shards of video2dataset or img2dataset"
+        reject, row = scan_downloads(tmp_path)
+        assert (reject.id, reject.reason, row.id) == ("00000.tar", "unreadable", "0")
 
 
 def test_samples_of_one_key_are_rejects_and_not_merged(tmp_path):
@@ -151,9 +150,8 @@ def test_samples_of_one_key_are_rejects_and_not_merged(tmp_path):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("sample", "reason", "detail"),
-    [
+def test_an_invalid_sample_is_a_reject(tmp_path):
+    for sample, reason, detail in (
         (members("0", status="failed_to_subsample"), "not fetched", "failed_to_subsample"),
         ({"0.json": b'{"status": "success"}'}, "not fetched", "no media in the shard"),
         (members("0") | {"0.txt": "Café".encode("latin-1")}, "bad row", "0.txt: 'utf-8' codec"),
@@ -161,13 +159,11 @@ def test_samples_of_one_key_are_rejects_and_not_merged(tmp_path):
         (members("0", note="a\0"), "bad row", "0.json: a NUL character"),
         (members("0", split="holdout"), "bad row", "unknown split"),
         (members("0") | {"0.txt": b"x" * (1 << 24) + b"x"}, "bad row", "0.txt: 16777217 bytes"),
-    ],
-)
-def test_an_invalid_sample_is_a_reject(tmp_path, sample, reason, detail):
-    (tmp_path / "0.tar").write_bytes(pack(*sample.items(), *members("1", "a cat").items()))
-    rows, (reject,) = scan(tmp_path)
-    assert (list(rows), reject.id, reject.reason) == (["1"], "0", reason)
-    assert reject.detail.startswith(detail)
+    ):
+        (tmp_path / "0.tar").write_bytes(pack(*sample.items(), *members("1", "a cat").items()))
+        rows, (reject,) = scan(tmp_path)
+        assert (list(rows), reject.id, reject.reason) == (["1"], "0", reason)
+        assert reject.detail.startswith(detail)
 
 
 def test_what_is_kept_of_a_sample(tmp_path):

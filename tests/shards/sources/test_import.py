@@ -20,6 +20,8 @@ from alpro.shards.sources import manifest
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan
 
+pytestmark = pytest.mark.usefixtures("small_row_groups")
+
 GOOD, BAD, QUESTION, IMAGE = "good", "bad", "asked", "image"
 KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION, IMAGE]), min_size=1, max_size=20)
 COLUMNS = ["path", "caption", "start", "end", "split", "source", "questions"]
@@ -59,12 +61,6 @@ def write(folder: Path, form: str, kinds: list[str]) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def small_row_groups(monkeypatch):
-    monkeypatch.setattr(manifest, "ROW_GROUP", 4)
-    monkeypatch.setattr("alpro.shards.sources.plan.ROW_GROUP", 4)
-
-
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"])
 @settings(max_examples=15, deadline=None)
 @given(kinds=KINDS)
@@ -91,7 +87,7 @@ def imported_again(monkeypatch, source: Path, first: Manifest, **how) -> bool:
     return bool(read)
 
 
-def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
+def test_an_unchanged_source_is_imported_once_and_an_unusable_one_leaves_nothing(tmp_path, monkeypatch):
     source = write(tmp_path, "jsonl", [GOOD, QUESTION])
     first = import_source(source, tmp_path / "manifests")
     assert not imported_again(monkeypatch, source, first)
@@ -108,22 +104,22 @@ def test_an_unchanged_source_is_imported_once(tmp_path, monkeypatch):
         assert import_source(source, tmp_path / "new").folder.name != again.folder.name
     moved = source.rename(tmp_path / "moved.jsonl")
     assert import_source(moved, tmp_path / "others").about["digest"] == digest
+    moved.write_text(moved.read_text().replace("1.mp4", "0.mp4"))
+    with pytest.raises(InputError, match="line 2: id '0"):
+        import_source(moved, tmp_path / "unusable")
+    assert list((tmp_path / "unusable").iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["a text", "a new text", "a new video", "a removed video"])
-def test_a_changed_folder_is_imported_again(what, tmp_path, monkeypatch):
+def test_a_changed_folder_is_imported_again(tmp_path, monkeypatch):
     folder = tmp_path / "videos"
     (folder / "deep").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "deep/c.mp4", "a.txt", "deep/c.txt"):
         (folder / name).write_text("a dog")
-    first = import_source(folder, tmp_path / "manifests")
-    assert not imported_again(monkeypatch, folder, first)
-    if what == "a removed video":
-        (folder / "deep" / "c.mp4").unlink()
-    else:
-        name = {"a text": "deep/c.txt", "a new text": "b.txt", "a new video": "deep/d.mp4"}[what]
-        (folder / name).write_text("another one")
-    assert imported_again(monkeypatch, folder, first)
+    for name in ("deep/c.txt", "b.txt", "deep/d.mp4", ""):  # a changed text, a new one, a new video, a removed one
+        first = import_source(folder, tmp_path / "manifests")
+        assert not imported_again(monkeypatch, folder, first)
+        (folder / name).write_text("another one") if name else (folder / "deep" / "c.mp4").unlink()
+        assert imported_again(monkeypatch, folder, first)
 
 
 def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path, monkeypatch):
@@ -140,11 +136,3 @@ def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path
     beside = import_source(table, tmp_path / "manifests")
     (tmp_path / "a.mp4").touch()  # the videos of a file of a data set lie beside it
     assert import_source(table, tmp_path / "manifests").folder != beside.folder
-
-
-def test_an_unusable_source_leaves_nothing(tmp_path):
-    source = write(tmp_path, "jsonl", [GOOD, GOOD])
-    source.write_text(source.read_text().replace("1.mp4", "0.mp4"))
-    with pytest.raises(InputError, match="line 2: id '0"):
-        import_source(source, tmp_path / "manifests")
-    assert list((tmp_path / "manifests").iterdir()) == []

@@ -38,67 +38,43 @@ ASKED = {"question": "what  runs?", "answer": "dog"}
 X = {"path": "a.mp4", "caption": "x"}
 
 
-@pytest.mark.parametrize(
-    ("record", "column", "expected"),
-    [
-        (X | {"path": "x/a.mp4"}, "id", "x/a"),
-        (X | {"start": 2}, "id", "a@2-"),
-        (X | {"end": 2.25}, "id", "a@0-2.25"),
-        (X | {"id": "mine", "start": 1}, "id", "mine"),
-        (X | {"id": 0}, "id", "0"),
-        *((X | {"id": empty}, "id", "a") for empty in ("", None)),
-        (X | {"path": "https://host/clips/a.mp4?v=7"}, "id", "host/clips/a"),
-        (X | {"path": "https://host/clips/a.mp4?v=7"}, "name", "https://host/clips/a.mp4?v=7"),
-        (X | {"path": "https://host/clips/a%20b.mp4?v=7"}, "file_name", "a b.mp4"),
-        (X | {"path": "s3://bucket/data/what?.mp4"}, "file_name", "what?.mp4"),
-        (X | {"path": "a b.mp4"}, "file_name", "a b.mp4"),
-        *((X | {"path": path}, "name", "a.mp4") for path in ("a.mp4", "./a.mp4", "x/../a.mp4", "{folder}/a.mp4")),
-        (X | {"start": "0.5", "end": "2"}, "start", 0.5),
-        (X | {"group": 7}, "group", "7"),
-        *((X | {column: None}, column, "") for column in ("group", "split")),
-        *((X | {"path": name}, "kind", "video") for name in ("a.mkv", "a.gif", "a")),
-        *((X | {"path": name}, "kind", "image") for name in ("a.JPEG", "a.webp")),
-        (X | {"path": "a.gif", "kind": "image"}, "kind", "image"),
-        (X | {"path": "a.jpg", "kind": " Video"}, "kind", "video"),
-        *((X | {"split": name}, "split", "train") for name in ("train", "Training")),
-        *((X | {"split": name}, "split", "validation") for name in ("val", "valid", "dev", "validation")),
-        *((X | {"split": name}, "split", "test") for name in ("TEST", "testing", " test ")),
-        (
-            {"path": "a.mp4", "captions": ["  a  dog\truns ", "a dog runs", "", "A dog runs", "\n"], "caption": "it"},
-            "captions",
-            ("a dog runs", "A dog runs", "it"),
-        ),
-        (X | {"caption": "[music] a man sings"}, "captions", ("[music] a man sings",)),
-        (X | {"caption": '["one dog", "two, dogs"]'}, "captions", ("one dog", "two, dogs")),
-        (X | {"caption": "[]"}, "captions", ()),
-        (X | {"caption": "x \ud83d"}, "captions", ("x ?",)),  # a lone surrogate
-        (X | {"captions": None}, "captions", ("x",)),
-        (X | {"license": "CC0", "tags": ["a", {"b": None}]}, "meta", {"license": "CC0", "tags": ["a", {"b": None}]}),
-    ],
-)
-def test_the_columns_of_a_row_and_their_defaults(record, column, expected, write_records, tmp_path):
-    record = {
-        key: value.replace("{folder}", str(tmp_path)) if key == "path" else value for key, value in record.items()
-    }
-    assert getattr(single_row(write_records(record)), column) == expected
+def test_the_columns_of_a_row_and_their_defaults(write_records, tmp_path):
+    url, folder = "https://host/clips/a.mp4?v=7", str(tmp_path)
+    texts = ["  a  dog\truns ", "a dog runs", "", "A dog runs", "\n"]
+    cases = [("id", {"path": "x/a.mp4"}, "x/a"), ("id", {"start": 2}, "a@2-"), ("id", {"end": 2.25}, "a@0-2.25")]
+    cases += [("id", {"id": "mine", "start": 1}, "mine"), ("id", {"id": 0}, "0"), ("id", {"id": ""}, "a")]
+    cases += [("id", {"id": None}, "a"), ("id", {"path": url}, "host/clips/a"), ("name", {"path": url}, url)]
+    cases += [("name", {"path": path}, "a.mp4") for path in ("a.mp4", "./a.mp4", "x/../a.mp4", f"{folder}/a.mp4")]
+    cases += [("file_name", {"path": "https://host/clips/a%20b.mp4?v=7"}, "a b.mp4")]
+    cases += [("file_name", {"path": "s3://bucket/data/what?.mp4"}, "what?.mp4")]
+    cases += [("file_name", {"path": "a b.mp4"}, "a b.mp4"), ("start", {"start": "0.5", "end": "2"}, 0.5)]
+    cases += [("group", {"group": 7}, "7"), ("group", {"group": None}, ""), ("split", {"split": None}, "")]
+    cases += [("kind", {"path": name}, "video") for name in ("a.mkv", "a.gif", "a")]
+    cases += [("kind", {"path": name}, "image") for name in ("a.JPEG", "a.webp")]
+    cases += [("kind", {"path": "a.gif", "kind": "image"}, "image")]
+    cases += [("kind", {"path": "a.jpg", "kind": " Video"}, "video")]
+    cases += [("split", {"split": name}, "train") for name in ("train", "Training")]
+    cases += [("split", {"split": name}, "validation") for name in ("val", "valid", "dev", "validation")]
+    cases += [("split", {"split": name}, "test") for name in ("TEST", "testing", " test ")]
+    cases += [("captions", {"captions": texts, "caption": "it"}, ("a dog runs", "A dog runs", "it"))]
+    cases += [("captions", {"caption": "[music] a man sings"}, ("[music] a man sings",))]
+    cases += [("captions", {"caption": '["one dog", "two, dogs"]'}, ("one dog", "two, dogs"))]
+    cases += [("captions", {"caption": "[]"}, ()), ("captions", {"captions": None}, ("x",))]
+    cases += [("captions", {"caption": "x \ud83d"}, ("x ?",))]  # a lone surrogate
+    meta = {"license": "CC0", "tags": ["a", {"b": None}]}
+    for column, values, expected in (*cases, ("meta", meta, meta)):
+        assert getattr(single_row(write_records(X | values)), column) == expected, values
 
 
 def test_questions_are_normalized_and_typed_by_their_first_word(write_records):
-    questions = [
-        ASKED,
-        {"question": "How many?", "answer": 2, "type": "number"},
-        {"question": "What's he doing?", "answer": "x"},
-        {**ASKED, "type": "How many?"},
-        *(ASKED | {"type": kind} for kind in ("(what’s", "Yes/No", "multi-choice_2", "?!")),
-    ]
+    kinds = {"How many?": "how_many", "(what’s": "what", "Yes/No": "yes_no", "multi-choice_2": "multi-choice_2"}
+    questions = [ASKED, {"question": "How many?", "answer": 2, "type": "number"}]
+    questions += [{"question": "What's he doing?", "answer": "x"}, *(ASKED | {"type": kind} for kind in (*kinds, "?!"))]
+    expected = [("what runs?", "dog", "what"), ("How many?", "2", "number"), ("What's he doing?", "x", "what")]
+    expected += [("what runs?", "dog", kind) for kind in (*kinds.values(), "other")]
     for value in (questions, json.dumps(questions)):
         read = single_row(write_records({"path": "a.mp4", "questions": value})).questions
-        assert [(one.question, one.answer, one.type) for one in read] == [
-            ("what runs?", "dog", "what"),
-            ("How many?", "2", "number"),
-            ("What's he doing?", "x", "what"),
-            *(("what runs?", "dog", kind) for kind in ("how_many", "what", "yes_no", "multi-choice_2", "other")),
-        ]
+        assert [(one.question, one.answer, one.type) for one in read] == expected
 
 
 def test_parquet_bytes_are_decoded(tmp_path: Path):
@@ -114,37 +90,27 @@ def test_parquet_bytes_are_decoded(tmp_path: Path):
 
 
 B = {"path": "b.mp4", "caption": "x"}
-BAD_RECORDS: list[tuple[dict | str, str]] = [
-    ("{'path': 'b.mp4'}", "not JSON"),
-    ('{"path": "b.mp4", "caption": "x", "a": ' + 300 * "[" + "1" + 300 * "]" + "}", "recursion limit"),
-    ({"caption": "x"}, "no path"),
-    (B | {"path": 7}, "no path"),
-    (B | {"path": "."}, "empty name"),
-    (B | {"path": "b\0.mp4"}, "NUL"),
-    (B | {"caption": 9 * "\0"}, "NUL"),
-    (B | {"start": 2, "end": 2}, "start 2.0 is not before end 2.0"),
-    (B | {"start": "soon"}, "'soon'"),
-    (B | {"start": [1]}, "float() argument must be a string or a real number"),
-    (B | {"start": 3, "end": 2}, "start 3.0 is not before end 2.0"),
-    (B | {"start": -1}, "start: Input should be greater than or equal to 0"),
-    (B | {"start": 1.7e18}, "start: Input should be less than or equal to 1000000"),
-    (B | {"end": 10**399}, "too large"),
-    (B | {"end": 0}, "end: Input should be greater than 0"),
-    ('{"path": "b.mp4", "caption": "x", "start": NaN}', "start: "),
-    ('{"path": "b.mp4", "caption": "x", "end": Infinity}', "end: "),
-    (B | {"bytes": "x" * (1 << 23)}, "8,388,6"),
-    (B | {"split": "holdout"}, "unknown split 'holdout'; use train, validation, test"),
-    (B | {"kind": "audio"}, "kind: "),
-    (B | {"kind": 7}, "kind: "),
-    (B | {"caption": 7}, "captions are not a list of strings"),
-    (B | {"captions": ["x", 7]}, "captions are not a list of strings"),
-    ({"path": "b.mp4", "questions": {"question": "what?"}}, "questions are not a list"),
-    ({"path": "b.mp4", "questions": [ASKED, {"question": "what?"}]}, "empty question or answer"),
-    ({"path": "b.mp4", "questions": [{"question": " ", "answer": "x"}]}, "empty question or answer"),
-]
+BAD_RECORDS: list[tuple[dict | str, str]] = [("{'path': 'b.mp4'}", "not JSON"), ({"caption": "x"}, "no path")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "a": ' + 300 * "[" + "1" + 300 * "]" + "}", "recursion limit")]
+BAD_RECORDS += [(B | {"path": 7}, "no path"), (B | {"path": "."}, "empty name"), (B | {"path": "b\0.mp4"}, "NUL")]
+BAD_RECORDS += [(B | {"caption": 9 * "\0"}, "NUL"), (B | {"bytes": "x" * (1 << 23)}, "8,388,6")]
+BAD_RECORDS += [(B | {"start": 2, "end": 2}, "start 2.0 is not before end 2.0"), (B | {"start": "soon"}, "'soon'")]
+BAD_RECORDS += [(B | {"start": 3, "end": 2}, "start 3.0 is not before end 2.0"), (B | {"end": 10**399}, "too large")]
+BAD_RECORDS += [(B | {"start": [1]}, "float() argument must be a string or a real number")]
+BAD_RECORDS += [(B | {"start": -1}, "start: Input should be greater than or equal to 0")]
+BAD_RECORDS += [(B | {"start": 1.7e18}, "start: Input should be less than or equal to 1000000")]
+BAD_RECORDS += [(B | {"end": 0}, "end: Input should be greater than 0")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "start": NaN}', "start: ")]
+BAD_RECORDS += [('{"path": "b.mp4", "caption": "x", "end": Infinity}', "end: ")]
+BAD_RECORDS += [(B | {"split": "holdout"}, "unknown split 'holdout'; use train, validation, test")]
+BAD_RECORDS += [(B | {"kind": kind}, "kind: ") for kind in ("audio", 7)]
+BAD_RECORDS += [(B | texts, "captions are not a list of strings") for texts in ({"caption": 7}, {"captions": ["x", 7]})]
+BAD_RECORDS += [({"path": "b.mp4", "questions": {"question": "what?"}}, "questions are not a list")]
+EMPTY = ([ASKED, {"question": "what?"}], [{"question": " ", "answer": "x"}])
+BAD_RECORDS += [({"path": "b.mp4", "questions": asked}, "empty question or answer") for asked in EMPTY]
 
 
-def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_records):
+def test_bad_rows_are_rejected_with_a_reason_and_their_id_or_line_and_the_others_are_read(write_records):
     records = [r for n, (bad, _) in enumerate(BAD_RECORDS) for r in (bad, {"path": f"{n}.mp4", "caption": "x"})]
     rows, rejects = read_manifest(write_records(*records))
     assert [row.id for row in rows] == [str(number) for number in range(len(BAD_RECORDS))]
@@ -152,12 +118,8 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_others_are_read(write_recor
         assert reject.reason == "bad row"
         assert reason in reject.detail
         assert len(reject.detail) < 200
-
-
-def test_a_reject_has_its_id_or_its_line(write_records):
-    _, rejects = read_manifest(
-        write_records("", "{", {"id": "seven", "path": "b.mp4", "caption": 7}, {"path": "c.mp4", "caption": 7})
-    )
+    seven = {"id": "seven", "path": "b.mp4", "caption": 7}
+    _, rejects = read_manifest(write_records("", "{", seven, {"path": "c.mp4", "caption": 7}))
     assert [(reject.id, reject.path) for reject in rejects] == [("line 2", ""), ("seven", "b.mp4"), ("line 4", "c.mp4")]
 
 

@@ -26,16 +26,16 @@ def read(path: Path, content: bytes) -> list[tuple[str, dict | str]]:
 
 
 def test_csv_is_read_with_its_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_path):
-    text = (
-        b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n\nc.mp4,it is 5" long\nd.mp4,a,b\ne.mp4'
-    )
-    assert read(tmp_path / "m.csv", text) == [
+    text = b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n\nc.mp4,it is 5" long\n'
+    assert read(tmp_path / "m.csv", text + b"d.mp4,a,b\ne.mp4") == [
         ("line 2", "',' expected after '\"'"),
         ("line 3", {"path": "b.mp4", "caption": 'two\nlines, "quoted"'}),
         ("line 6", {"path": "c.mp4", "caption": 'it is 5" long'}),
         ("line 7", "more cells than columns; quote texts with commas"),
         ("line 8", {"path": "e.mp4"}),
     ]
+    for name, text in (("m.csv", "path,caption\na,x\n"), ("m.tsv", "path\tcaption\na\tx\n")):  # a byte order mark
+        assert read(tmp_path / name, text.encode("utf-8-sig")) == [("line 2", {"path": "a", "caption": "x"})]
 
 
 def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_path):
@@ -48,9 +48,8 @@ def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_pa
     assert [list(record.values()) for _, record in found[:5]] == [line.split("\t") for line in good]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "where", "reason"),
-    [
+def test_one_bad_line_is_one_bad_record(tmp_path):
+    for name, content, where, reason in (
         ("m.jsonl", NEWLINE + b'\n{"path": "b\xff"}\n' + LINE, "line 3", "not UTF-8"),
         ("m.jsonl", NEWLINE + b'{"path": ' + 5000 * b"9" + b"}\n" + LINE, "line 2", "not JSON: Exceeds the limit"),
         ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, "line 2", "not JSON: nested too deeply"),
@@ -60,13 +59,11 @@ def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_pa
         ("m.csv", TABLE % (b"b.mp4," + 200_000 * b"x"), "line 3", "field larger than field limit (131072)"),
         ("m.tsv", TABS % b"b.mp4\t\xe4", "line 3", "not UTF-8"),
         ("m.txt", b"a\n\xe4\n\n b \n", "line 2", "not UTF-8"),
-    ],
-)
-def test_one_bad_line_is_one_bad_record(tmp_path, name, content, where, reason):
-    (_, first), (place, bad), (last_place, last) = read(tmp_path / name, content)
-    assert [type(first), type(last)] == [dict, dict]
-    assert (place, bad[: len(reason)]) == (where, reason)
-    assert int(last_place[5:]) == int(where[5:]) + (2 if name == "m.txt" else 1)
+    ):
+        (_, first), (place, bad), (last_place, last) = read(tmp_path / name, content)
+        assert [type(first), type(last)] == [dict, dict]
+        assert (place, bad[: len(reason)]) == (where, reason)
+        assert int(last_place[5:]) == int(where[5:]) + (2 if name == "m.txt" else 1)
 
 
 def test_a_list_is_read_entry_by_entry(tmp_path):
@@ -76,11 +73,8 @@ def test_a_list_is_read_entry_by_entry(tmp_path):
         found = read(tmp_path / "m.json", content.encode("utf-8-sig"))
         assert found == [(f"entry {n}", record) for n, record in enumerate(expected, 1)]
     assert read(tmp_path / "m.json", b" [ ] ") == []
-
-
-def test_json_lines_in_a_json_file_that_begin_with_an_object_are_lines(tmp_path):
     line = json.dumps({"meta": {"a": 1}, "path": "a.mp4"}).encode()
-    for count in (1, 2):
+    for count in (1, 2):  # JSON Lines, which begin with an object
         found = read(tmp_path / "m.json", (line + b"\n") * count)
         assert [where for where, _ in found] == ["line 1", "line 2"][:count]
 
@@ -89,9 +83,8 @@ OPEN = [b'"open\nc.mp4,y\nd.mp4,z\n', b'"open\nc.mp4,"quoted"\n', b'"open\n' + 3
 LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 100_000 * b"["]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
+def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line_with_its_name(tmp_path):
+    for name, content, reason in (
         *(("m.csv", b"path,caption\na.mp4,x\nb.mp4," + rest, "line 3: unclosed quotation mark") for rest in OPEN),
         *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
         ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
@@ -105,16 +98,9 @@ LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 10
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),
         ("m.jsonl.gz", b"not gzip", "cannot be read"),
         ("m.jsonl.gz", gzip.compress(1000 * NEWLINE, mtime=0)[:-20], "cannot be read"),
-    ],
-)
-def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line_with_its_name(tmp_path, name, content, reason):
-    with one_line(str(tmp_path / name), reason):
-        read(tmp_path / name, content)
-
-
-def test_a_byte_order_mark_is_not_part_of_a_column_name(tmp_path):
-    for name, text in (("m.csv", "path,caption\na,x\n"), ("m.tsv", "path\tcaption\na\tx\n")):
-        assert read(tmp_path / name, text.encode("utf-8-sig")) == [("line 2", {"path": "a", "caption": "x"})]
+    ):
+        with one_line(str(tmp_path / name), reason):
+            read(tmp_path / name, content)
 
 
 def test_a_parquet_table_is_read_in_batches(tmp_path, monkeypatch):
