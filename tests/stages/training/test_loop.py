@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
@@ -91,7 +91,8 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
 
 
 def test_micro_batches_are_one_step_on_their_mean(new_run):
-    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0)
+    """Clipped to gradients of about AdamW's epsilon, so that the step depends on their length."""
+    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0, max_grad_norm=1e-4)
     run.start()
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
@@ -126,19 +127,6 @@ def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "train/lr" in line]
     assert [line["train/lr"] for line in lines] == [learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)]
     assert min(line["train/samples_per_second"] for line in lines) > 0.1
-
-
-def test_gradients_are_clipped_to_max_grad_norm(new_run):
-    """AdamW's first step is lr x g / (|g| + 1e-8): gradients clipped to far less than 1e-8 move nothing."""
-    moved = []
-    for name, norm in (("loose", 10.0), ("tight", 1e-12)):
-        run = new_run(name, steps=1, max_grad_norm=norm, weight_decay=0.0)
-        run.start()
-        torch.manual_seed(run.config.seed)
-        before = nn.utils.parameters_to_vector(run.build().parameters()).detach()
-        after = nn.utils.parameters_to_vector(run.trained.parameters()).detach()
-        moved.append(float((after - before).abs().max()))
-    assert moved[0] > 1e-4 > 1e-6 > moved[1]
 
 
 def damaged(*steps: int) -> type[TrainingDataset]:

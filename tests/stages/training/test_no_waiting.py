@@ -17,23 +17,10 @@ from tests.stages.training.conftest import run_of
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
-WAIT = {
-    "_local_scalar_dense",  # item(), tolist(), float(), bool(), `if tensor`
-    "item",
-    "is_nonzero",
-    "allclose",
-    "equal",
-    "nonzero",
-    "nonzero_numpy",
-    "argwhere",
-    "masked_select",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-    "unique_consecutive",
-    "bincount",
-    "multinomial",  # looks whether its weights are valid
-}
+# `_local_scalar_dense` is item(), tolist(), float(), bool() and `if tensor`; `multinomial` looks whether its weights
+# are valid.
+WAIT = {"_local_scalar_dense", "item", "is_nonzero", "allclose", "equal", "multinomial", "nonzero", "nonzero_numpy"}
+WAIT |= {"argwhere", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "bincount"}
 BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # so do these where the index is boolean
 BY_FORM = {"where.default", "repeat_interleave.Tensor", "repeat_interleave.self_Tensor"}  # and these forms of others
 AWAY = {"tolist", "numpy", "cpu", "__array__"}  # these methods leave the device; on a CPU they are no operations
