@@ -98,18 +98,12 @@ def test_every_key_has_an_effect(pretrained, monkeypatch):
     assert unchanged == []
 
 
-def test_the_seed_alone_decides_the_initial_weights(pretrained):
-    first = pretrained("one", seed=3)
-    assert first.model.pem_head is None  # it was not trained
-    one = weights(first)
-    torch.rand(5)  # the state of the generator before the stage has no effect
-    assert torch.equal(one, weights(pretrained("again", seed=3)))
-    assert not torch.equal(one, weights(pretrained("other", seed=4)))
-
-
-def test_a_start_copies_the_weights_of_another_model(pretrained, tmp_path):
-    other = pretrained("other", seed=4)
-    assert torch.equal(weights(pretrained("one", start=str(tmp_path / "other" / "model"))), weights(other))
+def test_the_seed_decides_the_initial_weights_unless_a_start_does(pretrained, tmp_path):
+    one, other = pretrained("one", seed=3), pretrained("other", seed=4)
+    assert one.model.pem_head is None  # it was not trained
+    assert not torch.equal(weights(one), weights(other))
+    started = pretrained("started", seed=3, start=str(tmp_path / "other" / "model"))
+    assert torch.equal(weights(started), weights(other))
 
 
 def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
@@ -183,7 +177,6 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
 
 @pytest.fixture
 def unlike_corpora(tmp_path):
-    """Three corpora of unlike statistics."""
     actual = {}
     for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
         actual[name] = tmp_path / name
