@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from alpro.files import checksum
+from alpro.shards.decoding import DecodeError
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 
@@ -24,6 +26,15 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
         row["path"] = f"{row['id']}.png"
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "items.jsonl"
+
+
+def rejects_of(out: Path) -> dict[str, str]:
+    """The reasons of the rejects by their ids."""
+    return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
+
+
+def too_slow(*_, **__) -> None:
+    raise DecodeError("too slow")
 
 
 @pytest.fixture

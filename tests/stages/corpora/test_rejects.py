@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,13 +21,9 @@ from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import EXIT_TIMEOUT
-from tests.stages.conftest import write_manifest
+from tests.stages.conftest import rejects_of, write_manifest
 
 WALL = {"captions": ["a wall"], "split": "train"}
-
-
-def rejects_of(out: Path) -> dict[str, str]:
-    return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
 
 
 @pytest.mark.parametrize(("share", "accepted"), [(0.5, True), (0.49, False)])
@@ -137,20 +133,8 @@ class DyingDecoder(decode_videos.Config):
 
 
 def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
-    limits, inside = [], [False]
-
-    @contextmanager
-    def watch(seconds: float):
-        limits.append(seconds)
-        inside[0] = True
-        yield
-        inside[0] = False
-
-    original = decode_videos.decode_image
-    monkeypatch.setattr(decode_videos, "exit_after", watch)
-    monkeypatch.setattr(
-        decode_videos, "decode_image", lambda *args, **options: original(*args, **options) if inside[0] else None
-    )
+    limits = []
+    monkeypatch.setattr(decode_videos, "exit_after", lambda seconds: limits.append(seconds) or nullcontext())
     outcome, _ = decode_rows([{"id": name, **WALL} for name in "abc"], timeout=7)
     assert (outcome.counts["samples"], limits) == (3, [7 + 30] * 3)
 

@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.files import checksum
-from alpro.shards.decoding import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
-from tests.stages.conftest import contents, write_manifest
+from tests.stages.conftest import contents, too_slow, write_manifest
 
 
 def decode_images(rows: list[dict], folder: Path, resources: Resources, **config) -> tuple[Outcome, Path]:
@@ -124,10 +123,7 @@ def test_corrupt_shards_and_tables_are_not_reused(tmp_path, resources, inline_po
 
 
 def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):
-    def slow(*_, **__):
-        raise DecodeError("too slow")
-
-    monkeypatch.setattr(decode_videos, "decode_image", slow)
+    monkeypatch.setattr(decode_videos, "decode_image", too_slow)
     first, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)
     monkeypatch.undo()
     second, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)

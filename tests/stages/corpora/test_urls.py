@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -13,6 +12,7 @@ from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from tests.conftest import in_store
+from tests.stages.conftest import rejects_of
 
 
 @pytest.fixture
@@ -34,8 +34,7 @@ def decoded(source: Location, out: Path, resources: Resources, **config) -> tupl
     """The shards by their names, and the reasons of rejects by their ids."""
     settings = decode_videos.Config(frames=4, size=32, max_reject_share=0.8, **config)
     decode_videos.run(settings, {"data": source}, out, resources)
-    shards = {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}
-    return shards, {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
+    return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(out)
 
 
 def test_a_remote_manifest_gives_the_same_shards(manifest, tmp_path, served, memory, inline_pool, resources):

@@ -11,6 +11,7 @@ from alpro.stages.evaluation.metrics import (
     Ranks,
     average_precision,
     by_direction,
+    mean_recall,
     retrieval_metrics,
     retrieval_scores,
 )
@@ -120,6 +121,11 @@ def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_typ
     assert majority_baseline(trained[:5], asked[:2]) == ["ball", "one"]
     assert majority_baseline(trained, asked) == ["ball", "box", "box", "box"]
     assert majority_baseline([], asked[:1]) == [""]
+
+
+def test_a_model_is_selected_by_the_recalls_of_both_directions():
+    values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {"v2t/R1": 70.0, "v2t/R5": 80.0, "v2t/R10": 90.0}
+    assert mean_recall(values | {"t2v/MdR": 1000.0, "v2t/MdR": 1000.0}) == 45.0
 
 
 @pytest.mark.parametrize(

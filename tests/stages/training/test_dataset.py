@@ -4,7 +4,6 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -14,10 +13,10 @@ from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import dataset
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
 from alpro.stages.training.dataset import TrainingDataset
+from tests.stages.training.conftest import loading_processes
 
 
 def sample_ids(data: TrainingDataset) -> list[str]:
@@ -202,11 +201,8 @@ def test_a_phase_without_examples_and_ranks_that_do_not_divide_a_batch_are_error
 
 
 def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
-    """Steps `first` to `last` as loaded by so many processes, as where there is a GPU; the rest is left, as by a run
-    that ends in between."""
-    more = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
-    loader = dataset.DataLoader
-    with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+    """Steps `first` to `last` as loaded by so many processes; the rest is left, as by a run that ends in between."""
+    with loading_processes(workers):
         batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
         return list(itertools.islice(batches, last - first))
 

@@ -153,6 +153,7 @@ def test_boxes_have_their_share_of_the_area_and_are_tall_and_wide_and_everywhere
     share = width * height / grid**2
     assert ((share >= 0.3) & (share <= 0.5)).all()
     assert min(left.min(), top.min(), (grid - left - width).min(), (grid - top - height).min()) == 0
+    assert width.max() == height.max() == grid
     assert 0.25 < (height > width).float().mean() < 0.75
     assert box_mask(boxes, grid).any(dim=0).all()  # every patch is in some box
     # 2 x 2 patches: a share of 0.3 to 0.4 is no whole number of patches.
