@@ -123,8 +123,8 @@ def test_corrupt_shards_and_tables_are_not_reused(tmp_path, resources, inline_po
 
 
 def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):
-    monkeypatch.setattr(decode_videos, "decode_image", too_slow)
-    first, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)
-    monkeypatch.undo()
-    second, _ = decode_images(WALLS, tmp_path, resources, max_reject_share=1)
-    assert (first.counts["rejected"], second.counts["rejected"]) == (24, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_videos, "decode_image", too_slow)
+        first, _ = decode_images(WALLS[:4], tmp_path, resources, max_reject_share=1)
+    second, _ = decode_images(WALLS[:4], tmp_path, resources, max_reject_share=1)
+    assert (first.counts["rejected"], second.counts["rejected"]) == (4, 0)

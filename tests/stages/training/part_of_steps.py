@@ -78,18 +78,7 @@ class Batches:
             yield replace(self.batch, step=step)
 
 
-def train(
-    out: Path,
-    world: World,
-    steps: int,
-    accumulation_steps: int = 1,
-    spoil: str = "",
-    dropout: float = 0.0,
-    stop: int = -1,
-    pool: int = 0,
-    contrast: str = "micro_batch",
-    optimizer: str = "adamw",
-):
+def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", dropout=0.0, stop=-1, pool=0, **more):
     """One run; returns its weights by name, and what was noted: which values the first dropout kept, and how many
     micro-batches did not average their gradients over the ranks."""
     values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
@@ -97,8 +86,7 @@ def train(
     resources = Resources(device="cpu", checkpoint_interval=3600)
     config = Config.model_validate(
         {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
-        | {"contrast": contrast, "negative_pool_size": pool, "optimizer": optimizer}
-        | {"lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
+        | {"negative_pool_size": pool, "lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1, **more}
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
@@ -117,13 +105,13 @@ def train(
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
-        more = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
-        with more[0], more[1], patch.object(DistributedDataParallel, "no_sync", apart):
+        eps, often = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
+        with eps, often, patch.object(DistributedDataParallel, "no_sync", apart):
             Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
-        return train(out, world, steps, dropout=dropout, optimizer=optimizer) | {"starts": torch.tensor(2)}
+        return train(out, world, steps, dropout=dropout, **more) | {"starts": torch.tensor(2)}
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 
 

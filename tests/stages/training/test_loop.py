@@ -13,7 +13,8 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
-from tests.stages.training.part_of_a_batch import losses_of
+from tests.stages.training.conftest import run_of
+from tests.stages.training.part_of_a_batch import losses_of, objective_of
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
@@ -73,12 +74,12 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
 
 
 @pytest.mark.parametrize(
-    ("times", "steps"), [(1, [8]), (2, [4, 8]), (3, [3, 6, 8]), (5, [2, 4, 5, 7, 8]), (8, list(range(1, 9)))]
+    ("times", "steps"),
+    [(1, [10]), (3, [4, 7, 10]), (4, [3, 5, 8, 10]), (6, [2, 4, 5, 7, 9, 10])],
 )
-def test_validations_are_equally_spaced_and_the_last_is_at_the_end(new_run, times, steps):
-    run = new_run("run", run={"validate": lambda _: {"validation/score": 1.0}}, validation={"times": times})
-    run.start()
-    assert [line["step"] for line in run.lines if "validation/score" in line] == steps
+def test_validations_are_equally_spaced_and_the_last_is_at_the_end(training, tmp_path, times, steps):
+    run = run_of(objective_of("prompter"), training(validation={"times": times}), tmp_path)
+    assert [step for step in range(1, 11) if run.is_validated(step)] == steps
 
 
 def test_without_selection_the_last_weights_are_the_result(new_run):
