@@ -91,6 +91,16 @@ def steps_of(tokenizer, training):
     return make
 
 
+@pytest.fixture(scope="session")
+def two_ranks_trained(build_once, two_ranks) -> Path:
+    """What the two processes of part_of_steps.py leave."""
+
+    def build(out: Path) -> None:
+        assert two_ranks(Path(__file__).with_name("part_of_steps.py"), out) == [0, 0]
+
+    return build_once("two-ranks-trained", build)
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file can grow beyond `size` bytes: the kernel refuses as it does on a full disk."""

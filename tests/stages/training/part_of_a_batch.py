@@ -1,24 +1,14 @@
-"""Small objectives and a batch for them. As a program that tests start: the losses and gradients of every objective on
-this rank's part of the batch.
+"""Small objectives and a batch for them."""
 
-python part_of_a_batch.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them.
-"""
-
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
-from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from experiments.silent.arms import Arm, SilentObjective
@@ -104,10 +94,3 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
         actual[f"{name}/loss"] = loss.detach()
         actual |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
     return actual
-
-
-if __name__ == "__main__":
-    with init_distributed(Resources(device="cpu", rank_timeout=60)) as world:
-        result = losses_and_gradients(world.rank, world.size)
-    save_file(result, Path(sys.argv[1]) / f"{world.rank}.safetensors")
-    os._exit(0)  # as a stage ends: gloo's threads may abort a process during Python's shutdown

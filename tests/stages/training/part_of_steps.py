@@ -1,7 +1,9 @@
-"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job.
+"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job, and the
+losses and gradients of every objective on this rank's part of a batch.
 
 python part_of_steps.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them. What each run
-leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>.
+leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>. Losses and
+gradients are in OUT/objectives.<rank>.safetensors.
 """
 
 import os
@@ -27,7 +29,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
-from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
+from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, losses_and_gradients, whole_batch
 
 RUNS = {
     "plain": {"steps": 4},
@@ -118,6 +120,7 @@ def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", d
 def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
         save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
+    save_file(losses_and_gradients(world.rank, world.size), out / f"objectives.{world.rank}.safetensors")
 
 
 if __name__ == "__main__":

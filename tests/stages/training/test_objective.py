@@ -1,7 +1,6 @@
 """Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder, several ranks."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +26,6 @@ from tests.stages.training.part_of_a_batch import (
     objective_of,
     whole_batch,
 )
-
-PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
 
 
 @pytest.fixture
@@ -214,32 +211,17 @@ def test_frames_are_scaled_normalized_and_resized():
     np.testing.assert_allclose(small[0, 0, 0].numpy(), 1.0, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def halves(tmp_path_factory, two_ranks):
-    """What each of two processes finds on its half of a batch."""
-    out = tmp_path_factory.mktemp("halves")
-    assert two_ranks(PROGRAM, out) == [0, 0]
-    return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return losses_and_gradients(0, 1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves, whole):
+def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
     """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked words, kept samples
     are those of all. The official code counts by the rank within a machine."""
-    keys = [key for key in whole if key.startswith(f"{name}/")]
-    assert len(keys) > 20
-    torch.testing.assert_close(
-        (halves[0][f"{name}/loss"] + halves[1][f"{name}/loss"]) / 2, whole[f"{name}/loss"], atol=1e-5, rtol=1e-5
-    )
-    for key in keys:
-        if not key.endswith("/loss"):
-            for half in halves:
-                torch.testing.assert_close(half[key], whole[key], atol=1e-5, rtol=1e-5, msg=key)
+    first, second = (load_file(two_ranks_trained / f"objectives.{rank}.safetensors") for rank in range(2))
+    whole = losses_and_gradients(0, 1)
+    assert len(whole) > 20 * len(NAMES)
+    assert first.keys() == second.keys() == whole.keys()
+    for key, value in whole.items():
+        found = [(first[key] + second[key]) / 2] if key.endswith("/loss") else [first[key], second[key]]
+        for half in found:
+            torch.testing.assert_close(half, value, atol=1e-5, rtol=1e-5, msg=key)
 
 
 @pytest.fixture
