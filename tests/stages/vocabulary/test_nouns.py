@@ -47,15 +47,8 @@ def test_the_embedded_tagger_tags_the_nouns_of_captions():
 def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
     words = count_words(captions, "embedded", resources)
-    assert words == {
-        ("a", False): 5,
-        ("dog", True): 4,
-        ("is", False): 3,
-        ("sleeping", False): 3,
-        ("small", False): 1,
-        ("and", False): 1,
-        ("cat", True): 1,
-    }
+    others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
+    assert words == {("dog", True): 4, ("cat", True): 1} | {(word, False): count for word, count in others.items()}
 
 
 def captions_of(number: int) -> Counter[str]:
