@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,25 +202,6 @@ def test_an_image_that_is_also_in_training_is_detected(decode_rows, monkeypatch)
     assert table == [{"id": "copy", "split": "test", "captions": False, "frames": True}]
     assert outcome.counts["test_frames_in_training"] == 1
     assert read_json(out / "statistics.json")["overlap"]["test"]["compared"] == 2
-
-
-def test_links_in_the_data_folder_are_followed(tmp_path, resources, inline_pool):
-    """No path in a row leads out."""
-    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
-    for folder in (data, elsewhere):
-        folder.mkdir()
-    for name in ("a.png", "b.png", "secret.png"):
-        Image.new("RGB", (20, 10)).save(elsewhere / name)
-    (data / "folder").symlink_to(elsewhere)
-    (data / "b.png").symlink_to(elsewhere / "b.png")
-    rows = [{"path": path, "caption": "a wall", "split": "train"} for path in ("folder/a.png", "b.png")]
-    (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = partial(decode_videos.run, Config(size=16), {"data": data / "m.jsonl"})
-    assert run(tmp_path / "out", resources).counts["samples"] == 2
-    for path in ("folder/../../elsewhere/secret.png", str(elsewhere / "secret.png")):
-        (data / "m.jsonl").write_text(json.dumps({"path": path, "caption": "x"}))
-        with pytest.raises(InputError, match="is outside the data folder"):
-            run(tmp_path / "more", resources)
 
 
 @pytest.mark.parametrize("dask", ["", "tcp://127.0.0.1:1"])

@@ -100,16 +100,17 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     os.mkfifo(data / "pipe.mp4")
     (data / "loop.mp4").symlink_to("loop.mp4")
     (data / "clip.mp4").symlink_to(next((sample / "videos").glob("train-*.mp4")))
+    (data / "linked").symlink_to(sample / "images")  # large folders of videos are often linked
     Image.new("RGB", (20, 10)).save(data / "a.png")
     names = ["folder.mp4", "pipe.mp4", "loop.mp4", "a.png/below.mp4", 300 * "x" + ".mp4", "gone.mp4", "lost.png"]
-    rows = [{"path": name, **WALL} for name in [*names, "a.png", "clip.mp4"]]
+    rows = [{"path": name, **WALL} for name in [*names, "a.png", "clip.mp4", "linked/still-00000.jpg"]]
     rows += [{"path": "clip.mp4", "id": "stamp", "start": 1.7e18, **WALL}]
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999, **WALL}]
     (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(size=16, frames=2, max_reject_share=1)
     counts = decode_videos.run(config, {"data": data / "m.jsonl"}, tmp_path / "out", resources).counts
     rejects = rejects_of(tmp_path / "out")
-    assert (counts["samples"], len(rejects)) == (2, len(names) + 2)
+    assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
     assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
     assert set(rejects.values()) <= {"missing", "unreadable"}
 

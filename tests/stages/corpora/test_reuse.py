@@ -50,17 +50,17 @@ WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n 
 SILENT = {"id": "silent", "split": "train"}
 
 
-@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize(
-    ("rows", "linked"),
+    ("rows", "linked", "links"),
     [
-        ([*WALLS, {"id": "new", "captions": ["a new wall"], "split": "train"}, SILENT], 16),
-        ([*WALLS[:5], *WALLS[6:], SILENT], 16),
-        ([*WALLS[:5], WALLS[5] | {"captions": ["changed"]}, *WALLS[6:], SILENT], 20),
-        ([*WALLS[:5], WALLS[5] | {"color": "white", "touched": 7}, *WALLS[6:], SILENT], 20),
-        ([*WALLS, SILENT], 24),
+        ([*WALLS, {"id": "new", "captions": ["a new wall"], "split": "train"}, SILENT], 16, True),
+        ([*WALLS[:5], *WALLS[6:], SILENT], 16, False),
+        ([*WALLS[:5], WALLS[5] | {"captions": ["changed"]}, *WALLS[6:], SILENT], 20, True),
+        ([*WALLS[:5], WALLS[5] | {"color": "white", "touched": 7}, *WALLS[6:], SILENT], 20, True),
+        ([*WALLS, SILENT], 24, False),
+        ([*WALLS, SILENT], 24, True),
     ],
-    ids=["a new row", "a removed row", "another caption", "another picture", "the same"],
+    ids=["a new row", "a removed row", "another caption", "another picture", "no links", "the same"],
 )
 def test_only_shards_with_new_or_changed_rows_are_decoded(
     rows, linked, links, tmp_path, resources, inline_pool, monkeypatch

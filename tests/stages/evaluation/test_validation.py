@@ -1,6 +1,7 @@
 """Validation while training: on every corpus, by the protocol of the test unless another one is asked for."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,21 +46,17 @@ def by_similarity(_, texts, videos) -> np.ndarray:
 @pytest.fixture(scope="module")
 def several(corpus_of, tmp_path_factory):
     """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a caption each."""
-    actual = {}
-    for name, count, captions in (("several", 5, 2), ("few", 3, 1)):
-        rows = [
-            {
-                "id": f"{name}{n}",
-                "split": "validation",
-                "captions": [f"the red ball moves {way} {n}" for way in ("left", "up")[:captions]],
-                "questions": [
-                    {"question": f"what {c}?", "answer": "ball" if n else "box", "type": "what"} for c in "ab"
-                ],
-            }
-            for n in range(count)
-        ]
-        actual[name] = corpus_of(tmp_path_factory.mktemp(name), rows)
-    return actual
+
+    def corpus(name: str, count: int, ways: tuple[str, ...]) -> Path:
+        rows = []
+        for n in range(count):
+            answer = {"answer": "ball" if n else "box", "type": "what"}
+            texts = {"captions": [f"the red ball moves {way} {n}" for way in ways]}
+            texts["questions"] = [{"question": f"what {c}?", **answer} for c in "ab"]
+            rows.append({"id": f"{name}{n}", "split": "validation", **texts})
+        return corpus_of(tmp_path_factory.mktemp(name), rows)
+
+    return {"several": corpus("several", 5, ("left", "up")), "few": corpus("few", 3, ("left",))}
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ weights."""
 
 import json
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from alpro.stages.training import loop, stage
 from alpro.stages.training.distributed import World, pick_device
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, measure_preprocessing
+from tests.stages.training.conftest import Killed
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
@@ -69,25 +71,20 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
     [(0, 1, False, True), (4, 1, False, False), (8, 1, False, True), (4, 2, False, True), (2, 2, True, True)],
 )
 def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
-    pool, parts, compiled, expected, training, tiny_model, tokenizer, corpus, tmp_path, monkeypatch
+    pool, parts, compiled, expected, training, tiny_model, tokenizer, tmp_path, monkeypatch
 ):
     """Two ranks of four pairs, or of two in each of two micro-batches."""
-
-    class Made(Exception):
-        pass
-
-    def stop(*arguments):
-        raise Made(arguments[-1])
-
+    dataset = mock.Mock(side_effect=Killed)
     model = Alpro(tiny_model(tokenizer.get_vocab_size()))
     objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
     made = Training(ModelFolder("retrieval", model, tokenizer), objective, None)
     monkeypatch.setattr(stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu"))))
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
-    monkeypatch.setattr(stage, "TrainingDataset", stop)
+    monkeypatch.setattr(stage, "TrainingDataset", dataset)
     config = training(("a",), accumulation_steps=parts)
-    with pytest.raises(Made, match=str(expected)):
-        stage.train(lambda _: made, config, {"a": corpus(8)}, tmp_path, Resources(device="cpu", compile=compiled))
+    with pytest.raises(Killed):
+        stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu", compile=compiled))
+    assert dataset.call_args.args[-1] is expected
 
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
