@@ -122,7 +122,8 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
         with pytest.raises(InputError, match=r"1 of 3 items are rejected, more than max_reject_share = 0\.2"):
             decode_videos.run(config, {"data": source}, out, resources)
     decoded_units.clear()
-    media.write_bytes(whole)
+    if cause == "a broken file":
+        media.write_bytes(whole)  # which changes its time
     assert decode_videos.run(config, {"data": source}, out, resources).counts["rejected"] == 0
     assert decoded_units == ["validation-image-00000"]
     Image.new("RGB", (40, 30), "red").save(media)  # a file that changes afterwards
