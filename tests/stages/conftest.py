@@ -1,14 +1,21 @@
-"""Shared by the tests of decoding: corpora of small images, and the contents of a folder."""
+"""Shared by the tests of stages: corpora of small images, the contents of a folder, and power failures."""
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alpro.artifact import read_record
 from alpro.files import checksum
+from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.checksums import verify
+from alpro.shards.decoding import DecodeError
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
+from tests.power_cut import cut_everywhere
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -24,6 +31,43 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
         row["path"] = f"{row['id']}.png"
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "items.jsonl"
+
+
+def rejects_of(out: Path) -> dict[str, str]:
+    """The reasons of the rejects by their ids."""
+    return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
+
+
+def too_slow(*_, **__) -> None:
+    raise DecodeError("too slow")
+
+
+@pytest.fixture
+def power_cuts(tmp_path, monkeypatch, record_property):
+    """power_cuts(step, make, every): the step is made as if the power had not been cut, by contents and metrics.
+
+    Returns the number of file operations. Of the contents, those of `names` if there are any."""
+
+    def cut(step: Step, make: Callable, every: int, names: Collection[str] = ()) -> int:
+        store = Store(tmp_path / "disk")
+        monkeypatch.setattr("alpro.pipeline.store.artifacts.versions", dict)  # seconds, for all the runs
+
+        def job() -> None:
+            with store.lock(step):
+                if store.find(step) is None:
+                    store.make(step, make, {})
+
+        def result() -> tuple[dict, dict]:
+            folder = store.folder(step)
+            record = read_record(folder)
+            assert list(verify([(folder, record)])) == []
+            return {name: record["contents"][name] for name in names or record["contents"]}, record["metrics"]
+
+        counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
+        record_property(step.stage, counts)
+        return counts["operations"]
+
+    return cut
 
 
 @pytest.fixture

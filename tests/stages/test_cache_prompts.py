@@ -2,10 +2,8 @@
 
 import json
 
-import pytest
 import torch
 
-from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelFolder
 from alpro.models.words import Templates
 from alpro.stages import cache_prompts
@@ -13,31 +11,17 @@ from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.evaluation.encoding import encode_texts
 
 
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory, tiny_model, tokenizer):
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("prompter")
-    folder = ModelFolder("prompter", Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), tokenizer)
-    folder.save_pretrained(root / "model")
-    return root, folder
-
-
-@pytest.fixture(scope="module")
-def cached(prompter, vocabulary, tmp_path_factory, resources):
-    """The prompts of one template for videos and two for images, and the outcome of the stage."""
-    out = tmp_path_factory.mktemp("prompts")
+def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):
+    """Of one template for videos and of two for images."""
     templates = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
-    config = cache_prompts.Config(templates=templates)
-    return out, cache_prompts.run(config, {"prompter": prompter[0], "vocabulary": vocabulary}, out, resources)
-
-
-def test_an_entity_is_the_mean_of_its_own_prompts(cached, prompter, vocabulary):
-    prompts, entities = read_prompts(cached[0]), cache_prompts.read_entities(vocabulary)
-    assert json.loads((cached[0] / "entities.json").read_text()) == entities
+    inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
+    cache_prompts.run(cache_prompts.Config(templates=templates), inputs, tmp_path, resources)
+    prompts, entities = read_prompts(tmp_path), cache_prompts.read_entities(vocabulary)
+    assert json.loads((tmp_path / "entities.json").read_text()) == entities
+    prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
 
     def embedded(text: str) -> torch.Tensor:
-        model, tokenizer = prompter[1].model, prompter[1].tokenizer
-        return encode_texts(model, tokenizer, [text], 64).features[0]
+        return encode_texts(prompter.model.eval(), prompter.tokenizer, [text], 64).features[0]
 
     for number, entity in enumerate(entities):
         torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0)

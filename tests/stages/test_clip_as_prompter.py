@@ -40,22 +40,10 @@ def cached(kind, clip_folders, vocabulary, tmp_path_factory, resources):
 def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
     """The artifact of two steps of pre-training with all losses, on batches of videos and of images."""
     out = tmp_path_factory.mktemp("pretrain")
-    config = pretrain.Config(
-        phases=[{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
-        model=tiny_model(),
-        normalization="corpus",
-        batch_size=4,
-        lr=1e-3,
-        max_text_tokens=16,
-        threshold=0.0,
-        log_every=1,
-    )
-    pretrain.run(
-        config,
-        {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills},
-        out,
-        resources,
-    )
+    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "model": tiny_model()}
+    values |= {"normalization": "corpus", "batch_size": 4, "lr": 1e-3, "max_text_tokens": 16}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills}
+    pretrain.run(pretrain.Config(**values, threshold=0.0, log_every=1), inputs, out, resources)
     return out
 
 

@@ -17,6 +17,7 @@ from alpro.stages.corpora.check_data import check_data
 from alpro.stages.decode_videos import Config
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
+from tests.stages.conftest import rejects_of
 
 CONFIG = Config(frames=4, size=32, max_reject_share=0.5)
 
@@ -47,8 +48,7 @@ def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resour
     out, other = tmp_path / "out", tmp_path / "other"
     counts = decode_videos.run(CONFIG, {"data": downloads}, out, resources).counts
     assert [counts[name] for name in ("items", "videos", "images", "rejected")] == [6, 2, 2, 2]
-    reasons = {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
-    assert reasons == {"000000002": "not fetched", "000000003": "no text"}
+    assert rejects_of(out) == {"000000002": "not fetched", "000000003": "no text"}
     assert not [*out.rglob("*.mp4"), *out.rglob(".fetched.*")]
     report = check_data(downloads, CONFIG)
     assert (report["form"], report["items"]) == ("shards of video2dataset or img2dataset", 6)
@@ -70,13 +70,11 @@ def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resour
 def test_the_digest_is_that_of_the_shards(downloads, tmp_path):
     digests = Digests(tmp_path / "digests.sqlite")
     before = digest_data(downloads, digests)
-    moved = downloads.rename(tmp_path / "moved")
-    assert digest_data(moved, digests) == before
-    assert digest_data(moved, digests, ask=False).here == before.here
-    data = bytearray((moved / "00001.tar").read_bytes())
+    assert digest_data(downloads, digests, ask=False).here == before.here
+    data = bytearray((downloads / "00001.tar").read_bytes())
     data[600] ^= 1  # in a picture
-    (moved / "00001.tar").write_bytes(data)
-    assert digest_data(moved, digests, ask=False).here != before.here
+    (downloads / "00001.tar").write_bytes(data)
+    assert digest_data(downloads, digests, ask=False).here != before.here
 
 
 def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -82,40 +82,30 @@ def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus
     assert not len(encode_videos(encoder, reader, []).features)
 
 
-@pytest.fixture
-def by_hand():
-    """by_hand(margins, similarity): a model whose matching head gives these margins of texts and videos, all negative:
-    it takes no pair for a match, as an early model does."""
+def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespace, Texts, Videos]:
+    """A model whose matching head gives these margins of texts and videos, all negative: it takes no pair for a match,
+    as an early model does."""
+    scores = torch.from_numpy(margins)
 
-    def make(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespace, Texts, Videos]:
-        texts, videos = margins.shape
-        scores = torch.from_numpy(margins)
+    def pairs(text, of_text, video, qkv, of_video):
+        return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1)
 
-        def pairs(text, of_text, video, qkv, of_video):
-            return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1)
+    def head(pairs):
+        margin = scores[pairs.long().unbind(1)]
+        return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
-        def head(pairs):
-            margin = scores[pairs.long().unbind(1)]
-            return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
-
-        numbered = [torch.arange(count).view(-1, 1, 1).float() for count in (texts, videos)]
-        encoder = SimpleNamespace(project=lambda tokens: tokens, pairs=pairs)
-        features = Texts(numbered[0], torch.ones(texts, 1), torch.from_numpy(similarity))
-        return (
-            SimpleNamespace(multimodal_encoder=encoder, vtm_head=head),
-            features,
-            Videos(numbered[1], torch.eye(videos)),
-        )
-
-    return make
+    texts, videos = (torch.arange(count).view(-1, 1, 1).float() for count in margins.shape)
+    model = SimpleNamespace(multimodal_encoder=SimpleNamespace(project=lambda t: t, pairs=pairs), vtm_head=head)
+    features = Texts(texts, torch.ones(len(texts), 1), torch.from_numpy(similarity))
+    return model, features, Videos(videos, torch.eye(len(videos)))
 
 
 scores_of = arrays(np.float32, (4, 3), elements=st.floats(-1, 1, width=32))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(scores_of, scores_of, st.integers(1, 4))
-def test_top_k_ranks_the_pairs_of_a_query_above_its_others(by_hand, margins, similarity, k):
+def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, k):
     """In each direction those with the k highest similarities, by margin + similarity; the others, also those that the
     other direction has matched, by similarity below them."""
     margins *= 9

@@ -24,13 +24,9 @@ from alpro.stages.evaluation.statistics import bootstrap_interval
 from tests.stages.evaluation.conftest import also_in_training, evaluated, grey, statistics
 
 
-@pytest.fixture
-def results(tmp_path) -> Results:
-    return Results("test", tmp_path)
-
-
-def test_the_rows_say_what_was_asked_of_how_many(results, tmp_path):
+def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
     """A score that is not a number is the lowest, in the tables too: an argsort alone puts it first."""
+    results = Results("test", tmp_path)
     scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
     labels = Labels(["v0", "v1", "v2"], ["ball 0", "ball 1", "ball 2"], np.eye(3, dtype=bool))
     add_retrieval(results, "by hand", "hand", scores, labels)
@@ -38,25 +34,10 @@ def test_the_rows_say_what_was_asked_of_how_many(results, tmp_path):
     expected = {"R@1": (pytest.approx(200 / 3), pytest.approx(100 / 3)), "R@5": (100, 100), "R@10": (100, 100)}
     expected["MdR"] = 1, 2
     assert rows == [[way, metric, *values, 3] for way in ("t2v", "v2t") for metric, values in expected.items()]
-    assert results.rows[-1] | {"low": 0, "high": 0} == {
-        "name": "hand/v2t/MdR",
-        "table": "retrieval",
-        "what": "by hand",
-        "direction": "v2t",
-        "protocol": "all pairs",
-        "metric": "MdR",
-        "value": 1,
-        "low": 0,
-        "high": 0,
-        "unit": "rank",
-        "higher_is_better": False,
-        "statistic": "median",
-        "items": 3,
-        "videos": 3,
-        "independent_videos": 3.0,
-        "chance": 2.0,
-        "baseline": "chance",
-    }
+    last = {"name": "hand/v2t/MdR", "table": "retrieval", "what": "by hand", "direction": "v2t"}
+    last |= {"protocol": "all pairs", "metric": "MdR", "value": 1, "low": 0, "high": 0, "unit": "rank"}
+    last |= {"higher_is_better": False, "statistic": "median", "items": 3, "videos": 3, "independent_videos": 3.0}
+    assert results.rows[-1] | {"low": 0, "high": 0} == last | {"chance": 2.0, "baseline": "chance"}
     assert results.metrics["test/hand/t2v/R1"] == pytest.approx(200 / 3)
     rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
     assert [(row["text"], row["id"], row["rank"], row["best"]) for row in rows] == [
@@ -69,12 +50,12 @@ def test_the_rows_say_what_was_asked_of_how_many(results, tmp_path):
     assert [row["best"][0] for row in back[:2]] == ["ball 0", "ball 1"]
 
 
-def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(results):
+def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(tmp_path):
     """Three of four questions are of one video, so that both videos count for less than two."""
     answers, truth = ["left", "right", "up"], ["left", "left", "right", "up"]
     asked = [{"question": "to?", "answer": answer, "type": "to"} for answer in truth]
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
-    pairs = (("left", "right"), ("up", "sideways"))
+    pairs, results = (("left", "right"), ("up", "sideways")), Results("test", tmp_path)
     add_answers(results, "what", "qa", logits, answers, asked, ["v", "v", "w", "v"], asked, pairs)
     assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [
         ("all questions", 4, 50),
@@ -103,6 +84,12 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
         ("captions of a", "20 of 40", 50, 40),
         ("questions of a", "90 of 100", 90, 100),
     ]
+    also_in_training(folder, a="test")
+    with pytest.raises(InputError, match=r"exclude_overlap = false to keep the 1"):
+        check_items(both, "a", folder)
+    (folder / "overlap.parquet").unlink()
+    with pytest.raises(InputError, match=r"overlap\.parquet is missing"):
+        check_items(both, "a", folder)
 
 
 @pytest.mark.parametrize(("module", "model", "top_k"), [(evaluate, "retrieval", 2), (zero_shot, "pretrained", 0)])
@@ -122,20 +109,12 @@ def test_evaluation_in_bfloat16(module, model, top_k, clips_of_brightness, readi
 def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, reading, tmp_path):
     """The queries of each score in scores.parquet give its value."""
     reading("qa")
-    wanted = {
-        "retrieval": "clips",
-        "qa": "clips",
-        "controls": ("shuffled", "reversed"),
-        "contrasts": (("rising", "falling"),),
-    }
-    wanted |= {"top_k": 3}
+    wanted = {"retrieval": "clips", "qa": "clips", "controls": ("shuffled", "reversed"), "top_k": 3}
+    wanted["contrasts"] = (("rising", "falling"),)
     rows = evaluated(evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted)
     table = pq.read_table(out / "scores.parquet")
-    texts = {
-        "t2v": {"light rising", "light falling"},
-        "v2t": {"light rising", "light falling"},
-        "": {"how does it go?"},
-    }
+    captions = {"light rising", "light falling"}
+    texts = {"t2v": captions, "v2t": captions, "": {"how does it go?"}}
     assert set(table["score"].to_pylist()) == set(rows)
     for name, row in rows.items():
         part = table.filter(pc.equal(table["score"], name))
@@ -154,22 +133,24 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
 
 
 def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path, corpus_of, reading):
-    """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise."""
+    """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise, with the frames
+    and lengths of its training: a joined configuration sets those of retrieval."""
     asked = {"rising": 3, "falling": 1}
     rows = [
         {
             "id": f"{answer}{n}",
             "split": "test",
-            "questions": [{"question": "how?", "answer": answer, "type": "how"}],
+            "questions": [{"question": "how does it go?", "answer": answer, "type": "how"}],
             "frames": grey(40, 220),
         }
         for answer, count in asked.items()
         for n in range(count)
     ]
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
-    reading("qa")
+    reader = reading("qa")
     corpus = statistics(corpus_of(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
-    actual = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips")
+    actual = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips", frames=2, max_text_tokens=3)
+    assert ({frames.shape[1] for frames in reader.seen}, max(reader.lengths) > 4) == ({4}, True)
     assert set(actual) == {"qa/acc", "qa/acc_how"}
     assert (actual["qa/acc"]["value"], actual["qa/acc"]["chance"]) == (75, 25)
     # Of 4 videos with 3 right ones, a sample has 0 right in 0.4 %, at most 1 in 5 %, and 4 in 32 %.
@@ -203,15 +184,6 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips
     assert torch.equal(reader.video_encoder.time_embed, before.repeat_interleave(2, dim=1))
 
 
-def test_questions_have_the_frames_and_lengths_of_training(clips_of_brightness, reading, tmp_path):
-    """A joined configuration sets those of retrieval, which would cut the questions' model."""
-    reader = reading("qa")
-    wanted = {"qa": "clips", "frames": 2, "max_text_tokens": 3}
-    evaluated(evaluate, clips_of_brightness, tmp_path / "own", ("qa",), **wanted)
-    assert {frames.shape[1] for frames in reader.seen} == {4}
-    assert max(reader.lengths) > 4
-
-
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
 def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, tmp_path, module, model):
     """By default, and the note below every table of scores says how many. With `exclude_overlap = false` they are
@@ -234,16 +206,6 @@ def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, 
         shown = tables({"score": list(rows.values())})
         assert [table.title for table in shown] == ["Retrieval", "Question answering"][: len(models)]
         assert all(note in table.note for table in shown)
-
-
-def test_nothing_that_is_left_is_a_mistake(clips_of_brightness):
-    also_in_training(clips_of_brightness, up0="test", up1="test", down0="test", down1="test")
-    config = EvaluationConfig(retrieval="clips")
-    with pytest.raises(InputError, match=r"exclude_overlap = false to keep the 4"):
-        check_items(config, "clips", clips_of_brightness)
-    (clips_of_brightness / "overlap.parquet").unlink()
-    with pytest.raises(InputError, match=r"overlap\.parquet is missing"):
-        check_items(config, "clips", clips_of_brightness)
 
 
 @pytest.mark.parametrize("prompter", ["prompter", "prompts"])

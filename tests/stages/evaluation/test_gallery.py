@@ -54,12 +54,6 @@ def test_the_first_videos_and_captions(corpus, videos, captions, ids, texts, of)
     assert actual.numbers == [0, 1, 3, 4][: len(ids)]
 
 
-def test_the_questions_about_some_videos(corpus):
-    later = Questions.of(corpus, "train").between(1, 2)
-    assert (later.ids, later.numbers, later.video_of_text.tolist()) == (["b"], [2], [0, 0, 0])
-    assert [question["answer"] for question in later.items] == ["box", "arrow", "ball"]
-
-
 def test_the_queries_of_each_direction():
     """A text is a query about its first video; a video with all its texts; one without any is none."""
     relevant = np.array([[0, 1, 1], [0, 1, 0]], bool)

@@ -19,12 +19,7 @@ from alpro.stages.evaluation.scores import accuracy_scores, majority_baseline
 
 # scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
 RANKS = [
-    ([0.9, 0.5, 0.1], [0], 1, 1, 1),
-    ([0.5, 0.9, 0.1], [0], 2, 0, 1),
-    ([0.1, 0.5, 0.9], [0], 3, 0, 0),
     ([0.9, 0.9, 0.1], [0], 1.5, 1 / 2, 1),
-    ([0.5, 0.5, 0.5], [0], 2, 1 / 3, 2 / 3),
-    ([0.5, 0.5, 0.9], [0], 2.5, 0, 1 / 2),
     ([0.1, 0.9, 0.5], [0, 2], 2, 0, 1),
     ([0.9, 0.5, 0.1], [0, 2], 1, 1, 1),
     ([0.1, 0.1, 0.9], [0, 1], 2, 0, 1),

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder
+from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages import cache_prompts
 from alpro.stages.evaluation import encoding
 from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.evaluation.part_of_an_evaluation import evaluate
@@ -19,37 +17,12 @@ PROGRAM = Path(__file__).with_name("part_of_an_evaluation.py")
 CONTROLS = ["reversed", "shuffled", "single_frame"]
 
 
-@pytest.fixture
-def work(tmp_path, tiny_model, tokenizer, vocabulary, clips, resources) -> dict:
-    """Both evaluation stages on a small corpus, with all kinds of models."""
-    config = tiny_model(tokenizer.get_vocab_size())
-    torch.manual_seed(0)
-    models = {
-        "prompter": ModelFolder("prompter", Prompter(config), tokenizer),
-        "pretrained": ModelFolder("pretrain", Alpro(config), tokenizer),
-        "retrieval": ModelFolder("retrieval", Alpro(config), tokenizer),
-        "qa": ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
-    }
-    for name, folder in models.items():
-        folder.save_pretrained(tmp_path / name / "model")
-    inputs = {name: str(tmp_path / name) for name in models} | {"clips": str(clips), "vocabulary": str(vocabulary)}
-    (tmp_path / "prompts").mkdir()
-    prompter = {"prompter": tmp_path / "prompter", "vocabulary": vocabulary}
-    cache_prompts.run(cache_prompts.Config(), prompter, tmp_path / "prompts", resources)
-    inputs["prompts"] = str(tmp_path / "prompts")
-    common = {"retrieval": "clips", "qa": "clips"}
-    before = ("pretrained", "prompter", "prompts", "vocabulary", "clips")
-    return {
-        "evaluate": {
-            "config": common | {"controls": CONTROLS},
-            "inputs": {name: inputs[name] for name in ("retrieval", "qa", "clips")},
-        },
-        "zero_shot": {"config": common, "inputs": {name: inputs[name] for name in before}},
-    }
-
-
 @pytest.mark.parametrize("stage", ["zero_shot", pytest.param("evaluate", marks=pytest.mark.long)])
-def test_two_processes_have_the_results_of_one(stage, work, two_ranks, tmp_path):
+def test_two_processes_have_the_results_of_one(stage, folders, vocabulary, clips, two_ranks, tmp_path):
+    """With all kinds of models."""
+    inputs = folders | {"pretrained": folders["pretrain"], "clips": clips, "vocabulary": vocabulary}
+    config = {"retrieval": "clips", "qa": "clips"} | ({"controls": CONTROLS} if stage == "evaluate" else {})
+    work = {stage: {"config": config, "inputs": {name: str(path) for name, path in inputs.items()}}}
     files = {}
     for name in ("alone", "shared"):
         (tmp_path / name).mkdir()

@@ -29,15 +29,11 @@ def note(unit: int, folder: Path, crashing: tuple[int, ...] = (), times: int = 1
     return 10 * unit
 
 
-def done(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*-done"))
-
-
-@pytest.mark.parametrize(("crashing", "times"), [((), 0), ((0,), 1), ((2, 5), 2)])
+@pytest.mark.parametrize(("crashing", "times"), [((), 0), ((2, 5), 2)])
 def test_every_unit_is_processed_and_yielded_once(crashing, times, tmp_path):
     results = list(run_units(iter(range(7)), partial(note, folder=tmp_path, crashing=crashing, times=times), TWO))
     assert sorted(results) == [(number, 10 * number) for number in range(7)]
-    assert done(tmp_path) == [f"{n}-done" for n in range(7)]
+    assert len(list(tmp_path.glob("*-done"))) == 7
     assert len(list(tmp_path.glob("*-death-*"))) == len(crashing) * times
 
 
@@ -58,10 +54,7 @@ def test_deaths_are_counted_only_in_succession(tmp_path, monkeypatch):
 def test_exceptions_propagate(tmp_path):
     with pytest.raises(FileNotFoundError):
         list(run_units([1], partial(note, folder=tmp_path / "missing"), TWO))
-
-
-def test_without_units_no_process_starts():
-    assert list(run_units([], print, TWO)) == []
+    assert list(run_units([], print, TWO)) == []  # without units there is none
 
 
 def test_units_are_consumed_lazily(tmp_path):
@@ -89,13 +82,10 @@ def misbehave(how: str) -> str:
     return how
 
 
-def test_a_subprocess_returns_its_result():
+def test_a_subprocess_returns_its_result_raises_crashes_or_hangs():
     assert run_in_subprocess(misbehave, "compute", seconds=30) == "compute"
     with pytest.raises(ValueError, match="no"):
         run_in_subprocess(misbehave, "raise", seconds=30)
-
-
-def test_a_subprocess_may_crash_or_hang():
     with pytest.raises(WorkerDied, match="status -11"):
         run_in_subprocess(misbehave, "crash", seconds=30)
     with pytest.raises(TimeoutError, match=r"longer than 0.5 s"):

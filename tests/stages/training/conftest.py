@@ -1,11 +1,14 @@
 """What the tests of training share: small objectives and batches, corpora to sample from, training runs."""
 
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import loop
+from alpro.stages.training import dataset, loop
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World
@@ -86,6 +89,35 @@ def steps_of(tokenizer, training):
         return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_ranks_trained(build_once, two_ranks) -> Path:
+    """What the two processes of part_of_steps.py leave."""
+
+    def build(out: Path) -> None:
+        assert two_ranks(Path(__file__).with_name("part_of_steps.py"), out) == [0, 0]
+
+    return build_once("two-ranks-trained", build)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: the kernel refuses as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def loading_processes(count: int) -> Iterator[None]:
+    """So many processes load batches, as where there is a GPU."""
+    loader, more = dataset.DataLoader, {"num_workers": count, "prefetch_factor": 1 if count else None}
+    with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+        yield
 
 
 # Metrics that differ between equal runs.

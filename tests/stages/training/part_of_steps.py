@@ -1,7 +1,9 @@
-"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job.
+"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job, and the
+losses and gradients of every objective on this rank's part of a batch.
 
 python part_of_steps.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them. What each run
-leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>.
+leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>. Losses and
+gradients are in OUT/objectives.<rank>.safetensors.
 """
 
 import os
@@ -27,7 +29,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
-from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, whole_batch
+from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, losses_and_gradients, whole_batch
 
 RUNS = {
     "plain": {"steps": 4},
@@ -78,18 +80,7 @@ class Batches:
             yield replace(self.batch, step=step)
 
 
-def train(
-    out: Path,
-    world: World,
-    steps: int,
-    accumulation_steps: int = 1,
-    spoil: str = "",
-    dropout: float = 0.0,
-    stop: int = -1,
-    pool: int = 0,
-    contrast: str = "micro_batch",
-    optimizer: str = "adamw",
-):
+def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", dropout=0.0, stop=-1, pool=0, **more):
     """One run; returns its weights by name, and what was noted: which values the first dropout kept, and how many
     micro-batches did not average their gradients over the ranks."""
     values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
@@ -97,8 +88,7 @@ def train(
     resources = Resources(device="cpu", checkpoint_interval=3600)
     config = Config.model_validate(
         {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
-        | {"contrast": contrast, "negative_pool_size": pool, "optimizer": optimizer}
-        | {"lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1}
+        | {"negative_pool_size": pool, "lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1, **more}
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
@@ -117,19 +107,20 @@ def train(
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
-        more = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
-        with more[0], more[1], patch.object(DistributedDataParallel, "no_sync", apart):
+        eps, often = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
+        with eps, often, patch.object(DistributedDataParallel, "no_sync", apart):
             Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
-        return train(out, world, steps, dropout=dropout, optimizer=optimizer) | {"starts": torch.tensor(2)}
+        return train(out, world, steps, dropout=dropout, **more) | {"starts": torch.tensor(2)}
     return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
 
 
 def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
         save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
+    save_file(losses_and_gradients(world.rank, world.size), out / f"objectives.{world.rank}.safetensors")
 
 
 if __name__ == "__main__":

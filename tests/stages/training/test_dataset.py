@@ -4,7 +4,6 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -14,10 +13,10 @@ from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training import dataset
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
 from alpro.stages.training.dataset import TrainingDataset
+from tests.stages.training.conftest import loading_processes
 
 
 def sample_ids(data: TrainingDataset) -> list[str]:
@@ -141,6 +140,9 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
     data = steps_of(corpora, phases=phases, batch_size=5)
     letters = "".join(data[step].ids[0][0] for step in range(len(data)))
     assert letters == "aaa" + "bbbb" + "cccc"  # 2 epochs x (4 + 6 examples) / 5
+    for epochs, batch_size, steps in ((0.5, 3, 2), (0.7, 5, 2), (0.01, 12, 1)):
+        phases = [{"corpora": ("a",), "epochs": epochs}]
+        assert len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size)) == steps
     phases = [{"corpora": ("a",), "steps": 1}] * 2
     data = steps_of({"a": corpus(6)}, phases=phases, batch_size=3)
     assert sorted(sample_ids(data)) == [f"v{n}" for n in range(6)]  # the second continues the epoch
@@ -154,14 +156,6 @@ def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
     by_weight = steps_of(corpora, phases=[{"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}])
     shares = [(by_weight.source_of == number).mean() for number in range(3)]
     assert shares == pytest.approx([0.75 * 7 / 12, 0.75 * 5 / 12, 0.25], abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "batch_size", "steps"), [(1, 4, 3), (2, 4, 6), (0.5, 3, 2), (0.7, 5, 2), (0.01, 12, 1)]
-)
-def test_epochs_are_passes_over_the_examples(epochs, batch_size, steps, corpus, steps_of):
-    phases = [{"corpora": ("a",), "epochs": epochs}]
-    assert len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size)) == steps
 
 
 @pytest.mark.parametrize(
@@ -181,12 +175,8 @@ def test_invalid_phases_are_refused(wrong):
 
 
 def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_processes():
-    wanted = {
-        "phases": [{"corpora": ["a"], "steps": 1}],
-        "batch_size": 48,
-        "accumulation_steps": 2,
-        "negative_pool_size": 8,
-    }
+    wanted = {"phases": [{"corpora": ["a"], "steps": 1}], "batch_size": 48, "accumulation_steps": 2}
+    wanted["negative_pool_size"] = 8
     config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
     for ranks in (1, 3, 6, 12, 24):
         config.check_division(ranks)
@@ -211,11 +201,8 @@ def test_a_phase_without_examples_and_ranks_that_do_not_divide_a_batch_are_error
 
 
 def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
-    """Steps `first` to `last` as loaded by so many processes, as where there is a GPU; the rest is left, as by a run
-    that ends in between."""
-    more = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
-    loader = dataset.DataLoader
-    with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+    """Steps `first` to `last` as loaded by so many processes; the rest is left, as by a run that ends in between."""
+    with loading_processes(workers):
         batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
         return list(itertools.islice(batches, last - first))
 

@@ -3,12 +3,8 @@
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,18 +15,17 @@ from alpro.stages.execution.interface import EXIT_INPUT_ERROR
 from alpro.stages.training import dataset, loop
 from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.conftest import one_line
+from tests.stages.training.conftest import full_disk, loading_processes
 from tests.stages.training.test_resume import OFTEN, assert_same
 
 
 def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
-    whole, broken = (new_run(name, run=OFTEN, steps=40) for name in ("whole", "broken"))
+    whole, broken = (new_run(name, run=OFTEN, steps=12) for name in ("whole", "broken"))
     whole.start()
-    loader = dataset.DataLoader
-    one = {"num_workers": 1, "prefetch_factor": 1}
 
     def lose_a_loading_process() -> None:
-        dataset.DataLoader = lambda *args, **kwargs: loader(*args, **kwargs | one)
-        broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
+        with loading_processes(1):
+            broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
 
     # A separate process: torch remembers loading processes, and reports a death at any later time.
     process = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
@@ -87,17 +82,6 @@ def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, err
     assert not dies or ended.value.code == EXIT_INTERRUPTED
 
 
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file can grow beyond `most` bytes: the kernel refuses as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run, capfd):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
@@ -124,26 +108,17 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
     assert len(json.loads((tmp_path / "result.json").read_text())["error"].splitlines()) == 1
 
 
-def broken(corpus: Path, to: Path, count: int) -> list[str]:
-    """A copy of a corpus in which the first frames of `count` training samples are corrupt; their ids."""
-    shutil.copytree(corpus, to)
-    rows = [row for row in read_index(to).to_pylist() if row["split"] == "train"][:count]
-    for row in rows:
-        content = bytearray((to / row["shard"]).read_bytes())
-        for offset, size in zip(row["frame_offsets"], row["frame_sizes"], strict=True):
-            content[offset : offset + min(size, 64)] = bytes(min(size, 64))
-        (to / row["shard"]).write_bytes(content)
-    return [row["id"] for row in rows]
-
-
 @pytest.mark.parametrize("unit", ["sample", "caption"])
 def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_one(unit, clips, steps_of, tmp_path):
     """The official code puts another one there without a word (departure 7). It is not the next caption of the same
     sample."""
-    (lost,) = broken(clips, tmp_path / "broken", 1)
-    following = next(
-        row["id"] for row in read_index(clips).to_pylist() if row["split"] == "train" and row["id"] != lost
-    )
+    shutil.copytree(clips, tmp_path / "broken")
+    first, second = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][:2]
+    shard, (lost, following) = tmp_path / "broken" / first["shard"], (first["id"], second["id"])
+    content = bytearray(shard.read_bytes())
+    for offset, size in zip(first["frame_offsets"], first["frame_sizes"], strict=True):
+        content[offset : offset + min(size, 64)] = bytes(min(size, 64))
+    shard.write_bytes(content)
     whole, mended = (steps_of({"clips": folder}, 30, unit=unit) for folder in (clips, tmp_path / "broken"))
     replaced = 0
     for one, other in zip(map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True):
@@ -155,28 +130,20 @@ def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_one(unit, clips, st
     assert replaced > (2 if unit == "sample" else 0)
 
 
-def test_a_corpus_without_a_readable_sample_is_an_error_of_one_line(clips, steps_of, tmp_path, monkeypatch, resources):
+def test_a_corpus_without_a_readable_sample_is_an_error_of_one_line(clips, steps_of, tmp_path, resources):
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
-    in_process(monkeypatch)
     data = steps_of({"clips": tmp_path / "broken"})
-    with one_line("20 consecutive samples", "truncated"):
+    with loading_processes(1), one_line("20 consecutive samples", "truncated"):
         next(data.loader(0, resources, torch.device("cpu")))
 
 
-def in_process(monkeypatch) -> None:
-    """One loading process, as where there is a GPU."""
-    loader = dataset.DataLoader
-    more = {"num_workers": 1, "prefetch_factor": 1}
-    monkeypatch.setattr(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more))
-
-
-def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, monkeypatch, resources):
-    in_process(monkeypatch)
+def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, resources):
     others = set(multiprocessing.active_children())
-    batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
-    next(batches)
+    with loading_processes(1):
+        batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
+        next(batches)
     (loading,) = set(multiprocessing.active_children()) - others
     os.kill(loading.pid, signal.SIGTERM)
     assert [batch.step for batch in batches] == list(range(1, 20))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
@@ -13,7 +13,8 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
-from tests.stages.training.part_of_a_batch import losses_of
+from tests.stages.training.conftest import run_of
+from tests.stages.training.part_of_a_batch import losses_of, objective_of
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
@@ -73,12 +74,12 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
 
 
 @pytest.mark.parametrize(
-    ("times", "steps"), [(1, [8]), (2, [4, 8]), (3, [3, 6, 8]), (5, [2, 4, 5, 7, 8]), (8, list(range(1, 9)))]
+    ("times", "steps"),
+    [(1, [10]), (3, [4, 7, 10]), (4, [3, 5, 8, 10]), (6, [2, 4, 5, 7, 9, 10])],
 )
-def test_validations_are_equally_spaced_and_the_last_is_at_the_end(new_run, times, steps):
-    run = new_run("run", run={"validate": lambda _: {"validation/score": 1.0}}, validation={"times": times})
-    run.start()
-    assert [line["step"] for line in run.lines if "validation/score" in line] == steps
+def test_validations_are_equally_spaced_and_the_last_is_at_the_end(training, tmp_path, times, steps):
+    run = run_of(objective_of("prompter"), training(validation={"times": times}), tmp_path)
+    assert [step for step in range(1, 11) if run.is_validated(step)] == steps
 
 
 def test_without_selection_the_last_weights_are_the_result(new_run):
@@ -91,7 +92,8 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
 
 
 def test_micro_batches_are_one_step_on_their_mean(new_run):
-    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0)
+    """Clipped to gradients of about AdamW's epsilon, so that the step depends on their length."""
+    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0, max_grad_norm=1e-4)
     run.start()
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
@@ -126,19 +128,6 @@ def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "train/lr" in line]
     assert [line["train/lr"] for line in lines] == [learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)]
     assert min(line["train/samples_per_second"] for line in lines) > 0.1
-
-
-def test_gradients_are_clipped_to_max_grad_norm(new_run):
-    """AdamW's first step is lr x g / (|g| + 1e-8): gradients clipped to far less than 1e-8 move nothing."""
-    moved = []
-    for name, norm in (("loose", 10.0), ("tight", 1e-12)):
-        run = new_run(name, steps=1, max_grad_norm=norm, weight_decay=0.0)
-        run.start()
-        torch.manual_seed(run.config.seed)
-        before = nn.utils.parameters_to_vector(run.build().parameters()).detach()
-        after = nn.utils.parameters_to_vector(run.trained.parameters()).detach()
-        moved.append(float((after - before).abs().max()))
-    assert moved[0] > 1e-4 > 1e-6 > moved[1]
 
 
 def damaged(*steps: int) -> type[TrainingDataset]:

@@ -1,13 +1,13 @@
 """Means of what steps measure, steps that are not finite, and losses that stayed at chance."""
 
 import math
-import resource
 
 import pytest
 import torch
 
 from alpro.stages.training import metrics
 from alpro.stages.training.metrics import Mean, MetricsFile, chance_levels, losses_at_chance, read_metrics
+from tests.stages.training.conftest import full_disk
 
 
 def add(mean: Mean, values: list[float], counted: bool = True) -> None:
@@ -31,12 +31,8 @@ def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.log, "warning", lambda line: None)  # it would go to a file
     file = MetricsFile(tmp_path)
     file.write(1, {"loss": 1.0})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 10, limits[1]))
-    try:
+    with full_disk(file.path.stat().st_size + 10):
         file.write(2, {"loss": 2.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     file.write(3, {"loss": 3.0})
     assert [line["step"] for line in read_metrics(file.path)] == [1, 3]
 

@@ -1,14 +1,11 @@
 """Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder, several ranks."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,7 +16,7 @@ from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.objective import Objective
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective, masked_positions
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from tests.stages.training.part_of_a_batch import (
     NAMES,
     NORM,
@@ -29,8 +26,6 @@ from tests.stages.training.part_of_a_batch import (
     objective_of,
     whole_batch,
 )
-
-PROGRAM = Path(__file__).with_name("part_of_a_batch.py")
 
 
 @pytest.fixture
@@ -54,11 +49,14 @@ def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[st
     losses = {"vtc": vtc_loss(similarity, similarity.T, torch.arange(count), same)}
     if isinstance(model, Alpro):
         likely = torch.zeros_like(similarity) if uniform else similarity
-        videos, _ = hard_negatives(likely.T, same, batch.uniforms[:, 0])
-        texts, _ = hard_negatives(likely, same, batch.uniforms[:, 1])
+        pool = torch.arange(count) // (getattr(objective, "negative_pool_size", 0) or count)
+        excluded = same | (pool[:, None] != pool[None])
+        videos, valid = hard_negatives(likely.T, excluded, batch.uniforms[:, 0])
+        texts, _ = hard_negatives(likely, excluded, batch.uniforms[:, 1])
         pairs = ((text, batch.mask, video), (text, batch.mask, video[videos]), (text[texts], batch.mask[texts], video))
         logits = torch.cat([model.match(*pair) for pair in pairs])
-        losses["vtm"] = F.cross_entropy(logits, torch.tensor([1] * count + [0] * 2 * count))
+        used, label = torch.cat([valid.new_ones(count), valid, valid]), torch.tensor([1] * count + [0] * 2 * count)
+        losses["vtm"] = F.cross_entropy(logits[used], label[used])
     if batch.pseudo_labels is not None:
         patches = model.fuse(text, batch.mask, video)[:, batch.text.shape[1] + 1 :].unflatten(1, (4, 4))
         kept = [n for n in range(count) if batch.pseudo_labels[n].max() >= objective.threshold]
@@ -85,6 +83,7 @@ WITHOUT = [{}, *({name: 0.0} for name in ("vtc", "vtm", "mlm", "pem"))]
     [
         ("prompter", {}, False),
         ("matching", {}, False),
+        ("matching in pools of 2", {}, False),
         ("qa", {}, False),
         *(("pretrain", {"weights": WEIGHTS | off}, "vtc" in off) for off in WITHOUT),
         ("pretrain", {"threshold": 0.0}, True),
@@ -93,7 +92,7 @@ WITHOUT = [{}, *({name: 0.0} for name in ("vtc", "vtm", "mlm", "pem"))]
 def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train(name, changes, uniform, batch):
     objective = objective_of(name, **changes)
     if uniform:
-        objective.uniform_negatives = True  # as without VTC
+        objective.uniform_negatives, batch.max_masked = True, 0  # as without VTC; and where the number is not known
     batch = objective.labeled(replace(batch, boxes=None) if name == "prompter" else batch)
     if "pem" in objective.losses:
         assert 1 < (batch.pseudo_labels.amax(1) >= 0.64).sum() < 7
@@ -115,37 +114,6 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
         key.split(".")[0] for key in actual
     }
     assert without == objective.unused_parameters
-
-
-def test_a_smaller_pool_divides_the_batch(batch):
-    """Pools of 2 in a batch of 8: whatever the similarities, the only other pair of a pool is its negative."""
-    objective = objective_of("matching in pools of 2")
-    similarity, rows = torch.randn(8, 8) * 50, torch.arange(8.0)[:, None, None]
-    pairs = replace(batch, video=torch.arange(8))
-    ((_, _, videos), (texts, _, _)), valid = objective.negatives(pairs, rows, rows, similarity, similarity)
-    assert videos.flatten().tolist() == texts.flatten().tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
-    assert valid.all()
-    pairs.video = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # two captions of one video have no other in their pool
-    _, valid = objective.negatives(pairs, rows, rows, similarity, similarity)
-    assert valid.tolist() == [False, False, *[True] * 6] * 2
-    assert objective.counts(pairs)["vtm"] == 8 + 12
-
-
-def test_each_direction_samples_by_its_own_similarity_and_random_number(batch):
-    """Texts are most similar to the next video, videos to the text after the next."""
-    objective, rows = objective_of("matching"), torch.arange(8.0)[:, None, None]
-    pairs, numbers = replace(batch, video=torch.arange(8)), torch.arange(8)
-    of_text, of_video = torch.zeros(8, 8), torch.zeros(8, 8)
-    of_text[numbers, (numbers + 1) % 8] = 100.0
-    of_video[numbers, (numbers + 2) % 8] = 100.0
-    ((_, _, videos), (texts, masks, _)), _ = objective.negatives(pairs, rows, rows, v2t=of_video, t2v=of_text)
-    assert videos.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
-    assert texts.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
-    assert torch.equal(masks, batch.mask[[2, 3, 4, 5, 6, 7, 0, 1]])  # a text and its own mask
-    pairs.uniforms = torch.tensor([[0.01, 0.99]] * 8)  # the first other video, and the last other text
-    ((_, _, videos), (texts, _, _)), _ = objective.negatives(pairs, rows, rows, torch.zeros(8, 8), torch.zeros(8, 8))
-    assert videos.flatten().tolist() == [1] + [0] * 7
-    assert texts.flatten().tolist() == [7] * 7 + [6]
 
 
 def test_similarities_stay_exact_under_mixed_precision(batch):
@@ -230,20 +198,6 @@ def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
     assert metrics["pseudo_label_entropy"].item() == pytest.approx(entropy, abs=1e-6)
 
 
-@given(data=st.data(), rows=st.integers(1, 5), length=st.integers(1, 9))
-def test_every_masked_word_is_selected_once(data, rows, length):
-    row = st.lists(st.sampled_from([-100, -100, 5, 6, 7]), min_size=length, max_size=length)
-    labels = torch.tensor([data.draw(row) for _ in range(rows)])
-    masked = (labels != -100).sum(1)
-    most = data.draw(st.one_of(st.just(0), st.integers(max(1, int(masked.max())), length + 8)))
-    positions, words = masked_positions(labels, most)
-    assert positions.shape == words.shape == (rows, min(most or length, length))
-    for row, at, word in zip(labels, positions, words, strict=True):
-        assert len(set(at.tolist())) == len(at)  # no position twice
-        assert torch.equal(row[at], word)
-        assert at[word != -100].tolist() == row.ne(-100).nonzero().flatten().tolist()  # each masked one, in order
-
-
 def test_frames_are_scaled_normalized_and_resized():
     frames = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
     frames[:, :, 0], frames[:, :, 1, :2] = 255, 255
@@ -257,32 +211,17 @@ def test_frames_are_scaled_normalized_and_resized():
     np.testing.assert_allclose(small[0, 0, 0].numpy(), 1.0, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def halves(tmp_path_factory, two_ranks):
-    """What each of two processes finds on its half of a batch."""
-    out = tmp_path_factory.mktemp("halves")
-    assert two_ranks(PROGRAM, out) == [0, 0]
-    return [load_file(out / f"{rank}.safetensors") for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return losses_and_gradients(0, 1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_with_halves_are_as_one_with_the_whole(name, halves, whole):
+def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
     """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked words, kept samples
     are those of all. The official code counts by the rank within a machine."""
-    keys = [key for key in whole if key.startswith(f"{name}/")]
-    assert len(keys) > 20
-    torch.testing.assert_close(
-        (halves[0][f"{name}/loss"] + halves[1][f"{name}/loss"]) / 2, whole[f"{name}/loss"], atol=1e-5, rtol=1e-5
-    )
-    for key in keys:
-        if not key.endswith("/loss"):
-            for half in halves:
-                torch.testing.assert_close(half[key], whole[key], atol=1e-5, rtol=1e-5, msg=key)
+    first, second = (load_file(two_ranks_trained / f"objectives.{rank}.safetensors") for rank in range(2))
+    whole = losses_and_gradients(0, 1)
+    assert len(whole) > 20 * len(NAMES)
+    assert first.keys() == second.keys() == whole.keys()
+    for key, value in whole.items():
+        found = [(first[key] + second[key]) / 2] if key.endswith("/loss") else [first[key], second[key]]
+        for half in found:
+            torch.testing.assert_close(half, value, atol=1e-5, rtol=1e-5, msg=key)
 
 
 @pytest.fixture

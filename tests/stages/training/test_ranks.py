@@ -11,30 +11,22 @@ from torch import Tensor
 from alpro.stages.training.distributed import World
 from tests.stages.training.part_of_steps import RUNS, train
 
-PROGRAM = Path(__file__).with_name("part_of_steps.py")
 NOTED = {"kept", "apart", "starts"}
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, two_ranks) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    assert two_ranks(PROGRAM, folder) == [0, 0]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def both(out):
+def both(two_ranks_trained):
     """both(run): what the two ranks have after a run."""
-    return lambda run: [load_file(out / f"{run}.{rank}.safetensors") for rank in range(2)]
+    return lambda run: [load_file(two_ranks_trained / f"{run}.{rank}.safetensors") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
-def lines(out):
+def lines(two_ranks_trained):
     """lines(run): the metrics of a run, without those of time."""
 
     def read(run: str) -> list[dict[str, float]]:
         kept = ("step", "train/loss", "train/loss_vtc", "train/loss_vtm", "train/grad_norm", "train/skipped_steps")
-        actual = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
+        actual = [json.loads(line) for line in (two_ranks_trained / run / "metrics.jsonl").read_text().splitlines()]
         return [{name: line[name] for name in kept if name in line} for line in actual]
 
     return read

@@ -3,6 +3,7 @@ weights."""
 
 import json
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from alpro.models.attention import Mlp
 from alpro.models.folder import ModelFolder, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
 from alpro.stages.training.distributed import World, pick_device
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, measure_preprocessing
+from tests.stages.training.conftest import Killed
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
@@ -34,6 +36,21 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
         inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
         pretrain.run(pretrain.Config.model_validate(values | config), inputs, tmp_path / name, resources)
         return ModelFolder.from_pretrained(tmp_path / name / "model")
+
+    return run
+
+
+@pytest.fixture
+def tuned(folders, clips, tmp_path, resources):
+    """tuned(stage, **config): the outcome of a step of fine-tuning, and the model."""
+
+    def run(stage, **config) -> tuple[Outcome, ModelFolder]:
+        (tmp_path / "tuned").mkdir()
+        values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
+        values |= {"validation": {"videos": 2}, **config}
+        inputs = {"model": folders["pretrain"], "clips": clips}
+        outcome = stage.run(stage.Config.model_validate(values), inputs, tmp_path / "tuned", resources)
+        return outcome, ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
 
     return run
 
@@ -54,25 +71,20 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
     [(0, 1, False, True), (4, 1, False, False), (8, 1, False, True), (4, 2, False, True), (2, 2, True, True)],
 )
 def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
-    pool, parts, compiled, expected, training, tiny_model, tokenizer, corpus, tmp_path, monkeypatch
+    pool, parts, compiled, expected, training, tiny_model, tokenizer, tmp_path, monkeypatch
 ):
     """Two ranks of four pairs, or of two in each of two micro-batches."""
-
-    class Made(Exception):
-        pass
-
-    def stop(*arguments):
-        raise Made(arguments[-1])
-
+    dataset = mock.Mock(side_effect=Killed)
     model = Alpro(tiny_model(tokenizer.get_vocab_size()))
     objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
     made = Training(ModelFolder("retrieval", model, tokenizer), objective, None)
     monkeypatch.setattr(stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu"))))
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
-    monkeypatch.setattr(stage, "TrainingDataset", stop)
+    monkeypatch.setattr(stage, "TrainingDataset", dataset)
     config = training(("a",), accumulation_steps=parts)
-    with pytest.raises(Made, match=str(expected)):
-        stage.train(lambda _: made, config, {"a": corpus(8)}, tmp_path, Resources(device="cpu", compile=compiled))
+    with pytest.raises(Killed):
+        stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu", compile=compiled))
+    assert dataset.call_args.args[-1] is expected
 
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
@@ -98,18 +110,12 @@ def test_every_key_has_an_effect(pretrained, monkeypatch):
     assert unchanged == []
 
 
-def test_the_seed_alone_decides_the_initial_weights(pretrained):
-    first = pretrained("one", seed=3)
-    assert first.model.pem_head is None  # it was not trained
-    one = weights(first)
-    torch.rand(5)  # the state of the generator before the stage has no effect
-    assert torch.equal(one, weights(pretrained("again", seed=3)))
-    assert not torch.equal(one, weights(pretrained("other", seed=4)))
-
-
-def test_a_start_copies_the_weights_of_another_model(pretrained, tmp_path):
-    other = pretrained("other", seed=4)
-    assert torch.equal(weights(pretrained("one", start=str(tmp_path / "other" / "model"))), weights(other))
+def test_the_seed_decides_the_initial_weights_unless_a_start_does(pretrained, tmp_path):
+    one, other = pretrained("one", seed=3), pretrained("other", seed=4)
+    assert one.model.pem_head is None  # it was not trained
+    assert not torch.equal(weights(one), weights(other))
+    started = pretrained("started", seed=3, start=str(tmp_path / "other" / "model"))
+    assert torch.equal(weights(started), weights(other))
 
 
 def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
@@ -127,58 +133,37 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained
             pretrained(f"from {name}", start=str(tmp_path / name))
 
 
-def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
-    pretrained, clips, tmp_path, resources, monkeypatch, capsys
-):
+def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(tuned, monkeypatch, capsys):
     """As on a GPU, or on a processor that has it; the weights are float32 all the same."""
-    pretrained("start")
     monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
     seen = set[torch.dtype]()
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y)
-    (tmp_path / "tuned").mkdir()
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 4, "lr": 1e-9}
-    config = finetune_retrieval.Config.model_validate(values | {"validation": {"videos": 2}, "max_text_tokens": 4})
-    outcome = finetune_retrieval.run(
-        config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources
-    )
+    outcome, folder = tuned(finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4)
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
-    cut, chance = outcome.warnings
+    cut, *chance = outcome.warnings
     assert cut.startswith("clips: 131 of 132 captions have more than max_text_tokens = 4 tokens")
-    assert chance.startswith("loss_vt")
+    assert [line[:8] for line in chance] == ["loss_vtc", "loss_vtm"]
     logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert logged[-2:] == [f"warning: {line}" for line in outcome.warnings]
+    assert logged[-3:] == [f"warning: {line}" for line in outcome.warnings]
     assert torch.bfloat16 in seen
-    tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model").model
-    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
+    assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("matching", "ranking"), [(40.0, "similarity"), (60.0, "matching")])
-def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, pretrained, clips, tmp_path, monkeypatch):
+def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, tuned, monkeypatch):
     scores = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 50.0}
     monkeypatch.setattr(loop.Run, "train", lambda *_: scores)
-    pretrained("start")
-    (tmp_path / "tuned").mkdir()
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
-    inputs = {"model": tmp_path / "start", "clips": clips}
-    finetune_retrieval.run(finetune_retrieval.Config.model_validate(values), inputs, tmp_path / "tuned", Resources())
-    assert ModelFolder.from_pretrained(tmp_path / "tuned" / "model").ranking == ranking
+    assert tuned(finetune_retrieval)[1].ranking == ranking
 
 
-@pytest.mark.parametrize("tuning", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
-def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
-    tuning, pretrained, clips, tmp_path, resources
-):
-    pretrained("start")
-    (tmp_path / "tuned").mkdir()
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "max_text_tokens": 11, "frames": 2, "batch_size": 2}
-    config = tuning.Config.model_validate(values | {"validation": {"videos": 2}})
-    tuning.run(config, {"model": tmp_path / "start", "clips": clips}, tmp_path / "tuned", resources)
-    tuned = ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
-    assert (tuned.entities, tuned.model.pem_head, tuned.model.mlm_head) == ([], None, None)  # not trained any more
-    assert tuned.preprocessing.max_text_tokens == 11
-    assert tuned.model.config.video.frames == 2
+@pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
+def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(stage, tuned):
+    folder = tuned(stage, max_text_tokens=11)[1]
+    assert (folder.entities, folder.model.pem_head, folder.model.mlm_head) == ([], None, None)  # not trained any more
+    assert folder.preprocessing.max_text_tokens == 11
+    assert folder.model.config.video.frames == 2
 
 
 def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
@@ -192,7 +177,6 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
 
 @pytest.fixture
 def unlike_corpora(tmp_path):
-    """Three corpora of unlike statistics."""
     actual = {}
     for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
         actual[name] = tmp_path / name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
+from alpro.stages.execution.interface import Resources
 from tests.conftest import ROOT
 
 HERE = Path(__file__).parent
@@ -33,37 +33,25 @@ def torchrun(free_port) -> Callable[..., tuple[int, str]]:
     return run
 
 
-def work(folder: Path, **resources) -> Path:
-    """A work file in a folder."""
-    resources = Resources(device="cpu", **resources).model_dump()
-    file = folder / "work.json"
-    file.write_text(json.dumps({"out": str(folder / "out"), "inputs": {}, "resources": resources}))
-    return file
-
-
 @pytest.mark.parametrize(
     ("how", "output"),
     [
         ("input-error", "clips/shard-000001.tar: cut short"),
         pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
         pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.long),
+        pytest.param("silent", "another rank is gone", marks=pytest.mark.long),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, torchrun):
-    status, message = torchrun(HERE / "part_of_a_failure.py", work(tmp_path), how)  # ranks would wait ten minutes
+    """At once, without waiting for the limit; a silent one at the limit."""
+    resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
+    work, result = tmp_path / "work.json", tmp_path / "result.json"
+    work.write_text(json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources}))
+    status, message = torchrun(HERE / "part_of_a_failure.py", work, how)
     assert status != 0
-    result = tmp_path / "result.json"
     if how == "input-error":  # the launcher prints it
         assert json.loads(result.read_text()) == {"error": output}
         return
     other = message.find("another rank is gone")
-    assert output in message
-    assert other < 0 or how == "killed" or message.index(output) < other
-    assert not result.exists()
-
-
-@pytest.mark.long
-def test_a_silent_rank_ends_the_job_within_the_limit(tmp_path, torchrun):
-    status, message = torchrun(HERE / "part_of_a_failure.py", work(tmp_path, rank_timeout=3), "silent")
-    assert status not in (0, EXIT_INPUT_ERROR)
-    assert "another rank is gone" in message
+    assert (output in message, result.exists()) == (True, False)
+    assert other < 0 or how != "error" or message.index(output) < other

@@ -25,17 +25,10 @@ CAPTIONS = [  # constructions that are frequent in captions and rare in treebank
     ("The Woman is cutting vegetables in her kitchen.", "woman vegetables kitchen"),
     ("he runs quickly", ""),
     ("a man talks about a car", "man car"),
-    ("a woman sings on stage", "woman stage"),
-    ("a boy plays guitar", "boy guitar"),
-    ("a man swings a bat", "man bat"),
     ("a chef mixes dough in a bowl", "chef dough bowl"),
-    ("a woman puts on makeup", "woman makeup"),
-    ("a person folds paper", "person paper"),
     ("a group of people dance", "group people"),
     ("a man wears a striped shirt", "man shirt"),
-    ("a girl dances in a garden", "girl garden"),
     ("women talking and laughing", "women"),
-    ("a lady describes a recipe", "lady recipe"),
     ("he s standing by the window", "window"),
     ("a reporter narrates and explains the weather", "reporter weather"),
     ("two kids are jumping up and down", "kids"),
@@ -48,21 +41,14 @@ def test_the_embedded_tagger_tags_the_nouns_of_captions():
     wrong = {caption: actual - expected for caption, (actual, expected) in results.items()}
     assert not any(wrong.values()), wrong
     missed = [word for actual, expected in results.values() for word in expected - actual]
-    assert len(missed) <= 1, missed  # of 37
+    assert len(missed) <= 1, missed  # of 23
 
 
 def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
     words = count_words(captions, "embedded", resources)
-    assert words == {
-        ("a", False): 5,
-        ("dog", True): 4,
-        ("is", False): 3,
-        ("sleeping", False): 3,
-        ("small", False): 1,
-        ("and", False): 1,
-        ("cat", True): 1,
-    }
+    others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
+    assert words == {("dog", True): 4, ("cat", True): 1} | {(word, False): count for word, count in others.items()}
 
 
 def captions_of(number: int) -> Counter[str]:
@@ -75,15 +61,14 @@ def captions_of(number: int) -> Counter[str]:
 
 def test_counts_do_not_depend_on_the_units(resources, monkeypatch, inline_pool):
     """Nor on whether they go to a pool."""
-    captions = captions_of(400)
+    captions = captions_of(150)
     whole = count_words(captions, "embedded", resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
-    for unit, batch in ((40, 1), (7, 3), (64, 64), (300, 256), (4096, 1000)):
+    for unit, batch, workers in ((40, 1, 2), (7, 3, 1), (64, 64, 2), (100, 256, 1)):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
-        for workers in (1, 2):
-            some = Resources(workers=workers, device="cpu")
-            assert count_words(captions, "embedded", some) == whole, (unit, batch, workers)
+        some = Resources(workers=workers, device="cpu")
+        assert count_words(captions, "embedded", some) == whole, (unit, batch, workers)
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
     assert count_words(Counter(dict(shuffled)), "embedded", resources) == whole
