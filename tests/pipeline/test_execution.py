@@ -66,13 +66,19 @@ def group(monkeypatch) -> dict[str, Any]:
     return seen
 
 
-def test_resources_reach_the_process_of_a_stage(group, tmp_path):
+def test_resources_reach_the_process_of_a_stage_and_the_command_for_other_nodes_is_printed(group, tmp_path):
     resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2)
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5, say=pytest.fail)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
     assert (group["work"]["out"], group["locks"]) == (str(tmp_path), (5,))
     assert group["settings"] == {"ALPRO_PLAIN_PROGRESS": "1"}
+    printed: list[str] = []
+    resources = Resources(nodes=2, rendezvous="host:29500")
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
+    (line,) = printed
+    assert "python -m torch.distributed.run --nproc-per-node=1 " in line
+    assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
 @pytest.mark.parametrize(
@@ -115,15 +121,6 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
             assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
         else:
             assert command(stage, file, Resources(processes=4, **nodes)) == many
-
-
-def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
-    printed: list[str] = []
-    resources = Resources(nodes=2, rendezvous="host:29500")
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
-    (line,) = printed
-    assert "python -m torch.distributed.run --nproc-per-node=1 " in line
-    assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
 @pytest.mark.parametrize(
@@ -373,21 +370,16 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_does_not_wait(tmp_path, stop):
-    with (
-        reserved(ONE, 1, pytest.fail, tmp_path),
-        pytest.raises(Stopped),
-        reserved(ONE, 1, lambda line: stop.request(), tmp_path),
-    ):
-        pass
+    with reserved(ONE, 1, pytest.fail, tmp_path), pytest.raises(Stopped):
+        reserved(ONE, 1, lambda line: stop.request(), tmp_path).__enter__()
     with reserved(ONE, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["0"]
 
 
 def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
     """A training process whose pipeline is killed."""
-    killed, name = other(
-        tmp_path, OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
-    )
+    leaves = OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
+    killed, name = other(tmp_path, leaves)
     assert (name, killed.wait()) == ("0", 9)
     with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["1"]
@@ -410,24 +402,21 @@ def test_without_devices_nothing_is_reserved_and_too_few_or_no_folder_are_errors
     assert devices.FOLDER.is_absolute()
 
 
-@pytest.mark.parametrize(
-    ("visible", "found"),
-    [
-        (None, {"0": "a", "1": "b"}),
-        ("", {"0": "a", "1": "b"}),
-        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
-        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
-    ],
-)
-def test_devices_have_the_names_of_cuda_and_an_identity(visible, found, monkeypatch):
+def test_devices_have_the_names_of_cuda_and_an_identity(monkeypatch):
     """The identities are asked of CUDA in a process of its own."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(devices, "UUIDS", "print('a', 'b')")
-    devices.device_uuids.cache_clear()
     monkeypatch.delenv(devices.VISIBLE, raising=False)
-    if visible is not None:
+    devices.device_uuids.cache_clear()
+    assert visible_devices(Resources()) == TWO
+    for visible, found in (
+        ("", TWO),
+        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
+        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
+    ):
         monkeypatch.setenv(devices.VISIBLE, visible)
-    assert visible_devices(Resources()) == found
+        devices.device_uuids.cache_clear()
+        assert visible_devices(Resources()) == found
     devices.device_uuids.cache_clear()
 
 

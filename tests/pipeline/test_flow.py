@@ -88,12 +88,13 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert report.count("data:image/png;base64,") == len(pictures) > 2
 
 
-def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
-    """Its own columns, too: user, source."""
+def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_headline_scores(first, workspace):
     (*_, parent), nested = runs(workspace)
     stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
     assert set(stages) == set(STAGES)
-    assert {run.info.status for run in [parent, *stages.values()]} == {"FINISHED"}
+    for run in (parent, *stages.values()):
+        assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "alpro")
+        assert run.data.tags["mlflow.user"]
     assert parent.data.params["pretrain.lr"] == "0.001"
     assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
     pretrain = stages["pretrain"]
@@ -115,26 +116,14 @@ def test_mlflow_has_a_run_a_pipeline_and_a_nested_run_a_stage(first, workspace):
     assert "results.json" in listed(stages["evaluate"], "tables")
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
 
-    for run in (parent, *stages.values()):
-        assert run.data.tags["mlflow.source.name"] == "alpro"
-        assert run.data.tags["mlflow.user"]
-
-
-def test_headline_scores_have_short_names_that_come_first_and_models_have_them_too(first, workspace):
-    (*_, parent), nested = runs(workspace)
     metrics = parent.data.metrics
     assert {name.split("/")[0] for name in metrics} - set(HEADLINES) == {"test", "training"}
     assert {name: metrics[name] for name in HEADLINES} == {n: metrics[f"test/{full}"] for n, full in HEADLINES.items()}
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    stages = {run.info.run_id: run.data.tags["stage"] for run in nested[parent.info.run_id]}
+    names = {run.info.run_id: name for name, run in stages.items()}
     models = client.search_logged_models([parent.info.experiment_id])
-    models = {stages[model.source_run_id]: model for model in models if model.source_run_id in stages}
-    reached = {
-        "train_prompter": "entities",
-        "pretrain": "R1_zero_shot",
-        "finetune_retrieval": "R1",
-        "finetune_qa": "QA",
-    }
+    models = {names[model.source_run_id]: model for model in models if model.source_run_id in names}
+    reached = {"train_prompter": "entities", "pretrain": "R1_zero_shot"}
+    reached |= {"finetune_retrieval": "R1", "finetune_qa": "QA"}
     assert models.keys() == reached.keys()
     for stage, model in models.items():
         assert model.name == f"{Path(first[stage]).name[:8]} {stage} · tiny"
@@ -210,20 +199,6 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
 
 
-def test_artifacts_that_another_store_lacks_are_logged_there(first, workspace, mlflow_store, tmp_path):
-    """A run with another --tracking-uri of which all is cached, as on a server that is new."""
-    mlflow_store(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    for number in (1, 2):  # once
-        alpro(TINY, stage="train_prompter", workspace=workspace, uri=uri)
-        client = MlflowClient(uri)
-        found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-        stages = [run for run in found if "stage" in run.data.tags]
-        assert (len(stages), len(found) - len(stages)) == (5, number)
-    logged = {run.data.tags["fingerprint"][:16] for run in stages}
-    assert logged == {Path(first[name]).name for name in [*STAGES[:4], "train_prompter"]}
-
-
 @pytest.mark.usefixtures("copied")
 def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows(first, workspace):
     changes = ["pretrain.lr=5e-4"]
@@ -262,24 +237,6 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     assert rows("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
 
 
-def test_a_failed_branch_stops_only_what_depends_on_it(first, workspace, monkeypatch, capsys):
-    started: list[str] = []
-
-    def fail(step: Step, *_: object) -> Outcome:
-        started.append(step.name)
-        raise StageFailed(f"{step.name} broke") if step.stage == "finetune_retrieval" else InputError("also broken")
-
-    monkeypatch.setattr(RUN_STAGE, fail)
-    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
-    changes = ["finetune_retrieval.lr=3e-4", "finetune_qa.lr=3e-4"]
-    with pytest.raises(StageFailed, match="finetune_retrieval broke"):
-        alpro(TINY, changes=changes, workspace=workspace)
-    assert started == ["finetune_retrieval", "finetune_qa"]
-    printed = capsys.readouterr().err
-    assert "finetune_retrieval: failed: finetune_retrieval broke" in printed
-    assert "evaluate: skipped" in printed
-
-
 def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace, tmp_path):
     (tmp_path / "nouns.txt").write_text("ball\nstar\n")
     changes = [f"build_vocabulary.entities_file={tmp_path / 'nouns.txt'}", "build_vocabulary.entities=9999"]
@@ -296,37 +253,32 @@ def test_a_pipeline_that_fails_ends_its_runs_as_failed(first, workspace, tmp_pat
     }
 
 
-def test_a_pipeline_that_is_stopped_ends_its_runs_as_killed(first, workspace, monkeypatch):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(RUN_STAGE, stop)
-    changes = ["evaluate.seed=31"]
-    with pytest.raises(KeyboardInterrupt):
-        alpro(TINY, changes=changes, workspace=workspace)
-    assert statuses_of(workspace) == {"": "KILLED", "evaluate": "KILLED"}
-    assert summary_of(workspace, changes)["state"] == "stopped"
-    assert states_of(workspace, changes)["evaluate"] == "unfinished"
-
-
-@pytest.mark.parametrize("task", ["retrieval", "qa"])
-def test_the_test_split_is_checked_before_the_first_training(task, first, workspace, monkeypatch):
+def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
     monkeypatch.setattr(RUN_STAGE, lambda step, *_: started.append(step.stage))
-    changes = [f"evaluate.{task}=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
-    with pytest.raises(InputError, match=r"stills: no test item has (captions|questions)"):
+    changes = ["evaluate.retrieval=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
+    with pytest.raises(InputError, match=r"stills: no test item has captions"):
         alpro(TINY, changes=changes, workspace=workspace)
     assert started == []
 
 
-def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
+def test_existing_shards_take_the_place_of_decoding_and_cached_stages_are_logged_to_another_store(
+    first, workspace, mlflow_store, tmp_path
+):
+    """A run with another --tracking-uri, as on a server that is new."""
     for shard in Path(first["decode_videos clips"]).glob("*.tar"):
         shutil.copy(shard, tmp_path)
-    made = alpro(of_shards(tmp_path, tmp_path), stage="build_vocabulary", workspace=workspace)
+    mlflow_store(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    made = alpro(of_shards(tmp_path, tmp_path), stage="build_vocabulary", workspace=workspace, uri=uri)
     assert list(made) == ["render_sample", "index_shards clips", "decode_videos stills", "build_vocabulary"]
     entities = [pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)]
     assert entities[0] == entities[1]
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    logged = [run.data.tags["fingerprint"][:16] for run in found if "stage" in run.data.tags]
+    assert sorted(logged) == sorted(Path(folder).name for folder in made.values())
 
 
 @pytest.mark.parametrize("row", ["", "vtm mlm"])
@@ -347,41 +299,42 @@ CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 
 
-@pytest.mark.parametrize(("changes", "together"), [(CORPORA, 1), (CORPORA, 2), (FINE_TUNING, 2)])
-def test_independent_stages_run_at_the_same_time_within_the_limit(changes, together, first, workspace, monkeypatch):
-    """In the order of the plan."""
-    seen = SimpleNamespace(running=0, most=0, started=[])
+@pytest.mark.parametrize(
+    ("changes", "limit", "most", "beside"),  # beside: how many stages with a model share the cores
+    [
+        (CORPORA, 1, 1, {}),
+        (FINE_TUNING, 2, 2, {"finetune_retrieval": 2, "finetune_qa": 2}),
+        (FINE_TUNING[1:], 2, 1, {"finetune_qa": 1}),  # the other one is cached
+        (["pretrain.lr=7e-4"], 2, 1, {"pretrain": 1}),  # the others need it
+    ],
+)
+def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_only_what_depends_on_it(
+    changes, limit, most, beside, first, workspace, monkeypatch, capsys
+):
+    seen = SimpleNamespace(running=0, most=0, started={})
     changed = threading.Condition()
 
-    def fail(step: Step, *_: object) -> Outcome:
+    def fail(step: Step, *others: object) -> Outcome:
         with changed:
-            seen.started.append(step.name)
+            seen.started[step.name] = others[-1]
             seen.running += 1
             seen.most = max(seen.most, seen.running)
             changed.notify_all()
-            assert changed.wait_for(lambda: seen.most >= together, timeout=120)
+            assert changed.wait_for(lambda: seen.most >= most, timeout=120)
             seen.running -= 1
         raise StageFailed(f"{step.name} broke")
 
     monkeypatch.setattr(RUN_STAGE, fail)
-    with pytest.raises(StageFailed, match="broke"):
-        alpro(TINY, changes=[*changes, f"resources.max_stages={together}"], workspace=workspace)
-    assert (len(seen.started), seen.most) == (2, together)
-    assert together == 2 or seen.started == [name for name in first if name in seen.started]
-
-
-def test_a_stage_shares_the_cores_only_with_those_that_may_run_beside_it(first, workspace, monkeypatch):
-    seen = set()
-
-    def fail(step: Step, *others: object) -> Outcome:
-        seen.add((step.name, others[-1]))
-        raise StageFailed(f"{step.name} broke")
-
-    monkeypatch.setattr(RUN_STAGE, fail)
-    for changes in (["pretrain.lr=7e-4"], FINE_TUNING, FINE_TUNING[1:]):  # with FINE_TUNING[1:], the other is cached
-        with pytest.raises(StageFailed, match="broke"):
-            alpro(TINY, changes=[*changes, "resources.max_stages=2"], workspace=workspace)
-    assert seen == {("pretrain", 1), ("finetune_retrieval", 2), ("finetune_qa", 2), ("finetune_qa", 1)}
+    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
+    with pytest.raises(StageFailed) as raised:
+        alpro(TINY, changes=[*changes, f"resources.max_stages={limit}"], workspace=workspace)
+    in_order = [name for name in STAGES if name in seen.started]
+    assert (len(in_order), seen.most, str(raised.value)) == (len(changes), most, f"{in_order[0]} broke")
+    assert limit == 2 or list(seen.started) == in_order
+    assert beside.items() <= seen.started.items()
+    printed = capsys.readouterr().err
+    assert all(f"{name}: failed: {name} broke" in printed for name in in_order)
+    assert "evaluate: skipped" in printed
 
 
 @pytest.fixture
@@ -393,7 +346,7 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkeypatch):
+def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_killed(first, workspace, monkeypatch):
     running = threading.Barrier(2)
 
     def run_until_stopped(*_: object) -> Outcome:
@@ -403,9 +356,12 @@ def test_stages_that_run_at_the_same_time_stop_together(first, workspace, monkey
         raise AssertionError("not stopped")
 
     monkeypatch.setattr(RUN_STAGE, run_until_stopped)
+    changes = [*FINE_TUNING, "resources.max_stages=2"]
     with pytest.raises(KeyboardInterrupt):
-        alpro(TINY, changes=[*FINE_TUNING, "resources.max_stages=2"], workspace=workspace)
+        alpro(TINY, changes=changes, workspace=workspace)
     assert statuses_of(workspace) == {"": "KILLED", "finetune_retrieval": "KILLED", "finetune_qa": "KILLED"}
+    assert summary_of(workspace, changes)["state"] == "stopped"
+    assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
 
 
 @pytest.mark.parametrize(
