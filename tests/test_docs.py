@@ -45,7 +45,7 @@ def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
 
 def test_generated_pages_and_tables_are_up_to_date():
     stages = re.findall(r"^\| `(\w+)` \|", table_of("method.md", "stage"), re.MULTILINE)
-    assert sorted(stages) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
+    assert sorted(stages) == sorted(STAGES) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
     assert tuple(re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)) == get_args(Reason)
     assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(shipped(STUDIES))
     keys = [field.alias or name for name, field in Study.model_fields.items()]

@@ -262,7 +262,9 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
 def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
     """Writes an artifact; each is newer than the one before, and larger."""
     day = 1 + len(store.all())
-    arguments = {"config": "sample", "data": "", "changes": ["pretrain.lr=1e-4", "name='my own'"], "folder": "/home/me"}
+    data = "my videos" if mark == "d" else ""
+    arguments = {"config": "sample", "data": data, "changes": ["pretrain.lr=1e-4", "name='my own'"]}
+    arguments |= {"folder": "/home/me"}
     run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
     more = {"name": name, "fingerprint": mark * 64, "run": run, "counts": {"rows": 3}, "versions": {"torch": "9.9"}}
     more |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
@@ -398,9 +400,14 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     place = "commit abc123, in the folder /home/me"
     parts = ("lr: 0.123457\n", "rows: 3\n", "torch: 9.9\n", "data: 12ab\n", f"c: c {'c' * 8}\n", place)
     assert [part for part in parts if part not in shown] == []
-    command = "alpro run evaluate --config sample --set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
-    assert f":\n  {command}\n" in shown
+    changes = "--set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
+    assert f":\n  alpro run evaluate --config sample --data 'my videos' {changes}\n" in shown
     assert "changes that are not in this commit" in shown
+    alpro(many, "show", "cc")
+    assert f":\n  alpro run train --config sample {changes}\n" in capsys.readouterr().out
+    write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
+    alpro(many, "show", "dd")
+    assert "To build it again" not in capsys.readouterr().out
 
 
 def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
