@@ -117,6 +117,7 @@ def test_a_change_is_applied(change, is_applied):
         ("train_prompter.clip=a/b", ["pretrain.start: "]),
         ("train_prompter=false", ["cache_prompts.prompter"]),
         ("pretrain=false", ["pretrained"]),
+        ("evaluate=false", ["evaluate"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
         ("train_prompter.model.video.width=64 & train_prompter.model.text.width=64", ["pretrain.start = prompter"]),
         *(
