@@ -11,12 +11,10 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.log import log, warn_once
@@ -24,9 +22,8 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.interface import Interrupted, StageFailed
+from tests.pipeline.conftest import ROOT, TINY, write_artifact
 
-ROOT = Path(__file__).parents[2]
-TINY = str(ROOT / "tests" / "tiny.toml")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
 
 
@@ -50,71 +47,58 @@ def manifest(folder, *rows):
 
 
 ASKED = '{"path": "b.mp4", "split": "train", "questions": [{"question": "what?", "answer": "x"}], "caption": "y"}'
-# Wrong commands, and what their line must name. {tmp}: a folder with files that the test makes.
-MISTAKES = [
-    ("run pretran", "pretrain"),
-    ("index ad", '"add"'),
-    ("import-checkpoint", "import-checkpoint"),
-    ("run --confg sample", "--config"),
-    ("artifacts gc --zzz", "--zzz"),
-    ("model ask m", "VIDEO"),
-    ("ui --port", "--port"),
-    ("ui --port 80000", "--port"),
-    ("ui --port 0", "--port"),
-    ("search index text -k 0", "-k"),
-    ("search index text --nothing-below 2", "--nothing-below"),
-    ("index add index videos --window 0", "--window"),
-    ("index add index videos --window nan", "--window"),
-    ("index rm index", "name the videos"),
-    ("run pretrain --set pretrain.lrr=1", "pretrain.lr"),
-    ("run --config nothing", "nothing"),
-    ("run --workspace /dev/null/x", "--workspace"),
-    ("config show msvd_qa --data {tmp} --pretrained cdcd", "cdcd"),
-    ("config show own_videos", "--data"),
-    ("ui --workspace {tmp}", "alpro run"),
-    ("artifacts show abc --workspace {tmp}", "abc"),
-    ("data check {tmp}/none.jsonl", "none.jsonl"),
-    ("run --data {tmp}/none.jsonl", "none.jsonl"),
-    ("run --data {tmp}/empty.jsonl", "empty.jsonl"),
-    ("run --data {tmp}/words.csv", "path"),
-    ("run render_sample --config own_videos --data {tmp}/one.jsonl", "render_sample"),
-    ("run --data {tmp}/one.jsonl", "test item"),
-    ("run --data {tmp}/one.jsonl --dry-run", "test item"),
-    ("run --data http://me:hush@127.0.0.1:1/m.jsonl", "corpora.data.data"),
-    ("run --data http://127.0.0.1:1/m.jsonl?sig=hush", "corpora.data.data"),
-    ("run --data {tmp}/secret.jsonl", "line 1: path"),
-    ("run --data {tmp}/asked.jsonl", "no test item has questions"),
-    ("run --tracking-uri http://me:hush@host --dry-run", "--tracking-uri"),
-    ("run --tracking-uri postgresql+psycopg://me:hush@host/mlflow --dry-run", "--tracking-uri"),
-    ("run --workspace {tmp}/a?b", "a?b"),
-    ("ui --workspace {tmp}/w?x", "w?x"),
-    ("run --workspace {tmp}/loop.toml", "loop.toml"),
-    ("serve {tmp}/none --token-file {tmp}/fifo", "fifo"),
-    ("artifacts rm ab --workspace {tmp}", "artifacts/pretrain/ab"),
-    ("run --config {tmp}/\udcff.toml", "UTF-8"),
-    ("run --config {tmp}/loop.toml", "loop.toml"),
-    ("run --data {tmp}/loop.toml", "loop.toml"),
-    ("run --data {tmp}/fifo", "fifo"),
-    ("run --config {tmp}/fifo", "fifo"),
-    ("artifacts rm", "name"),
-    ("artifacts log", "name"),
-    ("artifacts compare a", "two"),
-    ("study none", "none"),
-    ("up --prefect-port 5000", "--prefect-port"),
-    ("up --prefect-port {used}", "{used}"),
-    ("ui --port {used} --workspace {tmp}/store", "{used}"),
-    ("run --workspace /proc", "/proc"),
-    ("serve", "INDEX"),
-    ("serve {tmp}/none", "none"),
-    ("serve {tmp}/none --host 0.0.0.0", "--token-file"),
-    ("serve {tmp}/none --token-file {tmp}/there.toml", "there.toml"),
-    ("index add {tmp}/i {tmp}", "--model"),
-    ("eval {tmp}/none {tmp}", "none"),
-    ("eval no/clip {tmp}/asked.jsonl", "no/clip"),
-]
+# What the line of a wrong command must name, and the commands. {tmp}: a folder with files that the test makes.
+MISTAKES = {
+    "pretrain": ["run pretran"],
+    '"add"': ["index ad"],
+    "import-checkpoint": ["import-checkpoint"],
+    "--config": ["run --confg sample"],
+    "--zzz": ["artifacts gc --zzz"],
+    "VIDEO": ["model ask m"],
+    "--port": ["ui --port", "ui --port 80000", "ui --port 0"],
+    "-k": ["search index text -k 0"],
+    "--nothing-below": ["search index text --nothing-below 2"],
+    "--window": ["index add index videos --window 0", "index add index videos --window nan"],
+    "name the videos": ["index rm index"],
+    "pretrain.lr": ["run pretrain --set pretrain.lrr=1"],
+    "nothing": ["run --config nothing"],
+    "--workspace": ["run --workspace /dev/null/x"],
+    "/proc": ["run --workspace /proc"],
+    "cdcd": ["config show msvd_qa --data {tmp} --pretrained cdcd"],
+    "--data": ["config show own_videos"],
+    "alpro run": ["ui --workspace {tmp}"],
+    "abc": ["artifacts show abc --workspace {tmp}"],
+    "none.jsonl": ["data check {tmp}/none.jsonl", "run --data {tmp}/none.jsonl"],
+    "empty.jsonl": ["run --data {tmp}/empty.jsonl"],
+    "path": ["run --data {tmp}/words.csv"],
+    "render_sample": ["run render_sample --config own_videos --data {tmp}/one.jsonl"],
+    "test item": ["run --data {tmp}/one.jsonl", "run --data {tmp}/one.jsonl --dry-run"],
+    "no test item has questions": ["run --data {tmp}/asked.jsonl"],
+    "corpora.data.data": [f"run --data http://{url}" for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")],
+    "line 1: path": ["run --data {tmp}/secret.jsonl"],
+    "--tracking-uri": [
+        f"run --tracking-uri {name}://me:hush@host --dry-run" for name in ("http", "postgresql+psycopg")
+    ],
+    "a?b": ["run --workspace {tmp}/a?b"],
+    "w?x": ["ui --workspace {tmp}/w?x"],
+    "loop.toml": [f"run --{option} {{tmp}}/loop.toml" for option in ("workspace", "config", "data")],
+    "fifo": ["serve {tmp}/none --token-file {tmp}/fifo", "run --data {tmp}/fifo", "run --config {tmp}/fifo"],
+    "artifacts/pretrain/ab": ["artifacts rm ab --workspace {tmp}"],
+    "UTF-8": ["run --config {tmp}/\udcff.toml"],
+    "name": ["artifacts rm", "artifacts log"],
+    "two": ["artifacts compare a"],
+    "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
+    "--prefect-port": ["up --prefect-port 5000"],
+    "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
+    "INDEX": ["serve"],
+    "--token-file": ["serve {tmp}/none --host 0.0.0.0"],
+    "there.toml": ["serve {tmp}/none --token-file {tmp}/there.toml"],
+    "--model": ["index add {tmp}/i {tmp}"],
+    "no/clip": ["eval no/clip {tmp}/asked.jsonl"],
+}
 
 
-@pytest.mark.parametrize(("command", "named"), MISTAKES)
+@pytest.mark.parametrize(("command", "named"), [(one, named) for named in MISTAKES for one in MISTAKES[named]])
 def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for file, text in (
@@ -150,33 +134,24 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
     assert not any(b"hush" in path.read_bytes() for path in written)
 
 
-@pytest.fixture
-def unprivileged() -> list[str]:
-    """A prefix for a command that makes file permissions apply to it, also if the tests run as root."""
-    if os.geteuid() != 0:
-        return []
-    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], capture_output=True).returncode != 0:
-        pytest.skip("root without setpriv: it can write everywhere")
-    return drop
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("words", ["run pretrain", "artifacts rm ab"])
-def test_a_read_only_workspace_is_a_one_line_error(words, unprivileged, tmp_path):
-    workspace = tmp_path / "workspace"
+def test_a_read_only_workspace_is_a_one_line_error(words, tmp_path):
+    workspace, drop = tmp_path / "workspace", []
+    if os.geteuid() == 0:  # so that the permissions of files apply
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], capture_output=True).returncode != 0:
+            pytest.skip("root without setpriv: it can write everywhere")
     (workspace / "artifacts" / "pretrain" / "ab").mkdir(parents=True)
     folders = workspace, workspace / "artifacts" / "pretrain"
     for folder in folders:
         folder.chmod(0o555)
-    command = [*unprivileged, sys.executable, "-m", "alpro.pipeline.cli.main", *words.split(), "--workspace"]
+    command = [*drop, sys.executable, "-m", "alpro.pipeline.cli.main", *words.split(), "--workspace"]
     done = subprocess.run([*command, str(workspace)], cwd=ROOT, capture_output=True, text=True)
     for folder in folders:
         folder.chmod(0o755)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert (done.returncode, done.stderr[:7], done.stderr.count("\n")) == (2, "error: ", 1)
     assert str(workspace) in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_a_dry_run_lists_the_stages_that_would_run_with_its_warnings(tmp_path, monkeypatch, capsys):
@@ -239,22 +214,13 @@ def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkey
     assert "own_videos" not in err
 
 
-@pytest.fixture
-def pretrained(tmp_path) -> Path:
-    """The model folder of an artifact of pretrain in the workspace tmp_path."""
-    folder = tmp_path / "artifacts" / "pretrain" / ("ab" * 8)
-    record = {"version": RECORD_VERSION, "stage": "pretrain", "name": "pretrain", "fingerprint": "ab" * 32}
-    (folder / "model").mkdir(parents=True)
+def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_path):
+    folder, _ = write_artifact(tmp_path, "pretrain", fingerprint="ab" * 32)
+    (folder / "model").mkdir()
     write_json(folder / "model" / "config.json", {})
-    write_json(folder / "artifact.json", record)
-    return folder / "model"
-
-
-@pytest.mark.parametrize("name", ["pretrain", "abab", "pretrain@abab", "{folder}", "{folder}/model"])
-def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(name, pretrained, tmp_path):
-    source = Source(pretrained=name.format(folder=pretrained.parent), set=("pretrained=b",))
-    expected = [f'pretrained="{pretrained}"', "pretrained=b"]
-    assert source.changes(tmp_path) == expected
+    for name in ("pretrain", "abab", "pretrain@abab", str(folder), f"{folder}/model"):
+        source = Source(pretrained=name, set=("pretrained=b",))
+        assert source.changes(tmp_path) == [f'pretrained="{folder / "model"}"', "pretrained=b"]
 
 
 def test_output_that_nothing_reads_is_no_traceback(monkeypatch):

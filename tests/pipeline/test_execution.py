@@ -81,46 +81,42 @@ def test_resources_reach_the_process_of_a_stage_and_the_command_for_other_nodes_
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
-@pytest.mark.parametrize(
-    ("step", "processes", "beside", "own", "expected"),
-    [  # own: OMP_NUM_THREADS of the user; expected: that of the stage. torchrun would set 1
-        (PRETRAIN, 1, 1, None, None),  # PyTorch decides
-        (PRETRAIN, 1, 2, None, "3"),
-        (PRETRAIN, 1, 2, "4", None),
-        (PRETRAIN, 2, 2, None, "1"),
-        (CACHE, 2, 1, None, None),  # in one process
-        (DATA, 1, 2, None, None),  # it has no model
-    ],
-)
-def test_threads_of_a_stage_on_a_cpu(step, processes, beside, own, expected, group, tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
+def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
+    """torchrun would set 1."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
-    if own:
-        monkeypatch.setenv("OMP_NUM_THREADS", own)
-    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), beside=beside)
-    assert group["settings"].get("OMP_NUM_THREADS") == expected
+
+    def threads(step: Step, processes: int, beside: int) -> str | None:
+        resources = Resources(device="cpu", processes=processes)
+        run_stage(step, tmp_path, Store(tmp_path), resources, beside=beside)
+        return group["settings"].get("OMP_NUM_THREADS")
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's
+    assert threads(PRETRAIN, 1, 2) is None
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
+    assert (threads(PRETRAIN, 1, 2), threads(PRETRAIN, 2, 2)) == ("3", "1")
+    assert threads(CACHE, 2, 1) is None  # in one process
+    assert threads(DATA, 1, 2) is None  # it has no model
 
 
 ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
 def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
-    trainings = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
     file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
     meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
     module = [*ALONE[1:-1], str(file)]
     for stage in STAGES:
-        several = stage in (*trainings, "zero_shot", "evaluate")
+        several = stage in (*TRAININGS, "zero_shot", "evaluate")
         many = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module] if several else [sys.executable, *module]
         assert command(stage, file, Resources()) == [sys.executable, *module]
         assert command(stage, file, Resources(processes=4)) == many
-        if stage in trainings:
-            expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module]
-            assert command(stage, file, Resources(processes=4, **nodes)) == expected
+        expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
+        assert command(stage, file, Resources(processes=4, **nodes)) == expected
+        if stage in TRAININGS:
             assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
-        else:
-            assert command(stage, file, Resources(processes=4, **nodes)) == many
 
 
 @pytest.mark.parametrize(

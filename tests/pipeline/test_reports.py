@@ -150,7 +150,7 @@ def test_the_main_scores_are_those_that_a_person_looks_at_first(rows):
     assert main_table(rows[1:2]) is None
 
 
-def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
+def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line_for_each_split(rows, tmp_path):
     artifacts = []
     for stage, part in (("pretrain", rows), ("zero_shot", rows[:3]), ("evaluate", rows[2:])):
         (tmp_path / stage).mkdir()
@@ -158,22 +158,20 @@ def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
         artifacts.append((tmp_path / stage, {"stage": stage}))
     assert results.rows(artifacts) == rows
     assert results.rows(artifacts[:1]) == []
-
-
-def test_the_corpora_have_a_line_for_each_split(tmp_path):
     splits = {"train": {"items": [1, 2], "captions": [2, 2], "questions": [0, 0]}, "validation": {"items": [0, 0]}}
     splits |= {"test": {"items": [1, 1], "captions": [1, 1], "questions": [3, 3]}}
     write_json(tmp_path / "statistics.json", {"splits": splits})
     counts = {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}
-    record = {"stage": "decode_videos", "name": "decode_videos clips", "counts": counts}
-    table = data_table([(tmp_path, record), (Path(), {"stage": "pretrain"})])
+    table = data_table(
+        [(tmp_path, {"stage": "decode_videos", "name": "decode_videos clips", "counts": counts}), *artifacts]
+    )
     assert table.heads == ["", "", "samples", "captions", "questions", "rejected"]
     assert table.lines == [
         ["clips", "train", "1", "2", "0", ""],
         ["clips", "test", "1", "1", "3", ""],
         ["clips", "all", "2,000", "3", "4", "5"],
     ]
-    assert data_table([(Path(), {"stage": "pretrain"})]) is None
+    assert data_table(artifacts) is None
 
 
 # The terminal.

@@ -76,7 +76,7 @@ def numbers(answer):
     return [hit["clip"] for hit in answer.json()["hits"]]
 
 
-def test_a_search_has_the_hits_of_python_in_pages(client, models):
+def test_a_search_has_the_hits_of_python_in_pages_and_the_options_of_the_server(client, models):
     expected = search(models.index, models.search, TEXT, 10).json()
     assert client.get("/api/search", params=SHOT).json() == expected
     pages = [client.get("/api/search", params=SHOT | {"k": 3, "offset": at}) for at in (0, 3, 6)]
@@ -87,16 +87,12 @@ def test_a_search_has_the_hits_of_python_in_pages(client, models):
     assert client.get("/api/search", params={"k": 7}).json() == listed(models.index, 7).json()  # the gallery
     assert client.get("/api/search", params={"filter": ["day>=2024-02-01", "kind=video"], "k": 9}).json()["clips"] == 2
     assert numbers(client.get("/api/search", params=SHOT | {"filter": "path~*.png"})) == [4]
-
-
-def test_options_of_the_server_reach_a_search(models):
     client = TestClient(application(models, rerank=2, nothing_below=0.999))
     found = client.get("/api/search", params=SHOT).json()
     assert (found["matched"], found["nothing_fits"]) == (2, True)
     assert client.get("/api/search", params=SHOT | {"rerank": 0}).json()["matched"] == 0
     foreign = client.get("/api/search", params={"text": "a politician gives a speech in parliament"}).json()
-    assert "politician" in foreign["note"]
-    assert "parliament" in foreign["note"]
+    assert {"politician", "parliament"} <= set(re.findall(r"\w+", foreign["note"]))
 
 
 def test_clips_and_uploads_have_similar_clips(client, models, videos):

@@ -77,34 +77,27 @@ def test_the_record_is_written_last_and_describes_the_artifact(store):
     assert {path.name for path in store.folder(step).rglob("*")} == {"result.txt", "model", "artifact.json"}
 
 
-def test_failing_work_leaves_unfinished_work_without_a_record(store):
+def test_failing_work_can_be_continued_and_that_of_changed_files_leaves_nothing(store):
     step = decode_step()
 
-    def fail(_: Step, out: Path) -> Outcome:
-        (out / "half.txt").write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        store.make(step, fail, {})
-    assert (store.find(step), store.all(), store.unfinished()) == (None, [], [store.folder(step)])
-
-    def go_on(_: Step, out: Path) -> Outcome:
-        assert (out / "half.txt").read_text() == "half"
-        return Outcome()
-
-    store.make(step, go_on, {})
-    assert store.find(step) is not None
-
-
-def test_a_run_whose_files_changed_leaves_nothing_to_continue(store):
-    here = [False, True]
-    step = replace(sample_step(), unchanged=lambda: here.pop(0))
-
-    def work(_: Step, out: Path) -> Outcome:
+    def work(step: Step, out: Path) -> Outcome:
+        if fails:
+            (out / "half.txt").write_text("half")
+            raise OSError("disk full")
+        assert (out / "half.txt").exists() == (step.stage == "decode_videos")
         assert not (out / "parts").exists()
         (out / "parts").mkdir()
         return Outcome()
 
+    fails = True
+    with pytest.raises(OSError, match="disk full"):
+        store.make(step, work, {})
+    assert (store.find(step), store.all(), store.unfinished()) == (None, [], [store.folder(step)])
+    fails = False
+    store.make(step, work, {})
+    assert store.find(step) is not None
+    here = [False, True]
+    step = replace(sample_step(), unchanged=lambda: here.pop(0))
     with pytest.raises(InputError, match="render_sample"):
         store.make(step, work, {})
     assert store.find(step) is None
@@ -298,21 +291,18 @@ def alpro(store: Store, *words: str) -> int:
     return cli.execute(["artifacts", *words, "--workspace", str(store.root.parent)])
 
 
-def test_lineage_has_inputs_before_users_and_each_once(many):
+def test_lineage_has_inputs_first_and_each_once_and_what_no_kept_result_was_built_from_goes_users_first(many):
+    """By default the newest of each name is kept, also a corpus that no result needs."""
+    removed = {"": "dc", "0": "dcb", "d": "0e", "c": "0ed", "ec": "0d", "de": "0", "b": "0edca"}
+    for kept, expected in removed.items():
+        assert marks(many.unreachable([mark * 64 for mark in kept])) == expected, kept
+    assert marks(many.unreachable(["gone"])) == "0edcba"
     records = {record["fingerprint"][0]: record for _, record in many.all()}  # oldest first
     assert "".join(records) == "abcde0"
     assert marks(many.lineage(records["d"])) == "abcd"
     assert marks(many.lineage(records["0"])) == "ae0"
     (folder_of(many, "b") / "artifact.json").unlink()
     assert marks(many.lineage(records["d"])) == "acd"
-
-
-def test_what_no_kept_result_was_built_from_goes_users_first(many):
-    """By default the newest of each name is kept, also a corpus that no result needs."""
-    removed = {"": "dc", "0": "dcb", "d": "0e", "c": "0ed", "ec": "0d", "de": "0", "b": "0edca"}
-    for kept, expected in removed.items():
-        assert marks(many.unreachable([mark * 64 for mark in kept])) == expected, kept
-    assert marks(many.unreachable(["gone"])) == "0edcba"
 
 
 def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, capsys):
