@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
 from docs.write_configuration import document
+from tests.conftest import one_line
 from tests.pipeline.test_cli import call
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -54,29 +55,21 @@ def test_the_page_of_the_configuration_is_up_to_date_and_the_list_has_first_comm
     assert all((CONFIGS / f"{name}.toml").read_text().startswith(f"# {text}\n") for name, text in listed)
 
 
-@pytest.mark.parametrize(
-    ("change", "is_applied"),
-    [
-        ("pretrain.lr=3e-4", lambda c: c.pretrain.lr == 3e-4),
-        ("train_prompter.phases.0.steps=9", lambda c: c.train_prompter.phases[0].steps == 9),
-        ("train_prompter.phases.0.epochs=2", lambda c: c.train_prompter.phases[0].steps == 0),
-        ("model.video.depth=2", lambda c: c.pretrain.model.video.depth == 2),
-        ("build_vocabulary.tagger=en_core_web_sm", lambda c: c.build_vocabulary.tagger == "en_core_web_sm"),
-        ('evaluate.contrasts=[["up", "down"]]', lambda c: c.evaluate.contrasts == (("up", "down"),)),
-        ("resources.processes=2", lambda c: c.resources.processes == 2),
-        ("finetune_qa=false", lambda c: c.finetune_qa is None and c.finetune_retrieval),
-        ("pretrained=a/b", lambda c: (c.train_prompter, c.pretrain, Path(c.pretrained).name) == (None, None, "b")),
-        (
-            'templates.video=["A film of {}."]',
-            lambda c: (
-                {t.video for t in (c.templates, c.build_vocabulary.templates, c.cache_prompts.templates)}
-                == {("A film of {}.",)}
-            ),
-        ),
-    ],
-)
-def test_a_change_is_applied(change, is_applied):
-    assert is_applied(load_config(TINY, changes=[change]))
+def test_changes_are_applied():
+    changes = ["pretrain.lr=3e-4", "train_prompter.phases.0.epochs=2", "model.video.depth=2", "finetune_qa=false"]
+    changes += ["build_vocabulary.tagger=en_core_web_sm", 'evaluate.contrasts=[["up", "down"]]']
+    changes += ["resources.processes=2", 'templates.video=["A film of {}."]', "pretrain.phases.0.steps=9"]
+    config = load_config(TINY, changes=changes)
+    assert (config.pretrain.lr, config.pretrain.phases[0].steps) == (3e-4, 9)
+    assert config.train_prompter.phases[0].steps == 0
+    assert (config.pretrain.model.video.depth, config.build_vocabulary.tagger) == (2, "en_core_web_sm")
+    assert (config.evaluate.contrasts, config.resources.processes) == ((("up", "down"),), 2)
+    assert config.finetune_qa is None
+    assert config.finetune_retrieval
+    for templates in (config.templates, config.build_vocabulary.templates, config.cache_prompts.templates):
+        assert templates.video == ("A film of {}.",)
+    given = load_config(TINY, changes=["pretrained=a/b"])
+    assert (given.train_prompter, given.pretrain, Path(given.pretrained).name) == (None, None, "b")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +77,6 @@ def test_a_change_is_applied(change, is_applied):
     [
         ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
         ("pretrain.lrr=1", ["pretrain.lrr: ", "'lr'"]),
-        ("pretrain.gradient_accumulation_steps=2", ["'accumulation_steps'"]),
         ("train_prompter.model.video.num_frames=2", ["'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "-1"]),
@@ -102,8 +94,6 @@ def test_a_change_is_applied(change, is_applied):
         ("train_prompter.phases.0={steps=1, epochs=2}", ["train_prompter.phases.0"]),
         ('templates.video=["A film."]', ["templates.video: ", "{}"]),
         ('cache_prompts.templates.video=["{}"]', ["cache_prompts.templates: ", "[templates]"]),
-        ("cache_prompts=[]", ["cache_prompts: "]),
-        ("corpora.clips.annotations=7", ["corpora.clips.annotations: "]),
         ("corpora.clips={shards='a', data='b'}", ["corpora.clips: ", "data or shards"]),
         ("corpora.clips={shards='a', size=36}", ["corpora.clips.size"]),
         ("corpora.clips={shards='a', annotations={train='x'}}", ["corpora.clips.annotations"]),
@@ -127,10 +117,8 @@ def test_a_change_is_applied(change, is_applied):
     ],
 )
 def test_an_invalid_value_is_a_one_line_error_with_its_key(changes, parts):
-    with pytest.raises(InputError) as caught:
+    with one_line(*parts):
         load_config(TINY, changes=changes.split(" & "))
-    assert [part for part in parts if part not in str(caught.value)] == []
-    assert "\n" not in str(caught.value)
 
 
 def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
@@ -169,7 +157,7 @@ def test_an_invalid_file_is_named_in_the_error(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()  # hides no shipped configuration
     assert load_config("sample").name == "sample"
     for source in (str(tmp_path / "broken.toml"), "no_such", str(tmp_path / "x.toml"), "elsewhere"):
-        with pytest.raises(InputError, match=source):
+        with one_line(source):
             load_config(source)
 
 

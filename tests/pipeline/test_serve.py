@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote_plus
 
 import numpy as np
 import pytest
@@ -28,7 +27,6 @@ from alpro.pipeline.cli.serve import load_models, token_of
 from alpro.pipeline.serving import app as module
 from alpro.pipeline.serving.app import Models, application
 from alpro.pipeline.serving.guard import Server, guarded
-from alpro.shards.sample.scene import questions, training_scene
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -142,17 +140,6 @@ def test_files_are_played_in_ranges_and_stay_private(client, models, videos):
             assert picture.headers["cache-control"].startswith("private")
     assert whole.headers["cache-control"].startswith("private")
     assert [client.get(f"/api/clip/{clip}").status_code for clip in (4, last, last + 1, -1)] == [404, 404, 404, 422]
-
-
-def test_the_questions_of_the_page_and_the_docs_are_those_of_the_sample():
-    root, asked = Path(__file__).parents[2], set()
-    texts = [(root / name).read_text() for name in ("docs/search.md", "pipeline/serving/page.html")]
-    shown = {unquote_plus(text) for page in texts for text in re.findall(r'(?<=["=])wh(?:at|ich)[ +][^"&]+', page)}
-    for number in range(400):
-        rng = np.random.default_rng(number)
-        asked |= {question["question"].rstrip("?") for question in questions(training_scene(rng, 2), rng)}
-    assert shown
-    assert {text.rstrip("?") for text in shown} <= asked
 
 
 def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_for_is_refused(client, app, models):
