@@ -62,25 +62,17 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, 
         }
 
 
-@pytest.mark.parametrize(
-    ("exist", "expected"),
-    [
-        ("", "abcd"),
-        ("d", "d"),  # what it was computed from is not needed
-        ("ad", "ad"),  # an artifact that exists is listed also where no step needs it
-        ("c", "cd"),
-        ("ac", "acd"),
-        ("b", "abcd"),  # c needs a
-    ],
-)
-def test_an_input_is_built_only_for_a_step_that_runs(exist, expected):
+def test_an_input_is_built_only_for_a_step_that_runs():
     def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
         return SimpleNamespace(fingerprint=name, inputs={other.fingerprint: other for other in inputs})
 
     a, b = step("a"), step("b")
     c = step("c", a, b)
-    store = SimpleNamespace(find=lambda s: s.fingerprint in exist)
-    assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
+    # What a result that exists was computed from is not needed; an artifact that exists is listed also where no step
+    # needs it; if b exists, c needs a.
+    for exist, expected in {"": "abcd", "d": "d", "ad": "ad", "c": "cd", "ac": "acd", "b": "abcd"}.items():
+        store = SimpleNamespace(find=lambda s, exist=exist: s.fingerprint in exist)
+        assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
 
 
 def test_steps_without_their_files_are_blocked_with_all_that_need_them(steps_of):
@@ -123,15 +115,14 @@ AFTER_VOCABULARY = {"build_vocabulary"} | AFTER_PROMPTER
 AFTER_TOKENIZER = {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER
 
 
-@pytest.mark.parametrize("of", ["folder", "hub"])
-def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(steps_of, clip_folders, hub, tmp_path, of):
+def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(steps_of, clip_folders, hub, tmp_path):
     """And texts that are too long for a CLIP whose configuration is here."""
-    known = hub(clip_folders["clip"]) if of == "hub" else clip_folders["clip"]
     (tmp_path / "empty").mkdir()
-    clip, long = "train_prompter.clip", "train_prompter.max_text_tokens"
+    known, clip, long = clip_folders["clip"], "train_prompter.clip", "train_prompter.max_text_tokens"
     for value, tokens, refused in [
-        *((known, 24, False), (known, 25, True), ("a/b", 32, False)),  # 24: those of the text tower
+        *((name, tokens, tokens > 24) for name in (known, hub(known)) for tokens in (24, 25)),  # 24: of the text tower
         *((name, 24, True) for name in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")),
+        ("a/b", 32, False),
     ]:
         missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")["train_prompter"].missing
         assert bool(missing) == refused, (value, missing)
@@ -301,17 +292,12 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
     write(video, "one")
     write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
     corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
-
-    def step() -> Step:
-        return decoding("films", corpus, None, digests)
-
-    before = step()
-    assert (before.missing, before.unchanged()) == ("", True)
     for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
+        before = decoding("films", corpus, None, digests)
+        assert (before.missing, before.unchanged()) == ("", True)
         write(file, content)
         assert not before.unchanged()
-        assert step().fingerprint != before.fingerprint
-        before = step()
+        assert decoding("films", corpus, None, digests).fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])

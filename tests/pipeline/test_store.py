@@ -220,7 +220,7 @@ def test_a_damaged_input_is_refused_and_no_stage_starts_with_it(store, name, dam
     for place in (folder, folder / "model"):
         with pytest.raises(InputError, match=rf"{name} is damaged or missing"):
             check_inputs([place])
-    step = Step("decode_videos", "decode_videos", decode_videos.Config(), {"sample": sample_step()})
+    step = decode_step()
     with pytest.raises(InputError, match=f"{name} is damaged"):
         run_stage(step, store.folder(step), store, Resources())
 

@@ -114,30 +114,21 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     assert {"artifact.json", "pictures/samples.png"} <= set(files)
 
 
-class TerminationSignal(BaseException):
-    """Prefect's, by its name."""
+def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path):
+    termination = type("TerminationSignal", (BaseException,), {})  # Prefect's, by its name
 
+    def stage(folder: Path, error: BaseException) -> None:
+        write(folder / "metrics.jsonl", 7, loss=9.0)
+        raise error
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (KeyboardInterrupt(), "KILLED"),
-        (Interrupted("pretrain"), "KILLED"),
-        (SystemExit(75), "KILLED"),
-        (TerminationSignal(), "KILLED"),
-        (ValueError("a bug"), "FAILED"),
-    ],
-)
-def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(error, status, tracker, tmp_path):
-    def stage() -> None:
-        with tracker.stage_run(step_of().description, tmp_path, "", {}):
-            write(tmp_path / "metrics.jsonl", 7, loss=9.0)
-            raise error
-
-    with pytest.raises(type(error)):
-        stage()
-    (run,) = runs_of(tracker)
-    assert (run.info.status, run.data.metrics) == (status, {"loss": 9.0})
+    stops = (KeyboardInterrupt(), Interrupted("pretrain"), SystemExit(75), termination())
+    for error, status in (*((stop, "KILLED") for stop in stops), (ValueError("a bug"), "FAILED")):
+        folder = tmp_path / type(error).__name__
+        folder.mkdir()
+        with pytest.raises(type(error)), tracker.stage_run(step_of().description, folder, "", {}) as run:
+            stage(folder, error)
+        logged = tracker.client.get_run(run)
+        assert (logged.info.status, logged.data.metrics) == (status, {"loss": 9.0})
 
 
 def test_an_artifact_is_logged_from_its_files_once_a_store(tracker, tmp_path):
