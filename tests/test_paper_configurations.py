@@ -88,26 +88,16 @@ FINE_TUNING = {"warmup_ratio": 0.1, "sampling": "random", "random_crop": 1.0}
 RETRIEVAL = FINE_TUNING | {"frames": 8, "augmentation": "none", "accumulation_steps": 1, "times": 20, "top_k": 0}
 QA = FINE_TUNING | {"frames": 16, "augmentation": "official", "accumulation_steps": 2, "batch_size": 192, "lr": 5e-5}
 QA |= {"max_text_tokens": 40}
-
-
-def retrieval(batch_size: int, epochs: int, lr: float, max_grad_norm: float, max_text_tokens: int, pool: int) -> dict:
-    sizes = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "max_grad_norm": max_grad_norm}
-    return RETRIEVAL | sizes | {"max_text_tokens": max_text_tokens, "negative_pool_size": pool}
-
-
-def qa(epochs: int, max_grad_norm: float, answers: int, times: int) -> dict:
-    return QA | {"epochs": epochs, "max_grad_norm": max_grad_norm, "answers": answers, "times": times}
-
-
 BATCHES = {"batch_size": 256, "accumulation_steps": 1, "negative_pool_size": 16}
+SIZES = ("batch_size", "epochs", "lr", "max_grad_norm", "max_text_tokens", "negative_pool_size")
 LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
 PAPER = {
     ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10},
     ("webvid_cc3m", "pretrain"): PRETRAINING | BATCHES | LOSSES,
-    ("msrvtt_retrieval", "finetune_retrieval"): retrieval(64, 5, 2.5e-5, 5.0, 40, pool=8),
-    ("didemo_retrieval", "finetune_retrieval"): retrieval(96, 10, 4e-5, 20.0, 50, pool=12),
-    ("msrvtt_qa", "finetune_qa"): qa(10, 5.0, answers=1500, times=50),
-    ("msvd_qa", "finetune_qa"): qa(15, 20.0, answers=2423, times=30),
+    ("msrvtt_retrieval", "finetune_retrieval"): RETRIEVAL | dict(zip(SIZES, (64, 5, 2.5e-5, 5.0, 40, 8), strict=True)),
+    ("didemo_retrieval", "finetune_retrieval"): RETRIEVAL | dict(zip(SIZES, (96, 10, 4e-5, 20.0, 50, 12), strict=True)),
+    ("msrvtt_qa", "finetune_qa"): QA | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
+    ("msvd_qa", "finetune_qa"): QA | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
 }
 # The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts (0: as in training).
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}

@@ -268,34 +268,26 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
     assert (resources.workers, resources.device) == (3, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("status", "key", "errors"),
-    [
-        (EXIT_INPUT_ERROR, "error", [InputError("no captions"), OSError(errno.ENOSPC, "No space left", "clips.tar")]),
-        (
-            EXIT_INTERRUPTED,
-            "interrupted",
-            [OSError(errno.ESTALE, "Stale"), TimeoutError(), SystemExit(EXIT_INTERRUPTED)],
-        ),
-        (
-            EXIT_INTERRUPTED,
-            "interrupted",
-            [ConnectionResetError("https://h/a.mp4: reset")],
-        ),
-        (None, None, [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)]),
-        (None, None, [RuntimeError("Connection closed by peer")]),  # without ranks
-    ],
-)
-def test_an_error_is_the_persons_or_passes_or_is_a_bug(status, key, errors, run, work, capsys):
-    for error in errors:
-        if status is None:
+ERRORS = {
+    EXIT_INPUT_ERROR: [InputError("no captions"), OSError(errno.ENOSPC, "No space left", "clips.tar")],
+    EXIT_INTERRUPTED: [OSError(errno.ESTALE, "Stale file handle"), TimeoutError(), SystemExit(EXIT_INTERRUPTED)],
+    "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
+}
+ERRORS[EXIT_INTERRUPTED] += [ConnectionResetError("https://host/a.mp4: reset")]
+ERRORS["raised"] += [RuntimeError("Connection closed by peer")]  # without ranks
+
+
+@pytest.mark.parametrize("status", ERRORS)
+def test_an_error_is_the_persons_or_passes_or_is_a_bug(status, run, work, capsys):
+    for error in ERRORS[status]:
+        if status == "raised":
             with pytest.raises(type(error)):
                 run(error)
             continue
         work.with_name("result.json").unlink(missing_ok=True)
         found, result, _ = run(error)
-        assert (found, list(result)) == (status, [key])
-        said = key == "interrupted" and not isinstance(error, SystemExit)  # what ends the run, the launcher says
+        assert (found, list(result)) == (status, ["error" if status == EXIT_INPUT_ERROR else "interrupted"])
+        said = status == EXIT_INTERRUPTED and not isinstance(error, SystemExit)  # what ends the run, the launcher says
         assert len(capsys.readouterr().err.splitlines()) == said
 
 
