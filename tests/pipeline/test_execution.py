@@ -31,8 +31,8 @@ from alpro.stages.execution.interface import (
     Stop,
     Stopped,
 )
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())

@@ -344,6 +344,7 @@ def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_kille
         raise AssertionError("not stopped")
 
     monkeypatch.setattr(RUN_STAGE, run_until_stopped)
+    monkeypatch.setattr(flow, "GRACE_SECONDS", 600)  # they end because they are asked to
     changes = [*FINE_TUNING, "resources.max_stages=2"]
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=changes, workspace=workspace)
