@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,17 +45,9 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 WITH_PREFECT = {f"tests/pipeline/{name}.py" for name in ("test_flow", "test_pages", "test_study")}
 
 # Few tests that take long. They start early, so that no process waits for them at the end.
-HEAVY = {
-    f"tests/{name}.py"
-    for name in (
-        "pipeline/test_cli",
-        "pipeline/test_tracking",
-        "stages/corpora/test_rejects",
-        "stages/evaluation/test_several_processes",
-        "test_oracle",
-        "test_paper_configurations",
-    )
-}
+HEAVY = {f"tests/pipeline/test_{name}.py" for name in ("cli", "tracking")}
+HEAVY |= {"tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"}
+HEAVY |= {"tests/test_oracle.py", "tests/test_paper_configurations.py"}
 
 
 def pytest_configure() -> None:
@@ -126,8 +118,7 @@ def free_port() -> Callable[[], int]:
     """free_port(): a port of this machine that nothing listens on."""
 
     def find() -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as free:
             return free.getsockname()[1]
 
     return find
@@ -168,10 +159,8 @@ def wait_for_end() -> Callable[[int], None]:
             handle = os.pidfd_open(process)
         except ProcessLookupError:
             return
-        try:
-            ended, _, _ = select.select([handle], [], [], 120)
-        finally:
-            os.close(handle)
+        ended, _, _ = select.select([handle], [], [], 120)
+        os.close(handle)
         assert ended, f"process {process} goes on"
 
     return wait
@@ -181,11 +170,7 @@ def wait_for_end() -> Callable[[int], None]:
 def inline_pool(monkeypatch):
     """Stages whose units run in a pool run them in this process."""
 
-    @contextmanager
-    def pool(resources):
-        yield InlineExecutor()
-
-    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", pool)
+    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(InlineExecutor()))
 
 
 @pytest.fixture(scope="session")
@@ -259,11 +244,12 @@ def tiny_model() -> Callable[..., Any]:
     """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes milliseconds."""
     from alpro.models.alpro import ModelConfig
 
+    video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
+    text = {"width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32}
+    values = {"video": video, "embed_dim": 16, "temperature": 0.2, "init": "scratch"}
+
     def config(vocab_size: int = 300, dropout: float = 0.0) -> ModelConfig:
-        video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
-        text = {"vocab_size": vocab_size, "width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32}
-        values = {"video": video, "text": text | {"dropout": dropout}, "embed_dim": 16, "temperature": 0.2}
-        return ModelConfig.model_validate({**values, "init": "scratch"})
+        return ModelConfig.model_validate(values | {"text": text | {"vocab_size": vocab_size, "dropout": dropout}})
 
     return config
 

@@ -45,7 +45,7 @@ def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
 
 def test_generated_pages_and_tables_are_up_to_date():
     stages = re.findall(r"^\| `(\w+)` \|", table_of("method.md", "stage"), re.MULTILINE)
-    assert sorted(stages) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
+    assert sorted(stages) == sorted(STAGES) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
     assert tuple(re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)) == get_args(Reason)
     assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(shipped(STUDIES))
     keys = [field.alias or name for name, field in Study.model_fields.items()]
@@ -106,19 +106,17 @@ def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):
     """As a study, or as tables of a configuration that starts from a model; and single changes beside a command."""
     blocks = re.compile(r"^```toml\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     (tmp_path / "base.toml").write_text('name = "base"\npretrained = "model"\n')
+    own = tmp_path / "own.toml"
     for text in (text for page in TEXTS.values() for text in blocks.findall(page)):
-        (tmp_path / "snippet.toml").write_text(text)
-        (tmp_path / "own.toml").write_text(text if "base =" in text else f'base = "base.toml"\n{text}')
         values = tomllib.loads(text)
+        own.write_text(text if {"base", "variants"} & values.keys() else f'base = "base.toml"\n{text}')
         if "variants" in values:
-            assert load_study(str(tmp_path / "snippet.toml")).variants
+            assert load_study(str(own)).variants
             continue
-        corpora = values.get("corpora", {"data": {}})
-        changes = [
-            f"corpora.{n}.data={tmp_path}" for n, keys in corpora.items() if not {"data", "shards"} & keys.keys()
-        ]
-        assert load_config(str(tmp_path / "own.toml"), changes=changes).name == "base"
-    spans = {span for name, text in TEXTS.items() for span in re.findall(r"`([^`\n]+)`", text)}
+        corpora = values.get("corpora", {"data": {}}).items()
+        changes = [f"corpora.{n}.data={tmp_path}" for n, keys in corpora if not {"data", "shards"} & keys.keys()]
+        assert load_config(str(own), changes=changes).name == "base"
+    spans = {span for text in TEXTS.values() for span in re.findall(r"`([^`\n]+)`", text)}
     for change in sorted({c for span in spans if span.startswith("--set ") for c in re.findall(r"--set (\S+)", span)}):
         if "..." not in change and change != "stage.key=value":
             load_config("own_videos" if change.startswith("corpora.data.") else "sample", changes=[change])

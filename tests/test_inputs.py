@@ -23,26 +23,20 @@ def test_a_region_is_left_top_width_and_height(box, patches):
 
 OUTSIDE = [(0.5, 0, 0.6, 1), (0, 0.5, 1, 0.6), (0, 0, 0, 1), (0, 0, 1, 0), (-0.1, 0, 1, 1), (0, -0.1, 1, 1)]
 NO_BOX = [(0, 0, 1), (float("nan"), 0, 1, 1), (0, 0, 1, float("inf")), "abcd", None, 3, (0, 0, 1, "a")]
+WRITTEN = ["0,0,1", "a,b,c,d", "", "1111", "0.5,0,0.6,1"]
 
 
-@pytest.mark.parametrize("box", [*OUTSIDE, *NO_BOX])
-def test_what_is_not_inside_the_frame_is_refused(box):
-    with pytest.raises(ValueError, match=r"is not a region of the frame: it takes left, top, width and height as"):
-        check_box(box)
-
-
-@pytest.mark.parametrize("text", ["0,0,1", "a,b,c,d", "", "1111", "0.5,0,0.6,1"])
-def test_a_written_region_is_refused_likewise(text):
-    with pytest.raises(ValueError, match="is not a region of the frame"):
-        parse_box(text)
+@pytest.mark.parametrize(
+    ("read", "boxes"), [(check_box, [*OUTSIDE, *NO_BOX]), (parse_box, WRITTEN)], ids=["values", "texts"]
+)
+def test_what_is_not_inside_the_frame_is_refused(read, boxes):
+    for box in boxes:
+        with pytest.raises(ValueError, match=r"is not a region of the frame: it takes left, top, width and height as"):
+            read(box)
 
 
 def test_an_empty_text_is_refused():
     assert check_text(" a dog") == " a dog"
-    for text, message in {
-        "": "the question is empty",
-        "\t \n": "the question is empty",
-        3: "a question is a str",
-    }.items():
+    for text, message in {"": "question is empty", "\t \n": "question is empty", 3: "a question is a str"}.items():
         with pytest.raises(ValueError, match=message):
             check_text(text, "question")

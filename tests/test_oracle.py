@@ -88,16 +88,10 @@ def pretrain(arrays: Arrays) -> Results:
     objective = PretrainObjective(
         model, *identity, NormalizedModel(prompter, *identity), prompt_features(teacher), LossWeights(), threshold=0.0
     )
-    seen = {
-        "video": noted(model, "encode_video"),
-        "text": noted(model, "encode_text"),
-        "video_feat": noted(model, "project_video"),
-        "text_feat": noted(model, "project_text"),
-        "itm_scores": noted(model.vtm_head, "forward"),
-        "mlm_scores": noted(model, "mlm_scores"),
-        "mpm_logits": noted(model, "pem_logits"),
-        "mpm_labels": noted(prompter, "probabilities"),
-    }
+    methods = {"video": "encode_video", "text": "encode_text", "video_feat": "project_video"}
+    methods |= {"text_feat": "project_text", "mlm_scores": "mlm_scores", "mpm_logits": "pem_logits"}
+    seen = {name: noted(model, method) for name, method in methods.items()}
+    seen |= {"itm_scores": noted(model.vtm_head, "forward"), "mpm_labels": noted(prompter, "probabilities")}
     batch = masked_batch(arrays)
     batch = objective.eval().labeled(batch)
     loss, metrics = objective(batch, objective.step_counts([batch]))
@@ -131,21 +125,9 @@ def masked_batch(arrays: Arrays) -> Batch:
     masked, labels = ids.clone(), torch.full_like(ids, -100)
     masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
     labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
-    names = [str(n) for n in range(len(ids))]
+    items = [str(n) for n in range(len(ids))], torch.arange(len(ids)), frames
     boxes = torch.from_numpy(arrays["boxes"][:, [1, 0, 3, 2]])  # recorded as top, left, height, width
-    return Batch(
-        0,
-        "video",
-        names,
-        torch.arange(len(ids)),
-        frames,
-        ids,
-        mask,
-        masked=masked,
-        labels=labels,
-        boxes=boxes,
-        max_masked=8,
-    )
+    return Batch(0, "video", *items, ids, mask, masked=masked, labels=labels, boxes=boxes, max_masked=8)
 
 
 def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:

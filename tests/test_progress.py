@@ -10,7 +10,6 @@ import sys
 import pytest
 
 import alpro.log
-from alpro import log as log_module
 from alpro.log import PLAIN, TIMES, log, progress, set_level
 
 
@@ -32,10 +31,10 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def level(monkeypatch):
-    """The level of the log, which is restored."""
-    monkeypatch.setenv(log_module.LEVEL, "INFO")
+    """The level of the log is restored."""
+    monkeypatch.setenv(alpro.log.LEVEL, "INFO")
     before = log.level
-    yield set_level
+    yield
     log.setLevel(before)
 
 
@@ -85,7 +84,7 @@ def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, 
     monkeypatch.delenv(TIMES)
     monkeypatch.setattr(sys, "stderr", screen())
     log.info("pretrain: started")
-    level("WARNING")
+    set_level("WARNING")
     work(clock)
     log.info("stage 1 of 2, decode_videos: started")
     log.warning("no checkpoint written")
@@ -93,7 +92,7 @@ def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, 
 
 
 def test_processes_inherit_the_level(level):
-    level("DEBUG")
+    set_level("DEBUG")
     program = "from alpro.log import log; log.debug('checkpoint a')"
     done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stderr == "checkpoint a\n"

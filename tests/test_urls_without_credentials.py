@@ -1,11 +1,9 @@
 """URLs with passwords and signatures are refused where they come in: nothing has to be removed later."""
 
-import pytest
-
 from alpro.credentials import has_credentials, refuse_credentials
-from alpro.errors import InputError
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import resolve
+from tests.conftest import one_line
 
 WITHOUT = [
     "https://host/a.mp4",
@@ -48,24 +46,24 @@ WITH = [
 ]
 
 
-@pytest.mark.parametrize(("url", "expected"), [(url, False) for url in WITHOUT] + [(url, True) for url in WITH])
-def test_credentials_in_urls_are_found(url, expected):
-    assert has_credentials(url) == expected
+def test_credentials_in_urls_are_found():
+    assert [url for url in WITHOUT if has_credentials(url)] == []
+    assert [url for url in WITH if not has_credentials(url)] == []
 
 
 def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp_path):
     refuse_credentials("corpora.a.data", WITHOUT[0])
     manifest = tmp_path / "m.jsonl"
     for url in ("https://me:hush@host/a.mp4", "s3://b/a.mp4?sig=hush"):
-        with pytest.raises(InputError, match=r"corpora\.a\.data") as setting:
+        with one_line("corpora.a.data") as setting:
             refuse_credentials("corpora.a.data", url)
-        with pytest.raises(InputError) as path:
+        with one_line() as path:
             resolve(tmp_path, url)
         places = [setting, path]
         for key in ("path", "id", "group", "page"):
             kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
             manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
-            with pytest.raises(InputError, match=f"line 2: {key}") as row:
+            with one_line(f"line 2: {key}") as row:
                 list(scan_manifest(manifest))
             places.append(row)
-        assert not any("hush" in str(place.value) or "\n" in str(place.value) for place in places)
+        assert not any("hush" in str(place.value) for place in places)

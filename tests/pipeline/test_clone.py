@@ -51,21 +51,18 @@ def built(folder: Path, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_printed_command_gives_the_same_results_on_a_fresh_clone(tmp_path):
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
     first, second = tmp_path / "first", tmp_path / "second"
     programs = clone(first, run("git", "rev-parse", "HEAD", cwd=ROOT).strip())
-    change = "finetune_retrieval.lr=3e-4"
-    run("alpro", "run", "--config", "tests/tiny.toml", "--set", change, cwd=first, path=programs)
+    run("alpro", "run", "--config", "tests/tiny.toml", "--set", "pretrain.lr=3e-4", cwd=first, path=programs)
     (folder,) = (first / "workspace" / "artifacts" / "evaluate").glob("*/artifact.json")
     fingerprint = folder.parent.name
     printed = run("alpro", "artifacts", "show", fingerprint, cwd=first, path=programs)
     found = re.search(r"^To build it again, at commit ([0-9a-f]+):\n  (.*)$", printed, re.MULTILINE)
     assert found, printed
     commit, command = found.groups()
-    programs = clone(second, commit)
-    run("bash", "-c", command, cwd=second, path=programs)
+    run("bash", "-c", command, cwd=second, path=clone(second, commit))
     one, other = built(first, fingerprint), built(second, fingerprint)
     assert list(one) == list(other)
     for mark, record in one.items():

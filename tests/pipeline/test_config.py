@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
 from docs.write_configuration import document
+from tests.conftest import one_line
 from tests.pipeline.test_cli import call
 
 TINY = str(Path(__file__).parents[1] / "tiny.toml")
@@ -25,18 +26,15 @@ def places(name: str, folder: Path) -> list[str]:
     return [*changes, f"pretrained={folder / 'model'}"] if {"pretrained", "base"} & values.keys() else changes
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_every_shipped_configuration_is_valid_and_has_its_command(name, tmp_path):
-    text, changes = (CONFIGS / f"{name}.toml").read_text(), places(name, tmp_path)
-    assert "alpro run --config" in text.split("\nname")[0]
-    model = [change for change in changes if change.startswith("pretrained=")]
-    config = load_config(name, "" if name == "sample" else str(tmp_path), model)
-    assert config.name == name
-
-
 @pytest.mark.parametrize("name", [TINY, *shipped()])
-def test_a_shown_configuration_is_the_same_configuration(name, tmp_path, monkeypatch, capsys):
+def test_every_shipped_configuration_is_valid_has_its_command_and_is_the_same_where_it_is_shown(
+    name, tmp_path, monkeypatch, capsys
+):
     own = ["train_prompter.model.video.depth=3", "pretrain.start=scratch"] if name == TINY else places(name, tmp_path)
+    if name != TINY:
+        assert "alpro run --config" in (CONFIGS / f"{name}.toml").read_text().split("\nname")[0]
+        model = [change for change in own if change.startswith("pretrained=")]
+        assert load_config(name, "" if name == "sample" else str(tmp_path), model).name == name
     changes = [*own, "resources.workers=3"]
     options = [part for change in changes for part in ("--set", change)]
     status, out, err = call(monkeypatch, capsys, "config", "show", name, *options)
@@ -48,41 +46,30 @@ def test_a_shown_configuration_is_the_same_configuration(name, tmp_path, monkeyp
     assert "model" not in tomllib.loads(out).get("pretrain", {})  # written once
 
 
-def test_the_shipped_configurations_are_listed_with_their_first_comment(monkeypatch, capsys):
+def test_the_page_of_the_configuration_is_up_to_date_and_the_list_has_first_comments(monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == document(), "run: python docs/write_configuration.py"
     out = call(monkeypatch, capsys, "config", "list")[1]
     listed = [line.split(maxsplit=1) for line in out.splitlines()]
     assert [name for name, _ in listed] == shipped()
     assert all((CONFIGS / f"{name}.toml").read_text().startswith(f"# {text}\n") for name, text in listed)
 
 
-def test_the_page_of_the_configuration_is_up_to_date():
-    page = Path(__file__).parents[2] / "docs" / "configuration.md"
-    assert page.read_text() == document(), "run: python docs/write_configuration.py"
-
-
-@pytest.mark.parametrize(
-    ("change", "is_applied"),
-    [
-        ("pretrain.lr=3e-4", lambda c: c.pretrain.lr == 3e-4),
-        ("train_prompter.phases.0.steps=9", lambda c: c.train_prompter.phases[0].steps == 9),
-        ("train_prompter.phases.0.epochs=2", lambda c: c.train_prompter.phases[0].steps == 0),
-        ("model.video.depth=2", lambda c: c.pretrain.model.video.depth == 2),
-        ("build_vocabulary.tagger=en_core_web_sm", lambda c: c.build_vocabulary.tagger == "en_core_web_sm"),
-        ('evaluate.contrasts=[["up", "down"]]', lambda c: c.evaluate.contrasts == (("up", "down"),)),
-        ("resources.processes=2", lambda c: c.resources.processes == 2),
-        ("finetune_qa=false", lambda c: c.finetune_qa is None and c.finetune_retrieval),
-        ("pretrained=a/b", lambda c: (c.train_prompter, c.pretrain, Path(c.pretrained).name) == (None, None, "b")),
-        (
-            'templates.video=["A film of {}."]',
-            lambda c: (
-                {t.video for t in (c.templates, c.build_vocabulary.templates, c.cache_prompts.templates)}
-                == {("A film of {}.",)}
-            ),
-        ),
-    ],
-)
-def test_a_change_is_applied(change, is_applied):
-    assert is_applied(load_config(TINY, changes=[change]))
+def test_changes_are_applied():
+    changes = ["pretrain.lr=3e-4", "train_prompter.phases.0.epochs=2", "model.video.depth=2", "finetune_qa=false"]
+    changes += ["build_vocabulary.tagger=en_core_web_sm", 'evaluate.contrasts=[["up", "down"]]']
+    changes += ["resources.processes=2", 'templates.video=["A film of {}."]', "pretrain.phases.0.steps=9"]
+    config = load_config(TINY, changes=changes)
+    assert (config.pretrain.lr, config.pretrain.phases[0].steps) == (3e-4, 9)
+    assert config.train_prompter.phases[0].steps == 0
+    assert (config.pretrain.model.video.depth, config.build_vocabulary.tagger) == (2, "en_core_web_sm")
+    assert (config.evaluate.contrasts, config.resources.processes) == ((("up", "down"),), 2)
+    assert config.finetune_qa is None
+    assert config.finetune_retrieval
+    for templates in (config.templates, config.build_vocabulary.templates, config.cache_prompts.templates):
+        assert templates.video == ("A film of {}.",)
+    given = load_config(TINY, changes=["pretrained=a/b"])
+    assert (given.train_prompter, given.pretrain, Path(given.pretrained).name) == (None, None, "b")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +77,6 @@ def test_a_change_is_applied(change, is_applied):
     [
         ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
         ("pretrain.lrr=1", ["pretrain.lrr: ", "'lr'"]),
-        ("pretrain.gradient_accumulation_steps=2", ["'accumulation_steps'"]),
         ("train_prompter.model.video.num_frames=2", ["'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "-1"]),
@@ -108,8 +94,6 @@ def test_a_change_is_applied(change, is_applied):
         ("train_prompter.phases.0={steps=1, epochs=2}", ["train_prompter.phases.0"]),
         ('templates.video=["A film."]', ["templates.video: ", "{}"]),
         ('cache_prompts.templates.video=["{}"]', ["cache_prompts.templates: ", "[templates]"]),
-        ("cache_prompts=[]", ["cache_prompts: "]),
-        ("corpora.clips.annotations=7", ["corpora.clips.annotations: "]),
         ("corpora.clips={shards='a', data='b'}", ["corpora.clips: ", "data or shards"]),
         ("corpora.clips={shards='a', size=36}", ["corpora.clips.size"]),
         ("corpora.clips={shards='a', annotations={train='x'}}", ["corpora.clips.annotations"]),
@@ -124,6 +108,7 @@ def test_a_change_is_applied(change, is_applied):
         ("train_prompter.clip=a/b", ["pretrain.start: "]),
         ("train_prompter=false", ["cache_prompts.prompter"]),
         ("pretrain=false", ["pretrained"]),
+        ("evaluate=false", ["evaluate"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
         ("train_prompter.model.video.width=64 & train_prompter.model.text.width=64", ["pretrain.start = prompter"]),
         *(
@@ -133,10 +118,8 @@ def test_a_change_is_applied(change, is_applied):
     ],
 )
 def test_an_invalid_value_is_a_one_line_error_with_its_key(changes, parts):
-    with pytest.raises(InputError) as caught:
+    with one_line(*parts):
         load_config(TINY, changes=changes.split(" & "))
-    assert [part for part in parts if part not in str(caught.value)] == []
-    assert "\n" not in str(caught.value)
 
 
 def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
@@ -175,24 +158,31 @@ def test_an_invalid_file_is_named_in_the_error(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()  # hides no shipped configuration
     assert load_config("sample").name == "sample"
     for source in (str(tmp_path / "broken.toml"), "no_such", str(tmp_path / "x.toml"), "elsewhere"):
-        with pytest.raises(InputError, match=source):
+        with one_line(source):
             load_config(source)
 
 
-def test_own_data_replaces_every_corpus(tmp_path):
+def test_own_data_replaces_every_corpus_and_phases_keep_their_length(tmp_path):
     config = load_config("sample", str(tmp_path))
     assert list(config.corpora) == ["data"]
     assert config.render_sample is None
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
     assert (config.corpora["data"].frames, config.corpora["data"].size) == (8, 64)
-    (tmp_path / "own.toml").write_text(
-        "base = 'msrvtt_retrieval'\n[corpora.msrvtt]\nannotations = {train = 'a'}\nroot = 'b'"
-    )
-    config = load_config(str(tmp_path / "own.toml"), str(tmp_path), ["pretrained=m"])
+    own, wanted = tmp_path / "own.toml", {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl"}
+    table = "[corpora.msrvtt]\nannotations = {train = ['a.jsonl', 'b/c.jsonl']}\nroot = 'b'"
+    own.write_text(f"base = 'msrvtt_retrieval'\n{table}")
+    changes = ["pretrained=m", "corpora.msrvtt.data=x", f"corpora.msrvtt.annotations.test={tmp_path}/t"]
+    corpus = load_config(str(own), changes=changes).corpora["msrvtt"]
+    assert corpus.annotation_files == wanted | {"test": tmp_path / "t"}
+    config = load_config(str(own), str(tmp_path), ["pretrained=m"])
     corpus = config.corpora["data"]
     assert (corpus.data, corpus.annotations, corpus.root) == (str(tmp_path), {}, "")
     assert (corpus.frames, corpus.size) == (32, 224)  # of the corpus that is evaluated
     assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
+    phases = "[[pretrain.phases]]\ncorpora = ['a', 'b']\nweights = [1, 2]\nsteps = 3\n"
+    own.write_text(f"base = 'own_videos'\n{phases}[[pretrain.phases]]\ncorpora = ['b']\nepochs = 2\n")
+    phases = load_config(str(own), str(tmp_path)).pretrain.phases
+    assert [(phase.corpora, phase.steps, phase.epochs) for phase in phases] == [(("data",), 3, 0), (("data",), 0, 2)]
 
 
 def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path, capsys):
@@ -212,13 +202,6 @@ def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a dog runs")
     assert load_config("own_videos", str(tmp_path)).finetune_qa is None
-
-
-def test_phases_on_own_data_keep_their_length(tmp_path):
-    phases = "[[pretrain.phases]]\ncorpora = ['a', 'b']\nweights = [1, 2]\nsteps = 3\n"
-    (tmp_path / "x.toml").write_text(f"base = 'own_videos'\n{phases}[[pretrain.phases]]\ncorpora = ['b']\nepochs = 2\n")
-    phases = load_config(f"{tmp_path}/x.toml", str(tmp_path)).pretrain.phases
-    assert [(phase.corpora, phase.steps, phase.epochs) for phase in phases] == [(("data",), 3, 0), (("data",), 0, 2)]
 
 
 @pytest.mark.parametrize("home", ["", "~/"])
@@ -253,21 +236,18 @@ def test_paths_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_p
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
 
-@pytest.mark.parametrize("key", ["data", "shards"])
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("shards", "{here}/shards"),
+def test_data_and_shards_may_be_paths_and_urls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value, expected in (
+        ("shards", f"{tmp_path}/shards"),
         ("/data/shards", "/data/shards"),
         ("file:///data/shards", "/data/shards"),
         ("s3://bucket/shards", "s3://bucket/shards"),
         ("filecache::https://host/shards", "filecache::https://host/shards"),
-    ],
-)
-def test_data_and_shards_may_be_paths_and_urls(tmp_path, monkeypatch, key, value, expected):
-    monkeypatch.chdir(tmp_path)
-    config = load_config(TINY, changes=[f"corpora.clips={{{key}={value!r}}}"])
-    assert getattr(config.corpora["clips"], key) == expected.format(here=tmp_path)
+    ):
+        for key in ("data", "shards"):
+            config = load_config(TINY, changes=[f"corpora.clips={{{key}={value!r}}}"])
+            assert getattr(config.corpora["clips"], key) == expected
 
 
 def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
@@ -298,17 +278,6 @@ def test_the_prompter_may_have_sizes_of_its_own():
     assert config.train_prompter.model.video.frames == config.model.video.frames
     scratch = load_config(TINY, changes=["train_prompter=false", "pretrain.start=scratch", CLIP])
     assert (scratch.cache_prompts.prompter, scratch.train_prompter) == ("a/clip", None)
-
-
-def test_a_split_may_have_several_annotation_files(tmp_path):
-    (tmp_path / "own.toml").write_text(
-        'base = "msrvtt_retrieval"\n[corpora.msrvtt.annotations]\ntrain = ["a.jsonl", "b/c.jsonl"]\n'
-    )
-    changes = [f"pretrained={tmp_path}", f"corpora.msrvtt.data={tmp_path}"]
-    changes += [f"corpora.msrvtt.annotations.test={tmp_path}/t"]
-    corpus = load_config(str(tmp_path / "own.toml"), changes=changes).corpora["msrvtt"]
-    expected = {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl", "test": tmp_path / "t"}
-    assert corpus.annotation_files == expected
 
 
 def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):

@@ -67,12 +67,10 @@ def test_a_text_has_all_its_videos(data):
 
 
 def test_the_split_is_that_of_the_data(data, clips):
-    text = (
-        data.read_text()
-        .replace('"id": "a"', '"split": "test", "id": "a"')
-        .replace('"id": "b"', '"split": "train", "id": "b"')
-    )
-    data.write_text(text)
+    splits = {"a": "test", "b": "train"}
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = [row | ({"split": splits[row["id"]]} if row["id"] in splits else {}) for row in rows]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [item.id for item in labeled(data, "test")[0]] == ["a"]
     assert [item.id for item in labeled(data, "train")[0]] == ["b"]
     with pytest.raises(InputError, match=r"no video with a caption or a question \(split validation\)"):
@@ -82,36 +80,25 @@ def test_the_split_is_that_of_the_data(data, clips):
     assert {item.about["split"] for item in items} == {"test"}
 
 
-@pytest.fixture
-def own_run(trained, tmp_path, resources, inline_pool):
-    """own_run(seed): videos without splits, the corpus that a run decoded of them, and a model trained on it."""
-
-    def build(seed):
-        rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
-        source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
-        config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
-        corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
-        decode_videos.run(config, {"data": source}, corpus, resources)
-        model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
-        trained_model = next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
-        shutil.copytree(trained_model, model / "model")
-        return source, corpus, model
-
-    return build
-
-
 @pytest.mark.parametrize("seed", [0, 3])
-def test_data_of_the_models_own_run_has_its_split(own_run, seed):
+def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool, seed):
     """Also a video that came later, by its group; other data has all videos, and a corpus that is gone is a mistake."""
-    source, corpus, model = own_run(seed)
+    rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
+    source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
+    config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
+    corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
+    decode_videos.run(config, {"data": source}, corpus, resources)
+    model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
+    shutil.copytree(next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model", model / "model")
+
     decoded = pq.read_table(corpus / "index.parquet", columns=["id", "split", "group"]).to_pylist()
     for split in ("train", "validation", "test"):
         items, what = labeled(source, split, [model])
         assert sorted(item.id for item in items) == sorted(row["id"] for row in decoded if row["split"] == split)
         assert split in what
-    later = [{"id": "late", "path": "v0.png", "group": row["group"], "caption": "x"} for row in decoded[-1:]]
     with source.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in later))
+        late = {"id": "late", "path": "v0.png", "group": decoded[-1]["group"], "caption": "x"}
+        file.write(json.dumps(late) + "\n")
     assert "late" in {item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]}
     other = source.with_name("other.jsonl")
     other.write_text(json.dumps({"id": "foreign", "path": "v0.png", "caption": "x"}) + "\n")

@@ -31,8 +31,8 @@ from alpro.stages.execution.interface import (
     Stop,
     Stopped,
 )
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
@@ -66,64 +66,57 @@ def group(monkeypatch) -> dict[str, Any]:
     return seen
 
 
-def test_resources_reach_the_process_of_a_stage(group, tmp_path):
+def test_resources_reach_the_process_of_a_stage_and_the_command_for_other_nodes_is_printed(group, tmp_path):
     resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2)
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5)
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5, say=pytest.fail)
     assert Resources.model_validate(group["work"]["resources"]) == resources
     assert group["work"]["config"] == PRETRAIN.config.model_dump(mode="json")
     assert (group["work"]["out"], group["locks"]) == (str(tmp_path), (5,))
     assert group["settings"] == {"ALPRO_PLAIN_PROGRESS": "1"}
-
-
-@pytest.mark.parametrize(
-    ("step", "processes", "beside", "own", "expected"),
-    [  # own: OMP_NUM_THREADS of the user; expected: that of the stage. torchrun would set 1
-        (PRETRAIN, 1, 1, None, None),  # PyTorch decides
-        (PRETRAIN, 1, 2, None, "3"),
-        (PRETRAIN, 1, 2, "4", None),
-        (PRETRAIN, 2, 2, None, "1"),
-        (CACHE, 2, 1, None, None),  # in one process
-        (DATA, 1, 2, None, None),  # it has no model
-    ],
-)
-def test_threads_of_a_stage_on_a_cpu(step, processes, beside, own, expected, group, tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
-    if own:
-        monkeypatch.setenv("OMP_NUM_THREADS", own)
-    run_stage(step, tmp_path, Store(tmp_path), Resources(device="cpu", processes=processes), beside=beside)
-    assert group["settings"].get("OMP_NUM_THREADS") == expected
-
-
-ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-
-
-def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
-    trainings = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-    file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
-    meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
-    module = [*ALONE[1:-1], str(file)]
-    for stage in STAGES:
-        several = stage in (*trainings, "zero_shot", "evaluate")
-        many = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module] if several else [sys.executable, *module]
-        assert command(stage, file, Resources()) == [sys.executable, *module]
-        assert command(stage, file, Resources(processes=4)) == many
-        if stage in trainings:
-            expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module]
-            assert command(stage, file, Resources(processes=4, **nodes)) == expected
-            assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
-        else:
-            assert command(stage, file, Resources(processes=4, **nodes)) == many
-
-
-def test_the_command_for_the_other_nodes_is_printed(group, tmp_path):
     printed: list[str] = []
     resources = Resources(nodes=2, rendezvous="host:29500")
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert "python -m torch.distributed.run --nproc-per-node=1 " in line
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
+
+
+def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
+    """torchrun would set 1."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
+
+    def threads(step: Step, processes: int, beside: int) -> str | None:
+        resources = Resources(device="cpu", processes=processes)
+        run_stage(step, tmp_path, Store(tmp_path), resources, beside=beside)
+        return group["settings"].get("OMP_NUM_THREADS")
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's
+    assert threads(PRETRAIN, 1, 2) is None
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
+    assert (threads(PRETRAIN, 1, 2), threads(PRETRAIN, 2, 2)) == ("3", "1")
+    assert threads(CACHE, 2, 1) is None  # in one process
+    assert threads(DATA, 1, 2) is None  # it has no model
+
+
+ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+
+
+def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
+    file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
+    meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
+    module = [*ALONE[1:-1], str(file)]
+    for stage in STAGES:
+        several = stage in (*TRAININGS, "zero_shot", "evaluate")
+        many = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module] if several else [sys.executable, *module]
+        assert command(stage, file, Resources()) == [sys.executable, *module]
+        assert command(stage, file, Resources(processes=4)) == many
+        expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
+        assert command(stage, file, Resources(processes=4, **nodes)) == expected
+        if stage in TRAININGS:
+            assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
 
 
 @pytest.mark.parametrize(
@@ -236,11 +229,10 @@ def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
 @pytest.fixture
 def work(tmp_path) -> Path:
     """The work file of a decoding with values that are not the defaults."""
-    out = tmp_path / "out"
-    out.mkdir()
+    (out := tmp_path / "out").mkdir()
+    resources = Resources(workers=3, device="cpu").model_dump(mode="json")
     described = {"stage": "decode_videos", "config": {"size": 64, "frames": 8}, "inputs": {"data": str(tmp_path)}}
-    described |= {"out": str(out), "resources": Resources(workers=3, device="cpu").model_dump(mode="json")}
-    write_json(out / "work.json", described)
+    write_json(out / "work.json", described | {"out": str(out), "resources": resources})
     return out / "work.json"
 
 
@@ -276,31 +268,27 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
     assert (resources.workers, resources.device) == (3, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "key"),
-    [
-        (InputError("clips: no captions"), EXIT_INPUT_ERROR, "error"),
-        (OSError(errno.ENOSPC, "No space left", "clips.tar"), EXIT_INPUT_ERROR, "error"),
-        (OSError(errno.ESTALE, "Stale file handle"), EXIT_INTERRUPTED, "interrupted"),
-        (ConnectionResetError("https://host/a.mp4: reset"), EXIT_INTERRUPTED, "interrupted"),
-        (TimeoutError(), EXIT_INTERRUPTED, "interrupted"),
-        (SystemExit(EXIT_INTERRUPTED), EXIT_INTERRUPTED, "interrupted"),
-        (FileNotFoundError("x"), None, None),
-        (PermissionError("x"), None, None),
-        (ValueError("a bug"), None, None),
-        (SystemExit(3), None, None),
-        (RuntimeError("Connection closed by peer"), None, None),  # without ranks
-    ],
-)
-def test_an_error_is_the_persons_or_passes_or_is_a_bug(error, status, key, run, capsys):
-    if status is None:
-        with pytest.raises(type(error)):
-            run(error)
-        return
-    found, result, _ = run(error)
-    assert (found, list(result)) == (status, [key])
-    said = key == "interrupted" and not isinstance(error, SystemExit)  # what ends the run, the launcher says
-    assert len(capsys.readouterr().err.splitlines()) == said
+ERRORS = {
+    EXIT_INPUT_ERROR: [InputError("no captions"), OSError(errno.ENOSPC, "No space left", "clips.tar")],
+    EXIT_INTERRUPTED: [OSError(errno.ESTALE, "Stale file handle"), TimeoutError(), SystemExit(EXIT_INTERRUPTED)],
+    "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
+}
+ERRORS[EXIT_INTERRUPTED] += [ConnectionResetError("https://host/a.mp4: reset")]
+ERRORS["raised"] += [RuntimeError("Connection closed by peer")]  # without ranks
+
+
+@pytest.mark.parametrize("status", ERRORS)
+def test_an_error_is_the_persons_or_passes_or_is_a_bug(status, run, work, capsys):
+    for error in ERRORS[status]:
+        if status == "raised":
+            with pytest.raises(type(error)):
+                run(error)
+            continue
+        work.with_name("result.json").unlink(missing_ok=True)
+        found, result, _ = run(error)
+        assert (found, list(result)) == (status, ["error" if status == EXIT_INPUT_ERROR else "interrupted"])
+        said = status == EXIT_INTERRUPTED and not isinstance(error, SystemExit)  # what ends the run, the launcher says
+        assert len(capsys.readouterr().err.splitlines()) == said
 
 
 def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(run, work, capsys, monkeypatch):
@@ -373,21 +361,16 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_does_not_wait(tmp_path, stop):
-    with (
-        reserved(ONE, 1, pytest.fail, tmp_path),
-        pytest.raises(Stopped),
-        reserved(ONE, 1, lambda line: stop.request(), tmp_path),
-    ):
-        pass
+    with reserved(ONE, 1, pytest.fail, tmp_path), pytest.raises(Stopped):
+        reserved(ONE, 1, lambda line: stop.request(), tmp_path).__enter__()
     with reserved(ONE, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["0"]
 
 
 def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
     """A training process whose pipeline is killed."""
-    killed, name = other(
-        tmp_path, OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
-    )
+    leaves = OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
+    killed, name = other(tmp_path, leaves)
     assert (name, killed.wait()) == ("0", 9)
     with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["1"]
@@ -410,24 +393,21 @@ def test_without_devices_nothing_is_reserved_and_too_few_or_no_folder_are_errors
     assert devices.FOLDER.is_absolute()
 
 
-@pytest.mark.parametrize(
-    ("visible", "found"),
-    [
-        (None, {"0": "a", "1": "b"}),
-        ("", {"0": "a", "1": "b"}),
-        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
-        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
-    ],
-)
-def test_devices_have_the_names_of_cuda_and_an_identity(visible, found, monkeypatch):
+def test_devices_have_the_names_of_cuda_and_an_identity(monkeypatch):
     """The identities are asked of CUDA in a process of its own."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(devices, "UUIDS", "print('a', 'b')")
-    devices.device_uuids.cache_clear()
     monkeypatch.delenv(devices.VISIBLE, raising=False)
-    if visible is not None:
+    devices.device_uuids.cache_clear()
+    assert visible_devices(Resources()) == TWO
+    for visible, found in (
+        ("", TWO),
+        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
+        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
+    ):
         monkeypatch.setenv(devices.VISIBLE, visible)
-    assert visible_devices(Resources()) == found
+        devices.device_uuids.cache_clear()
+        assert visible_devices(Resources()) == found
     devices.device_uuids.cache_clear()
 
 

@@ -16,7 +16,7 @@ from alpro.artifact import read_record
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import TINY, wait_for
 
@@ -30,20 +30,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY, *LONG]
+        command += ["--workspace", str(workspace), *arguments]
         # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        started.append(
-            subprocess.Popen(
-                [*command, "--workspace", str(workspace), *arguments],
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                preexec_fn=enable,
-                start_new_session=True,
-            )
-        )
+        options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": enable, "start_new_session": True}
+        started.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options))
         return started[-1]
 
     yield run
@@ -53,22 +45,21 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
         process.wait()
 
 
-def prompter(workspace: Path) -> tuple[Path, Step]:
+def prompter(workspace: Path) -> Path:
+    """The folder of the artifact."""
     config = load_config(TINY, changes=LONG[1::2])
     step = next(s for s in plan(config, Digests(workspace / "digests.sqlite")) if s.stage == "train_prompter")
-    return Store(workspace / "artifacts").folder(step), step
+    return Store(workspace / "artifacts").folder(step)
 
 
 def processes(module: str, file: str, text: str) -> list[int]:
     """The ids of the processes of a module with a text in their file in /proc: `cmdline` or `environ`."""
     ids = []
     for path in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):
             command, content = (path / "cmdline").read_bytes(), (path / file).read_bytes()
-        except OSError:
-            continue
-        if f"-m\0{module}\0".encode() in command and text.encode() in content:
-            ids.append(int(path.name))
+            if f"-m\0{module}\0".encode() in command and text.encode() in content:
+                ids.append(int(path.name))
     return ids
 
 
@@ -90,8 +81,8 @@ def rows(database: Path, query: str) -> list[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c"])
 def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
-    process = start(tmp_path, *LONG, *(["--set", "resources.processes=2"] if "ranks" in how else []))
-    folder, _ = prompter(tmp_path)
+    process = start(tmp_path, *(["--set", "resources.processes=2"] if "ranks" in how else []))
+    folder = prompter(tmp_path)
     wait_for(lambda: list(folder.glob("checkpoints/step-*")))
     (server,) = servers(tmp_path)
     assert os.getsid(server) == server  # out of the reach of a terminal's Ctrl-C
@@ -114,22 +105,20 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
     assert read_record(folder) is None
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
 
-    again = start(tmp_path, *LONG)
+    again = start(tmp_path)
     _, output = again.communicate(timeout=600)
     assert again.returncode == 0, output
     assert f"continuing from step {reached} of 400" in output
     assert read_record(folder) is not None
-    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line] == list(
-        range(2, 401, 2)
-    )
+    steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line]
+    assert steps == list(range(2, 401, 2))
 
 
 @pytest.mark.long
 def test_concurrent_runs_build_an_artifact_once(start, tmp_path):
-    first, second = start(tmp_path, *LONG), start(tmp_path, *LONG)
+    first, second = start(tmp_path), start(tmp_path)
     output = [process.communicate(timeout=600)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), output
     started = [line for text in output for line in text.splitlines() if line.endswith("train_prompter: started")]
     assert len(started) == 1
-    folder, _ = prompter(tmp_path)
-    assert read_record(folder) is not None
+    assert read_record(prompter(tmp_path)) is not None

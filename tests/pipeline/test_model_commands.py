@@ -20,7 +20,8 @@ def alpro_model(monkeypatch, capsys, trained):
     """alpro_model(command, ...): calls `alpro ...` in the workspace `trained`; its status, output and errors."""
 
     def run(command, *arguments):
-        options = {"model export": ["--workspace", trained], "index rm": [], "index ls": []}
+        options = {f"model {word}": ["--workspace", trained] for word in ("export", "register")}
+        options |= {"index rm": [], "index ls": []}
         shared = options.get(command, ["--workspace", trained, "--device", "cpu"])
         return call(monkeypatch, capsys, *command.split(), *arguments, *shared)
 
@@ -95,23 +96,19 @@ def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tm
         assert "\u4f60\u597d" in alpro_model(*arguments)[2]
 
 
-def test_a_question_is_answered_from_the_list(alpro_model, videos, trained):
+def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named(alpro_model, videos, trained):
+    def words(ranked):
+        return [{"text": word, "probability": pytest.approx(p)} for word, p in ranked]
+
     status, out, err = alpro_model("model ask", QA, videos[0], "what moves?", "--json")
-    assert (status, err) == (0, "")
     expected = Model.load(QA, trained, device="cpu").ask(videos[0], "what moves?")
-    assert json.loads(out)["answers"] == [{"text": a, "probability": pytest.approx(p)} for a, p in expected]
+    assert (status, err, json.loads(out)["answers"]) == (0, "", words(expected))
     _, out, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
     assert out.split() == ["answer", "probability", expected[0][0], f"{expected[0][1]:.3f}"]
-
-
-def test_entities_of_a_region_are_named(alpro_model, videos, trained):
     status, out, err = alpro_model("model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
-    assert (status, err) == (0, "")
-    model = Model.load(PROMPTER, trained, device="cpu")
-    expected = model.entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
-    printed = json.loads(out)
-    assert printed["box"] == [0.5, 0, 0.25, 1]
-    assert printed["entities"] == [{"text": word, "probability": pytest.approx(p)} for word, p in expected]
+    expected = Model.load(PROMPTER, trained, device="cpu").entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
+    assert (status, err, json.loads(out)["entities"]) == (0, "", words(expected))
+    assert json.loads(out)["box"] == [0.5, 0, 0.25, 1]
 
 
 def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pretrained):
@@ -131,15 +128,9 @@ def test_a_pre_trained_model_answers_beside_its_prompter(alpro_model, videos, pr
 
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
-    score = {
-        "what": "fine-tuned by matching",
-        "metric": "R@1",
-        "direction": "t2v",
-        "value": 51.5,
-        "unit": "%",
-        "items": 1200,
-    }
+    score = {"what": "fine-tuned by matching", "metric": "R@1", "direction": "t2v", "value": 51.5, "unit": "%"}
     score |= {"table": "retrieval", "higher_is_better": True, "protocol": "", "baseline": "", "chance": 0.5}
+    score |= {"items": 1200}
     scores = [
         score | {"name": "retrieval/t2v/R1", "low": 44.25, "high": 58.0},
         score | {"name": "qa/acc", "what": "question answering", "low": None, "high": None},
@@ -202,6 +193,7 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, trained, 
         (("index add", "FOLDER/k", "FOLDER/bad", "--model", "models:/none@best"), "models:/none@best"),
         (("index add", "FOLDER/notes.txt", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/notes.txt"),
         (("model export", RETRIEVAL, "FOLDER/bad"), "FOLDER/bad"),
+        (("model register", digest("cache_prompts")[:8], "--name", "shapes"), "cache_prompts"),
     ],
 )
 def test_mistakes_are_one_line(alpro_model, videos, tmp_path, arguments, named):

@@ -15,7 +15,9 @@ import psutil
 import pytest
 from filelock import Timeout
 
+from alpro.pipeline.flows import servers
 from alpro.stages.execution.interface import StageFailed
+from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import ROOT, TINY, wait_for
 
 LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
@@ -23,8 +25,6 @@ LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=6
 
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):
     """One that ends is an error; the command ends it, and another command meanwhile creates no database."""
-    from alpro.pipeline.flows import servers
-
     commands: list[list[str]] = []
     popen, programs = subprocess.Popen, ["import signal; signal.pause()", "raise SystemExit(3)"]
 
@@ -95,19 +95,19 @@ class Machine:
     def ended(self, run: str) -> Any:
         """The final state of a run."""
         with self.client() as client:
-            return wait_for(
-                lambda: (state := client.read_flow_run(run).state) and state.is_final() and state, 1800, self.check
-            )
+            wait_for(lambda: (state := client.read_flow_run(run).state) and state.is_final(), 1800, self.check)
+            return client.read_flow_run(run).state
 
-    def program(self, *words: str) -> psutil.Process:
-        (found,) = (one for one in self.programs if one.is_running() and set(words) <= set(one.cmdline()))
-        return found
+    def kill_worker(self) -> None:
+        """Kills that of the pool `gpu`; `alpro up` ends with it."""
+        (worker,) = (one for one in self.programs if one.is_running() and {"worker", "gpu"} <= set(one.cmdline()))
+        worker.kill()
+        assert self.process.wait(300) == 1
 
     def step(self) -> int:
         """The last step of the training of the prompter; 0 before the first."""
         files = self.workspace.glob("artifacts/train_prompter/*/metrics.jsonl")
-        lines = [line for file in files for line in file.read_text().splitlines() if line.endswith("}")]
-        return max((json.loads(line)["step"] for line in lines), default=0)
+        return max((line["step"] for file in files for line in read_metrics(file)), default=0)
 
     def trains(self) -> int:
         before = self.step()
@@ -138,12 +138,7 @@ class Machine:
 def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
     """machine(): `alpro up` in one workspace, with the same ports each time."""
     ports, started = (free_port(), free_port()), []
-
-    def start() -> Machine:
-        started.append(Machine(tmp_path, ports))
-        return started[-1]
-
-    yield start
+    yield lambda: started.append(Machine(tmp_path, ports)) or started[-1]
     for one in started:
         one.process.kill()
         one.process.wait()
@@ -195,8 +190,7 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     # A worker that is killed ends its run with a checkpoint, and `alpro up` with it.
     run = first.start("train_prompter", *LONG)
     step = first.trains()
-    first.program("worker", "gpu").kill()
-    assert first.process.wait(300) == 1
+    first.kill_worker()
     assert "worker-gpu" in first.log.read_text().splitlines()[-1]
     wait_for(lambda: not first.stages(), 300)
     reached = first.checkpoint()
@@ -216,8 +210,7 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     with third.client() as client:
         run = third.start("train_prompter", *LONG)
         wait_for(lambda: client.read_flow_run(run).state.name not in ("Scheduled", "Late"), 300, third.check)
-    third.program("worker", "gpu").kill()
-    assert third.process.wait(300) == 1
+    third.kill_worker()
 
     # If `alpro up` is killed, the kernel ends the rest.
     fourth = machine()
