@@ -63,7 +63,7 @@ def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp
         for key in ("path", "id", "group", "page"):
             kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
             manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
-            with one_line(f"line 2: {key}") as row:
+            with one_line(f"line 2 of the manifest: {key}") as row:
                 list(scan_manifest(manifest))
             places.append(row)
         assert not any("hush" in str(place.value) for place in places)
