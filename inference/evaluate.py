@@ -21,7 +21,7 @@ from alpro.inference.search import RERANKED
 from alpro.models.alpro import Alpro
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import import_source, scan_manifest
+from alpro.shards.sources.manifest import import_source, scan_source
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
@@ -59,7 +59,7 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
         items = [Labeled(sample, sample.about) for sample in map(reader.__getitem__, range(len(reader)))]
         what = f"split {split}" + (f", without {len(shared)} that are also in training" if shared else "")
     else:
-        rows = [row for row in scan_manifest(source) if not isinstance(row, Reject)]
+        rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
         named = any(row.split for row in rows)
         own = None if named else own_split(rows, source, models, split)
         what = f"split {split}" if named else "all: the data names no split"
@@ -77,11 +77,10 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
 
 def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: str) -> list[Row] | None:
     """The rows of the split in the run that trained one of the models: of the rows that it decoded, its own; of others,
-    by the hash of their group, as it would decode them. None if its corpora have none of the rows.
+    by the hash of their group, as it would decode them. None if its corpora have no id and less than half of the files.
 
     Raises InputError if a corpus is not there to tell.
     """
-    ids = {row.id for row in rows}
     for corpus in (corpus for model in models for corpus in corpora_of(model)):
         config = (read_record(corpus) or {}).get("config")
         if config is None or not (corpus / "index.parquet").is_file():
@@ -89,10 +88,13 @@ def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: 
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
                 "column split"
             )
-        index = pq.read_table(corpus / "index.parquet", columns=["id", "split"])
-        known = dict(zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True))
-        if ids.isdisjoint(known):
-            continue
+        index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
+        known = dict(zip(index["id"], index["split"], strict=True))
+        if not any(row.id in known for row in rows):
+            files = dict(zip(index["source"], index["split"], strict=True))
+            known = {row.id: files[row.file_name] for row in rows if row.file_name in files}
+            if len(known) < max(1, len(rows) / 2):
+                continue
         names = ("group_pattern", "validation", "test", "seed")
         with TemporaryDirectory() as cache:
             settings = {name: config[name] for name in names if name in config}

@@ -27,7 +27,7 @@ from alpro.inference.model import BATCH, Model
 from alpro.shards.decoding import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.manifest import known_form, scan_manifest, scan_source
 from alpro.shards.storage import Location, absolute, exists, identities, join, located
 
 CHUNK = 2048  # sources whose files are looked up together
@@ -47,7 +47,8 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
                 shard, caption = row.pop("shard"), next(iter(row.pop("captions") or ()), None)
                 yield empty | row | {"path": str(join(source, shard)), "caption": caption}
         return
-    for row in scan_manifest(source, require_texts=False):
+    file = source if isinstance(source, Path) and source.is_file() and known_form(source) else None
+    for row in scan_source(file)[1] if file else scan_manifest(source, require_texts=False):
         if isinstance(row, Reject):
             yield row
         else:

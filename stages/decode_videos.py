@@ -16,7 +16,7 @@ from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
-from alpro.shards.sources.annotations import ANNOTATION_FILES, split_of
+from alpro.shards.sources.annotations import ANNOTATION_FILES
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
@@ -86,7 +86,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
-    annotations = {name: path for name, path in inputs.items() if split_of(name) in ANNOTATION_FILES}
+    annotations = {name: path for name, path in inputs.items() if name.partition(".")[0] in ANNOTATION_FILES}
     plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
     check_texts(source, plan)
     if hint := plan.group_hint():

@@ -230,8 +230,9 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: Na
     from alpro.shards.schema import Reject
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
-    if out.suffix not in writers or out.exists():
-        raise InputError(f"--out {out}: " + ("exists already" if out.exists() else "must end with .parquet or .csv"))
+    if out.suffix not in writers or out.exists() or not os.access(out.parent, os.W_OK):
+        suffix = "must end with .parquet or .csv" if out.suffix not in writers else "its folder is not writable"
+        raise InputError(f"--out {out}: {'exists already' if out.exists() else suffix}")
     items = list(scan_videos(models.videos(videos)))
     clips = decode_ahead((source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video)
     word = "answer" if model.folder.answers else "entity"

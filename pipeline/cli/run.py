@@ -45,7 +45,9 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         rows = [row | {"fingerprint": row["fingerprint"][:shown]} for row in plan_rows(plan)]
         (print_json if options.json else print_rows)(rows)
     check_files(plan.steps, plan.store)
-    check_test_items(plan)
+    prompter = plan.settings.train_prompter
+    compares = bool(stage == "train_prompter" and prompter and prompter.clip)
+    check_test_items(planned("", config, source.data, changes, root) if compares else plan)
     if options.dry_run:  # the exit status is that of the run
         return
     if stage:
@@ -59,9 +61,8 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
         folders = run_flow(plan, parameters, root, options.tracking_uri)
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
-    prompter = plan.settings.train_prompter
     corpora = [folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES]
-    if stage == "train_prompter" and prompter and prompter.clip and corpora and not options.json:
+    if compares and prompter and corpora and not options.json:
         try:
             evaluate(folders[stage], corpora[0], baseline=prompter.clip, models=Models(workspace=options.workspace))
         except InputError as error:  # such as an empty test split

@@ -164,17 +164,15 @@ def few_videos_note(shown: Rows) -> str:
     a share at its widest, 1.96 sqrt(0.5 x 0.5 / n). n is not the number of queries: those of one video are right or
     wrong together (`independent_videos`). Of the directions of retrieval, that with fewer videos counts."""
     whole: dict[str, dict[str, Any]] = {}
-    for row in shown:
+    for row in [row for row in shown if row["table"] != "entities"] or shown:  # a clip with a known one is no question
         if "independent_videos" in row and row["items"] > whole.get(row["direction"], {"items": 0})["items"]:
             whole[row["direction"]] = row
     fewest = min(whole.values(), key=lambda row: row["independent_videos"], default=None)
     if not fewest or (independent := fewest["independent_videos"]) >= FEW_VIDEOS:
         return ""
     videos, points = fewest["videos"], min(100.0, 98 / math.sqrt(independent))
-    counted = ""
-    if independent < 0.8 * videos:
-        counted = f", which count as {independent:.0f} because some have most of the queries"
-    plural = "" if videos == 1 else "s"
+    counted = f", which count as {independent:.0f} because some have most of the queries" * (independent < 0.8 * videos)
+    plural = "s" * (videos != 1)
     return f"Only {videos} test video{plural}{counted}: differences of less than {points:.0f} points are noise."
 
 

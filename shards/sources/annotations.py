@@ -15,6 +15,7 @@ extension; a name without a folder is also looked up in subfolders. Absolute pat
 folder, are relative to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has no media.
 """
 
+import ast
 import json
 import os
 import re
@@ -34,9 +35,9 @@ from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
 
 # Columns that contain the name of a video or image, and columns that contain captions; the first that a record has.
-NAME_COLUMNS: tuple[str, ...] = ("clip_name", "video_id", "videoid", "videoID", "gif_name", "image", "video")
-NAME_COLUMNS += ("file_name", "filename", "video_name", "video_path", "image_path", "path")
-TEXT_COLUMNS = ("caption", "captions", "sentence", "name", "text", "description", "enCap")
+NAME_COLUMNS: tuple[str, ...] = ("clip_name", "video_path", "image_path", "file_name", "filename", "video_name")
+NAME_COLUMNS += ("video", "video_id", "videoid", "videoID", "gif_name", "image", "path")
+TEXT_COLUMNS = ("caption", "captions", "sentence", "text", "description", "enCap", "name")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {"validate": "validation", "validation": "validation", "test": "test", "testing": "test", "": ""}
 
@@ -58,6 +59,7 @@ class Form:
 DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
 QUESTIONS = Form("questions", ("question", "answer", NAME_COLUMNS))
 MSRVTT = Form("MSR-VTT (videodatainfo)", ("video_id", "sen_ids"), ("sen_ids",))
+CAPTIONS = Form("captions", (NAME_COLUMNS, TEXT_COLUMNS), TEXT_COLUMNS)
 NAMES = Form("a list of videos", (NAME_COLUMNS,))
 FORMS = (
     DOWNLOADS,
@@ -68,7 +70,7 @@ FORMS = (
     Form("VATEX", ("videoID", "enCap"), ("enCap",)),
     Form("WebVid", ("videoid", "name"), ("name",)),
     Form("ALPRO's own lists", ("clip_name", "caption"), ("caption",), "record"),
-    Form("captions", (NAME_COLUMNS, TEXT_COLUMNS), TEXT_COLUMNS),
+    CAPTIONS,
     NAMES,
 )
 
@@ -103,6 +105,8 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
             "the column of the files `video`, and that of the texts `caption`, or set `annotations.texts` to the file "
             "that has them"
         )
+    if form is CAPTIONS and (own := [key for key in ("start", "end", "group") if record.get(key) not in (None, "")]):
+        raise InputError(f"{file}: a table with the column {own[0]} is a manifest: name the column of the files `path`")
     record = plain(record)
     value = next(record[key] for key in NAME_COLUMNS if key in record)
     name = "" if value is None else str(value)
@@ -127,7 +131,7 @@ def split_name(text: Any) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a cell, a text or a list of texts, which in CSV is JSON: with single spaces, without blank ones.
+    """The texts of a cell, a text or a list of texts, in CSV as JSON or Python: with single spaces, without blank ones.
 
     Raises ValueError for anything else.
     """
@@ -140,12 +144,11 @@ def texts_of(value: Any) -> list[str]:
 
 
 def json_list(text: str) -> list[Any] | None:
-    """Parses a JSON list, as in a CSV cell; None if the text is not a JSON list."""
-    try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, list) else None
+    """Parses a list of JSON or, as pandas writes it, of Python, as in a CSV cell; None if the text is no list."""
+    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[") else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return value if isinstance(value := parse(text.strip()), list) else None
+    return None
 
 
 def question_of(record: Record, kind: str) -> dict[str, str]:
@@ -216,8 +219,9 @@ def scan_annotations(videos: Path, files: Mapping[str, Path], root: Path | None 
         raise InputError(f"{videos}: no such folder of videos")
     media, joined, bad = MediaFiles(videos, root), dict[tuple[str, str], Video](), ""
     for key, file in files.items():
+        split, lists = key.partition(".")[0], TEXTS in files and key != TEXTS
         with progress(f"reading {file.name}", None, "records") as advance:
-            for reject in read_file(file, split_of(key), joined, media, TEXTS in files and key != TEXTS, advance):
+            for reject in read_file(file, split, joined, media, lists, advance):
                 bad = bad or f"; {reject.id}: {reject.detail}"
                 yield reject
     splits = Counter(place for split, place in joined if split != TEXTS)
@@ -241,11 +245,6 @@ def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
         for split, names in files.items()
         for number, file in enumerate(names, 1)
     }
-
-
-def split_of(key: str) -> str:
-    """The split of a key of `keyed`."""
-    return key.partition(".")[0]
 
 
 def read_file(
@@ -381,10 +380,11 @@ def is_file(path: Path) -> bool:
 
 
 def walk(folder: Path, extensions: set[str]) -> Iterator[str]:
-    """The paths of the files with these extensions in a folder and below; links to folders are not followed."""
-    for place, _, names in os.walk(folder):
+    """The paths of the files with these extensions in a folder and below, without hidden ones and links to folders."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name[len(media_stem(name)) :].lower() in extensions:
+            if name[len(media_stem(name)) :].lower() in extensions and not name.startswith("."):
                 yield f"{place}/{name}" if place != "/" else f"/{name}"
 
 

@@ -224,6 +224,8 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a folder of videos"
         )
     folder = isinstance(source, Path) and source.is_dir()
+    if not folder and suffix(source) in MEDIA_EXTENSIONS:
+        raise InputError(f"{source}: a single file; name its folder")
     root = source if folder else parent(source)
     columns, ids, empty = set[str](), dict[str, str](), True
     for where, record in _folder(Path(source)) if folder else read_records(source):

@@ -148,6 +148,8 @@ def _checked(columns: list[str]) -> list[str]:
         raise ValueError(f"the column {repeated[0]!r} appears twice")
     if any(map(NOT_UTF8.search, columns)):
         raise ValueError("line 1: not UTF-8")
+    if len(columns) == 1 and ";" in columns[0]:
+        raise ValueError("its cells are separated by semicolons; save it with commas, or as .tsv with tabs")
     return columns
 
 

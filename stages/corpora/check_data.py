@@ -124,16 +124,16 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
         yield f"{bad} of {decoded['items']} items cannot be decoded"
     splits = report["splits"]
     if not any(texts["items"] for texts in splits.values()):
-        folder = Path(report["data"])
-        tables = sorted(p.name for p in folder.glob("*") if p.suffix.lower() in TABLES) if folder.is_dir() else []
-        named = ", ".join(tables[:MAX_NAMED])
-        yield f"no captions and no questions{f'; the texts may be in {named}: pass that file' if tables else ''}"
+        tables = sorted(p.name for p in Path(report["data"]).glob("*") if p.suffix.lower() in TABLES)[:MAX_NAMED]
+        yield "no captions and no questions" + (f"; are they in {', '.join(tables)}? Pass that file" if tables else "")
     elif not splits["train"]["items"]:
         yield "no item of the split train has a text"
     if not splits["test"]["items"]:
         yield f"no test split: {why_no_split('test', splits, config, report['split_source'])}"
     elif not splits["test"]["captions"] and set(stages) - {"finetune_qa"}:
         yield "no test captions: retrieval has nothing to score; leave it out, or name a test split with captions"
+    elif report["also_in_training"]["test"] >= splits["test"]["items"]:
+        yield "every test item has a caption of a training item, and is left out (evaluate.exclude_overlap)"
 
 
 def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str) -> str:

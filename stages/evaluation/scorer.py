@@ -95,8 +95,7 @@ class Scorer:
                 if blank:
                     videos = self._blank(len(some.numbers))
                 else:
-                    part = 8  # several processes share them
-                    videos = encode_videos(self.encoder, some.reader, some.numbers, part, reorder)
+                    videos = encode_videos(self.encoder, some.reader, some.numbers, VIDEOS // 8, reorder)
                 for first in range(0, len(some.texts), QUESTIONS):
                     texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
                     of_video = some.video_of_text[first : first + QUESTIONS]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference import index as index_module
+from alpro.inference.evaluate import labeled
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import add_videos, in_windows, remove_videos, scan_videos, settings
 from alpro.inference.model import Model
@@ -438,6 +439,13 @@ def test_a_last_window_shows_something_new(seconds, ends, videos, monkeypatch):
     (item, *_) = scan_videos(videos[0].parent)
     windows = list(in_windows([item], 4.0, 4.0))
     assert [(window["start"], window["end"]) for window in windows] == [(4 * n, end) for n, end in enumerate(ends)]
+
+
+def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")
+    (item,), ((labels,), _) = scan_videos(tmp_path / "b.csv"), labeled(tmp_path / "b.csv", "test")
+    assert (item["path"], item["caption"], labels.about["captions"]) == (str(tmp_path / "a.mp4"), "a dog", ("a dog",))
 
 
 def test_what_has_no_windows(clips, videos):

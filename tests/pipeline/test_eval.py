@@ -82,7 +82,8 @@ def test_the_split_is_that_of_the_data(data, clips):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool, seed):
-    """Also a video that came later, by its group; other data has all videos, and a corpus that is gone is a mistake."""
+    """Also a video that came later, by its group, and files by their names where ids differ; other data has all videos,
+    and a corpus that is gone is a mistake."""
     rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
     source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
     config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
@@ -96,12 +97,15 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
         items, what = labeled(source, split, [model])
         assert sorted(item.id for item in items) == sorted(row["id"] for row in decoded if row["split"] == split)
         assert split in what
+        again = source.with_name("again.csv")
+        again.write_text("id,path,caption\n" + "".join(f"other-v{n},v{n}.png,a ball\n" for n in range(40)))
+        assert {item.id for item in labeled(again, split, [model])[0]} == {f"other-{item.id}" for item in items}
     with source.open("a") as file:
         late = {"id": "late", "path": "v0.png", "group": decoded[-1]["group"], "caption": "x"}
         file.write(json.dumps(late) + "\n")
     assert "late" in {item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]}
     other = source.with_name("other.jsonl")
-    other.write_text(json.dumps({"id": "foreign", "path": "v0.png", "caption": "x"}) + "\n")
+    other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
     items, what = labeled(other, "test", [model])
     assert (len(items), what) == (1, "all: the data names no split")
     assert labeled(other, "test", [model, other.parent])[1].startswith(f"{what}, and no record says")

@@ -114,7 +114,8 @@ def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, reci
                 clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
                 equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
             except DecodeError:  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
-                assert far < 10 or "intra-refresh=1" in str(more["options"])
+                unreliable = name == "a.flv" or "intra-refresh=1" in str(more["options"])  # an FLV of key frames alone
+                assert far < 10 or unreliable
                 frames = decode_video(path, count, SIZE, start, end).frames.astype(int)
                 nearest = [int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
                 equal = np.array([(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)])

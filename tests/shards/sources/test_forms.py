@@ -123,9 +123,13 @@ FORMS: dict[str, tuple] = {
     ),
     "captions": (
         "labels.csv",
-        [["file_name", "text", "split", "camera"], ["video0.mp4", "a cat", "train", 3], ["0001/77", "a sea", "dev", 3]],
+        [
+            ["video_id", "name", "file_name", "text", "split"],  # the columns that say most
+            [7, "no. 1", "video0.mp4", "a cat", "train"],
+            [8, "no. 2", "0001/77", "['a sea', \"it's blue\"]", "dev"],  # as pandas writes a list
+        ],
         ("video0.mp4", "train", "video0.mp4", "a cat"),
-        ("0001/77", "validation", "77.mp4", "a sea"),
+        ("0001/77", "validation", "77.mp4", "a sea", "it's blue"),
     ),
     "captions of CC3M": (
         "cc3m.json",
@@ -250,6 +254,7 @@ def test_an_unusable_source_raises_a_one_line_error_with_the_columns(videos, tmp
         (tmp_path / "none", None, "no such folder"),
         (videos, [["video", "caption"]], "no annotations"),
         *((videos, [columns, ["1"] * len(columns)], ", ".join(sorted(columns)[:20])) for columns in unknown),
+        *((videos, [["video", "caption", own], ["a", "x", "1"]], "files `path`") for own in ("start", "end", "group")),
         (videos, [downloaded, ["1"] * 7], f"use the folder of its shards, {tmp_path}"),
     ):
         with one_line(cause) as error:

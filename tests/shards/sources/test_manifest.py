@@ -15,7 +15,18 @@ from tests.shards.conftest import read_manifest, single_row
 def test_a_folder_of_videos_and_images_with_texts(tmp_path: Path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "folder.mp4").mkdir()
-    for name in ("b.MP4", "deep/a.webm", "deep/still.PNG", "deep/both.png", "deep/both.mp4", "latin.mp4", "notes.md"):
+    (tmp_path / ".trash").mkdir()
+    for name in (
+        "._b.MP4",
+        ".trash/c.mp4",
+        "b.MP4",
+        "deep/a.webm",
+        "deep/still.PNG",
+        "deep/both.png",
+        "deep/both.mp4",
+        "latin.mp4",
+        "notes.md",
+    ):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b.txt").write_text("one dog\n\n  two   dogs \none dog\n", "utf-8-sig")
     (tmp_path / "deep" / "still.txt").write_text("ein Hündchen\n", "utf-8")
@@ -141,6 +152,8 @@ def test_an_unusable_manifest_raises_a_one_line_error_with_the_cause(write_recor
                 assert all(part in str(error.value) for part in parts)
                 patch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for source, reason in (("empty", "no video or image in this folder"), ("none.csv", "no such file or folder")):
+    (tmp_path / "one.mp4").touch()
+    reasons = {"empty": "no video or image in this folder", "none.csv": "no such file or folder", "one.mp4": "a single"}
+    for source, reason in reasons.items():
         with pytest.raises(InputError, match=reason):
             read_manifest(tmp_path / source)

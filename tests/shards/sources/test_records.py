@@ -93,6 +93,7 @@ def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line_with_its_nam
         ("m.jsonl", '{"path": "a.mp4"}\n'.encode("utf-32-be"), "UTF-16"),
         ("m.csv", b"path,caption,caption\na,x,y\n", "the column 'caption' appears twice"),
         ("m.tsv", b"path\tpath\na\tx\n", "the column 'path' appears twice"),
+        ("m.csv", b"path;caption\na.mp4;x\n", "semicolons"),
         ("m.csv", b"path,\xe4\na,x\n", "not UTF-8"),
         ("m.xlsx", b"a.mp4 a dog", "a manifest is a .jsonl, .csv, .tsv or .parquet file"),
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),

@@ -14,7 +14,7 @@ CONFIG = Config(frames=4, size=32)
 
 
 def rows(count: int, **more) -> list[dict]:
-    return [{"id": f"item{n}x", "captions": ["a cat", "a dog"], **more} for n in range(count)]
+    return [{"id": f"item{n}x", "captions": [f"cat {n}", f"dog {n}"], **more} for n in range(count)]
 
 
 def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
@@ -71,6 +71,8 @@ def test_broken_missing_and_silent_items_are_a_problem(tmp_path):
     for number in range(5):
         (manifest.parent / f"item{number}x.png").unlink()
     assert [problem[:7] for problem in check_data(manifest, CONFIG)["problems"]] == ["5 of 10"]
+    same = write_manifest(tmp_path / "same", [row | {"captions": ["x"]} for row in rows(30)])
+    assert [problem[:15] for problem in check_data(same, CONFIG)["problems"]] == ["every test item"]
     silent = [dict(row, captions=[] if n < 3 else ["x"]) for n, row in enumerate(rows(10))]
     report = check_data(write_manifest(tmp_path / "silent", silent), CONFIG)
     assert report["problems"][0].startswith("3 of 10 items have no file, no text")
