@@ -19,7 +19,7 @@ LINES = {
     "shards": 3_762,
     "stages": 6_395,
     "inference": 1_931,
-    "pipeline": 5_870,
+    "pipeline": 5_871,
     "experiments": 686,
     "tests": 19_140,
     "programs": 1_409,

@@ -128,7 +128,8 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
-        for stage, config in (*self.trainings().items(), ("evaluate", self.evaluate)):
+        configs: dict[str, TrainingConfig | Evaluate] = {**self.trainings(), "evaluate": self.evaluate}
+        for stage, config in configs.items():
             longest, tokens = getattr(config, "model", self.model).text.max_length, config.max_text_tokens
             if not self.pretrained and padded(tokens) > longest:
                 raise ValueError(

@@ -95,7 +95,7 @@ class Scorer:
                 if blank:
                     videos = self._blank(len(some.numbers))
                 else:
-                    videos = encode_videos(self.encoder, some.reader, some.numbers, max(1, VIDEOS // 8), reorder)
+                    videos = encode_videos(self.encoder, some.reader, some.numbers, 8, reorder)
                 for first in range(0, len(some.texts), QUESTIONS):
                     texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
                     of_video = some.video_of_text[first : first + QUESTIONS]
