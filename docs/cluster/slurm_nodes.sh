@@ -22,6 +22,7 @@ export stage=$1 workspace=$2 processes=${SLURM_GPUS_ON_NODE:-1}
 shift 2
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export rendezvous=$host:$((20000 + SLURM_JOB_ID % 10000))
+# shellcheck disable=SC2016 # each node expands the variables
 srun bash -c '
 if [ "$SLURM_PROCID" -eq 0 ]; then
   exec alpro run "$stage" --workspace "$workspace" "$@" --set resources.processes="$processes" \
