@@ -1,8 +1,6 @@
 """Loads clips for a model: of a file, a URL, a part of one, or a sample of a decoded corpus."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +15,11 @@ from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Row
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, is_url, local_copy, located, suffix
 from alpro.shards.transforms import squash
-from alpro.stages.execution.interface import cores
+from alpro.stages.execution.workers import map_ahead
 
 Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
 
-MAX_THREADS = 16  # of a machine with many cores; a file is decoded by one
 MAX_FETCHED_BYTES = 4 * 2**30  # of a file at a URL
 
 
@@ -85,23 +82,8 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
 
 
 def decode_ahead(sources: Iterable[S], video: VideoConfig) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
-    """The frames of each source in order, or why it cannot be decoded. At most two clips a thread are ahead.
-
-    `sources` may be a generator without an end; it is read no further than it is decoded.
-    """
-    count = min(MAX_THREADS, cores())
-    pending: deque[tuple[S, Future[np.ndarray | DecodeError]]] = deque()
-    pool = ThreadPoolExecutor(count)
-    try:
-        for source in sources:
-            pending.append((source, pool.submit(_frames_or_error, source, video)))
-            if len(pending) >= 2 * count:
-                first, future = pending.popleft()
-                yield first, future.result()
-        for source, future in pending:
-            yield source, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """The frames of each source in order, or why it cannot be decoded, as `map_ahead`."""
+    return map_ahead(lambda source: (source, _frames_or_error(source, video)), sources)
 
 
 def _frames_or_error(source: Source, video: VideoConfig) -> np.ndarray | DecodeError:

@@ -13,7 +13,6 @@ from torch import nn
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.inference.clips import is_image
 from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
@@ -218,8 +217,7 @@ def _entities(results: Results, prompter: Model, items: list[Labeled], videos: V
     """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
     names = prompter.folder.entities
     best = {kind: similarities(videos.features, of).argmax(1).tolist() for kind, of in prompter.prompts.items()}
-    kinds = ("image" if is_image(item.source) and "image" in best else "video" for item in items)
-    named = (names[best[kind][place]] for place, kind in enumerate(kinds))
+    named = (names[best[prompter.kind_of(item.source)][place]] for place, item in enumerate(items))
     known = ((item, true_entities(item.about, names), name) for item, name in zip(items, named, strict=True))
     clips = [Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name) for item, truth, name in known if truth]
     add_entities(results, clips, names)

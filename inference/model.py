@@ -353,9 +353,12 @@ class Model:
                 fused = model.fused_patches(caption.tokens, caption.mask, model.encode_video(pixels))
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                kind = "image" if is_image(file) and "image" in self.prompts else "video"
-                labels = model.pseudo_labels(pixels, boxes, self.prompts[kind], self.encoder.black)
+                labels = model.pseudo_labels(pixels, boxes, self.prompts[self.kind_of(file)], self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)
+
+    def kind_of(self, file: Source) -> str:
+        """The key of `prompts` for a file: image, if there are any of images, or video."""
+        return "image" if is_image(file) and "image" in self.prompts else "video"
 
     def _alpro(self, what: str) -> Alpro:
         if not isinstance(self.folder.model, Alpro):

@@ -5,10 +5,9 @@ first fusion layer. Pairs of texts of one length form a batch, so that no paddin
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
-from alpro.stages.execution.interface import cores
+from alpro.stages.execution.workers import map_ahead
 from alpro.stages.training.distributed import is_own, merge
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
@@ -135,14 +134,14 @@ def encode_videos(
     tokens = torch.zeros(len(numbers), 1, config.width, device=device)
     own = [slice(start, start + batch) for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
     parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
-    with ThreadPoolExecutor(min(16, cores())) as pool:  # decodes a batch while the one before is encoded
-        ahead = (pool.map(lambda n, some: sample_frames(reader[n], config, some), numbers[p], chosen[p]) for p in parts)
-        for part, (frames, _) in zip(parts, pairwise(chain(ahead, [()])), strict=True):
-            encoded = encoder.model.encode_video(encoder.pixels_of(frames))
-            if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
-                tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
-            if own:
-                tokens[part] = encoded
+    samples = ((n, some) for part in parts for n, some in zip(numbers[part], chosen[part], strict=True))
+    decoded = map_ahead(lambda sample: sample_frames(reader[sample[0]], config, sample[1]), samples)
+    for part in parts:
+        encoded = encoder.model.encode_video(encoder.pixels_of(islice(decoded, len(numbers[part]))))
+        if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
+            tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
+        if own:
+            tokens[part] = encoded
     merge(tokens)
     with float32(device):
         return Videos(tokens, encoder.model.project_video(tokens).float())

@@ -28,6 +28,7 @@ from alpro.stages.evaluation.encoding import (
 )
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig
+from alpro.stages.training.distributed import world_size
 
 QUESTIONS = 256  # that are encoded together
 
@@ -95,7 +96,7 @@ class Scorer:
                 if blank:
                     videos = self._blank(len(some.numbers))
                 else:
-                    videos = encode_videos(self.encoder, some.reader, some.numbers, 8, reorder)
+                    videos = encode_videos(self.encoder, some.reader, some.numbers, max(1, 32 // world_size()), reorder)
                 for first in range(0, len(some.texts), QUESTIONS):
                     texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
                     of_video = some.video_of_text[first : first + QUESTIONS]

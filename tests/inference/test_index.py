@@ -113,7 +113,7 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr("alpro.inference.clips.cores", lambda: 1)
+    monkeypatch.setattr("alpro.stages.execution.workers.cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         update(interrupted())
     kept = len(opened(tmp_path))

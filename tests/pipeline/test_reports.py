@@ -110,7 +110,7 @@ def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
 
 def test_scores_of_few_videos_have_a_warning(rows):
     """1.96 sqrt(0.5 x 0.5 / n): 30.99, 33.6, 98, 9.85 and 49 points, of the direction with fewer videos. Ten captions
-    each of twenty videos are no two hundred videos; a part of the queries is no reason to warn."""
+    each of twenty videos are twenty videos; a part of the queries does not warn."""
     for videos, independent, numbers in (
         (10, 10, ["10", "31"]),
         (10, 8.5, ["10", "34"]),

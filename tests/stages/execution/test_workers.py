@@ -54,7 +54,7 @@ def test_deaths_are_counted_only_in_succession(tmp_path, monkeypatch):
 def test_exceptions_propagate(tmp_path):
     with pytest.raises(FileNotFoundError):
         list(run_units([1], partial(note, folder=tmp_path / "missing"), TWO))
-    assert list(run_units([], print, TWO)) == []  # without units there is none
+    assert list(run_units([], print, TWO)) == []  # without units, no result
 
 
 def test_units_are_consumed_lazily(tmp_path):
