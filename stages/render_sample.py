@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from alpro.files import atomic_write
 from alpro.log import progress
 from alpro.shards.sample import scene as grammar
 from alpro.shards.sample.draw import render
@@ -85,8 +84,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     with progress("rendering", len(items), "files") as advance:
         for _, count in run_units(batches, partial(render_items, config=config, out=out), resources):
             advance(count)
-    for incomplete in out.rglob(".*.part"):  # of a process that died
-        incomplete.unlink()
     broken = write_broken_items(out)
     for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])
@@ -184,16 +181,13 @@ def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:
-    """Renders the files that do not exist. Returns the number of items."""
+    """Renders files, again if they exist: after an interruption they may be incomplete. Returns their number."""
     for item in items:
         path = out / item.path
-        if path.exists():
-            continue
-        with atomic_write(path) as temporary:
-            if path.suffix == ".jpg":
-                Image.fromarray(render(item.scene, 1, config.size)[0]).save(temporary, "JPEG", quality=92)
-            else:
-                encode_video(render(item.scene, config.frames, config.size), temporary)
+        if path.suffix == ".jpg":
+            Image.fromarray(render(item.scene, 1, config.size)[0]).save(path, "JPEG", quality=92)
+        else:
+            encode_video(render(item.scene, config.frames, config.size), path)
     return len(items)
 
 

@@ -43,8 +43,7 @@ def test_a_seed_gives_the_same_bytes_also_after_an_interruption_and_another_seed
     assert [name for name in one if one[name] == other[name]] == []
     for kept in ("videos/test-00000.mp4", "images/still-00000.jpg"):
         (again / kept).parent.mkdir(parents=True)
-        (again / kept).write_bytes((first / kept).read_bytes())
-    (again / "videos" / ".test-00001.mp4.0123456789ab.part").touch()
+        (again / kept).write_bytes((first / kept).read_bytes()[:50])
     assert render_small(again, resources, 3) == one
     assert contents(again).keys() == contents(first).keys()
 
