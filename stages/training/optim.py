@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.attention import Attention
+from alpro.models.precision import WIDE, precision
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
@@ -54,7 +55,7 @@ class Muon(torch.optim.AdamW):
                 direction = gradient.lerp(momentum, MOMENTUM).view(parts, -1, matrix.shape[1])
                 alike[direction.shape[1:]].append((updates[number], direction))
         for pairs in alike.values():
-            results = orthogonalized(torch.cat([direction for _, direction in pairs]))
+            results = orthogonalized(torch.cat([direction for _, direction in pairs]), group["dtype"])
             for (update, _), result in zip(pairs, results.split([len(d) for _, d in pairs]), strict=True):
                 update.copy_(result.reshape(update.shape))
         merged = merge(torch.cat([update.flatten() for update in updates]))
@@ -64,16 +65,17 @@ class Muon(torch.optim.AdamW):
             torch.where(finite > 0, changed, matrix, out=matrix)
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Matrices (B, N, M) with all singular values near 1, in float32, times 0.2 sqrt(max(N, M)): RMS of about 0.2."""
+def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Matrices (B, N, M) with all singular values near 1, times 0.2 sqrt(max(N, M)): RMS of about 0.2. dtype: of the
+    products; in bfloat16, as in Jordan et al., the sample's take 6 ms a step instead of 17 (AMX)."""
     a, b, c = COEFFICIENTS
     rows, columns = matrices.shape[1:]
     x = matrices.mT if rows > columns else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x * (0.2 * math.sqrt(max(rows, columns)))
+    x = x.to(matrices.dtype) * (0.2 * math.sqrt(max(rows, columns)))
     return x.mT if rows > columns else x
 
 
@@ -100,8 +102,9 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)
-    stacked = [hidden[id(p)] for p in matrices]
-    return Muon([*groups, {"params": matrices, "weight_decay": config.weight_decay, "qkv": stacked}], **settings)
+    stacked, dtype = [hidden[id(p)] for p in matrices], precision(WIDE, matrices[0].device, config.mixed_precision)
+    trained = {"params": matrices, "weight_decay": config.weight_decay, "qkv": stacked, "dtype": dtype}
+    return Muon([*groups, trained], **settings)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

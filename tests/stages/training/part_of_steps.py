@@ -33,7 +33,7 @@ from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, losses_and_
 
 RUNS = {
     "plain": {"steps": 4},
-    "muon": {"steps": 2, "optimizer": "muon"},
+    "muon": {"steps": 2, "optimizer": "muon", "mixed_precision": False},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
     "in one piece": {"steps": 2, "pool": 4},
     "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},

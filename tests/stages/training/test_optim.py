@@ -142,7 +142,7 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
 
 def test_muon_steps_along_nesterov_momentum():
     model = layer_and_head()
-    optimizer = build_optimizer(model, encoder("muon", weight_decay=0.0))
+    optimizer = build_optimizer(model, encoder("muon", weight_decay=0.0, mixed_precision=False))
     weight, momentum = model[0].mlp.fc1.weight, 0.0
     for seed in range(3):
         give_gradient(model, seed)
