@@ -17,7 +17,7 @@ LINES = {
     "alpro": 556,
     "models": 2_250,
     "shards": 3_762,
-    "stages": 6_411,
+    "stages": 6_406,
     "inference": 1_914,
     "pipeline": 5_872,
     "experiments": 686,

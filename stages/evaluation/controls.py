@@ -10,7 +10,7 @@ from alpro.stages.evaluation.encoding import Reorder
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scorer import Scorer
-from alpro.stages.evaluation.scores import add_rankers
+from alpro.stages.evaluation.scores import add_retrieval
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 
@@ -71,21 +71,17 @@ def order_of(control: ControlName, seed: int) -> Reorder:
 
 
 def add_retrieval_control(results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery) -> None:
-    """Adds text-to-video retrieval under a control, which is not text_only."""
+    """Adds text-to-video retrieval by similarity under a control, which is not text_only."""
     single = control == "single_frame"
-    scored = best_single_frame(model, gallery) if single else model.score(gallery, order_of(control, seed))
-    what, name = f"control: {CONTROLS[control].label}", f"retrieval_{control}"
-    add_rankers(results, what, name, model, gallery.labels, scored, ("t2v",))
+    scores = best_single_frame(model, gallery) if single else model.similarity(gallery, order_of(control, seed))
+    what, protocol = f"control: {CONTROLS[control].label} by similarity", model.protocol(by_similarity=True)
+    add_retrieval(results, what, f"retrieval_{control}_vtc", scores, gallery.labels, ("t2v",), protocol)
 
 
-def best_single_frame(model: Scorer, gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
-    """Scores by the protocol and by similarity, each the maximum over the sampled frames as still clips (the atemporal
-    probe of Buch et al., 2022, with the frame chosen for each pair by its score).
-
-    With `top_k`, a pair has its best matching score among the frames that select it.
-    """
-    matched, similar = zip(*(model.score(gallery, still(place)) for place in range(model.frames)), strict=True)
-    return np.maximum.reduce(matched), np.maximum.reduce(similar)
+def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
+    """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of Buch et al., 2022,
+    with the frame chosen for each pair by its score)."""
+    return np.maximum.reduce([model.similarity(gallery, still(place)) for place in range(model.frames)])
 
 
 def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:

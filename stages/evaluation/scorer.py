@@ -80,6 +80,11 @@ class Scorer:
         scores = match_top_k(model, texts, videos, self.top_k) if self.top_k else match_all(model, texts, videos)
         return scores, similarities(texts.features, videos.features).cpu().numpy()
 
+    def similarity(self, gallery: Gallery, reorder: Reorder) -> np.ndarray:
+        """The scores of all pairs (texts, videos) of a gallery by similarity alone."""
+        texts, videos = self.encode(gallery, reorder)
+        return similarities(texts.features, videos.features).cpu().numpy()
+
     @torch.no_grad()
     def answer(self, questions: Questions, reorder: Reorder | None = None, blank: bool = False) -> Tensor:
         """Logits of the answer head (questions, answers), on the CPU.

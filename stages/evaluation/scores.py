@@ -23,20 +23,14 @@ from alpro.stages.evaluation.scorer import Scorer
 
 
 def add_rankers(
-    results: Results,
-    what: str,
-    name: str,
-    model: Scorer,
-    labels: Labels,
-    scored: tuple[np.ndarray, np.ndarray],
-    directions: tuple[str, ...] = DIRECTIONS,
+    results: Results, what: str, name: str, model: Scorer, labels: Labels, scored: tuple[np.ndarray, np.ndarray]
 ) -> None:
     """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as `name`. scored: by
     matching and by similarity, as of `Scorer.score`."""
     matching, similarity = scored
     by_similarity = model.protocol(by_similarity=True)
-    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, directions, by_similarity)
-    add_retrieval(results, f"{what} by matching", name, matching, labels, directions, model.protocol())
+    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, DIRECTIONS, by_similarity)
+    add_retrieval(results, f"{what} by matching", name, matching, labels, DIRECTIONS, model.protocol())
 
 
 def add_retrieval(

@@ -76,6 +76,9 @@ class TrainingConfig(StageConfig):
     min_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of transformer layers; AdamW trains the rest"
+    )
     weight_decay: float = Field(1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings")
     max_grad_norm: float = Field(20.0, gt=0, description="maximum L2 norm of the gradient")
     max_text_tokens: int = Field(30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]")
@@ -153,11 +156,8 @@ class MatchingConfig(TrainingConfig):
 
 
 class EncoderConfig(TrainingConfig):
-    """Settings of the stages that create a model: its sizes, its initial weights and its optimizer."""
+    """Settings of the stages that create a model: its sizes and its initial weights."""
 
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices of transformer layers; AdamW trains the rest"
-    )
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(

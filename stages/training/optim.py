@@ -12,7 +12,7 @@ from alpro.models.attention import Attention
 from alpro.models.precision import WIDE, precision
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
-from alpro.stages.training.config import EncoderConfig, TrainingConfig
+from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import is_own, merge
 
 NO_DECAY = {"pos_embed", "time_embed", "cls_token", "position_embeddings", "temperature", "token_type_embeddings"}
@@ -85,7 +85,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     layers = [m for m in model.modules() if isinstance(m, Block | Layer)]
     hidden = {id(p): 1 for m in layers for p in m.parameters() if p.ndim == 2}
     hidden |= {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}
-    muon = isinstance(config, EncoderConfig) and config.optimizer == "muon"
+    muon = config.optimizer == "muon"
     decayed, not_decayed, matrices = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
