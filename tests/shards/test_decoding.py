@@ -1,16 +1,13 @@
-"""Which frames of a video are decoded, bit for bit, and why a file is rejected."""
+"""Which frames of a video are decoded, bit for bit, still images, and why a file is rejected."""
 
-import os
+import struct
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+import zlib
 
 import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards import decoding
@@ -46,87 +43,6 @@ def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder
         assert (clip.frames.shape, clip.frames.dtype) == ((count, 32, 32, 3), np.uint8)
         assert clip.frames.flags.c_contiguous
         assert (clip.width, clip.height, clip.duration) == (64, 48, pytest.approx(duration))
-
-
-SIZE, FRAMES = 32, 40
-CODECS = {
-    "libx264": ["a.mp4", "a.mkv", "a.ts", "a.flv"],
-    "libx265": ["a.mp4", "a.ts"],
-    "mpeg4": ["a.mp4", "a.mkv", "a.avi"],
-    "mpeg2video": ["a.ts", "a.mkv"],
-    "libvpx": ["a.webm"],
-    "libvpx-vp9": ["a.webm"],
-    "mjpeg": ["a.mov"],
-}
-X264 = ["b-pyramid=none", "b-pyramid=strict", "b-pyramid=normal:open-gop=1", "intra-refresh=1", "interlaced=1"]
-
-
-def moving(seed: int) -> Callable[[int], np.ndarray]:
-    """Moving noise with cuts, which makes encoders use all kinds of frames."""
-    rng = np.random.default_rng(seed)
-    texture, cuts = rng.integers(0, 255, (60, 200, 3), np.uint8), set(rng.integers(0, FRAMES, 2).tolist())
-
-    def picture(number: int) -> np.ndarray:
-        scene = sum(number >= cut for cut in cuts)
-        return np.roll(texture, scene * 67, axis=1)[number // 8 : number // 8 + 48, number * 2 : number * 2 + 64]
-
-    return picture
-
-
-@st.composite
-def recipes(draw) -> tuple[str, dict]:
-    codec, g = draw(st.sampled_from(sorted(CODECS))), str(draw(st.sampled_from([1, 5, 12, 60])))
-    opened, frames = draw(st.sampled_from([0, 1])), str(draw(st.integers(0, 5)))
-    options = {
-        "libx264": {"x264-params": draw(st.sampled_from(X264)), "bf": frames, "preset": "fast"},
-        "libx265": {"x265-params": f"log-level=none:keyint={g}:bframes=3:open-gop={opened}:frame-threads=1"},
-        "libvpx": {"auto-alt-ref": "1", "lag-in-frames": "12", "b": "200k", "deadline": "realtime"},
-        "libvpx-vp9": {"b": "200k", "deadline": "realtime", "cpu-used": "8"},
-        "mjpeg": {},
-    }.get(codec, {"bf": "1"})
-    name = draw(st.sampled_from(CODECS[codec]))
-    options = {"g": g} | options | ({"bf": "0"} if name == "a.avi" else {})
-    more = {"codec": codec, "options": options, "rate": 25, "picture": moving(draw(st.integers(0, 99)))}
-    return name, more | {"pixels": "yuvj420p" if codec == "mjpeg" else "yuv420p"}
-
-
-windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(lambda w: w[0] < w[1])
-common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-
-
-@settings(max_examples=12, **common)
-@given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, recipe, window, count: int):
-    """Whether it skips, seeks or reads only a part; by the length that counts as far."""
-    name, more = recipe
-    with tempfile.TemporaryDirectory() as folder:
-        path = make_video(name, FRAMES, **more).rename(Path(folder) / name)
-        with av.open(str(path)) as container:
-            frames = container.decode(video=0)
-            whole = [f.reformat(SIZE, SIZE, "gbrp", interpolation="BICUBIC").to_ndarray() for f in frames]
-        assert len(whole) == FRAMES
-        start, end = window[0] / 25 or None, None if window[1] == FRAMES else window[1] / 25
-        wanted = [window[0] + i * (window[1] - window[0]) // count for i in range(count)]
-        for far in (10.0, 0.05):  # a short video is read like an hour-long one
-            monkeypatch.setattr(decoding, "FAR_SECONDS", far)
-            monkeypatch.setattr(decoding, "BACK_SECONDS", 0.2)
-            try:
-                clip = decode_video(path, count, SIZE, start, end, decoder="pyav")
-                equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
-            except DecodeError:  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
-                unreliable = name == "a.flv" or "intra-refresh=1" in str(more["options"])  # an FLV of key frames alone
-                assert far < 10 or unreliable
-                frames = decode_video(path, count, SIZE, start, end).frames.astype(int)
-                nearest = [int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
-                equal = np.array([(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)])
-            assert equal.all(), (far, np.flatnonzero(~equal).tolist())
-
-
-@pytest.mark.long
-@settings(max_examples=400, **common)
-@given(recipe=recipes(), window=windows, count=st.integers(1, FRAMES))
-def test_frames_equal_those_of_decoding_everything_at_length(make_video, monkeypatch, recipe, window, count: int):
-    test_frames_equal_those_of_decoding_everything.hypothesis.inner_test(make_video, monkeypatch, recipe, window, count)
 
 
 def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
@@ -211,17 +127,6 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
         assert str(decoding._ffmpeg_error(code, log, Limits())) == reason
 
 
-def test_a_path_that_is_not_a_regular_file_is_rejected(tmp_path):
-    (tmp_path / "a folder.mp4").mkdir()
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe.mp4")
-    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
-    for name in ("a folder.mp4", "a\0.mp4", 300 * "x" + ".mp4", "file/a.mp4", "pipe.mp4", "zero.mp4"):
-        for decode in (lambda path: decode_image(path, 32), lambda path: decode_video(path, 2, 32)):
-            with pytest.raises(DecodeError, match=r"missing|File name too long"):
-                decode(tmp_path / name)
-
-
 def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
     path = make_video("a.mp4", 4)
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -231,3 +136,100 @@ def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
             patch.setitem(sys.modules, package, None)
             with pytest.raises(InputError, match=r"install"):
                 decode_video(path, 2, 32, decoder=decoder)
+
+
+def test_a_still_image_is_one_rgb_frame(tmp_path):
+    for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
+        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a color of the usual palette too
+        grey.save(tmp_path / name)
+        clip = decode_image(tmp_path / name, 32)
+        assert clip.frames.shape == (1, 32, 32, 3)
+        assert clip.frames.dtype == np.uint8
+        assert np.abs(clip.frames.astype(int) - 102).max() <= 3
+        assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
+    for grey in (0, 12, 102, 255):  # 16 bits are not clipped
+        Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
+        assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
+
+
+def test_an_image_can_keep_its_aspect_ratio_and_is_never_enlarged(tmp_path):
+    """`size` is then its shorter side, so that a random resized crop is of the image and not of a square."""
+    sizes = {(64, 48): (43, 32), (48, 64): (32, 43), (64, 64): (32, 32), (2000, 40): (1600, 32)}
+    for size, stored in (sizes | {(20, 90): (20, 90), (33, 31): (33, 31)}).items():
+        Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
+        clip = decode_image(tmp_path / "a.png", 32, keep_ratio=True)
+        assert clip.frames.shape == (1, *stored[::-1], 3)
+        assert (clip.width, clip.height) == size
+
+
+def quarters() -> np.ndarray:
+    """Red, green above blue, white: (48, 64, 3)."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32, 0] = picture[:24, 32:, 1] = picture[24:, :32, 2] = 255
+    picture[24:, 32:] = 255
+    return picture
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    """What a camera writes so that, shown as it says, the quarters come out: by the orientation in its EXIF, from 1."""
+    p = quarters()
+    other = p.transpose(1, 0, 2)
+    turned = [p, p[:, ::-1], p[::-1, ::-1], p[::-1], other, np.rot90(p, 1), other[::-1, ::-1], np.rot90(p, -1)]
+    for orientation, picture in enumerate(turned, 1):
+        for name in ("a.jpg", "a.webp", "a.png"):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            written = Image.fromarray(np.ascontiguousarray(picture))
+            written.save(tmp_path / name, exif=exif, quality=95)
+            clip = decode_image(tmp_path / name, 32)
+            (frame,) = clip.frames.astype(int)
+            assert (clip.width, clip.height) == (64, 48)
+            corners = frame[[4, 4, -4, -4], [4, -4, 4, -4]]
+            assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
+
+
+def test_transparency_becomes_white(tmp_path):
+    for name, mode in (("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")):
+        image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+        image.paste((90, 90, 90, 255), (0, 0, 30, 40))
+        image.convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+        (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
+        assert np.abs(frame[:, :12] - 90).max() <= 8
+        assert (frame[:, 20:] >= 250).all()
+
+
+def test_the_size_of_an_image_is_checked_before_decoding(tmp_path):
+    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = chunk(b"IDAT", zlib.compress(bytes(1 << 22))) + chunk(b"IEND", b"")
+    for size in ((100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows)
+        with pytest.raises(DecodeError, match="too large"):
+            decode_image(tmp_path / "a.png", 32)
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48))
+    with pytest.raises(DecodeError, match="too large: 64 x 48 pixels"):
+        decode_image(tmp_path / "a.jpg", 32, Limits(max_pixels=64 * 48 - 1))
+
+
+def test_an_invalid_image_is_rejected_with_the_reason(tmp_path):
+    Image.fromarray(quarters()).save(tmp_path / "whole.png")
+    # An invalid resolution unit raises struct.error in Pillow when it rotates the image.
+    turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
+    Image.fromarray(quarters()).save(tmp_path / "exif.jpg", exif=exif)
+    for content, reason in (
+        (b"", "empty"),
+        (b"not an image", "unreadable"),
+        ((tmp_path / "whole.png").read_bytes()[:100], "unreadable"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unreadable"),  # would start Ghostscript
+        ((tmp_path / "exif.jpg").read_bytes(), "unreadable"),
+    ):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(DecodeError, match=reason) as error:
+            decode_image(tmp_path / "a.png", 32)
+        assert str(tmp_path) not in str(error.value)

@@ -1,20 +1,29 @@
 """A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens no other file."""
 
+import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from alpro.shards import decoding
 from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from alpro.shards.reader import ShardReader
+from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reason
+from alpro.stages import decode_videos
 from tests.conftest import ROOT
 from tests.shards.conftest import refusal
+from tests.shards.test_decoding_formats import moving
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
@@ -221,3 +230,78 @@ def test_file_names_are_not_interpreted(tmp_path, make_video, numbers, monkeypat
         for decoder in ("pyav", "ffmpeg"):
             assert numbers(decode_video(Path(name), 4, 32, decoder=decoder)) == [0, 1, 2, 3]
         assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
+
+
+# Name, codec and options of a small video of each kind.
+VIDEOS = [
+    ("long.mp4", "libx264", {"g": "250", "bf": "3"}),
+    ("front.mp4", "libx264", {"g": "5", "bf": "0"}),
+    ("a.mkv", "libx264", {"g": "8"}),
+    ("a.mov", "mjpeg", {}),
+    ("a.avi", "mpeg4", {"g": "6"}),
+    ("a.webm", "libvpx", {"g": "10"}),
+    ("a.ts", "libx264", {"g": "6"}),
+    ("a.mpg", "mpeg2video", {"g": "6"}),
+    ("a.gif", "gif", {}),
+    ("a.flv", "flv", {"g": "6"}),
+]
+PIXELS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
+
+
+@pytest.fixture
+def whole(make_video, tmp_path) -> dict[Path, bytes]:
+    """The contents of a file of each kind: 20 frames of 64 x 48 with much going on, or one."""
+    picture, files = moving(0), [tmp_path / name for name in ("a.jpg", "a.png", "a.webp", "a.bmp")]
+    for path in files:
+        Image.fromarray(picture(0)).save(path)
+    for name, codec, options in VIDEOS:
+        more = {"codec": codec, "pixels": PIXELS.get(codec, "yuv420p"), "rate": 10 if codec == "gif" else 25}
+        front = {"movflags": "faststart"} if name == "front.mp4" else {}
+        files.append(make_video(name, 20, options, picture, container=front, **more))
+    return {path: path.read_bytes() for path in files}
+
+
+def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
+    """Flips bits, or replaces a part: by nothing, by a part of another file or of this one, or by senseless numbers
+    where sizes, times and tables are."""
+    if not data:
+        return
+    at = chance.randrange(min(len(data), chance.choice([64, 400, len(data)])))
+    size = chance.choice([1, 4, 8, 200, 600, len(data)])
+    if chance.random() < 0.35:
+        for place in (chance.randrange(len(data)) for _ in range(chance.choice([1, 3, 30]))):
+            data[place] ^= 1 << chance.randrange(8)
+        return
+    start = chance.randrange(len(other))
+    inserted = [b"", other[start:], data[at : at + 2 * size], *(byte * size for byte in (b"\xff", b"\x00", b"\x7f"))]
+    data[at : at + size] = chance.choice(inserted)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.long)])
+def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, resources):
+    """Some have another kind's ending, or a window."""
+    chance, rows, out = random.Random(7), [], tmp_path / "out"
+    for number in range(count):
+        path, other = chance.choices(list(whole), k=2)
+        data = bytearray(whole[path])
+        for _ in range(chance.choice([1, 1, 2])):
+            damage(data, whole[other], chance)
+        name = f"{number:05d}{(other if chance.random() < 0.1 else path).suffix}"
+        (tmp_path / name).write_bytes(data)
+        is_window = Path(name).suffix in VIDEO_EXTENSIONS and chance.random() < 0.3
+        window = {"start": 0.2, "end": 0.6} if is_window else {}
+        rows.append({"id": name, "path": name, "caption": f"number {number}", "split": "train", **window})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = decode_videos.Config(frames=4, size=32, timeout=10, max_reject_share=1, samples_per_shard=64)
+    decode_videos.run(config, {"data": tmp_path / "manifest.jsonl"}, out, resources)
+    rejects = pq.read_table(out / "rejects.parquet").to_pylist()
+    print(f"{count} files: {dict(Counter(row['reason'] for row in rejects))} are rejects")
+    assert {row["reason"] for row in rejects} <= set(get_args(Reason))
+    reader = ShardReader(out)
+    assert sorted([*reader.column("id").to_pylist(), *(row["id"] for row in rejects)]) == [row["id"] for row in rows]
+    for sample in map(reader.__getitem__, range(len(reader))):
+        height, width, channels = sample.frames().shape[1:]
+        assert channels == 3
+        # Images keep their aspect ratio, and are never enlarged.
+        assert (height, width) == (32, 32) or (sample.about["kind"] == "image" and 1 <= min(height, width) <= 32)
+    assert min(len(reader), len(rejects)) > count / 10

@@ -1,8 +1,6 @@
 """Files by URL: reading whole files and ranges, listing, paths that a manifest may use, and one-line errors."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ from fsspec.registry import known_implementations
 from alpro.errors import InputError
 from alpro.shards import storage
 from alpro.shards.storage import TooLarge, exists, identities, is_url, join, local_copy, read_range, resolve
-from tests.conftest import ROOT, one_line
+from tests.conftest import one_line
 
 CONTENT = bytes(range(256)) * 40
 
@@ -170,32 +168,6 @@ def test_an_unknown_protocol_and_a_missing_package_raise_input_errors(monkeypatc
     ):
         with pytest.raises(InputError, match=message):
             read_range(place, 0, 1)
-
-
-PROGRAM = """
-import gc, os, sys
-from alpro.shards.storage import read_range
-
-def read():
-    assert read_range(sys.argv[1], 0, 4) == b"kept"
-
-read()
-for _ in range(2):
-    child = os.fork()
-    if not child:
-        gc.collect()  # what the parent had is not garbage here
-        read()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    read()
-"""
-
-
-def test_a_fork_does_not_disturb_the_connections_of_its_parent(served, tmp_path):
-    """Loading processes are forks. If the child dropped what it inherits, the parent would wait forever."""
-    (tmp_path / "file").write_bytes(b"kept")
-    command = [sys.executable, "-c", PROGRAM, f"{served()[0]}/file"]
-    assert subprocess.run(command, timeout=120, cwd=ROOT).returncode == 0
 
 
 def test_a_name_is_joined_to_a_folder():
