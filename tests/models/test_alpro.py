@@ -1,4 +1,4 @@
-"""ALPRO and the prompter: padding, fusion of the first tokens, pseudo-labels, temperature, sizes.
+"""ALPRO and the prompter: padding, fusion of the first tokens, pseudo-labels, temperature, sizes, mixed precision.
 
 What the whole model computes is in test_golden.py, and which parts each loss trains in
 tests/stages/training/test_objective.py.
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
+from alpro.models.attention import attention_by_products
+from alpro.models.precision import NATIVE, WIDE, cpu_has_bfloat16, precision
 from alpro.models.text import Layer, Layers, TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 
@@ -138,3 +140,38 @@ def test_the_full_size_model_has_the_papers_parameters():
     heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}  # the decoder is the word embeddings
     assert sizes == encoders | heads
     assert sum(p.numel() for p in model.parameters()) == 233_883_429  # with the temperature
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_processor_with_one_of_the_instructions_has_bfloat16(monkeypatch):
+    known = {"avx512_f": True, **dict.fromkeys(NATIVE, False)}
+    for features in ({}, *({feature: True} for feature in NATIVE)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda more=features: known | more, raising=False)
+        assert cpu_has_bfloat16() == bool(features)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that cannot tell
+    assert not cpu_has_bfloat16()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(native, monkeypatch):
+    monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: native)
+    assert precision(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
+    assert precision(WIDE - 1, CPU) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert precision(8, GPU) == (torch.bfloat16 if native else torch.float32)
+    for device in (CPU, GPU):
+        assert precision(WIDE, device, mixed=False) == torch.float32
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_by_products_is_the_fused_one(masked):
+    q, k, v = (torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(3, 1, 1, 5).gt(0.4).index_fill(3, torch.tensor([0]), True) if masked else None
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    actual = attention_by_products(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(actual, expected)
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert attention_by_products(q, k, v, dropout_p=1.0).abs().max() == 0

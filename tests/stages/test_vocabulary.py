@@ -1,0 +1,363 @@
+"""Captions to entities, by an embedded tagger of nouns, and to word pieces; words and templates of the user."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import spacy
+from pydantic import ValidationError
+from safetensors import safe_open
+from spacy.training import Example
+from tokenizers import Tokenizer
+
+from alpro.errors import InputError
+from alpro.models.word_pieces import WordPieces, load_tokenizer
+from alpro.models.word_pieces import train_tokenizer as train
+from alpro.models.words import Templates, fill, read_word_list
+from alpro.stages import build_vocabulary, finetune_qa, train_tokenizer
+from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, nouns_of, select_words
+from alpro.stages.execution.interface import Resources
+from alpro.stages.vocabulary import nouns
+from alpro.stages.vocabulary.nouns import count_words, load_tagger, tag_unit
+from tests.conftest import ROOT, one_line
+
+GERMAN = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
+THINGS = "camera hand kitchen man screen square street"
+PICTURE = "background clip corner frame left right scene scenes shot start view"
+
+
+def words_of(**counts: int) -> list[Candidate]:
+    """Nouns that occur only as nouns, with their counts."""
+    return nouns_of(Counter({(name, True): count for name, count in counts.items()}))
+
+
+@pytest.mark.parametrize(
+    ("counts", "config", "chosen"),
+    [
+        ({"tree": 5, "ball": 7, "star": 5, "box": 5, "moon": 2}, {"entities": 3}, "ball box star"),  # by the alphabet
+        ({"ball": 3, "box": 2, "star": 1}, {"entities": 4}, "ball box"),  # few
+        ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
+        ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
+        # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image among them.
+        (dict.fromkeys(f"{THINGS} {PICTURE}".split(), 9), {}, THINGS),
+    ],
+)
+def test_entities_are_the_most_frequent_nouns_for_things(counts, config, chosen):
+    entities, left_out = select_words(words_of(**counts), Config(**config))
+    assert " ".join(name for name, _ in entities) == chosen
+    assert [counts[name] for name, _ in entities] == [count for _, count in entities]
+    assert {name for name, *_ in [*entities, *left_out]} == counts.keys()
+
+
+def test_left_out_nouns_have_a_reason():
+    words = words_of(video=90, x2=80, animal=70, ball=60, box=50, s=40, internationalizationinternational=30, photos=20)
+    words += words_of(fish=2, rarity=1)
+    words += nouns_of(Counter({("talks", True): 39, ("talks", False): 61}))
+    config = Config(entities=2, exclude=("animal",))
+    chosen, left_out = select_words(words, config)
+    with pytest.raises(InputError, match="1 nouns"):
+        select_words(words_of(ball=3, box=1), config)
+    assert chosen == [("ball", 60), ("box", 50)]
+    assert left_out == [
+        ("video", 90, "a word of the prompt templates"),
+        ("x2", 80, "not of letters alone"),
+        ("animal", 70, "excluded by the configuration"),
+        ("s", 40, "not 2 to 30 letters"),
+        ("internationalizationinternational", 30, "not 2 to 30 letters"),
+        ("photos", 20, "a word of the prompt templates"),
+        ("fish", 2, "below the 2 most frequent"),
+        ("rarity", 1, "fewer than 2 times"),
+        ("talks", 39, "a noun in less than 40% of its occurrences"),
+    ]
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
+def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
+    words = Counter({("dog", True): 9, ("play", True): 3, ("play", False): 7, ("up", True): 2, ("up", False): 98})
+    config = Config(min_noun_share=share)
+    assert " ".join(noun.name for noun in nouns_of(words) if not exclusion_reason(noun, config, set())) == chosen
+
+
+def test_only_training_captions_are_read_and_samples_without_are_counted_and_listed(corpus_of, tmp_path, resources):
+    rows = [
+        {"id": "one", "captions": ["a dog is sleeping", "a dog and a cat"]},
+        {"id": "two", "captions": ["a cat is sleeping"]},
+        {"id": "silent", "questions": [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]},
+        {"id": "validation", "split": "validation", "captions": ["a horse", "a horse runs", "a horse stands"]},
+        {"id": "test", "split": "test", "captions": ["a cow", "a cow runs", "a cow stands"]},
+    ]
+    small = corpus_of(tmp_path / "small", rows)
+    outcome = build_vocabulary.run(Config(entities=2), {"small": small}, tmp_path, resources)
+    table = pq.read_table(tmp_path / "entities.parquet").to_pylist()
+    assert table == [{"entity": "cat", "count": 2}, {"entity": "dog", "count": 2}]
+    assert outcome.counts["captions"] == outcome.counts["distinct_captions"] == 3
+    assert pq.read_table(tmp_path / "left_out.parquet").num_rows == outcome.counts["nouns"] - 2
+    assert outcome.counts["samples_without_caption"] == 1
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert rejects == [{"id": "silent", "path": "silent", "reason": "no caption"}]
+
+
+def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resources):
+    folder = corpus_of(tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}])
+    with pytest.raises(InputError, match="no captions"):
+        build_vocabulary.run(Config(entities=2), {"corpus": folder}, tmp_path, resources)
+
+
+def tagged_nouns(*captions: str) -> Counter[str]:
+    """The nouns of captions by the embedded tagger, with their counts."""
+    words = tag_unit((list(captions), [1] * len(captions)), "embedded")
+    return Counter({noun.name: noun.count for noun in nouns_of(words)})
+
+
+CAPTIONS = [  # constructions that are frequent in captions and rare in treebanks
+    ("a dog and a cat sleep on the sofa", "dog cat sofa"),
+    ("The Woman is cutting vegetables in her kitchen.", "woman vegetables kitchen"),
+    ("he runs quickly", ""),
+    ("a man talks about a car", "man car"),
+    ("a chef mixes dough in a bowl", "chef dough bowl"),
+    ("a group of people dance", "group people"),
+    ("a man wears a striped shirt", "man shirt"),
+    ("women talking and laughing", "women"),
+    ("he s standing by the window", "window"),
+    ("a reporter narrates and explains the weather", "reporter weather"),
+    ("two kids are jumping up and down", "kids"),
+    ("a cat drinks milk from a bottle", "cat milk bottle"),
+]
+
+
+def test_the_embedded_tagger_tags_the_nouns_of_captions():
+    results = {caption: (set(tagged_nouns(caption)), set(nouns.split())) for caption, nouns in CAPTIONS}
+    wrong = {caption: actual - expected for caption, (actual, expected) in results.items()}
+    assert not any(wrong.values()), wrong
+    missed = [word for actual, expected in results.values() for word in expected - actual]
+    assert len(missed) <= 1, missed  # of 23
+
+
+def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
+    captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
+    words = count_words(captions, "embedded", resources)
+    others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
+    assert words == {("dog", True): 4, ("cat", True): 1} | {(word, False): count for word, count in others.items()}
+
+
+def captions_of(number: int) -> Counter[str]:
+    """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them more than once."""
+    rng = random.Random(3)
+    words = ["a", "the", "man", "dog", "cooks", "talks", "dance", "plays", "striped", "hits", "up", "s", "show", "cut"]
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 14))) for _ in range(number)]
+    return Counter({text: rng.randint(1, 3) for text in texts})
+
+
+def test_counts_do_not_depend_on_the_units(resources, monkeypatch, inline_pool):
+    """Nor on whether they go to a pool."""
+    captions = captions_of(150)
+    whole = count_words(captions, "embedded", resources)
+    assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
+    for unit, batch, workers in ((40, 1, 2), (7, 3, 1), (64, 64, 2), (100, 256, 1)):
+        monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
+        monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
+        some = Resources(workers=workers, device="cpu")
+        assert count_words(captions, "embedded", some) == whole, (unit, batch, workers)
+    shuffled = list(captions.items())
+    random.Random(4).shuffle(shuffled)
+    assert count_words(Counter(dict(shuffled)), "embedded", resources) == whole
+
+
+def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
+    monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
+    before = load_tagger("embedded")
+    assert load_tagger("embedded") is before  # once a process
+    assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", True] == 1
+    assert load_tagger("embedded") is not before
+
+
+def test_a_tagger_that_is_not_installed_raises_an_input_error():
+    with pytest.raises(InputError, match=r"tagger = 'en_core_web_none'.*'embedded'"):
+        load_tagger("en_core_web_none")
+
+
+@pytest.fixture(scope="module")
+def other_tagger(tmp_path_factory) -> str:
+    """A spaCy pipeline with components as many models have them, most of no use for tags."""
+    folder = tmp_path_factory.mktemp("taggers") / "other"
+    nlp = spacy.load(nouns.EMBEDDED)
+    nlp.add_pipe("sentencizer", first=True)
+    nlp.add_pipe("attribute_ruler").add([[{"LOWER": "gizmo"}]], {"POS": "NOUN"})
+    known = {"heads": [1, 1], "deps": ["A", "ROOT"], "entities": ["O", "U-A"], "cats": {"A": 1.0, "B": 0.0}}
+    example = Example.from_dict(nlp.make_doc("a gizmo"), known)
+    for name in ("parser", "ner", "textcat"):
+        nlp.add_pipe(name).initialize(lambda: [example], nlp=nlp)
+    nlp.to_disk(folder)
+    return str(folder)
+
+
+def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
+    assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
+    assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", True] == 1
+
+
+TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
+
+
+def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_no_others(
+    corpus_of, tmp_path, resources
+):
+    """Captions and questions of all corpora, and not those of validation and test."""
+    asked = [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]
+    train = {"a": {"captions": ["a dog is sleeping", "a cat"]}, "b": {"questions": asked}}
+    texts = ["ζεβρα", "wyvern wyvern wyvern"]
+    asked = [{"question": f"which {text} is it?", "answer": text, "type": "which"} for text in texts]
+    more = [{"id": s, "split": s, "captions": texts, "questions": asked} for s in ("validation", "test")]
+    outputs = []
+    for number, held_out in enumerate(([], more)):
+        out = tmp_path / f"out {number}"
+        corpora = {name: corpus_of(out / name, [{"id": name, **row}, *held_out]) for name, row in train.items()}
+        counts = train_tokenizer.run(train_tokenizer.Config(word_pieces=200), corpora, out, resources).counts
+        outputs.append((out / "tokenizer.json").read_text())
+    assert outputs[0] == outputs[1]
+    tokenizer = Tokenizer.from_str(outputs[1])
+    assert counts == {"captions": 2, "word_pieces": tokenizer.get_vocab_size()}
+    assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
+    for text in (fill(Templates().video[0], "dog"), fill(Templates().image[0], "dog"), "which xylophone is it?"):
+        assert "[UNK]" not in tokenizer.encode(text).tokens
+
+
+def test_a_trained_tokenizer_uses_berts_format():
+    tokenizer = train(TEXTS, 120)
+    encoded = tokenizer.encode("A RED ball")
+    assert encoded.tokens == ["[CLS]", *tokenizer.encode("a red ball", add_special_tokens=False).tokens, "[SEP]"]
+    assert tokenizer.decode(encoded.ids) == "a red ball"
+    assert [tokenizer.token_to_id(t) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
+    assert tokenizer.encode("☃").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+    assert tokenizer.get_vocab_size() <= 120
+
+
+def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
+    given = train(TEXTS, 120)
+    given.save(str(tmp_path / "given.json"))
+    train_tokenizer.run(train_tokenizer.Config(tokenizer=str(tmp_path / "given.json")), {}, tmp_path, resources)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab() == given.get_vocab()
+
+
+def test_tokenizer_training_is_deterministic():
+    """It depends neither on the order of texts, nor on the process (hash seeds differ), but on their counts."""
+    program = (
+        "import json, sys; from alpro.models.word_pieces import train_tokenizer; "
+        "print(train_tokenizer(json.load(sys.stdin), 30).to_str(), end='')"
+    )
+    texts = [*TEXTS, *5 * ["zebras swim"]]  # of which "zebras" is a piece of such a small tokenizer by its count alone
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, input=json.dumps(texts[::-1]), capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == train(Counter(texts), 30).to_str(), process.stderr
+    assert "zebras" in train(texts, 30).get_vocab()
+    assert "zebras" not in train(dict.fromkeys(texts, 1), 30).get_vocab()
+
+
+def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
+    trained = train(TEXTS, 120)
+    words = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    by_words = load_tokenizer(str(tmp_path))
+    trained.save(str(tmp_path / "tokenizer.json"))
+    by_json = load_tokenizer(str(tmp_path))
+    by_file = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert by_words.decode(by_words.encode("a red ball").ids) == "a red ball"  # special tokens are not decoded
+    with pytest.raises(InputError, match="no such file or folder"):
+        load_tokenizer(str(tmp_path / "nothing" / "here"))
+    text = "A red FISH, unknowable"
+    assert by_words.encode(text).ids == by_json.encode(text).ids == by_file.encode(text).ids == trained.encode(text).ids
+
+
+def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
+    tokenizer = train(TEXTS, 120)
+    expected = WordPieces(tokenizer).batch(TEXTS, 9)
+    tokenizer.enable_padding(length=12)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert (loaded.padding, loaded.truncation) == (None, None)
+    for actual, wanted in zip(WordPieces(tokenizer).batch(TEXTS, 9), expected, strict=True):
+        assert actual.tolist() == wanted.tolist()
+    assert tokenizer.truncation["max_length"] == 4  # the argument is not modified
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\xff\xfe{")
+    for place in (tmp_path / name, tmp_path):
+        with one_line(f"{name}: not readable"):
+            load_tokenizer(str(place))
+
+
+def test_every_format_gives_the_words_in_order(tmp_path):
+    lists = {"list.json": '["dog", "hot dog", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
+    lists |= {"lines.txt": "dog\nhot dog\n\n3\n", "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n"}
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
+    (tmp_path / "a.txt").write_text("formula 1\ndog\n")  # numbers are removed if every line has one
+    assert read_word_list(tmp_path / "a.txt", "key") == ["formula 1", "dog"]
+
+
+def test_other_formats_raise_a_one_line_error(tmp_path):
+    for name, text, message in (
+        *(("a.json", text, "neither a list of words") for text in ("null", '["a", 6]', '"dog"', '["dog", " "]')),
+        *(("a.json", f'{{"a": {one}, "b": {two}}}', "not 0 to 1, each once") for one, two in ((0, 0), (1, 2), (0, 2))),
+        ("a.json", '{"dog": true}', "the numbers of its words"),
+        ("a.json", "[", "cannot be read"),
+        ("a.txt", "dog\ncat\ndog\n", "duplicate word 'dog'"),
+    ):
+        (tmp_path / name).write_text(text)
+        with one_line("finetune_qa.answers_file = ", message):
+            read_word_list(tmp_path / name, "finetune_qa.answers_file")
+
+
+def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
+    """Its first M words, even if they are in no caption, excluded, or in a template."""
+    (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
+    monkeypatch.setattr(build_vocabulary, "count_words", None)  # no noun is counted
+    config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"))
+    (tmp_path / "out").mkdir()
+    counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
+    assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]
+    (left_out,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
+    assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
+    assert (counts["entities"], counts["left_out"]) == (3, 1)
+    with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
+        build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
+
+
+def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tmp_path, resources):
+    """In the order of the head; all words are used, independent of `answers`."""
+    (tmp_path / "ans2label.json").write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "batch_size": 4, "frames": 2, "answers": 2}
+    config = finetune_qa.Config.model_validate(values | {"answers_file": str(tmp_path / "ans2label.json")})
+    (tmp_path / "out").mkdir()
+    finetune_qa.run(config, {"model": folders["pretrain"], "clips": clips}, tmp_path / "out", resources)
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "answers.json").read_text()) == ["left", "one", "zebra"]
+    with safe_open(model / "model.safetensors", "pt") as weights:
+        assert weights.get_slice("qa_head.2.bias").get_shape() == [3]
+
+
+def test_the_default_templates_are_the_official_ones():
+    def official(*names):
+        return tuple(f"A {name} of {article} {{}}." for name in names for article in ("a", "the", "one"))
+
+    videos = official("footage", "video", "portrait", "video footage")
+    images = official("photo", "picture", "good photo", "good picture")
+    assert (Templates().video, Templates().image) == (videos, images)
+    assert Templates().kinds == {"video": videos, "image": images}
+
+
+def test_a_template_has_exactly_one_placeholder_that_is_replaced_literally():
+    assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
+    assert fill("A {} in {curly} 100 %.", "{0}%s") == "A {0}%s in {curly} 100 %."
+    for wrong in ("A dog.", "{} and {}", ""):
+        for kind in ("video", "image"):
+            with pytest.raises(ValidationError, match="the place of the entity"):
+                Templates.model_validate({kind: (wrong,)})
