@@ -1,5 +1,4 @@
-"""What is evaluated, before fine-tuning and after it: rows of the results table, with fake models whose answers are
-known."""
+"""What is evaluated, before fine-tuning and after it: galleries, and rows of the results of models that are known."""
 
 from types import SimpleNamespace
 
@@ -16,11 +15,12 @@ from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluation import gallery
 from alpro.stages.evaluation import results as evaluation_results
 from alpro.stages.evaluation.entities import Named
-from alpro.stages.evaluation.gallery import Gallery, Labels
+from alpro.stages.evaluation.gallery import Gallery, Labels, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scores import add_answers, add_retrieval
 from alpro.stages.evaluation.statistics import bootstrap_interval
+from alpro.stages.finetune_qa import frequent_answers
 from tests.stages.evaluation.conftest import also_in_training, evaluated, grey, statistics
 
 
@@ -134,17 +134,10 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
 def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path, corpus_of, reading):
     """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise, with the frames
     and lengths of its training: a joined configuration sets those of retrieval."""
-    asked = {"rising": 3, "falling": 1}
-    rows = [
-        {
-            "id": f"{answer}{n}",
-            "split": "test",
-            "questions": [{"question": "how does it go?", "answer": answer, "type": "how"}],
-            "frames": grey(40, 220),
-        }
-        for answer, count in asked.items()
-        for n in range(count)
-    ]
+    rows = []
+    for name, answer in {f"rising{n}": "rising" for n in range(3)} | {"falling0": "falling"}.items():
+        asked = [{"question": "how does it go?", "answer": answer, "type": "how"}]
+        rows.append({"id": name, "split": "test", "questions": asked, "frames": grey(40, 220)})
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
     reader = reading("qa")
     corpus = statistics(corpus_of(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
@@ -243,3 +236,66 @@ def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(corpus_of
     assert "v4" in drawn[2][1]
     assert [right for _, _, right in drawn[2][2]] == [False] * 4
     assert ("v1", True) in [result[1:] for result in drawn[1][2]]
+
+
+def asked(*answers: str) -> list[dict]:
+    return [{"question": f"what is it {n}?", "answer": answer, "type": "what"} for n, answer in enumerate(answers)]
+
+
+@pytest.fixture
+def corpus(corpus_of, tmp_path):
+    rows = [
+        {"id": "a", "captions": ["one"], "questions": asked("box", "ball")},
+        {"id": "captioned", "captions": ["two", "three"]},
+        {"id": "b", "questions": asked("box", "arrow", "ball")},
+        {"id": "c", "captions": ["four"]},
+        {"id": "d", "captions": ["five", "six"]},
+        {"id": "test", "split": "test", "captions": ["seven"], "questions": asked("moon", "moon", "moon")},
+    ]
+    return corpus_of(tmp_path, rows)
+
+
+def test_captions_and_questions_know_their_videos(corpus):
+    captions, questions = Gallery.of(corpus, "train"), Questions.of(corpus, "train", exclude={"d"})
+    assert (captions.ids, captions.numbers) == (["a", "captioned", "c", "d"], [0, 1, 3, 4])
+    assert captions.texts == ["one", "two", "three", "four", "five", "six"]
+    assert captions.video_of_text.tolist() == [0, 1, 1, 2, 3, 3]
+    assert captions.labels.relevant.argmax(1).tolist() == captions.video_of_text.tolist()
+    assert captions.labels.relevant.sum() == 6
+    assert (questions.ids, questions.numbers, questions.video_ids) == (["a", "b"], [0, 2], ["a", "a", "b", "b", "b"])
+    assert [question["answer"] for question in questions.items] == ["box", "ball", "box", "arrow", "ball"]
+    assert questions.texts[1:3] == ["what is it 1?", "what is it 0?"]
+    assert Gallery.of(corpus, "train", exclude={"a", "c"}).ids == ["captioned", "d"]
+    assert Questions.of(corpus, "validation").texts == []
+
+
+@pytest.mark.parametrize(
+    ("videos", "captions", "ids", "texts", "of"),
+    [
+        (3, 1, ["a", "captioned", "c"], ["one", "two", "four"], [0, 1, 2]),
+        (2, 0, ["a", "captioned"], ["one", "two", "three"], [0, 1, 1]),
+        (0, 1, ["a", "captioned", "c", "d"], ["one", "two", "four", "five"], [0, 1, 2, 3]),
+        (0, 0, ["a", "captioned", "c", "d"], ["one", "two", "three", "four", "five", "six"], [0, 1, 1, 2, 3, 3]),
+    ],
+)
+def test_the_first_videos_and_captions(corpus, videos, captions, ids, texts, of):
+    actual = Gallery.of(corpus, "train").first(videos, captions)
+    assert (actual.ids, actual.texts, actual.video_of_text.tolist()) == (ids, texts, of)
+    assert actual.numbers == [0, 1, 3, 4][: len(ids)]
+
+
+def test_the_queries_of_each_direction():
+    """A text is a query about its first video; a video with all its texts; one without any is none."""
+    relevant = np.array([[0, 1, 1], [0, 1, 0]], bool)
+    labels = Labels(["a", "b", "c"], ["x", "y"], relevant)
+    for direction, ids, texts in (("t2v", ["b", "b"], ["x", "y"]), ("v2t", ["b", "c"], ["x | y", "x"])):
+        queries = labels.queries(direction)
+        assert (queries.ids.tolist(), queries.texts.tolist()) == (ids, texts)
+
+
+def test_answers_are_the_most_frequent_of_training_alone_with_ties_in_alphabetical_order(corpus, corpus_of, tmp_path):
+    assert frequent_answers([corpus], 10) == ["ball", "box", "arrow"]
+    assert frequent_answers([corpus, corpus], 2) == ["ball", "box"]
+    folder = corpus_of(tmp_path / "one", [{"id": "a", "questions": asked("ball", "ball")}])
+    with pytest.raises(InputError, match="1 different"):
+        frequent_answers([folder], 10)

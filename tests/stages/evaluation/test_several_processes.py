@@ -8,32 +8,29 @@ import torch
 
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
+from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import encoding
 from alpro.stages.evaluation.controls import Shuffle
-from tests.stages.evaluation.part_of_an_evaluation import evaluate
 
-PROGRAM = Path(__file__).with_name("part_of_an_evaluation.py")
 CONTROLS = ["reversed", "shuffled", "single_frame"]
 
 
 @pytest.mark.parametrize("stage", ["zero_shot", pytest.param("evaluate", marks=pytest.mark.long)])
-def test_two_processes_have_the_results_of_one(stage, folders, vocabulary, clips, two_ranks, tmp_path):
+def test_two_processes_have_the_results_of_one(stage, folders, vocabulary, clips, two_ranks, resources, tmp_path):
     """With all kinds of models."""
     inputs = folders | {"pretrained": folders["pretrain"], "clips": clips, "vocabulary": vocabulary}
     config = {"retrieval": "clips", "qa": "clips"} | ({"controls": CONTROLS} if stage == "evaluate" else {})
-    work = {stage: {"config": config, "inputs": {name: str(path) for name, path in inputs.items()}}}
     files = {}
     for name in ("alone", "shared"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "work.json").write_text(json.dumps(work))
-        if name == "alone":
-            evaluate(tmp_path / name / "work.json", stage)
-        else:
-            assert two_ranks(PROGRAM, tmp_path / name / "work.json", stage) == [0, 0]
-        written = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
-        files[name] = {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in written}
-    assert files["alone"].keys() >= {f"{stage}/results.json", f"{stage}/scores.parquet"}
+        out, work = tmp_path / name / "out", tmp_path / name / "work.json"
+        out.mkdir(parents=True)
+        values = {"inputs": {key: str(path) for key, path in inputs.items()}, "resources": resources.model_dump()}
+        work.write_text(json.dumps({"stage": stage, "config": config, "out": str(out), **values}))
+        ends = [run_stage.main(work)] if name == "alone" else two_ranks(Path(run_stage.__file__), work)
+        assert set(ends) == {0}
+        files[name] = {path.name: path.read_bytes() for path in (work.with_name("result.json"), *out.rglob("*.*"))}
+    assert files["alone"].keys() >= {"results.json", "scores.parquet"}
     assert files["shared"] == files["alone"]
 
 

@@ -1,13 +1,20 @@
-"""Intervals, paired differences and p values: tables worked out by hand, and the laws that they keep."""
+"""Intervals, paired differences and p values: tables worked out by hand, laws, and comparisons of two evaluations."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpro.errors import InputError
 from alpro.stages.evaluation import statistics
+from alpro.stages.evaluation.comparison import compare
+from alpro.stages.evaluation.metrics import ACCURACY, ENTITY_ACCURACY, Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import (
     PERMUTATIONS,
+    PairedDifference,
     bootstrap_counts,
     bootstrap_interval,
     exchanges,
@@ -81,24 +88,19 @@ def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, stati
 
 
 @settings(max_examples=40, deadline=None)
-@given(queries, st.sampled_from(["mean", "median"]))
-def test_equal_results_do_not_differ(rows, statistic):
-    videos, values = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
-    actual = paired_difference(values, values, videos, statistic)
-    assert (actual.a, actual.b, actual.difference, actual.p) == (actual.a, actual.a, 0, 1)
-    assert (actual.low, actual.high) == ((0, 0) if len(set(videos)) > 1 else (None, None))
-
-
-@settings(max_examples=40, deadline=None)
-@given(queries, st.sampled_from(["mean", "median"]), st.integers(0, 9))
+@given(queries, st.sampled_from(["mean", "median"]), st.integers(-3, 9))
 def test_a_difference_is_within_its_interval_and_turns_with_the_sides(rows, statistic, seed):
+    """Equal results, where the seed is negative, do not differ."""
     videos, a = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
-    b = np.random.default_rng(seed).permutation(a)
+    b = np.random.default_rng(seed).permutation(a) if seed >= 0 else a
     there, back = paired_difference(a, b, videos, statistic), paired_difference(b, a, videos, statistic)
     assert there.difference == there.b - there.a == -back.difference
     assert there.p == back.p
     assert 1 / (PERMUTATIONS + 1) <= there.p <= 1
+    assert (there.difference, there.p) == (0, 1) or seed >= 0
+    assert (there.low is None) == (len(set(videos)) == 1)
     if there.low is not None:
+        assert (there.low, there.high) == (0, 0) or seed >= 0
         assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
         if statistic == "mean":
             assert there.low <= there.difference <= there.high
@@ -143,3 +145,78 @@ def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
 def test_videos_with_most_of_the_queries_count_for_less(queries, videos):
     ids = np.array([f"v{n}" for n, count in enumerate(queries) for _ in range(count)])
     assert independent_videos(ids) == pytest.approx(videos)
+
+
+MDR = Metric("MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median")
+QUESTIONS = Queries.of(["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"])
+
+
+def clips(*numbers: int, caption: str = "a ball | a red ball") -> Queries:
+    return Queries.of([f"v{n}" for n in numbers], [caption] * len(numbers))
+
+
+def evaluation(folder: Path, *scores: tuple[Metric, list[float], Queries]) -> Path:
+    folder.mkdir(parents=True)
+    results = Results("test", folder)
+    for metric, values, queries in scores:
+        results.add(Score(metric, np.array(values), 10.0, queries), "by hand", metric.table)
+    results.outcome()
+    return folder
+
+
+def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
+    """The second "how?" of v2 is another question than the first: repeated queries are matched in their order."""
+    turned = QUESTIONS.select(np.array([4, 2, 0, 1, 3]))
+    a = evaluation(tmp_path / "a", (ACCURACY, [0, 100, 100, 0, 100], QUESTIONS))
+    b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
+    ((row, actual),) = compare(a, b).scores
+    assert (row["name"], row["what"]) == ("qa/acc", "by hand")
+    assert actual == PairedDifference(60, 60, 0, 0, 0, 1)
+
+
+def test_each_score_has_both_values_and_the_difference(tmp_path):
+    a = evaluation(tmp_path / "a", (ACCURACY, [0, 0, 100, 0, 0], QUESTIONS), (MDR, [9, 8, 1], clips(0, 1, 2)))
+    b = evaluation(tmp_path / "b", (MDR, [2, 5, 1], clips(0, 1, 2)), (ACCURACY, [100, 0, 100, 0, 0], QUESTIONS))
+    compared = compare(a, b)
+    assert [(row["name"], d.a, d.b, d.difference) for row, d in compared.scores] == [
+        ("qa/acc", 20, 40, 20),
+        ("retrieval/MdR", 8, 2, -6),
+    ]
+    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one of it alone has 50.
+    accuracy = compared.scores[0][1]
+    assert (accuracy.low, accuracy.high, accuracy.p) == (0, 50, 1)
+    assert (compared.other_queries, compared.single) == ({}, 0)
+
+
+def test_a_score_of_other_queries_is_left_out(tmp_path):
+    """Such as entity accuracy with another vocabulary: only clips with a known entity count."""
+    a = evaluation(
+        tmp_path / "a",
+        (ACCURACY, [0.0] * 5, QUESTIONS),
+        (ENTITY_ACCURACY, [0, 100, 0], clips(0, 1, 2)),
+        (MDR, [1], clips(0)),
+    )
+    b = evaluation(tmp_path / "b", (ACCURACY, [0.0] * 5, QUESTIONS), (ENTITY_ACCURACY, [100, 0], clips(1, 3)))
+    compared = compare(a, b)
+    assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
+    assert compared.other_queries == {"entities/acc": (3, 2, 1)}
+    assert compared.single == 1
+
+
+def test_different_test_sets_are_a_mistake(tmp_path):
+    """So are clips of the same names with other captions, as those of the sample with another seed."""
+    mine = evaluation(tmp_path / "mine", (MDR, [9, 8, 1], clips(0, 1, 2)))
+    seeded = evaluation(tmp_path / "seeded", (MDR, [9, 8, 1], clips(0, 1, 2, caption="a star")))
+    with pytest.raises(InputError, match="retrieval/MdR has 3 and 3 queries, 0 of them shared"):
+        compare(mine, seeded)
+    a = evaluation(tmp_path / "evaluate" / "0123456789", (ACCURACY, [0.0] * 5, QUESTIONS))
+    b = evaluation(tmp_path / "evaluate" / "abcdefghij", (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))))
+    c = evaluation(tmp_path / "zero_shot" / "abcdefghij", (MDR, [1, 2], clips(0, 1)))
+    (tmp_path / "pretrain").mkdir()
+    for other, named in (
+        (b, "abcdefgh.*qa/acc has 5 and 3 queries, 3"),
+        (c, "abcdefgh"),
+        (tmp_path / "pretrain", "pretrain"),
+    ):
+        with pytest.raises(InputError, match=named):
+            compare(a, other)
