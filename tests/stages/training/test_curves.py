@@ -28,13 +28,13 @@ LARGEST, MEAN = 2e-2, 1e-3  # relative difference of a loss: in a step, and aver
 Curves = dict[str, dict[str, list[float]]]
 
 
-def compute(folder: Path, last: str = "finetune_qa") -> Curves:
-    """The losses by stage and name, up to the stage `last`."""
+def compute(folder: Path) -> Curves:
+    """The losses by stage and name."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         inputs, resources, computed = write_inputs(folder), Resources(workers=1, device="cpu"), {}
-        for stage in list(STAGES)[: list(STAGES).index(last) + 1]:
+        for stage in STAGES:
             out = folder / stage / "out"
             run_stage(stage, configuration(stage, STEPS), inputs, out, resources)
             add_inputs(stage, inputs, out, resources)
@@ -64,10 +64,5 @@ def test_the_losses_are_the_recorded_ones(tmp_path):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         fresh = compute(Path(temporary))
-    rows = [
-        f"  {json.dumps(stage)}: {{\n"
-        + ",\n".join(f"    {json.dumps(n)}: {[float(f'{v:.7g}') for v in values]}" for n, values in losses.items())
-        + "\n  }"
-        for stage, losses in fresh.items()
-    ]
-    FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    rounded = {stage: {name: np.round(v, 7).tolist() for name, v in of.items()} for stage, of in fresh.items()}
+    FILE.write_text(json.dumps(rounded).replace("], ", "],\n") + "\n")  # a line for each loss

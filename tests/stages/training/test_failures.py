@@ -1,20 +1,23 @@
-"""Failures during training: samples that cannot be read, a killed loading process, a full disk."""
+"""Failures during training: samples that cannot be read, a killed loading process or rank, a full disk."""
 
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import read_index
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
 from alpro.stages.training import dataset, loop
 from alpro.stages.training.loop import EXIT_INTERRUPTED
-from tests.conftest import one_line
+from tests.conftest import ROOT, one_line
 from tests.stages.training.conftest import full_disk, loading_processes
 from tests.stages.training.test_resume import OFTEN, assert_same
 
@@ -37,45 +40,22 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
     assert_same(whole, broken)
 
 
-# What torch and the code below it raise when a loading process dies, depending on the moment.
-DEATHS = (
-    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-    ConnectionResetError(104, "Connection reset by peer"),
-    EOFError(),
-    AttributeError("The underlying op of 'prim.layout' has no overload name 'default'"),
-)
-
-
-@pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("dies", "step"), [(True, 0), (True, 3), (False, 3)])
-def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, error, dies, step, monkeypatch):
+def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, dies, step, monkeypatch):
+    """Whatever torch and the code below it raise, depending on the moment."""
     monkeypatch.setattr(loop, "LOST_SECONDS", 60.0 if dies else 0.0)
-    run, ends = new_run("run"), multiprocessing.Event()
-    build, child = run.data, multiprocessing.get_context("fork").Process(target=ends.wait)
+    child = multiprocessing.get_context("fork").Process(target=multiprocessing.Event().wait)
+    load = dataset.TrainingDataset.loader
+    monkeypatch.setattr(dataset.TrainingDataset, "loader", lambda *arguments: child.start() or load(*arguments))
 
-    def data() -> dataset.TrainingDataset:
-        made = build()
-        load = made.loader
+    def fail() -> None:
+        if dies:
+            child.kill()
+        raise AttributeError("The underlying op of 'prim.layout' has no overload name 'default'")
 
-        def batches(loaded):
-            for batch in loaded:
-                if batch.step == step:
-                    if dies:
-                        child.kill()
-                    raise error
-                yield batch
-
-        def loader(*arguments):
-            child.start()
-            return batches(load(*arguments))
-
-        made.loader = loader
-        return made
-
-    run.data = data
     try:
-        with pytest.raises(SystemExit if dies else type(error)) as ended:
-            run.start()
+        with pytest.raises(SystemExit if dies else AttributeError) as ended:
+            new_run("run").start(before=step, stop=fail)
     finally:
         child.kill()
         child.join()
@@ -147,3 +127,30 @@ def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, re
     (loading,) = set(multiprocessing.active_children()) - others
     os.kill(loading.pid, signal.SIGTERM)
     assert [batch.step for batch in batches] == list(range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("how", "output"),
+    [
+        ("input-error", "clips/shard-000001.tar: cut short"),
+        pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
+        pytest.param("silent", "another rank is gone", marks=pytest.mark.long),
+    ],
+)
+def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, free_port):
+    """At once, without waiting for the limit; a silent one at the limit."""
+    resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
+    work, result = tmp_path / "work.json", tmp_path / "result.json"
+    work.write_text(json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources}))
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
+    command += [Path(__file__).with_name("part_of_a_failure.py"), work, how]  # whose ranks end with it
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
+    message = ended.stderr
+    assert ended.returncode != 0
+    if how == "input-error":  # the launcher prints it
+        assert json.loads(result.read_text()) == {"error": output}
+        return
+    other = message.find("another rank is gone")
+    assert (output in message, result.exists()) == (True, False)
+    assert other < 0 or how != "error" or message.index(output) < other

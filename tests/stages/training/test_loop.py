@@ -1,20 +1,29 @@
-"""The training loop: steps, validation and selection, steps that are not finite, unreadable examples."""
+"""The training loop: steps and their micro-batches, validation and selection, steps that are not finite, metrics."""
 
+import math
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
+from alpro.stages.finetune_qa import Config as FinetuneQa
+from alpro.stages.pretrain import Config as Pretrain
+from alpro.stages.train_prompter import Config as TrainPrompter
+from alpro.stages.training import metrics
+from alpro.stages.training.batch import Batch, keep_patches
+from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.metrics import Mean, MetricsFile, chance_levels, losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
-from tests.stages.training.conftest import run_of
-from tests.stages.training.part_of_a_batch import losses_of, objective_of
+from tests.stages.training.conftest import full_disk, run_of
+from tests.stages.training.part_of_a_batch import WEIGHTS, losses_of, objective_of, whole_batch
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
@@ -173,3 +182,129 @@ def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowe
     else:
         with pytest.raises(InputError, match=r"10 of 16 examples cannot be read, more than max_unreadable_share = 0.6"):
             run.start()
+
+
+def add(mean: Mean, values: list[float], counted: bool = True) -> None:
+    mean.add(("a", "b"), torch.tensor(values), torch.tensor(counted))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7.0])
+def test_a_mean_leaves_out_steps_that_were_skipped(bad):
+    mean = Mean()
+    assert mean.read() == {}
+    add(mean, [bad, bad], counted=False)
+    assert mean.read() == {}  # of no step
+    add(mean, [bad, bad], counted=False)
+    add(mean, [1.0, 10.0])
+    add(mean, [bad, 1.0], counted=False)
+    add(mean, [2.0, 30.0])
+    assert mean.read() == {"a": 1.5, "b": 20.0}
+
+
+def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.log, "warning", lambda line: None)  # it would go to a file
+    file = MetricsFile(tmp_path)
+    file.write(1, {"loss": 1.0})
+    with full_disk(file.path.stat().st_size + 10):
+        file.write(2, {"loss": 2.0})
+    file.write(3, {"loss": 3.0})
+    assert [line["step"] for line in read_metrics(file.path)] == [1, 3]
+
+
+def lines(**losses: list[float]) -> list[dict[str, float]]:
+    """A line of metrics.jsonl for each value, and a line of a validation."""
+    return [{f"train/loss_{name}": value} for name, values in losses.items() for value in values] + [{"validation": 1}]
+
+
+@pytest.mark.parametrize(
+    ("losses", "warned"),
+    [
+        ({"vtc": [9.0, 2.08, 2.07, 2.09]}, ["loss_vtc ended at 2.080; a model that has learned nothing has 2.079"]),
+        ({"vtc": [2.08, 2.08, 2.0, 1.9]}, []),
+        ({"vtm": [0.64]}, ["loss_vtm ended at 0.640; a model that has learned nothing has 0.637"]),
+        ({"vtm": [0.6], "qa": [1.6]}, ["loss_qa ended at 1.600; a model that has learned nothing has 1.609"]),
+        ({"mlm": [9.0]}, []),
+        ({}, []),
+    ],
+)
+def test_losses_that_stayed_at_chance_are_named(training, losses, warned):
+    """ln 8 pairs: 2.079; a third of the pairs match: 0.637; ln 5 answers: 1.609."""
+    config = training(("a",), 1, batch_size=8)
+    assert [line.partition(":")[0] for line in losses_at_chance(lines(**losses), config, answers=5)] == warned
+
+
+def test_contrast_is_over_a_micro_batch_unless_it_is_over_the_batch(training):
+    halves = training(("a",), 1, batch_size=8, accumulation_steps=2)
+    assert chance_levels(halves, 1) == {"vtc": math.log(4), "vtm": pytest.approx(0.6365, abs=1e-4), "qa": 0}
+    assert chance_levels(halves.model_copy(update={"contrast": "batch"}), 1)["vtc"] == math.log(8)
+
+
+Step = tuple[dict[str, float], dict[str, Tensor]]
+
+
+@pytest.fixture
+def step(training, tmp_path):
+    """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step without clipping."""
+
+    def take(objective: Objective, batch: Batch, parts: int = 1, contrast: str = "batch") -> Step:
+        config = training(accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1)
+        run = run_of(objective, config, tmp_path)
+        run.update(batch)
+        return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+    return take
+
+
+@pytest.mark.parametrize(("parts", "dropped"), [(2, 0), (4, 0), (2, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "off", "contrast"),
+    [
+        ("prompter", "", "batch"),
+        ("matching in pools of", "", "batch"),
+        ("pretrain", "", "batch"),
+        ("pretrain", "vtc", "micro_batch"),
+        ("qa", "", "micro_batch"),
+    ],
+)
+def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, off, contrast, parts, dropped, step):
+    """Masked words, kept samples, valid negatives and known answers differ in number between the micro-batches, and two
+    captions of one video are in different ones."""
+    weights, batch = WEIGHTS | ({off: 0.0} if off else {}), whole_batch()
+    if dropped:
+        weights["pem"] = 0.0  # all patches of its crops are needed
+        rng = np.random.default_rng(0)
+        batch.kept = torch.from_numpy(np.stack([keep_patches(4, dropped, rng) for _ in batch.ids]))
+    pool = 8 // parts
+    name += f" {pool}" if "pools" in name else ""
+    expected_metrics, expected = step(objective_of(name, weights=weights, pool=pool), replace(batch))
+    metrics, gradients = step(objective_of(name, weights=weights, pool=pool), replace(batch), parts, contrast)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
+    assert gradients.keys() == expected.keys()
+    assert len(gradients) > 20
+    for key, gradient in expected.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
+
+
+DROPPING = {"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "key"),
+    [
+        (MatchingConfig, {}, "negative_pool_size"),
+        (FinetuneQa, {}, "contrast = batch"),
+        (Pretrain, {"negative_pool_size": 4, "phases": [DROPPING]}, "patch_dropping"),
+        (Pretrain, {"negative_pool_size": 4, "weights": {"vtc": 0}}, "weights.vtc"),
+        (TrainPrompter, {}, ""),
+        (MatchingConfig, {"negative_pool_size": 4}, ""),
+        (MatchingConfig, {"accumulation_steps": 1}, ""),
+    ],
+)
+def test_contrast_over_the_batch_is_refused_where_it_cannot_be(stage, values, key):
+    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "accumulation_steps": 2, "contrast": "batch", **values}
+    if key:
+        with pytest.raises(ValidationError, match=key):
+            stage(batch_size=8, **values)
+    else:
+        config = stage(batch_size=8, **values)
+        assert config.contrasts_whole_batch == (config.accumulation_steps == 2)

@@ -1,5 +1,6 @@
 """Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder, several ranks."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,9 @@ from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, keep_patches
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from tests.stages.training.part_of_a_batch import (
@@ -123,6 +126,23 @@ def test_similarities_stay_exact_under_mixed_precision(batch):
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
     torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", ["pretrain", "qa"])
+def test_compiled_equals_eager(name, batch):
+    """As in training: every layer is compiled separately."""
+    found = []
+    for compiled in (False, True):
+        objective = objective_of(name)
+        configure_layers(objective, Resources(compile=compiled))
+        loss, metrics = losses_of(objective, batch)
+        found.append(gradients(loss, objective) | metrics)
+    eager, actual = found
+    assert actual.keys() == eager.keys()
+    for key, value in eager.items():
+        torch.testing.assert_close(actual[key], value, atol=1e-5, rtol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("name", ["prompter", "pretrain"])

@@ -1,4 +1,4 @@
-"""Interrupted or not, training ends with the same weights to the last bit."""
+"""Interrupted or not, or after a power failure, training ends with the same weights to the last bit."""
 
 import os
 import signal
@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.models.folder import write_tensors
+from alpro.pipeline.store.artifacts import Step
+from alpro.stages.execution.interface import Outcome, StageConfig
+from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
 
 OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
@@ -142,3 +146,20 @@ def test_corrupt_best_weights_are_an_error(new_run):
     damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)
     with pytest.raises(InputError, match=r"best-00000002.safetensors: corrupt"):
         run.start()
+
+
+@pytest.mark.parametrize("every", [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)])
+def test_training(new_run, power_cuts, every):
+    validate = {"validate": lambda model: {"score": float(sum(p.sum() for p in model.parameters()))}, "select": "score"}
+    run = new_run("run", steps=3, run={**validate, "checkpoint_interval": 1e-9}, log_every=1)
+    step = Step("train_prompter", "train_prompter", StageConfig())
+
+    def train(_: Step, out) -> Outcome:
+        run.out = out
+        metrics = run.start()
+        write_tensors(trainable(run.trained), out / "model.safetensors")
+        lines = {f"{line['step']}/{name}": value for line in run.lines for name, value in line.items()}
+        return Outcome({}, metrics | lines)
+
+    with torch.random.fork_rng():
+        assert power_cuts(step, train, every, ["model.safetensors"]) > 60

@@ -175,30 +175,21 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
     assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [True, False]
 
 
-@pytest.fixture
-def unlike_corpora(tmp_path):
-    actual = {}
-    for name, mean, std in (("dark", 0.1, 0.05), ("bright", 0.7, 0.25), ("other", 0.9, 0.9)):
-        actual[name] = tmp_path / name
-        actual[name].mkdir()
-        statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
-        (actual[name] / "statistics.json").write_text(json.dumps(statistics))
-    return actual
-
-
-def config(**values: object) -> Config:
-    phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
-    return Config.model_validate({"phases": phases, "max_text_tokens": 17} | values)
-
-
-def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(unlike_corpora):
+def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path):
     """Each corpus of the phases once, however often it is in them. The paper's normalization needs none."""
-    measured = measure_preprocessing(config(normalization="corpus"), unlike_corpora)
+    corpora = {name: tmp_path / name for name in ("dark", "bright", "other")}
+    for folder, mean, std in zip(corpora.values(), (0.1, 0.7, 0.9), (0.05, 0.25, 0.9), strict=True):
+        folder.mkdir()
+        statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
+        (folder / "statistics.json").write_text(json.dumps(statistics))
+    phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
+    paper = Config.model_validate({"phases": phases, "max_text_tokens": 17})
+    own = paper.model_copy(update={"normalization": "corpus"})
+    measured = measure_preprocessing(own, corpora)
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measured.max_text_tokens == 17
-    paper = measure_preprocessing(config(), {})
-    assert (paper.mean, paper.std) == (Preprocessing().mean, Preprocessing().std)
-    (unlike_corpora["bright"] / "statistics.json").unlink()
+    assert measure_preprocessing(paper, {}) == Preprocessing(max_text_tokens=17)
+    (corpora["bright"] / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
-        measure_preprocessing(config(normalization="corpus"), unlike_corpora)
+        measure_preprocessing(own, corpora)
