@@ -1,0 +1,216 @@
+"""A CLIP or SigLIP of transformers through the stages: as the prompter, and as the start of both of its towers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from alpro.errors import InputError
+from alpro.files import read_json
+from alpro.inference.model import Model
+from alpro.models.alpro import Alpro
+from alpro.models.clip_prompter import ClipFolder, load_clip
+from alpro.models.folder import ModelFolder
+from alpro.models.words import Templates
+from alpro.pipeline.config.load import load_config
+from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
+from alpro.stages.cache_prompts import read_entities, read_prompts
+from alpro.stages.evaluation.encoding import encode_texts
+from alpro.stages.train_prompter import load_towers
+from alpro.stages.training.batch import Batch
+from alpro.stages.training.loop import configure_layers
+from alpro.stages.training.metrics import read_metrics
+from alpro.stages.training.objective import PrompterObjective
+from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from tests.stages.training.part_of_a_batch import losses_of
+
+CPU = torch.device("cpu")
+
+
+def configured(folder, **changes) -> train_prompter.Config:
+    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "clip": str(folder)}
+    values |= {"batch_size": 4, "lr": 1e-2, "max_text_tokens": 24, "log_every": 1, "model": {"video": {"frames": 3}}}
+    values |= {"contrast": "batch", "accumulation_steps": 2}
+    return train_prompter.Config.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request, clip_folders):
+    return clip_folders[request.param]
+
+
+@pytest.fixture(scope="module")
+def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
+    """The artifact of four steps on batches of videos and of images."""
+    out = tmp_path_factory.mktemp("train_prompter")
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips, "stills": stills}
+    train_prompter.run(configured(folder), inputs, out, resources)
+    return out
+
+
+def test_training_changes_both_towers_and_temporal_attention(trained, folder):
+    before, after = load_towers(configured(folder), CPU).model, load_clip(str(trained / "model")).model
+    changed = {name for name, value in after.state_dict().items() if (value != before.state_dict()[name]).any()}
+    for part in ("clip.vision_model.", "clip.text_model.", "temporal.0.attn.proj", "clip.logit_scale"):
+        assert any(name.startswith(part) for name in changed), part
+    lines = [line for line in read_metrics(trained / "metrics.jsonl") if "train/loss_vtc" in line]
+    assert len(lines) == 4
+
+
+@pytest.fixture
+def objective(folder) -> PrompterObjective:
+    loaded = load_towers(configured(folder), CPU)
+    with torch.no_grad():
+        for temporal in loaded.model.temporal:  # so that temporal attention does something
+            temporal.attn.proj.weight.normal_(std=0.3)
+    return PrompterObjective(loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    random = torch.Generator().manual_seed(1)
+    clips = torch.randint(0, 256, (4, 3, 3, 32, 32), generator=random, dtype=torch.uint8)
+    text = torch.randint(2, 50, (4, 8), generator=random)
+    text[:, -1] = 1  # the end
+    return Batch(0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text))
+
+
+def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
+    return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+
+
+def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activations(objective, batch, resources):
+    """DistributedDataParallel waits for all of them."""
+    losses_of(objective, batch)[0].backward()
+    expected = gradients(objective)
+    assert [name for name, gradient in expected.items() if gradient is None] == []
+    objective.zero_grad(set_to_none=True)
+    for module in objective.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    configure_layers(objective, resources.model_copy(update={"checkpoint_activations": True}))
+    assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
+    for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
+        for layer in tower.encoder.layers:
+            layer.training, layer.self_attn.dropout = True, 0.0  # only then activations are recomputed
+    losses_of(objective, batch)[0].backward()
+    for name, gradient in gradients(objective).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
+    clip = clip_folders["clip"]
+    dropping = {"phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.5}]}
+    wrong = {"vit": {"vit": "vit_tiny_patch16_224.a"}, "bert": {"bert": "b"}, "muon": {"optimizer": "muon"}}
+    for key, changes in (wrong | {"patch_dropping": dropping}).items():
+        with pytest.raises(ValueError, match=key):
+            configured(clip, **changes)
+    with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower
+        load_towers(configured(clip, max_text_tokens=30), CPU)
+    with pytest.raises(InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"):
+        load_config("own_videos", str(tmp_path), ["train_prompter.clip=a/clip"])
+
+
+TEMPLATES = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))
+
+
+@pytest.fixture(scope="module")
+def cached(folder, vocabulary, tmp_path_factory, resources):
+    """The artifact of cache_prompts; the folder of the model is gone afterwards."""
+    source = shutil.copytree(folder, tmp_path_factory.mktemp("source") / "clip")
+    out = tmp_path_factory.mktemp("prompts")
+    config = cache_prompts.Config(templates=TEMPLATES, prompter=str(source))
+    cache_prompts.run(config, {"vocabulary": vocabulary}, out, resources)
+    shutil.rmtree(source)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
+    """The artifact of two steps of pre-training with all losses, on batches of videos and of images."""
+    out = tmp_path_factory.mktemp("pretrain")
+    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "model": tiny_model()}
+    values |= {"normalization": "corpus", "batch_size": 4, "lr": 1e-3, "max_text_tokens": 16}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills}
+    pretrain.run(pretrain.Config(**values, threshold=0.0, log_every=1), inputs, out, resources)
+    return out
+
+
+def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(cached, folder, vocabulary):
+    prompts, entities, named = read_prompts(cached), read_entities(vocabulary), load_clip(str(folder))
+    for of, templates in TEMPLATES.kinds.items():
+        expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
+        torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
+    """The model's normalization stays its own: not that of the prompter, as if there were none."""
+    losses = [line for line in read_metrics(pretraining / "metrics.jsonl") if "train/loss_pem" in line]
+    assert len(losses) == 4
+    assert all(line["train/loss_pem"] > 0.1 for line in losses)
+    assert all(line["train/pseudo_labels_kept"] == 1 for line in losses)
+    assert (pretraining / "pictures" / "pseudo_labels.png").is_file()
+    folder = ModelFolder.from_pretrained(pretraining / "model")
+    means = [read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)]
+    assert folder.preprocessing.mean == pytest.approx(
+        [sum(values) / 2 for values in zip(*means, strict=True)], abs=1e-4
+    )
+    assert not any("clip" in name for name in folder.model.state_dict())
+
+
+def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, vocabulary, tiny_model, clips, training):
+    phases = training(("clips",)).phases
+    config = pretrain.Config(phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16)
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
+    assert isinstance(prompter, ClipFolder)
+    assert tokenizer.token_to_id("[CLS]") is not None
+    assert preprocessing.mean != pytest.approx([0.48, 0.46, 0.41], abs=1e-3)
+    prompts = read_prompts(cached)
+    arguments = preprocessing.mean, preprocessing.std, prompter.normalized(CPU), prompts
+    objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(), 0.0)
+    frames, boxes = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8), torch.tensor([[0, 1, 2, 3]] * 2)
+    black = frames.clone()
+    black[..., :8, :], black[..., 16:] = 0, 0
+    for kind in ("video", "image"):  # crops in the patches of the student, with the normalization of the prompter
+        expected = prompter.model.probabilities(prompter.normalized(CPU).pixels(black), prompts[kind])
+        torch.testing.assert_close(objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prompts(
+    cached, pretraining, sample, vocabulary, clips, tmp_path, resources
+):
+    inputs = {"pretrained": pretraining, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
+    zero_shot.run(config, inputs, tmp_path, resources)
+    keys = {row["what"] for row in read_json(tmp_path / "results.json")}
+    assert "prompter" in keys
+    assert any("crops" in key for key in keys)
+    model = Model.load(cached, device="cpu")
+    video = min((sample / "videos").glob("test-*.mp4"))
+    whole = model.entities(video, top_k=99)
+    assert sorted(word for word, _ in whole) == sorted(read_entities(vocabulary))
+    assert sum(p for _, p in whole) == pytest.approx(1, abs=1e-5)
+    assert dict(model.entities(video, (0.5, 0.5, 0.5, 0.5), top_k=99)) != dict(whole)
+    texts = model.encode(["A video of a box.", "A photo of a box."])
+    assert abs(model.encode([video]) @ texts.T).max() <= 1 + 1e-5
+    with pytest.raises(InputError, match="no multimodal encoder"):
+        model.match(["a box"], [video])
+
+
+def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):
+    """Of one template for videos and of two for images."""
+    inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
+    cache_prompts.run(cache_prompts.Config(templates=TEMPLATES), inputs, tmp_path, resources)
+    prompts, entities = read_prompts(tmp_path), cache_prompts.read_entities(vocabulary)
+    assert json.loads((tmp_path / "entities.json").read_text()) == entities
+    prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
+
+    def embedded(text: str) -> torch.Tensor:
+        return encode_texts(prompter.model.eval(), prompter.tokenizer, [text], 64).features[0]
+
+    for number, entity in enumerate(entities):
+        torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0)
+        mean = (embedded(f"A photo of a {entity}.") + embedded(f"one {entity}")) / 2
+        torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=0)
