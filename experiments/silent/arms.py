@@ -18,7 +18,6 @@ from alpro.stages.cache_prompts import read_entities, read_prompts
 from alpro.stages.evaluation.encoding import load_model
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.distributed import gather, rank, world_size
 from alpro.stages.training.objective import Counts, Metrics
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from alpro.stages.training.stage import Training, train, with_vocab_size
@@ -67,8 +66,8 @@ class SilentObjective(PretrainObjective):
     """Pre-training where PEM has the labels of an arm.
 
     true: the share of each entity in the area of the things that a crop shows; things: those of each still, by id.
-    permuted: each crop has the prompter's label of another sample of the batch. They are exchanged where the loss is
-    computed, which all ranks do, and not where pictures of the labels are drawn, which only the first one does.
+    permuted: each crop has the prompter's label of another sample of the batch, in the loss and not in pictures of the
+    labels.
     """
 
     arm = Arm()
@@ -89,7 +88,7 @@ class SilentObjective(PretrainObjective):
         labels = batch.pseudo_labels
         assert labels is not None
         if self.arm.labels == "permuted":
-            labels = gather(labels).roll(1, 0).chunk(world_size())[rank()]
+            labels = labels.roll(1, 0)
         if self.arm.power != 1:
             labels = F.normalize(labels**self.arm.power, p=1, dim=1)
         loss, metrics = super().entities(replace(batch, pseudo_labels=labels), patches, counts)

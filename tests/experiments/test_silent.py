@@ -93,7 +93,6 @@ def objective(tiny_model, monkeypatch):
 
 
 def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch):
-    """Of several ranks: tests/stages/training/test_objective.py."""
     seen: list[Batch] = []
     monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
     for labels, power, expected in (

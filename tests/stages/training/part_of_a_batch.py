@@ -11,14 +11,13 @@ from alpro.models.frames import NormalizedModel
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
-from experiments.silent.arms import Arm, SilentObjective
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
 NORM = [0.5] * 3, [0.25] * 3
 WEIGHTS = {"vtm": 1.5, "mlm": 0.5, "pem": 2.0}
-NAMES = ("prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "permuted", "qa")
+NAMES = ("prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "qa")
 
 
 def whole_batch() -> Batch:
@@ -66,11 +65,8 @@ def objective_of(
     for kind in ("video", "image"):
         random = 5 * torch.randn(ENTITIES, 8)
         prompts[kind] = random - (random @ common)[:, None] * common / common.dot(common)
-    kind = SilentObjective if name == "permuted" else PretrainObjective
-    made = kind(
-        model, *NORM, teacher, prompts, LossWeights(**(WEIGHTS if weights is None else weights)), threshold, pool
-    )
-    return made.use(Arm("permuted"), [], {}) if isinstance(made, SilentObjective) else made
+    losses = LossWeights(**(WEIGHTS if weights is None else weights))
+    return PretrainObjective(model, *NORM, teacher, prompts, losses, threshold, pool)
 
 
 def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
