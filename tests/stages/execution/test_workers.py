@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -133,25 +131,18 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, wait_for_end):
     wait_for_end(worker)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-    ) as made:
-        yield made
-
-
 @pytest.mark.long
-def test_a_killed_worker_changes_no_byte(cluster, clips, decode_sample, tmp_path):
+def test_a_killed_dask_worker_changes_no_byte(clips, decode_sample, tmp_path):
     """Its units are done again. Processes of an earlier pipeline may still write, so no temporary file is deleted."""
     from tests.stages.conftest import contents  # not above: every worker imports this module
 
-    resources = Resources(dask=cluster.scheduler_address, device="cpu")
-    results = list(run_units(range(7), partial(note, folder=tmp_path, crashing=(2, 5)), resources))
-    assert sorted(results) == [(number, 10 * number) for number in range(7)]
+    distributed = pytest.importorskip("distributed")
     (tmp_path / "there").mkdir()
-    made = contents(decode_sample(tmp_path / "there", "clips", resources, samples_per_shard=16))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        resources = Resources(dask=cluster.scheduler_address, device="cpu")
+        results = list(run_units(range(7), partial(note, folder=tmp_path, crashing=(2, 5)), resources))
+        made = contents(decode_sample(tmp_path / "there", "clips", resources, samples_per_shard=16))
+    assert sorted(results) == [(number, 10 * number) for number in range(7)]
     final = [{name: sha for name, sha in some.items() if "parts" not in name} for some in (made, contents(clips))]
     assert final[0] == final[1]
 

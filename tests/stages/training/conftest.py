@@ -57,12 +57,6 @@ def sample_rows(
     ]
 
 
-@pytest.fixture(scope="session")
-def rows() -> Callable[..., list[dict]]:
-    """rows(count, ...): see `sample_rows`."""
-    return sample_rows
-
-
 @pytest.fixture(scope="module")
 def corpus(corpus_of, tmp_path_factory):
     """corpus(count, **rows): a corpus of `count` samples, built once per combination."""

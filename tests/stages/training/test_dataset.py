@@ -16,7 +16,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
 from alpro.stages.training.dataset import TrainingDataset
-from tests.stages.training.conftest import loading_processes
+from tests.stages.training.conftest import loading_processes, sample_rows
 
 
 def sample_ids(data: TrainingDataset) -> list[str]:
@@ -107,9 +107,9 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
     assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
 
 
-def test_samples_without_a_text_are_left_out_and_counted(rows, corpus_of, tmp_path, steps_of):
+def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(tmp_path, [*rows(3), *rows(2, captions=0, prefix="q", questions=question)])
+    corpus = corpus_of(tmp_path, [*sample_rows(3), *sample_rows(2, captions=0, prefix="q", questions=question)])
     steps = steps_of({"a": corpus}, 3, batch_size=3)
     assert (set(sample_ids(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
@@ -117,7 +117,7 @@ def test_samples_without_a_text_are_left_out_and_counted(rows, corpus_of, tmp_pa
     assert questions[0].answers.tolist() == [7, 7]
     unknown = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=("nine",))
     assert unknown[0].answers.tolist() == [-100, -100]
-    silent = corpus_of(tmp_path / "silent", rows(4, captions=0, prefix="s", questions=question))
+    silent = corpus_of(tmp_path / "silent", sample_rows(4, captions=0, prefix="s", questions=question))
     both = steps_of({"a": corpus, "b": silent}, 3, batch_size=3)
     assert (set(sample_ids(both)), both.skipped) == ({"v0", "v1", "v2"}, 2 + 4)  # a corpus without any is counted too
 
@@ -208,9 +208,9 @@ def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[B
 
 
 @pytest.fixture(scope="module")
-def two_kinds(rows, corpus_of, tmp_path_factory) -> dict[str, Path]:
+def two_kinds(corpus_of, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("two_kinds")
-    mixed = rows(7, prefix="v", captions=2, group=2) + rows(5, kind="image", prefix="i")
+    mixed = sample_rows(7, prefix="v", captions=2, group=2) + sample_rows(5, kind="image", prefix="i")
     return {"mixed": corpus_of(folder / "mixed", mixed)}
 
 

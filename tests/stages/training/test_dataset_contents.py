@@ -9,13 +9,14 @@ from alpro.models.word_pieces import load_tokenizer
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import keep_patches, mask_words, random_box
 from alpro.stages.training.dataset import Examples, TrainingDataset
+from tests.stages.training.conftest import sample_rows
 
 
 @pytest.mark.parametrize("sampling", ["halves", "random"])
-def test_pre_training_draws_from_both_halves_of_a_clip(rows, corpus_of, tmp_path, steps_of, sampling):
+def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, steps_of, sampling):
     """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
     frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
-    data = steps_of({"a": corpus_of(tmp_path, rows(8, frames=frames))}, 6, sampling=sampling)
+    data = steps_of({"a": corpus_of(tmp_path, sample_rows(8, frames=frames))}, 6, sampling=sampling)
     drawn = torch.cat([data[step].frames for step in range(6)]).float().mean(dim=(2, 3, 4)).div(30).round()
     early = (drawn < 4).sum(1)
     assert (early == 2).all() == (sampling == "halves")
@@ -92,9 +93,9 @@ def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(clips, stil
     assert all(text for text, _ in seen)
 
 
-def test_images_of_any_shape_make_a_batch(rows, corpus_of, tmp_path, steps_of):
+def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
     """They are stored with their aspect ratio, and resized as they are read; the crop is a share of both sides."""
-    images = rows(3, kind="image")
+    images = sample_rows(3, kind="image")
     for row, (height, width) in zip(images, [(40, 60), (90, 30), (8, 8)], strict=True):
         frame = np.zeros((1, height, width, 3), np.uint8)
         frame[:, : height // 2, :, 0] = 255  # red above
@@ -110,9 +111,9 @@ def test_images_of_any_shape_make_a_batch(rows, corpus_of, tmp_path, steps_of):
         assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (3, 4, 3, 8, 8)
 
 
-def test_cut_texts_are_counted_in_each_unit(rows, corpus_of, tmp_path, steps_of, tokenizer):
+def test_cut_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, tokenizer):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(tmp_path, rows(3, captions=2, questions=question))
+    corpus = corpus_of(tmp_path, sample_rows(3, captions=2, questions=question))
     texts = ["red ball", "how many balls are there?"]
     length = {text: len(tokenizer.encode(text).ids) for text in texts}
     limit = length[texts[1]] - 1
