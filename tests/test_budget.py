@@ -19,7 +19,7 @@ LINES = {
     "shards": 3_762,
     "stages": 6_414,
     "inference": 1_914,
-    "pipeline": 5_858,
+    "pipeline": 5_849,
     "experiments": 686,
     "tests": 19_138,
     "programs": 1_409,
