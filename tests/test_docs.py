@@ -98,8 +98,8 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         assert load_config(config, data, source.changes(tmp_path)).name == config
     if command is study and given["file"] != "FILE":
         described, data = load_study(given["file"]), str(tmp_path) if source.data else ""
-        for variant in described.variants:
-            assert load_config(config or described.config, data, [*described.changes, *source.set, *variant.changes])
+        for changes in described.variants.values():
+            assert load_config(config or described.config, data, [*described.changes, *source.set, *changes])
 
 
 def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):

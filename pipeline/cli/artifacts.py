@@ -45,25 +45,20 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
+    import toml
+
     folder, record = find_artifact(artifact, workspace)
-    built_from = store_of(workspace).lineage(record)[:-1]
+    built_from = store_of(workspace).lineage(record)
     command, run = shlex.join(command_of(record)), record["run"]
-    print(f"{record['name']}  {folder}")
-    print(f"fingerprint {record['fingerprint']}")
-    print(f"built {run['at']} in {run['seconds']:g} s, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}")
-    for heading in ("inputs", "files", "counts", "metrics", "config", "versions"):
-        if values := record[heading]:
-            print(f"\n{heading}")
-        for key, value in values.items():
-            text = f"{value['stage']} {value['fingerprint'][:8]}" if heading == "inputs" else value
-            print(f"  {key}: {text:g}" if isinstance(text, float) else f"  {key}: {text}")
+    print(f"{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
+    print(f"built {run['at']}, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}\n")
+    print(toml.dumps({key: record[key] for key in ("files", "counts", "metrics", "config", "versions") if record[key]}))
     if built_from:
-        print("\nbuilt from")
+        print("it and what it was built from")
         print_artifacts(built_from)
     if command:
         commit, place = run.get("commit") or "unknown", run["arguments"].get("folder", "")
-        where = f", in the folder {place}" if place not in ("", ".") else ""
-        print(f"\nTo build it again, at commit {commit.removesuffix('+')}{where}:\n  {command}")
+        print(f"\nTo build it again, at commit {commit.removesuffix('+')}, in the folder {place}:\n  {command}")
         if commit.endswith("+"):
             print("The checkout had changes that are not in this commit.")
 
@@ -89,7 +84,7 @@ def verify_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) ->
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
-    print_rows([{**vars(problem), "folder": problem.folder.name} for problem in problems])
+    print_rows([problem._asdict() for problem in problems])
     files = sum(len(record.get("contents", {})) for _, record in found)
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
     print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")

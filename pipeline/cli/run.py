@@ -40,11 +40,11 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     from alpro.pipeline.reports.terminal import print_results, print_rows
 
     plan = planned(stage, config, source.data, changes, root)  # reports errors before anything starts
+    check_files(plan.steps, plan.store)
     if options.dry_run:
         shown = None if options.json else 16
         rows = [row | {"fingerprint": row["fingerprint"][:shown]} for row in plan_rows(plan)]
         (print_json if options.json else print_rows)(rows)
-    check_files(plan.steps, plan.store)
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
     whole = planned("", config, source.data, changes, root) if compares else plan
@@ -154,14 +154,11 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
         why = ""
         if plan.store.find(step):
             state = "cached"
-        elif step.blocked:
-            state, why = "blocked", step.blocked
         elif step in wanted:
             state, why = "to run", reason(step, plan.store)
         else:
             state = "not needed"
-        fingerprint = "" if step.blocked else step.fingerprint  # unknown without the files
-        rows.append({"state": state, "name": step.name, "fingerprint": fingerprint, "reason": why})
+        rows.append({"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why})
     return rows
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -35,21 +35,6 @@ NOTE = (
 )
 
 
-class Variant(BaseModel):
-    """A variant of the study's configuration: its name in the table and in MLflow, and its changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1)
-    changes: tuple[str, ...] = Field((), alias="set")
-
-
-def check_names(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    if len({variant.name for variant in variants}) < len(variants):
-        raise ValueError("two have the same name")
-    return variants
-
-
 class Study(BaseModel):
     """A study; docs/evaluate.md has its keys. The other variants are compared with the first."""
 
@@ -63,7 +48,8 @@ class Study(BaseModel):
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
     scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
-    variants: Annotated[tuple[Variant, ...], AfterValidator(check_names)] = Field((Variant(name="base"),), min_length=1)
+    # The changes of each, by its name in the table and in MLflow.
+    variants: dict[str, tuple[str, ...]] = Field({"base": ()}, min_length=1)
 
 
 def load_study(source: str) -> Study:
@@ -100,15 +86,15 @@ def members_of(study: Study, config: str, data: str, changes: list[str], root: P
     """
     members = []
     for seed in study.seeds:
-        for variant in study.variants:
-            own = [*study.changes, *changes, *variant.changes, f'name="{study.name}"']
+        for variant, its_changes in study.variants.items():
+            own = [*study.changes, *changes, *its_changes, f'name="{study.name}"']
             try:
                 settings = planned("", config, data, own, root).settings
                 own += [f"{stage}.seed={seed}" for stage in study.seed_stages if getattr(settings, stage) is not None]
                 plan = planned(study.until, config, data, own, root)
             except InputError as error:
-                raise InputError(f"variant {variant.name!r}: {error}") from error
-            members.append(Member(variant.name, seed, own, plan))
+                raise InputError(f"variant {variant!r}: {error}") from error
+            members.append(Member(variant, seed, own, plan))
     return members
 
 
@@ -134,7 +120,7 @@ def run_study(
 
     for member in members:
         check_files(member.plan.steps, member.plan.store)
-    scores: dict[str, dict[int, Rows]] = {variant.name: {} for variant in study.variants}
+    scores: dict[str, dict[int, Rows]] = {variant: {} for variant in study.variants}
     failed: dict[str, str] = {}
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")

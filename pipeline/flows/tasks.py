@@ -51,8 +51,8 @@ class PipelineRun:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What a record has of the command that built its artifact."""
-        return {name: self.arguments[name] for name in ("config", "data", "changes")} | {"folder": current_folder()}
+        """What a record has of the command that built its artifact, with the folder that its paths are relative to."""
+        return {name: self.arguments[name] for name in ("config", "data", "changes")} | {"folder": str(Path.cwd())}
 
     @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
@@ -108,14 +108,6 @@ def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:
     changes, data = " ".join(arguments["changes"]), Path(arguments["data"]).name
     parts = (f"{settings.name} {steps[-1].fingerprint[:6]}", arguments["stage"], data, changes)
     return " · ".join(part for part in parts if part)
-
-
-def current_folder() -> str:
-    """The folder to which the paths of a command are relative, for its repetition: relative to the checkout that this
-    code is in, so that it holds for a clone of it too; absolute outside of the checkout."""
-    checkout, folder = Path(__file__).parents[2], Path.cwd()
-    inside = (checkout / ".git").exists() and folder.is_relative_to(checkout)
-    return folder.relative_to(checkout).as_posix() if inside else str(folder)
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:

@@ -16,7 +16,7 @@ from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
-from alpro.pipeline.plan.digests import DataDigest, Digests, digest_data, digest_model, digest_shards
+from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, located
@@ -146,24 +146,24 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
         paths = {"data": source, **annotations, "manifests": digests.manifests} | ({"root": root} if root else {})
         step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
 
-    def contents(ask: bool) -> DataDigest:
+    def contents(ask: bool) -> str:
         if corpus.shards:
-            return DataDigest(*[digest_shards(source, digests)] * 2)
+            return digest_shards(source, digests)
         return digest_data(source, digests, annotations, root, ask)
 
     def unchanged() -> bool:
         try:
-            return contents(False).here == before.here
+            return contents(ask=False) == before
         except InputError:  # it cannot be read any more
             return False
 
     try:
-        before = contents(True)
+        before = contents(ask=True)
     except InputError as error:
         return replace(step, missing=str(error))
     # A corpus at a URL is not checked again: a store may describe the same file differently each time.
     here = all(isinstance(path, Path) for path in step.paths.values())
-    files = {"shards" if corpus.shards else "data": before.all}
+    files = {"shards" if corpus.shards else "data": before}
     return replace(step, files=files, unchanged=unchanged if here else None)
 
 

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
@@ -58,10 +58,10 @@ class Digests:
                 digests += [(cached | fresh)[file] for file in files[start : start + BATCH]]
         return digests
 
-    def identities(self, locations: Sequence[str]) -> list[str]:
-        """The identity of each file at a URL. If its store does not respond, that of the last time, so that a server
-        that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
-        asked = dict(zip(locations, identities(locations), strict=True))
+    def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
+        """The identity of each file at a URL. If its store does not respond, or without `ask`, that of the last time,
+        so that a server that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
+        asked = dict(zip(locations, identities(locations) if ask else repeat(NOT_FETCHED), strict=False))
         with self._open() as db:
             known = {url: value for url, value in asked.items() if value != NOT_FETCHED}
             self._keep(db, known, dict.fromkeys(known, REMOTE))
@@ -94,39 +94,30 @@ def checksum_or_missing(file: str) -> str:
         raise InputError(f"{file}: cannot be read: {error.strerror}; run again, or remove it") from error
 
 
-class DataDigest(NamedTuple):
-    """Digests of a corpus: `all` includes the identities of remote files, `here` only the contents of local files."""
-
-    all: str
-    here: str
-
-
 def digest_data(
     source: Location,
     digests: Digests,
     annotations: Mapping[str, Path] | None = None,
     root: Path | None = None,
     ask: bool = True,
-) -> DataDigest:
+) -> str:
     """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
 
-    Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False`,
-    stores are not queried and only `here` is valid.
+    Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False` it
+    is that of the last time.
     """
     manifest = import_source(source, digests.manifests, annotations, root)
-    start = manifest.about["digest"].encode()
-    everything, here = hashlib.sha256(start), hashlib.sha256(start)
+    everything = hashlib.sha256(manifest.about["digest"].encode())
     with progress("reading files", manifest.about["rows"], "rows") as advance:
         for batch in manifest.batches(["path"]):
             paths = batch["path"].to_pylist()
             local = sorted({path for path in paths if not is_url(path)})
-            remote = sorted(set(paths).difference(local)) if ask else []
+            remote = sorted(set(paths).difference(local))
             contents = dict(zip(local, digests.of(local), strict=True))
-            here.update("\n".join(contents.get(path, "") for path in paths).encode())
-            contents |= dict(zip(remote, digests.identities(remote), strict=True))
-            everything.update("\n".join(contents.get(path, "") for path in paths).encode())
+            contents |= dict(zip(remote, digests.identities(remote, ask), strict=True))
+            everything.update("\n".join(contents[path] for path in paths).encode())
             advance(len(batch))
-    return DataDigest(everything.hexdigest(), here.hexdigest())
+    return everything.hexdigest()
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from alpro.artifact import Record, flatten, read_results
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.pipeline.plan.dag import Planned, required
-from alpro.pipeline.reports.results import HEADLINES, Table, data_table, main_table, rows, tables
+from alpro.pipeline.reports.results import Table, data_table, main_table, rows, tables
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import compare
@@ -44,39 +45,44 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
     """
     found, records = rows(artifacts), {record["name"]: (folder, record) for folder, record in artifacts}
     shown = " ".join(row["what"] for row in found)
-    counted, stages = [], []
+    counted, rejected = list[list[str]](), list[list[str]]()
+    pictures = dict[str, list[tuple[str, str]]]()
     for step in run["steps"]:
         folder, record = records.get(step["name"], (None, None))
-        time = duration(record["run"]["seconds"]) if record and step["state"] == "built" else step["state"]
+        built = record and step["state"] == "built"
+        time = str(timedelta(seconds=round(record["run"]["seconds"]))) if built else step["state"]
         counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
         counted.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
-        if folder:
-            stages.append(stage_pictures(step["name"], folder))
+        if folder and (folder / "statistics.json").is_file():
+            reasons = read_json(folder / "statistics.json").get("reasons", {})  # most frequent first
+            rejected += [[step["name"], reason, str(count)] for reason, count in reasons.items()]
+        if folder and (of_stage := stage_pictures(folder)):
+            pictures[step["name"]] = of_stage
     arguments = run["arguments"]
     facts = {
         "started": run["started"][:19].replace("T", " ") + " UTC",
-        "took": duration(run["seconds"]),
+        "took": str(timedelta(seconds=round(run["seconds"]))),
         "commit": run["commit"],
         "configuration": arguments["config"],
         "data": arguments["data"],
         "changed values": "\n".join(arguments["changes"]) or "none",
     }
-    heads = ["stage", "fingerprint", "time", "inputs", "counts"]
-    last = [data_table(artifacts), Table("Stages", heads, counted, texts=True)]
-    write_page(
-        path,
-        run["title"],
-        state=run["state"],
-        reason=run["reason"],
-        headlines=main_table(found, HEADLINES.values()),
-        tables=tables({"score": found}) if found else [],
-        notes=[control for control in CONTROLS.values() if f"control: {control.label}" in shown],
-        warnings=[f"{record['name']}: {line}" for _, record in artifacts for line in record.get("warnings", [])],
-        stages=[stage for stage in stages if stage["pictures"] or stage["reasons"]],
-        last=[table for table in last if table],
-        facts={label: text for label, text in facts.items() if text},
-    )
+    notes = [[one.label, one.meaning] for one in CONTROLS.values() if f"control: {one.label}" in shown]
+    warnings = [[record["name"], line] for _, record in artifacts for line in record.get("warnings", [])]
+    first = [
+        main_table(found),
+        *tables({"score": found}),
+        Table("Warnings", ["stage", "warning"], warnings, texts=True),
+        Table("What the controls show", ["control", "it shows"], notes, texts=True),
+    ]
+    last = [
+        data_table(artifacts),
+        Table("Rejected", ["", "reason", "items"], rejected),
+        Table("Stages", ["stage", "fingerprint", "time", "inputs", "counts"], counted, texts=True),
+        Table("Run", ["", ""], [[label, text] for label, text in facts.items() if text], texts=True),
+    ]
+    write_page(path, run["title"], state=run["state"], reason=run["reason"], tables=first, pictures=pictures, last=last)
     write_json(path.with_suffix(".json"), run)
     return path
 
@@ -95,30 +101,16 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
     return path
 
 
-def stage_pictures(name: str, folder: Path) -> dict[str, Any]:
-    """The pictures of a stage, and why items of a corpus were rejected, most frequent first."""
+def stage_pictures(folder: Path) -> list[tuple[str, str]]:
+    """The pictures of a stage: captions and addresses."""
     pictures = []
     for path in sorted((folder / "pictures").glob("*.png")):
         kind, _, step = path.stem.partition("-step-")
         caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
         caption = f"Step {int(step)}: {caption}" if step.isdigit() else caption
         data = base64.b64encode(path.read_bytes()).decode()
-        pictures.append({"caption": caption, "uri": f"data:image/png;base64,{data}"})
-    statistics = folder / "statistics.json"
-    reasons = read_json(statistics).get("reasons", {}) if statistics.is_file() else {}
-    return {"name": name, "pictures": pictures, "reasons": reasons}
-
-
-def duration(seconds: float) -> str:
-    """A time as people write it.
-
-    >>> [duration(s) for s in (20.24, 119.9, 120, 125, 7200)]
-    ['20.2 s', '119.9 s', '2 min 0 s', '2 min 5 s', '2 h 0 min']
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+        pictures.append((caption, f"data:image/png;base64,{data}"))
+    return pictures
 
 
 def finished_steps(plan: Planned, report: Path) -> list[Step]:

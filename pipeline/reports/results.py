@@ -114,10 +114,10 @@ def score_table(
     )
 
 
-def main_table(of_run: Rows, names: Iterable[str] = PRINTED) -> Table | None:
+def main_table(of_run: Rows) -> Table | None:
     """The scores of a run that people look at first; None if it has none of them."""
     by_name = {row["name"]: row for row in of_run}
-    chosen = [by_name[name] for name in names if name in by_name]
+    chosen = [by_name[name] for name in PRINTED if name in by_name]
     if not chosen:
         return None
     table = score_table("Results", chosen, {"score": chosen})

@@ -58,11 +58,6 @@ class Step:
     unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
     missing: str = ""  # why the outside files cannot be read on this machine; the step cannot run then
 
-    @property
-    def blocked(self) -> str:
-        """Why this step cannot run on this machine: outside files of it, or of an input, cannot be read."""
-        return self.missing or next((f"needs {s.name}" for s in self.inputs.values() if s.blocked), "")
-
     def needs(self, other: "Step") -> bool:
         """Whether the other's artifact is an input of this step, or of one of its inputs."""
         return any(step.name == other.name or step.needs(other) for step in self.inputs.values())

@@ -1,10 +1,10 @@
 """The files of an artifact: their sizes and SHA-256, recorded when it is built, and compared with the files later."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from alpro.artifact import RECORD, SUM, THREADS, sum_of
 from alpro.files import checksum, read_json
@@ -13,18 +13,18 @@ from alpro.log import progress
 LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
 UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
 
+Kind = Literal["damaged", "missing", "extra"]
 Contents = dict[str, dict[str, Any]]  # size in bytes and sha256, by the file's name relative to the folder
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A file of an artifact that is not as recorded."""
 
-    kind: Literal["damaged", "missing", "extra"]
-    folder: Path
-    name: str  # of the artifact
+    kind: Kind
+    folder: str  # of the artifact
+    name: str
     file: str
-    detail: str = ""
+    detail: str
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -49,58 +49,45 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     return {name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()}
 
 
-def verify(artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
-    """Compares the files of artifacts with their records.
-
-    Artifacts whose files are as recorded yield nothing.
-    """
-    jobs: list[tuple[Path, str, str, Path, dict[str, Any]]] = []
-    for folder, record in artifacts:
-        name = record["name"]
-        if folder.name != record["fingerprint"][:16]:
-            yield Problem("damaged", folder, name, RECORD, "does not match its fingerprint")
-        if not record.keys() >= {"contents", SUM}:
-            yield Problem("damaged", folder, name, RECORD, "has no checksums: of an earlier version, or changed")
-        elif record[SUM] != sum_of(record):
-            yield Problem("damaged", folder, name, RECORD, "was changed after it was written")
-        if "contents" not in record:
-            continue
-        files = files_of(folder)
-        for missing in sorted(record["contents"].keys() - files.keys()):
-            yield Problem("missing", folder, name, missing)
-        for extra in sorted(files.keys() - record["contents"].keys()):
-            yield Problem("extra", folder, name, extra)
-        common = files.keys() & record["contents"].keys()
-        jobs += [(folder, name, file, files[file], record["contents"][file]) for file in sorted(common)]
-    with progress("verifying", len(jobs), "files") as advance, ThreadPoolExecutor(THREADS) as threads:
-        details = threads.map(lambda job: difference(job[3], job[4]), jobs)
-        for (folder, name, file, _, _), detail in zip(jobs, details, strict=True):
-            advance(1)
-            if detail:
-                yield Problem("damaged", folder, name, file, detail)
+def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
+    """Compares the files of artifacts with their records. Artifacts whose files are as recorded yield nothing."""
+    total = sum(len(record.get("contents", {})) for _, record in artifacts)
+    with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
+        for folder, record in artifacts:
+            if folder.name != record["fingerprint"][:16]:
+                yield Problem("damaged", folder.name, record["name"], RECORD, "does not match its fingerprint")
+            if record.get(SUM) != sum_of(record):
+                yield Problem("damaged", folder.name, record["name"], RECORD, "was changed after it was written")
+            recorded = record.get("contents", {})
+            files = sorted(recorded.keys() | files_of(folder).keys())
+            paths = [folder / file for file in files]
+            for file, problem in zip(files, threads.map(difference, paths, map(recorded.get, files)), strict=True):
+                advance(1)
+                if problem:
+                    yield Problem(problem[0], folder.name, record["name"], file, problem[1])
 
 
-def unreadable_records(root: Path) -> list[Problem]:
+def unreadable_records(root: Path) -> Iterator[Problem]:
     """The artifacts in a store whose records are not JSON objects, so that they count as unfinished."""
-    problems = []
     for path in sorted(root.glob(f"*/*/{RECORD}")):
-        try:
-            readable = isinstance(read_json(path), dict)
-        except (OSError, ValueError):
-            readable = False
-        if not readable:
-            problems.append(Problem("damaged", path.parent, path.parent.parent.name, RECORD, "cannot be read"))
-    return problems
+        with suppress(OSError, ValueError):
+            if isinstance(read_json(path), dict):
+                continue
+        yield Problem("damaged", path.parent.name, path.parent.parent.name, RECORD, "cannot be read")
 
 
-def difference(path: Path, recorded: Mapping[str, Any]) -> str:
-    """How a file differs from its record; empty if it does not."""
+def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, str] | None:
+    """How a file differs from its record; None if it does not."""
+    if recorded is None:
+        return "extra", ""
     try:
         if (size := path.stat().st_size) != recorded["size"]:
-            return f"{size} bytes instead of {recorded['size']}"
-        return "" if checksum(path) == recorded["sha256"] else "its SHA-256 differs from the record"
+            return "damaged", f"{size} bytes instead of {recorded['size']}"
+        return None if checksum(path) == recorded["sha256"] else ("damaged", "its SHA-256 differs from the record")
+    except FileNotFoundError:
+        return "missing", ""
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return "damaged", f"cannot be read: {error.strerror}"
 
 
 def size_of(folder: Path) -> int:

@@ -14,7 +14,6 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
-from alpro.pipeline.flows import tasks as run_module
 from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
@@ -22,8 +21,6 @@ from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped, require
 from tests.pipeline.conftest import write_artifact
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -188,16 +185,16 @@ def test_changed_missing_and_extra_files_are_found(store, monkeypatch):
     (folder / "model" / "note").touch()
     (folder / ".a.tar.0456.part").touch()
     assert problems(store) == [
-        ("missing", "model/weights", ""),
-        ("extra", "model/note", ""),
         ("damaged", "a.tar", "0 bytes instead of 10"),
+        ("extra", "model/note", ""),
+        ("missing", "model/weights", ""),
     ]
 
     def checksum(path: Path) -> str:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checksums, "checksum", checksum)
-    assert problems(store)[-1] == ("damaged", "empty", "cannot be read: Input/output error")
+    assert problems(store)[1] == ("damaged", "empty", "cannot be read: Input/output error")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +236,7 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
     for removed in ({"sum"}, {"sum", "contents"}):
         record = read_json(good / "artifact.json")
         write_json(good / "artifact.json", {key: value for key, value in record.items() if key not in removed})
-        assert (status(), "has no checksums" in capsys.readouterr().out) == (1, True)
+        assert (status(), "was changed" in capsys.readouterr().out) == (1, True)
     bad.rename(bad.with_name("0" * 16))
     assert (status("0" * 8), "fingerprint" in capsys.readouterr().out) == (2, False)
     (good / "artifact.json").write_text("")
@@ -386,9 +383,9 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     write_json(path, read_json(path) | {"files": {"data": "12ab"}})
     alpro(many, "show", "dd")
     shown = capsys.readouterr().out
-    assert [line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line] == ["a", "b", "c"]
+    assert [line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line] == [*"abcd"]
     place = "commit abc123, in the folder /home/me"
-    parts = ("lr: 0.123457\n", "rows: 3\n", "torch: 9.9\n", "data: 12ab\n", f"c: c {'c' * 8}\n", place)
+    parts = ("lr = 0.1234567891\n", "rows = 3\n", 'torch = "9.9"\n', 'data = "12ab"\n', place)
     assert [part for part in parts if part not in shown] == []
     changes = "--set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
     assert f":\n  alpro run evaluate --config sample --data 'my videos' {changes}\n" in shown
@@ -398,9 +395,3 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
     alpro(many, "show", "dd")
     assert "To build it again" not in capsys.readouterr().out
-
-
-def test_the_folder_of_a_command_is_relative_to_the_checkout(monkeypatch, tmp_path):
-    for folder, name in ((ROOT, "."), (ROOT / "docs", "docs"), (tmp_path, str(tmp_path))):
-        monkeypatch.chdir(folder)
-        assert run_module.current_folder() == name

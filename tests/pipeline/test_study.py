@@ -16,7 +16,6 @@ from alpro.pipeline.flows.study import (
     SEEDED,
     STUDIES,
     Study,
-    Variant,
     interval,
     load_study,
     members_of,
@@ -33,7 +32,7 @@ from tests.pipeline.test_cli import call
 
 # Two-sided 95 % quantiles of Student's distribution, from a printed table, by the number of values.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}
-VARIANTS = [{"name": "fast"}, {"name": "slow", "set": ["pretrain.lr=1e-5"]}]
+VARIANTS = {"fast": [], "slow": ["pretrain.lr=1e-5"]}
 # R@1 by learning rate and seed: differences of -10 and -20.
 VALUES = {(1e-3, 5): 50.0, (1e-3, 6): 70.0, (1e-5, 5): 40.0, (1e-5, 6): 50.0}
 # Few stages: without prompter and images.
@@ -103,7 +102,7 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
     file.write_text("")
     study = load_study(str(file))
     assert (study.name, study.config, study.seeds, study.seed_stages) == ("mine", "sample", (0, 1, 2), SEEDED)
-    assert study.variants == (Variant(name="base"),)
+    assert study.variants == {"base": ()}
     assert set(SEEDED) == {*TRAININGS, "render_sample", "evaluate"}
     file.write_text('config = "base.toml"')
     monkeypatch.chdir("/")
@@ -114,13 +113,12 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
     ("text", "key"),
     [
         ("seed = [1]", "seed"),
-        ("variants = [{name = 'a'}, {name = 'a'}]", "variants"),
         ("seeds = [-1]", "seeds"),
         ("seeds = []", "seeds"),
         ("until = 'nothing'", "until"),
         ("seed_stages = ['zero_shot']", "seed_stages"),
-        ("variants = [{set = []}]", "variants.0.name"),
-        ("variants = [{name = 'a', sett = []}]", "variants.0.sett"),
+        ("variants = {}", "variants"),
+        ("variants = {a = 3}", "variants.a"),
         ("name = 'a b'", "name"),
         ("set = 3", "set"),
         ("= 3", "not readable"),
@@ -142,7 +140,7 @@ def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(tmp_path):
 
 
 def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_after_the_studys(tmp_path):
-    variants = [{"name": "a", "set": ["pretrain.lr=1e-3"]}, {"name": "b"}]
+    variants = {"a": ["pretrain.lr=1e-3"], "b": []}
     own = ["pretrain.lr=3", "pretrain.weight_decay=3", "pretrain.batch_size=6"]
     study = study_of(variants, seeds=[0], set=own)
     members = members_of(study, TINY, "", ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path)
@@ -153,11 +151,11 @@ def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_aft
 
 
 def test_what_is_wrong_is_reported_before_the_first_run(tmp_path, capsys):
-    wrong = [{"name": "a"}, {"name": "b", "set": ["pretrain.lrr=1"]}]
+    wrong = {"a": [], "b": ["pretrain.lrr=1"]}
     with pytest.raises(InputError, match=r"'b'.*pretrain\.lrr"):
         members_of(study_of(wrong), TINY, "", SMALL, tmp_path)
     warn_once.cache_clear()
-    moved = study_of([*VARIANTS, {"name": "moved", "set": ["corpora.clips={data='/none', size=36}"]}])
+    moved = study_of(VARIANTS | {"moved": ["corpora.clips={data='/none', size=36}"]})
     members = members_of(moved, TINY, "", [*SMALL, "evaluate.frames=9"], tmp_path)
     assert capsys.readouterr().err.count("zero_shot uses 9 frames") == 1  # of six runs
     with pytest.raises(InputError, match="/none"):
@@ -191,7 +189,7 @@ def start(tmp_path, monkeypatch) -> list[Any]:
 
 
 def test_the_table_is_that_of_the_results_of_the_runs_and_a_failure_stops_no_other(start, tmp_path):
-    study = study_of([VARIANTS[0], {"name": "broken", "set": ["pretrain.batch_size=7"]}, VARIANTS[1]])
+    study = study_of({"fast": [], "broken": ["pretrain.batch_size=7"], "slow": VARIANTS["slow"]})
     members = members_of(study, TINY, "", SMALL, tmp_path)
     assert [member.title for member in members][:3] == ["fast · seed 5", "broken · seed 5", "slow · seed 5"]
     start += [None, ValueError("it broke"), None, None, ValueError("again")]
@@ -246,7 +244,7 @@ def test_the_command_prints_the_table_or_what_is_left_and_fails_if_a_run_does(st
     file = tmp_path / "rates.toml"
     file.write_text(
         'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
-        '[[variants]]\nname = "fast"\n[[variants]]\nname = "slow"\nset = ["pretrain.lr=1e-5"]\n'
+        '[variants]\nfast = []\nslow = ["pretrain.lr=1e-5"]\n'
     )
     options = [option for change in SMALL for option in ("--set", change)]
     command = ["study", file, "--config", TINY, "--workspace", tmp_path, *options]
