@@ -27,7 +27,7 @@ from alpro.pipeline.cli.serve import load_models, token_of
 from alpro.pipeline.serving import app as module
 from alpro.pipeline.serving.app import Models, application
 from alpro.pipeline.serving.guard import Server, guarded
-from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL
+from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "a red ball moves left"
@@ -276,8 +276,7 @@ def test_too_many_requests_are_refused_at_once_and_the_others_are_answered(clien
     waiting = [threading.Thread(target=lambda: results.append(ask())) for _ in range(2)]
     for thread in waiting:
         thread.start()
-    while queue.places:
-        pass
+    wait_for(lambda: not queue.places)
     refused = ask()
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert client.get("/api/health").status_code == 200  # needs no place
