@@ -37,12 +37,11 @@ from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.checksums import verify
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages import STAGES as STAGES_OF_PROJECT
-from alpro.stages.execution.interface import STOP, Interrupted, Outcome, Resources, StageFailed, Stopped
-from alpro.stages.training.metrics import read_metrics
+from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of, wait_for
 
@@ -268,18 +267,6 @@ def test_existing_shards_take_the_place_of_decoding_and_cached_stages_are_logged
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     logged = [run.data.tags["fingerprint"][:16] for run in found if "stage" in run.data.tags]
     assert sorted(logged) == sorted(Path(folder).name for folder in made.values())
-
-
-def test_the_rows_of_table_1_are_weights_of_pre_training(first, workspace, tmp_path):
-    """Only the losses of the row are computed."""
-    off = ["pretrain.weights.vtc=0", "pretrain.weights.pem=0", "pretrain.start=scratch"]
-    steps = plan(load_config(TINY, changes=off), Digests(workspace / "digests.sqlite"))
-    step = next(step for step in steps if step.stage == "pretrain")
-    inputs = {name: Store(workspace / "artifacts").folder(other) for name, other in step.inputs.items()}
-    step.module.run(step.config, inputs, tmp_path, Resources(device="cpu", workers=1))
-    assert (tmp_path / "model" / "model.safetensors").is_file()
-    names = {name for line in read_metrics(tmp_path / "metrics.jsonl") for name in line}
-    assert {name for name in names if name.startswith("train/loss_")} == {"train/loss_vtm", "train/loss_mlm"}
 
 
 CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
