@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,16 @@ import pytest
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 
 
-def figures_of(out: Path, name: str, *options: str) -> dict:
-    """The figures that a program writes."""
-    command = [sys.executable, PROGRAMS / f"{name}.py", *options, "--json", out]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text())
-
-
 @pytest.mark.long
 def test_every_program_has_figures(tmp_path):
     """Of a server: no request is lost, with more clients than places."""
-    benchmark = partial(figures_of, tmp_path / "figures.json")
+
+    def benchmark(name: str, *options: str) -> dict:
+        command = [sys.executable, PROGRAMS / f"{name}.py", *options, "--json", tmp_path / "figures.json"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / "figures.json").read_text())
+
     figures = benchmark("decode", "--runs", "1")
     assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
     assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3

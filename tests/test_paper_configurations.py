@@ -3,6 +3,7 @@ step, evaluation; and other people's weights as their beginning."""
 
 import csv
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -14,10 +15,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
-from alpro.models.official import import_checkpoint
+from alpro.models.clip_prompter import is_clip
+from alpro.models.folder import ModelFolder
+from alpro.pipeline.cli.main import execute
+from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
-from alpro.pipeline.plan.dag import Planned, check_test_items, plan
+from alpro.pipeline.plan.dag import Planned, check_test_items, plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
@@ -29,15 +34,29 @@ SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, tiny_model, vocabulary) -> Path:
-    """A small pre-trained model that came in as an official checkpoint."""
+def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
+    """Small random checkpoints in the form of the official code, with their tokenizer and answers."""
     folder = tmp_path_factory.mktemp("official")
-    size = Tokenizer.from_file(str(vocabulary / "tokenizer.json")).get_vocab_size()
-    config = one_head(tiny_model(size))
+    tokenizer = vocabulary / "tokenizer.json"
+    config = one_head(tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"])))
     torch.manual_seed(0)
-    torch.save({"model": to_official(Alpro(config, entities=4).state_dict(), config)}, folder / "alpro.pt")
-    import_checkpoint(folder / "alpro.pt", folder / "alpro", "pretrain", str(vocabulary / "tokenizer.json"))
-    return folder / "alpro"
+    models = {"pretrain": Alpro(config, entities=4), "retrieval": Alpro(config), "qa": Alpro(config, answers=3)}
+    words = {"pretrain": "unigrams.txt", "qa": "train_ans2label.json"}
+    (folder / words["pretrain"]).write_text("circle 90\nsquare 70\ntriangle 50\nstar 20\n")
+    (folder / words["qa"]).write_text(json.dumps({"circle": 0, "square": 1, "left": 2}))
+    for task, model in models.items():
+        state = to_official(model.state_dict(), config, "text_encoder." if task == "qa" else "text_encoder.bert.")
+        torch.save({"model": state} if task == "pretrain" else state, folder / f"{task}.pt")
+        options = ["--words", str(folder / words[task])] if task in words else []
+        command = ["model", "import", str(folder / f"{task}.pt"), str(folder / task), "--task", task]
+        assert execute([*command, "--tokenizer", str(tokenizer), *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(official) -> Path:
+    """A small pre-trained model that came in as an official checkpoint."""
+    return official / "pretrain"
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +285,77 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sa
     first, second = (load_file(folder["pretrain"] / "model" / "model.safetensors") for folder in (folders, again))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+# Other people's weights, without editing a file: the recipes of docs/reproduce.md.
+
+# What takes the fewest steps of fine-tuning on small frames.
+SHORT = ["finetune_retrieval.negative_pool_size=2"]
+SHORT += [
+    f"{stage}.{change}"
+    for stage in ("finetune_retrieval", "finetune_qa")
+    for change in ("frames=3", "batch_size=4", "phases=[{corpora=['data'], steps=2}]", "validation.times=1")
+]
+SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]
+
+
+def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tuned(
+    official, sample, tmp_path, inline_pool
+):
+    data = str(sample / "clips.jsonl")
+
+    def make_from(task: str, *options: str) -> dict[str, Path]:
+        changes = Source(data, str(official / task), (*SIZES, *options)).changes(tmp_path / "w")
+        return make(load_config("from_weights", data, changes), tmp_path / "run")
+
+    assert ModelFolder.from_pretrained(official / "pretrain").entities == ["circle", "square", "triangle", "star"]
+    assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
+    folders = make_from("pretrain", *SHORT)
+    assert folders.keys() == {"decode_videos data", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    for name in ("zero_shot", "evaluate"):
+        assert (folders[name] / "results.json").is_file()
+    assert ModelFolder.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
+    for task in ("retrieval", "qa"):
+        folders = make_from(task, "finetune_retrieval=false", "finetune_qa=false")
+        assert folders.keys() == {"decode_videos data", "evaluate"}
+        assert (folders["evaluate"] / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "tables"), [("", ["evaluate", "finetune_retrieval", "finetune_qa"]), ("zero_shot", ["evaluate"])]
+)
+def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
+    stage, tables, official, sample, tmp_path
+):
+    model = shutil.copytree(official / "pretrain", tmp_path / "model")
+    values = read_json(model / "config.json")
+    values["model"]["text"]["max_length"] = 36
+    write_json(model / "config.json", values)
+    changes = [f"pretrained={json.dumps(str(model))}", "train_prompter=false", "pretrain=false"]
+    with pytest.raises(InputError, match="36 tokens") as error:
+        planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
+    changed = [f"{table}.max_text_tokens=32" for table in tables]
+    assert re.findall(r"--set (\S+)", str(error.value)) == changed
+    planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
+
+
+def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
+    """The whole path of `from_clip` with small random weights: scores are not measured, but beside the CLIP's."""
+    clip = clip_folders["clip"]
+    changes = [*SIZES, *SHORT, f"train_prompter.clip={clip}", f"pretrain.vit={clip}", "pretrain.bert="]
+    changes += ["train_tokenizer.tokenizer=train", "build_vocabulary.entities=8", "evaluate.controls=[]"]
+    changes += ["model.embed_dim=16", "model.init=scratch", "pretrain.negative_pool_size=2"]
+    changes += ["model.video={image_size=32, frames=3}"]  # the rest is that of the CLIP
+    changes += ["model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}"]
+    changes += ["train_prompter.max_text_tokens=24"]
+    for stage in ("train_prompter", "pretrain"):
+        changes += [f"{stage}.batch_size=8", f"{stage}.accumulation_steps=2"]
+        changes += [f"{stage}.phases=[{{corpora=['data'], steps=2}}]"]
+    folders = make(load_config("from_clip", str(sample / "clips.jsonl"), changes), tmp_path / "run")
+    assert is_clip(folders["train_prompter"] / "model")
+    assert all((folders[stage] / "results.json").is_file() for stage in ("evaluate", "zero_shot"))
+    (tmp_path / "run" / "mlflow.db").touch()  # nothing is left to do: no run starts
+    options = ["--data", str(sample / "clips.jsonl"), "--workspace", str(tmp_path / "run")]
+    options += [f"--set={change}" for change in changes]
+    assert execute(["run", "train_prompter", "--config", "from_clip", *options]) == 0
+    assert f"model - {clip.name}, frames averaged" in capsys.readouterr().out

@@ -76,7 +76,6 @@ def test_changes_are_applied():
     ("changes", "parts"),
     [
         ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
-        ("pretrain.lrr=1", ["pretrain.lrr: ", "'lr'"]),
         ("train_prompter.model.video.num_frames=2", ["'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "-1"]),
@@ -238,13 +237,8 @@ def test_paths_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_p
 
 def test_data_and_shards_may_be_paths_and_urls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for value, expected in (
-        ("shards", f"{tmp_path}/shards"),
-        ("/data/shards", "/data/shards"),
-        ("file:///data/shards", "/data/shards"),
-        ("s3://bucket/shards", "s3://bucket/shards"),
-        ("filecache::https://host/shards", "filecache::https://host/shards"),
-    ):
+    urls = {url: url for url in ("s3://bucket/a", "filecache::https://host/a", "/data/a")}
+    for value, expected in (urls | {"a": f"{tmp_path}/a", "file:///data/a": "/data/a"}).items():
         for key in ("data", "shards"):
             config = load_config(TINY, changes=[f"corpora.clips={{{key}={value!r}}}"])
             assert getattr(config.corpora["clips"], key) == expected
@@ -276,8 +270,6 @@ def test_the_prompter_may_have_sizes_of_its_own():
     widths = [stage.model.video.width for stage in (config.train_prompter, config.pretrain)]
     assert (widths, config.model) == ([64, 32], config.pretrain.model)
     assert config.train_prompter.model.video.frames == config.model.video.frames
-    scratch = load_config(TINY, changes=["train_prompter=false", "pretrain.start=scratch", CLIP])
-    assert (scratch.cache_prompts.prompter, scratch.train_prompter) == ("a/clip", None)
 
 
 def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):

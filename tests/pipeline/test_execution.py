@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -314,50 +315,28 @@ def test_it_runs_as_a_module(work, tmp_path):
 
 ONE, TWO = {"0": "a"}, {"0": "a", "1": "b"}  # names, and what identifies each
 
-# Another process of this machine: it reserves a device of two, prints it, and keeps it until its input ends.
-OTHER = """
-import os, subprocess, sys
-from pathlib import Path
-from alpro.pipeline.execution.devices import reserved
-with reserved({"0": "a", "1": "b"}, 1, print, Path(sys.argv[1])) as (names, _):
-    print(*names, flush=True)
-    sys.stdin.read()
-"""
-
-
-def other(folder: Path, text: str = OTHER) -> tuple[subprocess.Popen, str]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([*python(text), str(folder)], text=True, **pipes)
-    return process, process.stdout.readline().strip()
-
 
 def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
-    first, name = other(tmp_path)
-    assert name == "0"
     lines: list[str] = []
-    with reserved(TWO, 1, lines.append, tmp_path) as (names, locks):
-        assert (names, len(locks), lines) == (["1"], 1, [])
-    # A device is locked whatever a job calls it: "0" may be another one in another job.
-    with reserved({"GPU-a": "a", "GPU-b": "b"}, 1, pytest.fail, tmp_path) as (names, _):
-        assert names == ["GPU-b"]
-        with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
-            assert others == ["0"]
+    with ExitStack() as other:
+        assert other.enter_context(reserved(TWO, 1, pytest.fail, tmp_path))[0] == ["0"]
+        with reserved(TWO, 1, pytest.fail, tmp_path) as (names, locks):
+            assert (names, len(locks)) == (["1"], 1)
+        # A device is locked whatever a job calls it: "0" may be another one in another job.
+        with reserved({"GPU-a": "a", "GPU-b": "b"}, 1, pytest.fail, tmp_path) as (names, _):
+            assert names == ["GPU-b"]
+            with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
+                assert others == ["0"]
 
-    def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
-        with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
-            assert free == ["1"]  # a run that waits for two holds none
-        first.communicate()
+        def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
+            with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
+                assert free == ["1"]  # a run that waits for two holds none
+            other.close()
 
-    monkeypatch.setattr(Stop, "wait", wait)
-    with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
-        assert names == ["0", "1"]
+        monkeypatch.setattr(Stop, "wait", wait)
+        with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
+            assert names == ["0", "1"]
     assert lines == ["waits for 2 free GPUs of 2; others are in use"]
-    with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
-        with reserved(TWO, 1, pytest.fail, tmp_path) as (second, _):
-            assert (names, second) == (["0"], ["1"])
-        process, name = other(tmp_path)
-        assert name == "1"  # "0" is still in use here
-        process.communicate()
 
 
 def test_a_stopped_run_does_not_wait(tmp_path, stop):
@@ -369,13 +348,19 @@ def test_a_stopped_run_does_not_wait(tmp_path, stop):
 
 def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
     """A training process whose pipeline is killed."""
-    leaves = OTHER.replace("sys.stdin.read()", "subprocess.Popen(['cat'], pass_fds=_); os._exit(9)")
-    killed, name = other(tmp_path, leaves)
-    assert (name, killed.wait()) == ("0", 9)
+    pipeline = f"""
+        import os, subprocess
+        from pathlib import Path
+        from alpro.pipeline.execution.devices import reserved
+        with reserved({ONE}, 1, print, Path({str(tmp_path)!r})) as (_, locks):
+            subprocess.Popen(["cat"], pass_fds=locks)
+            os._exit(9)"""
+    killed = subprocess.Popen(python(pipeline), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert killed.wait() == 9
     with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
         assert names == ["1"]
     killed.stdin.close()  # cat ends
-    assert killed.stdout.read() == ""
+    assert killed.stdout.read() == b""
     with reserved(ONE, 1, print, tmp_path) as (names, _):  # it may close its output first, and then the lock
         assert names == ["0"]
 

@@ -1,12 +1,16 @@
-"""`alpro up` with real servers and workers: runs of deployments, kills, a schedule, cancellation, and its end."""
+"""Real processes and servers: a killed `alpro run` leaves no artifact and no process, and the next one continues; runs
+of deployments with `alpro up`, kills, a schedule, cancellation, and its end."""
 
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,14 @@ import psutil
 import pytest
 from filelock import Timeout
 
+from alpro.artifact import read_record
 from alpro.pipeline.flows import servers
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import ROOT, TINY, wait_for
 
 LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
+SHORT = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.checkpoint_interval=0.2"]
 
 
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):
@@ -56,6 +62,81 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
         failing()
     for end in atexit:
         end()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """start(workspace, *arguments): `alpro run train_prompter` on the tiny pipeline, in a process group of its own, as
+    a terminal starts it, whose Ctrl-C goes to the whole group."""
+    started = []
+
+    def run(workspace: Path, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY, *SHORT]
+        command += ["--workspace", str(workspace), *arguments]
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
+        enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": enable, "start_new_session": True}
+        started.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with suppress(ProcessLookupError):  # the group is empty
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def stages_of(folder: Path) -> list[psutil.Process]:
+    """The processes of stages of a workspace or of an artifact."""
+    found = [(one, " ".join(one.info["cmdline"] or ())) for one in psutil.process_iter(["cmdline"])]
+    return [one for one, line in found if "execution.run_stage" in line and str(folder) in line]
+
+
+def servers_of(workspace: Path) -> list[psutil.Process]:
+    """The temporary servers of a workspace."""
+    found = [one for one in psutil.process_iter(["cmdline", "environ"]) if "uvicorn" in (one.info["cmdline"] or ())]
+    return [one for one in found if (one.info["environ"] or {}).get("PREFECT_HOME") == str(workspace / "prefect")]
+
+
+def rows(database: Path, query: str) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [value for (value,) in connection.execute(query)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c"])
+def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
+    process = start(tmp_path, *(["--set", "resources.processes=2"] if "ranks" in how else []))
+    wait_for(lambda: list(tmp_path.glob("artifacts/train_prompter/*/checkpoints/step-*")))
+    (folder,) = tmp_path.glob("artifacts/train_prompter/*/")
+    (server,) = servers_of(tmp_path)
+    assert os.getsid(server.pid) == server.pid  # out of the reach of a terminal's Ctrl-C
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        (stages_of(folder)[0] if how == "training process" else process).kill()
+    assert process.wait(600) != 0
+    if how == "ctrl-c":
+        assert process.returncode == 130
+        *progress, last = process.stderr.read().splitlines()
+        assert last == "stopped; run the same command again to continue"
+        assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
+        # The server was there to the end: it has the final state of the flow.
+        assert rows(tmp_path / "prefect" / "prefect.db", "select state_type from flow_run") == ["CRASHED"]
+        unfinished = rows(tmp_path / "mlflow.db", "select status from runs where status != 'FINISHED'")
+        assert unfinished == ["KILLED", "KILLED"]  # the pipeline and the stage
+        assert not servers_of(tmp_path)
+    wait_for(lambda: not stages_of(folder) and not servers_of(tmp_path))  # orphans end
+    assert read_record(folder) is None
+    reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
+
+    again = start(tmp_path)
+    _, output = again.communicate(timeout=600)
+    assert again.returncode == 0, output
+    assert f"continuing from step {reached} of 400" in output
+    assert read_record(folder) is not None
+    steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line]
+    assert steps == list(range(2, 401, 2))
 
 
 class Machine:
@@ -118,17 +199,13 @@ class Machine:
         found = self.workspace.glob("artifacts/train_prompter/*/checkpoints/step-*")
         return max((int(path.name.removeprefix("step-")) for path in found if path.suffix == ""), default=0)
 
-    def stages(self) -> list[psutil.Process]:
-        """The processes of stages of this workspace."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or ())
-            found += [process] * ("execution.run_stage" in line and str(self.workspace) in line)
-        return found
-
     def end(self, number: signal.Signals, status: int) -> None:
         """Ends `alpro up`; nothing is left behind."""
-        everything = {*self.programs, *psutil.Process(self.process.pid).children(recursive=True), *self.stages()}
+        everything = {
+            *self.programs,
+            *psutil.Process(self.process.pid).children(recursive=True),
+            *stages_of(self.workspace),
+        }
         self.process.send_signal(number)
         assert self.process.wait(300) == status
         assert psutil.wait_procs(everything, 120)[1] == []
@@ -184,7 +261,7 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     step = first.trains()
     first.prefect("flow-run", "cancel", run)
     assert first.ended(run).is_cancelled()
-    wait_for(lambda: not first.stages(), 300, first.check)
+    wait_for(lambda: not stages_of(tmp_path), 300, first.check)
     assert first.checkpoint() >= step
 
     # A worker that is killed ends its run with a checkpoint, and `alpro up` with it.
@@ -192,7 +269,7 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     step = first.trains()
     first.kill_worker()
     assert "worker-gpu" in first.log.read_text().splitlines()[-1]
-    wait_for(lambda: not first.stages(), 300)
+    wait_for(lambda: not stages_of(tmp_path), 300)
     reached = first.checkpoint()
     assert reached >= step
 

@@ -133,13 +133,6 @@ def test_what_cannot_be_written_or_is_missing_is_an_input_error(store):
     assert require(store.root, "render_sample") == store.root / "render_sample"
 
 
-def test_a_corrupt_record_is_reported_and_ignored(tmp_path, capsys):
-    for content in ("{", "[]", ""):
-        (tmp_path / "artifact.json").write_text(content)
-        assert read_record(tmp_path) is None
-        assert "is corrupt" in capsys.readouterr().err
-
-
 # Checksums.
 
 FILES = {"a.tar": b"0123456789", "model/weights": b"weights", "empty": b""}

@@ -279,22 +279,18 @@ def test_a_store_whose_creation_is_interrupted_is_created_by_the_next_run_and_a_
 # The registry: models are registered by the command line, and loaded as people would.
 
 
-@pytest.fixture
-def workspace(tmp_path, trained, tracker):
-    """A workspace with an artifact of each kind of model, of which MLflow has one as a logged model."""
-    shutil.copytree(trained / "artifacts", tmp_path / "artifacts")
-    qa = tmp_path / "artifacts" / "finetune_qa" / digest("finetune_qa")[:16]
-    tracker.log_artifact(qa, read_record(qa))
-    return tmp_path
-
-
 LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompter", "finetune_qa")]
 
 
 @pytest.mark.parametrize("stage", ["finetune_retrieval", *LONG])
-def test_a_registered_model_predicts_what_the_model_does(stage, workspace, sample, monkeypatch, capsys, tmp_path):
-    """It is loaded by its alias, without pickle, when the artifact is gone."""
-    folder = workspace / "artifacts" / stage / digest(stage)[:16]
+def test_a_registered_model_predicts_what_the_model_does(
+    stage, tracker, trained, sample, monkeypatch, capsys, tmp_path
+):
+    """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a logged model."""
+    workspace = tmp_path
+    shutil.copytree(trained / "artifacts", workspace / "artifacts")
+    qa, folder = (workspace / "artifacts" / name / digest(name)[:16] for name in ("finetune_qa", stage))
+    tracker.log_artifact(qa, read_record(qa))
     videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
     texts = ["a red ball moves left", "where does it go?"]
     model = Model.load(folder, device="cpu")
