@@ -12,7 +12,6 @@ from os import SEEK_END
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_END_BYTES = 2 * BLOCK + tarfile.RECORDSIZE - BLOCK  # two blocks of zeros, and the rest of a record
 MAX_NAME = 4096  # characters
 CHUNK_BYTES = 1 << 22  # of a member that are in memory
 
@@ -55,7 +54,7 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     """Yields the members of a tar whose data is inside the file.
 
     Raises DamagedTar at a header whose checksum does not hold, at a member that the end of the file cuts, and unless
-    the archive ends as it should: with two blocks of zeros, and at most the rest of a record of zeros after them.
+    the archive ends with two blocks of zeros, and a third or the rest of a record of zeros after them: more are a hole.
     """
     end, at = file.seek(0, SEEK_END), 0
     file.seek(0)
@@ -71,6 +70,6 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise error if isinstance(error, DamagedTar) else DamagedTar(at, str(error)) from None
     file.seek(at)
-    zeros = file.read(MAX_END_BYTES + 1)
-    if len(zeros) < 2 * BLOCK or zeros.strip(b"\0") or len(zeros) > MAX_END_BYTES:
+    limit = 3 * BLOCK if end % tarfile.RECORDSIZE else tarfile.RECORDSIZE + BLOCK
+    if not 2 * BLOCK <= end - at <= limit or file.read(limit).strip(b"\0"):
         raise DamagedTar(at, "a bad header, a hole of zeros, or an end without two blocks of zeros")

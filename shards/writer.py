@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from tarfile import RECORDSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,16 +18,16 @@ from alpro.errors import InputError
 from alpro.files import publish, temporary_name
 from alpro.shards.decoding import Clip
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
-from alpro.shards.tar import DamagedTar, TarMember, tar_members
+from alpro.shards.tar import BLOCK, DamagedTar, TarMember, tar_members
 
 MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
 
 
 class ShardWriter:
-    """Writes one shard to a temporary file, which `close` renames. A shard without samples is deleted.
+    """Writes one shard to a temporary file, which `close` renames.
 
-    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the shard, or deletes it
-    after an exception, which frees space on a full disk.
+    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the shard, and deletes it if
+    it has no samples or after an exception, which frees space on a full disk.
     """
 
     def __init__(self, path: Path, quality: int = 90):
@@ -73,12 +74,12 @@ class ShardWriter:
             self.temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
+        end = self.tar.tarstream.offset + 2 * BLOCK
         self.tar.close()
+        self.file.truncate(end if end % RECORDSIZE else end + BLOCK)  # a padded tar hides samples lost at its end
         self.file.close()
         if self.count:
             publish(self.temporary, self.path)
-        else:
-            self.temporary.unlink()
 
 
 def sample_key(name: str) -> str:

@@ -121,7 +121,7 @@ def test_members_lost_in_the_last_record_are_noticed(downloads, lost, reason):
     """Zeros from a header on look like the end of the tar: the whole sample, by the table, or its JSON."""
     content = (downloads / "00000.tar").read_bytes()
     at = headers_of(content)[-lost]
-    (downloads / "00000.tar").write_bytes(content[:at] + bytes(2048))
+    (downloads / "00000.tar").write_bytes(content[:at] + bytes(1024))
     rows, rejects = scan(downloads)
     assert [name for name in rows if name.startswith("00000")] == ["000000000", "000000001"]
     assert (rejects[0].id, rejects[0].reason) == ("000000003", reason)
