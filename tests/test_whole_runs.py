@@ -1,5 +1,5 @@
-"""Whole runs as a person starts them: the sample as it ships, its scores and examples of the documentation; and real clips
-with people's captions and questions, from the folder that ALPRO_CLIPS names (default ../shared/clips)."""
+"""Whole runs as a person starts them: the sample as it ships, with its scores and examples of the documentation; real
+clips with captions and questions, from the folder that ALPRO_CLIPS names (default ../shared/clips); the benchmarks."""
 
 import json
 import os
@@ -14,13 +14,12 @@ import pytest
 from alpro.stages import TRAININGS
 from alpro.stages.decode_videos import Config, run
 from alpro.stages.execution.interface import Resources
+from tests.conftest import ROOT
 
-CLIPS = Path(os.environ.get("ALPRO_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
+CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).resolve()
 
 pytestmark = pytest.mark.long
-with_clips = pytest.mark.skipif(
-    not (CLIPS / "manifest.jsonl").is_file(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS"
-)
+with_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
 
 # Far below the means of three seeds (docs/results.md), and far above what is left if a stage learns nothing.
 FLOORS = {"zero_shot_vtc/t2v/R1": 70, "retrieval_vtc/t2v/R1": 78, "entities/acc": 60}
@@ -93,3 +92,21 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
         row = by_id.get(Path(entry["file"]).stem)
         if row and "duration_s" in entry and entry["file"] != "portrait_vfr_204x360.mp4":
             assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry["file"]
+
+
+def test_every_benchmark_has_figures(tmp_path):
+    """Of a server: no request is lost, with more clients than places."""
+
+    def benchmark(name: str, *options: str) -> dict:
+        command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *options, "--json", tmp_path / "figures.json"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    figures = benchmark("decode", "--runs", "1")
+    assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
+    assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
+    assert benchmark("gpu", "--small", "--steps", "3", "--batch", "8")["utilization"] > 0
+    rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
+    assert [row["answers"] for row in rows.values()] == [8, 80, 8, 40]  # similarity and matching, 1 and 40 clients
+    assert all(0 < row["p50"] <= row["p99"] for row in rows.values())
