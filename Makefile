@@ -35,7 +35,7 @@ run: $(STAMP) ## render the sample, run the whole pipeline, print results agains
 	@$(BIN)/alpro run --config sample
 
 test: $(TOOLS) ## the tests, about three minutes on two cores
-	$(BIN)/python -m pytest -q -n 2 -m "not long"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about twenty minutes
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460

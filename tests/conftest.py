@@ -41,13 +41,11 @@ settings.load_profile("busy machine")
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
-# These share Prefect's server and a run of the whole pipeline, which take a minute to start.
-WITH_PREFECT = {f"tests/pipeline/{name}.py" for name in ("test_flow", "test_pages", "test_study")}
-
-# Few tests that take long. They start early, so that no process waits for them at the end.
-HEAVY = {f"tests/pipeline/test_{name}.py" for name in ("cli", "tracking")}
-HEAVY |= {"tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"}
-HEAVY |= {"tests/test_oracle.py", "tests/test_paper_configurations.py"}
+# Few tests take long. They start early, so that no process waits for them at the end: first of all Prefect's server
+# with a run of the whole pipeline.
+HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
+HEAVY += ["tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"]
+HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
 
 def pytest_configure() -> None:
@@ -58,24 +56,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         file = item.nodeid.split("::")[0]
-        return 0 if file in WITH_PREFECT else 1 if file in HEAVY else 2
+        return HEAVY.index(file) if file in HEAVY else len(HEAVY)
 
     items.sort(key=place)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each process of `-n` runs whole files, so that a fixture of a module is built once. All of WITH_PREFECT count as
-    one file."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return "prefect" if file in WITH_PREFECT else file
-
-    config.option.loadscopereorder = False  # not those with most tests first
-    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
@@ -148,3 +150,44 @@ def test_other_programs_targets_and_extras_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(",".join(re.findall(r"'\.\[([\w,]+)\]'", "".join(TEXTS.values()))).split(","))
     assert {"all"} <= extras <= set(project["optional-dependencies"])
+
+
+# docs/cluster: the files for Slurm agree with the code.
+
+SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
+
+
+def test_every_variable_of_the_scripts_is_read():
+    scripts = "".join(path.read_text() for path in SCRIPTS)
+    used = {name for name in re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts) if not name.startswith("SLURM_")}
+    assert used == {"PREFECT_API_URL", "ALPRO_WORKSPACE"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(script):
+    text = script.read_text()
+    subprocess.run(["bash", "-n", script], check=True)
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "usage: ")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
+    shell, seconds = options["signal"].split("@")
+    assert shell == "B:TERM"
+    assert int(seconds) > GRACE_SECONDS + 20
+    assert "requeue" in options
+    assert 'scontrol requeue "$SLURM_JOB_ID"' in text
+    assert text.index("#SBATCH --requeue") < text.index("set -u")  # Slurm reads options up to the first command
+    for module in re.findall(r"-m (alpro\.[\w.]+)", text):
+        assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file()
+
+
+def test_prefect_accepts_the_automations():
+    """Each is about runs of the flow `alpro` that send none of the expected events."""
+    from prefect.events.schemas.automations import AutomationCore
+
+    automations = yaml.safe_load((ROOT / "docs" / "cluster" / "automation.yaml").read_text())["automations"]
+    triggers = [AutomationCore.model_validate(one).trigger for one in automations]
+    events = ["prefect.flow-run.heartbeat", "prefect.flow-run.Pending"]
+    assert [trigger.after & set(events) for trigger in triggers] == [{event} for event in events]
+    for trigger in triggers:
+        assert (trigger.posture.value, trigger.within.total_seconds()) == ("Proactive", 900)
+        assert trigger.match_related["prefect.resource.name"] == ["alpro"]

@@ -430,17 +430,6 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(update,
     assert len(remove_videos(tmp_path / "index", ["film"])) == 2
 
 
-@pytest.mark.parametrize(
-    ("seconds", "ends"), [(10.01, [4, 8, 10.01]), (8.05, [4, 8.05]), (8.15, [4, 8, 8.15]), (4.05, [4.05])]
-)
-def test_a_last_window_shows_something_new(seconds, ends, videos, monkeypatch):
-    """A video often lasts a little longer than its last frame: a window of that alone would have no frames."""
-    monkeypatch.setattr("alpro.inference.index_videos.video_seconds", lambda path: seconds)
-    (item, *_) = scan_videos(videos[0].parent)
-    windows = list(in_windows([item], 4.0, 4.0))
-    assert [(window["start"], window["end"]) for window in windows] == [(4 * n, end) for n, end in enumerate(ends)]
-
-
 def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")
@@ -448,7 +437,8 @@ def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
     assert (item["path"], item["caption"], labels.about["captions"]) == (str(tmp_path / "a.mp4"), "a dog", ("a dog",))
 
 
-def test_what_has_no_windows(clips, videos):
+def test_a_last_window_shows_something_new_and_only_whole_videos_have_windows(clips, videos, monkeypatch):
+    """A video often lasts a little longer than its last frame: a window of that alone would have no frames."""
     url = {"id": "a", "path": "https://host/a.mp4", "kind": "video", "start": None, "end": None, "frame_offsets": None}
     (reject,) = in_windows([url], 10.0, 5.0)
     assert reject.reason == "bad row"
@@ -456,6 +446,10 @@ def test_what_has_no_windows(clips, videos):
     assert list(in_windows(short, 5.0, 5.0)) == short
     with pytest.raises(InputError, match="decoded corpus"):
         list(in_windows(scan_videos(clips), 10.0, 5.0))
+    for seconds, ends in {10.01: [4, 8, 10.01], 8.05: [4, 8.05], 8.15: [4, 8, 8.15], 4.05: [4.05]}.items():
+        monkeypatch.setattr("alpro.inference.index_videos.video_seconds", lambda path, seconds=seconds: seconds)
+        windows = [(window["start"], window["end"]) for window in in_windows(short[:1], 4.0, 4.0)]
+        assert windows == [(4 * n, end) for n, end in enumerate(ends)]
 
 
 def test_windows_of_several_files_are_grouped_by_file():

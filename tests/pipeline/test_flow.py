@@ -14,15 +14,12 @@ from uuid import UUID
 import httpx
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, TaskRun
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
-from prefect.utilities.callables import parameter_schema
-from prefect.utilities.schema_tools import validate
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -32,16 +29,16 @@ from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import flow, tasks
-from alpro.pipeline.flows.servers import DEPLOYMENTS
 from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.checksums import verify
-from alpro.stages import EVALUATIONS, WITH_MODEL
-from alpro.stages import STAGES as STAGES_OF_PROJECT
+from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
+from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of, wait_for
 
@@ -213,10 +210,8 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     cli.execute(["artifacts", "show", changed["evaluate"], "--workspace", str(workspace)])
     words = re.findall(r"^  alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()
     assert cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
-    planned_steps = json.loads(capsys.readouterr().out)
-    assert {row["name"]: row["fingerprint"][:16] for row in planned_steps} == {
-        n: Path(f).name for n, f in changed.items()
-    }
+    found = {row["name"]: row["fingerprint"][:16] for row in json.loads(capsys.readouterr().out)}
+    assert found == {name: Path(changed[name]).name for name in STAGES if name != "zero_shot"}
 
 
 def test_a_dry_run_says_what_would_run_and_why(first, workspace):
@@ -464,24 +459,46 @@ def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
             flow.alpro(TINY)
 
 
-def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
-    """A form whose fields nobody touched changes nothing; prefect.yaml that `alpro up` reads is the top one."""
-    text = (ROOT / "prefect.yaml").read_text()
-    assert DEPLOYMENTS.read_text() == text
-    found = {one["name"]: one for one in yaml.safe_load(text)["deployments"]}
-    assert found.keys() == {"alpro", *STAGES_OF_PROJECT}
-    for name, one in found.items():
-        assert one["entrypoint"] == "alpro.pipeline.flows.flow:alpro"
-        assert one["work_pool"]["name"] == ("gpu" if name in WITH_MODEL else "cpu")
-        assert one.get("parameters", {}) == ({} if name == "alpro" else {"stage": name})
-        assert one["description"]
-    schema = parameter_schema(flow.alpro).model_dump()
-    shown = schema["properties"]
-    assert {name: (field["type"], field["default"]) for name, field in shown.items()} == {
-        "config": ("string", "sample"),
-        "data": ("string", ""),
-        "changes": ("array", []),
-        "stage": ("string", ""),
-    }
-    assert all(field["description"] for field in shown.values())
-    assert validate({"changes": "pretrain.lr=1e-4"}, schema)
+# The documentation of a finished pipeline.
+
+
+def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "python.md").read_text()
+    example = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
+        shutil.copy(video, tmp_path / f"{name}.mp4")
+    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "train_prompter"]
+    for folder in map(Path, first.values()):
+        place = tmp_path / "workspace" / "artifacts" / folder.parent.name / folder.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/python.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+PLACES = {"split": "test|validation", "direction": "t2v|v2t", "rank": "|".join(metric.key for metric in RETRIEVAL)}
+NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>/<column>"}
+NOT_IN_EVERY_RUN |= {f"<split>/entity_crops/acc_{which}" for which in ("kept", "sure")}
+
+
+def test_every_metric_has_its_name_on_the_page(first):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    cells = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
+    documented = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(documented) == len(set(documented)) > 30
+    logged = set()
+    for folder in map(Path, first.values()):
+        logged |= read_record(folder)["metrics"].keys()
+        logged |= {name for line in read_metrics(folder / "metrics.jsonl") for name in line}
+    logged -= {"step", "time"}
+
+    def pattern(name: str) -> re.Pattern[str]:
+        parts = re.split(r"<(\w+)>", name)
+        named = [f"({PLACES.get(p, r'[^/]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
+        return re.compile("".join(named))
+
+    patterns = {name: pattern(name) for name in documented}
+    assert [name for name in logged if not any(p.fullmatch(name) for p in patterns.values())] == []
+    unused = {name for name, p in patterns.items() if not any(p.fullmatch(one) for one in logged)}
+    assert unused - NOT_IN_EVERY_RUN == set()

@@ -17,10 +17,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from filelock import Timeout
 
 from alpro.artifact import read_record
 from alpro.pipeline.flows import servers
+from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.training.metrics import read_metrics
 from tests.pipeline.conftest import ROOT, TINY, wait_for
@@ -294,3 +296,31 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     fourth.start("train_prompter", *LONG)
     fourth.trains()
     fourth.end(signal.SIGKILL, -signal.SIGKILL)
+
+
+def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
+    """A form whose fields nobody touched changes nothing; prefect.yaml that `alpro up` reads is the top one."""
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools import validate
+
+    from alpro.pipeline.flows import flow
+
+    text = (ROOT / "prefect.yaml").read_text()
+    assert servers.DEPLOYMENTS.read_text() == text
+    found = {one["name"]: one for one in yaml.safe_load(text)["deployments"]}
+    assert found.keys() == {"alpro", *STAGES}
+    for name, one in found.items():
+        assert one["entrypoint"] == "alpro.pipeline.flows.flow:alpro"
+        assert one["work_pool"]["name"] == ("gpu" if name in WITH_MODEL else "cpu")
+        assert one.get("parameters", {}) == ({} if name == "alpro" else {"stage": name})
+        assert one["description"]
+    schema = parameter_schema(flow.alpro).model_dump()
+    shown = schema["properties"]
+    assert {name: (field["type"], field["default"]) for name, field in shown.items()} == {
+        "config": ("string", "sample"),
+        "data": ("string", ""),
+        "changes": ("array", []),
+        "stage": ("string", ""),
+    }
+    assert all(field["description"] for field in shown.values())
+    assert validate({"changes": "pretrain.lr=1e-4"}, schema)

@@ -188,28 +188,39 @@ def start(tmp_path, monkeypatch) -> list[Any]:
     return errors
 
 
-def test_the_table_is_that_of_the_results_of_the_runs_and_a_failure_stops_no_other(start, tmp_path):
-    study = study_of({"fast": [], "broken": ["pretrain.batch_size=7"], "slow": VARIANTS["slow"]})
-    members = members_of(study, TINY, "", SMALL, tmp_path)
-    assert [member.title for member in members][:3] == ["fast · seed 5", "broken · seed 5", "slow · seed 5"]
-    start += [None, ValueError("it broke"), None, None, ValueError("again")]
-    table, file, failed = run_study(study, members, TINY, "", tmp_path)
-    assert failed == ["broken · seed 5", "broken · seed 6"]
-    assert [line[1:] for line in table.lines] == [
-        ["fast", "60.0 %", "± 127.1", "", "", "50.0 70.0", "10.0 %"],
-        ["slow", "45.0 %", "± 63.5", "-15.0", "± 63.5", "40.0 50.0", "10.0 %"],
+def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(start, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "rates.toml"
+    file.write_text(
+        'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
+        '[variants]\nfast = []\nbroken = ["pretrain.batch_size=7"]\nslow = ["pretrain.lr=1e-5"]\n'
+    )
+
+    def study(*more: str) -> tuple[int, str, str]:
+        options = [option for change in SMALL for option in ("--set", change)]
+        return call(monkeypatch, capsys, "study", file, "--config", TINY, "--workspace", tmp_path, *options, *more)
+
+    status, out, _ = study("--dry-run")
+    assert (status, out.splitlines()[-1].split()) == (0, ["zero_shot", "6", "0"])
+    start += [None, ValueError("it broke"), None, None, StageFailed("again")]
+    status, out, err = study()
+    assert (status, "broken · seed 5, broken · seed 6" in err.splitlines()[-1], "R5" in out) == (1, True, False)
+    shown = [line.partition("R@1")[2] or line for line in out.splitlines()]
+    assert [line.split() for line in shown if line.strip().startswith(("fast", "slow"))] == [
+        ["fast", "60.0", "%", "±", "127.1", "50.0", "70.0", "10.0", "%"],
+        ["slow", "45.0", "%", "±", "63.5", "-15.0", "±", "63.5", "40.0", "50.0", "10.0", "%"],
     ]
-    written = read_json(file)
+    (report,) = (tmp_path / "reports").glob("*/study.json")
+    assert str(report) in out
+    written = read_json(report)
     rows = [(r["score"], r["variant"]) for r in written["scores"]]
     assert rows[2:] == [("zero_shot/t2v/R5", variant) for variant in ("fast", "slow")]
     assert written["failed"]["broken · seed 5"] == "it broke"
-    changed = members_of(study, TINY, "", [*SMALL, "pretrain.weight_decay=0.5"], tmp_path)
-    assert run_study(study, changed, TINY, "", tmp_path)[1].parent != file.parent
-    assert run_study(study, members, TINY, "", tmp_path)[1] == file  # as the study that continues
+    status, out, _ = study("--json")  # as the study that continues
+    assert (status, json.loads(out)) == (0, read_json(report))
+    study("--set", "pretrain.weight_decay=0.5")
+    assert len(list((tmp_path / "reports").glob("*/study.json"))) == 2
     start += [None, KeyboardInterrupt(), ValueError("not reached")]
-    with pytest.raises(KeyboardInterrupt):
-        run_study(study, members, TINY, "", tmp_path)
-    assert len(start) == 1
+    assert (study()[0], len(start)) == (130, 1)
 
 
 @pytest.mark.parametrize("name", shipped(STUDIES))
@@ -238,23 +249,3 @@ def test_what_runs_of_a_study_share_is_counted_once(tmp_path):
         write_json(store.folder(pretrain) / "artifact.json", record)
     (left,) = (row for row in work_left(members) if row["stage"] == "pretrain")
     assert left == {"stage": "pretrain", "to_run": 1, "cached": 3}
-
-
-def test_the_command_prints_the_table_or_what_is_left_and_fails_if_a_run_does(start, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "rates.toml"
-    file.write_text(
-        'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
-        '[variants]\nfast = []\nslow = ["pretrain.lr=1e-5"]\n'
-    )
-    options = [option for change in SMALL for option in ("--set", change)]
-    command = ["study", file, "--config", TINY, "--workspace", tmp_path, *options]
-    status, out, _ = call(monkeypatch, capsys, *command, "--dry-run")
-    assert (status, out.splitlines()[-1].split()) == (0, ["zero_shot", "4", "0"])
-    status, out, _ = call(monkeypatch, capsys, *command)
-    assert (status, "slow" in out, "-15.0" in out, "R5" in out) == (0, True, True, False)
-    (report,) = (tmp_path / "reports").glob("*/study.json")
-    assert str(report) in out
-    start += [None, StageFailed("it broke")]
-    status, out, err = call(monkeypatch, capsys, *command, "--json")
-    assert json.loads(out) == read_json(report)
-    assert (status, "slow · seed 5" in err.splitlines()[-1]) == (1, True)

@@ -1,0 +1,223 @@
+"""What every room uses: complete files, checks of regions and texts, URLs without credentials, and the log: lines of
+progress with the time left, and none with -q."""
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import alpro.log
+from alpro.credentials import has_credentials, refuse_credentials
+from alpro.files import atomic_write
+from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
+from alpro.log import PLAIN, TIMES, log, progress, set_level
+from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.storage import resolve
+from tests.conftest import one_line
+
+
+def test_a_file_is_replaced_when_it_is_complete_and_a_failure_leaves_nothing(tmp_path):
+    path = tmp_path / "a.json"
+    for fails in (False, True):
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text("new" if fails else "old")
+                assert path.exists() == fails
+                assert not fails or 1 / 0
+        except ZeroDivisionError:
+            assert fails
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "gone" / "a.json") as temporary:
+        temporary.touch()
+
+
+# Regions and texts.
+
+
+@pytest.mark.parametrize(
+    ("box", "patches"),  # of 4 x 4: left, top, width, height
+    [
+        (WHOLE, (0, 0, 4, 4)),
+        ((0.5, 0, 0.25, 1), (2, 0, 1, 4)),
+        ((0, 0.75, 0.5, 0.25), (0, 3, 2, 1)),
+        ((0.99, 0.99, 0.01, 0.01), (3, 3, 1, 1)),
+        ((0.33, 0.33, 0.67, 0.67), (1, 1, 3, 3)),
+        ((0.67, 0, 0.3305, 1), (3, 0, 1, 4)),  # rounded numbers
+    ],
+)
+def test_a_region_is_left_top_width_and_height(box, patches):
+    assert patches_of(box, 4) == patches
+    assert parse_box(", ".join(map(str, box))) == box
+
+
+OUTSIDE = [(0.5, 0, 0.6, 1), (0, 0.5, 1, 0.6), (0, 0, 0, 1), (0, 0, 1, 0), (-0.1, 0, 1, 1), (0, -0.1, 1, 1)]
+NO_BOX = [(0, 0, 1), (float("nan"), 0, 1, 1), (0, 0, 1, float("inf")), "abcd", None, 3, (0, 0, 1, "a")]
+WRITTEN = ["0,0,1", "a,b,c,d", "", "1111", "0.5,0,0.6,1"]
+
+
+@pytest.mark.parametrize(
+    ("read", "boxes"), [(check_box, [*OUTSIDE, *NO_BOX]), (parse_box, WRITTEN)], ids=["values", "texts"]
+)
+def test_what_is_not_inside_the_frame_is_refused(read, boxes):
+    for box in boxes:
+        with pytest.raises(ValueError, match=r"is not a region of the frame: it takes left, top, width and height as"):
+            read(box)
+
+
+def test_an_empty_text_is_refused():
+    assert check_text(" a dog") == " a dog"
+    for text, message in {"": "question is empty", "\t \n": "question is empty", 3: "a question is a str"}.items():
+        with pytest.raises(ValueError, match=message):
+            check_text(text, "question")
+
+
+# URLs with passwords and signatures are refused where they come in: nothing has to be removed later.
+
+WITHOUT = [
+    "https://host/a.mp4",
+    "https://host/@me/a.mp4",
+    "https://host:8080/@me/a.mp4",
+    "http://[::1]:80/@me",
+    "https://host/watch?v=7",
+    "https://host/a.mp4?design=7&keywords=x",
+    "s3://bucket/what?.mp4",
+    "s3://bucket/a@b:c.mp4",
+    "abfs://box@account.host/a.mp4",
+    "filecache::https://host/a.mp4?x",
+    "zip://a.mp4::https://host/b.zip",
+    "/a/b?c@d",
+    "a text, sig=a",
+]
+WITH = [
+    "https://me:pw@host/a.mp4",
+    "https://me@host:8080/a.mp4",  # a user's name may be a token
+    "HTTPS://me:pw@[::1]:80/a.mp4",
+    "s3://key:secret@bucket/a.mp4",
+    "s3://k:a/b@bucket/v.mp4",
+    "filecache::https://me:pw@host/a.mp4",
+    "zip://a.mp4::https://me:pw@host/b.zip",
+    "https://host/a.mp4::s3://k:s@b/c",
+    "https://host/a.mp4#access_token=x",
+    "https://host?AWSAccessKeyId=x",
+    "https://h/v.mp4;jsessionid=x?y=1",
+    "az://box/a.mp4?sv=1&sig=x%2F",
+    *(f"https://u:p{odd}x@h/v.mp4" for odd in ("@", "?a#", "'", '" ', "/", "::", "é@")),
+    *(f"https://host/a.mp4?{query}" for query in ("id=7&X-Amz-Signature=x", "name=x::y&sig=x", "%73ig=x")),
+]
+
+
+def test_credentials_in_urls_are_found():
+    assert [url for url in WITHOUT if has_credentials(url)] == []
+    assert [url for url in WITH if not has_credentials(url)] == []
+
+
+def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp_path):
+    refuse_credentials("corpora.a.data", WITHOUT[0])
+    manifest = tmp_path / "m.jsonl"
+    for url in ("https://me:hush@host/a.mp4", "s3://b/a.mp4?sig=hush"):
+        with one_line("corpora.a.data") as setting:
+            refuse_credentials("corpora.a.data", url)
+        with one_line() as path:
+            resolve(tmp_path, url)
+        places = [setting, path]
+        for key in ("path", "id", "group", "page"):
+            kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
+            manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
+            with one_line(f"line 2 of the manifest: {key}") as row:
+                list(scan_manifest(manifest))
+            places.append(row)
+        assert not any("hush" in str(place.value) for place in places)
+
+
+# The log.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that `alpro.log` sees: a list with one number."""
+    monkeypatch.delenv(PLAIN, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    now = [100.0]
+    monkeypatch.setattr(alpro.log.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def level(monkeypatch):
+    """The level of the log is restored."""
+    monkeypatch.setenv(alpro.log.LEVEL, "INFO")
+    before = log.level
+    yield
+    log.setLevel(before)
+
+
+def work(clock, done: int = 0, of: int | None = 12) -> None:
+    """Twelve units of 10 s each, of which an earlier run did `done`."""
+    with progress("decoding", of, "items", done) as advance:
+        for number in range(done, 12):
+            clock[0] += 10.0
+            advance(1, f"note {number}")
+
+
+LEFT = {2: "0:01:40", 4: "0:01:20", 6: "0:01:00", 8: "0:00:40", 10: "0:00:20", 12: "0:00:00"}
+LINES = [f"decoding: {n} of 12 items, {10 * n} s, {left} left, note {n - 1}" for n, left in LEFT.items()]
+LATER = [f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n - 1}" for n in (10, 12)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "screen", "options", "expected"),
+    [
+        ({}, io.StringIO, {}, LINES),
+        ({}, io.StringIO, {"done": 8}, LATER),  # units of an earlier run do not count for the time left
+        ({"RANK": "0"}, io.StringIO, {}, LINES),
+        ({"RANK": "1"}, io.StringIO, {}, []),  # of several processes, the first shows progress
+        ({PLAIN: "1"}, Terminal, {}, LINES),  # stages side by side
+    ],
+)
+def test_lines_have_the_time_left(environment, screen, options, expected, clock, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", screen())
+    work(clock, **options)
+    assert sys.stderr.getvalue().splitlines() == expected
+
+
+def test_an_unknown_number_has_no_time_left_and_a_terminal_has_a_bar(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    work(clock, of=None)
+    assert re.fullmatch(r"(decoding: \d+ items, \d+ s, note \d+\n)+", sys.stderr.getvalue())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    work(clock)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", sys.stderr.getvalue())
+    assert re.search(r"decoding.*/12.*0:\d\d:\d\d", shown)
+
+
+@pytest.mark.parametrize(("screen", "times"), [(io.StringIO, r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "), (Terminal, "")])
+def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, times, clock, level, monkeypatch):
+    monkeypatch.delenv(TIMES)
+    monkeypatch.setattr(sys, "stderr", screen())
+    log.info("pretrain: started")
+    set_level("WARNING")
+    work(clock)
+    log.info("stage 1 of 2, decode_videos: started")
+    log.warning("no checkpoint written")
+    assert re.fullmatch(f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue())
+
+
+def test_processes_inherit_the_level(level):
+    set_level("DEBUG")
+    program = "from alpro.log import log; log.debug('checkpoint a')"
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stderr == "checkpoint a\n"
+    assert log.isEnabledFor(logging.DEBUG)
