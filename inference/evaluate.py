@@ -1,7 +1,7 @@
 """`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -55,7 +55,8 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
         listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
         shared = also_in_training(Path(source), split) if listed else set()
         reader = ShardReader(source, split, exclude=shared)
-        items = [Labeled(sample, sample.about) for sample in map(reader.__getitem__, range(len(reader)))]
+        samples = map(reader.__getitem__, range(len(reader)))
+        items = [Labeled(replace(sample, fetched=None), sample.about) for sample in samples]  # not all in memory
         what = f"split {split}" + (f", without {len(shared)} that are also in training" if shared else "")
     else:
         rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]

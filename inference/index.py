@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.errors import InputError
-from alpro.files import atomic_write, write_json
+from alpro.files import atomic_write, make_folder, write_json
 from alpro.inference.find import find_model, model_digest
 from alpro.inference.model import Model
 from alpro.shards.reader import Sample, sample_from_row
@@ -182,6 +182,7 @@ def changing(folder: Path) -> Iterator[None]:
     """Raises InputError if another process changes the index, or if the folder cannot be written."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
+        make_folder(folder)
         lock.acquire()
     except Timeout:
         raise InputError(f"{folder}: another process is changing this index") from None

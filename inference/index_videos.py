@@ -9,7 +9,6 @@ from math import ceil
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.files import make_folder
 from alpro.inference.find import model_digest
 from alpro.inference.index import (
     ITEMS,
@@ -147,10 +146,11 @@ def add_videos(
     items = scan_videos(videos, about.columns) if isinstance(videos, str | Path) else videos
     if isinstance(videos, Path) and videos.is_dir():
         items = list(items)  # for the progress; the rows of a manifest are streamed
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from error
+    if about.columns and isinstance(videos, str | Path) and not (folder / "index.json").is_file():
+        rows = (item for item in scan_videos(videos, about.columns) if isinstance(item, dict))
+        known = {name for row in rows for name, _ in row["columns"] or ()}
+        if unknown := [name for name in about.columns if name not in known]:
+            raise InputError(f"{videos}: no video has a column {unknown[0]!r}")
     with changing(folder):
         if (folder / "index.json").is_file():
             about = about.model_copy(update={"parts": read_about(folder).parts})

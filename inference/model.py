@@ -179,11 +179,8 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        return self._encode_texts(checked_texts(texts))
-
-    def _encode_texts(self, texts: list[str]) -> Texts:
         folder, length = self.folder, self.folder.preprocessing.max_text_tokens
-        return encode_texts(folder.model, folder.tokenizer, texts, length)
+        return encode_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
@@ -349,7 +346,7 @@ class Model:
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
         with self.precision():
             if isinstance(model, Alpro):
-                caption = self._encode_texts([text])
+                caption = encode_texts(model, self.folder.tokenizer, [text], self.folder.preprocessing.max_text_tokens)
                 fused = model.fused_patches(caption.tokens, caption.mask, model.encode_video(pixels))
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:

@@ -54,11 +54,6 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     return image
 
 
-def clip_strip(frames: np.ndarray, lines: Sequence[str]) -> Image.Image:
-    """Frames (T, H, W, 3) of a clip in order, with lines of text."""
-    return strip([tile(f) for f in frames], [(line, INK) for line in lines], len(frames) * (TILE + 4))
-
-
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
     """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are left out."""
     rows = []
@@ -70,7 +65,8 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
             continue
         about = sample.about
         texts = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
-        rows.append(clip_strip(frames, [f"{about['id']} ({about['split']})", *texts]))
+        lines = [(line, INK) for line in (f"{about['id']} ({about['split']})", *texts)]
+        rows.append(strip([tile(frame) for frame in frames], lines, len(frames) * (TILE + 4)))
     return rows
 
 
@@ -99,14 +95,12 @@ def draw_entities(
 def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as fractions)."""
     left, top, width, height = box
-    pixels = np.asarray(tile(frame)).astype(np.float32)
-    inside = np.zeros(pixels.shape[:2], bool)
-    edges = [round(TILE * v) for v in (top, left, top + height, left + width)]
-    inside[edges[0] : edges[2], edges[1] : edges[3]] = True
-    pixels[~inside] *= 0.35
-    image = Image.fromarray(pixels.astype(np.uint8))
-    ImageDraw.Draw(image).rectangle([edges[1], edges[0], edges[3] - 1, edges[2] - 1], outline=AMBER, width=2)
-    return image
+    x0, y0, x1, y1 = (round(TILE * v) for v in (left, top, left + width, top + height))
+    image = tile(frame)
+    dark = image.point(lambda value: int(0.35 * value))
+    dark.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
+    ImageDraw.Draw(dark).rectangle([x0, y0, x1 - 1, y1 - 1], outline=AMBER, width=2)
+    return dark
 
 
 def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:

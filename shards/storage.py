@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -157,6 +158,9 @@ def _inside(root: Location, path: str) -> Location | None:
     if isinstance(root, str):
         name = posixpath.normpath(path)
         return None if name.startswith(("/", "..")) else join(root, name)
+    if not path.isascii():  # a disk may spell accents otherwise than a table: decomposed (NFD), as on macOS
+        forms = (path, normalize("NFC", path), normalize("NFD", path))
+        path = next((form for form in forms if os.path.lexists(Path(root, form))), path)
     whole, folder = os.path.normpath(os.path.join(root, path)), os.path.normpath(root)  # noqa: PTH118 (much faster)
     return Path(whole) if whole == folder or whole.startswith(folder.rstrip("/") + "/") else None
 

@@ -38,6 +38,7 @@ from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 10
+BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 
 class Config(StageConfig):
@@ -178,7 +179,7 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
                     if str(number) in suspects:
                         clip = decode_in_subprocess(row, path, config)
                     else:
-                        with exit_after(max_decode_seconds(config)):
+                        with exit_after(config.timeout + BUSY_SECONDS):
                             clip = decode(row, path, config)
             except DecodeError as error:
                 rejects.append(Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail))
@@ -188,19 +189,15 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
     return rejects, sums
 
 
-def max_decode_seconds(config: Config) -> float:
-    """The maximum time for an item if decoders respect their time limit, on a busy machine."""
-    return config.timeout + 30
-
-
 def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
     """`decode` in a subprocess, for an item during which a process died. The item may not be the cause, so it is tried
     twice, and then with the ffmpeg binary, which has its own process."""
+    attempt = partial(run_in_subprocess, decode, row, path, config, seconds=config.timeout + BUSY_SECONDS)
     try:
         try:
-            return run_in_subprocess(decode, row, path, config, seconds=max_decode_seconds(config))
+            return attempt()
         except WorkerDied:
-            return run_in_subprocess(decode, row, path, config, seconds=max_decode_seconds(config))
+            return attempt()
     except TimeoutError as error:
         raise DecodeError("too slow", f"the decoder hangs, {error}") from None
     except WorkerDied as error:

@@ -6,15 +6,18 @@ frames, so that this fine-tunes what is otherwise the baseline.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
+from alpro.errors import InputError
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
+from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
@@ -34,6 +37,12 @@ class Crops(StageConfig):
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area {self.area} must be two shares in order, above 0 and at most 1")
         return self
+
+    def check(self, grid: int) -> None:
+        """Raises InputError if no crop of whole patches has the area."""
+        *_, width, height = random_box(grid, np.random.default_rng(0), self.area)
+        if self.share and not self.area[0] <= width * height / grid**2 <= self.area[1]:
+            raise InputError(f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} patches")
 
 
 class Config(EncoderConfig):
@@ -55,6 +64,8 @@ class Config(EncoderConfig):
             raise ValueError("patch_dropping is not for the towers of `clip`; set it to 0")
         if self.clip and self.optimizer == "muon":
             raise ValueError("optimizer = muon is not for the towers of `clip`; set it to adamw")
+        if not self.clip:
+            self.crops.check(self.model.video.grid)
         return self
 
 
@@ -62,10 +73,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: `tokenizer`, and the decoded corpora of the phases by name. Writes model/."""
 
     def build(device: torch.device) -> Training:
-        if config.clip:
-            folder: ModelFolder = load_towers(config, device)
-        else:
-            folder = untrained(config, inputs, device)
+        folder: ModelFolder = load_towers(config, device) if config.clip else untrained(config, inputs, device)
+        config.crops.check(folder.model.config.video.grid)  # that of a CLIP is not known before
         norm = folder.preprocessing.mean, folder.preprocessing.std
         objective = PrompterObjective(folder.model, *norm, config.crops.share, config.crops.area).to(device)
         return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config, out))

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.log import log, progress
@@ -57,7 +58,7 @@ class Form:
 
 
 DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
-QUESTIONS = Form("questions", ("question", "answer", NAME_COLUMNS))
+QUESTIONS = Form("questions", ("question", "answer", NAME_COLUMNS), ("caption",))
 MSRVTT = Form("MSR-VTT (videodatainfo)", ("video_id", "sen_ids"), ("sen_ids",))
 CAPTIONS = Form("captions", (NAME_COLUMNS, TEXT_COLUMNS), TEXT_COLUMNS)
 NAMES = Form("a list of videos", (NAME_COLUMNS,))
@@ -110,12 +111,12 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
     record = plain(record)
     value = next(record[key] for key in NAME_COLUMNS if key in record)
     name = "" if value is None else str(value)
-    texts: list[Any] = [question_of(record, "answer_type")] if form is QUESTIONS else []
-    if form.texts:
-        texts = texts_of(next(record[column] for column in form.texts if column in record))
-        texts = [" ".join(texts)] if texts and form.joined else texts
-        if not texts:
-            raise ValueError("no caption")
+    texts: list[Any] = texts_of(next((record[column] for column in form.texts if column in record), None))
+    texts = [" ".join(texts)] if texts and form.joined else texts
+    if form is QUESTIONS:
+        texts = [question_of(record, "answer_type"), *texts]
+    elif form.texts and not texts:
+        raise ValueError("no caption")
     others = [f"{record['page_dir']}/{name}"] if record.get("page_dir") else []  # of WebVid
     others += [name[2:]] if name.startswith("v_") else []  # of ActivityNet
     others += [f"video{name}", f"vid{name}"] if name.isdecimal() else []  # of MSRVTT-QA and MSVD-QA
@@ -169,6 +170,7 @@ def question_type(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
 
 
+log_once = lru_cache(maxsize=64)(log.info)  # a command may read a file several times
 TEXTS = "texts"  # the file that has the texts of files that only list videos
 ANNOTATION_FILES = (*SPLITS, TEXTS)
 
@@ -186,8 +188,10 @@ class Video:
     questions: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
-        texts: list[Any] = self.sentences if entry.form.joined == "video" else self.captions
-        (self.questions if entry.form is QUESTIONS else texts).extend(entry.texts)
+        texts = self.sentences if entry.form.joined == "video" else self.captions
+        self.questions += [text for text in entry.texts if isinstance(text, dict)]
+        again = texts if entry.form is QUESTIONS else ()  # each record of a question has the captions of its video
+        texts += [text for text in entry.texts if isinstance(text, str) and text not in again]
 
     def row(self, row_id: str, texts: "Video") -> Row | Reject:
         """texts: the video with the texts, itself or that of another file."""
@@ -272,7 +276,7 @@ def read_file(
                 others.add(own)
                 continue
             if not taken and not split:
-                announce(file, entry.form.title)
+                log_once(f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}")
             taken = True
             name, path, problem = media.locate(entry)
             key = split or own, str(path) or name
@@ -281,12 +285,6 @@ def read_file(
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
     if others and not taken:
         raise InputError(f"{file}: no video of the split {split}; its videos are of {' and '.join(sorted(others))}")
-
-
-@lru_cache(maxsize=64)
-def announce(file: Path, form: str) -> None:
-    """Prints, once, which form the records of a file have that is in the place of a manifest."""
-    log.info(f"{file}: read as {form}; its videos are looked up in {file.parent}")
 
 
 class MediaFiles:
@@ -303,7 +301,7 @@ class MediaFiles:
         with progress("listing media", None, "files") as advance:
             for path in walk(folder, MEDIA_EXTENSIONS):
                 advance()
-                self.by_stem[media_stem(path.rpartition("/")[2])].append(path)
+                self.by_stem[normalize("NFC", media_stem(path.rpartition("/")[2]))].append(path)
 
     def locate(self, entry: Entry) -> tuple[str, Location, str]:
         """The name of a video relative to the folder, and its path: that of one of its names, its URL if the folder has
@@ -354,16 +352,18 @@ class MediaFiles:
         exact = self.folder / name
         if is_file(exact):
             return exact
+        exact = Path(normalize("NFC", str(exact)))  # a disk may spell accents otherwise than a table
         ending = exact.suffix.lower()
         other_kind = IMAGE_EXTENSIONS if ending in VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
         has_extension = ending in MEDIA_EXTENSIONS
         matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(list)  # by how far they are from the name
         for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
-            for path in map(Path, self.by_stem.get(stem, [])):
-                beside, own = path.parent == exact.parent, path.suffix.lower()
-                if (beside or exact.parent == self.folder) and not (has_extension and own in other_kind):
-                    far = not beside, path.name != exact.name, stem != exact.name, own in IMAGE_EXTENSIONS
-                    matches[far].append(path)
+            for path in self.by_stem.get(stem, []):
+                place = Path(normalize("NFC", path))
+                beside, own = place.parent == exact.parent, place.suffix.lower()
+                if (beside or "/" not in name) and not (has_extension and own in other_kind):
+                    far = not beside, place.name != exact.name, stem != exact.name, own in IMAGE_EXTENSIONS
+                    matches[far].append(Path(path))
         if not matches:
             return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
         found = sorted(matches[min(matches)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -89,15 +89,11 @@ def similarities(texts: Tensor, videos: Tensor) -> Tensor:
         return texts @ videos.T
 
 
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 @torch.no_grad()
 def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256) -> Texts:
     """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many texts use
     `embed_texts`."""
-    device = device_of(model)
+    device = next(model.parameters()).device
     ids, mask = words_of(tokenizer).batch(texts, model.text_length(length))
     mask, tokens = mask.to(device), torch.empty(0)
     for start in range(0, len(ids), batch):

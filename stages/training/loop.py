@@ -74,9 +74,6 @@ class Clock:
         self.steps += 1
         self.waited += time.monotonic() - self.last_step
 
-    def step_ended(self) -> None:
-        self.last_step = time.monotonic()
-
     def seconds(self) -> float:
         """Seconds since the start of the window."""
         return max(time.monotonic() - self.started, 1e-9)
@@ -181,7 +178,7 @@ class Run:
                             if world.main:
                                 log.info(f"stopped after step {step}")
                             raise SystemExit(EXIT_INTERRUPTED)
-                    clock.step_ended()
+                    clock.last_step = time.monotonic()
             except InputError:
                 raise
             except Exception as error:

@@ -102,6 +102,7 @@ def test_changes_are_applied():
         ("pretrain.max_text_tokens=33", ["pretrain.max_text_tokens 33", "40", "32"]),
         ("evaluate.max_text_tokens=33", ["evaluate.max_text_tokens 33", "40", "32"]),
         ("train_prompter.model={wide=1}", ["train_prompter.model.wide: "]),
+        ("train_prompter.crops={share=1, area=[0.3, 0.31]}", ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"]),
         # A pipeline has one start, and encoders that fit.
         (CLIP, ["pretrain.start: "]),
         ("train_prompter.clip=a/b", ["pretrain.start: "]),

@@ -18,6 +18,7 @@ from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.encoding import match_top_k
+from tests.conftest import in_store
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest
@@ -290,7 +291,7 @@ def test_a_text_has_all_its_videos(data):
     assert labels.queries("v2t").texts[3] == "a star | a box"
 
 
-def test_the_split_is_that_of_the_data(data, clips):
+def test_the_split_is_that_of_the_data(data, clips, memory):
     splits = {"a": "test", "b": "train"}
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows = [row | ({"split": splits[row["id"]]} if row["id"] in splits else {}) for row in rows]
@@ -302,6 +303,10 @@ def test_the_split_is_that_of_the_data(data, clips):
     items, what = labeled(clips, "test")
     assert what.startswith("split test")
     assert {item.about["split"] for item in items} == {"test"}
+    in_store(clips / "index.parquet", *clips.glob("*.tar"))
+    fetched = [item.source for item in labeled(memory, "test")[0]]
+    assert {sample.fetched for sample in fetched} == {None}  # not all frames in memory
+    assert np.array_equal(fetched[0].frames(), items[0].source.frames())
 
 
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):

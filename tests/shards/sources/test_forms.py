@@ -116,10 +116,11 @@ FORMS: dict[str, tuple] = {
             QUESTION | {"video_id": 0, "question": "Who's it", "answer_type": None},
             QUESTION | {"answer_type": "How many?", "answer": 2},
             QUESTION | {"video_id": 3},  # of MSVD-QA
+            *[QUESTION | {"video_id": 3, "caption": "a cat"}] * 2,
         ],
         ("1", "", "video1.mp4", ("what runs?", "dog", "what"), ("what runs?", "2", "how_many")),
         ("0", "", "video0.mp4", ("Who's it", "dog", "who")),
-        ("3", "", "vid3.avi", ("what runs?", "dog", "what")),
+        ("3", "", "vid3.avi", "a cat", *[("what runs?", "dog", "what")] * 3),
     ),
     "captions": (
         "labels.csv",
@@ -274,6 +275,10 @@ NAMES += [("x.mov.mp4", "x.mov", "x.mov.mp4"), ("A/x.mov.mp4", "x.mov", "A/x.mov
 NAMES += [("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"), ("A/x.mov.mp4 B/x.mkv", "x.mov", "A/x.mov.mp4")]
 NAMES += [("A/7.mp4 B/7.webm", "7.webm", "B/7.webm")]  # the whole name comes before its stem
 NAMES += [("A/7.mkv A/7.webm", "7", "A/7.mkv"), ("", 300 * "x", None)]
+NFC, NFD = "B\u00e9", "Be\u0301"  # é, and e with an accent, as macOS writes it
+NAMES += [
+    (f"{a}/{a}.mp4", name, f"{a}/{a}.mp4") for a in (NFC, NFD) for b in (NFC, NFD) for name in (b, f"{b}/{b}.mp4")
+]
 
 
 @pytest.mark.parametrize(("files", "name", "expected"), NAMES)

@@ -76,6 +76,8 @@ def test_the_columns_of_a_row_and_their_defaults(write_records, tmp_path):
     cases += [("captions", {"caption": '["one dog", "two, dogs"]'}, ("one dog", "two, dogs"))]
     cases += [("captions", {"caption": "[]"}, ()), ("captions", {"captions": None}, ("x",))]
     cases += [("captions", {"caption": "x \ud83d"}, ("x ?",))]  # a lone surrogate
+    (tmp_path / "e\u0301.mp4").touch()  # an accent as macOS writes it
+    cases += [("path", {"path": f"{name}.mp4"}, tmp_path / "e\u0301.mp4") for name in ("\u00e9", "e\u0301")]
     meta = {"license": "CC0", "tags": ["a", {"b": None}]}
     for column, values, expected in (*cases, ("meta", meta, meta)):
         assert getattr(single_row(write_records(X | values)), column) == expected, values
