@@ -47,6 +47,7 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
         assert (about["captions"], about["split"], about["group"]) == (row["captions"], row["split"], row["group"])
         assert [q["answer"] for q in about["questions"]] == [q["answer"] for q in row["questions"]]
         assert about["meta"]["things"] == row["things"]
+        assert (about["width"], about["height"]) == (48, 48)
         assert reader[number].frames().shape == ((1, 40, 40, 3) if corpus == "stills" else (8, 40, 40, 3))
 
 

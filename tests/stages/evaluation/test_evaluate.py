@@ -135,7 +135,8 @@ def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path,
     """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise, with the frames
     and lengths of its training: a joined configuration sets those of retrieval."""
     rows = []
-    for name, answer in {f"rising{n}": "rising" for n in range(3)} | {"falling0": "falling"}.items():
+    answers = {f"rising{n}": "rising" for n in range(3)} | {"falling0": "falling"}
+    for name, answer in answers.items():
         asked = [{"question": "how does it go?", "answer": answer, "type": "how"}]
         rows.append({"id": name, "split": "test", "questions": asked, "frames": grey(40, 220)})
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
