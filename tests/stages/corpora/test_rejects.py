@@ -94,7 +94,7 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(tmp_path, resourc
 def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inline_pool, sample):
     data = tmp_path / "data"
     (data / "folder.mp4").mkdir(parents=True)
-    for name in ("pipe.mp4", "pipe.png"):
+    for name in ("pipe.mp4", "tube.png"):
         os.mkfifo(data / name)
     (data / "zero.mp4").symlink_to("/dev/zero")
     (data / "loop.mp4").symlink_to("loop.mp4")
@@ -102,7 +102,7 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     (data / "linked").symlink_to(sample / "images")  # large folders of videos are often linked
     Image.new("RGB", (20, 10)).save(data / "a.png")
     names = ["folder.mp4", "pipe.mp4", "loop.mp4", "a.png/below.mp4", 300 * "x" + ".mp4", "gone.mp4", "lost.png"]
-    names += ["pipe.png", "zero.mp4"]
+    names += ["tube.png", "zero.mp4"]
     rows = [{"path": name, **WALL} for name in [*names, "a.png", "clip.mp4", "linked/still-00000.jpg"]]
     rows += [{"path": "clip.mp4", "id": "stamp", "start": 1.7e18, **WALL}]
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999, **WALL}]
