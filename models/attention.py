@@ -33,8 +33,7 @@ class Attention(nn.Module):
         return self.output(q, k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.by_head(qkv, 3)
-        return self.output(q, k, v, mask)
+        return self.output(*self.by_head(qkv, 3), mask)
 
     def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # The backward pass of the fused kernel in bfloat16 on a CPU: 66 ms of 8 x 197 tokens, products 45 ms.

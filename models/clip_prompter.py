@@ -29,7 +29,7 @@ from alpro.models.word_pieces import WordPieces
 
 # With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a siglip too.
 TYPES = {"clip": 77, "siglip": 64}
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
 DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
 # It reports them as unexpected, although `load_temporal` reads them.
@@ -206,7 +206,7 @@ def is_clip(folder: Path) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it is ORGANIZATION/MODEL, as of a model of the hub, and not a folder."""
+    """Whether it is ORGANIZATION/MODEL, perhaps with @REVISION, as of a model of the hub, and not a folder."""
     return bool(HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
@@ -219,7 +219,8 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
     if not folder.is_dir():
         if not is_hub_name(name):
             raise InputError(f"{where}: no such folder, and no name of the hub, ORGANIZATION/MODEL")
-        if not isinstance(file := try_to_load_from_cache(name, "config.json"), str):
+        repository, _, revision = name.partition("@")
+        if not isinstance(file := try_to_load_from_cache(repository, "config.json", revision=revision or None), str):
             return
         folder = Path(file).parent
     if not is_clip(folder):
@@ -244,6 +245,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         from transformers.image_processing_base import ImageProcessingMixin
 
         config = pretrained_config(name)
+        name = config.name_or_path
         if config.model_type not in TYPES:
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
         model, _ = load_pretrained(AutoModel, name, config)
@@ -252,8 +254,7 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, and the model {words}")
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
-        length = config.text_config.max_position_embeddings
-        preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=length)
+        preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings)
         prompter = ClipPrompter(model, pad_of(tokenizer))
         prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))  # a config's id may overflow
         load_temporal(prompter, Path(name) / "model.safetensors")
@@ -265,10 +266,15 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
 
 
 def pretrained_config(name: str) -> Any:
-    """The configuration of a model of transformers, of anyone. Raises ValueError for a folder with pipes or devices,
-    and what transformers raises."""
+    """The configuration of a model of transformers, of anyone; its `name_or_path` has the other files. Raises
+    ValueError for a folder with pipes or devices, and what transformers raises."""
+    from huggingface_hub import snapshot_download
     from transformers import AutoConfig
 
+    repository, _, revision = name.partition("@")
+    if revision and not Path(name).is_dir():
+        files = ["*.json", "*.txt", "*.model", "*.safetensors"]
+        name = snapshot_download(repository, revision=revision, allow_patterns=files)
     if Path(name).is_dir():
         for file in Path(name).iterdir():
             if not file.is_file() and not file.is_dir():

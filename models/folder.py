@@ -224,8 +224,7 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
     for part, keys in SHAPELESS.items():
         own_part, theirs = (getattr(m.config, part) for m in (model, other))
         check_values(f"model.{part}", own_part, {key: getattr(theirs, key) for key in keys})
-    weights = dict(other.state_dict())
-    own = model.state_dict()
+    own, weights = model.state_dict(), dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], own[key])
     shared = {key: value for key, value in weights.items() if key in own and not key.startswith(but)}

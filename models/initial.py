@@ -211,7 +211,7 @@ def bert_weights(name: str, own: TextConfig) -> StateDict:
 
         config = pretrained_config(name)
         check_type("bert", name, config.model_type, "bert")
-        bert, missing = load_pretrained(AutoModelForMaskedLM, name, config)
+        bert, missing = load_pretrained(AutoModelForMaskedLM, config.name_or_path, config)
     except InputError:
         raise
     except Exception as error:

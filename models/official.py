@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,11 +133,8 @@ def read_checkpoint(path: Path) -> StateDict:
     if not path.is_file():
         raise ValueError(f"{path}: no such file, or not a regular file")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        plain = partial(torch.load, map_location="cpu", weights_only=True)
+        content: Any = (load_file if path.suffix == ".safetensors" else plain)(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: refused: this file is not a plain checkpoint, it contains code; ask its author for the state "

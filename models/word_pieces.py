@@ -76,12 +76,10 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
     letter_pieces = max(1, (size - len(SPECIAL)) // 4)  # a letter has two pieces: at the start of a word, and inside
-    chosen = [
-        letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: letter_pieces // 2]
-    ]
+    by_count = [sorted(counts, key=lambda piece: (-counts[piece], piece)) for counts in (letters, words)]
+    chosen = by_count[0][: letter_pieces // 2]
     pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
-    frequent = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    pieces = list(dict.fromkeys([*pieces, *(word for word, _ in frequent)]))[:size]
+    pieces = list(dict.fromkeys([*pieces, *by_count[1]]))[:size]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))))
 
@@ -109,7 +107,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     try:
         file = next((file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()), None)
         if file is None:
-            return without_padding(Tokenizer.from_pretrained(name))
+            return without_padding(Tokenizer.from_pretrained(*name.split("@")))  # perhaps with a revision
         if file.suffix == ".json":
             return without_padding(read_tokenizer(file))
         return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))

@@ -32,6 +32,7 @@ import alpro.models
 from alpro.errors import InputError
 
 ROOT = Path(__file__).parents[1]
+REVISION = "0" * 40  # of the model of `hub`
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -312,9 +313,9 @@ def hub(tmp_path, monkeypatch) -> Callable[[Path], str]:
 
     def downloaded(folder: Path) -> str:
         place = tmp_path / "hub" / "models--my--clip"
-        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+        shutil.copytree(folder, place / "snapshots" / REVISION)
         (place / "refs").mkdir()
-        (place / "refs" / "main").write_text("0" * 40)
+        (place / "refs" / "main").write_text(REVISION)
         return "my/clip"
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers.utils.logging import enable_progress_bar
 
 from alpro.models.clip_prompter import ClipFolder, ClipPrompter, is_clip, load_clip
+from alpro.models.word_pieces import load_tokenizer
 from alpro.stages.evaluation.encoding import embed_texts
+from tests.conftest import REVISION, one_line
 
 TEXTS = ["a photo of a dog.", "A Photo of the BALL.", "one cat"]
 CPU = torch.device("cpu")
@@ -134,6 +137,16 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
     assert torch.equal(embedded(again, TEXTS), embedded(loaded, TEXTS))
     weights = again.model.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in loaded.model.state_dict().items())
+
+
+def test_a_hub_name_may_have_a_revision(hub, clip_folders):
+    name, weights = hub(clip_folders["clip"]), clip_folders["clip"] / "model.safetensors"
+    loaded = load_clip(f"{name}@{REVISION}").model.clip.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in load_file(weights).items())
+    assert load_tokenizer(f"{name}@{REVISION}").get_vocab_size() > 5
+    for load in (load_clip, load_tokenizer):
+        with one_line(f"{name}@1"):
+            load(f"{name}@1")
 
 
 def test_the_temperature_is_bounded(trainable):

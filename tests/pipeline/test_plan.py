@@ -25,6 +25,7 @@ from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from tests.conftest import REVISION
 from tests.pipeline.conftest import TINY, of_shards
 from tests.stages.conftest import write_manifest
 
@@ -111,9 +112,12 @@ def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(steps_of, 
     """And texts that are too long for a CLIP whose configuration is here."""
     (tmp_path / "empty").mkdir()
     known, clip, long = clip_folders["clip"], "train_prompter.clip", "train_prompter.max_text_tokens"
+    name = hub(known)  # with texts of at most 24 tokens
     for value, tokens, refused in [
-        *((name, tokens, tokens > 24) for name in (known, hub(known)) for tokens in (24, 25)),  # 24: of the text tower
-        *((name, 24, True) for name in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")),
+        *(
+            (name, tokens, tokens > 24) for name in (known, name, f"{name}@{REVISION}") for tokens in (24, 25)
+        ),  # 24: its own
+        *((wrong, 24, True) for wrong in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")),
         ("a/b", 32, False),
     ]:
         missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")["train_prompter"].missing
