@@ -214,7 +214,7 @@ def test_every_command_has_a_help_that_fits_a_screen(monkeypatch, capsys):
     assert len(inner) > 14
     for command in ("", *cli.app, *inner):
         cli.app([*command.split(), "--help"], exit_on_error=False)
-        assert 5 < len(capsys.readouterr().out.splitlines()) <= 60, command
+        assert 0 < len(capsys.readouterr().out.splitlines()) <= 60, command
     assert call(monkeypatch, capsys, "--version") == (0, f"alpro-pipeline {version('alpro-pipeline')}\n", "")
 
 
