@@ -3,6 +3,7 @@ clips with captions and questions, from the folder that ALPRO_CLIPS names (defau
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -45,6 +46,8 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
     scores = {row["name"]: row["value"] for row in whole["results"]}
     assert {name: scores[name] for name, floor in FLOORS.items() if scores[name] < floor} == {}
 
+    pages = [(ROOT / page).read_text() for page in ("docs/search.md", "docs/sample.md", "pipeline/serving/page.html")]
+    assert {q for page in pages for q in re.findall(r'"(what [^"]*\?)"', page)} == {"what color is the fish?"}
     videos = Path(whole["artifacts"]["render_sample"]["folder"], "videos")
     ball, fish = videos / "test-00071.mp4", videos / "test-00000.mp4"
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")

@@ -66,15 +66,15 @@ def test_pem_compares_the_probability_with_the_threshold():
 
 
 def test_sampled_negatives_against_a_table():
-    """The own pair is the second; the others share the line from 0 to 1 as 1/10, 2/10 and 7/10."""
-    uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1 - 2**-53]
+    """The own pair is the second; the others share the line from 0 to 1 (by rounding) as 1/10, 2/10 and 7/10."""
+    uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1.0]
     similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(uniforms), 1)
     same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
     columns, _ = hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
     assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
-    # With the own pair before the others: it is not part of the line.
-    columns, _ = hard_negatives(similarity[:, [1, 0, 2, 3]], same[:, [1, 0, 2, 3]], torch.tensor(uniforms).double())
-    assert columns.tolist() == [1, 1, 2, 2, 3, 3, 3]
+    for first, order in ((1, [1, 0, 2, 3]), (0, [0, 2, 3, 1])):  # before or behind them it is not part of the line
+        columns, _ = hard_negatives(similarity[:, order], same[:, order], torch.tensor(uniforms).double())
+        assert [column - first for column in columns.tolist()] == [0, 0, 1, 1, 2, 2, 2]
 
 
 @settings(max_examples=50)

@@ -230,8 +230,9 @@ def test_paths_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_p
     assert config.cache_prompts.prompter == f"{tmp_path}/openai/clip"
     assert home or webvid.root == f"{tmp_path}/x"
     assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub is not a path
-    (tmp_path / "mine.toml").write_text('base = "own_videos"\nname = "mine"\ncorpora.data.data = "~/videos"')
-    assert load_config(f"{home}mine.toml").corpora["data"].data == f"{tmp_path}/videos"
+    (tmp_path / "mine.toml").write_text('base = "own_videos"\ncorpora.data.data = "~/a"\ntrain_prompter.bert = "bert"')
+    mine = load_config(f"{home}mine.toml")
+    assert (mine.corpora["data"].data, mine.train_prompter.bert) == (f"{tmp_path}/a", f"{tmp_path}/bert")
     qa = load_config("msvd_qa", f"{home}videos", [f"pretrained={home}model"])
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 

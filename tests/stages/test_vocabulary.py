@@ -294,7 +294,7 @@ def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
 
 
 def test_every_format_gives_the_words_in_order(tmp_path):
-    lists = {"list.json": '["dog", "hot dog", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
+    lists = {"list.json": '[" dog", "hot dog ", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
     lists |= {"lines.txt": "dog\nhot dog\n\n3\n", "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n"}
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
