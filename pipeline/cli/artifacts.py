@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from alpro.artifact import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import ARTIFACT, WORKSPACE, Artifact, File, Json, TrackingUri, Workspace, print_json
+from alpro.pipeline.cli.options import WORKSPACE, Artifact, File, Json, TrackingUri, Workspace, print_json
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.artifacts import Store
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
-Artifacts = Annotated[str, Parameter(help=ARTIFACT)]
 Record = dict[str, Any]
 
 
@@ -73,7 +72,7 @@ def command_of(record: Record) -> list[str]:
 
 
 @group.command(name="verify")
-def verify_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> int:
+def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> int:
     """Read every file of artifacts, by default of all, and print which are damaged, missing or extra.
 
     The exit status is 1 if some are.
@@ -94,13 +93,11 @@ def verify_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) ->
 
 
 @group.command(name="rm")
-def remove_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) -> None:
+def remove_artifacts(artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE) -> None:
     """Remove artifacts, or what an interrupted stage left."""
-    if not artifacts:
-        raise InputError("alpro artifacts rm: name the artifacts to remove")
     store, folders = store_of(workspace), dict[Path, None]()
     interrupted = store.unfinished()
-    for name in artifacts:
+    for name in (artifact, *more):
         named = [folder for folder in interrupted if name in (folder.name, str(folder))]
         folders[named[0] if named else find_artifact(name, workspace)[0]] = None
     store.remove(folders)
@@ -108,7 +105,7 @@ def remove_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE) ->
 
 
 @group.command(name="gc")
-def collect_garbage(*artifacts: Artifacts, yes: bool = False, workspace: Workspace = WORKSPACE) -> None:
+def collect_garbage(*artifacts: Artifact, yes: bool = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts that the newest one of each name, or those that are named, were not built from.
 
     What interrupted stages left, and links to other places, are only listed.
@@ -134,16 +131,16 @@ def collect_garbage(*artifacts: Artifacts, yes: bool = False, workspace: Workspa
 
 
 @group.command(name="log")
-def log_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = "") -> None:
+def log_artifacts(
+    artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
+) -> None:
     """Log artifacts to MLflow again, or to another server.
 
     Each becomes a new run in the experiment of its configuration.
     """
     from alpro.pipeline.tracking.tracker import Tracker
 
-    if not artifacts:
-        raise InputError("alpro artifacts log: name the artifacts to log")
-    for name in artifacts:
+    for name in (artifact, *more):
         folder, record = find_artifact(name, workspace)
         experiment = record["run"].get("arguments", {}).get("config", "alpro").rpartition("/")[2].removesuffix(".toml")
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
@@ -154,7 +151,9 @@ def log_artifacts(*artifacts: Artifacts, workspace: Workspace = WORKSPACE, track
 
 
 @group.command(name="compare")
-def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Workspace = WORKSPACE) -> None:
+def compare_artifacts(
+    first: Artifact, second: Artifact, /, *more: Artifact, out: File | None = None, workspace: Workspace = WORKSPACE
+) -> None:
     """Compare evaluations score by score.
 
     Prints what differs in configuration, data, code and versions, and for each score that they have over the same
@@ -167,11 +166,9 @@ def compare_artifacts(*runs: Artifacts, out: File | None = None, workspace: Work
     from alpro.pipeline.reports.page import compared_runs, write_page
     from alpro.pipeline.reports.terminal import print_table
 
-    if len(runs) < 2:
-        raise InputError("alpro artifacts compare: name two evaluations or more")
-    artifacts = [find_artifact(name, workspace) for name in runs]
+    artifacts = [find_artifact(name, workspace) for name in (first, second, *more)]
     tables = compared_runs(store_of(workspace), artifacts)
-    for table in tables[1:]:
+    for table in tables:
         print_table(table)
     names = [folder.name[:8] for folder, _ in artifacts]
     page = out or workspace / "reports" / f"compare-{'-'.join(names)}.html"

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,9 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
     wanted = required(steps, store)
     if not (report.parents[1] / "mlflow.db").is_file():
         return []
-    try:
+    with suppress(OSError, ValueError, TypeError, KeyError):  # no summary
         if read_json(report.with_suffix(".json"))["state"] != FINISHED:
             return []
-    except (OSError, ValueError, TypeError, KeyError):  # no summary
-        pass
     return wanted if all(map(store.find, wanted)) else []
 
 
@@ -133,32 +132,19 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> lis
     names = [folder.name[:8] for folder, _ in artifacts]
     (first, _), *others = artifacts
     compared = [compare(first, folder) for folder, _ in others]
-    differing = differences([[found for _, found in store.lineage(dict(record))] for _, record in artifacts])
-    about = [
-        [
-            name,
-            record["name"],
-            record["run"]["at"][:16].replace("T", " "),
-            record["run"].get("commit") or MISSING,
-            " ".join(record["run"].get("arguments", {}).get("changes", [])),
-        ]
-        for name, (_, record) in zip(names, artifacts, strict=True)
-    ]
-    shown = [Table("Runs", ["", "", "created (UTC)", "commit", "changed values"], about, texts=True)]
-    if differing:
-        lines = [[kind, name, *values] for kind, name, values in differing]
-        shown.append(Table("What differs", ["", "", *names], lines, texts=True))
+    lines = differences([[found for _, found in store.lineage(dict(record))] for _, record in artifacts])
+    shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
     results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
     return shown + tables(results, compared)
 
 
-def differences(runs: Sequence[Sequence[Record]]) -> list[tuple[str, str, list[str]]]:
+def differences(runs: Sequence[Sequence[Record]]) -> list[list[str]]:
     """What is not the same in all runs, each with all the records that it was built from: the kind of KINDS, a name,
-    and the value in each run."""
+    and its value in each run."""
     described = [origins(records) for records in runs]
     names = dict.fromkeys(name for of_run in described for name in of_run)
     return [
-        (kind, name, values)
+        [kind, name, *values]
         for kind, name in sorted(names, key=lambda both: KINDS.index(both[0]))
         if len(set(values := [of_run.get((kind, name), MISSING) for of_run in described])) > 1
     ]

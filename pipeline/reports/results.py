@@ -7,12 +7,11 @@ made into text here.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, read_results
-from alpro.files import read_json
-from alpro.shards.schema import SPLITS
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
 
@@ -39,13 +38,8 @@ PRINTED = (
     "entities/acc",
 )
 TITLES = {"retrieval": "Retrieval", "qa": "Question answering", "entities": "Entities", "decoded": "Decoded items"}
-# Rows that are a note: test items that share a caption or frames with a training item.
-OVERLAPS = {
-    "left_out": "are left out, because a training item has the same caption or frames (evaluate.exclude_overlap = "
-    "false keeps them)",
-    "also_in_training": "have the caption or the frames of a training item (evaluate.exclude_overlap = true leaves "
-    "them out)",
-}
+TITLES |= {"left_out": "Left out: with the caption or the frames of a training item"}
+TITLES |= {"also_in_training": "With the caption or the frames of a training item"}
 
 
 @dataclass(frozen=True)
@@ -72,26 +66,19 @@ def tables(runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> lis
     runs: rows by the head of their column. compared: the comparison of the first run with each of the others, for
     columns of differences and p values; a score over other queries has none.
     """
-    by_run = [{row["name"]: row for row in of_run} for of_run in runs.values()]
     groups: dict[str, Rows] = {table: [] for table in TITLES}
     merged: dict[str, dict[str, Any]] = {}
-    for of_run in by_run:
-        merged |= {name: row for name, row in of_run.items() if name not in merged}
-    for row in merged.values():
-        groups.setdefault(row["table"], []).append(row)
-    overlap = [
-        f"{row['metric']} {row['what']} {OVERLAPS[row['table']]}." for t in OVERLAPS for row in groups.pop(t, ())
-    ]
+    for row in chain.from_iterable(runs.values()):
+        if merged.setdefault(row["name"], row) is row:  # the first run that has it
+            groups.setdefault(row["table"], []).append(row)
     return [
-        score_table(TITLES.get(group, group.capitalize()), shown, runs, compared, overlap)
+        score_table(TITLES.get(group, group.capitalize()), shown, runs, compared)
         for group, shown in groups.items()
         if shown
     ]
 
 
-def score_table(
-    title: str, shown: Rows, runs: Mapping[str, Rows], compared: Sequence[Comparison] = (), notes: Sequence[str] = ()
-) -> Table:
+def score_table(title: str, shown: Rows, runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> Table:
     """The scores `shown`, a line each: the value in each run, differences, the chance level, the number of queries."""
     by_run = [{row["name"]: row for row in of_run} for of_run in runs.values()]
     differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
@@ -109,9 +96,8 @@ def score_table(
     first, *others = runs
     changes = [[name, *([f"{name} - {first}", "p"] * bool(compared))] for name in others]
     heads = ["", "", first, *(head for some in changes for head in some), shown[0]["baseline"] or "chance", "items"]
-    return Table(
-        title, heads, lines, "\n".join(filter(None, [note_of(shown), comparison_note(list(others), compared), *notes]))
-    )
+    notes = note_of(shown), comparison_note(list(others), compared)
+    return Table(title, heads, lines, "\n".join(filter(None, notes)))
 
 
 def main_table(of_run: Rows) -> Table | None:
@@ -127,22 +113,13 @@ def main_table(of_run: Rows) -> Table | None:
 
 
 def data_table(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
-    """The corpora among artifacts: a line for each split that has samples, and one for all, because rejects have no
-    split; None without a corpus."""
-    lines = []
-    for folder, record in artifacts:
-        if record["stage"] not in CORPUS_STAGES:
-            continue
-        name = record["name"].partition(" ")[2] or record["name"]
-        path = folder / "statistics.json"
-        splits = read_json(path).get("splits", {}) if path.is_file() else {}
-        for split in SPLITS:
-            counts = [splits.get(split, {}).get(key, [0])[0] for key in ("items", "captions", "questions")]
-            if counts[0]:
-                lines.append([name, split, *(f"{count:,}" for count in counts), ""])
-        total = [record["counts"].get(key, 0) for key in ("samples", "captions", "questions", "rejected")]
-        lines.append([name, "all", *(f"{count:,}" for count in total)])
-    return Table("Data", ["", "", "samples", "captions", "questions", "rejected"], lines) if lines else None
+    """The corpora among artifacts with their counts; None without a corpus."""
+    counted, lines = ("samples", "captions", "questions", "rejected"), []
+    for _, record in artifacts:
+        if record["stage"] in CORPUS_STAGES:
+            counts = [f"{record['counts'].get(key, 0):,}" for key in counted]
+            lines.append([record["name"].partition(" ")[2] or record["name"], record["fingerprint"][:8], *counts])
+    return Table("Data", ["", "fingerprint", *counted], lines) if lines else None
 
 
 def note_of(shown: Rows) -> str:

@@ -16,10 +16,7 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
     found = rows(artifacts)
     if as_json:
         stages = {
-            record["name"]: {
-                "folder": str(folder),
-                **{key: record[key] for key in ("fingerprint", "counts", "metrics")},
-            }
+            record["name"]: {"folder": str(folder)} | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
             for folder, record in artifacts
         }
         values = {"results": found, "artifacts": stages, "report": str(report) if report.is_file() else ""}

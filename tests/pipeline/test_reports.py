@@ -79,12 +79,10 @@ def test_every_number_is_in_its_column(rows):
     assert [table.note for table in shown] == [protocols, "", "", ""]
     assert tables({"score": []}) == []
     assert main_table(rows) is None  # it has none of those that a person looks at first
-    # A table that an evaluation adds is after the others, and items that training has, too, are a note of each.
+    # A table that an evaluation adds is after the others.
     other = rows[3] | {"table": "captions", "name": "captions/acc"}
-    shared = {"table": "left_out", "name": "left_out/clips", "metric": "3 of 40", "what": "items of clips"}
-    shown = tables({"score": [rows[0] | shared, other, *rows]})
+    shown = tables({"score": [other, *rows]})
     assert (shown[-1].title, shown[-1].lines) == ("Captions", entities)
-    assert all(table.note.splitlines()[-1].startswith("3 of 40 items of clips are left out") for table in shown)
 
 
 def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
@@ -130,7 +128,7 @@ def test_scores_of_few_videos_have_a_warning(rows):
     assert notes == ["Only 20", "Only 30", "Only 15", "Only 20"]
 
 
-def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line_for_each_split(rows, tmp_path):
+def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line(rows, tmp_path):
     artifacts = []
     for stage, part in (("pretrain", rows), ("zero_shot", rows[:3]), ("evaluate", rows[2:])):
         (tmp_path / stage).mkdir()
@@ -138,19 +136,11 @@ def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line_fo
         artifacts.append((tmp_path / stage, {"stage": stage}))
     assert results.rows(artifacts) == rows
     assert results.rows(artifacts[:1]) == []
-    splits = {"train": {"items": [1, 2], "captions": [2, 2], "questions": [0, 0]}, "validation": {"items": [0, 0]}}
-    splits |= {"test": {"items": [1, 1], "captions": [1, 1], "questions": [3, 3]}}
-    write_json(tmp_path / "statistics.json", {"splits": splits})
-    counts = {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}
-    table = data_table(
-        [(tmp_path, {"stage": "decode_videos", "name": "decode_videos clips", "counts": counts}), *artifacts]
-    )
-    assert table.heads == ["", "", "samples", "captions", "questions", "rejected"]
-    assert table.lines == [
-        ["clips", "train", "1", "2", "0", ""],
-        ["clips", "test", "1", "1", "3", ""],
-        ["clips", "all", "2,000", "3", "4", "5"],
-    ]
+    corpus = {"stage": "decode_videos", "name": "decode_videos clips", "fingerprint": "a" * 64}
+    corpus |= {"counts": {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}}
+    table = data_table([(tmp_path, corpus), *artifacts])
+    assert table.heads == ["", "fingerprint", "samples", "captions", "questions", "rejected"]
+    assert table.lines == [["clips", "a" * 8, "2,000", "3", "4", "5"]]
     assert data_table(artifacts) is None
 
 
@@ -279,13 +269,13 @@ def test_only_what_differs_in_the_origins_of_runs_is_listed():
     changed |= {"files": {"model": "0123456789"}, "precision": "bfloat16", "stage_version": 2}
     second = [clips | {"fingerprint": "2" * 64, "counts": {"samples": 8, "rejected": 1}}, model | changed]
     assert differences([first, first, second]) == [
-        ("configuration", "pretrain.weights.x", ["2", "2", "3"]),
-        ("data", "clips", ["11111111: 9 samples"] * 2 + ["22222222: 8 samples, 1 rejected"]),
-        ("data", "pretrain model", ["-", "-", "01234567"]),
-        ("code", "commit", ["abc", "abc", "abc, def"]),
-        ("code", "pretrain, version", ["1", "1", "2"]),
-        ("code", "pretrain in", ["float32", "float32", "bfloat16"]),
-        ("version", "torch", ["2.11", "2.11", "2.11, 2.12"]),
+        ["configuration", "pretrain.weights.x", "2", "2", "3"],
+        ["data", "clips", *["11111111: 9 samples"] * 2, "22222222: 8 samples, 1 rejected"],
+        ["data", "pretrain model", "-", "-", "01234567"],
+        ["code", "commit", "abc", "abc", "abc, def"],
+        ["code", "pretrain, version", "1", "1", "2"],
+        ["code", "pretrain in", "float32", "float32", "bfloat16"],
+        ["version", "torch", "2.11", "2.11", "2.11, 2.12"],
     ]
 
 
