@@ -136,20 +136,15 @@ def make(title: str, number: str, current: PipelineRun, step: Step) -> State | N
         STOP.get().wait(0)
         return find_or_build(number, current, step)
     except Interrupted as error:
-        return Failed(name="Interrupted", message=f"{one_line(error)}; the next run continues", data=error)
+        return Failed(name="Interrupted", message=f"{first_line(error)}; the next run continues", data=error)
     except (InputError, StageFailed, OSError) as error:
-        return Failed(message=one_line(error), data=error)
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return Failed(message=first_line(error), data=error)
 
 
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
     """Finds a step's artifact or builds it, here or by a deployment. Returns a state of its own if it exists."""
     settings, _, store = current.plan
-    folder, tracker, task = store.folder(step), current.tracker, TaskRunContext.get()
-    tags = {"prefect_run": str(task.task_run.id)} if task else {}
+    folder = store.folder(step)
     exists = store.find(step) is not None
     if STAGES[step.stage].kind != "data":
         check_test_items(current.plan)
@@ -159,7 +154,6 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
         log.debug(f"{step.name}: {folder}")
         record = store.find(step)
         if record is not None:
-            tracker.log_cached(folder, record, current.run, tags)
             current.found[step.name] = folder, record
             current.cached |= {step.name} if exists else set()
             announce(f"{number}{step.name}: cached" if exists else done_line(step, record))
@@ -170,7 +164,9 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
                 "workspace and the files that the configuration names"
             )
         announce(f"{number}{step.name}: started")
-        with tracker.stage_run(step.description, folder, current.run, tags) as run:
+        task = TaskRunContext.get()
+        tags = {"prefect_run": str(task.task_run.id)} if task else {}
+        with current.tracker.stage_run(step.description, folder, current.run, tags) as run:
             about = {"commit": current.commit, "mlflow_run": run, "arguments": current.recorded}
             rest = (store, settings.resources, lock_number(lock), say(), current.beside(step))
             record = store.make(step, lambda step, out: run_stage(step, out, *rest), about)

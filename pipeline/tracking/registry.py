@@ -28,14 +28,12 @@ INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
     """Registers a copy of the model of an artifact, unless a version has it, and sets an alias. Returns its version.
 
-    The version links the logged model that the training has made, which has the scores, if the store has it. Raises
-    InputError if MLflow refuses.
+    The version links the logged model of its training, which has the scores. Raises InputError if MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
     columns = Model.load(folder, device="cpu").pair_columns
     outputs: list[Any] = [ColSpec("string" if column == "answer" else "double", column) for column in columns]
-    about = {"fingerprint": record["fingerprint"]}
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
@@ -45,9 +43,8 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             model = tracker.logged_model(record["fingerprint"])
             if not model:  # its training was logged to another store
-                model = mlflow.initialize_logged_model(
-                    record["stage"], tags=about, model_type="ALPRO", experiment_id=tracker.experiment
-                ).model_id
+                tracker.log_artifact(folder, record)
+                model = tracker.logged_model(record["fingerprint"])
             # MLflow prints what the command prints, and misses an example: no video is on every machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")
@@ -59,7 +56,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
                     signature=ModelSignature(INPUTS, Schema(outputs)),
                     pip_requirements=["alpro-pipeline"],
                     registered_model_name=name,
-                    metadata=about,
+                    metadata={"fingerprint": record["fingerprint"]},
                 )
             version = str(logged.registered_model_version)
             client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])

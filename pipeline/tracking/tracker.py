@@ -32,7 +32,6 @@ from filelock import FileLock
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
@@ -123,39 +122,24 @@ class Tracker:
 
     @contextmanager
     def stage_run(
-        self, about: Record, folder: Path, parent: str = "", tags: dict[str, str] | None = None, runs: bool = True
+        self, about: Record, folder: Path, parent: str = "", tags: dict[str, str] | None = None
     ) -> Iterator[str]:
         """The run of a stage for the time of the body. Logs its metrics while the stage writes them, and its artifact
         if the body leaves a finished one in `folder`.
 
-        about: the record of the artifact, or what is known of it before. runs: whether the stage runs in the body.
+        about: the record of the artifact, or what is known of it before.
         """
         tags = {"stage": about["stage"], "fingerprint": about["fingerprint"]} | (tags or {})
         with self.run(stage_title(about), params_of(about), tags, parent) as run:
-            monitor = None
-            if run and runs and STAGES[about["stage"]].kind == "training":
-                monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)  # use of processor, memory, disk, GPUs
-                monitor.start()
-            try:
-                with self._followed(run, folder):
-                    yield run
-            finally:
-                if monitor:
-                    monitor.finish()
+            with self._followed(run, folder):
+                yield run
             if record := read_record(folder):
                 self._result(run, folder, record)
 
-    def log_artifact(self, folder: Path, record: Record, parent: str = "", tags: dict[str, str] | None = None) -> str:
+    def log_artifact(self, folder: Path, record: Record) -> str:
         """Logs all of a finished artifact as a run of its stage. Returns the run's id."""
-        with self.stage_run(record, folder, parent, tags, runs=False) as run:
+        with self.stage_run(record, folder) as run:
             return run
-
-    def log_cached(self, folder: Path, record: Record, parent: str, tags: dict[str, str]) -> None:
-        """Logs an artifact that was found in the workspace, unless the store has a finished run of it: it is then of
-        another machine, or was logged to another store."""
-        query = f"attributes.status = 'FINISHED' and tags.fingerprint = '{record['fingerprint']}'"
-        if self._call(lambda: list(self.client.search_runs(self._experiments(), query, max_results=1))) == []:
-            self.log_artifact(folder, record, parent, tags)
 
     def log_pipeline(self, run: str, artifacts: Artifacts, files: list[Path]) -> None:
         """Logs to the run of a pipeline what its stages have reached, and files. MLflow's pages start with the metric
@@ -173,7 +157,8 @@ class Tracker:
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
         query = f"tags.fingerprint = '{fingerprint}'"
-        models = self._call(lambda: self.client.search_logged_models(self._experiments(), query, max_results=1))
+        everywhere = self._call(lambda: [one.experiment_id for one in self.client.search_experiments()])
+        models = self._call(lambda: self.client.search_logged_models(everywhere, query, max_results=1))
         return models[0].model_id if models else ""
 
     @contextmanager
@@ -276,9 +261,6 @@ class Tracker:
         parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
         return all(self._log(run, "log_batch", metrics=part) for part in parts)
 
-    def _experiments(self) -> list[str]:
-        return [experiment.experiment_id for experiment in self.client.search_experiments()]
-
     def _log(self, run: str, method: str, *args: Any, **values: Any) -> bool:
         """Calls a method of the client for a run. Returns whether MLflow took it."""
         return bool(run) and self._call(lambda: getattr(self.client, method)(run, *args, **values) or True) is not None
@@ -296,10 +278,8 @@ class Tracker:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
                 if refused or not self.warned:
                     self.warned |= not refused
-                    log.warning(
-                        f"warning: MLflow store {self.uri} {'refuses' if refused else 'misses'} entries: "
-                        f"{first_line(error)}; `alpro artifacts log ARTIFACT` logs a finished stage again"
-                    )
+                    again = "`alpro artifacts log ARTIFACT` logs a finished stage again"
+                    log.warning(f"warning: MLflow store {self.uri} misses entries: {first_line(error)}; {again}")
                 return None
 
 
