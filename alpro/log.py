@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: the name of a level of `logging`
+LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: DEBUG, INFO, or WARNING for no progress
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
 PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
@@ -32,12 +32,6 @@ class Lines(logging.Handler):
         if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
             text = f"{logging.Formatter().formatTime(record, '%Y-%m-%d %H:%M:%S')} {text}"
         print(text, file=sys.stderr, flush=True)
-
-
-def set_level(name: str) -> None:
-    """Sets the level of this process and of the processes that it starts: DEBUG, INFO, or WARNING for no progress."""
-    os.environ[LEVEL] = name
-    log.setLevel(name)
 
 
 @cache

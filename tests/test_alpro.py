@@ -2,7 +2,6 @@
 progress with the time left, and none with -q."""
 
 import io
-import logging
 import os
 import re
 import subprocess
@@ -14,7 +13,7 @@ import alpro.log
 from alpro.credentials import has_credentials, refuse_credentials
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
-from alpro.log import PLAIN, TIMES, log, progress, set_level
+from alpro.log import LEVEL, PLAIN, TIMES, log, progress
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import resolve
 from tests.conftest import one_line
@@ -208,16 +207,15 @@ def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, 
     monkeypatch.delenv(TIMES)
     monkeypatch.setattr(sys, "stderr", screen())
     log.info("pretrain: started")
-    set_level("WARNING")
+    log.setLevel("WARNING")
     work(clock)
     log.info("stage 1 of 2, decode_videos: started")
     log.warning("no checkpoint written")
     assert re.fullmatch(f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue())
 
 
-def test_processes_inherit_the_level(level):
-    set_level("DEBUG")
+def test_the_environment_sets_the_level(monkeypatch):
+    monkeypatch.setenv(LEVEL, "DEBUG")
     program = "from alpro.log import log; log.debug('checkpoint a')"
     done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stderr == "checkpoint a\n"
-    assert log.isEnabledFor(logging.DEBUG)

@@ -42,7 +42,7 @@ def alpro(tmp_path):
 
 
 def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
-    whole = json.loads(alpro("run", "--quiet", "--json"))
+    whole = json.loads(alpro("run", "--json"))
     scores = {row["name"]: row["value"] for row in whole["results"]}
     assert {name: scores[name] for name, floor in FLOORS.items() if scores[name] < floor} == {}
 

@@ -48,7 +48,6 @@ def add_to_index(
     stride: Seconds | None = None,
     columns: str = "",
     model: IndexModel = "",
-    json: Json = False,
     models: Models = Models(),
 ) -> None:
     """Embed videos into an index for `alpro search`.
@@ -75,34 +74,28 @@ def add_to_index(
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {line}", file=sys.stderr)
     clips = len(Index.open(index))
-    if json:
-        print(json_format.dumps({"clips": clips, **vars(counts)}))
-    else:
-        print(f"{index}: {clips:,} clips")
-        replaced = f" ({counts.replaced:,} changed)" if counts.replaced else ""
-        print(f"  {counts.embedded:,} embedded{replaced}, {counts.skipped:,} unchanged since an earlier run")
-        if counts.rejected:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
-            print(f"  {counts.rejected:,} rejected ({reasons}): {index / 'rejects.parquet'}")
+    print(f"{index}: {clips:,} clips")
+    print(f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
+    print(f"  {counts.rejected:,} rejected{f' ({reasons}): {index}/rejects.parquet' if reasons else ''}")
     if not clips:
         raise InputError(f"{index}: none of the videos could be decoded, the index is empty")
 
 
 @group.command(name="rm")
-def remove_from_index(index: IndexFolder, /, *videos: str) -> None:
+def remove_from_index(index: IndexFolder, video: str, /, *more: str) -> None:
     """Remove videos from an index.
 
     Their vectors and names are deleted at once; the files of the videos stay.
 
     Args:
-        videos: A file or a folder, a URL, or the id of a video.
+        video: A file or a folder, a URL, or the id of a video.
+        more: Further ones.
     """
     from alpro.inference.index_videos import remove_videos
     from alpro.inference.search import place_of
 
-    if not videos:
-        raise InputError("alpro index rm: name the videos to remove")
-    removed = [place_of(item) for item in remove_videos(index, list(videos))]
+    removed = [place_of(item) for item in remove_videos(index, [video, *more])]
     print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
 
 
@@ -118,8 +111,7 @@ def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
         print_json({"model": opened.about.model, "rejected": rejected, "clips": [hit.json() for hit in hits]})
         return
     print("".join(f"{hit.place}\n" for hit in hits), end="")
-    line = f"{len(opened):,} clips of {opened.about.model}{f', {rejected:,} rejected' if rejected else ''}"
-    print(line, file=sys.stderr)
+    print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
 
 
 def search(

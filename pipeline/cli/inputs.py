@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import WORKSPACE, Count, Json, Source, Workspace, print_json
+from alpro.pipeline.cli.options import WORKSPACE, Count, Source, Workspace
 
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -51,9 +51,7 @@ def values_of(config: "PipelineConfig") -> dict[str, Any]:
 
 
 @data_group.command
-def check(
-    data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5, json: Json = False
-) -> int:
+def check(data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5) -> int:
     """Print what is there, what is missing, and the splits.
 
     Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status is 1 if a run
@@ -77,21 +75,18 @@ def check(
     stages = settings.trainings().items()
     lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
     report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
-    if json:
-        print_json(report)
-    else:
-        print_check(report)
+    print_check(report)
     return 1 if report["problems"] else 0
 
 
 def print_check(report: dict[str, Any]) -> None:
     """Prints the report of `check_data`."""
+    from alpro.pipeline.reports.terminal import print_rows
+
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
     print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
-    for split, texts in report["splits"].items():
-        counts = ", ".join(f"{texts[name]:,} {name}" for name in ("captions", "questions"))
-        print(f"  {split:10} {texts['items']:>9,} items, {counts}")
-    print(f"  splits     {report['split_source']}")
+    print_rows([{"split": split, **texts} for split, texts in report["splits"].items()])
+    print(f"splits: {report['split_source']}")
     bad, decoded = report["bad_rows"], report["decoded"]
     for count, what, examples in (
         (bad["count"], "invalid rows or failed downloads", bad["examples"]),

@@ -2,7 +2,6 @@
 These files import nothing slow before a command runs, so that `--help` and usage errors are immediate."""
 
 import os
-import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,10 +78,12 @@ def execute(arguments: Sequence[str]) -> int:
     except InputError as error:
         return failed(f"error: {error}")
     except BrokenPipeError:
-        if not stdout_is_closed():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at exit, and fail
-        return EXIT_BROKEN_PIPE
+        try:
+            sys.stdout.flush()  # fails again if what reads the output has ended, such as `head`
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it at exit, and fail
+            return EXIT_BROKEN_PIPE
+        raise
     except Exception as error:
         from alpro.shards.storage import DISK_FULL
         from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
@@ -100,13 +101,6 @@ def execute(arguments: Sequence[str]) -> int:
 def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:
     print(line, file=sys.stderr)
     return status
-
-
-def stdout_is_closed() -> bool:
-    """Whether what reads the output has ended, such as `head`."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 if __name__ == "__main__":

@@ -57,12 +57,7 @@ def import_model(
 
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
     imported = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
-    video, text = imported.config.video, imported.config.text
     print(f"{out}: {imported.read} tensors read")
-    print(
-        f"  video {video.image_size} x {video.image_size}, patch {video.patch_size}, {video.frames} frames, "
-        f"{video.depth} blocks; text {text.fusion_layer} + {text.depth - text.fusion_layer} layers; width {video.width}"
-    )
     for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
         if keys:
             print(f"  {what}: {len(keys)} tensors", *sorted(keys), sep="\n    ")
@@ -140,7 +135,7 @@ def ask(
     if out:
         write_table(out, models, video, loaded, answer, k, json)
     else:
-        show_words(video, {"question": question}, {"answers": answer}, json)
+        show_words(video, {"question": question}, "answer", answer, json)
 
 
 @group.command
@@ -158,7 +153,7 @@ def entities(
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
-    The names are those of the vocabulary. A model of pretrain answers beside its prompter, by its PEM head.
+    The names are those of the vocabulary. A model of pretrain answers by its PEM head, another one by its prompter.
 
     Args:
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all.
@@ -171,47 +166,35 @@ def entities(
     except ValueError as error:
         raise InputError(f"--box {error}") from None
     folder = models.folder(model)
-    if not (naming := models.naming(folder, models.load)):
+    if not (loaded := models.naming(folder, models.load)):
         raise InputError(
             f"{folder}: names no entities, and no prompter with embedded entities was found for it; name a "
             "train_prompter, cache_prompts or pretrain artifact"
         )
-    captions = {"model_entities": text}  # a prompter reads none
-    named_by = {
-        key: partial(one.entities, box=region, top_k=k, text=captions.get(key, "")) for key, one in naming.items()
-    }
+    name = partial(loaded.entities, box=region, top_k=k, text=text)
     if out:
-        first = next(iter(naming))
-        write_table(out, models, video, naming[first], named_by[first], k, json)
+        write_table(out, models, video, loaded, name, k, json)
     else:
-        show_words(video, {"box": list(region)}, named_by, json)
+        show_words(video, {"box": list(region)}, "entity", name, json)
 
 
-def show_words(video: str, about: dict[str, Any], named_by: dict[str, Name], json: bool) -> None:
-    """Prints words with their probabilities, best first, of each model. Raises InputError if the video cannot be
-    decoded."""
+def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: bool) -> None:
+    """Prints words with their probabilities, best first. Raises InputError if the video cannot be decoded."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.decoding import DecodeError
 
     if Path(video).is_dir():
         raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
     try:
-        ranked = {key: name(video) for key, name in named_by.items()}
+        ranked = name(video)
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
     if json:
-        rows = {key: [{"text": word, "probability": p} for word, p in words] for key, words in ranked.items()}
-        print(json_format.dumps({"video": video, **about, **rows}))
+        words = [{"text": word, "probability": p} for word, p in ranked]
+        print(json_format.dumps({"video": video, **about, "answers" if kind == "answer" else "entities": words}))
         return
-    by = {"entities": "prompter", "model_entities": "model"} if len(ranked) > 1 else {}
-    print_rows(
-        [
-            {"by": by.get(key, ""), "answer" if key == "answers" else "entity": word, "probability": f"{p:.3f}"}
-            for key, words in ranked.items()
-            for word, p in words
-        ]
-    )
+    print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
 def write_table(out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool) -> None:

@@ -47,10 +47,7 @@ ARTIFACT = (
     "A stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
     "STAGE@FINGERPRINT, or a folder."
 )
-MODEL = (
-    "A model folder, a stage (its newest artifact is taken), the fingerprint of an artifact or its first characters, "
-    "STAGE@FINGERPRINT, or models:/NAME@ALIAS of the registry."
-)
+MODEL = f"A model folder, models:/NAME@ALIAS of the registry, or an artifact: {ARTIFACT[0].lower()}{ARTIFACT[1:]}"
 Artifact = Annotated[str, Parameter(help=ARTIFACT)]
 Named = Annotated[str, Parameter(help=MODEL)]
 
@@ -111,15 +108,14 @@ class Models:
 
         return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
 
-    def naming(self, folder: Path, load: "Callable[[Path, Path | None], Model]") -> dict[str, "Model"]:
-        """The models that name entities for a model folder: as `entities` its prompter, and as `model_entities` a
-        pre-trained model itself, which also reads a caption. load: `Models.load`."""
+    def naming(self, folder: Path, load: "Callable[[Path, Path | None], Model]") -> "Model | None":
+        """The model that names entities for a model folder: a pre-trained model itself, or a prompter; None if there is
+        none. load: `Models.load`."""
         from alpro.inference.find import find_prompter, is_pretrained
 
         prompter, prompts = find_prompter(folder, follow=True)
-        found = {"entities": load(prompter, prompts)} if prompts else {}
-        found |= {"model_entities": load(folder, None)} if is_pretrained(folder) else {}
-        return {name: model for name, model in found.items() if model.names_entities}
+        found = [(folder, None)] * is_pretrained(folder) + [(prompter, prompts)] * bool(prompts)
+        return next((model for one in found if (model := load(*one)).names_entities), None)
 
     def videos(self, name: str) -> "Location":
         """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""
@@ -141,10 +137,6 @@ class RunOptions:
     json: Json = False
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"))] = False
-    "Print no progress, only results, warnings and errors."
-    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"))] = False
-    "Also print the paths and processes of the stages."
 
 
 def print_json(values: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
-from alpro.log import log, set_level
+from alpro.log import log
 from alpro.pipeline.cli.model import evaluate
 from alpro.pipeline.cli.options import Models, RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES
@@ -37,22 +37,18 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     changes, root = source.changes(options.workspace), prepare_run(options)
     from alpro.pipeline.plan.dag import check_files, check_test_items, planned
     from alpro.pipeline.reports.page import finished_steps, report_file
-    from alpro.pipeline.reports.terminal import print_results, print_rows
+    from alpro.pipeline.reports.terminal import print_results
 
     plan = planned(stage, config, source.data, changes, root)  # reports errors before anything starts
     check_files(plan.steps, plan.store)
     if options.dry_run:
-        shown = None if options.json else 16
-        rows = [row | {"fingerprint": row["fingerprint"][:shown]} for row in plan_rows(plan)]
-        (print_json if options.json else print_rows)(rows)
+        print_plan(plan, options.json)
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
     whole = planned("", config, source.data, changes, root) if compares else plan
     check_test_items(plan._replace(steps=[step for step in whole.steps if step.stage == "zero_shot" or not compares]))
     if options.dry_run:  # the exit status is that of the run
         return
-    if stage:
-        log.info(f"configuration: {config}{f', with --data {source.data}' if source.data else ''}")
     report = report_file(root, plan)
     existing = [] if options.tracking_uri else finished_steps(plan, report)
     if existing:
@@ -84,15 +80,16 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
 
     changes, root = source.changes(options.workspace), prepare_run(options)
     wait = (lambda: None) if options.dry_run else start_temporary_server()
-    from alpro.pipeline.flows.study import load_study, members_of, run_study, work_left
-    from alpro.pipeline.reports.terminal import print_rows, print_table
+    from alpro.pipeline.flows.study import load_study, members_of, run_study
+    from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
     config = config or loaded.config
     members = members_of(loaded, config, source.data, changes, root)
     if options.dry_run:
-        (print_json if options.json else print_rows)(work_left(members))
+        steps = {step.fingerprint: step for member in members for step in member.plan.steps}
+        print_plan(members[0].plan._replace(steps=list(steps.values())), options.json)
         return
     wait()
     table, scores, failed = run_study(loaded, members, config, source.data, root, options.tracking_uri)
@@ -123,15 +120,13 @@ def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_u
 def prepare_run(options: RunOptions) -> Path:
     """Creates the workspace and sets Prefect's environment; returns its absolute path. Call before Prefect is
     imported: it reads its environment then. Without PREFECT_API_URL the command has a temporary server."""
-    if options.quiet or options.verbose:
-        set_level("WARNING" if options.quiet else "DEBUG")
     if has_credentials(options.tracking_uri):  # Prefect stores the parameters of runs, and messages name the store
         raise InputError(
             "--tracking-uri: contains a user name or a password; leave them out, and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
         )
     root = options.workspace.resolve()
-    create_workspace(root, check_writable=not options.dry_run)
+    create_workspace(root)
     os.environ["ALPRO_COMMAND_LINE"] = "1"
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
@@ -142,6 +137,16 @@ def prepare_run(options: RunOptions) -> Path:
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)
     return root
+
+
+def print_plan(plan: "Planned", json: bool) -> None:
+    from alpro.pipeline.reports.terminal import print_rows
+
+    rows = plan_rows(plan)
+    if json:
+        print_json(rows)
+    else:
+        print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
 
 
 def plan_rows(plan: "Planned") -> list[dict[str, str]]:
@@ -162,13 +167,13 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
     return rows
 
 
-def create_workspace(folder: Path, check_writable: bool) -> None:
+def create_workspace(folder: Path) -> None:
     """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
     check_workspace(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        for place in (folder, home) if check_writable else ():
+        for place in (folder, home):
             TemporaryFile(dir=place).close()
     except OSError as error:
         raise InputError(f"--workspace {folder}: {error.strerror}") from error

@@ -103,7 +103,7 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
     named = models.naming(naming or first, load)
     if naming and not named:
         raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
-    return Served(opened, **found, naming=named)
+    return Served(opened, **found, entities=named)
 
 
 def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
@@ -119,7 +119,7 @@ def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Worksp
     from alpro.pipeline.cli.run import create_workspace
     from alpro.pipeline.flows import servers
 
-    create_workspace(workspace.resolve(), True)
+    create_workspace(workspace.resolve())
     servers.up(workspace.resolve(), prefect_port, mlflow_port)
 
 

@@ -85,10 +85,10 @@ def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
     taken: dict[Path, FileLock] = {}
     for file in files:
         lock = FileLock(file, mode=0o666, thread_local=False)
-        if len(taken) < count and acquired(lock):
+        if acquired(lock):
             taken[file] = lock
-    if len(taken) < count:
-        for lock in taken.values():
-            lock.release()
-        return {}
-    return taken
+        if len(taken) == count:
+            return taken
+    for lock in taken.values():
+        lock.release()
+    return {}

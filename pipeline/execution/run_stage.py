@@ -7,7 +7,6 @@ starts it and reads that. It needs neither Prefect nor MLflow.
 
 import json
 import os
-import re
 import signal
 import sys
 from dataclasses import asdict
@@ -20,17 +19,14 @@ from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 from alpro.stages.execution.lifecycle import end_with_parent
 
-# Errors of gloo and NCCL if the other process has ended.
-LOST_RANK = re.compile(r"(closed|reset) by peer|broken pipe|timed out waiting|remote process|aborted", re.IGNORECASE)
 LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 
 
 def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
     work, result = read_json(file), file.with_name("result.json")
-    ranked, main_rank = "WORLD_SIZE" in os.environ, int(os.environ.get("RANK", 0)) == 0
     launched = os.environ.get("GROUP_RANK", "0") == "0"  # and not started on another node: the launcher prints an error
-    if ranked:  # torchrun starts its ranks in sessions of their own
+    if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)
     try:
         with os_errors(work["out"]):
@@ -46,17 +42,11 @@ def main(file: Path) -> int:
         # A network or its disk failed: the stage may succeed if it continues soon.
         line = " ".join(str(error).split()) or type(error).__name__
         return stop(result, {"interrupted": line}, EXIT_INTERRUPTED)
-    except RuntimeError as error:
-        if not ranked or not LOST_RANK.search(str(error)):
-            raise
-        line = str(error).splitlines()[0]
-        print(f"rank {os.environ['RANK']}: another rank is gone ({line})", file=sys.stderr, flush=True)
-        return 1
     except SystemExit as exit_:
         if exit_.code != EXIT_INTERRUPTED:
             raise
         return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED, quiet=True)
-    if main_rank:
+    if int(os.environ.get("RANK", 0)) == 0:
         write_json(result, asdict(outcome))
     return 0
 

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -46,18 +46,16 @@ class Programs:
         self.logs, self.running = logs, dict[str, subprocess.Popen]()
 
     def start(self, name: str, module: list[str], environment: Mapping[str, str]) -> None:
-        log = open(self.logs / f"{name}.log", "ab") if self.logs else None
-        self.running[name] = subprocess.Popen(
-            with_parent([*MODULE, *module]),
-            env=environment,
-            cwd=self.logs,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        if log:
-            log.close()
+        with open(self.logs / f"{name}.log", "ab") if self.logs else nullcontext() as log:
+            self.running[name] = subprocess.Popen(
+                with_parent([*MODULE, *module]),
+                env=environment,
+                cwd=self.logs,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
         """Waits. Raises StageFailed if a program ends."""

@@ -6,11 +6,10 @@ all variants can be compared.
 """
 
 import math
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -20,7 +19,7 @@ from alpro.files import digest, write_json
 from alpro.log import log
 from alpro.pipeline.config.load import CONFIGS, find_config, one_line, read_toml
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
-from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.plan.dag import Planned, check_files, planned
 from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -64,8 +63,7 @@ def load_study(source: str) -> Study:
         raise InputError(f"{path}: {one_line(error, Study)}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
+class Member(NamedTuple):
     """One run of a study: a variant with a seed, and its plan."""
 
     variant: str
@@ -96,17 +94,6 @@ def members_of(study: Study, config: str, data: str, changes: list[str], root: P
                 raise InputError(f"variant {variant!r}: {error}") from error
             members.append(Member(variant, seed, own, plan))
     return members
-
-
-def work_left(members: list[Member]) -> list[dict[str, Any]]:
-    """The stage runs of a study by the names of the steps, each fingerprint once: how many are left `to_run`, and how
-    many are `cached`."""
-    store, work = members[0].plan.store, dict[str, dict[str, Any]]()
-    steps = [step for member in members for step in required(member.plan.steps, store)]
-    for step in {step.fingerprint: step for step in steps}.values():
-        of_name = work.setdefault(step.name, {"stage": step.name, "to_run": 0, "cached": 0})
-        of_name["cached" if store.find(step) else "to_run"] += 1
-    return list(work.values())
 
 
 def run_study(
@@ -154,20 +141,19 @@ def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
     `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of the difference to the first
     over the seeds that both have. `interval` and `difference_interval` are half widths, None for fewer than two seeds.
     """
-    found = {
-        (variant, seed): {row["name"]: row for row in of_run if row["value"] is not None}
-        for variant, runs in scores.items()
-        for seed, of_run in runs.items()
-    }
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # by score, variant and seed
+    for variant, runs in scores.items():
+        for seed, of_run in runs.items():
+            for row in of_run:
+                if row["value"] is not None:
+                    found.setdefault(row["name"], {}).setdefault(variant, {})[seed] = row
     first, table = next(iter(scores)), []
-    for name in dict.fromkeys(name for of_run in found.values() for name in of_run):
-        base = {seed: of_run[name]["value"] for (v, seed), of_run in found.items() if v == first and name in of_run}
-        for variant in scores:
-            shown = {seed: of_run[name] for (v, seed), of_run in found.items() if v == variant and name in of_run}
-            if not shown:
-                continue
+    for name, by_variant in found.items():
+        base = by_variant.get(first, {})
+        for variant, shown in by_variant.items():
             values = [row["value"] for row in shown.values()]
-            pairs = [row["value"] - base[seed] for seed, row in shown.items() if seed in base and variant != first]
+            both = [] if variant == first else sorted(base.keys() & shown.keys())
+            pairs = [shown[seed]["value"] - base[seed]["value"] for seed in both]
             chances = [row["chance"] for row in shown.values() if row["chance"] is not None]
             about = next(iter(shown.values()))
             table.append(

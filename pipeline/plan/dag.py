@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 from alpro.artifact import flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
-from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
@@ -22,7 +21,6 @@ from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.corpora.check_data import items_of_split
-from alpro.stages.decode_videos import Config as DecodeConfig
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.index_shards import Config as IndexConfig
@@ -47,7 +45,6 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
         check_text_lengths(steps, Path(settings.pretrained))
-    warn_of_repeated_frames(steps)
     return Planned(settings, steps, Store(root / "artifacts"))
 
 
@@ -208,20 +205,6 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
         raise InputError(f"{folder}: its text encoder takes {limit} tokens; {changes}")
 
 
-def warn_of_repeated_frames(steps: list[Step]) -> None:
-    """Warns of stages that use more frames of a clip than its corpus stores: some are then used twice."""
-    for step in steps:
-        config: Any = step.config
-        model = getattr(config, "model", None)
-        used = getattr(config, "frames", 0) or (model.video.frames if model else 0)
-        for name, other in step.inputs.items():
-            # `frames` of an evaluation are those of retrieval
-            if other.stage != "decode_videos" or name != getattr(config, "retrieval", name):
-                continue
-            if used > (stored := cast(DecodeConfig, other.config).frames):
-                warn_once(f"{step.name} uses {used} frames of a clip, and {name} stores {stored}: some are repeated")
-
-
 def check_files(steps: list[Step], store: Store) -> None:
     """Raises InputError if a step that has to run needs files that cannot be read on this machine."""
     for step in required(steps, store):
@@ -286,8 +269,7 @@ def reason(step: Step, store: Store) -> str:
     others = [record for _, record in store.all() if record["name"] == step.name]
     if not others:
         return "no artifact yet"
-    changes = [differences(record, step.description) for record in reversed(others)]  # the newest first
-    fewest = min(changes, key=len)
+    fewest = min((differences(record, step.description) for record in reversed(others)), key=len)  # the newest first
     return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +53,7 @@ class Models:
     index: Index | None = None
     search: Model | None = None
     ask: Model | None = None
-    naming: dict[str, Model] = field(default_factory=dict)  # a prompter: `entities`; a pre-trained: `model_entities`
+    entities: Model | None = None
 
     def require(self, what: str, option: str) -> Any:
         """Raises 404 if the server does not do it."""
@@ -205,18 +205,14 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     @app.get("/api/entities")
     @app.post("/api/entities", operation_id="entities_upload")
     async def entities(request: Request, wanted: Annotated[Region, Query()]) -> dict[str, Any]:
-        """Entities in a region of a clip or the body, best first: by the prompter, and by a pre-trained model."""
-        naming = models.require("naming", "--entities MODEL")
+        """Entities in a region of a clip or the body, best first."""
+        model = models.require("entities", "--entities MODEL")
 
-        def run(file: Path | None) -> dict[str, Any]:
+        def run(file: Path | None) -> list[tuple[str, float]]:
             box = parse_box(wanted.box) if wanted.box.strip() else WHOLE
-            source, texts = models.source(wanted.clip, file), {"model_entities": wanted.text.strip()}
-            return {
-                name: words(model.entities(source, box, wanted.k, texts.get(name, "")))  # a prompter reads no caption
-                for name, model in naming.items()
-            }
+            return model.entities(models.source(wanted.clip, file), box, wanted.k, wanted.text.strip())
 
-        return await queue.run(request, run)
+        return {"entities": words(await queue.run(request, run))}
 
     @lru_cache(maxsize=1000)
     def preview(clip: int, frames: int) -> bytes:
@@ -250,8 +246,8 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
         offers: dict[str, Any] = {
             "search": models.search,
             "ask": models.ask,
-            "entities": models.naming,
-            "text": "model_entities" in models.naming,
+            "entities": models.entities,
+            "text": models.entities and models.entities.folder.task == "pretrain",
         }
         return {
             "status": "ok",
@@ -271,14 +267,9 @@ def words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def examples(models: Models) -> list[str]:
-    """Three texts that different clips fit best: of the captions of the index, or else of the entities."""
-    if not models.index or not models.search:
+    """Three texts to try: captions of the index, or else entities."""
+    if not models.index:
         return []
     texts = [text for text in pc.unique(models.index.items["caption"]).to_pylist() if text and len(text) <= 80]
-    texts = texts or [name for model in models.naming.values() for name in model.folder.entities]
-    if not (some := texts[:: len(texts) // 64 + 1]):
-        return []
-    similarity = models.index.embeddings @ models.search.encode(some).T  # (clips, texts)
-    order = (-similarity.max(0)).argsort().tolist()
-    of_clip = {int(similarity[:, i].argmax()): i for i in reversed(order)}  # the best text of each clip
-    return [some[i] for i in dict.fromkeys([*sorted(of_clip.values(), key=order.index), *order])][:3]
+    texts = texts or (models.entities.folder.entities if models.entities else [])
+    return texts[:: max(1, len(texts) // 3)][:3]

@@ -1,4 +1,4 @@
-// The page of `alpro serve`. Its state is the query of its address: text, filter, k, offset, clip (similar to it), open.
+// The page of `alpro serve`. Its state is the query of its address: text, filter, offset, clip (similar to it), open.
 const $ = (selector) => document.querySelector(selector);
 const make = (tag, values = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), values);
@@ -62,7 +62,7 @@ function card(hit) {
 }
 
 async function showHits(query) {
-  const k = Number(query.get("k") ?? 12), offset = Number(query.get("offset") ?? 0), number = ++shown;
+  const k = 12, offset = Number(query.get("offset") ?? 0), number = ++shown;
   const wanted = new URLSearchParams({ k, offset });
   for (const key of ["text", "clip"]) if (query.get(key)) wanted.set(key, query.get(key));
   for (const filter of query.get("filter")?.split(";") ?? []) if (filter.trim()) wanted.append("filter", filter);
@@ -125,13 +125,9 @@ for (const name of ["ask", "entities"])
     const query = { ...current.query, k: 5, ...(name === "ask" ? form : { box: region, ...(form.text ? form : {}) }) };
     list.replaceChildren(make("dt", { className: "head", textContent: "…" }));
     try {
-      const { note, ...answered } = await api(name, query, current.file), found = Object.entries(answered);
-      const heads = { answers: "", entities: found.length > 1 ? "prompter" : "", model_entities: "pre-trained model" };
-      list.replaceChildren(...(note ? [make("dt", { className: "head", textContent: note })] : []), ...found.flatMap(([key, words]) => [
-        ...(heads[key] ? [make("dt", { className: "head", textContent: heads[key] })] : []),
-        ...words.flatMap(({ text, probability }) => [
-          make("dt", { textContent: text }), make("meter", { value: probability }), make("dd", { textContent: `${(100 * probability).toFixed(1)} %` })]),
-      ]));
+      const { note, answers, entities } = await api(name, query, current.file);
+      list.replaceChildren(...(note ? [make("dt", { className: "head", textContent: note })] : []), ...(answers ?? entities).flatMap(({ text, probability }) => [
+        make("dt", { textContent: text }), make("meter", { value: probability }), make("dd", { textContent: `${(100 * probability).toFixed(1)} %` })]));
     } catch (error) {
       list.replaceChildren(make("dt", { className: "head", textContent: error.message }));
     }
@@ -140,7 +136,6 @@ for (const name of ["ask", "entities"])
 async function render() {
   const query = new URLSearchParams(location.search), open = query.get("open");
   for (const name of ["text", "filter"]) search.elements[name].value = query.get(name) ?? "";
-  search.elements.k.value = query.get("k") ?? 12;
   document.title = query.get("text") || "Video search";
   $("#examples").hidden = query.has("text") || query.has("clip");
   query.delete("open");
@@ -166,7 +161,6 @@ search.onsubmit = (event) => {
   upload = null;
   go({ ...Object.fromEntries(new FormData(search)), offset: null, clip: null, open: null });
 };
-search.elements.k.onchange = () => search.requestSubmit();
 $("#close").onclick = () => opened.close();
 opened.onclose = () => {
   media.querySelectorAll("video").forEach((video) => video.pause());

@@ -55,7 +55,7 @@ def models(trained, videos, clips):
         add_videos(folder / "index", loaded[RETRIEVAL], about, folder / f"{name}.jsonl")
     add_videos(folder / "index", loaded[RETRIEVAL], about, clips)
     search, ask, prompter = loaded.values()
-    return Models(Index.open(folder / "index"), search, ask, {"entities": prompter})
+    return Models(Index.open(folder / "index"), search, ask, prompter)
 
 
 @pytest.fixture
@@ -106,21 +106,23 @@ def test_clips_and_uploads_have_similar_clips(client, models, videos):
 def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos):
     """A pre-trained model also reads the caption."""
     own = Model.load(pretrained, device="cpu")
-    client = TestClient(application(replace(models, naming=models.naming | {"model_entities": own})))
+    both = {"": TestClient(application(models)), "a ball": TestClient(application(replace(models, entities=own)))}
+    client = both["a ball"]
+    assert "text" in client.get("/api/health").json()["offers"]
 
     def words(ranked):
         return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
 
-    box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3, "text": "a ball"}
+    box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3}
     question = {"question": "what moves?", "k": 2}
     for number, file in ((1, videos[1]), (4, videos[0].parent / "red.png")):
         answers = {"answers": words(models.ask.ask(file, "what moves?", 2)), "note": models.ask.note("what moves?")}
         assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
         assert client.post("/api/ask", params=question, content=file.read_bytes()).json() == answers
-        named = {"entities": words(models.naming["entities"].entities(file, box, 3))}
-        named |= {"model_entities": words(own.entities(file, box, 3, text="a ball"))}
-        assert client.get("/api/entities", params=region | {"clip": number}).json() == named
-        assert client.post("/api/entities", params=region, content=file.read_bytes()).json() == named
+        for (text, naming), model in zip(both.items(), (models.entities, own), strict=True):
+            named, params = {"entities": words(model.entities(file, box, 3, text=text))}, region | {"text": text}
+            assert naming.get("/api/entities", params=params | {"clip": number}).json() == named
+            assert naming.post("/api/entities", params=params, content=file.read_bytes()).json() == named
     assert "parliament" in client.get("/api/ask", params={"clip": 1, "question": "what parliament?"}).json()["note"]
     part = client.get("/api/ask", params=question | {"clip": 3}).json()
     assert part != client.get("/api/ask", params=question | {"clip": 0}).json()
@@ -161,10 +163,10 @@ def test_what_is_offered_follows_from_the_models(models, trained, pretrained, mo
     options, loaded, load = Options(device="cpu", workspace=trained), [], Model.load
     monkeypatch.setattr(Model, "load", lambda *a, **more: loaded.append(a) or load(*a, **more))
     for index, own, ask, entities, expected in (
-        (models.index.folder, RETRIEVAL, "", "", (True, False, [])),
-        (models.index.folder, "", QA, PROMPTER, (True, True, ["entities"])),
-        (None, "", QA, str(pretrained), (False, True, ["entities", "model_entities"])),
-        (None, "", "", PROMPTER, (False, False, ["entities"])),
+        (models.index.folder, RETRIEVAL, "", "", (True, False, "")),
+        (models.index.folder, "", QA, PROMPTER, (True, True, "prompter")),
+        (None, "", QA, str(pretrained), (False, True, "pretrain")),
+        (None, "", "", PROMPTER, (False, False, "prompter")),
         (None, "", "", "", None),
         (None, RETRIEVAL, QA, "", None),
         (None, "", PROMPTER, "", None),
@@ -173,7 +175,8 @@ def test_what_is_offered_follows_from_the_models(models, trained, pretrained, mo
         loaded.clear()
         with pytest.raises(InputError) if expected is None else nullcontext():
             found = load_models(index, own, ask, entities, options)
-            assert (bool(found.search), bool(found.ask), list(found.naming)) == expected
+            naming = found.entities.folder.task if found.entities else ""
+            assert (bool(found.search), bool(found.ask), naming) == expected
         assert len(loaded) == len(set(loaded))
 
 
