@@ -19,7 +19,7 @@ LINES = {
     "shards": 3_760,
     "stages": 6_405,
     "inference": 1_913,
-    "pipeline": 5_596,
+    "pipeline": 5_597,
     "experiments": 685,
     "tests": 18_059,
     "programs": 1_409,

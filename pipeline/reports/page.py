@@ -50,8 +50,9 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
     pictures = dict[str, list[tuple[str, str]]]()
     for step in run["steps"]:
         folder, record = records.get(step["name"], (None, None))
-        built = record and step["state"] == "built"
-        time = str(timedelta(seconds=round(record["run"]["seconds"]))) if built else step["state"]
+        time = step["state"]
+        if record and time == "built":
+            time = str(timedelta(seconds=round(record["run"]["seconds"])))
         counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
         counted.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
