@@ -319,10 +319,12 @@ def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
             with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
                 assert others == ["0"]
 
-        def wait(self: Stop, seconds: float) -> None:  # the other run ends in the meantime
+        waits = [other.close, lambda: None]  # the other run ends in the meantime
+
+        def wait(self: Stop, seconds: float) -> None:
             with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
                 assert free == ["1"]  # a run that waits for two holds none
-            other.close()
+            waits.pop()()
 
         monkeypatch.setattr(Stop, "wait", wait)
         with reserved(TWO, 2, lines.append, tmp_path) as (names, _):

@@ -245,8 +245,8 @@ def test_other_machines_need_a_token(tmp_path, monkeypatch):
         ("127.0.0.1", None, "", ""),
         ("127.0.0.1", None, "v" * 16, "v" * 16),
         ("0.0.0.0", b"f" * 16 + b"\nsecond line", "v" * 16, "f" * 16),
-        ("0.0.0.0", None, "", None),
-        ("192.0.2.1", None, "short", None),
+        ("192.0.2.1", None, "", None),
+        ("0.0.0.0", None, "short", None),
         ("127.0.0.1", b"", "v" * 16, None),
         ("127.0.0.1", b"\xff", "v" * 16, None),
     ):
