@@ -129,7 +129,7 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start)
     assert read_all(there) == expected  # connections are open now
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:  # each takes seconds to start
         for reader in (here, there, here, there):
-            assert pool.submit(read_all, reader).result(120) == expected
+            assert pool.submit(read_all, reader).result() == expected
             assert read_all(there) == expected  # if the child dropped a connection, this would wait forever
 
 
