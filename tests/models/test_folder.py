@@ -163,6 +163,8 @@ def test_an_invalid_file_is_named(saved: Path):
     before = {file.name: file.read_bytes() for file in saved.iterdir()}
     for name, content, message in (
         *(("config.json", text, "config.json: ") for text in ("", "null", '{"task": "qa", "model": {"a": 1}}')),
+        ("config.json", before["config.json"].decode().replace("0.48145466", "NaN"), "preprocessing.mean.0"),
+        ("config.json", before["config.json"].decode().replace("0.26862954", "0.0"), "preprocessing.std.0"),
         ("entities.json", "[", "entities.json"),
         ("entities.json", '{"dog": 1}', "entities.json: not a list of strings"),
         ("entities.json", json.dumps(ENTITIES[:2]), "pem_head.2.bias is (3,), not (2,)"),
