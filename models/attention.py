@@ -15,8 +15,6 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
@@ -33,7 +31,8 @@ class Attention(nn.Module):
         return self.output(q, k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.output(*self.by_head(qkv, 3), mask)
+        q, k, v = self.by_head(qkv, 3)
+        return self.output(q, k, v, mask)
 
     def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # The backward pass of the fused kernel in bfloat16 on a CPU: 66 ms of 8 x 197 tokens, products 45 ms.
