@@ -84,8 +84,8 @@ MISTAKES = {
     "fifo": ["serve {tmp}/none --token-file {tmp}/fifo", "run --data {tmp}/fifo", "run --config {tmp}/fifo"],
     "artifacts/pretrain/ab": ["artifacts rm ab --workspace {tmp}"],
     "UTF-8": ["run --config {tmp}/\udcff.toml"],
-    "name": ["artifacts rm", "artifacts log"],
-    "two": ["artifacts compare a"],
+    "ARTIFACT": ["artifacts rm", "artifacts log"],
+    "SECOND": ["artifacts compare a"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "--prefect-port": ["up --prefect-port 5000"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
@@ -302,10 +302,9 @@ print(settings.server.analytics_enabled, settings.logging.level, settings.home)
     assert done.stdout.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/prefect")
 
 
-def test_data_check_prints_problems_or_json(tmp_path, monkeypatch, capsys):
+def test_data_check_prints_problems(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
     command = "data", "check", manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
     status, out, _ = call(monkeypatch, capsys, *command)
     assert (status, "1 items (1 videos)" in out, "problem: no test split" in out) == (1, True, True)
-    status, out, _ = call(monkeypatch, capsys, *command, "--json")
-    assert (status, json.loads(out)["decoded"]["rejected"]) == (1, {"empty": 1})
+    assert "1 rejected" in out
