@@ -24,7 +24,7 @@ from alpro.pipeline.flows.study import (
     study_table,
 )
 from alpro.stages import TRAININGS
-from alpro.stages.execution.interface import StageFailed
+from alpro.stages.execution.interface import Interrupted, StageFailed
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
 from tests.pipeline.test_cli import call
@@ -219,8 +219,8 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(s
     assert (status, json.loads(out)) == (0, read_json(report))
     study("--set", "pretrain.weight_decay=0.5")
     assert len(list((tmp_path / "reports").glob("*/study.json"))) == 2
-    start += [None, KeyboardInterrupt(), ValueError("not reached")]
-    assert (study()[0], len(start)) == (130, 1)
+    start += [None, Interrupted("asked to stop"), ValueError("not reached")]
+    assert (study()[0], len(start)) == (75, 1)
 
 
 @pytest.mark.parametrize("name", shipped(STUDIES))
