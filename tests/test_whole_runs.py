@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from alpro.stages import TRAININGS
+from alpro.stages.decode_videos import Config, run
+from alpro.stages.execution.interface import Resources
 from tests.conftest import ROOT
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).resolve()
@@ -70,6 +73,27 @@ def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
     trained = {row["id"] for row in index.select(["id", "split"]).to_pylist() if row["split"] == "train"}
     assert set(pq.read_table(vocabulary / "rejects.parquet")["id"].to_pylist()) == silent & trained
     assert silent <= set(index["id"].to_pylist())
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
+def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
+    originals = [json.loads(line) for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()]
+    manifest = tmp_path / "originals" / "manifest.jsonl"
+    manifest.parent.mkdir()
+    for entry in originals:
+        (manifest.parent / entry["file"]).symlink_to(CLIPS / "originals" / entry["file"])
+    rows = [{"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
+    rejects = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()}
+    assert rejects == {"audio_only.webm": "no video", "corrupted.mp4": "unreadable"}
+    assert outcome.counts["samples"] == len(originals) - 2
+    by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
+    assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(originals) - 2}
+    for entry in originals:  # durations and sizes are those of ffprobe
+        row = by_id.get(Path(entry["file"]).stem)
+        if row and "duration_s" in entry and entry["file"] != "portrait_vfr_204x360.mp4":
+            assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry["file"]
 
 
 def test_every_benchmark_has_figures(tmp_path):

@@ -1,4 +1,4 @@
-// The page of `alpro serve`. Its state is the query of its address: text, filter, offset, clip (similar to it), open.
+// The page of `alpro serve`. Its state is the query of its address: text, filter, k, offset, clip (similar to it), open.
 const $ = (selector) => document.querySelector(selector);
 const make = (tag, values = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), values);
@@ -62,7 +62,7 @@ function card(hit) {
 }
 
 async function showHits(query) {
-  const k = 12, offset = Number(query.get("offset") ?? 0), number = ++shown;
+  const k = Number(query.get("k") ?? 12), offset = Number(query.get("offset") ?? 0), number = ++shown;
   const wanted = new URLSearchParams({ k, offset });
   for (const key of ["text", "clip"]) if (query.get(key)) wanted.set(key, query.get(key));
   for (const filter of query.get("filter")?.split(";") ?? []) if (filter.trim()) wanted.append("filter", filter);
@@ -136,6 +136,7 @@ for (const name of ["ask", "entities"])
 async function render() {
   const query = new URLSearchParams(location.search), open = query.get("open");
   for (const name of ["text", "filter"]) search.elements[name].value = query.get(name) ?? "";
+  search.elements.k.value = query.get("k") ?? 12;
   document.title = query.get("text") || "Video search";
   $("#examples").hidden = query.has("text") || query.has("clip");
   query.delete("open");
@@ -161,6 +162,7 @@ search.onsubmit = (event) => {
   upload = null;
   go({ ...Object.fromEntries(new FormData(search)), offset: null, clip: null, open: null });
 };
+search.elements.k.onchange = () => search.requestSubmit();
 $("#close").onclick = () => opened.close();
 opened.onclose = () => {
   media.querySelectorAll("video").forEach((video) => video.pause());
