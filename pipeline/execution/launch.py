@@ -134,8 +134,8 @@ def run_group(
     """
     piped = say is not None
     more = {**(settings or {}), **({TIMES: "0"} if piped else {})}  # Prefect's log adds times
-    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on two
-    # cores, with OpenMP's default 1.1; on idle cores 0.10, as with the default.
+    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on
+    # two cores, with OpenMP's default 1.1; on idle cores 0.10, as with the default.
     process = subprocess.Popen(
         with_parent(arguments),
         start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which ends the group
