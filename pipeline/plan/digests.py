@@ -60,7 +60,7 @@ class Digests:
 
     def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
         """The identity of each file at a URL. If its store does not respond, or without `ask`, that of the last time,
-        so that a server that is down for a moment does not change a fingerprint; "not fetched" if there is none."""
+        so that a server that is down for a moment does not change a fingerprint; "not fetched" if it never did."""
         asked = dict(zip(locations, identities(locations) if ask else repeat(NOT_FETCHED), strict=False))
         with self._open() as db:
             known = {url: value for url, value in asked.items() if value != NOT_FETCHED}

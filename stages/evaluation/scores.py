@@ -29,8 +29,8 @@ def add_rankers(
     matching and by similarity, as of `Scorer.score`."""
     matching, similarity = scored
     by_similarity = model.protocol(by_similarity=True)
-    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, DIRECTIONS, by_similarity)
-    add_retrieval(results, f"{what} by matching", name, matching, labels, DIRECTIONS, model.protocol())
+    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, protocol=by_similarity)
+    add_retrieval(results, f"{what} by matching", name, matching, labels, protocol=model.protocol())
 
 
 def add_retrieval(
