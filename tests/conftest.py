@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -85,16 +85,14 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
     return folder
 
 
-class InlineExecutor(Executor):
-    """Runs everything in this process: it is fast, and patches of a test apply."""
-
-    def submit(self, fn, /, *args, **kwargs):
-        future: Future = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+def submit_inline(function: Callable, *arguments) -> Future:
+    """Runs a unit in this process: it is fast, and patches of a test apply."""
+    future: Future = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +152,7 @@ def wait_for_end() -> Callable[[int], None]:
 def inline_pool(monkeypatch):
     """Stages whose units run in a pool run them in this process."""
 
-    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(InlineExecutor()))
+    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -56,18 +56,18 @@ def map_ahead(function: Callable[[UnitT], Result], items: Iterable[UnitT]) -> It
 
 
 @contextmanager
-def work_pool(resources: Resources) -> Iterator[Executor]:
-    """An executor for functions with picklable arguments that write their results to files. Leaving the context by an
-    exception kills its processes: their units can be repeated."""
+def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
+    """Submits functions with picklable arguments that write their results to files. Leaving the context by an exception
+    kills its processes: their units can be repeated."""
     if resources.dask:
-        with dask_executor(resources.dask) as executor:
-            yield executor
+        with dask_cluster(resources.dask) as submit:
+            yield submit
         return
     # Spawned, not forked: a fork would copy the locks of the caller's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, context, initialize_worker) as pool:
         try:
-            yield pool
+            yield pool.submit
         except BaseException:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -84,21 +84,20 @@ def initialize_worker() -> None:
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
-    """An executor on the Dask scheduler at an address. A worker that dies has its units run by another; after four
+def dask_cluster(address: str) -> Iterator[Callable[..., Future]]:
+    """Submits to the Dask scheduler at an address. A worker that dies has its units run by another; after four
     deaths the future raises KilledWorker. Raises InputError where Dask is not installed or no scheduler answers."""
     try:
         from distributed import Client
     except ImportError:
-        raise InputError(
-            "resources.dask is set, but Dask is not installed: pip install 'alpro-pipeline[dask]'"
-        ) from None
+        raise InputError("resources.dask is set, Dask is not installed: pip install alpro-pipeline[dask]") from None
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except OSError as error:
         raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
-    with client:
-        yield client.get_executor(pure=False)
+    # Closing the client first ends the threads. Dask's own executor fails if a worker dies while a result is fetched.
+    with ThreadPoolExecutor(DASK_UNITS) as threads, client:
+        yield lambda *call: threads.submit(lambda: client.submit(*call, pure=False).result())
 
 
 def run_units(
@@ -117,13 +116,13 @@ def run_units(
     while lost:  # once, and again with a new pool after a process died
         running: dict[Future, UnitT] = {}
         broken = False
-        with work_pool(resources) as pool:
+        with work_pool(resources) as submit:
             while True:
                 while not broken and len(running) < max_running:
                     if (unit := lost.popleft() if lost else next(pending, None)) is None:
                         break
                     try:
-                        running[pool.submit(function, unit)] = unit
+                        running[submit(function, unit)] = unit
                     except BrokenProcessPool:
                         lost.append(unit)
                         broken = True

@@ -106,7 +106,7 @@ def in_process() -> Iterator[None]:
     """Stages run in this process, not in a group of processes: that takes a tenth of the time."""
     from alpro.pipeline.execution import launch, run_stage
     from alpro.stages.training import loop
-    from tests.conftest import InlineExecutor
+    from tests.conftest import submit_inline
 
     def run(arguments: list[str], *_: object) -> int:
         return run_stage.main(Path(arguments[-1]))
@@ -114,7 +114,7 @@ def in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run_group", run)
         patch.setattr(loop, "catch_stop_signals", lambda: nullcontext([]))  # a task runs in a thread
-        patch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(InlineExecutor()))
+        patch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline))
         yield
 
 
