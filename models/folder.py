@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
@@ -152,6 +153,13 @@ def shapes(file: Path) -> dict[str, torch.Tensor]:
     return {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
 
 
+class Uninitialized(TorchFunctionMode):
+    """Leaves out the random weights of embeddings: on the meta device, they import the compiler (3 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
 def check_sizes(
     config: ModelConfig, header: dict[str, torch.Tensor], build: Callable[[], DualEncoder], where: Path
 ) -> None:
@@ -159,7 +167,7 @@ def check_sizes(
     if (depth := max(config.video.depth, config.text.depth)) > len(header):
         raise ValueError(f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} weights")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             model = build()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         line = str(error).splitlines()[0]
@@ -184,14 +192,11 @@ def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where
     """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    for what, keys in (
-        ("weights of another shape", other_shapes(weights, own)),
-        ("missing weights", missing),
-        ("unknown weights", unknown),
-    ):
+    found = {"of another shape": other_shapes(weights, own), "missing": missing, "unknown": unknown}
+    for what, keys in found.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{where}: {what}: {', '.join(keys[:3])}{more}")
+            raise ValueError(f"{where}: weights {what}: {', '.join(keys[:3])}{more}")
 
 
 def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:

@@ -136,8 +136,8 @@ class TimeSformer(nn.Module):
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
         self.pre_norm = nn.LayerNorm(config.width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        rates = torch.linspace(0, config.drop_path, config.depth)
-        self.register_buffer("keep_rates", 1 - rates, persistent=False)
+        rates = [1 - config.drop_path * number / max(1, config.depth - 1) for number in range(config.depth)]
+        self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.checkpoint_activations = False
 

@@ -43,11 +43,6 @@ class Templates(BaseModel):
         return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
 
 
-def fill(template: str, word: str) -> str:
-    """The template with {} replaced by an entity."""
-    return template.replace("{}", word)
-
-
 def read_word_list(file: Path, key: str) -> list[str]:
     """Reads the words of a file in order: a JSON list, a JSON object of word to number (ans2label.json), or lines.
 

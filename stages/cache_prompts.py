@@ -14,7 +14,7 @@ from alpro.files import write_json
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder, write_tensors
-from alpro.models.words import Templates, fill
+from alpro.models.words import Templates
 from alpro.stages.evaluation.encoding import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
@@ -58,7 +58,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 def embed(model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]) -> Tensor:
     """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the official code."""
-    texts = [fill(template, word) for word in words for template in templates]
+    texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
     return features.view(len(words), len(templates), -1).mean(dim=1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
-from alpro.models.words import Templates, fill
+from alpro.models.words import Templates
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, file_or_word
 from alpro.stages.vocabulary.nouns import read_captions, read_questions
 
@@ -34,7 +34,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
         captions, _ = read_captions(inputs)
-        prompts = Counter(fill(template, "") for template in config.templates.video + config.templates.image)
+        prompts = Counter(template.replace("{}", "") for template in config.templates.video + config.templates.image)
         tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
         counts = {"captions": captions.total()}
     else:

@@ -142,14 +142,14 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, t
     for task, key, value, message in (
         ("qa", "", None, "no qa_head, which --task qa needs"),
         ("pretrain", "mpm_head.2.bias", None, "no pem_head, which --task pretrain needs"),
-        ("retrieval", "vision_proj.bias", None, "missing weights: video_proj.bias"),
+        ("retrieval", "vision_proj.bias", None, "weights missing: video_proj.bias"),
         ("retrieval", "text_proj.weight", torch.zeros(16, 31), "text_proj.weight is (16, 31), not (16, 32)"),
         ("retrieval", f"{VISUAL}pos_embed", torch.zeros(32), "not the weights of ALPRO's official code"),
         ("retrieval", f"{VISUAL}pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
         ("retrieval", f"{VISUAL}patch_embed.proj.weight", torch.zeros(32, 192), "not the weights of"),
         ("retrieval", f"{VISUAL}time_embed", None, f"{VISUAL}time_embed"),
-        ("retrieval", query, torch.zeros(31), "missing weights: text_encoder.layers.0.attention.qkv.bias"),
-        ("retrieval", query, None, "missing weights: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", query, torch.zeros(31), "weights missing: text_encoder.layers.0.attention.qkv.bias"),
+        ("retrieval", query, None, "weights missing: text_encoder.layers.0.attention.qkv.bias"),
         ("retrieval", "text_encoder.bert.encoder.layer.1", None, "for TextConfig"),
     ):
         state = {k: v for k, v in whole.items() if not key or not k.startswith(key)}

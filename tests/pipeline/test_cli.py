@@ -292,6 +292,10 @@ slow = {{"prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "numpy",
 assert not slow & sys.modules.keys(), slow & sys.modules.keys()
 assert cli.execute(["run", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]) == 0
 assert not {{"prefect", "mlflow", "pandas"}} & sys.modules.keys()
+import torch, alpro.models.folder as folder, alpro.models.alpro as models
+with torch.device("meta"), folder.Uninitialized():
+    models.Alpro(models.ModelConfig())
+assert not {{"torch._dynamo", "sympy"}} & sys.modules.keys()
 from prefect.settings import get_current_settings
 settings = get_current_settings()
 print(settings.server.analytics_enabled, settings.logging.level, settings.home)

@@ -121,10 +121,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, wait_for_end):
 
 @pytest.mark.long
 def test_a_killed_dask_worker_changes_no_byte(clips, decode_sample, tmp_path, monkeypatch):
-    """Its units are done again. Processes of an earlier pipeline may still write, so no temporary file is deleted.
-
-    A result whose worker dies as soon as it was fetched is a result.
-    """
+    """Its units are done again; a result counts whose worker dies once it was fetched. Processes of an earlier pipeline
+    may still write, so no temporary file is deleted."""
     from tests.stages.conftest import contents  # not above: every worker imports this module
 
     distributed = pytest.importorskip("distributed")
