@@ -26,7 +26,7 @@ from alpro.shards.sample.scene import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import run_units
 
-VERSION = 5
+VERSION = 6
 TIMES = 5  # at which a row states the places of its things
 
 

@@ -282,7 +282,7 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     Kinds and colors are each named alone: a model that tells the images apart by one of them may never begin to learn
     the other.
     """
-    style = rng.choice(["full", "kind", "color", "count"], p=[0.33, 0.35, 0.12, 0.2])
+    style = rng.choice(["full", "kind", "color", "count"], p=[0.27, 0.5, 0.09, 0.14])
     if style == "count":
         return _count(scene, rng)
     color, kind = bool(style != "kind"), bool(style != "color")
