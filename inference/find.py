@@ -9,7 +9,7 @@ from alpro.files import checksum, file_state, read_json
 from alpro.models.clip_prompter import is_hub_name
 from alpro.stages.evaluation.encoding import model_folder
 
-REQUIRED = ("config.json", "model.safetensors")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists; only a CLIP may have the second
 # Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
 OTHERS = [f"{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")]
 OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
@@ -18,10 +18,8 @@ PROMPTS = "prompts.safetensors"
 
 def find_model(name: str | Path, workspace: Path, hub: bool = False) -> Path:
     """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`. With `hub`, a
-    name of the hub stands for itself: it is that of a CLIP or SigLIP.
-
-    Raises InputError if there is none, or more than one.
-    """
+    name of the hub stands for itself: it is that of a CLIP or SigLIP. Raises InputError if there is none, or more than
+    one."""
     folder = Path(name).expanduser()
     if hub and is_hub_name(str(name)):
         return folder
@@ -86,9 +84,10 @@ def model_digest(folder: Path) -> str:
     """SHA-256 of the files that determine what a model computes, wherever they are. Raises InputError if one is
     missing."""
     inside, total = model_folder(folder), hashlib.sha256()
-    for name in (*REQUIRED, *OTHERS):
+    weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])
+    for name in ("config.json", weights, *OTHERS):
         if file_state(inside / name) is not None:
             total.update(f"{name} {checksum(inside / name)}\n".encode())
-        elif name in REQUIRED:
+        elif name not in OTHERS:
             raise InputError(f"{inside}: {name} is missing, or not a regular file; this is not a model folder")
     return total.hexdigest()

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from alpro.errors import InputError
 from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
-from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, read_header, write_tensors
+from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, write_tensors
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
@@ -273,8 +274,10 @@ def pretrained_config(name: str) -> Any:
 
     repository, _, revision = name.partition("@")
     if revision and not Path(name).is_dir():
-        files = ["*.json", "*.txt", "*.model", "*.safetensors"]
-        name = snapshot_download(repository, revision=revision, allow_patterns=files)
+        for files in (["*.json", "*.txt", "*.model", "*.safetensors"], ["pytorch_model.bin"]):
+            name = snapshot_download(repository, revision=revision, allow_patterns=files)
+            if any(Path(name).glob("*.safetensors")):  # the CLIPs of OpenAI have none
+                break
     if Path(name).is_dir():
         for file in Path(name).iterdir():
             if not file.is_file() and not file.is_dir():
@@ -288,32 +291,34 @@ def pretrained_config(name: str) -> Any:
 
 def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
     """The model of a hub name or a folder with a `config`, of anyone, and the names of the weights of its head that the
-    file does not have, which are random. Its sizes are compared with the header of the file before memory is taken, and
-    its weights are finite. kind: a class of transformers that loads it. Raises ValueError, and what transformers
-    raises."""
+    file does not have, which are random. Its sizes are compared with those in the file, safetensors or else a pickle of
+    tensors only, before memory is taken, and its weights are finite. kind: a class of transformers that loads it.
+    Raises ValueError, and what transformers raises."""
     from transformers import logging as transformers_log
+    from transformers.modeling_utils import load_state_dict
     from transformers.utils import cached_file
 
     transformers_log.disable_progress_bar()  # "Loading weights", also into files
     parts = [getattr(config, part, config) for part in ("text_config", "vision_config")]
     layers = sum(part.num_hidden_layers for part in {id(part): part for part in parts}.values())
-    file = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    optional = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
+    file = optional("model.safetensors") or optional("pytorch_model.bin")
     if file is None and Path(name).is_dir():
-        raise ValueError("no model.safetensors")
+        raise ValueError("no model.safetensors, and no pytorch_model.bin")
     if file is not None:
-        header = read_header(Path(file))
+        header = load_state_dict(file, map_location="meta")
         if layers > len(header):
-            raise ValueError(f"config.json has {layers} layers, but model.safetensors only {len(header)} weights")
+            raise ValueError(f"config.json has {layers} layers, but {Path(file).name} only {len(header)} weights")
         with torch.device("meta"):
             expected = sum(parameter.numel() for parameter in kind.from_config(config).base_model.parameters())
-        stored = sum(math.prod(entry["shape"]) for entry in header.values())
+        stored = sum(weight.numel() for weight in header.values())
         if expected > stored:
-            raise ValueError(f"config.json has {expected} weights, but model.safetensors only {stored}")
+            raise ValueError(f"config.json has {expected} weights, but {Path(file).name} only {stored}")
     model, report = kind.from_pretrained(name, config=config, attn_implementation="sdpa", output_loading_info=True)
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(body)):
         raise ValueError(f"weights are missing, such as {missing[0]}")
-    check_finite(model.state_dict(), "model.safetensors")
+    check_finite(model.state_dict(), name)
     return model, set(report["missing_keys"])
 
 

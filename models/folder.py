@@ -134,23 +134,15 @@ def load_labels(path: Path) -> list[str]:
     return labels
 
 
-def read_header(file: Path) -> dict[str, Any]:
-    """The `dtype` and `shape` of each tensor of a safetensors file. Raises SafetensorError."""
-    with safe_open(file, framework="pt"):  # checks sizes and places
-        pass
-    with open(file, "rb") as content:
-        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
 def shapes(file: Path) -> dict[str, torch.Tensor]:
-    """The weights of a file as tensors without contents. Raises SafetensorError, and ValueError if one is not of a
-    floating-point type."""
-    header = read_header(file)
+    """The weights of a safetensors file as tensors without contents. Raises SafetensorError, and ValueError if one is
+    not of a floating-point type."""
+    with safe_open(file, framework="pt") as weights:
+        header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
     for name, entry in header.items():
-        if entry["dtype"] not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{file}: {name} is {entry['dtype']}, not of a floating-point type")
-    return {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+        if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{file}: {name} is {entry.get_dtype()}, not of a floating-point type")
+    return {name: torch.empty(entry.get_shape(), device="meta") for name, entry in header.items()}
 
 
 class Uninitialized(TorchFunctionMode):

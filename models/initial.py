@@ -85,8 +85,8 @@ def text_sizes(bert: str) -> dict[str, Any]:
 
 
 def load_vit(model: Prompter, name: str) -> None:
-    """Loads ViT weights into the video encoder. name: a timm model name with its tag, a state-dict file, or the folder
-    or hub name of a CLIP of transformers, of which it is the vision tower.
+    """Loads ViT weights into the video encoder. name: a timm model name with its tag, perhaps with @REVISION, a
+    state-dict file, or the folder or hub name of a CLIP of transformers, of which it is the vision tower.
 
     Temporal attention and its norm start as copies of the spatial ones and temporal_fc at zero, so that the encoder
     starts as that ViT applied to each frame (TimeSformer). The position embedding is resized to the image size
@@ -163,21 +163,20 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
 
 def timm_weights(name: str, own: VideoConfig) -> StateDict:
     """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than `own`."""
-    if "." not in name:
-        raise ValueError(
-            f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k: several weights "
-            "share the name without a tag"
-        )
+    tagged, _, revision = name.partition("@")
+    if "." not in tagged:
+        raise ValueError(f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k")
     try:
         import timm
 
-        vit = timm.create_model(name, pretrained=True)
+        place = {"hf_hub_id": f"timm/{name}"} if revision else None
+        vit = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=place)
     except ImportError as error:
         raise ValueError(f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})") from error
     except Exception as error:  # unknown model, unknown tag, no network: each library raises its own type
         raise ValueError(
             f"vit = {name!r}: not available from the cache or the hub ({first_line(error)}); where there is a network, "
-            f"save timm.create_model({name!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
+            f"save timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
         raise ValueError(f"vit = {name!r}: it has rotary positions; the video encoder learns its own")

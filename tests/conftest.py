@@ -273,7 +273,7 @@ def videos(sample) -> list[Path]:
 @pytest.fixture(scope="session")
 def clip_folders(tmp_path_factory) -> dict[str, Path]:
     """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters) and dropout in
-    training: the folders of a `clip` and a `siglip`."""
+    training: the folders of a `clip`, a `siglip`, and the `clip` without safetensors, as OpenAI's are on the hub."""
     import json
 
     import torch
@@ -301,20 +301,23 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
         CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folders[name])
         constants = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
         (folders[name] / "preprocessor_config.json").write_text(json.dumps(constants))
-    return folders
+    copied = shutil.copytree(folders["clip"], tmp_path_factory.mktemp("pickled"), dirs_exist_ok=True)
+    (copied / "model.safetensors").unlink()
+    torch.save(clip.state_dict(), copied / "pytorch_model.bin")
+    return folders | {"pickled": copied}
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch) -> Callable[[Path], str]:
-    """hub(folder): the name of a model on the hub that was downloaded; there is no network."""
+def hub(tmp_path, monkeypatch) -> Callable[..., str]:
+    """hub(folder, name="my/clip"): the name of a model on the hub that was downloaded; there is no network."""
     from huggingface_hub import constants
 
-    def downloaded(folder: Path) -> str:
-        place = tmp_path / "hub" / "models--my--clip"
+    def downloaded(folder: Path, name: str = "my/clip") -> str:
+        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
         shutil.copytree(folder, place / "snapshots" / REVISION)
         (place / "refs").mkdir()
         (place / "refs" / "main").write_text(REVISION)
-        return "my/clip"
+        return name
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

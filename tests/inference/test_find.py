@@ -113,7 +113,8 @@ def test_a_prompter_is_loaded_with_its_prompts_by_any_name(folders, artifact, tm
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
-def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(folders, tmp_path, name):
+def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(folders, clip_folders, tmp_path, name):
+    assert model_digest(clip_folders["pickled"]) != model_digest(clip_folders["clip"])
     folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
     assert model_digest(folder) == model_digest(folders["retrieval"])
     with (folder / "model" / name).open("ab") as file:

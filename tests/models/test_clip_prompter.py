@@ -139,8 +139,9 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
     assert all(torch.equal(value, weights[key]) for key, value in loaded.model.state_dict().items())
 
 
-def test_a_hub_name_may_have_a_revision(hub, clip_folders):
-    name, weights = hub(clip_folders["clip"]), clip_folders["clip"] / "model.safetensors"
+@pytest.mark.parametrize("kind", ["clip", "pickled"])
+def test_a_hub_name_may_have_a_revision(kind, hub, clip_folders):
+    name, weights = hub(clip_folders[kind]), clip_folders["clip"] / "model.safetensors"
     loaded = load_clip(f"{name}@{REVISION}").model.clip.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in load_file(weights).items())
     assert load_tokenizer(f"{name}@{REVISION}").get_vocab_size() > 5

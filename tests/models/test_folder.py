@@ -67,7 +67,7 @@ def test_a_saved_model_is_loaded_unchanged(task, tiny: ModelConfig, tokenizer: T
 
 
 def load_any(folder: Path) -> ModelFolder:
-    return load_clip(str(folder)) if folder.name in ("clip", "siglip") else ModelFolder.from_pretrained(folder)
+    return ModelFolder.from_pretrained(folder) if folder.name == "model" else load_clip(str(folder))
 
 
 def refused(folder: Path, message: str = "") -> None:
@@ -85,14 +85,20 @@ def set_value(folder: Path, *keys: str, to: object, file: str = "config.json") -
     (folder / file).write_text(json.dumps(values))
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """A file of a model, which may have its weights in a pickle."""
+    return folder / ("pytorch_model.bin" if name == FILES[1] and not (folder / name).exists() else name)
+
+
 def set_weights(folder: Path, change) -> None:
     """change(the weights, the name of the last matrix)"""
-    weights = load_file(folder / "model.safetensors")
+    safe = (file := file_of(folder, FILES[1])).suffix == ".safetensors"
+    weights = load_file(file) if safe else torch.load(file)
     change(weights, next(name for name in reversed(weights) if weights[name].dim() == 2))
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(weights, file, {"format": "pt"}) if safe else torch.save(weights, file)
 
 
-@pytest.fixture(params=["alpro", "clip", "siglip"])
+@pytest.fixture(params=["alpro", "clip", "siglip", "pickled"])
 def hostile(request, saved: Path, clip_folders, tmp_path: Path) -> Path:
     """A folder of each kind of model, to damage."""
     return saved if request.param == "alpro" else shutil.copytree(clip_folders[request.param], tmp_path / request.param)
@@ -119,9 +125,10 @@ DAMAGES = {
     "too many layers": lambda f: set_value(f, *tower(f), to=10**7),
     "too many words": lambda f: set_value(f, *words(f), to=10**13),
     "no number of layers": lambda f: set_value(f, *tower(f), to="two"),
-    **{f"weights cut at {n}": lambda f, n=n: os.truncate(f / "model.safetensors", n) for n in (0, 4, 500)},
-    **{f"no {name}": lambda f, name=name: (f / name).unlink() for name in FILES},
-    **{f"{name} is a pipe": lambda f, name=name: pipe(f / name) for name in FILES},
+    "code instead of weights": lambda f: torch.save({"a": Path()}, file_of(f, FILES[1])),
+    **{f"weights cut at {n}": lambda f, n=n: os.truncate(file_of(f, FILES[1]), n) for n in (0, 4, 500)},
+    **{f"no {name}": lambda f, name=name: file_of(f, name).unlink() for name in FILES},
+    **{f"{name} is a pipe": lambda f, name=name: pipe(file_of(f, name)) for name in FILES},
     **{f"{name} is not JSON": lambda f, name=name: (f / name).write_text("{") for name in (FILES[0], FILES[2])},
 }
 

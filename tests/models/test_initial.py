@@ -12,7 +12,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
 from alpro.models.initial import load_bert, load_vit, text_sizes, video_sizes
-from tests.conftest import one_line
+from tests.conftest import REVISION, one_line
 
 VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2, "drop_path": 0.0}
 TEXT = {"vocab_size": 40, "width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16, "dropout": 0.0}
@@ -148,6 +148,21 @@ def test_unavailable_weights_are_a_one_line_error_with_instructions(model, monke
             load_one(model, name)
     with pytest.raises(ValueError, match="add timm's tag"):
         load_vit(model, "vit_base_patch16_224")
+
+
+def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
+    import timm
+
+    vit = timm.create_model("test_vit")
+    (tmp_path / "vit").mkdir()
+    save_file(vit.state_dict(), tmp_path / "vit" / "model.safetensors")
+    hub(tmp_path / "vit", "timm/test_vit.r160_in1k")
+    for name in ("test_vit.r160_in1k", f"test_vit.r160_in1k@{REVISION}"):
+        model = model_of(image_size=160, patch_size=16, depth=6, mlp_ratio=3)
+        load_vit(model, name)
+        assert torch.equal(model.video_encoder.blocks[5].mlp.fc2.weight, vit.blocks[5].mlp.fc2.weight)
+    with one_line("test_vit.r160_in1k@1", "where there is a network", of=ValueError):
+        load_vit(model, "test_vit.r160_in1k@1")
 
 
 def tower(folder: Path, **other) -> Alpro:
