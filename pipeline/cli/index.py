@@ -29,11 +29,7 @@ Rerank = Annotated[
     ),
 ]
 NothingBelow = Annotated[
-    float | None,
-    Parameter(
-        help="Say that nothing fits if no similarity reaches this one; `alpro eval` prints one.",
-        validator=Number(gte=-1, lte=1),
-    ),
+    float | None, Parameter(help="Warn if no clip is that similar; see `alpro eval`.", validator=Number(gte=-1, lte=1))
 ]
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
 

@@ -104,10 +104,7 @@ def print_check(report: dict[str, Any]) -> None:
             print(f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}")
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
-    print(
-        f"decoded {decoded['items']} items, {sum(decoded['rejected'].values())} rejected",
-        *decoded["examples"],
-        sep="\n    ",
-    )
+    rejected = sum(decoded["rejected"].values())
+    print(f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    ")
     for problem in report["problems"]:
         print(f"problem: {problem}")

@@ -132,11 +132,8 @@ def run_steps(current: PipelineRun) -> None:
         try:
             for number, step in enumerate(steps, 1):
                 inputs = [futures[other.name] for other in step.inputs.values() if other.name in futures]
-                values: dict[str, Any] = {
-                    "title": stage_title(step.description),
-                    "number": f"stage {number} of {len(steps)}, ",
-                }
-                values |= {"current": quote(current), "step": quote(step)}
+                values: dict[str, Any] = {"title": stage_title(step.description), "current": quote(current)}
+                values |= {"number": f"stage {number} of {len(steps)}, ", "step": quote(step)}
                 futures[step.name] = runner.submit(make, values, wait_for=inputs)
             for step in steps:
                 state = futures[step.name].wrapped_future.result()

@@ -15,15 +15,12 @@ OWN_SCORES = {  # how the names of a stage's scores start, in results.json of ev
     "pretrain": ("zero_shot",),
     "train_prompter": ("entities", "entity_crops"),
 }
+MATCH = "print(model.match(**inputs))  # probabilities"
 # By the task of a model: what it is, what its text is in the example, and the call.
 TASKS = {
     "prompter": ("a prompter: a video and a text encoder, trained with contrast (VTC)", '"a dog runs"', ""),
-    "pretrain": ("a pre-trained video-language model", '"a dog runs"', "print(model.match(**inputs))  # probabilities"),
-    "retrieval": (
-        "a video-language model, fine-tuned for text-video retrieval",
-        '"a dog runs"',
-        "print(model.match(**inputs))  # probabilities",
-    ),
+    "pretrain": ("a pre-trained video-language model", '"a dog runs"', MATCH),
+    "retrieval": ("a video-language model, fine-tuned for text-video retrieval", '"a dog runs"', MATCH),
     "qa": (
         "a video-language model, fine-tuned to answer questions with {answers:,} answers",
         '"what color is the ball?"',

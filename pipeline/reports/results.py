@@ -150,7 +150,7 @@ def few_videos_note(shown: Rows) -> str:
     videos, points = fewest["videos"], min(100.0, 98 / math.sqrt(independent))
     counted = f", which count as {independent:.0f} because some have most of the queries" * (independent < 0.8 * videos)
     plural = "s" * (videos != 1)
-    return f"Only {videos} test video{plural}{counted}: differences of less than {points:.0f} points are noise."
+    return f"Only {videos} test video{plural}{counted}: by chance alone, a score may be off by {points:.0f} points."
 
 
 def comparison_note(others: Sequence[str], compared: Sequence[Comparison]) -> str:

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from huggingface_hub import constants
 
 from alpro.artifact import (
     RECORD,
@@ -33,6 +34,7 @@ from alpro.artifact import (
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
+from alpro.pipeline.config.pipeline_config import FILES_OR_NAMES
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.shards.decoding import ffmpeg_version
 from alpro.shards.storage import Location, absolute, located
@@ -250,7 +252,7 @@ def write_record(
         "warnings": outcome.warnings,
         "precision": outcome.precision,
         "contents": describe_contents(folder, outcome.sha256),
-        "versions": versions(),
+        "versions": versions() | hub_commits(description),
         "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
     }
     sync_tree(folder)
@@ -272,3 +274,14 @@ def versions() -> dict[str, str]:
     with suppress(InputError):  # optional: PyAV has its own libraries; the binary decodes the files that they cannot
         installed["ffmpeg"] = ffmpeg_version()
     return installed
+
+
+def hub_commits(description: dict[str, Any]) -> dict[str, str]:
+    """By STAGE.KEY, the commits of the hub's models that a stage names without a revision, as its cache has them."""
+    found = {}
+    for stage, key in FILES_OR_NAMES:
+        if stage == description["stage"] and f"{stage}.{key}" not in description["files"]:
+            for name in (value := description["config"][key], f"timm/{value}"):
+                head = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
+                found |= {f"{stage}.{key}": head.read_text()} if head.is_file() else {}
+    return found

@@ -16,10 +16,11 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
-from alpro.pipeline.store.artifacts import Step, Store, check_inputs
+from alpro.pipeline.store.artifacts import Step, Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped, require
+from tests.conftest import REVISION
 from tests.pipeline.conftest import write_artifact
 
 
@@ -72,6 +73,15 @@ def test_the_record_is_written_last_and_describes_the_artifact(store):
     assert (record["warnings"], record["precision"], record["run"]["commit"]) == (["few"], "float32", "abc")
     assert {"python", "torch", "av", "ffmpeg"} <= record["versions"].keys()
     assert {path.name for path in store.folder(step).rglob("*")} == {"result.txt", "model", "artifact.json"}
+
+
+def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_one(hub, clip_folders):
+    config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
+    hub(clip_folders["clip"], "timm/vit.tag")
+    about = {"stage": "train_prompter", "config": config, "files": {}}
+    assert hub_commits(about) == {"train_prompter.clip": REVISION, "train_prompter.vit": REVISION}
+    config["clip"] += f"@{REVISION}"
+    assert hub_commits(about | {"files": {"train_prompter.vit": "the digest of a folder"}}) == {}
 
 
 def test_failing_work_can_be_continued_and_that_of_changed_files_leaves_nothing(store):
