@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -160,6 +161,11 @@ def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(
     assert text.index("#SBATCH --requeue") < text.index("set -u")  # Slurm reads options up to the first command
     for module in re.findall(r"-m (alpro\.[\w.]+)", text):
         assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file()
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_accepts_the_scripts():
+    assert subprocess.run(["shellcheck", ROOT / ".ci" / "run", *SCRIPTS]).returncode == 0
 
 
 def test_prefect_accepts_the_automations():

@@ -10,15 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from alpro.shards.reader import ShardReader
-from alpro.shards.writer import index_shard
 from alpro.stages.evaluation.encoding import Texts
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from experiments.silent import arms, study
 from experiments.silent.arms import SilentObjective, true_labels
-from experiments.silent.render import ABSENT, NOUNS, items, write_shards
-from experiments.silent.scores import best_patches, patches_of, pointing, share_named
+from experiments.silent.render import ABSENT, NOUNS, items
+from experiments.silent.scores import best_patches, pointing
 
 
 @pytest.mark.parametrize("named", [1, 2, 4])
@@ -34,24 +32,6 @@ def test_all_captions_of_a_still_name_the_same_things_and_those_of_the_start_all
     assert any(word in ABSENT for _, row, _ in rendered for caption in row.captions for word in caption.split())
     of_test, other = ([row for name, row, _ in all if name == "test"] for all in (rendered, items(40, 3, 2, 3)))
     assert of_test == other
-
-
-def test_the_shards_show_every_thing_at_its_place(tmp_path):
-    import pyarrow.parquet as pq
-
-    write_shards(tmp_path, stills=4, test=1, new_style=1, named=1, size=48)
-    assert len((tmp_path / "kinds.txt").read_text().split()) == len(NOUNS + ABSENT)
-    for corpus, split in (("first", "train"), ("second", "train"), ("test", "test")):
-        pq.write_table(index_shard(tmp_path / corpus / "000000.tar"), tmp_path / corpus / "index.parquet")
-        reader = ShardReader(tmp_path / corpus, split, "image")
-        assert len(reader) == 2
-        for sample in (reader[0], reader[1]):
-            (pixels,) = sample.frames().astype(int)
-            ground = np.median(pixels, axis=(0, 1))
-            for thing in sample.about["meta"]["things"]:
-                x, y, reach = (round(thing[key] * 48) for key in ("x", "y", "radius"))
-                part = pixels[y - reach : y + reach, x - reach : x + reach]
-                assert np.abs(part - ground).max() > 80, thing
 
 
 A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
@@ -106,31 +86,6 @@ def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch):
         assert [[round(p, 3) for p in row] for row in seen[-1].pseudo_labels.tolist()] == expected
 
 
-def test_every_patch_of_a_crop_has_the_label_or_only_their_mean(objective, batch):
-    """Patches of two kinds: where a head is not linear, the mean of their losses is not that of the mean."""
-    patches, counts = torch.randn(3, 16, 32), {"pem": torch.tensor(2.0)}
-    for threshold in (0.0, 0.85):
-        made = objective("prompter", every_patch=True)
-        made.threshold = threshold
-        given = made.labeled(batch)
-        loss, _ = made.entities(given, patches, counts)
-        inside = [row * 4 + column for row in range(4) for column in range(2)]
-        expected = sum(
-            torch.nn.functional.cross_entropy(made.model.pem_head(patches[n, inside]), label.expand(8, -1))
-            for n, label in enumerate(given.pseudo_labels)
-            if label.max() >= threshold
-        )
-        assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
-
-
-def test_as_many_entities_are_named_as_an_item_shows_and_things_cover_patches():
-    scores = np.array([[3, 0], [2, 3], [1, 2], [0, 1]])  # of four entities for two items
-    shown = np.array([[True, True], [False, False], [True, False], [False, False]])
-    assert share_named(scores, shown).tolist() == [0.5, 0]
-    thing = {"x": 0.375, "y": 0.125, "radius": 0.26}  # covers the patches whose middle it has: one of 4 x 4, and others
-    assert np.flatnonzero(patches_of(thing, 4)).tolist() == [0, 1, 2, 5]
-
-
 def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
     tokens = torch.zeros(2, 5, 3)  # [CLS] and four patches, whose tokens are their logits of three entities
     tokens[0, 0, 1] = 9  # not a patch
@@ -146,17 +101,6 @@ def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
     quarter = {"x": 0.25, "y": 0.75, "radius": 0.2}  # the lower left patch of four
     things = [[quarter | {"kind": "b"}, quarter | {"kind": "unknown"}], [quarter | {"kind": "b"}]]
     assert pointing(model, text, tokens, things, ["a", "b", "c"]) == (50, 25)
-
-
-def test_the_table_pairs_differences_by_seed():
-    scores = {
-        "none": {0: {"naming": (10.0, 4.0)}, 1: {"naming": (20.0, 4.0)}},
-        "true": {0: {"naming": (13.0, 4.0), "pointing": (50.0, 9.0)}, 1: {"naming": (21.0, 4.0)}},
-    }
-    lines = [line.split() for line in study.table(scores).splitlines()]
-    assert lines[1] == ["naming", "none", "15.0", "±", "63.5", "10.0", "20.0,", "4.0"]
-    assert lines[2] == ["naming", "true", "17.0", "±", "50.8", "+2.0", "±", "12.7", "13.0", "21.0,", "4.0"]
-    assert lines[3] == ["pointing", "true", "50.0", "50.0,", "9.0"]
 
 
 @pytest.mark.long

@@ -133,6 +133,27 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
     assert not any(b"hush" in path.read_bytes() for path in written)
 
 
+def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
+    folder = tmp_path / "artifacts" / "pretrain"
+    (folder / "ab").mkdir(parents=True)
+    program = (
+        "import sys; from alpro.pipeline.cli.main import execute; print([execute(c.split()) for c in sys.argv[1:]])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        *(f"{c} --workspace {tmp_path}" for c in ("run pretrain", "artifacts rm ab")),
+    ]
+    as_root = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    folder.chmod(0o555)
+    tmp_path.chmod(0o555)
+    done = subprocess.run([*as_root, *command], cwd=ROOT, capture_output=True, text=True)
+    tmp_path.chmod(0o755)
+    assert (done.stdout, done.stderr.count("error: "), done.stderr.count("\n")) == ("[2, 2]\n", 2, 2)
+    assert done.stderr.count(str(tmp_path)) == 2
+
+
 def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
     command = ["run", "evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
     status, out, err = call(monkeypatch, capsys, *command)

@@ -109,6 +109,7 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     tags = logged.data.tags
     assert (tags["stage"], tags["fingerprint"], tags["seed"]) == (step.stage, step.fingerprint, "3")
     assert (tags["mlflow.parentRunId"], logged.info.status) == (parent, "FINISHED")
+    assert logged.info.run_name == f"finetune_retrieval · {step.fingerprint[:8]}"
     assert tracker.client.get_run(parent).info.status == "FINISHED"
     files = [file.path for place in ("", "pictures") for file in tracker.client.list_artifacts(run, place)]
     assert {"artifact.json", "pictures/samples.png"} <= set(files)
@@ -129,16 +130,6 @@ def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path
             stage(folder, error)
         logged = tracker.client.get_run(run)
         assert (logged.info.status, logged.data.metrics) == (status, {"loss": 9.0})
-
-
-def test_an_artifact_is_logged_from_its_files(tracker, tmp_path):
-    folder, record = write_artifact(tmp_path, "finetune_retrieval", config={"phases": PHASES, "lr": 1e-3})
-    for step, loss in ((1, 3.0), (2, 2.0)):
-        write(folder / "metrics.jsonl", step, loss=loss)
-    tracker.log_artifact(folder, record)
-    (run,) = runs_of(tracker)
-    assert run.info.run_name == f"finetune_retrieval · {record['fingerprint'][:8]}"
-    assert (run.data.metrics["loss"], run.data.params["finetune_retrieval.lr"]) == (2.0, "0.001")
 
 
 def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_path, monkeypatch, capsys):
