@@ -68,8 +68,8 @@ class Resources(StageConfig):
         description="stages that run at the same time; on a CPU, their models share its cores, each has its own GPUs",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    checkpoint_activations: bool = Field(False, description="recompute activations: less memory, a third more time")
-    compile: bool = Field(False, description="torch.compile the encoders' layers for training: faster on a GPU")
+    checkpoint_activations: bool = Field(False, description="repeat forward passes: less memory, more time")
+    compile: bool = Field(False, description="torch.compile the encoders' layers for training")
     nodes: int = Field(1, ge=1, description="machines that train together, each with `processes`")
     rendezvous: str = Field("", description="host:port of this machine, which the other nodes connect to")
     rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for each other")
