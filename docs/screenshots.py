@@ -32,10 +32,10 @@ def main() -> None:
                 page.goto(path.as_uri(), wait_until="networkidle")
                 save(page, name)
         if arguments.mlflow:
-            page = chromium.new_page(viewport={"width": 1500, "height": 520})
-            page.goto(arguments.mlflow)
+            page = chromium.new_page(viewport={"width": 1500, "height": 640})
+            page.goto(f"{arguments.mlflow}&compareRunsMode=CHART")
             page.get_by_role("button", name="Close").first.click()  # an assistant beside the runs
-            page.get_by_text("R1_zero_shot").wait_for()
+            page.locator(".plotly .barlayer").nth(2).wait_for(timeout=120_000)
             save(page, "mlflow")
         if arguments.serve:
             shoot_page(chromium, arguments.serve)

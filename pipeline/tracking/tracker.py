@@ -51,21 +51,21 @@ for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry,
 
 FOLLOW_SECONDS = 2.0
 PAUSE_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
-TABLES = ("results.json", *(f"{n}.parquet" for n in ("entities", "left_out", "rejects", "qa")))
-TABLES += ("retrieval_t2v.parquet",)
+TABLES = ("results.json", *(f"{n}.parquet" for n in ("retrieval_t2v", "entities", "left_out", "rejects", "qa")))
 TABLE_ROWS = 500
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-VIEW = "alpro"  # of the columns of MLflow's table of runs, by its key in addresses
-COLUMNS = [f"metrics.`{name}`" for name in HEADLINES]
+VIEW = "alpro"  # of MLflow's table and charts of runs, by its key in addresses
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+# The headline scores: as the columns, and as the first section of charts, of the metrics whose names have no slash.
+SECTION = {"uuid": "scores", "name": "Model metrics", "display": True, "isReordered": True}
+SHOWN: dict[str, Any] = {"compareRunSections": [SECTION], "compareRunCharts": [], "isAccordionReordered": True}
+SHOWN["selectedColumns"] = [f"metrics.`{name}`" for name in HEADLINES]
 PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 # The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
 # an evaluation, is logged with it, too.
 SCORED = {"R1": "retrieval", "R10": "retrieval", "R1_zero_shot": "pretrained", "QA": "qa", "entities": "prompter"}
-VALIDATED = {
-    "validation/t2v/R1": "validation R@1",
-    "validation/qa/acc": "validation accuracy",
-    "validation/vtc/t2v/R1": "validation R@1",
-}
+VALIDATED = {"validation/t2v/R1": "validation R@1", "validation/qa/acc": "validation accuracy"}
+VALIDATED |= {"validation/vtc/t2v/R1": "validation R@1"}
 
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
@@ -95,9 +95,8 @@ class Tracker:
                 existing = client.get_experiment_by_name(experiment)
                 location = (workspace / "mlflow" / experiment).resolve().as_uri() if database else None
                 identity = existing.experiment_id if existing else client.create_experiment(experiment, location, KIND)
-                if not existing or f"mlflow.sharedViewState.{VIEW}" not in existing.tags:
-                    view = json.dumps({"selectedColumns": COLUMNS})
-                    client.set_experiment_tag(identity, f"mlflow.sharedViewState.{VIEW}", view)
+                if not existing or VIEW_TAG not in existing.tags:
+                    client.set_experiment_tag(identity, VIEW_TAG, json.dumps(SHOWN))
         except Exception as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
             raise unusable(uri, error) from error
         return cls(client, identity, uri, experiment)

@@ -229,10 +229,11 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     assert [path.name for path in folder.iterdir()] == ["sample.html"]
 
 
-def test_mlflows_page_opens_with_the_columns_of_the_headline_scores(tracker):
+def test_mlflows_page_opens_with_the_columns_and_charts_of_the_headline_scores(tracker):
     experiment = tracker.client.get_experiment(tracker.experiment)
-    columns = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])["selectedColumns"]
-    assert columns[:2] == ["metrics.`R1`", "metrics.`QA`"]
+    view = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])
+    assert view["selectedColumns"][:2] == ["metrics.`R1`", "metrics.`QA`"]
+    assert [section["name"] for section in view["compareRunSections"]] == ["Model metrics"]
     page = module.start_page(tracker.uri)
     assert re.fullmatch(rf"/#/experiments/{tracker.experiment}/runs\?.*viewStateShareKey=alpro", page)
 
