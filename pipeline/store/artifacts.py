@@ -278,7 +278,7 @@ def versions() -> dict[str, str]:
 
 def hub_commits(description: dict[str, Any]) -> dict[str, str]:
     """By STAGE.KEY, the commits of the hub's models that a stage names without a revision, as its cache has them."""
-    found = {}
+    found: dict[str, str] = {}
     for stage, key in FILES_OR_NAMES:
         if stage == description["stage"] and f"{stage}.{key}" not in description["files"]:
             for name in (value := description["config"][key], f"timm/{value}"):
