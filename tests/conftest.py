@@ -52,7 +52,6 @@ HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 GROUPS = {"shards.reader.ROWS_PER_BATCH": 3, "shards.sources.records.PARQUET_BATCH_ROWS": 2}
 GROUPS |= {"stages.corpora.tables.ROW_GROUP": 5, "pipeline.plan.digests.BATCH": 2, "inference.search.BATCH": 2}
 GROUPS |= {f"inference.{name}": 2 for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")}
-GROUPS |= {f"stages.evaluation.{name}": 3 for name in ("encoding.VIDEOS", "scorer.VIDEOS", "scorer.QUESTIONS")}
 
 
 def pytest_configure() -> None:

@@ -187,7 +187,9 @@ def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monke
     assert call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)[0] == 130
     assert "MLflow at" not in printed[0]
     assert printed[1].startswith("MLflow at http://127.0.0.1:5017/#/experiments/1/runs?")
-    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in running.start.call_args.args[1]
+    _, words, environment = running.start.call_args.args
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in words
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation import scorer as scorer_module
 from alpro.stages.evaluation.encoding import (
     Texts,
     Videos,
@@ -51,7 +52,8 @@ def encoded(model) -> tuple[Texts, Videos]:
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, head, batch):
+def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
+    monkeypatch.setattr("alpro.stages.evaluation.encoding.VIDEOS", 2)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)
@@ -66,7 +68,7 @@ def test_every_pair_is_in_one_batch_of_texts_of_one_length():
     pairs = np.stack([rng.integers(0, 40, 500), rng.integers(0, 200, 500)], axis=1)
     seen = []
     for start, part in by_video(pairs):
-        assert ((pairs[part, 1] >= start) & (pairs[part, 1] < start + 3)).all()
+        assert ((pairs[part, 1] >= start) & (pairs[part, 1] < start + 64)).all()
         for chosen in batches(pairs[part, 0], lengths, 16):
             rows = part[chosen]
             assert 0 < len(rows) <= 16
@@ -206,5 +208,7 @@ def test_the_device_holds_the_tokens_of_few_questions_at_a_time(scorer, corpus_o
     for name, seen in sizes.items():
         call = getattr(model, name)
         monkeypatch.setattr(model, name, lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest))
+    monkeypatch.setattr(scorer_module, "VIDEOS", 3)
+    monkeypatch.setattr(scorer_module, "QUESTIONS", 4)
     close(scorer.answer(questions), whole)
-    assert sizes == {"encode_text": [3, 3, 3, 3, 3, 3, 3], "encode_video": [3, 3, 1]}
+    assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1]}
