@@ -49,9 +49,8 @@ HEAVY += ["tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_
 HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
 # How many are read, written or computed together: so few that a small corpus or index has several groups of each.
-GROUPS = {"shards.reader.ROWS_PER_BATCH": 3, "shards.sources.records.PARQUET_BATCH_ROWS": 2}
-GROUPS |= {"stages.corpora.tables.ROW_GROUP": 5, "pipeline.plan.digests.BATCH": 2, "inference.search.BATCH": 2}
-GROUPS |= {f"inference.{name}": 2 for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")}
+SMALL = {"shards.reader.ROWS_PER_BATCH": 3, "shards.sources.records.PARQUET_BATCH_ROWS": 2, "inference.search.BATCH": 2}
+SMALL |= {f"inference.{name}": 2 for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")}
 
 
 def pytest_configure() -> None:
@@ -70,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def small_groups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in GROUPS.items():
+        for name, size in SMALL.items():
             patch.setattr(f"alpro.{name}", size)
         yield
 
