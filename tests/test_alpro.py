@@ -176,7 +176,6 @@ LATER = [f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n 
     [
         ({}, io.StringIO, {}, LINES),
         ({}, io.StringIO, {"done": 8}, LATER),  # units of an earlier run do not count for the time left
-        ({"RANK": "0"}, io.StringIO, {}, LINES),
         ({"RANK": "1"}, io.StringIO, {}, []),  # of several processes, the first shows progress
         ({PLAIN: "1"}, Terminal, {}, LINES),  # stages side by side
     ],

@@ -90,8 +90,7 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
 
 @pytest.mark.parametrize("unit", ["sample", "caption"])
 def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(unit, clips, steps_of, tmp_path):
-    """The official code puts another one there without a word (departure 7). It is not the next caption of the same
-    sample, nor the next sample if that is corrupt, too, of which nothing is logged."""
+    """The official code puts another one there without a word (departure 7). It is no caption of the same sample."""
     shutil.copytree(clips, tmp_path / "broken")
     *broken, following = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][:3]
     for row in broken:
