@@ -48,6 +48,10 @@ HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking"
 HEAVY += ["tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"]
 HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
+# How many are read, written or computed together: so few that a small corpus or index has several groups of each.
+SMALL = {"shards.reader.ROWS_PER_BATCH": 3, "shards.sources.records.PARQUET_BATCH_ROWS": 2, "inference.search.BATCH": 2}
+SMALL |= {f"inference.{name}": 2 for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")}
+
 
 def pytest_configure() -> None:
     """An editable installation of another checkout would be tested instead of this one."""
@@ -60,6 +64,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return HEAVY.index(file) if file in HEAVY else len(HEAVY)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_groups() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in SMALL.items():
+            patch.setattr(f"alpro.{name}", size)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 progress with the time left, and none with -q."""
 
 import io
-import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -13,7 +11,7 @@ import alpro.log
 from alpro.credentials import has_credentials, refuse_credentials
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
-from alpro.log import LEVEL, PLAIN, TIMES, log, progress
+from alpro.log import PLAIN, TIMES, log, progress
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.storage import resolve
 from tests.conftest import one_line
@@ -176,7 +174,6 @@ LATER = [f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n 
     [
         ({}, io.StringIO, {}, LINES),
         ({}, io.StringIO, {"done": 8}, LATER),  # units of an earlier run do not count for the time left
-        ({"RANK": "0"}, io.StringIO, {}, LINES),
         ({"RANK": "1"}, io.StringIO, {}, []),  # of several processes, the first shows progress
         ({PLAIN: "1"}, Terminal, {}, LINES),  # stages side by side
     ],
@@ -189,16 +186,6 @@ def test_lines_have_the_time_left(environment, screen, options, expected, clock,
     assert sys.stderr.getvalue().splitlines() == expected
 
 
-def test_an_unknown_number_has_no_time_left_and_a_terminal_has_a_bar(clock, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    work(clock, of=None)
-    assert re.fullmatch(r"(decoding: \d+ items, \d+ s, note \d+\n)+", sys.stderr.getvalue())
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    work(clock)
-    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", sys.stderr.getvalue())
-    assert re.search(r"decoding.*/12.*0:\d\d:\d\d", shown)
-
-
 @pytest.mark.parametrize(("screen", "times"), [(io.StringIO, r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "), (Terminal, "")])
 def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, times, clock, level, monkeypatch):
     monkeypatch.delenv(TIMES)
@@ -209,10 +196,3 @@ def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, 
     log.info("stage 1 of 2, decode_videos: started")
     log.warning("no checkpoint written")
     assert re.fullmatch(f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue())
-
-
-def test_the_environment_sets_the_level(monkeypatch):
-    monkeypatch.setenv(LEVEL, "DEBUG")
-    program = "from alpro.log import log; log.debug('checkpoint a')"
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
-    assert done.stderr == "checkpoint a\n"

@@ -153,7 +153,9 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
     from safetensors.torch import load_file
 
     model = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
+    before = os.umask(0o027)
     export(model, tmp_path / "out", "# A card\n")
+    assert os.umask(before) == 0o027
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["task"], config["entities"]) == ("prompter", model.folder.entities)
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -162,7 +164,7 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names >= {"README.md", "tokenizer.json", "processor_config.json", "modules.json", "modeling_alpro.py"}
     assert (tmp_path / "out" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # the weights, too
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o640}  # the weights, too
     with pytest.raises(InputError, match="out"):
         export(model, tmp_path / "out", "")
     with pytest.raises(InputError, match="CLIP"):

@@ -175,10 +175,13 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     stream.close()  # leaves no thread waiting
 
 
-def test_pairs_are_scored_as_one_by_one(models, videos, mixed):
-    model, texts = models["retrieval"], [TEXTS[i % 2] for i in range(5)]
+def test_pairs_are_scored_as_one_by_one(models, videos, mixed, monkeypatch):
+    model, texts, sizes = models["retrieval"], [TEXTS[i % 2] for i in range(5)], []
+    score = model._score_pairs
+    monkeypatch.setattr(model, "_score_pairs", lambda *batch: sizes.append(len(batch[1])) or score(*batch))
     with pytest.warns(UserWarning, match="missing"):
         rows = list(model.pairs(zip(mixed, texts, strict=True), batch_size=3))
+    assert sizes == [2, 1]
     assert [row["match"] is None for row in rows] == [False, True, False, False, True]
     for file, text, row in zip(mixed, texts, rows, strict=True):
         if row["match"] is not None:

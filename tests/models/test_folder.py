@@ -263,6 +263,7 @@ def test_a_tokenizer_has_no_component_that_may_loop_or_grow_the_text(saved: Path
         ("pre_tokenizer", LOOP, "its pre_tokenizer is Split"),
         ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [LOOP]}, "its pre_tokenizer is Split"),
         ("post_processor", {"type": "TemplateProcessing", "single": MANY}, "its post_processor has"),
+        ("post_processor", {"type": "Sequence", "processors": [LOOP]}, "its post_processor is Split"),
         ("decoder", REPLACE, "its decoder is Replace"),
         ("model", {"type": "BPE", "vocab": {}, "merges": []}, "its model is BPE"),
         ("model", {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 10**9}, "max_input_chars_per_word is"),

@@ -93,6 +93,9 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     torch.testing.assert_close(scores[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"set the sizes in \[model\]"):
         load_bert(model_of(width=32), str(folder))
+    deeper = ModelConfig.model_validate({"video": VIDEO, "text": TEXT | {"depth": 5}, "embed_dim": 16})
+    with pytest.raises(ValueError, match=r"weights are missing, such as multimodal_encoder\.layers\.2"):
+        load_bert(Alpro(deeper), str(folder))
     expected = {"width": 64, "depth": 4, "fusion_layer": 2, "heads": 2, "mlp_ratio": 4.0, "max_length": 16}
     assert text_sizes(str(folder)) == expected
 

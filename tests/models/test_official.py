@@ -61,7 +61,7 @@ def official(config):
             prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
             return model, state | unused | prompts
         model = Alpro(config, entities=5)
-        state = to_official(model.state_dict(), config) | unused
+        state = dict(sorted((to_official(model.state_dict(), config) | unused).items()))  # key, query, value
         if task == "pretrain":
             return model, state | {f"prompter.{k}": v for k, v in make("prompter")[1].items()}
         return model, state

@@ -187,7 +187,9 @@ def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monke
     assert call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)[0] == 130
     assert "MLflow at" not in printed[0]
     assert printed[1].startswith("MLflow at http://127.0.0.1:5017/#/experiments/1/runs?")
-    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in running.start.call_args.args[1]
+    _, words, environment = running.start.call_args.args
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in words
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
@@ -329,7 +331,8 @@ print(settings.server.analytics_enabled, settings.logging.level, settings.home)
 
 def test_data_check_prints_problems(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
-    command = "data", "check", manifest(tmp_path, {"path": "a.mp4", "caption": "x"})
-    status, out, _ = call(monkeypatch, capsys, *command)
+    command = "data", "check", manifest(tmp_path, {"path": "a.mp4", "caption": "a b c"})
+    status, out, _ = call(monkeypatch, capsys, *command, "--set", "pretrain.max_text_tokens=4")
     assert (status, "1 items (1 videos)" in out, "problem: no test split" in out) == (1, True, True)
+    assert "pretrain.max_text_tokens = 4 cuts at least 1 of 1 captions" in out
     assert "1 rejected" in out

@@ -359,16 +359,19 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
 
 
-def test_the_order_of_a_search_with_rerank_is_scored(data, trained, tmp_path):
+def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro.inference.evaluate.RERANKED", 3)
+    scored(RETRIEVAL, data, "--out", tmp_path / "out")
+    best = {row["text"]: row["best"] for row in pq.read_table(tmp_path / "out" / "rerank_t2v.parquet").to_pylist()}
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     items, videos = encode(model, labeled(data, "test")[0])
     folder = next((trained / "artifacts" / "finetune_retrieval").iterdir())
     add_videos(tmp_path / "index", model, settings(tmp_path / "index", folder), data)
     texts = ["a ball", "a star"]
-    scores = match_top_k(model.folder.model, model.texts(texts), videos, 2, directions=("t2v",))[0]
+    scores = match_top_k(model.folder.model, model.texts(texts), videos, 3, directions=("t2v",))[0]
     for text, row in zip(texts, scores, strict=True):
-        hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=2).hits
-        assert [hit.item["id"] for hit in hits] == [items[i].id for i in np.argsort(-row)]
+        hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=3).hits
+        assert [hit.item["id"] for hit in hits] == best[text] == [items[i].id for i in np.argsort(-row)]
 
 
 def test_a_threshold_is_wrong_least_often():

@@ -164,9 +164,9 @@ def test_tables_and_rows_are_aligned(capsys):
     assert capsys.readouterr().out == (
         f"Retrieval\n{head}\n{'-' * len(head)}\nx  R     1 %     20\n   MdR  12 %      4\nA note.\n\n"
     )
-    print_rows([{"name": "b", "n": 7, "why": ""}, {"name": "long", "n": 10, "why": None}])
+    print_rows([{"name": "b", "n": 7, "s": 1.5, "why": ""}, {"name": "long", "n": 10, "s": 20.5, "why": None}])
     print_rows([])
-    assert capsys.readouterr().out == "name   n\nb      7\nlong  10\n"
+    assert capsys.readouterr().out == "name   n     s\nb      7   1.5\nlong  10  20.5\n"
 
 
 def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):

@@ -332,7 +332,7 @@ def test_what_lies_outside_of_the_workspace_is_listed_and_stays(many, tmp_path, 
     folder, other = folder_of(many, "c"), tmp_path / "another workspace"
     shutil.move(folder, other)
     folder.symlink_to(other)
-    alpro(many, "gc", "--yes")
+    assert alpro(many, "gc", "--yes") == 0
     assert str(folder) in capsys.readouterr().out
     assert read_record(other)
     assert marks(many.all()) == "abce0"

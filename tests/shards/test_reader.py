@@ -45,9 +45,8 @@ def clips(smooth_clip) -> dict[str, Clip]:
 
 
 @pytest.fixture
-def corpus(rows, clips, tmp_path, monkeypatch) -> Path:
+def corpus(rows, clips, tmp_path) -> Path:
     """A corpus of three row groups and batches, as a large one has many."""
-    monkeypatch.setattr("alpro.shards.reader.ROWS_PER_BATCH", 2)
     for shard, names in WRITTEN.items():
         with ShardWriter(tmp_path / shard, quality=95) as writer:
             for name in names:

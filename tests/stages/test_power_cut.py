@@ -35,7 +35,6 @@ def batches(sources, *arguments, **options):
 
 @pytest.mark.parametrize("every", EVERY)
 def test_indexing(tmp_path, monkeypatch, every, record_property):
-    monkeypatch.setattr(index_module, "PART_CLIPS", 2)
     monkeypatch.setattr(index_module, "MAX_PARTS", 2)  # they are merged at the end
     empty = dict.fromkeys(index_module.ITEMS.names)
     items = [empty | {"id": f"v{n}", "path": str(tmp_path / f"{n}.mp4"), "kind": "video"} for n in range(7)]

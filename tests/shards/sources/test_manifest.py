@@ -256,8 +256,7 @@ def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line_with_its_nam
             read(tmp_path / name, content)
 
 
-def test_a_parquet_table_is_read_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("alpro.shards.sources.records.PARQUET_BATCH_ROWS", 2)
+def test_a_parquet_table_is_read_in_batches(tmp_path):
     pq.write_table(pa.table({"path": list("abcde")}), tmp_path / "m.parquet")
     assert list(read_records(tmp_path / "m.parquet")) == [(f"row {n}", {"path": c}) for n, c in enumerate("abcde", 1)]
     years = pc.cast(pa.array([0, 4_000_000]), pa.int32()).view(pa.date32())  # the second is after 9999

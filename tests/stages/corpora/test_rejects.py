@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -61,11 +62,12 @@ def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("place", ["local_copy", "decode_image"])
 @pytest.mark.parametrize(
     "error", [InputError("no PyAV"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
-def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, error):
-    decode_with(monkeypatch, {"b": error})
+def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, place, error):
+    monkeypatch.setattr(decode_videos, place, Mock(side_effect=error))
     with pytest.raises(type(error)):
         decode_rows([{"id": name, **WALL} for name in "abc"])
 

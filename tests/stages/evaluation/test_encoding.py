@@ -53,7 +53,7 @@ def encoded(model) -> tuple[Texts, Videos]:
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
-    monkeypatch.setattr("alpro.stages.evaluation.encoding.VIDEOS", 2)
+    monkeypatch.setattr("alpro.stages.evaluation.encoding.VIDEOS", 3)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)

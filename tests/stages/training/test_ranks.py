@@ -25,7 +25,8 @@ def lines(two_ranks_trained):
     """lines(run): the metrics of a run, without those of time."""
 
     def read(run: str) -> list[dict[str, float]]:
-        kept = ("step", "train/loss", "train/loss_vtc", "train/loss_vtm", "train/grad_norm", "train/skipped_steps")
+        names = "loss loss_vtc loss_vtm in_batch_recall grad_norm skipped_steps"
+        kept = ["step", *(f"train/{name}" for name in names.split())]
         actual = [json.loads(line) for line in (two_ranks_trained / run / "metrics.jsonl").read_text().splitlines()]
         return [{name: line[name] for name in kept if name in line} for line in actual]
 
