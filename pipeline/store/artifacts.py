@@ -281,7 +281,7 @@ def hub_commits(description: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage, key in FILES_OR_NAMES:
         if stage == description["stage"] and f"{stage}.{key}" not in description["files"]:
-            for name in (value := description["config"][key], f"timm/{value}"):
+            for name in (value := description["config"].get(key, ""), f"timm/{value}"):
                 head = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
                 found |= {f"{stage}.{key}": head.read_text()} if head.is_file() else {}
     return found

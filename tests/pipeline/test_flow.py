@@ -458,7 +458,7 @@ def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
     example = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
-    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "train_prompter"]
+    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "cache_prompts"]
     for folder in map(Path, first.values()):
         place = tmp_path / "workspace" / "artifacts" / folder.parent.name / folder.name
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, 
 
 @pytest.fixture(scope="module")
 def scorer(tiny_model, tokenizer):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     alpro = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=4)
     return Scorer(QaObjective(alpro, [0.5] * 3, [0.25] * 3).eval(), tokenizer, 24)
 

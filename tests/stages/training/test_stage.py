@@ -89,7 +89,7 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
 EFFECTS = {
-    **{"phases": [{"corpora": ["clips"], "steps": 3}], "seed": 1, "batch_size": 8, "accumulation_steps": 2},
+    **{"phases": [{"corpora": ["clips"], "steps": 3}], "seed": 1, "batch_size": 4, "accumulation_steps": 2},
     **{"lr": 2e-3, "warmup_ratio": 0.9, "min_lr_ratio": 0.5, "weight_decay": 0.1, "max_grad_norm": 0.01},
     **{"max_text_tokens": 6, "sampling": "random", "random_crop": 0.5, "augmentation": "official"},
     **{"mixed_precision": False, "optimizer": "muon", "normalization": "half", "negative_pool_size": 2},
@@ -103,7 +103,7 @@ def test_every_key_has_an_effect(pretrained, monkeypatch):
     monkeypatch.setattr("alpro.models.precision.WIDE", 1)
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: True)
     assert EFFECTS.keys() | OTHERS | {"model", "validation"} == pretrain.Config.model_fields.keys()
-    base = {"phases": [{"corpora": ["clips"], "steps": 2}], "batch_size": 4, "lr": 1e-3, "weights": {"pem": 0.0}}
+    base = {"phases": [{"corpora": ["clips"], "steps": 2}], "batch_size": 8, "lr": 1e-3, "weights": {"pem": 0.0}}
     before = weights(pretrained("base", **base))
     assert torch.equal(before, weights(pretrained("again", **base)))
     unchanged = [k for k, v in EFFECTS.items() if torch.equal(before, weights(pretrained(k, **base | {k: v})))]
