@@ -33,8 +33,8 @@ TYPES = {"clip": 77, "siglip": 64}
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
 DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
-# It reports them as unexpected, although `load_temporal` reads them.
-logging.getLogger("transformers.modeling_utils").addFilter(lambda record: TEMPORAL not in record.getMessage())
+# Its table of weights that it does not use, such as these and heads; `load_pretrained` says what is wrong.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 
 class TemporalAttention(nn.Module):
@@ -251,8 +251,8 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
         model, _ = load_pretrained(AutoModel, name, config)
         tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
-        if len(tokenizer) < words / 2:  # without its files, transformers makes one without words
-            raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, and the model {words}")
+        if len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words:  # without its files: no words
+            raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, or numbers beyond the {words} of the model")
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
         preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings)
@@ -278,14 +278,12 @@ def pretrained_config(name: str) -> Any:
             name = snapshot_download(repository, revision=revision, allow_patterns=files)
             if any(Path(name).glob("*.safetensors")):  # the CLIPs of OpenAI have none
                 break
-    if Path(name).is_dir():
-        for file in Path(name).iterdir():
-            if not file.is_file() and not file.is_dir():
-                raise ValueError(f"{file.name} is not a regular file")
+    for file in Path(name).iterdir() if Path(name).is_dir() else ():
+        if not file.is_file() and not file.is_dir():
+            raise ValueError(f"{file.name} is not a regular file")
     config = AutoConfig.from_pretrained(name)
-    # The files could name another attention, which is code from the hub.
-    for part in (config, *(getattr(config, key) for key in ("text_config", "vision_config") if hasattr(config, key))):
-        part._attn_implementation = "sdpa"
+    json.dumps(config.to_dict(), allow_nan=False)  # an epsilon of NaN makes embeddings of NaN
+    config._attn_implementation = "sdpa"  # also of its towers: the files could name code from the hub
     return config
 
 
@@ -307,19 +305,20 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
         raise ValueError("no model.safetensors, and no pytorch_model.bin")
     if file is not None:
         header = load_state_dict(file, map_location="meta")
-        if layers > len(header):
-            raise ValueError(f"config.json has {layers} layers, but {Path(file).name} only {len(header)} weights")
+        if layers != len({found[0] for key in header if (found := re.match(r".*\.layers?\.\d+", key))}):
+            raise ValueError(f"config.json has {layers} layers, but {Path(file).name} has another number of them")
         with torch.device("meta"):
             expected = sum(parameter.numel() for parameter in kind.from_config(config).base_model.parameters())
         stored = sum(weight.numel() for weight in header.values())
         if expected > stored:
             raise ValueError(f"config.json has {expected} weights, but {Path(file).name} only {stored}")
-    model, report = kind.from_pretrained(name, config=config, attn_implementation="sdpa", output_loading_info=True)
+    model, report = kind.from_pretrained(name, config=config, output_loading_info=True, ignore_mismatched_sizes=True)
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
-    if missing := sorted(key for key in report["missing_keys"] if key.startswith(body)):
-        raise ValueError(f"weights are missing, such as {missing[0]}")
+    missing, other_shapes = report["missing_keys"], {key for key, *_ in report["mismatched_keys"]}
+    if wrong := sorted(key for key in {*missing, *other_shapes} if key.startswith(body)):
+        raise ValueError(f"weights are missing or of another shape, such as {wrong[0]}")
     check_finite(model.state_dict(), name)
-    return model, set(report["missing_keys"])
+    return model, {*missing, *other_shapes}
 
 
 def load_temporal(prompter: ClipPrompter, file: Path) -> None:

@@ -108,12 +108,13 @@ class ModelFolder:
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
-        model = build()
+        model = build().to(device).eval()
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
         tokenizer = read_tokenizer(folder / "tokenizer.json")
-        preprocessing, ranking = config.preprocessing, config.ranking
-        return cls(config.task, model.to(device).eval(), tokenizer, preprocessing, labels[0], labels[1], ranking)
+        if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.model.text.vocab_size:
+            raise ValueError(f"{folder}/tokenizer.json: token {last}, but {config.model.text.vocab_size} embeddings")
+        return cls(config.task, model, tokenizer, config.preprocessing, labels[0], labels[1], config.ranking)
 
 
 def read_task(folder: Path) -> str:

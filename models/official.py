@@ -153,8 +153,8 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def first_line(error: Exception) -> str:
-    """The first non-empty line of an error message, at most 200 characters, or the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    """An error message as a line of at most 200 characters, or the error's type."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:

@@ -118,11 +118,12 @@ def pipe(file: Path) -> None:
 
 
 DAMAGES = {
-    "a weight that is not a number": lambda f: set_weights(f, lambda w, last: w[last].view(-1)[3:4].fill_(math.nan)),
-    "an infinite weight": lambda f: set_weights(f, lambda w, last: w[last].view(-1)[3:4].fill_(math.inf)),
+    **{f"a weight is {x}": lambda f, x=x: set_weights(f, lambda w, n: w[n][0].fill_(float(x))) for x in ("nan", "inf")},
+    "a token without a weight": lambda f: set_value(f, "model", "vocab", "zz", to=9_999, file="tokenizer.json"),
     "a weight is missing": lambda f: set_weights(f, lambda w, last: w.pop(last)),
     "a weight of another shape": lambda f: set_weights(f, lambda w, last: w.update({last: torch.zeros(3, 3)})),
     "too many layers": lambda f: set_value(f, *tower(f), to=10**7),
+    "too few layers": lambda f: set_value(f, *tower(f), to=1),
     "too many words": lambda f: set_value(f, *words(f), to=10**13),
     "no number of layers": lambda f: set_value(f, *tower(f), to="two"),
     "code instead of weights": lambda f: torch.save({"a": Path()}, file_of(f, FILES[1])),
@@ -150,8 +151,7 @@ def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tm
     for keys, value in (
         (("model_type",), "bert"),
         (("text_config", "eos_token_id"), 10**30),  # which a SigLIP does not use
-        (("text_config", "max_position_embeddings"), 10**13),
-        (("vision_config", "image_size"), 10**9),
+        (("vision_config", "layer_norm_eps"), math.nan),
     ):
         folder = shutil.copytree(clip_folders[kind], tmp_path / keys[-1] / kind)
         set_value(folder, *keys, to=value)
