@@ -19,7 +19,7 @@ LINES = {
     "shards": 3_760,
     "stages": 6_404,
     "inference": 1_912,
-    "pipeline": 5_599,
+    "pipeline": 5_598,
     "experiments": 685,
     "tests": 17_993,
     "programs": 1_409,

@@ -1,13 +1,13 @@
 """Who may ask the server, and until when it runs."""
 
 import base64
-import binascii
 from contextlib import suppress
 from secrets import compare_digest
 from typing import Any
 
 import uvicorn
 from fastapi.responses import PlainTextResponse
+from h11 import LocalProtocolError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,19 +30,18 @@ class Guard:
         self.app, self.token = app, token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        await (self.refusal(scope) or self.app)(scope, receive, with_headers)
+        with suppress(LocalProtocolError):  # uvicorn has answered: the body is not valid HTTP
+            await (self.refusal(scope) or self.app)(scope, receive, with_headers)
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
+        if scope["type"] != "http":
+            return None
         headers = dict(scope["headers"])
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
         foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
@@ -60,7 +59,7 @@ def password(authorization: bytes) -> bytes:
         return value.strip()
     try:
         return base64.b64decode(value).partition(b":")[2] if scheme.lower() == b"basic" else b""
-    except (binascii.Error, ValueError):
+    except ValueError:
         return b""
 
 
