@@ -3,20 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from alpro.stages.evaluation.encoding import Texts
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from experiments.silent import arms, study
 from experiments.silent.arms import SilentObjective, true_labels
 from experiments.silent.render import ABSENT, NOUNS, items
-from experiments.silent.scores import best_patches, pointing
 
 
 @pytest.mark.parametrize("named", [1, 2, 4])
@@ -84,23 +80,6 @@ def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch):
         made = objective(labels, power=power)
         made.entities(made.labeled(batch), None, None)
         assert [[round(p, 3) for p in row] for row in seen[-1].pseudo_labels.tolist()] == expected
-
-
-def test_an_entity_is_where_the_head_gives_it_the_highest_probability():
-    tokens = torch.zeros(2, 5, 3)  # [CLS] and four patches, whose tokens are their logits of three entities
-    tokens[0, 0, 1] = 9  # not a patch
-    tokens[0, 3, 1], tokens[0, 1, 2] = 2, 2
-    tokens[0, 2, :2] = torch.tensor([5, 4])  # a higher logit of 1, and a lower probability
-    tokens[1, 4, 1] = 1
-    video = SimpleNamespace(grid=2)
-    model = SimpleNamespace(pem_head=nn.Identity(), config=SimpleNamespace(video=video))
-    model.fused_patches = lambda text, mask, video: video[:, 1:]
-    text = Texts(torch.zeros(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 3))
-    pairs = np.array([[0, 1], [1, 1], [0, 2]])
-    assert best_patches(model, text, tokens, pairs, batch=2).tolist() == [2, 3, 0]
-    quarter = {"x": 0.25, "y": 0.75, "radius": 0.2}  # the lower left patch of four
-    things = [[quarter | {"kind": "b"}, quarter | {"kind": "unknown"}], [quarter | {"kind": "b"}]]
-    assert pointing(model, text, tokens, things, ["a", "b", "c"]) == (50, 25)
 
 
 @pytest.mark.long

@@ -104,6 +104,8 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(loade
     fresh = load_clip(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
     torch.testing.assert_close(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
+    start, own = fresh.temporal[0].attn.qkv.weight, fresh.clip.vision_model.encoder.layers[0].self_attn
+    assert torch.equal(start, torch.cat([part.weight for part in (own.q_proj, own.k_proj, own.v_proj)]))
     played = model.encode_video(pixels)
     assert (played - model.encode_video(pixels.flip(1))).abs().max() > 1e-3
     torch.testing.assert_close(model.encode_video(pixels[:1]), played[:1], atol=1e-5, rtol=1e-4)

@@ -296,6 +296,7 @@ def test_a_registered_model_predicts_what_the_model_does(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(uri)
     loaded = mlflow.pyfunc.load_model("models:/shapes@champion")
+    assert loaded.metadata.metadata == {"fingerprint": digest(stage)}
     assert loaded.metadata.get_input_schema().input_names() == ["video", "text"]
     assert loaded.metadata.get_output_schema().input_names() == list(expected)
     predicted = loaded.predict(pd.DataFrame({"video": videos, "text": texts})).to_dict("list")

@@ -32,6 +32,7 @@ def write(path: Path, samples: list[tuple[Row, Clip]]) -> Path:
     with ShardWriter(path, quality=90) as writer:
         for row, clip in samples:
             writer.write(row, clip)
+        assert writer.count == len(samples)
     return path
 
 

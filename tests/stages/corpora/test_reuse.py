@@ -122,6 +122,13 @@ def test_corrupt_shards_and_tables_are_not_reused(tmp_path, resources, inline_po
         assert (new / damage).read_bytes() == content
 
 
+def test_a_shard_whose_index_lost_a_row_is_not_reused(tmp_path, resources, inline_pool):
+    _, old = decode_images(WALLS[:4], tmp_path, resources)
+    pq.write_table(pq.read_table(old / "index.parquet")[1:], old / "index.parquet")
+    outcome, _ = decode_images(WALLS[:4], tmp_path, resources)
+    assert (outcome.counts["samples"], outcome.counts["linked"]) == (4, 0)
+
+
 def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(decode_videos, "decode_image", too_slow)
