@@ -18,8 +18,8 @@ PROMPTS = "prompts.safetensors"
 
 def find_model(name: str | Path, workspace: Path, hub: bool = False) -> Path:
     """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`. With `hub`, a
-    name of the hub stands for itself: it is that of a CLIP or SigLIP. Raises InputError if there is none, or more than
-    one."""
+    name of the hub stands for itself: it is that of a CLIP or SigLIP. Raises InputError unless exactly one is
+    found."""
     folder = Path(name).expanduser()
     if hub and is_hub_name(str(name)):
         return folder

@@ -90,7 +90,7 @@ def dask_cluster(address: str) -> Iterator[Callable[..., Future]]:
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("resources.dask is set, Dask is not installed: pip install alpro-pipeline[dask]") from None
+        raise InputError("resources.dask needs Dask: pip install 'alpro-pipeline[dask]'") from None
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except OSError as error:
