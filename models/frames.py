@@ -12,7 +12,7 @@ from alpro.models.alpro import DualEncoder
 
 def scale_frames(frames: Tensor, size: int) -> Tensor:
     """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if needed."""
-    pixels = frames if frames.is_floating_point() else frames.float() / 255
+    pixels = frames if frames.is_floating_point() else frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
     resized = F.interpolate(pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -21,7 +21,7 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
 
 def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
     """`scale_frames`, normalized. mean, std (3, 1, 1): per channel, of pixels in [0, 1]."""
-    return (scale_frames(frames, size) - mean) / std
+    return (scale_frames(frames, size) - mean).div_(std)
 
 
 class NormalizedModel(nn.Module):

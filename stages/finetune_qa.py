@@ -17,7 +17,7 @@ from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 5  # a head of other answers starts anew
+VERSION = 6  # a head of other answers starts anew
 
 
 class Config(TrainingConfig):

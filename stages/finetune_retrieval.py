@@ -13,7 +13,7 @@ from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 5
+VERSION = 6
 
 
 class Config(MatchingConfig):

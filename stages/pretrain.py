@@ -24,7 +24,7 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
-VERSION = 8
+VERSION = 9
 
 
 class Config(EncoderConfig, MatchingConfig):

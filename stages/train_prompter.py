@@ -22,7 +22,7 @@ from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
-VERSION = 6
+VERSION = 7
 
 
 class Crops(StageConfig):

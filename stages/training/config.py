@@ -100,7 +100,7 @@ class TrainingConfig(StageConfig):
     )
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
-    mixed_precision: bool = Field(True, description="bfloat16 on hardware that computes it; on a CPU from width 256")
+    mixed_precision: bool = Field(True, description="bfloat16 on hardware that computes it; on a CPU from width 96")
 
     @property
     def contrasts_whole_batch(self) -> bool:
