@@ -152,11 +152,15 @@ def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tm
         (("model_type",), "bert"),
         (("text_config", "eos_token_id"), 10**30),  # which a SigLIP does not use
         (("vision_config", "layer_norm_eps"), math.nan),
+        (("vision_config", "attention_dropout"), 2.0),
     ):
         folder = shutil.copytree(clip_folders[kind], tmp_path / keys[-1] / kind)
         set_value(folder, *keys, to=value)
         (load_any if (kind, keys[-1]) == ("siglip", "eos_token_id") else refused)(folder)
         assert is_clip(folder) == (keys != ("model_type",))
+    folder = shutil.copytree(clip_folders[kind], tmp_path / "scale" / kind)
+    set_weights(folder, lambda weights, last: weights["logit_scale"].fill_(1e30))
+    refused(folder, "logit_scale")
     folder = shutil.copytree(clip_folders[kind], tmp_path / kind)
     for keys in ((), ("text_config",), ("vision_config",)):
         for name in ("attn_implementation", "_attn_implementation"):
