@@ -158,15 +158,12 @@ class ClipWords(WordPieces):
     tokenizer: Any
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer, self.size, self.pad_id = tokenizer, len(tokenizer), pad_of(tokenizer)
+        self.tokenizer, self.size = tokenizer, len(tokenizer)
+        self.pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         words = self.tokenizer([text.lower() for text in texts], max_length=length, truncation=True)
         return [np.array(row, np.int64) for row in words["input_ids"]]
-
-
-def pad_of(tokenizer: Any) -> int:
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def words_of(tokenizer: Any) -> WordPieces:
@@ -256,8 +253,11 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
         preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings)
-        prompter = ClipPrompter(model, pad_of(tokenizer))
+        prompter = ClipPrompter(model, ClipWords(tokenizer).pad_id)
         prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))  # a config's id may overflow
+        dropouts = [part.attention_dropout for part in (config.text_config, config.vision_config)]
+        if not (1e-6 < prompter.clamped_temperature() < 1e6 and all(0 <= share < 1 for share in dropouts)):
+            raise ValueError("its logit_scale is no logarithm of a scale, or its attention_dropout no probability")
         load_temporal(prompter, Path(name) / "model.safetensors")
     except InputError:
         raise

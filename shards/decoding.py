@@ -50,6 +50,10 @@ FAR_SECONDS, BACK_SECONDS = 10.0, 5.0  # a window after the first is read from t
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
 MIN_BYTES_PER_SECOND = 100  # a still picture at one frame a second has more
 FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
+# Frames of a program stream may have no time of their own. One whose guessed time is not after the last frame's follows
+# that frame.
+PROGRAM_STREAM = b"\0\0\1\xba"
+ASCENDING = "if(between(PREV_OUTPTS-PTS,0,1/TB),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
 
 
 class DecodeError(Exception):
@@ -425,7 +429,9 @@ def _decode_with_ffmpeg(request: _Request) -> Clip:
     source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)["V"]  # no cover images
     # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes, checksum.
     listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
-    lines = _ffmpeg(source.output("pipe:", **listing), request).decode().splitlines()
+    with open(request.path, "rb") as file:
+        timed = source.filter("setpts", ASCENDING) if file.read(4) == PROGRAM_STREAM else source
+    lines = _ffmpeg(timed.output("pipe:", **listing), request).decode().splitlines()
     times = np.array([int(line.split(",")[2]) for line in lines if not line.startswith("#")]) / 1e6
     if not len(times) or (np.diff(times) < 0).any():
         raise DecodeError("unreadable", "frame times are not ascending" if len(times) else "no frame could be decoded")

@@ -221,13 +221,8 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
 
 def exists(location: Location) -> bool:
     """Whether a file exists. Raises OSError if the store does not respond."""
-
-    def check(system: fsspec.AbstractFileSystem, name: str) -> None:
-        system.invalidate_cache()  # another machine may write files
-        system.info(name)
-
-    try:
-        call_store(location, check)
+    try:  # not from a cache: another machine may write files
+        call_store(location, lambda system, name: (system.invalidate_cache(), system.info(name)))
     except FileNotFoundError:
         return False
     return True
@@ -236,9 +231,7 @@ def exists(location: Location) -> bool:
 def listing(folder: Location, extension: str) -> list[Location]:
     """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
     if isinstance(folder, Path):
-        return [
-            folder / name for name in sorted(p.name for p in folder.iterdir() if p.suffix == extension and p.is_file())
-        ]
+        return sorted(path for path in folder.iterdir() if path.suffix == extension and path.is_file())
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
     # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
     paths = [(entry["name"], entry["name"].rpartition("/")[2]) for entry in entries if entry["type"] == "file"]

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -18,11 +17,6 @@ EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 
-def shown(value: Any) -> str | None:
-    """A default as the help prints it; None for those that say nothing."""
-    return str(value) if value not in ("", (), None, False) else None
-
-
 app = App(
     name="alpro",
     help="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run. Results of "
@@ -31,7 +25,9 @@ app = App(
     help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative=(), show_default=shown),
+    default_parameter=Parameter(  # defaults that say nothing are not shown
+        negative=(), show_default=lambda value: str(value) if value not in ("", (), None, False) else None
+    ),
 )
 for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
     app.command(command)
@@ -42,25 +38,27 @@ for group in (inputs.data_group, inputs.config_group, artifacts.group, index.gro
 
 def main() -> None:
     """Entry point. Without arguments it prints the help."""
-    interrupts: list[int] = []
+    received: list[int] = []
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if before is signal.default_int_handler:  # a background job of a shell ignores Ctrl-C
-            signal.signal(signal.SIGINT, interrupt)
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # a background job of a shell ignores Ctrl-C
+                signal.signal(number, stop)
         status = execute(sys.argv[1:])
     except BaseException as error:
-        # Ctrl-C may reach Prefect where it raises an error of its own.
-        if not interrupts and not isinstance(error, KeyboardInterrupt):
+        # Prefect may raise an error of its own, if the signal reaches its server, too.
+        if not received and not isinstance(error, KeyboardInterrupt):
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)
-        status = 130
+        status = 128 + (received or [signal.SIGINT])[0]
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(status)
 
 

@@ -114,7 +114,8 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     nodes = resources.nodes if stage in TRAININGS else 1
     if resources.processes * nodes == 1 or stage not in SEVERAL:
         return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.processes}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--log-dir", os.devnull]  # not a folder that stays
+    torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
     meeting = [f"--nnodes={resources.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={resources.rendezvous}"]

@@ -41,9 +41,10 @@ def start(
     arguments: config, data, changes and stage, as the parameters of `alpro`. title, tags: of the run in MLflow;
     default: `title_of`, none.
     """
-    title = title or title_of(plan, arguments)
+    title, terminate = title or title_of(plan, arguments), signal.getsignal(signal.SIGTERM)
 
     def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
+        signal.signal(signal.SIGTERM, terminate)  # Prefect's handler hides from the command what ended it
         return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
 
     return Flow(body, name="alpro", persist_result=False)(**arguments)

@@ -125,9 +125,8 @@ def guarded(address: str, *more: str) -> dict[str, str]:
 
 @contextmanager
 def programs(logs: Path) -> Iterator[Programs]:
-    """Programs that end at the end of the body. SIGTERM ends the body as Ctrl-C does."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C, and so would the programs
-        signal.signal(number, signal.default_int_handler)
+    """Programs that end at the end of the body."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, programs would too
     logs.mkdir(exist_ok=True)
     started = Programs(logs)
     try:

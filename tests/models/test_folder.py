@@ -152,6 +152,7 @@ def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tm
         (("model_type",), "bert"),
         (("text_config", "eos_token_id"), 10**30),  # which a SigLIP does not use
         (("vision_config", "layer_norm_eps"), math.nan),
+        (("vision_config", "attention_dropout"), 2.0),
     ):
         folder = shutil.copytree(clip_folders[kind], tmp_path / keys[-1] / kind)
         set_value(folder, *keys, to=value)
@@ -163,6 +164,8 @@ def test_what_the_config_of_a_clip_names_is_checked_or_not_used(clip_folders, tm
             set_value(folder, *keys, name, to="nobody/kernel")
     config = load_clip(str(folder)).model.clip.config
     assert {part._attn_implementation for part in (config.text_config, config.vision_config)} == {"sdpa"}
+    set_weights(folder, lambda weights, last: weights["logit_scale"].fill_(1e30))
+    refused(folder, "logit_scale")
 
 
 def test_an_invalid_file_is_named(saved: Path):

@@ -255,10 +255,10 @@ def test_a_command_that_a_message_names_exists():
             app = app[words.pop(0)]
 
 
-def interrupted(*arguments):
-    """Ctrl-C in a terminal also stops Prefect's server, and Prefect then raises a connection error."""
+def terminated(*arguments):
+    """A signal to all processes also stops Prefect's server, and Prefect then raises a connection error."""
     try:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
     except KeyboardInterrupt:
         raise ConnectionError("no server") from None
 
@@ -272,7 +272,7 @@ def interrupted(*arguments):
         (FULL, 2, "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n"),
         (Interrupted("pretrain stopped"), 75, "pretrain stopped; run the same command again to continue\n"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
-        (interrupted, 130, "stopped; run the same command again to continue\n"),
+        (terminated, 143, "stopped; run the same command again to continue\n"),
         (ZeroDivisionError(), None, ""),
     ],
 )
@@ -280,13 +280,9 @@ def test_the_exit_status_of_a_run(outcome, status, message, mlflow_store, tmp_pa
     mlflow_store(tmp_path)
     start = outcome if callable(outcome) else Mock(side_effect=[outcome])
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", start)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(ZeroDivisionError) if status is None else nullcontext():
-            code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
-            assert (code, err) == (status, message)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(ZeroDivisionError) if status is None else nullcontext():
+        code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
+        assert (code, err) == (status, message)
 
 
 def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(tmp_path, monkeypatch, capsys):

@@ -81,7 +81,7 @@ def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_ot
     resources = Resources(nodes=2, rendezvous="host:29500")
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
-    assert "python -m torch.distributed.run --nproc-per-node=1 " in line
+    assert "python -m torch.distributed.run --log-dir /dev/null --nproc-per-node=1 " in line
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
@@ -104,7 +104,7 @@ def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
 
 
 ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--log-dir", "/dev/null"]
 TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
@@ -120,7 +120,7 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
         expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
         assert command(stage, file, Resources(processes=4, **nodes)) == expected
         if stage in TRAININGS:
-            assert command(stage, file, Resources(**nodes))[3] == "--nproc-per-node=1"
+            assert command(stage, file, Resources(**nodes))[5] == "--nproc-per-node=1"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alpro.shards import decoding
@@ -102,6 +102,7 @@ windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(l
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(form=exact, seed=st.integers(0, 99), window=windows, count=st.integers(1, FRAMES))
+@example(form="a.mpg mpeg2video yuv420p rate=25 bf=2 g=8", seed=20, window=(0, 40), count=40)  # its times go back
 def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, form, seed, window, count: int):
     """Whether it skips, seeks or reads only a part; by the length that counts as far."""
     with tempfile.TemporaryDirectory() as folder:
