@@ -1,85 +1,12 @@
-"""The silent study: its stills, the labels of its arms, its scores, and a run at tiny sizes."""
+"""The silent study: a run at tiny sizes."""
 
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from alpro.stages.training.batch import Batch
-from alpro.stages.training.pretrain_objective import PretrainObjective
 from experiments.silent import arms, study
-from experiments.silent.arms import SilentObjective, true_labels
-from experiments.silent.render import ABSENT, NOUNS, items
-
-
-@pytest.mark.parametrize("named", [1, 2, 4])
-def test_all_captions_of_a_still_name_the_same_things_and_those_of_the_start_all(named):
-    rendered = list(items(40, 3, 2, named))
-    assert [corpus for corpus, *_ in rendered] == ["second", "first"] * 20 + ["test"] * 5
-    for corpus, row, still in rendered:
-        shown, names = {thing.kind for thing in still.things}, row.meta["named"]
-        assert len(names) == (named if corpus == "first" else 4)
-        assert set(names) <= shown == {thing["kind"] for thing in row.meta["things"]}
-        for caption in row.captions:
-            assert sorted(word for word in caption.split() if word in NOUNS) == sorted(names)
-    assert any(word in ABSENT for _, row, _ in rendered for caption in row.captions for word in caption.split())
-    of_test, other = ([row for name, row, _ in all if name == "test"] for all in (rendered, items(40, 3, 2, 3)))
-    assert of_test == other
-
-
-A, B = ({"kind": kind, "x": x, "y": 0.25, "radius": 0.15} for kind, x in (("a", 0.25), ("b", 0.75)))
-
-
-def test_true_labels_are_shares_of_the_area_that_the_crop_shows():
-    for box, expected in (  # on a grid of 6 x 6
-        ((0, 0, 6, 3), (0.5, 0.5, 0)),  # the upper half
-        ((0, 0, 3, 6), (1, 0, 0)),  # the left half
-        ((0, 3, 6, 3), (0, 0, 0)),  # the lower half
-        ((0, 0, 4, 3), (0.3, 1 / 15, 0)),  # of b a strip of 1/15
-    ):
-        labels = true_labels([A, B, A | {"kind": "unknown"}], box, 6, {"a": 0, "b": 1, "c": 2})
-        assert labels == pytest.approx(np.array(expected) / (sum(expected) or 1))
-
-
-@pytest.fixture
-def batch() -> Batch:
-    stills = {"kind": "image", "ids": ["left", "right", "none"], "frames": torch.zeros(3, 1, 3, 32, 32).byte()}
-    texts = {"text": torch.zeros(3, 4).long(), "mask": torch.ones(3, 4).long(), "video": torch.arange(3)}
-    return Batch(step=0, boxes=torch.tensor([[0, 0, 2, 4]] * 3), **stills, **texts)
-
-
-@pytest.fixture
-def objective(tiny_model, monkeypatch):
-    """objective(labels): two kinds of things; the prompter's label of sample n is 0.1 n for the first of them."""
-    from alpro.models.alpro import Alpro
-    from alpro.stages.training.pretrain_objective import LossWeights
-
-    prompted = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
-    monkeypatch.setattr(PretrainObjective, "pseudo_labels", lambda self, frames, boxes, kind: prompted)
-
-    def make(labels: arms.Labels, **changes) -> SilentObjective:
-        model = Alpro(tiny_model(50), entities=2)
-        made = SilentObjective(model, [0.5] * 3, [0.25] * 3, None, {}, LossWeights(), 0.2)
-        return made.use(arms.Arm(labels, **changes), ["a", "b"], {"left": [A, B], "right": [B], "none": []})
-
-    return make
-
-
-def test_pem_has_the_labels_of_the_arm(objective, batch, monkeypatch):
-    seen: list[Batch] = []
-    monkeypatch.setattr(PretrainObjective, "entities", lambda self, given, *_: seen.append(given) or (None, {}))
-    for labels, power, expected in (
-        ("prompter", 1.0, [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]),
-        ("prompter", 2.0, [[0.0, 1.0], [0.012, 0.988], [0.059, 0.941]]),  # normalized
-        ("permuted", 1.0, [[0.2, 0.8], [0.0, 1.0], [0.1, 0.9]]),
-        ("true", 1.0, [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),  # the left half of the still
-    ):
-        made = objective(labels, power=power)
-        made.entities(made.labeled(batch), None, None)
-        assert [[round(p, 3) for p in row] for row in seen[-1].pseudo_labels.tolist()] == expected
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
     counts, _ = update(own)
     assert (counts.embedded, counts.skipped + counts.embedded + counts.rejected) == (5 - kept, 6)
     index = opened(tmp_path)
-    assert (len(index), index.rejects.num_rows) == (5, 1)
+    assert (len(index), [bool(detail) for detail in index.rejects["detail"].to_pylist()]) == (5, [True])
     kept = {".lock", "index.json", "rejects.parquet", f"{index.about.parts[0]}.parquet"}
     assert {file.name for file in (tmp_path / "index").iterdir()} == kept
 
@@ -165,7 +166,7 @@ def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_p
     assert [hit.place.partition(" ")[2] for hit in listed(index).hits] == ["0-0.3 s", "0.3- s"]
     assert index.items["caption"].to_pylist() == [None, "a ball"]
     assert not np.allclose(*index.embeddings)
-    assert index.rejects["reason"].to_pylist() == ["bad row"]
+    assert [(row["reason"], bool(row["detail"])) for row in index.rejects.to_pylist()] == [("bad row", True)]
     (own / "more.jsonl").write_text(json.dumps({"path": "1.mp4", "day": "2"}) + "\n")
     update(own / "more.jsonl")  # keeps the columns of the index
     index = opened(tmp_path)
@@ -455,3 +456,8 @@ def test_windows_of_several_files_are_grouped_by_file():
     items = [dict(zip(("path", "start", "end"), window, strict=True)) for window in windows]
     groups = group_windows([Hit(item, number, 1 - number / 10) for number, item in enumerate(items)])
     assert [(hit.number, hit.span) for hit in groups] == [(0, (5, 30)), (1, (15, 25)), (3, (31, 40)), (5, None)]
+    items = [{"path": "a", "start": 0, "end": n + 1} for n in range(40)] + [{"path": "b", "start": 0, "end": 1}]
+    falling, about = np.linspace(1, 0.5, 41, dtype=np.float32)[:, None], SimpleNamespace(window=1.0)
+    index = SimpleNamespace(embeddings=falling, about=about, item=items.__getitem__)
+    hits = similar_hits(index, np.ones(1, np.float32), 2, np.ones(41, bool))
+    assert [hit.item["path"] for hit in hits] == ["a", "b"]  # the forty are one hit

@@ -20,6 +20,7 @@ from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.devices import reserved, visible_devices
 from alpro.pipeline.execution.launch import command, run_group, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
+from alpro.shards.storage import DISK_FULL
 from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
@@ -264,7 +265,7 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
 
 
 ERRORS = {
-    EXIT_INPUT_ERROR: [InputError("no captions"), OSError(errno.ENOSPC, "No space left", "clips.tar")],
+    EXIT_INPUT_ERROR: [InputError("no captions"), *(OSError(number, "No space", "clips.tar") for number in DISK_FULL)],
     EXIT_INTERRUPTED: [OSError(errno.ESTALE, "Stale file handle"), TimeoutError(), SystemExit(EXIT_INTERRUPTED)],
     "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
 }

@@ -278,12 +278,14 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
         (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
         store.pipe_file("/bucket/corpus/a.tar", b"two")
         assert fingerprint(folder) != before
+    step = decoding("films", Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25), None, digests)
+    assert (step.config.kinds, step.config.max_reject_share) == ("image", 0.25)
     steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), digests)
     with pytest.raises(InputError, match="no such folder of shards"):
         check_files(steps, Store(tmp_path / "artifacts"))
 
 
-def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(digests, tmp_path):
+def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(digests, tmp_path, memory):
     video, texts = tmp_path / "data" / "sub" / "a.mp4", tmp_path / "train.jsonl"
     write(video, "one")
     write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
@@ -294,6 +296,12 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
         write(file, content)
         assert not before.unchanged()
         assert decoding("films", corpus, None, digests).fingerprint != before.fingerprint
+    store, found = fsspec.filesystem("memory"), []
+    store.pipe_file("/bucket/corpus/m.jsonl", b'{"path": "a.mp4", "caption": "x"}')
+    for content in (b"one", b"two"):  # of the same manifest
+        store.pipe_file("/bucket/corpus/a.mp4", content)
+        found.append(decoding("films", Corpus(data=f"{memory}/m.jsonl"), None, digests))
+    assert found[0].fingerprint != found[1].fingerprint
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])

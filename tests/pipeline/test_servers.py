@@ -33,18 +33,20 @@ SHORT = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.check
 
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):
     """One that ends is an error; the command ends it, and another command meanwhile creates no database."""
-    commands: list[list[str]] = []
+    commands, processes = list[list[str]](), list[subprocess.Popen]()
     popen, programs = subprocess.Popen, ["import signal; signal.pause()", "raise SystemExit(3)"]
 
     def start(command: list[str], **options: Any) -> subprocess.Popen:
         assert options["start_new_session"]
         assert options["env"]["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
         commands.append(command)
-        return popen([sys.executable, "-c", programs[len(commands) - 1]])
+        processes.append(popen([sys.executable, "-c", programs[(len(commands) - 1) % 2]]))
+        return processes[-1]
 
     atexit, started = [], servers.FileLock(tmp_path / "starting.lock")
     monkeypatch.setattr(os, "environ", os.environ | {"PREFECT_API_URL": "http://host/api"})
     monkeypatch.setattr(servers.subprocess, "Popen", start)
+    monkeypatch.setattr(servers, "GRACE_SECONDS", 0)
     monkeypatch.setattr(servers.atexit, "register", atexit.append)
     monkeypatch.setattr(servers, "answers", lambda url: url.startswith("http://127") and len(commands) == 1)
     servers.start_temporary_server()()
@@ -62,8 +64,14 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
     failing = servers.start_temporary_server()
     with pytest.raises(StageFailed, match="status 3"):
         failing()
-    for end in atexit:
+    both = servers.Programs()
+    for name in ("one", "two"):
+        both.start(name, [], {"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"})
+    with pytest.raises(StageFailed, match="two ended with status 3"):
+        both.until(lambda: False, seconds=60)
+    for end in (*atexit, both.end):
         end()
+    assert all(program.returncode is not None for program in processes)  # waited for: none is a zombie
 
 
 @pytest.fixture

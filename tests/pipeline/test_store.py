@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,8 +53,9 @@ def test_a_fingerprint_changes_with_all_that_decides_the_result_and_with_nothing
     assert decode_step().fingerprint != step.fingerprint
 
 
-def test_the_record_is_written_last_and_describes_the_artifact(store):
-    step = decode_step()
+def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatch):
+    step, clock = decode_step(), [5.0]
+    monkeypatch.setattr(artifacts_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def work(step: Step, out: Path) -> Outcome:
         assert out == store.folder(step)
@@ -62,10 +64,12 @@ def test_the_record_is_written_last_and_describes_the_artifact(store):
         for name in ("checkpoints", "parts", "model"):
             (out / name).mkdir()
         (out / "model" / ".weights.0123.part").touch()
+        clock[0] += 7.25
         return Outcome({"items": 3}, {"score": 0.5}, ["few"], "float32")
 
     record = store.make(step, work, {"commit": "abc"})
     assert store.find(step) == record
+    assert record["run"]["seconds"] == 7.2
     assert record["fingerprint"] == step.fingerprint
     assert record["config"] == step.config.model_dump(mode="json")
     assert record["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint

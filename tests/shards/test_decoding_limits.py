@@ -45,7 +45,7 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
     path, whole, reasons = make_video("a.mp4", 24), Clock(), []
     monkeypatch.setattr(decoding, "time", whole)
     decode_video(path, 4, 32, decoder="pyav")
-    assert whole.readings > 24
+    assert whole.readings > 2 * 24  # once for each packet whose time is read, and once as it is decoded
 
     def decode_slowly() -> None:
         for readings in range(1, whole.readings):
@@ -65,13 +65,18 @@ def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
     path, time = make_video("a.mp4", 24), Clock()
 
     def slow(request):
-        time.ahead = 0.5
+        time.ahead += 0.5
         raise DecodeError("unreadable")
 
     monkeypatch.setattr(decoding, "time", time)
     monkeypatch.setattr(decoding, "_decode_with_pyav", slow)
+    given, communicate = [], subprocess.Popen.communicate
+    monkeypatch.setattr(
+        subprocess.Popen, "communicate", lambda self, timeout: given.append(timeout) or communicate(self)
+    )
     assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
     assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
+    assert set(given) == {59.5}
 
 
 def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path, make_video, monkeypatch, wait_for_end):

@@ -143,7 +143,7 @@ def test_bad_rows_are_rejected_with_a_reason_and_their_id_or_line_and_the_others
 def test_an_unusable_manifest_raises_a_one_line_error_with_the_cause(write_records, tmp_path, monkeypatch):
     for records, parts in (
         ([X, X], ["line 2", "'a'", "line 1"]),
-        ([{"file": "a.mp4", "caption": "x"}], ["no column path", "caption, file"]),
+        ([{"file": "a.mp4", "caption": "x"}, {"note": 1}], ["no column path", "caption, file, note"]),
         ([{"path": "a.mp4", "title": "x"}], ["no column caption", "path, title"]),
         ([X, X | {"path": "../b.mp4"}], ["line 2", "'../b.mp4'", "outside"]),
         ([X | {"path": "/etc/passwd"}], ["'/etc/passwd'", "is outside the data folder"]),

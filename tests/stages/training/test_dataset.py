@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,7 +108,7 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
     assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
 
 
-def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of):
+def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of, tokenizer):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
     corpus = corpus_of(tmp_path, [*sample_rows(3), *sample_rows(2, captions=0, prefix="q", questions=question)])
     steps = steps_of({"a": corpus}, 3, batch_size=3)
@@ -115,6 +116,8 @@ def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, st
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
     assert (set(sample_ids(questions)), questions.skipped) == ({"q0", "q1"}, 3)
     assert questions[0].answers.tolist() == [7, 7]
+    asked = tokenizer.encode(question[0]["question"]).ids  # without the answer
+    assert questions[0].text[0, : len(asked)].tolist() == asked
     unknown = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=("nine",))
     assert unknown[0].answers.tolist() == [-100, -100]
     silent = corpus_of(tmp_path / "silent", sample_rows(4, captions=0, prefix="s", questions=question))
@@ -123,9 +126,14 @@ def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, st
 
 
 def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(clips, corpus, steps_of):
-    orders = [sample_ids(steps_of({"clips": clips}, 10, seed=seed)) for seed in (1, 2)]
-    assert orders[0] != orders[1]
-    assert {name.split("-")[0] for name in orders[0] + orders[1]} == {"train"}
+    one, other = (steps_of({"clips": clips}, 10, seed=seed, mlm=0.3, patch_dropping=0.5) for seed in (1, 2))
+    assert sample_ids(one) != sample_ids(other)
+    assert {name.split("-")[0] for name in sample_ids(one) + sample_ids(other)} == {"train"}
+    shared = one.example(one.sources[0], 0, 3, 0.5), other.example(other.sources[0], 0, 3, 0.5)  # of the same sample
+    for drawn in ("frames", "masked", "box", "uniforms", "kept"):
+        assert not np.array_equal(*(example[drawn] for example in shared)), drawn
+    two = {name: corpus(6, prefix=name) for name in "ab"}
+    assert (steps_of(two, 40, seed=1).source_of != steps_of(two, 40, seed=2).source_of).any()
     data = steps_of({"a": corpus(1, captions=3)}, 30, batch_size=1)
     assert len({tuple(data[step].text[0].tolist()) for step in range(30)}) == 3
 

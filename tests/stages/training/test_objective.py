@@ -119,13 +119,17 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
     assert without == objective.unused_parameters
 
 
-def test_similarities_stay_exact_under_mixed_precision(batch):
+def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_the_temperature(batch):
     exact, expected = losses_of(objective_of("pretrain", threshold=0.0), batch)
     with torch.autocast("cpu", torch.bfloat16):
         loss, metrics = losses_of(objective_of("pretrain", threshold=0.0), batch)
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
     torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+    one, other = objective_of("prompter"), objective_of("prompter")
+    one.model.temperature.data.fill_(0.5)
+    other.model.temperature.data.fill_(0.9)  # beyond its bound, which counts
+    torch.testing.assert_close(losses_of(one, batch), losses_of(other, batch))
 
 
 @pytest.mark.long

@@ -11,8 +11,10 @@ from alpro.errors import InputError
 from alpro.models.folder import write_tensors
 from alpro.pipeline.store.artifacts import Step
 from alpro.stages.execution.interface import Outcome, StageConfig
-from alpro.stages.training.checkpoint import trainable
+from alpro.stages.training import loop
+from alpro.stages.training.checkpoint import Checkpoints, trainable
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
+from alpro.stages.training.optim import build_optimizer
 
 OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
@@ -48,12 +50,16 @@ def test_an_interrupted_run_has_the_same_weights_and_metrics(new_run, stops, obj
     assert_same(whole, broken)
 
 
-def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_run):
+def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_run, monkeypatch):
     whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
     whole.start()
     broken.kill(before=5)
     with open(broken.out / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "time": 0, "train/loss": 1.5}\n{"step": 6, "ti')  # cut off while it was written
+    with monkeypatch.context() as patch:  # ranks that see different files
+        patch.setattr(loop, "all_reduce_max", lambda values, device: [5, -4])
+        with pytest.raises(InputError, match="checkpoints of steps 4 and 5"):
+            broken.start()
     broken.start()
     assert_same(whole, broken)
 
@@ -90,6 +96,9 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, spo
     assert broken.checkpoints == ["step-00000005", "step-00000006"]
     for name in broken.checkpoints[-count:]:
         spoil(broken.out / "checkpoints" / name / file)
+    other = broken.build()  # of another rank, which reads the same and deletes nothing
+    state = Checkpoints(broken.out / "checkpoints").restore(other, build_optimizer(other, broken.config), rank=1) or {}
+    assert (state.get("step"), len(broken.checkpoints)) == (5 if count == 1 else None, 2)
     capfd.readouterr()
     broken.start()
     output = capfd.readouterr().err
