@@ -38,13 +38,13 @@ def start(
 ) -> dict[str, str]:
     """Runs a plan as a flow of this process. Returns the folder of each artifact.
 
-    arguments: config, data, changes and stage, as the parameters of `alpro`. title, tags: of the run in MLflow;
-    default: `title_of`, none.
+    arguments: config, data, changes and stage, as of `alpro`. title (default: `title_of`), tags: of the run in MLflow.
     """
     title, terminate = title or title_of(plan, arguments), signal.getsignal(signal.SIGTERM)
 
     def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
-        signal.signal(signal.SIGTERM, terminate)  # Prefect's handler hides from the command what ended it
+        if threading.current_thread() is threading.main_thread():  # elsewhere Prefect sets no handler
+            signal.signal(signal.SIGTERM, terminate)  # its handler hides from the command what ended it
         return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
 
     return Flow(body, name="alpro", persist_result=False)(**arguments)
