@@ -19,7 +19,7 @@ from alpro.stages.evaluation.encoding import embed_texts, load_prompter
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
 from alpro.stages.training.distributed import pick_device
 
-VERSION = 4
+VERSION = 5
 MAX_PROMPT_TOKENS = 64
 
 

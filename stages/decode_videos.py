@@ -37,7 +37,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 10
+VERSION = 11
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 

@@ -15,7 +15,7 @@ from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_answers, add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"14 {TABLE_VERSION}"
+VERSION = f"15 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):

@@ -17,7 +17,7 @@ from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_rankers
 from alpro.stages.execution.interface import Outcome, Resources
 
-VERSION = f"11 {TABLE_VERSION}"
+VERSION = f"12 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig):

@@ -8,5 +8,6 @@ start=$(alpro run train_prompter --config sample --workspace "$workspace" --json
   --set render_sample.seed="$draw" --set train_prompter.seed=$((draw + 100)) |
   python -c 'import json, sys; print(json.load(sys.stdin)["artifacts"]["train_prompter"]["folder"])')
 study=$(mktemp -d)
+trap 'rm -r "$study"' EXIT
 sed "s/^config/seeds = [$draw]\nconfig/" "$here/losses.toml" > "$study/losses.toml"
 alpro study "$study/losses.toml" --workspace "$workspace" --set pretrain.start="$start/model" --json

@@ -37,7 +37,7 @@ class CorpusExamples:
     """
 
     def __init__(self, name: str, folder: Path, kind: str, unit: Unit, first_video: int):
-        self.name, self.kind, self.unit = name, kind, unit
+        self.name, self.kind = name, kind
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
         texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
