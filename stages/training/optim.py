@@ -19,7 +19,6 @@ NO_DECAY = {"pos_embed", "time_embed", "cls_token", "position_embeddings", "temp
 NO_DECAY |= {"position_embedding"}  # of a CLIP
 BETAS, EPS = (0.9, 0.98), 1e-6
 
-
 MOMENTUM, ITERATIONS = 0.95, 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the Newton-Schulz iteration (Jordan et al., Muon, 2024)
 
@@ -45,24 +44,25 @@ class Muon(torch.optim.AdamW):
             self.param_groups.append(group)
         matrices = group["params"]
         finite = 1.0 - getattr(self, "found_inf", torch.zeros(()))
-        updates = [torch.zeros_like(matrix) for matrix in matrices]
+        merged = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
+        updates = merged.split([matrix.numel() for matrix in matrices])
         alike = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)  # update, direction
         for number, (matrix, parts) in enumerate(zip(matrices, group["qkv"], strict=True)):
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            gradient = matrix.grad if matrix.grad is not None else torch.zeros_like(matrix)
-            torch.where(finite > 0, momentum.lerp(gradient, 1 - MOMENTUM), momentum, out=momentum)
+            gradient = torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
+            gradient = torch.where(finite > 0, gradient, momentum)  # a product with 0 would keep what is not finite
+            momentum.lerp_(gradient, 1 - MOMENTUM)
             if is_own(number):
                 direction = gradient.lerp(momentum, MOMENTUM).view(parts, -1, matrix.shape[1])
                 alike[direction.shape[1:]].append((updates[number], direction))
         for pairs in alike.values():
             results = orthogonalized(torch.cat([direction for _, direction in pairs]), group["dtype"])
             for (update, _), result in zip(pairs, results.split([len(d) for _, d in pairs]), strict=True):
-                update.copy_(result.reshape(update.shape))
-        merged = merge(torch.cat([update.flatten() for update in updates]))
-        step_size, decay = group["lr"], 1 - group["lr"] * group["weight_decay"]
-        for matrix, update in zip(matrices, merged.split([m.numel() for m in matrices]), strict=True):
-            changed = torch.add(matrix * decay, update.view_as(matrix), alpha=-step_size)
-            torch.where(finite > 0, changed, matrix, out=matrix)
+                torch.mul(result.reshape(-1), finite, out=update)
+        merge(merged)
+        decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
+        for matrix, update in zip(matrices, updates, strict=True):
+            matrix.mul_(decay).add_(update.view_as(matrix), alpha=-group["lr"])
 
 
 def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
