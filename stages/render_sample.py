@@ -61,7 +61,7 @@ FRAMES_PER_SECOND = 8
 UNSEEN = 0.5  # fraction of the validation and test clips with a kind, color and motion not combined in training
 CAPTIONS = 5  # of a training clip
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
-X264 |= {"x264-params": "asm=0:mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
+X264 |= {"x264-params": "mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")
 
 
@@ -194,8 +194,8 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
 def encode_video(frames: np.ndarray, path: Path) -> None:
     """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for byte.
 
-    x264's lookahead reads uninitialized memory, which makes it nondeterministic; its vector code and that of FFmpeg's
-    color conversion differ between processors. All three are disabled.
+    x264's lookahead reads uninitialized memory, which makes it nondeterministic, and the vector code of FFmpeg's color
+    conversion differs between processors. Both are disabled.
     """
     import av
 

@@ -136,11 +136,11 @@ def run_group(
     piped = say is not None
     more = {**(settings or {}), **({TIMES: "0"} if piped else {})}  # Prefect's log adds times
     # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on
-    # two cores, with OpenMP's default 1.1; on idle cores 0.10, as with the default. Huge pages: 0.87 of a step.
+    # two cores, with OpenMP's default 1.1 to 2.4; on idle cores it is as fast. Huge pages: 0.87 of the time.
     process = subprocess.Popen(
         with_parent(arguments),
         start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which ends the group
-        env={"GOMP_SPINCOUNT": "5000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, **more},
+        env={"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, **more},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,

@@ -108,8 +108,8 @@ def check_rejects(source: Location, out: Path, max_reject_share: float, items: i
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
     """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3, 3)."""
-    pixels = frames.reshape(-1, 3).astype(np.float64) / 255
-    return np.stack([np.full(3, float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
+    counts = np.stack([np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)])
+    return np.stack([counts @ (np.arange(256) / 255) ** power for power in range(3)])
 
 
 def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str]]:
