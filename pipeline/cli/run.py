@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
                 "configuration: own_videos, small models from random weights for a first look, not for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
-    changes, root = source.changes(options.workspace), prepare_run(options)
+    changes, (root, wait) = source.changes(options.workspace), prepare_run(options)
     from alpro.pipeline.plan.dag import check_files, check_test_items, planned
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
@@ -56,7 +57,7 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
         parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
-        folders = run_flow(plan, parameters, root, options.tracking_uri)
+        folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
     print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
     corpora = [folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES]
     if compares and prompter and corpora and not options.json:
@@ -76,10 +77,7 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default that of the study.
     """
-    from alpro.pipeline.flows.servers import start_temporary_server
-
-    changes, root = source.changes(options.workspace), prepare_run(options)
-    wait = (lambda: None) if options.dry_run else start_temporary_server()
+    changes, (root, wait) = source.changes(options.workspace), prepare_run(options)
     from alpro.pipeline.flows.study import load_study, members_of, run_study
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
@@ -103,11 +101,10 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
 
 
-def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str) -> dict[str, str]:
-    """Runs a plan as a Prefect flow. Returns the folder of each artifact."""
-    from alpro.pipeline.flows.servers import start_temporary_server
-
-    wait = start_temporary_server()
+def run_flow(
+    plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str, wait: Callable[[], None]
+) -> dict[str, str]:
+    """Runs a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
     from alpro.pipeline.tracking.tracker import Tracker
 
@@ -117,9 +114,10 @@ def run_flow(plan: "Planned", parameters: dict[str, Any], root: Path, tracking_u
     return flow.start(plan, parameters, root, tracking_uri)
 
 
-def prepare_run(options: RunOptions) -> Path:
-    """Creates the workspace and sets Prefect's environment; returns its absolute path. Call before Prefect is
-    imported: it reads its environment then. Without PREFECT_API_URL the command has a temporary server."""
+def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
+    """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported, and starts the
+    temporary server that a command without PREFECT_API_URL has. Returns the workspace's absolute path, and a function
+    that waits for the server."""
     if has_credentials(options.tracking_uri):  # Prefect stores the parameters of runs, and messages name the store
         raise InputError(
             "--tracking-uri: contains a user name or a password; leave them out, and set MLFLOW_TRACKING_USERNAME and "
@@ -136,7 +134,9 @@ def prepare_run(options: RunOptions) -> Path:
     log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)
-    return root
+    from alpro.pipeline.flows.servers import start_temporary_server
+
+    return root, (lambda: None) if options.dry_run else start_temporary_server()
 
 
 def print_plan(plan: "Planned", json: bool) -> None:
