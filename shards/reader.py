@@ -34,6 +34,7 @@ KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
 MAX_CACHED_BYTES = 2**28  # of decoded frames that a reader keeps, if all frames of its corpus take no more
+MAX_CACHED_SAMPLES = 2**13  # whose metadata a reader keeps, if its corpus has no more: some kilobytes each
 
 
 class Unreadable(InputError):
@@ -53,8 +54,7 @@ class FrameCache:
 
     def get(self, position: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The frame at a position of the corpus (H, W, 3) uint8, decoded if it is not kept."""
-        frame = self.kept.get(position)
-        if frame is None:
+        if (frame := self.kept.get(position)) is None:
             frame = decode()
             if frame.nbytes * self.count <= MAX_CACHED_BYTES:
                 self.kept[position] = frame
@@ -136,7 +136,7 @@ class ShardReader:
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
         self._json, self._frames = (np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames))
         self._first = np.cumsum(np.frombuffer(lengths, np.int64))
-        self._cache = FrameCache(len(self._frames))
+        self._cache, self._samples = FrameCache(len(self._frames)), dict[int, Sample]()
         self.table = self.table.drop_columns(["shard"])  # tables above
 
     def __len__(self) -> int:
@@ -156,6 +156,8 @@ class ShardReader:
 
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
+        if (kept := self._samples.get(number)) is not None:
+            return kept
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
         place: Span = tuple(self._json[number].tolist())
         first = int(self._first[number])
@@ -167,7 +169,10 @@ class ShardReader:
                 raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
-        return Sample(about, shard, frames, fetched, self._cache, first)
+        sample = Sample(about, shard, frames, fetched, self._cache, first)
+        if not fetched and len(self) <= MAX_CACHED_SAMPLES:
+            self._samples[number] = sample
+        return sample
 
 
 def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:
@@ -228,7 +233,7 @@ def _read(shard: Location, offset: int, size: int, crc32: int | None, fetched: F
     if fetched:
         data = fetched[1][offset - fetched[0] :][:size]
     elif isinstance(shard, Path):
-        file = _open(str(shard))  # a reference keeps it open if another thread evicts it from the cache
+        file = _opened(str(shard), os.stat(shard).st_mtime_ns)  # open if another thread evicts it from the cache, too
         data = os.pread(file.fileno(), size, offset)
     else:
         data = read_range(shard, offset, size)
@@ -247,11 +252,6 @@ def _fetch(shard: str, places: list[Span]) -> Fetched | None:
     return start, read_range(shard, start, end - start)
 
 
-def _open(path: str) -> io.FileIO:
-    return _opened(path, os.stat(path).st_mtime_ns)
-
-
 @lru_cache(maxsize=64)
 def _opened(path: str, modified: int) -> io.FileIO:
-    # Open while cached. Forked workers can use it too: os.pread has no shared position.
     return open(path, "rb", buffering=0)

@@ -168,7 +168,8 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
         Score(metric, ranks.recall(k) * 100, chance[min(k, ranks.gallery) - 1] * 100, queries)
         for k, metric in RECALLS.items()
     ]
-    return [*scores, Score(MEDIAN_RANK, ranks.expected, median_of(chance), queries)]
+    median = 1 + (int(np.argmax(chance >= 0.5 - 1e-9)) + int(np.argmax(chance > 0.5 + 1e-9))) / 2
+    return [*scores, Score(MEDIAN_RANK, ranks.expected, median, queries)]
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
@@ -196,8 +197,3 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
         missed = np.cumprod(np.clip(gallery - count - drawn, 0, None) / (gallery - drawn))
         recalls += queries * (1 - missed)
     return recalls / len(right)
-
-
-def median_of(recalls: np.ndarray) -> float:
-    """The median rank where `recalls` (G,) is the cumulative distribution of the rank at 1..G."""
-    return 1 + (int(np.argmax(recalls >= 0.5 - 1e-9)) + int(np.argmax(recalls > 0.5 + 1e-9))) / 2

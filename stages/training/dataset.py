@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
 from alpro.models.clip_prompter import words_of
+from alpro.models.word_pieces import WordPieces
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
@@ -172,19 +174,13 @@ class TrainingDataset(Dataset[Batch]):
         examples = sum(len(self.sources[i]) for i in sources)
         return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
 
-    def phase_of(self, step: int) -> tuple[int, int]:
-        """The index of the phase of a step, and the first step of that phase."""
-        ends = np.cumsum(self.phase_steps)
-        phase = int(np.searchsorted(ends, step, side="right"))
-        return phase, int(ends[phase]) - self.phase_steps[phase]
-
     def __len__(self) -> int:
         return len(self.source_of)
 
     def __getitem__(self, step: int) -> Batch:
         source = self.sources[self.source_of[step]]
         size = self.config.batch_size
-        phase = self.config.phases[self.phase_of(step)[0]]
+        phase = self.config.phases[np.searchsorted(np.cumsum(self.phase_steps), step, side="right")]
         examples = source.at(int(self.turn[step]) * size, size, self.config.seed, phase.group_batches)
         # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
         places = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
@@ -231,7 +227,7 @@ class TrainingDataset(Dataset[Batch]):
             captions = sample.about["captions"]
             full_text = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
         frames = (self.still if source.kind == "image" else self.clip)(sample, full_text, rng)
-        ids = self.words.ids([text], self.config.max_text_tokens)[0]
+        ids = token_ids(self.words, text, self.config.max_text_tokens)
         item = {
             "id": sample.about["id"],
             "video": source.first_video + int(sample_number),
@@ -287,6 +283,12 @@ class TrainingDataset(Dataset[Batch]):
             generator=torch.Generator(),  # otherwise the loader advances the restored global generator
         )
         return map(_raise_errors, iter(loader))
+
+
+@lru_cache(2**16)
+def token_ids(words: WordPieces, text: str, length: int) -> np.ndarray:
+    """The ids of one text as of `words.ids`. They must not be changed."""
+    return words.ids([text], length)[0]
 
 
 def _raise_errors(item: Batch | InputError) -> Batch:
