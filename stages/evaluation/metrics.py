@@ -168,6 +168,7 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
         Score(metric, ranks.recall(k) * 100, chance[min(k, ranks.gallery) - 1] * 100, queries)
         for k, metric in RECALLS.items()
     ]
+    # The median rank by chance, where `chance` is the cumulative distribution of the rank at 1..G.
     median = 1 + (int(np.argmax(chance >= 0.5 - 1e-9)) + int(np.argmax(chance > 0.5 + 1e-9))) / 2
     return [*scores, Score(MEDIAN_RANK, ranks.expected, median, queries)]
 
