@@ -51,7 +51,7 @@ def main() -> None:
         for file in files:
             file.with_suffix(".txt").write_text(f"clip {file.stem}: {CAPTION}")
         decode_videos.run(decode_videos.Config(validation=0, test=0), {"data": videos}, corpus, Resources())
-        shard_reader.MAX_CACHED_BYTES = 0  # every frame is decoded, as in a large corpus
+        shard_reader.MAX_KEPT_BYTES = 0  # every frame is decoded, as in a large corpus
         methods: dict[str, Callable[[int], float]] = {
             "decode_video": partial(decoding, files),
             "loader": partial(loading, dataset(corpus, "none")),

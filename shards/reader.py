@@ -10,9 +10,9 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
 KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
-MAX_CACHED_BYTES = 2**28  # of decoded frames that a reader keeps, if all frames of its corpus take no more
-MAX_CACHED_SAMPLES = 2**13  # whose metadata a reader keeps, if its corpus has no more: some kilobytes each
+MAX_KEPT_SAMPLES = 2**13  # a reader keeps what it read of a corpus that has no more
+MAX_KEPT_BYTES = 2**28  # of decoded frames, if all frames of the corpus take no more; of what was fetched, likewise
 
 
 class Unreadable(InputError):
@@ -45,22 +45,6 @@ Span = tuple[int, int, int | None]  # the offset, size (bytes) and CRC-32 of a m
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
-class FrameCache:
-    """The decoded frames of a small corpus, so that each is decoded once: 0.6 of the loader's time for the sample
-    corpus. Of a corpus of `count` frames that do not fit into MAX_CACHED_BYTES nothing is kept."""
-
-    def __init__(self, count: int):
-        self.count, self.kept = count, dict[int, np.ndarray]()
-
-    def get(self, position: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The frame at a position of the corpus (H, W, 3) uint8, decoded if it is not kept."""
-        if (frame := self.kept.get(position)) is None:
-            frame = decode()
-            if frame.nbytes * self.count <= MAX_CACHED_BYTES:
-                self.kept[position] = frame
-        return frame
-
-
 @dataclass(frozen=True)
 class Sample:
     """A sample of a shard: its metadata and the positions of its frames. Its length is the number of frames."""
@@ -69,8 +53,8 @@ class Sample:
     shard: Location
     places: list[Span]  # of each frame's JPEG
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
-    cache: FrameCache | None = None
-    first: int = 0  # position of its first frame in the corpus, for the cache
+    kept: dict[int, np.ndarray] = field(default_factory=dict)  # decoded frames
+    max_kept_bytes: int = 0  # of a decoded frame; a larger one is decoded again each time
 
     def __len__(self) -> int:
         return len(self.places)
@@ -86,15 +70,15 @@ class Sample:
         return np.stack([decoded[i] for i in chosen])
 
     def _frame(self, number: int) -> np.ndarray:
-        if self.cache is None:
-            return self._decode(number)
-        return self.cache.get(self.first + number, lambda: self._decode(number))
-
-    def _decode(self, number: int) -> np.ndarray:
+        if (frame := self.kept.get(number)) is not None:
+            return frame
         try:
-            return decode_jpeg(_read(self.shard, *self.places[number], self.fetched))
+            frame = decode_jpeg(_read(self.shard, *self.places[number], self.fetched))
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
             raise Unreadable(f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}") from error
+        if frame.nbytes <= self.max_kept_bytes:
+            self.kept[number] = frame
+        return frame
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -136,7 +120,7 @@ class ShardReader:
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
         self._json, self._frames = (np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames))
         self._first = np.cumsum(np.frombuffer(lengths, np.int64))
-        self._cache, self._samples = FrameCache(len(self._frames)), dict[int, Sample]()
+        self._kept = dict[int, Sample]()
         self.table = self.table.drop_columns(["shard"])  # tables above
 
     def __len__(self) -> int:
@@ -156,7 +140,7 @@ class ShardReader:
 
     def __getitem__(self, number: int) -> Sample:
         """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
-        if (kept := self._samples.get(number)) is not None:
+        if (kept := self._kept.get(number)) is not None:
             return kept
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
         place: Span = tuple(self._json[number].tolist())
@@ -169,9 +153,9 @@ class ShardReader:
                 raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
-        sample = Sample(about, shard, frames, fetched, self._cache, first)
-        if not fetched and len(self) <= MAX_CACHED_SAMPLES:
-            self._samples[number] = sample
+        sample = Sample(about, shard, frames, fetched, max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frames)))
+        if len(self) <= MAX_KEPT_SAMPLES and (not fetched or len(self) * len(fetched[1]) <= MAX_KEPT_BYTES):
+            self._kept[number] = sample
         return sample
 
 

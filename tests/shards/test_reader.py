@@ -200,7 +200,7 @@ def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus, clips,
 @pytest.mark.parametrize(("limit", "kept"), [(6 * 8 * 8 * 3 * 2, 2), (6 * 8 * 8 * 3 * 2 - 1, 0)])
 def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monkeypatch, limit, kept):
     """Two videos of 6 frames of 8 x 8 pixels fit into the limit, or miss it by a byte."""
-    monkeypatch.setattr("alpro.shards.reader.MAX_CACHED_BYTES", limit)
+    monkeypatch.setattr("alpro.shards.reader.MAX_KEPT_BYTES", limit)
     reader = ShardReader(corpus_of(tmp_path / "a", [{"id": "v0"}, {"id": "v1"}]))
     first = [reader[n].frames([3]) for n in (0, 1)]
     decoded = []
