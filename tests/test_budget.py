@@ -16,10 +16,10 @@ PROGRAMS = ("benchmarks", "docs")
 LINES = {
     "alpro": 550,
     "models": 2_245,
-    "shards": 3_759,
+    "shards": 3_743,
     "stages": 6_404,
     "inference": 1_912,
-    "pipeline": 5_597,
+    "pipeline": 5_611,
     "experiments": 685,
     "tests": 17_990,
     "programs": 1_409,

@@ -1,4 +1,4 @@
-"""Runs a stage as a group of processes, many of them with torchrun, and ends them."""
+"""Runs a stage as a group of processes, many of them with torchrun, and ends them. As a program it is torchrun."""
 
 import os
 import shlex
@@ -114,7 +114,7 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     nodes = resources.nodes if stage in TRAININGS else 1
     if resources.processes * nodes == 1 or stage not in SEVERAL:
         return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--log-dir", os.devnull]  # not a folder that stays
+    torchrun = [sys.executable, "-m", __name__, "--log-dir", os.devnull]  # not a folder that stays
     torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
@@ -183,3 +183,17 @@ def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
     for line in process.stdout:
         with suppress(BaseException):
             say(line.rstrip())
+
+
+if __name__ == "__main__":
+    from torch.distributed.run import main
+
+    def stop(number: int, _: object) -> None:
+        # A second signal while torchrun waits for its ranks would leave it there for ever. The kernel sends several if
+        # the process that started it is killed.
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(EXIT_INTERRUPTED)
+
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # not this one
+    signal.signal(signal.SIGTERM, stop)
+    main()

@@ -82,7 +82,7 @@ def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_ot
     resources = Resources(nodes=2, rendezvous="host:29500")
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
-    assert "python -m torch.distributed.run --log-dir /dev/null --nproc-per-node=1 " in line
+    assert "python -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 " in line
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
@@ -105,7 +105,7 @@ def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
 
 
 ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--log-dir", "/dev/null"]
+TORCHRUN = [sys.executable, "-m", "alpro.pipeline.execution.launch", "--log-dir", "/dev/null"]
 TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
