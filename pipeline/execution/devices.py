@@ -62,10 +62,9 @@ def reserved(
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # another user has just created it
                 folder.chmod(0o777)
-        files = [folder / f"{identity.replace('/', '_')}.lock" for identity in devices.values()]
-        names = dict(zip(files, devices, strict=True))
+        names = {folder / f"{identity.replace('/', '_')}.lock": name for name, identity in devices.items()}
         announced = False
-        while not (taken := _take(files, count)):
+        while not (taken := _take(list(names), count)):
             if not announced:
                 announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use")
                 announced = True
@@ -84,8 +83,7 @@ def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
     other."""
     taken: dict[Path, FileLock] = {}
     for file in files:
-        lock = FileLock(file, mode=0o666, thread_local=False)
-        if acquired(lock):
+        if acquired(lock := FileLock(file, mode=0o666, thread_local=False)):
             taken[file] = lock
         if len(taken) == count:
             return taken

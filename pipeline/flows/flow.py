@@ -24,6 +24,7 @@ from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import PipelineRun, announce, make, title_of
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.tracking.tracker import Tracker, stage_title
+from alpro.stages import EVALUATIONS
 from alpro.stages.execution.interface import STOP, Stop
 from alpro.stages.execution.lifecycle import end_with_parent
 
@@ -125,6 +126,8 @@ def run_steps(current: PipelineRun) -> None:
     thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
     """
     steps, stop = required(current.plan.steps, current.plan.store), Stop()
+    if current.plan.settings.resources.max_stages > 1:
+        steps.sort(key=lambda step: step.stage in EVALUATIONS)  # trainings, which last, wait for none
     deployed = sum(step.stage in current.elsewhere for step in steps)
     token = STOP.set(stop)
     workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.plan.settings.resources.max_stages + deployed)
