@@ -194,6 +194,6 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_INTERRUPTED)
 
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # not this one
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # for its own handler: not this one
     signal.signal(signal.SIGTERM, stop)
     main()

@@ -396,3 +396,15 @@ def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch)
     assert len(group["locks"]) == 3
     run_stage(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+@pytest.mark.long
+def test_torchrun_ends_if_it_is_told_again_while_its_ranks_stop(tmp_path):
+    """The kernel tells it once for each thread of a parent that is killed."""
+    rank = "import os, signal; tell = lambda *_: os.kill(os.getppid(), signal.SIGTERM)\n"
+    rank += "signal.signal(signal.SIGTERM, lambda *_: exit(tell())); tell(); signal.pause()"
+    (tmp_path / "rank.py").write_text(rank)
+    assert (
+        subprocess.run([*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600).returncode
+        == 75
+    )

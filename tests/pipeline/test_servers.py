@@ -139,7 +139,7 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
         unfinished = rows(tmp_path / "mlflow.db", "select status from runs where status != 'FINISHED'")
         assert unfinished == ["KILLED", "KILLED"]  # the pipeline and the stage
         assert not servers_of(tmp_path)
-    wait_for(lambda: [one.terminate() for one in stages_of(folder)] == servers_of(tmp_path))  # orphans end, told often
+    wait_for(lambda: not stages_of(folder) and not servers_of(tmp_path))  # orphans end
     assert read_record(folder) is None
     reached = max(int(p.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*"))
 
