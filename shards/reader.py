@@ -33,8 +33,8 @@ FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
 KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
-MAX_KEPT_SAMPLES = 2**13  # a reader keeps what it read of a corpus that has no more
-MAX_KEPT_BYTES = 2**28  # of decoded frames, if all frames of the corpus take no more; of what was fetched, likewise
+MAX_KEPT_SAMPLES = 2**13  # of a corpus on a disk that a reader keeps, if it has no more
+MAX_KEPT_BYTES = 2**28  # of their decoded frames, if all frames of the corpus take no more
 
 
 class Unreadable(InputError):
@@ -53,7 +53,7 @@ class Sample:
     shard: Location
     places: list[Span]  # of each frame's JPEG
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
-    kept: dict[int, np.ndarray] = field(default_factory=dict)  # decoded frames
+    kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)  # decoded frames
     max_kept_bytes: int = 0  # of a decoded frame; a larger one is decoded again each time
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ class ShardReader:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
         sample = Sample(about, shard, frames, fetched, max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frames)))
-        if len(self) <= MAX_KEPT_SAMPLES and (not fetched or len(self) * len(fetched[1]) <= MAX_KEPT_BYTES):
+        if not fetched and len(self) <= MAX_KEPT_SAMPLES:
             self._kept[number] = sample
         return sample
 
