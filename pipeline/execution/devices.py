@@ -63,12 +63,11 @@ def reserved(
             with suppress(PermissionError):  # another user has just created it
                 folder.chmod(0o777)
         names = {folder / f"{identity.replace('/', '_')}.lock": name for name, identity in devices.items()}
-        announced = False
-        while not (taken := _take(list(names), count)):
-            if not announced:
-                announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use")
-                announced = True
+        if not (taken := _take(list(names), count)):
+            announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use")
+        while not taken:
             STOP.get().wait(POLL_SECONDS)
+            taken = _take(list(names), count)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable") from error
     try:

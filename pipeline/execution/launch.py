@@ -148,32 +148,22 @@ def run_group(
         text=True,
         errors="replace",
     )
-    reader = None
-    if say is not None:
-        reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
+    reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True) if piped else None
+    if reader:
         reader.start()
     try:
         with STOP.get().signals(process.pid):
-            status = process.wait()
-    except BaseException:
-        end_group(process)
-        raise
-    finally:
-        if reader:
-            reader.join(timeout=5)
-    signal_group(process.pid, signal.SIGKILL)  # whatever it left behind
-    return status
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Asks every process of the group to stop, waits for their checkpoint, then kills what is left."""
-    signal_group(process.pid, signal.SIGTERM)
-    try:
+            return process.wait()
+    except BaseException:  # they have time to write a checkpoint
+        signal_group(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
+        raise
     finally:
-        signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)  # whatever is left
         process.wait()
+        if reader:
+            reader.join(timeout=5)
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
@@ -189,8 +179,7 @@ if __name__ == "__main__":
     from torch.distributed.run import main
 
     def stop(number: int, _: object) -> None:
-        # A second signal while torchrun waits for its ranks would leave it there for ever. The kernel sends several if
-        # the process that started it is killed.
+        # A second one while torchrun waits for its ranks would leave it there, and the kernel may send several.
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_INTERRUPTED)
 
