@@ -404,7 +404,5 @@ def test_torchrun_ends_if_it_is_told_again_while_its_ranks_stop(tmp_path):
     rank = "import os, signal; tell = lambda *_: os.kill(os.getppid(), signal.SIGTERM)\n"
     rank += "signal.signal(signal.SIGTERM, lambda *_: exit(tell())); tell(); signal.pause()"
     (tmp_path / "rank.py").write_text(rank)
-    assert (
-        subprocess.run([*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600).returncode
-        == 75
-    )
+    ended = subprocess.run([*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600)
+    assert ended.returncode == 75

@@ -112,6 +112,20 @@ def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_vid
     assert refusal(path, decoder) == "unreadable: it would last 4500000 seconds"
 
 
+def test_the_reason_is_the_first_error_in_ffmpegs_log():
+    ended = "[fc#0 @ 0x1] Task finished with error code: -1094995529 (Invalid data found when processing input)\n"
+    for code, log, reason in (
+        (1, ended, "unreadable: no frame could be decoded"),
+        (1, f"[h264 @ 0x1] Invalid NAL unit size (0 > 115).\n{ended}", "unreadable: Invalid NAL unit size (0 > 115)."),
+        (1, "[IMGUTILS @ 0x2] Picture size 64x0 is invalid\n", "unreadable: 64 x 0 pixels"),
+        (1, "[IMGUTILS @ 0x2] Picture size 90000x80000 is invalid\n", "too large: 90000 x 80000 pixels"),
+        (1, "[h264 @ 0x1] dimensions, size 640x480 exceeds max pixel count 9\n", "too large: 640 x 480 pixels"),
+        (1, "[h264 @ 0x1] get_buffer() failed\n", "too much memory: more than 2048 MiB"),
+        (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
+    ):
+        assert str(decoding._ffmpeg_error(code, log, Limits())) == reason
+
+
 def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
     path = make_video("a.mp4", 4)
     monkeypatch.setattr("shutil.which", lambda name: None)
