@@ -71,7 +71,7 @@ class Found:
 
 
 @torch.inference_mode()
-def search(
+def search(  # noqa: PLR0913 - a query and its options, each with a default
     index: Index,
     model: Model,
     text: str,

@@ -142,7 +142,7 @@ def with_reversed(
     return items
 
 
-def item(
+def item(  # noqa: PLR0913 - each is a column of the row
     corpus: str,
     name: str,
     group: str,

@@ -110,7 +110,7 @@ def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
     print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
 
 
-def search(
+def search(  # noqa: PLR0913 - options of a command
     index: IndexFolder,
     text: str,
     /,

@@ -139,7 +139,7 @@ def ask(
 
 
 @group.command
-def entities(
+def entities(  # noqa: PLR0913 - options of a command
     model: Named,
     video: Video,
     /,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MIN_TOKEN = 16  # characters: guesses are not counted
 
 
-def serve(
+def serve(  # noqa: PLR0913 - options of a command
     index: IndexFolder | None = None,
     /,
     *,

@@ -65,7 +65,7 @@ def add_retrieval(
 Question = dict[str, str]  # question, answer, type
 
 
-def add_answers(
+def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one table
     results: Results,
     what: str,
     name: str,

@@ -42,7 +42,7 @@ class PretrainObjective(MatchingObjective):
     video_prompts: Tensor
     image_prompts: Tensor
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings follow in an object of their own
         self,
         model: Alpro,
         mean: Sequence[float],

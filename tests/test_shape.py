@@ -1,0 +1,52 @@
+"""The shape of the project: files that a reader can hold, and few keys and options for a user to learn."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+
+from alpro.pipeline.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {".py", ".js", ".css", ".html", ".jinja"}
+FOLDERS = (
+    *("alpro", "models", "shards", "stages", "inference", "pipeline"),
+    *("experiments", "benchmarks", "docs", "tests"),
+)
+LINES_OF_A_FILE = 550
+TO_BE_SPLIT = {"shards/decoding.py", "tests/pipeline/test_flow.py", "tests/inference/test_index.py"}
+# These two guard the user: a commit that raises one says why.
+KEYS = 137
+OPTIONS = 41
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_file_tells_one_story(folder):
+    sizes = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in SOURCES and "noun_tagger/model" not in str(path)
+    }
+    too_long = {name for name, lines in sizes.items() if lines > LINES_OF_A_FILE}
+    assert too_long <= TO_BE_SPLIT
+
+
+def test_keys_of_the_configuration():
+    """The rows of the generated page, each a key."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert len(re.findall(r"^\| `", page, re.MULTILINE)) <= KEYS
+
+
+def test_options_of_the_command_line():
+    """An option that several commands have counts once."""
+
+    def options(app: App) -> set[str]:
+        groups = [app[name] for name in app if not name.startswith("-")]
+        own = app.assemble_argument_collection() if app.default_command else []
+        names = {
+            argument.name for argument in own if argument.show and argument.name.startswith("-")
+        }
+        return names.union(*(options(group) for group in groups))
+
+    assert len(options(app)) <= OPTIONS
