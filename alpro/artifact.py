@@ -32,10 +32,18 @@ def digest_of(record: Record) -> str:
     count itself; such a file has the name of its key, STAGE.KEY."""
     stage, files = record["stage"], record["files"]
     config = flatten(record["config"], f"{stage}.")
-    counted = {key: value for key, value in config.items() if key not in files and not has_no_effect(key)}
+    counted = {
+        key: value for key, value in config.items() if key not in files and not has_no_effect(key)
+    }
     inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
     return digest(
-        {"stage": stage, "version": record["stage_version"], "config": counted, "inputs": inputs, "files": files}
+        {
+            "stage": stage,
+            "version": record["stage_version"],
+            "config": counted,
+            "inputs": inputs,
+            "files": files,
+        }
     )
 
 
@@ -85,7 +93,9 @@ def sum_of(record: Record) -> str:
 def check_record(folder: Path, record: Record) -> None:
     """Raises InputError if a record was changed after it was written. Records of earlier versions have no sum."""
     if SUM in record and record[SUM] != sum_of(record):
-        raise InputError(f"{folder / RECORD} was changed after it was written; {what_to_do(folder)}")
+        raise InputError(
+            f"{folder / RECORD} was changed after it was written; {what_to_do(folder)}"
+        )
 
 
 def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
@@ -94,7 +104,9 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
 
     Raises InputError if one is damaged or missing.
     """
-    folder = folder.parent if folder.name == "model" and (folder.parent / RECORD).is_file() else folder
+    folder = (
+        folder.parent if folder.name == "model" and (folder.parent / RECORD).is_file() else folder
+    )
     record = read_record(folder)
     if record is None:
         return
@@ -102,7 +114,9 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
     contents = record.get("contents", {})
     small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
     with ThreadPoolExecutor(THREADS) as threads:
-        for name, sha256 in zip(small, threads.map(lambda name: readable_checksum(folder / name), small), strict=True):
+        for name, sha256 in zip(
+            small, threads.map(lambda name: readable_checksum(folder / name), small), strict=True
+        ):
             if sha256 != contents[name]["sha256"]:
                 raise InputError(f"{folder / name} is damaged or missing; {what_to_do(folder)}")
 
@@ -127,7 +141,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
     """The artifacts STAGE/FINGERPRINT in a folder of artifacts that match, with their records, oldest first."""
-    found = [(folder, record) for folder in root.glob(pattern) if folder.is_dir() and (record := read_record(folder))]
+    found = [
+        (folder, record)
+        for folder in root.glob(pattern)
+        if folder.is_dir() and (record := read_record(folder))
+    ]
     return sorted(found, key=lambda pair: pair[1].get("run", {}).get("at", ""))
 
 
@@ -146,10 +164,14 @@ def find_artifact(name: str | Path, workspace: Path) -> tuple[Path, Record]:
         stage, mark = "*", stage
     stage = stage.replace("-", "_")
     known = re.fullmatch(r"\*|\w+", stage) and re.fullmatch(r"[0-9a-f]*", mark)
-    found = artifacts(root, f"{stage}/{mark[:16]}*") if known else []  # a folder has 16 characters of the fingerprint
+    found = (
+        artifacts(root, f"{stage}/{mark[:16]}*") if known else []
+    )  # a folder has 16 characters of the fingerprint
     found = [(folder, record) for folder, record in found if record["fingerprint"].startswith(mark)]
     if mark and len(found) != 1:
-        what = f"{len(found)} artifacts start" if found else "no such folder, and no artifact starts"
+        what = (
+            f"{len(found)} artifacts start" if found else "no such folder, and no artifact starts"
+        )
         raise InputError(f"{name}: {what} with it in {root}; `alpro artifacts ls` lists them")
     if not found:
         raise InputError(
@@ -165,13 +187,21 @@ def check_newest(name: str, found: list[tuple[Path, Record]], run: Record | None
     """Raises InputError if the newest artifact of a stage is not the one that the last whole run used, or if the stage
     has artifacts of several names, such as corpora."""
     newest = found[-1][1]
-    used = [step["fingerprint"] for step in run["steps"] if step["stage"] == newest["stage"]] if run else []
+    used = (
+        [step["fingerprint"] for step in run["steps"] if step["stage"] == newest["stage"]]
+        if run
+        else []
+    )
     choices = {newest["fingerprint"]: newest}
     if used and newest["fingerprint"] not in used:
-        choices |= {record["fingerprint"]: record for _, record in found if record["fingerprint"] in used}
+        choices |= {
+            record["fingerprint"]: record for _, record in found if record["fingerprint"] in used
+        }
         what = "its newest artifact is not that of the last `alpro run`"
     else:
-        choices |= {record["fingerprint"]: record for _, record in found if record["name"] != newest["name"]}
+        choices |= {
+            record["fingerprint"]: record for _, record in found if record["name"] != newest["name"]
+        }
         what = "several artifacts" if len(choices) > 1 else ""
     if what:
         listed = " or ".join(f"{name}@{described(record)}" for record in choices.values())
@@ -183,7 +213,9 @@ def described(record: Record) -> str:
     run = record.get("run", {})
     arguments = run.get("arguments") or {}
     made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()
-    details = ", ".join(part for part in (made_by, run.get("at", "")[:16].replace("T", " ")) if part)
+    details = ", ".join(
+        part for part in (made_by, run.get("at", "")[:16].replace("T", " ")) if part
+    )
     return record["fingerprint"][:8] + (f" ({details})" if details else "")
 
 

@@ -68,8 +68,14 @@ def sync(path: Path | str) -> None:
 
 def sync_tree(path: Path) -> None:
     """Syncs a file, or a folder with all that is in it. Links to elsewhere are not followed."""
-    with ThreadPoolExecutor(16) as pool:  # a file system writes them together: 1,000 files take 0.2 s, not 2.6
-        list(pool.map(sync, [path, *(inside for inside in path.rglob("*") if not inside.is_symlink())]))
+    with ThreadPoolExecutor(
+        16
+    ) as pool:  # a file system writes them together: 1,000 files take 0.2 s, not 2.6
+        list(
+            pool.map(
+                sync, [path, *(inside for inside in path.rglob("*") if not inside.is_symlink())]
+            )
+        )
 
 
 def make_folder(path: Path) -> None:
@@ -136,4 +142,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

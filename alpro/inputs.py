@@ -20,7 +20,9 @@ def check_box(box: Sequence[float]) -> Box:
     except (TypeError, ValueError):
         left = top = width = height = -1.0
     ends = left + width, top + height
-    if not (left >= 0 and top >= 0 and width > 0 and height > 0 and max(ends) <= 1 + ROUNDING):  # false for NaN, too
+    if not (
+        left >= 0 and top >= 0 and width > 0 and height > 0 and max(ends) <= 1 + ROUNDING
+    ):  # false for NaN, too
         raise ValueError(f"{box} {NO_REGION}")
     return left, top, width, height
 

@@ -19,7 +19,9 @@ TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their tim
 PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
-SPEED_SECONDS = 600.0  # the time left follows from the speed in this window: a step may take minutes
+SPEED_SECONDS = (
+    600.0  # the time left follows from the speed in this window: a step may take minutes
+)
 
 log = logging.getLogger("alpro")
 
@@ -47,7 +49,9 @@ if not log.handlers:
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+def progress(
+    what: str, total: int | None, unit: str, done: int = 0
+) -> Iterator[Callable[..., None]]:
     """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
     left, and the note.
 
@@ -72,7 +76,10 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator
                 bar.start()
         elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
             last_line = now
-            parts = [f"{count} {unit}" if total is None else f"{count} of {total} {unit}", f"{now - began:.0f} s"]
+            parts = [
+                f"{count} {unit}" if total is None else f"{count} of {total} {unit}",
+                f"{now - began:.0f} s",
+            ]
             if total is not None and count > done:
                 left = (now - began) * (total - count) / (count - done)
                 parts.append(f"{timedelta(seconds=round(left))} left")
@@ -87,9 +94,22 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator
 
 def progress_bar(unit: str) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+    )
     remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     console = Console(stderr=True)
-    return Progress(*columns, *remaining, console=console, transient=True, speed_estimate_period=SPEED_SECONDS)
+    return Progress(
+        *columns, *remaining, console=console, transient=True, speed_estimate_period=SPEED_SECONDS
+    )

@@ -30,22 +30,41 @@ import numpy as np
 
 from alpro.shards.decoding import decode_video, ffmpeg_binary
 
-Task = tuple[Path, float | None, float | None]  # a file and the seconds from which and to which it is decoded
+Task = tuple[
+    Path, float | None, float | None
+]  # a file and the seconds from which and to which it is decoded
 COUNT, SIZE = 8, 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each method; the median is printed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each method; the median is printed"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         for spacing in (250, 30):
-            clips = [render(Path(name) / f"clip-{spacing}-{i}.mp4", spacing, 300, i) for i in range(4)]
+            clips = [
+                render(Path(name) / f"clip-{spacing}-{i}.mp4", spacing, 300, i) for i in range(4)
+            ]
             part, film = Path(name) / f"part-{spacing}.mp4", Path(name) / f"film-{spacing}.mp4"
             render(part, spacing, 1500, 0, (320, 180))
-            command = [ffmpeg_binary(), "-v", "error", "-stream_loop", "71", "-i", str(part), "-c", "copy", str(film)]
+            command = [
+                ffmpeg_binary(),
+                "-v",
+                "error",
+                "-stream_loop",
+                "71",
+                "-i",
+                str(part),
+                "-c",
+                "copy",
+                str(film),
+            ]
             subprocess.run(command, check=True)
             starts = (400.0, 1234.5, 2000.0, 3333.3)
             tasks: dict[str, list[Task]] = {
@@ -62,7 +81,11 @@ def main() -> None:
 
 def measure(tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
     """Median wall and processor time of each method in seconds."""
-    methods: dict[str, Callable[[Task], object]] = {"ffmpeg": bare, "PyAV": every_frame, "decode_video": ours}
+    methods: dict[str, Callable[[Task], object]] = {
+        "ffmpeg": bare,
+        "PyAV": every_frame,
+        "decode_video": ours,
+    }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for _ in range(runs):
         for name, method in methods.items():
@@ -71,7 +94,11 @@ def measure(tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
                 method(task)
             times[name].append((time.perf_counter() - wall, processor_time() - processor))
     return {
-        name: dict(zip(("wall", "processor"), map(statistics.median, zip(*pairs, strict=True)), strict=True))
+        name: dict(
+            zip(
+                ("wall", "processor"), map(statistics.median, zip(*pairs, strict=True)), strict=True
+            )
+        )
         for name, pairs in times.items()
     }
 
@@ -87,7 +114,9 @@ def show(title: str, results: dict[str, dict[str, float]], clips: int) -> None:
     for name, each in results.items():
         speed, work = base["wall"] / each["wall"], base["processor"] / each["processor"]
         milliseconds = 1000 * each["processor"] / clips
-        print(f"  {name:14} {clips / each['wall']:8.1f} {speed:8.2f} {milliseconds:13.1f} {work:8.2f}")
+        print(
+            f"  {name:14} {clips / each['wall']:8.1f} {speed:8.2f} {milliseconds:13.1f} {work:8.2f}"
+        )
 
 
 def ours(task: Task) -> None:
@@ -98,7 +127,20 @@ def ours(task: Task) -> None:
 def bare(task: Task) -> None:
     path, start, end = task
     window = [] if start is None or end is None else ["-ss", str(start), "-t", str(end - start)]
-    command = [ffmpeg_binary(), "-v", "error", "-threads", "1", *window, "-i", str(path), "-an", "-f", "null", "-"]
+    command = [
+        ffmpeg_binary(),
+        "-v",
+        "error",
+        "-threads",
+        "1",
+        *window,
+        "-i",
+        str(path),
+        "-an",
+        "-f",
+        "null",
+        "-",
+    ]
     subprocess.run(command, check=True)
 
 
@@ -120,10 +162,17 @@ def every_frame(task: Task) -> None:
                 break
 
 
-def render(path: Path, spacing: int, frames: int, seed: int, size: tuple[int, int] = (640, 360)) -> Path:
+def render(
+    path: Path, spacing: int, frames: int, seed: int, size: tuple[int, int] = (640, 360)
+) -> Path:
     """Moving noise, with a key frame every `spacing` frames."""
     width, height = size
-    texture = np.random.default_rng(seed).integers(0, 255, (90, 400, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    texture = (
+        np.random.default_rng(seed)
+        .integers(0, 255, (90, 400, 3), np.uint8)
+        .repeat(4, 0)
+        .repeat(4, 1)
+    )
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=30, options={"crf": "23", "preset": "veryfast", "g": str(spacing)}

@@ -30,16 +30,27 @@ TEXT_TOKENS = 32
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=30, help="steps that are counted")
-    parser.add_argument("--batch", type=int, default=16, help="samples of a step; the paper has 16 on each of 16 GPUs")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        help="samples of a step; the paper has 16 on each of 16 GPUs",
+    )
     parser.add_argument("--small", action="store_true", help="small models, for a CPU")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     model = ModelConfig.model_validate(MODEL if options.small else {"init": "scratch"})
-    changes = {"model": model.model_dump(), "batch_size": options.batch, "max_text_tokens": TEXT_TOKENS}
+    changes = {
+        "model": model.model_dump(),
+        "batch_size": options.batch,
+        "max_text_tokens": TEXT_TOKENS,
+    }
     changes |= {"negative_pool_size": 0, "start": "scratch", "mixed_precision": True}
     with tempfile.TemporaryDirectory() as temporary:
         folder, resources = Path(temporary), Resources(compile=options.compile)
@@ -50,7 +61,11 @@ def main() -> int:
             config["phases"] = [{"corpora": ["clips"], "steps": steps}]
             run_stage(stage, config, inputs, folder / stage / "out", resources)
             add_inputs(stage, inputs, folder / stage / "out", resources)
-        lines = [line for line in read_metrics(folder / "pretrain" / "out" / "metrics.jsonl") if "train/loss" in line]
+        lines = [
+            line
+            for line in read_metrics(folder / "pretrain" / "out" / "metrics.jsonl")
+            if "train/loss" in line
+        ]
     counted = lines[WARMUP:]
     speed = statistics.median(line["train/samples_per_second"] for line in counted)
     flops, peak = speed * flops_of_a_sample(model), matmul_flops(cuda, options.small)
@@ -84,13 +99,20 @@ def flops_of_a_sample(config: ModelConfig) -> float:
     )
     patches = (config.video.image_size // config.video.patch_size) ** 2
     tokens = config.video.frames * patches
-    return float(8 * video * tokens + 6 * text * 2 * TEXT_TOKENS + 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS))
+    return float(
+        8 * video * tokens
+        + 6 * text * 2 * TEXT_TOKENS
+        + 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS)
+    )
 
 
 def matmul_flops(cuda: bool, small: bool) -> float:
     """FLOPs per second of the best of several large matrix multiplications."""
     side, device = 512 if small else 8192 if cuda else 2048, "cuda" if cuda else "cpu"
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32) for _ in range(2))
+    a, b = (
+        torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+        for _ in range(2)
+    )
     seconds = []
     for _ in range(6):
         if cuda:

@@ -38,19 +38,27 @@ CAPTION = "bright clouds drift slowly over other clouds on a windy day"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # the loader pins memory, which needs CUDA
+    warnings.filterwarnings(
+        "ignore", message=".*pin_memory.*"
+    )  # the loader pins memory, which needs CUDA
     counts = sorted({0, 1, os.cpu_count() or 1})
     with tempfile.TemporaryDirectory() as temporary:
         videos, corpus = Path(temporary) / "videos", Path(temporary) / "corpus"
         videos.mkdir()
-        files = [render(videos / f"{number}.mp4", 50, 300, number) for number in range(arguments.clips)]
+        files = [
+            render(videos / f"{number}.mp4", 50, 300, number) for number in range(arguments.clips)
+        ]
         for file in files:
             file.with_suffix(".txt").write_text(f"clip {file.stem}: {CAPTION}")
-        decode_videos.run(decode_videos.Config(validation=0, test=0), {"data": videos}, corpus, Resources())
+        decode_videos.run(
+            decode_videos.Config(validation=0, test=0), {"data": videos}, corpus, Resources()
+        )
         shard_reader.MAX_KEPT_BYTES = 0  # every frame is decoded, as in a large corpus
         methods: dict[str, Callable[[int], float]] = {
             "decode_video": partial(decoding, files),
@@ -61,12 +69,19 @@ def main() -> None:
         for _ in range(RUNS):
             for name, method in methods.items():
                 runs[name].append([method(workers) for workers in counts])
-    rates = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
-    print(f"samples/s by worker processes; in brackets, times decode_video; load {os.getloadavg()[0]:.1f}")
+    rates = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)]
+        for name, rows in runs.items()
+    }
+    print(
+        f"samples/s by worker processes; in brackets, times decode_video; load {os.getloadavg()[0]:.1f}"
+    )
     print(f"  {'':20}" + "".join(f"{count:20}" for count in counts))
     for name, row in rates.items():
         ratios = zip(row, rates["decode_video"], strict=True)
-        print(f"  {name:20}" + "".join(f"{rate:12.1f} ({rate / base:5.1f})" for rate, base in ratios))
+        print(
+            f"  {name:20}" + "".join(f"{rate:12.1f} ({rate / base:5.1f})" for rate, base in ratios)
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"workers": counts, "samples/s": rates}, indent=1))
 
@@ -76,7 +91,9 @@ def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
     phase = Phase(corpora=("clips",), steps=100_000)
     config = TrainingConfig(phases=(phase,), batch_size=BATCH, augmentation=augmentation)
     tokenizer = train_tokenizer([CAPTION], 300)
-    return TrainingDataset(config, {"clips": corpus}, tokenizer, Examples("sample", 4, 224, 14, mlm_probability=0.15))
+    return TrainingDataset(
+        config, {"clips": corpus}, tokenizer, Examples("sample", 4, 224, 14, mlm_probability=0.15)
+    )
 
 
 def loading(data: TrainingDataset, workers: int) -> float:

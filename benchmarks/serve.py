@@ -49,12 +49,19 @@ class Figures:
     def row(self) -> dict[str, Any]:
         p50, p99 = (1000 * float(np.quantile(self.seconds, share)) for share in (0.5, 0.99))
         refused = self.others.pop("429", 0)
-        figures = {"answers": len(self.seconds), "refused": refused, "lost": self.others.total(), "wrong": self.wrong}
+        figures = {
+            "answers": len(self.seconds),
+            "refused": refused,
+            "lost": self.others.total(),
+            "wrong": self.wrong,
+        }
         return figures | {"p50": p50, "p99": p99, "per second": len(self.seconds) / self.total}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=40, help="of each client")
     parser.add_argument("--videos", type=int, default=200)
@@ -72,16 +79,26 @@ def main() -> int:
             assert server.stdout.readline(), "the server did not start"
             for name, rerank in ROWS.items():
                 count = arguments.requests if not rerank else max(1, arguments.requests // 10)
-                alone, many = asyncio.run(trial(f"http://127.0.0.1:{port}", texts, rerank, arguments.clients, count))
-                rows[f"{name}, 1 client"], rows[f"{name}, {arguments.clients} clients"] = alone.row(), many.row()
+                alone, many = asyncio.run(
+                    trial(f"http://127.0.0.1:{port}", texts, rerank, arguments.clients, count)
+                )
+                rows[f"{name}, 1 client"], rows[f"{name}, {arguments.clients} clients"] = (
+                    alone.row(),
+                    many.row(),
+                )
         finally:
             server.send_signal(signal.SIGINT)
             assert server.wait(60) == 0
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {arguments.videos} videos")
-    print(f"{'':26}" + "".join(f"{name:>11}" for name in next(iter(rows.values()))) + f"{'ratio':>8}")
+    print(
+        f"{'':26}" + "".join(f"{name:>11}" for name in next(iter(rows.values()))) + f"{'ratio':>8}"
+    )
     for name, row in rows.items():
         baseline = rows[f"{name.partition(',')[0]}, 1 client"]
-        cells = "".join(f"{value:11,.1f}" if isinstance(value, float) else f"{value:11,}" for value in row.values())
+        cells = "".join(
+            f"{value:11,.1f}" if isinstance(value, float) else f"{value:11,}"
+            for value in row.values()
+        )
         print(f"{name:26}{cells}{row['per second'] / baseline['per second']:8.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
@@ -104,28 +121,43 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     config = render_sample.Config(lessons=0, clips=videos, stills=0, validation=4, test=4)
     render_sample.run(config, {}, folder, Resources(workers=1))
     rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
-    chosen = [row | {"path": str(folder / row["path"])} for row in rows if row.get("split") == "train"][:videos]
+    chosen = [
+        row | {"path": str(folder / row["path"])} for row in rows if row.get("split") == "train"
+    ][:videos]
     (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
     sizes = with_vocab_size(load_config("sample").model, tokenizer)
     ModelFolder("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
-    command = ["index", "add", str(folder / "index"), str(folder / "videos.jsonl"), "--model", str(folder / "model")]
+    command = [
+        "index",
+        "add",
+        str(folder / "index"),
+        str(folder / "videos.jsonl"),
+        "--model",
+        str(folder / "model"),
+    ]
     subprocess.run([*PROGRAM, *command], check=True, stdout=subprocess.DEVNULL)
     return folder / "index", list(dict.fromkeys(texts))[:20]
 
 
-async def trial(url: str, texts: list[str], rerank: int, clients: int, requests: int) -> tuple[Figures, Figures]:
+async def trial(
+    url: str, texts: list[str], rerank: int, clients: int, requests: int
+) -> tuple[Figures, Figures]:
     """Sends each text alone, then the requests of all clients."""
     alone, many = Figures(), Figures()
     right: dict[str, Any] = {}
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)
+    ) as client:
 
         async def search(text: str, figures: Figures) -> None:
             while True:
                 started = time.perf_counter()
                 try:
-                    answer = await client.get("/api/search", params={"text": text, "rerank": rerank})
+                    answer = await client.get(
+                        "/api/search", params={"text": text, "rerank": rerank}
+                    )
                 except httpx.HTTPError as error:
                     figures.others[type(error).__name__] += 1
                     return

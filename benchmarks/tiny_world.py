@@ -23,8 +23,18 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.metrics import read_metrics
 
 SIZE, FRAMES = 32, 4  # pixels, frames of a stored clip
-SKIES = {"dusk": (220, 20, 20), "noon": (20, 20, 220), "dawn": (200, 20, 200), "fog": (200, 200, 200)}
-GROUNDS = {"sand": (220, 200, 20), "grass": (20, 180, 20), "sea": (20, 200, 200), "lava": (240, 110, 10)}
+SKIES = {
+    "dusk": (220, 20, 20),
+    "noon": (20, 20, 220),
+    "dawn": (200, 20, 200),
+    "fog": (200, 200, 200),
+}
+GROUNDS = {
+    "sand": (220, 200, 20),
+    "grass": (20, 180, 20),
+    "sea": (20, 200, 200),
+    "lava": (240, 110, 10),
+}
 ENTITIES = SKIES | GROUNDS
 SCENES = tuple(product(SKIES, GROUNDS))
 QUESTIONS = ("what is above", "what is below")
@@ -33,8 +43,23 @@ MODEL: dict[str, Any] = {
     "embed_dim": 16,
     "temperature": 0.2,
     "init": "scratch",
-    "video": {"image_size": SIZE, "patch_size": 8, "frames": 2, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0},
-    "text": {"width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 24, "dropout": 0.0},
+    "video": {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "frames": 2,
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "drop_path": 0.0,
+    },
+    "text": {
+        "width": 32,
+        "depth": 2,
+        "fusion_layer": 1,
+        "heads": 2,
+        "max_length": 24,
+        "dropout": 0.0,
+    },
 }
 
 # Every stage reads both corpora, augmented. Without dropout, whose masks differ between builds of torch.
@@ -53,7 +78,8 @@ STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
     "train_prompter": ENCODERS,
     "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
     "finetune_retrieval": FINETUNING | {"frames": 3, "lr": 5e-4},
-    "finetune_qa": FINETUNING | {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
+    "finetune_qa": FINETUNING
+    | {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
 }
 
 
@@ -79,7 +105,10 @@ def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int
                     "split": split,
                     "group": f"{sky}-{ground}",
                     "captions": [f"{sky} over {ground}"],
-                    "questions": [{"question": q, "answer": a} for q, a in zip(QUESTIONS, (sky, ground), strict=True)],
+                    "questions": [
+                        {"question": q, "answer": a}
+                        for q, a in zip(QUESTIONS, (sky, ground), strict=True)
+                    ],
                 }
                 frames = draw(sky, ground, FRAMES if kind == "video" else 1, rng)
                 writer.write(Row.model_validate(row), Clip(frames, 1.0, SIZE, SIZE))
@@ -91,14 +120,21 @@ def write_vocabulary(folder: Path) -> Path:
     """Writes skies and grounds as entities, and a tokenizer with all words."""
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"entity": list(ENTITIES)}), folder / "entities.parquet")
-    texts = [*QUESTIONS, *(f"{sky} over {ground}" for sky, ground in SCENES), *TEMPLATES["video"], *TEMPLATES["image"]]
+    texts = [
+        *QUESTIONS,
+        *(f"{sky} over {ground}" for sky, ground in SCENES),
+        *TEMPLATES["video"],
+        *TEMPLATES["image"],
+    ]
     train_tokenizer(texts, 200).save(str(folder / "tokenizer.json"))
     return folder
 
 
 def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The configuration of a training stage on the corpora `clips` and `stills`; keys of `changes` may have dots."""
-    config = TRAINING | {"phases": [{"corpora": ["clips", "stills"], "weights": [3, 1], "steps": steps}]}
+    config = TRAINING | {
+        "phases": [{"corpora": ["clips", "stills"], "weights": [3, 1], "steps": steps}]
+    }
     config |= STAGES[stage]
     for key, value in (changes or {}).items():
         *tables, last = key.split(".")
@@ -121,7 +157,9 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     }
 
 
-def run_stage(stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources) -> None:
+def run_stage(
+    stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources
+) -> None:
     """Trains a stage, from a checkpoint in `out` if there is one."""
     module = import_module(f"alpro.stages.{stage}")
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,14 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from scipy.stats import t
 
 OUT = Path(__file__).parent / "pictures"
-INK, VIDEO, TEXT, FUSED, FROZEN, LOSS = "#222222", "#cfe2f3", "#d9ead3", "#fff2cc", "#e3e3e3", "#f4cccc"
+INK, VIDEO, TEXT, FUSED, FROZEN, LOSS = (
+    "#222222",
+    "#cfe2f3",
+    "#d9ead3",
+    "#fff2cc",
+    "#e3e3e3",
+    "#f4cccc",
+)
 # Label, mean, half of the interval for one run, baseline, its name: the tables of docs/results.md.
 SCORES = [
     ("right clip first, zero-shot,\nby matching", 67.5, 8.6, 0.5, "chance"),
@@ -26,18 +33,32 @@ SCORES = [
 ]
 # Of the silent study: the arms, by what the labels are.
 ROWS = Path(__file__).parents[1] / "experiments" / "silent" / "results"
-SILENT = {"permuted\nlabels": "permuted", "plain\nprompter": "prompter", "prompter\nwith crops": "crops"}
+SILENT = {
+    "permuted\nlabels": "permuted",
+    "plain\nprompter": "prompter",
+    "prompter\nwith crops": "crops",
+}
 SILENT |= {"with crops,\nno threshold": "crops-all-kept", "true\nlabels": "true"}
 
 
-def box(axes: Axes, x: float, y: float, width: float, height: float, label: str, color: str) -> None:
+def box(
+    axes: Axes, x: float, y: float, width: float, height: float, label: str, color: str
+) -> None:
     style = "round,pad=0.02,rounding_size=0.12"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, fc=color, ec=INK, lw=1.2))
-    axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=12.5, color=INK)
+    axes.text(
+        x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=12.5, color=INK
+    )
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], style: str = "-") -> None:
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=16, lw=1.4, color=INK, linestyle=style))
+def arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], style: str = "-"
+) -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=16, lw=1.4, color=INK, linestyle=style
+        )
+    )
 
 
 def model() -> None:
@@ -62,8 +83,20 @@ def model() -> None:
     arrow(axes, (3.3, 2.25), (3.05, 2.4))
     for x in (0.87, 2.47, 4.12):
         arrow(axes, (x, 4.05), (x, 4.65))
-    axes.add_patch(FancyBboxPatch((5.6, 1.05), 4.2, 3.0, boxstyle="round,pad=0.02", fc="#f7f7f7", ec=INK, ls="--"))
-    axes.text(7.7, 3.86, "prompter: trained with VTC, then frozen", ha="center", va="center", fontsize=12.5, color=INK)
+    axes.add_patch(
+        FancyBboxPatch(
+            (5.6, 1.05), 4.2, 3.0, boxstyle="round,pad=0.02", fc="#f7f7f7", ec=INK, ls="--"
+        )
+    )
+    axes.text(
+        7.7,
+        3.86,
+        "prompter: trained with VTC, then frozen",
+        ha="center",
+        va="center",
+        fontsize=12.5,
+        color=INK,
+    )
     box(axes, 5.75, 0.2, 1.8, 0.6, "random crop", "white")
     box(axes, 7.85, 0.2, 1.9, 0.6, '"A video of a dog."', "white")
     box(axes, 5.75, 1.3, 1.8, 0.9, "video\nencoder", FROZEN)
@@ -85,7 +118,13 @@ def results() -> None:
     rows = range(len(labels))
     upper = [min(half, 100 - mean) for mean, half in zip(means, halves, strict=True)]
     axes.barh(
-        [row + 0.19 for row in rows], means, 0.36, xerr=[halves, upper], color="#6fa8dc", capsize=4, label="score"
+        [row + 0.19 for row in rows],
+        means,
+        0.36,
+        xerr=[halves, upper],
+        color="#6fa8dc",
+        capsize=4,
+        label="score",
     )
     axes.barh([row - 0.19 for row in rows], baselines, 0.36, color="#bbbbbb", label="baseline")
     for row, baseline, name in zip(rows, baselines, names, strict=True):
@@ -105,7 +144,9 @@ def silent() -> None:
     for place, arm in enumerate(SILENT.values()):
         gains = named(arm) - named("none")
         half = t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
-        axes.plot(np.linspace(place - 0.08, place + 0.08, len(gains)), gains, "o", color="#6fa8dc", ms=7)
+        axes.plot(
+            np.linspace(place - 0.08, place + 0.08, len(gains)), gains, "o", color="#6fa8dc", ms=7
+        )
         axes.errorbar(place + 0.25, np.mean(gains), half, fmt="D", color=INK, capsize=4)
     axes.axhline(0, color="#bbbbbb", lw=1, zorder=0)
     axes.set_xticks(range(len(SILENT)), SILENT, fontsize=12)

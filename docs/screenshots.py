@@ -17,17 +17,32 @@ OUT = Path(__file__).parent / "pictures"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
-    parser.add_argument("--mlflow", default="", metavar="URL", help="address that `alpro ui` prints")
-    parser.add_argument("--serve", default="", metavar="URL", help="address of `alpro serve` on the sample")
+    parser.add_argument(
+        "--mlflow", default="", metavar="URL", help="address that `alpro ui` prints"
+    )
+    parser.add_argument(
+        "--serve", default="", metavar="URL", help="address of `alpro serve` on the sample"
+    )
     arguments = parser.parse_args()
-    pages = sorted((arguments.workspace.resolve() / "reports").glob("*.html"), key=lambda path: path.stat().st_mtime)
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    pages = sorted(
+        (arguments.workspace.resolve() / "reports").glob("*.html"),
+        key=lambda path: path.stat().st_mtime,
+    )
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, chromium_sandbox=os.getuid() != 0)
+        chromium = playwright.chromium.launch(
+            executable_path=program, chromium_sandbox=os.getuid() != 0
+        )
         for name in ("report", "compare"):
-            for path in [path for path in pages if path.name.startswith("compare-") == (name == "compare")][-1:]:
+            for path in [
+                path for path in pages if path.name.startswith("compare-") == (name == "compare")
+            ][-1:]:
                 page = chromium.new_page(viewport={"width": 1100, "height": 1240})
                 page.goto(path.as_uri(), wait_until="networkidle")
                 save(page, name)
@@ -53,7 +68,9 @@ def shoot_page(chromium: Browser, url: str) -> None:
     page = chromium.new_page(viewport={"width": 1100, "height": 900})
     page.goto(url)
     page.get_by_text("clips").last.wait_for(timeout=120_000)
-    page.get_by_label("What the videos should show").fill("a red ball gets smaller beside an orange flower")
+    page.get_by_label("What the videos should show").fill(
+        "a red ball gets smaller beside an orange flower"
+    )
     page.get_by_role("button", name="Search").click()
     page.locator("meter").first.wait_for()
     page.wait_for_load_state("networkidle")
@@ -64,7 +81,9 @@ def shoot_page(chromium: Browser, url: str) -> None:
     page.locator("#ask dd").first.wait_for()
     area = page.locator("#media").bounding_box()
     assert area
-    page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"])  # around the flower
+    page.mouse.move(
+        area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"]
+    )  # around the flower
     page.mouse.down()
     page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
     page.mouse.up()

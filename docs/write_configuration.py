@@ -34,10 +34,18 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multipl
 
 def document() -> str:
     """The whole page."""
-    tables = {name: model_of(field.annotation) for name, field in PipelineConfig.model_fields.items()}
-    top = [row(name, field) for name, field in PipelineConfig.model_fields.items() if tables[name] is None]
+    tables = {
+        name: model_of(field.annotation) for name, field in PipelineConfig.model_fields.items()
+    }
+    top = [
+        row(name, field)
+        for name, field in PipelineConfig.model_fields.items()
+        if tables[name] is None
+    ]
     parts = [*map(wrapped, HEAD.split("\n\n")), "## Top level", table(top)]
-    training = [name for name, model in tables.items() if model and issubclass(model, TrainingConfig)]
+    training = [
+        name for name, model in tables.items() if model and issubclass(model, TrainingConfig)
+    ]
     shared = rows_of(TrainingConfig)
     described = {meaning(line) for line in shared}
     for name, model in tables.items():
@@ -68,7 +76,9 @@ def training_stages(names: list[str]) -> list[str]:
 def wrapped(paragraph: str) -> str:
     """A paragraph in lines of at most 120 characters that break outside of code spans."""
     joined = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), paragraph)
-    return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace(
+        "\0", " "
+    )
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
@@ -91,7 +101,12 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
         if name in ("model", "templates") and prefix == "" and inner is not None:
             continue  # these have their own sections
         if inner is not None:
-            rows += rows_of(inner, f"{prefix}{name}." if "tuple" not in str(field.annotation) else f"{prefix}{name}.N.")
+            rows += rows_of(
+                inner,
+                f"{prefix}{name}."
+                if "tuple" not in str(field.annotation)
+                else f"{prefix}{name}.N.",
+            )
         else:
             rows.append(row(f"{prefix}{name}", field))
     return rows

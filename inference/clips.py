@@ -13,7 +13,16 @@ from alpro.shards.decoding import Clip, DecodeError, decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Row
-from alpro.shards.storage import DISK_FULL, Location, TooLarge, absolute, is_url, local_copy, located, suffix
+from alpro.shards.storage import (
+    DISK_FULL,
+    Location,
+    TooLarge,
+    absolute,
+    is_url,
+    local_copy,
+    located,
+    suffix,
+)
 from alpro.shards.transforms import squash
 from alpro.stages.execution.workers import map_ahead
 
@@ -38,7 +47,11 @@ def is_file(text: Any) -> bool:
 def is_image(source: Source) -> bool:
     if isinstance(source, Sample):
         return source.about["kind"] == "image"
-    return source.kind == "image" if isinstance(source, Row) else suffix(located(source)) in IMAGE_EXTENSIONS
+    return (
+        source.kind == "image"
+        if isinstance(source, Row)
+        else suffix(located(source)) in IMAGE_EXTENSIONS
+    )
 
 
 def load_clip(source: Source, count: int, size: int) -> Clip:
@@ -52,7 +65,9 @@ def load_clip(source: Source, count: int, size: int) -> Clip:
         if isinstance(source, Sample):
             frames = source.frames(segment_starts(len(source), count))
             frames = squash(frames, size) if is_image(source) else frames
-            return Clip(frames, 0.0, source.about.get("width", size), source.about.get("height", size))
+            return Clip(
+                frames, 0.0, source.about.get("width", size), source.about.get("height", size)
+            )
         file = absolute(source.path if isinstance(source, Row) else source)
         with local_copy(file, MAX_FETCHED_BYTES) as path:
             if not is_image(source):
@@ -81,7 +96,9 @@ def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
     return load_clip(source, video.frames, video.image_size).frames.transpose(0, 3, 1, 2)
 
 
-def decode_ahead(sources: Iterable[S], video: VideoConfig) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
+def decode_ahead(
+    sources: Iterable[S], video: VideoConfig
+) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
     """The frames of each source in order, or why it cannot be decoded, as `map_ahead`."""
     return map_ahead(lambda source: (source, _frames_or_error(source, video)), sources)
 

@@ -50,14 +50,21 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
     """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
     the split that are not also in training; of a manifest with a column `split`, those of the split. Otherwise all,
     but if one of the `models` was trained on some of them, those of its run's split."""
-    source, models = absolute(source), [model.parent if model.name == "model" else model for model in models]
+    source, models = (
+        absolute(source),
+        [model.parent if model.name == "model" else model for model in models],
+    )
     if is_corpus(source):
         listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
         shared = also_in_training(Path(source), split) if listed else set()
         reader = ShardReader(source, split, exclude=shared)
         samples = map(reader.__getitem__, range(len(reader)))
-        items = [Labeled(replace(sample, fetched=None), sample.about) for sample in samples]  # not all in memory
-        what = f"split {split}" + (f", without {len(shared)} that are also in training" if shared else "")
+        items = [
+            Labeled(replace(sample, fetched=None), sample.about) for sample in samples
+        ]  # not all in memory
+        what = f"split {split}" + (
+            f", without {len(shared)} that are also in training" if shared else ""
+        )
     else:
         rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
         named = any(row.split for row in rows)
@@ -75,7 +82,9 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
     return items, what
 
 
-def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: str) -> list[Row] | None:
+def own_split(
+    rows: list[Row], source: Location, models: Sequence[Path], split: str
+) -> list[Row] | None:
     """The rows of the split in the run that trained one of the models: of the rows that it decoded, its own; of others,
     by the hash of their group, as it would decode them. None if its corpora have no id and less than half of the files.
 
@@ -88,7 +97,9 @@ def own_split(rows: list[Row], source: Location, models: Sequence[Path], split: 
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
                 "column split"
             )
-        index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
+        index = pq.read_table(
+            corpus / "index.parquet", columns=["id", "source", "split"]
+        ).to_pydict()
         known = dict(zip(index["id"], index["split"], strict=True))
         if not any(row.id in known for row in rows):
             files = dict(zip(index["source"], index["split"], strict=True))
@@ -114,7 +125,9 @@ def labels_of(items: list[Labeled]) -> Labels:
     """Which videos are right for each text. Equal captions, whatever their case, are one text with several videos."""
     place, owners = {item.id: i for i, item in enumerate(items)}, dict[str, tuple[str, set[int]]]()
     for i, item in enumerate(items):
-        also = {place[other] for other in item.about["meta"].get("relevant") or () if other in place}
+        also = {
+            place[other] for other in item.about["meta"].get("relevant") or () if other in place
+        }
         for text in item.about["captions"]:
             owners.setdefault(text.casefold(), (text, set()))[1].update({i} | also)
     relevant = np.zeros((len(owners), len(items)), bool)
@@ -127,7 +140,9 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
     kept, tokens, features = list[Labeled](), [], []
     cls_only = not isinstance(model.folder.model, Alpro)
-    for batch in model.batches([item.source for item in items], cls_only=cls_only, total=len(items)):
+    for batch in model.batches(
+        [item.source for item in items], cls_only=cls_only, total=len(items)
+    ):
         if batch.decoded:
             kept += [items[i] for i in batch.decoded]
             tokens.append(batch.videos.tokens)
@@ -169,7 +184,9 @@ def evaluate(
     results, threshold = Results(split, out), None
     decoded, videos = encode(model, items)
     if len(decoded) < len(items):
-        results.add_share("decoded", "data", "videos of the data", "decoded", len(decoded), len(items))
+        results.add_share(
+            "decoded", "data", "videos of the data", "decoded", len(decoded), len(items)
+        )
     if model.folder.answers:
         _answers(results, model, decoded, videos)
     elif (labels := labels_of(decoded)).texts:
@@ -187,16 +204,22 @@ def _retrieval(results: Results, model: Model, labels: Labels, videos: Videos) -
     """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks."""
     frames = f"{model.folder.model.config.video.frames} frames"
     similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
-    add_retrieval(results, "by similarity", "similarity", similarity, labels, protocol=f"all pairs, {frames}")
+    add_retrieval(
+        results, "by similarity", "similarity", similarity, labels, protocol=f"all pairs, {frames}"
+    )
     for direction, (ranked, relevant) in by_direction(similarity, labels.relevant).items():
         precision = average_precision(ranked, relevant, labels.queries(direction))
         results.add(precision, "by similarity", "similarity", direction, f"all pairs, {frames}")
     if isinstance(model.folder.model, Alpro):
         with model.precision():
             texts = model.texts(labels.texts)
-            (scores,) = match_top_k(model.folder.model, texts, videos, RERANKED, directions=("t2v",))
+            (scores,) = match_top_k(
+                model.folder.model, texts, videos, RERANKED, directions=("t2v",)
+            )
         protocol = f"top {RERANKED}, {frames}"
-        add_retrieval(results, f"with --rerank {RERANKED}", "rerank", scores, labels, ("t2v",), protocol)
+        add_retrieval(
+            results, f"with --rerank {RERANKED}", "rerank", scores, labels, ("t2v",), protocol
+        )
     return Threshold.of(similarity, labels.relevant)
 
 
@@ -217,8 +240,18 @@ def _answers(results: Results, model: Model, items: list[Labeled], videos: Video
 def _entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
     """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
     names = prompter.folder.entities
-    best = {kind: similarities(videos.features, of).argmax(1).tolist() for kind, of in prompter.prompts.items()}
+    best = {
+        kind: similarities(videos.features, of).argmax(1).tolist()
+        for kind, of in prompter.prompts.items()
+    }
     named = (names[best[prompter.kind_of(item.source)][place]] for place, item in enumerate(items))
-    known = ((item, true_entities(item.about, names), name) for item, name in zip(items, named, strict=True))
-    clips = [Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name) for item, truth, name in known if truth]
+    known = (
+        (item, true_entities(item.about, names), name)
+        for item, name in zip(items, named, strict=True)
+    )
+    clips = [
+        Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name)
+        for item, truth, name in known
+        if truth
+    ]
     add_entities(results, clips, names)

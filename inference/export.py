@@ -22,16 +22,25 @@ OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
 # The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts and videos.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.base.modules.transformer.Transformer",
+        }
     ],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
         "modality_config": {
-            kind: {"method": f"get_{kind}_features", "method_output_name": None} for kind in ("text", "video")
+            kind: {"method": f"get_{kind}_features", "method_output_name": None}
+            for kind in ("text", "video")
         },
         "module_output_name": "sentence_embedding",
     },
-    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+    },
 }
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
@@ -43,7 +52,9 @@ def export(model: Model, folder: Path, card: str) -> None:
     """
     kept, video = model.folder, model.folder.model.config.video
     if not isinstance(kept.model, Prompter):
-        raise InputError("a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact")
+        raise InputError(
+            "a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact"
+        )
     if folder.exists():
         raise InputError(f"{folder}: exists already; choose another folder")
     logging.disable_progress_bar()
@@ -115,5 +126,7 @@ def code() -> dict[str, str]:
         assert module.__file__ is not None
         source = Path(module.__file__).read_text("utf-8")
         left += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
-        sources[name] = OWN_IMPORT.sub(lambda match: f"from .{match[1].rpartition('.')[2]} import", source)
+        sources[name] = OWN_IMPORT.sub(
+            lambda match: f"from .{match[1].rpartition('.')[2]} import", source
+        )
     return sources

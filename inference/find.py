@@ -9,9 +9,15 @@ from alpro.files import checksum, file_state, read_json
 from alpro.models.clip_prompter import is_hub_name
 from alpro.stages.evaluation.encoding import model_folder
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists; only a CLIP may have the second
+WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # the first that exists; only a CLIP may have the second
 # Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
-OTHERS = [f"{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")]
+OTHERS = [
+    f"{name}.json"
+    for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")
+]
 OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
 PROMPTS = "prompts.safetensors"
 
@@ -77,7 +83,10 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
 
 def is_pretrained(folder: Path) -> bool:
     """Whether a folder has a model of pre-training, which names entities itself."""
-    return has_model(folder) and read_json(model_folder(folder) / "config.json").get("task") == "pretrain"
+    return (
+        has_model(folder)
+        and read_json(model_folder(folder) / "config.json").get("task") == "pretrain"
+    )
 
 
 def model_digest(folder: Path) -> str:
@@ -89,5 +98,7 @@ def model_digest(folder: Path) -> str:
         if file_state(inside / name) is not None:
             total.update(f"{name} {checksum(inside / name)}\n".encode())
         elif name not in OTHERS:
-            raise InputError(f"{inside}: {name} is missing, or not a regular file; this is not a model folder")
+            raise InputError(
+                f"{inside}: {name} is missing, or not a regular file; this is not a model folder"
+            )
     return total.hexdigest()

@@ -40,8 +40,14 @@ ITEMS = pa.schema(
         ("start", pa.float64()),  # seconds; null: the whole file
         ("end", pa.float64()),
         ("caption", pa.string()),  # the first one, if there is any
-        ("columns", pa.map_(pa.string(), pa.string())),  # of the manifest, those that the index keeps
-        ("identity", pa.string()),  # size and time of the file, or its ETag: a change embeds it again
+        (
+            "columns",
+            pa.map_(pa.string(), pa.string()),
+        ),  # of the manifest, those that the index keeps
+        (
+            "identity",
+            pa.string(),
+        ),  # size and time of the file, or its ETag: a change embeds it again
         ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
         ("frame_sizes", pa.list_(pa.int64())),
     ]
@@ -86,7 +92,11 @@ class Index:
             about = read_about(folder)
             try:
                 parts = [read_part(folder / f"{name}.parquet", PART) for name in about.parts]
-                rejects = read_part(folder / REJECTS_FILE, REJECTED) if (folder / REJECTS_FILE).exists() else None
+                rejects = (
+                    read_part(folder / REJECTS_FILE, REJECTED)
+                    if (folder / REJECTS_FILE).exists()
+                    else None
+                )
                 break
             except (OSError, ValueError, pa.ArrowException) as error:
                 if read_about(folder).parts != about.parts:  # another process merged them
@@ -96,9 +106,19 @@ class Index:
                     f"{folder}: corrupt: {line}; delete this folder, and create the index again"
                 ) from error
         rows = pa.concat_tables([PART.empty_table(), *parts])
-        vectors = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in rows["embedding"].chunks if chunk]
+        vectors = [
+            chunk.flatten().to_numpy().reshape(len(chunk), -1)
+            for chunk in rows["embedding"].chunks
+            if chunk
+        ]
         embeddings = np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
-        return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects or REJECTED.empty_table())
+        return cls(
+            folder,
+            about,
+            rows.drop_columns("embedding"),
+            embeddings,
+            rejects or REJECTED.empty_table(),
+        )
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -112,12 +132,16 @@ class Index:
         Raises InputError if it is missing, or if it is another model.
         """
         if not name and not Path(self.about.model).is_dir():
-            raise InputError(f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model")
+            raise InputError(
+                f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model"
+            )
         folder = find_model(name or self.about.model, workspace)
         check_digest(self.folder, self.about, folder, model_digest(folder))
         return folder
 
-    def load_model(self, name: str | Path = "", workspace: Path = Path("workspace"), **options: Any) -> Model:
+    def load_model(
+        self, name: str | Path = "", workspace: Path = Path("workspace"), **options: Any
+    ) -> Model:
         """The model of this index, see `model_folder`. options: as of `Model.load`."""
         return Model.load(self.model_folder(name, workspace), **options)
 
@@ -135,17 +159,23 @@ def read_about(folder: Path) -> About:
     """The index.json of an index. Raises InputError."""
     file = folder / "index.json"
     if not file.is_file():
-        raise InputError(f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index")
+        raise InputError(
+            f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index"
+        )
     try:
         return About.model_validate_json(file.read_text())
     except (OSError, ValidationError) as error:
         line = str(error).splitlines()[0]
-        raise InputError(f"{file}: cannot be read: {line}; delete {folder}, and create the index again") from error
+        raise InputError(
+            f"{file}: cannot be read: {line}; delete {folder}, and create the index again"
+        ) from error
 
 
 def read_part(file: Path, schema: pa.Schema) -> pa.Table:
     """The rows of a part, or the rejects."""
-    return pq.ParquetFile(file).read().cast(schema)  # as a data set, folders named NAME=VALUE would be columns
+    return (
+        pq.ParquetFile(file).read().cast(schema)
+    )  # as a data set, folders named NAME=VALUE would be columns
 
 
 def source_of(item: Item) -> Row | Sample:
@@ -153,7 +183,9 @@ def source_of(item: Item) -> Row | Sample:
     location = located(item["path"])
     if item["frame_offsets"] is not None:
         return sample_from_row(item, location)
-    return Row(id=item["id"], path=location, kind=item["kind"], start=item["start"], end=item["end"])
+    return Row(
+        id=item["id"], path=location, kind=item["kind"], start=item["start"], end=item["end"]
+    )
 
 
 def key_of(item: Item) -> str:
@@ -200,12 +232,16 @@ class IndexWriter:
 
     def __init__(self, folder: Path, about: About):
         self.folder, self.about = folder, about
-        write_json(folder / "index.json", about.model_dump())  # first: it marks the folder as an index
+        write_json(
+            folder / "index.json", about.model_dump()
+        )  # first: it marks the folder as an index
         self._delete_others()
         index = Index.open(folder)
         self.rows = len(index)  # in all parts
         self.known = {key_of(row): row["identity"] for row in rows_of(index.items)}
-        self.rejects = {key_of(row): row for row in rows_of(index.rejects) if row["reason"] != "bad row"}
+        self.rejects = {
+            key_of(row): row for row in rows_of(index.rejects) if row["reason"] != "bad row"
+        }
         self.bad_rows = list[Reject]()  # of the manifest of this run
         self.items, self.embeddings = list[Item](), list[np.ndarray]()  # of the next part
         self.last = time.monotonic()
@@ -242,7 +278,9 @@ class IndexWriter:
         """Writes the clips since the last commit as a part, and adds it to the index."""
         if self.items:
             vectors = pa.array(self.embeddings, PART.field("embedding").type)
-            self._add_part(pa.Table.from_pylist(self.items, ITEMS).append_column("embedding", vectors))
+            self._add_part(
+                pa.Table.from_pylist(self.items, ITEMS).append_column("embedding", vectors)
+            )
             self.rows += len(self.items)
         self.items, self.embeddings, self.last = [], [], time.monotonic()
 
@@ -262,7 +300,10 @@ class IndexWriter:
         """Replaces the parts by one with the last row of each clip that is not gone, in the order of the rows."""
         tables = [read_part(self.folder / f"{name}.parquet", PART) for name in self.about.parts]
         whole = pa.concat_tables([PART.empty_table(), *tables])
-        last = {key_of(row): number for number, row in enumerate(rows_of(whole.drop_columns("embedding")))}
+        last = {
+            key_of(row): number
+            for number, row in enumerate(rows_of(whole.drop_columns("embedding")))
+        }
         rows = sorted(number for key, number in last.items() if key not in gone)
         self.about = self.about.model_copy(update={"parts": ()})
         self._add_part(whole.take(pa.array(rows, pa.int64())))

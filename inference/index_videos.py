@@ -53,28 +53,47 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
         else:
             known = {"split": row.split, "group": row.group or row.name} | row.meta
             values = [(name, known[name]) for name in columns if name in known]
-            kept = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in values]
+            kept = [
+                (name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
+                for name, v in values
+            ]
             fields = row.model_dump(include={"id", "kind", "start", "end"})
             caption = next(iter(row.captions), None)
-            yield empty | fields | {"path": str(row.path), "caption": caption, "columns": kept or None}
+            yield (
+                empty
+                | fields
+                | {"path": str(row.path), "caption": caption, "columns": kept or None}
+            )
 
 
 def is_corpus(source: Location) -> bool:
     """Whether it is a decoded corpus."""
-    return exists(join(source, "index.parquet")) if isinstance(source, str) else (source / "index.parquet").is_file()
+    return (
+        exists(join(source, "index.parquet"))
+        if isinstance(source, str)
+        else (source / "index.parquet").is_file()
+    )
 
 
-def in_windows(items: Iterable[Item | Reject], window: float, stride: float) -> Iterator[Item | Reject]:
+def in_windows(
+    items: Iterable[Item | Reject], window: float, stride: float
+) -> Iterator[Item | Reject]:
     """The items, those that are whole videos longer than a window cut into windows of that many seconds, one every
     `stride` seconds; the last one ends with the video, and shows at least SHORTEST seconds that no other does.
 
     Raises InputError for samples of a decoded corpus, of which only a few frames are there.
     """
     for item in items:
-        if isinstance(item, Reject) or item["kind"] != "video" or (item["start"], item["end"]) != (None, None):
+        if (
+            isinstance(item, Reject)
+            or item["kind"] != "video"
+            or (item["start"], item["end"]) != (None, None)
+        ):
             yield item
         elif item["frame_offsets"] is not None:
-            raise InputError(f"{item['path']}: a decoded corpus has no windows; index its videos instead")
+            raise InputError(
+                f"{item['path']}: a decoded corpus has no windows; index its videos instead"
+            )
         elif not isinstance(location := located(item["path"]), Path):
             detail = "windows need a file on this machine, not a URL"
             yield Reject(id=item["id"], path=item["path"], reason="bad row", detail=detail)
@@ -104,7 +123,11 @@ class Counts:
 
 
 def settings(
-    folder: Path, model: Path, window: float | None = None, stride: float | None = None, columns: Sequence[str] = ()
+    folder: Path,
+    model: Path,
+    window: float | None = None,
+    stride: float | None = None,
+    columns: Sequence[str] = (),
 ) -> About:
     """The settings of an index that is created, or those of one that exists, whose model may be at another place now.
 
@@ -112,10 +135,18 @@ def settings(
     if the windows leave parts of videos out, or if the folder has other files.
     """
     if stride and not (window and stride <= window):
-        raise InputError("--stride needs a --window, and is not longer: a longer one would leave parts of videos out")
+        raise InputError(
+            "--stride needs a --window, and is not longer: a longer one would leave parts of videos out"
+        )
     stride = stride or (window and window / 2)
     model = model.resolve()
-    about = About(model=str(model), digest=model_digest(model), window=window, stride=stride, columns=tuple(columns))
+    about = About(
+        model=str(model),
+        digest=model_digest(model),
+        window=window,
+        stride=stride,
+        columns=tuple(columns),
+    )
     if not (folder / "index.json").is_file():
         if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise InputError(f"{folder}: not empty, and not an index; choose another folder")
@@ -123,7 +154,11 @@ def settings(
     before = read_about(folder)
     check_digest(folder, before, about.model, about.digest)
     if window and (window, stride) != (before.window, before.stride):
-        windows = f"windows of {before.window:g} s every {before.stride:g} s" if before.window else "no windows"
+        windows = (
+            f"windows of {before.window:g} s every {before.stride:g} s"
+            if before.window
+            else "no windows"
+        )
         raise InputError(f"{folder}: this index has {windows}; choose another folder for the index")
     if columns and about.columns != before.columns:
         kept = f"keeps {', '.join(before.columns)}" if before.columns else "keeps no columns"
@@ -157,7 +192,9 @@ def add_videos(
         return _add(IndexWriter(folder, about), model, items, report)
 
 
-def _add(writer: IndexWriter, model: Model, items: Iterable[Item | Reject], report: Callable[[str], None]) -> Counts:
+def _add(
+    writer: IndexWriter, model: Model, items: Iterable[Item | Reject], report: Callable[[str], None]
+) -> Counts:
     counts, about, total = Counts(), writer.about, None
     current: dict[str, str] = {}  # identities of the files that may have stale windows
     if about.window and about.stride:
@@ -195,7 +232,9 @@ def _add(writer: IndexWriter, model: Model, items: Iterable[Item | Reject], repo
                 counts.reject(error.reason)
                 report(f"{item['path']}: {error}")
                 writer.reject(item, error.reason, error.detail)
-    writer.finish({key for key, old in writer.identities() if current.get(key.split("\n")[0], old) != old})
+    writer.finish(
+        {key for key, old in writer.identities() if current.get(key.split("\n")[0], old) != old}
+    )
     return counts
 
 
@@ -204,12 +243,17 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
     if a name stands for nothing in the index, which then stays as it is, or if another process changes the index."""
     read_about(folder)  # raises InputError if there is none
     with changing(folder):
-        writer, found = IndexWriter(folder, read_about(folder)), list(Index.open(folder).named(names))
+        writer, found = (
+            IndexWriter(folder, read_about(folder)),
+            list(Index.open(folder).named(names)),
+        )
         missing = [name for name in names if name not in {name for name, _ in found}]
         items = [] if missing else [item for _, item in found]
         writer.finish({key_of(item) for item in items})
     if missing:
-        raise InputError(f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is")
+        raise InputError(
+            f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is"
+        )
     return items
 
 
@@ -220,6 +264,8 @@ def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]
         items = [item for item in chunk if not isinstance(item, Reject)]
         files = dict.fromkeys(item["path"] for item in items if item["path"] not in shards)
         known = shards | dict(zip(files, identities(map(located, files)), strict=True))
-        shards |= {item["path"]: known[item["path"]] for item in items if item["frame_offsets"] is not None}
+        shards |= {
+            item["path"]: known[item["path"]] for item in items if item["frame_offsets"] is not None
+        }
         for item in chunk:
             yield item if isinstance(item, Reject) else item | {"identity": known[item["path"]]}

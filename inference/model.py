@@ -30,7 +30,15 @@ from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.shards.decoding import DecodeError
 from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.evaluation.encoding import Texts, Videos, embed_texts, encode_texts, load_prompter, match, match_all
+from alpro.stages.evaluation.encoding import (
+    Texts,
+    Videos,
+    embed_texts,
+    encode_texts,
+    load_prompter,
+    match,
+    match_all,
+)
 from alpro.stages.execution.interface import Resources, require
 from alpro.stages.training.distributed import pick_device
 
@@ -50,7 +58,11 @@ FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
 
 def several(items: Iterable[T]) -> list[T]:
     """The items as a list. Raises InputError for a string or None instead of a list, and for an empty list."""
-    if isinstance(items, str | Path) or not isinstance(items, Iterable) or not (listed := list(items)):
+    if (
+        isinstance(items, str | Path)
+        or not isinstance(items, Iterable)
+        or not (listed := list(items))
+    ):
         raise InputError(f"expected a list of one or more items, not {items!r}")
     return listed
 
@@ -89,7 +101,11 @@ class Model:
     """A model with its preprocessing. Videos and images are files; frames are sampled as in evaluation."""
 
     def __init__(
-        self, folder: ModelFolder, prompts: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        folder: ModelFolder,
+        prompts: dict[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ):
         self.folder, self.prompts, self.device, self.dtype = folder, prompts, device, dtype
         self.encoder = folder.normalized(device)
@@ -116,17 +132,26 @@ class Model:
         folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
         target = pick_device(Resources(device=device))
         loaded = load_prompter(folder, target)
-        kind = precision(loaded.model.config.video.width, target) if dtype == "auto" else getattr(torch, dtype)
+        kind = (
+            precision(loaded.model.config.video.width, target)
+            if dtype == "auto"
+            else getattr(torch, dtype)
+        )
         if source is None:
             return cls(loaded, {}, target, kind)
-        embeddings = {kind: value.to(target) for kind, value in read_prompts(require(source, PROMPTS).parent).items()}
+        embeddings = {
+            kind: value.to(target)
+            for kind, value in read_prompts(require(source, PROMPTS).parent).items()
+        }
         try:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
         if len(loaded.entities) != len(embeddings["video"]):
             names, rows = len(loaded.entities), len(embeddings["video"])
-            raise InputError(f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings")
+            raise InputError(
+                f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
+            )
         return cls(loaded, embeddings, target, kind)
 
     def frames(self, file: Source) -> Tensor:
@@ -134,12 +159,18 @@ class Model:
         try:
             frames = load_frames(file, self.folder.model.config.video)
         except DecodeError as error:
-            raise DecodeError(error.reason, f"{file_name(file)}: {error.detail}".removesuffix(": ")) from error
+            raise DecodeError(
+                error.reason, f"{file_name(file)}: {error.detail}".removesuffix(": ")
+            ) from error
         return torch.from_numpy(frames)[None].to(self.device)
 
     @torch.inference_mode()
     def batches(
-        self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False, total: int | None = None
+        self,
+        files: Iterable[S],
+        batch_size: int = BATCH,
+        cls_only: bool = False,
+        total: int | None = None,
     ) -> Iterator[Encoded]:
         """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory holds one batch.
 
@@ -239,12 +270,16 @@ class Model:
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> Tensor:
         """VTC similarity (N, M), -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or returns
         them. NaN for a file that cannot be decoded."""
-        arrays = (x if isinstance(x, np.ndarray | Tensor) else self.encode(x, batch_size) for x in (a, b))
+        arrays = (
+            x if isinstance(x, np.ndarray | Tensor) else self.encode(x, batch_size) for x in (a, b)
+        )
         first, second = (torch.atleast_2d(torch.as_tensor(array)) for array in arrays)
         return first @ second.T
 
     @torch.inference_mode()
-    def match(self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH) -> Tensor:
+    def match(
+        self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
+    ) -> Tensor:
         """VTM probabilities (texts, files) that text and video match. NaN for a file that cannot be decoded."""
         model, texts, files = self._alpro("match"), several(texts), several(files)
         if any(map(is_file, texts)):
@@ -258,7 +293,9 @@ class Model:
         return out
 
     @torch.inference_mode()
-    def pairs(self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH) -> Iterator[dict[str, Any]]:
+    def pairs(
+        self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH
+    ) -> Iterator[dict[str, Any]]:
         """For a stream of a video and its text each: `answer` and `probability` to a question if the model answers
         questions, else `similarity` and, except for a prompter, `match`. None if the file cannot be decoded."""
         texts: dict[int, str] = {}
@@ -287,26 +324,41 @@ class Model:
             return []
         encoded = self.texts(texts)
         if self.folder.answers:
-            best = (self._best(p, self.folder.answers, 1)[0] for p in self._answers(videos, encoded))
+            best = (
+                self._best(p, self.folder.answers, 1)[0] for p in self._answers(videos, encoded)
+            )
             return [dict(zip(self.pair_columns, pair, strict=True)) for pair in best]
         columns = [(videos.features * encoded.features).sum(1).tolist()]
         if isinstance(self.folder.model, Alpro):
             with self.precision():
-                margins = match(self.folder.model, encoded, videos, np.arange(len(texts))[:, None].repeat(2, axis=1))
+                margins = match(
+                    self.folder.model,
+                    encoded,
+                    videos,
+                    np.arange(len(texts))[:, None].repeat(2, axis=1),
+                )
             columns.append(margins.sigmoid().tolist())
-        return [dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [
+            dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
 
     @torch.inference_mode()
-    def ask(self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None) -> list[tuple[str, float]]:
+    def ask(
+        self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
+    ) -> list[tuple[str, float]]:
         """The `top_k` most likely answers of the model's closed list with their probabilities, in descending order.
 
         frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be decoded.
         """
         if not self.folder.answers:
-            raise InputError(f"this {self.folder.task} model does not answer questions; load a model of finetune_qa")
+            raise InputError(
+                f"this {self.folder.task} model does not answer questions; load a model of finetune_qa"
+            )
         clips = self.frames(file) if frames is None else frames
         videos = self._encode(list(clips.cpu().numpy()))
-        return self._best(self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k)
+        return self._best(
+            self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k
+        )
 
     def _answers(self, videos: Videos, questions: Texts) -> Tensor:
         """The probabilities (N, answers) of the answers to a question about each video."""
@@ -323,7 +375,12 @@ class Model:
 
     @torch.inference_mode()
     def entities(
-        self, file: Source, box: Box = WHOLE, top_k: int = 3, text: str = "", frames: Tensor | None = None
+        self,
+        file: Source,
+        box: Box = WHOLE,
+        top_k: int = 3,
+        text: str = "",
+        frames: Tensor | None = None,
     ) -> list[tuple[str, float]]:
         """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame.
 
@@ -338,7 +395,9 @@ class Model:
                 "prompts, Model.load(PROMPTER, prompts=PROMPTS)"
             )
         if text and not isinstance(model, Alpro):
-            raise InputError("a prompter names a region without a text; only a pre-trained model reads one")
+            raise InputError(
+                "a prompter names a region without a text; only a pre-trained model reads one"
+            )
         try:
             boxes = torch.tensor([patches_of(box, grid)], device=self.device)
         except ValueError as error:
@@ -346,11 +405,17 @@ class Model:
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
         with self.precision():
             if isinstance(model, Alpro):
-                caption = encode_texts(model, self.folder.tokenizer, [text], self.folder.preprocessing.max_text_tokens)
-                fused = model.fused_patches(caption.tokens, caption.mask, model.encode_video(pixels))
+                caption = encode_texts(
+                    model, self.folder.tokenizer, [text], self.folder.preprocessing.max_text_tokens
+                )
+                fused = model.fused_patches(
+                    caption.tokens, caption.mask, model.encode_video(pixels)
+                )
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                labels = model.pseudo_labels(pixels, boxes, self.prompts[self.kind_of(file)], self.encoder.black)
+                labels = model.pseudo_labels(
+                    pixels, boxes, self.prompts[self.kind_of(file)], self.encoder.black
+                )
         return self._best(labels[0], self.folder.entities, top_k)
 
     def kind_of(self, file: Source) -> str:
@@ -367,4 +432,6 @@ class Model:
     @staticmethod
     def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
         best = probabilities.topk(min(top_k, len(words)))
-        return [(words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [
+            (words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]

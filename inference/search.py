@@ -19,7 +19,13 @@ from alpro.stages.evaluation.encoding import Texts, match
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")
-COMPARE = {"<=": pc.less_equal, ">=": pc.greater_equal, "!=": pc.not_equal, "<": pc.less, ">": pc.greater}
+COMPARE = {
+    "<=": pc.less_equal,
+    ">=": pc.greater_equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    ">": pc.greater,
+}
 COMPARE |= {"=": pc.equal}
 FORM = re.compile(r"\s*([^<>=!~]*?)\s*(<=|>=|!=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
@@ -47,11 +53,20 @@ class Hit:
     def remarks(self) -> list[str]:
         """The note, and the time that a window and its neighbors cover."""
         own = self.span is None or self.span == (self.item["start"], self.item["end"])
-        return [self.note] * bool(self.note) + ([] if own else ["neighbors fit too: {:g}-{:g} s".format(*self.span)])  # type: ignore[misc]
+        return [self.note] * bool(self.note) + (
+            [] if own else ["neighbors fit too: {:g}-{:g} s".format(*self.span)]
+        )  # type: ignore[misc]
 
     def json(self) -> dict[str, Any]:
-        about = {name: self.item[name] for name in (*TEXTS, *SECONDS)} | {"columns": dict(self.item["columns"] or ())}
-        scores = {"similarity": self.similarity, "match": self.match, "note": self.note, "span": self.span}
+        about = {name: self.item[name] for name in (*TEXTS, *SECONDS)} | {
+            "columns": dict(self.item["columns"] or ())
+        }
+        scores = {
+            "similarity": self.similarity,
+            "match": self.match,
+            "note": self.note,
+            "span": self.span,
+        }
         return {"clip": self.number, **about, **scores}
 
 
@@ -90,7 +105,9 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     """
     if rerank is None:
         rerank = RERANKED if model.folder.ranking == "matching" else 0
-    matched = rerank if isinstance(model.folder.model, Alpro) and offset < rerank else 0  # a later page shows none
+    matched = (
+        rerank if isinstance(model.folder.model, Alpro) and offset < rerank else 0
+    )  # a later page shows none
     encoded, kept = model.texts([text]), fitting(index, filters)
     hits = similar_hits(index, encoded.features[0].cpu().numpy(), max(offset + k, matched), kept)
     first = match_hits(model, noted(hits[:matched]), encoded) if matched else []
@@ -107,12 +124,19 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
 
 
 def similar(
-    index: Index, query: np.ndarray, k: int = 10, offset: int = 0, filters: Sequence[str] = (), without: int = -1
+    index: Index,
+    query: np.ndarray,
+    k: int = 10,
+    offset: int = 0,
+    filters: Sequence[str] = (),
+    without: int = -1,
 ) -> Found:
     """The `k` clips whose embeddings are most similar to that of a video or an image (E,) after the first `offset`, of
     those that fit the filters. without: the number of a clip to leave out. Raises InputError for an invalid filter."""
     kept = fitting(index, filters)
-    hits = [hit for hit in similar_hits(index, query, offset + k + 1, kept) if hit.number != without]
+    hits = [
+        hit for hit in similar_hits(index, query, offset + k + 1, kept) if hit.number != without
+    ]
     return Found(noted(hits[offset : offset + k]), int(kept.sum()))
 
 
@@ -120,7 +144,9 @@ def listed(index: Index, k: int = 10, offset: int = 0, filters: Sequence[str] = 
     """The clips of an index that fit the filters, in its order. Raises InputError for an invalid filter."""
     kept = fitting(index, filters)
     numbers = kept.nonzero()[0][offset : offset + k].tolist()
-    return Found(noted([Hit(index.item(number), number, None) for number in numbers]), int(kept.sum()))
+    return Found(
+        noted([Hit(index.item(number), number, None) for number in numbers]), int(kept.sum())
+    )
 
 
 def fitting(index: Index, filters: Sequence[str]) -> np.ndarray:
@@ -146,23 +172,34 @@ def fitting(index: Index, filters: Sequence[str]) -> np.ndarray:
             )
         number = re.search(NUMBER, value)
         if column in SECONDS and (operator == "~" or not number):
-            raise InputError(f"filter {text!r}: {column} is compared with a number of seconds, by = != < <= > or >=")
+            raise InputError(
+                f"filter {text!r}: {column} is compared with a number of seconds, by = != < <= > or >="
+            )
         own = column in (*TEXTS, *SECONDS)
-        values = index.items[column] if own else pc.map_lookup(index.items["columns"], column, "first")
+        values = (
+            index.items[column] if own else pc.map_lookup(index.items["columns"], column, "first")
+        )
         if operator == "~":
-            parts = ({"*": ".*", "?": "."}.get(part, re.escape(part)) for part in re.split(r"([*?])", value))
+            parts = (
+                {"*": ".*", "?": "."}.get(part, re.escape(part))
+                for part in re.split(r"([*?])", value)
+            )
             fits = pc.match_substring_regex(values, f"(?s)^{''.join(parts)}$")
         elif column in TEXTS or not number:
             fits = COMPARE[operator](values, value)
         else:
             if not own:
-                values = pc.cast(pc.if_else(pc.match_substring_regex(values, NUMBER), values, None), pa.float64())
+                values = pc.cast(
+                    pc.if_else(pc.match_substring_regex(values, NUMBER), values, None), pa.float64()
+                )
             fits = COMPARE[operator](values, float(value))
         kept &= pc.fill_null(fits, False).to_numpy()
     return kept
 
 
-def most_similar(embeddings: np.ndarray, query: np.ndarray, k: int, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def most_similar(
+    embeddings: np.ndarray, query: np.ndarray, k: int, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The numbers (k,) of the embeddings (N, E) that are most similar to the query (E,), of those that are kept (N,),
     and their similarities (k,), in descending order; of equal ones the first. Plain products: exact."""
     rows = kept.nonzero()[0]
@@ -179,7 +216,10 @@ def similar_hits(index: Index, query: np.ndarray, k: int, kept: np.ndarray) -> l
     count = k
     while True:
         rows, scores = most_similar(index.embeddings, query, count, kept)
-        hits = [Hit(index.item(row), row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+        hits = [
+            Hit(index.item(row), row, score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
         if index.about.window:
             hits = group_windows(hits)
         if len(hits) >= k or len(rows) < count:
@@ -197,7 +237,9 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
         if start is None or end is None:
             groups.append(hit)
             continue
-        near = (n for n in numbers if start <= groups[n].item["end"] and end >= groups[n].item["start"])
+        near = (
+            n for n in numbers if start <= groups[n].item["end"] and end >= groups[n].item["start"]
+        )
         if (number := next(near, None)) is None:
             numbers.append(len(groups))
             groups.append(replace(hit, span=(start, end)))
@@ -213,7 +255,9 @@ def noted(hits: list[Hit]) -> list[Hit]:
     return [
         hit
         if identity == hit.item["identity"]
-        else replace(hit, note=identity if identity in ("missing", "not fetched") else "changed since")
+        else replace(
+            hit, note=identity if identity in ("missing", "not fetched") else "changed since"
+        )
         for hit, identity in zip(hits, current, strict=True)
     ]
 
@@ -227,7 +271,9 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     for batch in model.batches([source_of(hit.item) for hit in same], BATCH, total=len(same)):
         pairs = np.array([[0, i] for i in range(len(batch.decoded))])
         with model.precision():
-            margins = match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
+            margins = (
+                match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
+            )
         for i, margin in zip(batch.decoded, margins, strict=True):
             score = margin.item() + (same[i].similarity or 0.0)
             ranked.append((score, replace(same[i], match=margin.sigmoid().item())))

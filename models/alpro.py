@@ -22,7 +22,9 @@ class ModelConfig(BaseModel):
     video: VideoConfig = VideoConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = Field(256, ge=2, description="dimension of video and text embeddings")
-    temperature: float = Field(0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss")
+    temperature: float = Field(
+        0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss"
+    )
     init: Literal["bert", "scratch"] = Field(
         "bert",
         description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training from random weights",
@@ -31,7 +33,9 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _one_width(self) -> "ModelConfig":
         if self.video.width != self.text.width:
-            raise ValueError(f"video.width {self.video.width} and text.width {self.text.width} must be equal")
+            raise ValueError(
+                f"video.width {self.video.width} and text.width {self.text.width} must be equal"
+            )
         return self
 
 
@@ -50,7 +54,9 @@ class DualEncoder(nn.Module, ABC):
     text_proj: nn.Module
 
     @abstractmethod
-    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
+    def encode_video(
+        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+    ) -> Tensor:
         """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`.
 
         kept (B, K): indices of the patches to encode; None: all N.
@@ -94,10 +100,16 @@ class DualEncoder(nn.Module, ABC):
             # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
             with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
                 features = self.project_video(tokens.float())
-                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(dim=-1)
-        return probabilities.clone()  # a normal tensor: autograd cannot save inference tensors for backward
+                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(
+                    dim=-1
+                )
+        return (
+            probabilities.clone()
+        )  # a normal tensor: autograd cannot save inference tensors for backward
 
-    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
+    def pseudo_labels(
+        self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor
+    ) -> Tensor:
         """Probabilities (B, M) of the entities in a crop of normalized frames (B, T, 3, S, S).
 
         boxes (B, 4) in patches (left, top, width, height): the crop stays in place in every frame and the rest is
@@ -120,7 +132,9 @@ class Prompter(DualEncoder):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         initialize(self, config.init)
 
-    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
+    def encode_video(
+        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+    ) -> Tensor:
         return self.video_encoder(frames, cls_only, kept)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -185,7 +199,9 @@ class Alpro(Prompter):
     def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The question-answering head on the fused [CLS]: logits (B, answers)."""
         if self.qa_head is None:
-            raise ValueError("this model has no question-answering head: fine-tune one, or load a QA model")
+            raise ValueError(
+                "this model has no question-answering head: fine-tune one, or load a QA model"
+            )
         return self.qa_head(self.fuse_cls(text, mask, video))
 
     def mlm_scores(self, tokens: Tensor) -> Tensor:
@@ -226,7 +242,9 @@ def initialize(model: nn.Module, init: str) -> None:
     scratch = init == "scratch"
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features) if scratch else 0.02)
+            nn.init.normal_(
+                module.weight, std=1 / math.sqrt(module.in_features) if scratch else 0.02
+            )
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
@@ -234,7 +252,9 @@ def initialize(model: nn.Module, init: str) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim) if scratch else 0.02)
+            nn.init.normal_(
+                module.weight, std=1 / math.sqrt(module.embedding_dim) if scratch else 0.02
+            )
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

@@ -22,7 +22,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
         width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
-        if x.shape[1] == 1 and mask is None and not self.dropout:  # it attends to itself, as the one frame of an image
+        if (
+            x.shape[1] == 1 and mask is None and not self.dropout
+        ):  # it attends to itself, as the one frame of an image
             return self.proj(F.linear(x, weight[-width:], bias[-width:]))
         if first is None:
             return self.attend(self.qkv(x), mask)

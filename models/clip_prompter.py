@@ -23,7 +23,13 @@ from alpro.errors import InputError
 from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
-from alpro.models.folder import ModelFolder, Preprocessing, check_finite, check_weights, write_tensors
+from alpro.models.folder import (
+    ModelFolder,
+    Preprocessing,
+    check_finite,
+    check_weights,
+    write_tensors,
+)
 from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
@@ -34,7 +40,9 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
 DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
 # Its table of weights that it does not use, such as these and heads; `load_pretrained` says what is wrong.
-logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "LOAD REPORT" not in record.getMessage()
+)
 
 
 class TemporalAttention(nn.Module):
@@ -61,12 +69,16 @@ class TemporalAttention(nn.Module):
 
     def times(self, frames: int) -> Tensor:
         """The embeddings (T, D) of the times of `frames` frames."""
-        nearest = torch.arange(frames, device=self.time_embed.device) * len(self.time_embed) // frames
+        nearest = (
+            torch.arange(frames, device=self.time_embed.device) * len(self.time_embed) // frames
+        )
         return self.time_embed[nearest]
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (B * T, N, D) of clips of T `frames` -> the same shape."""
-        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2) + self.times(frames)  # (B, N, T, D)
+        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2) + self.times(
+            frames
+        )  # (B, N, T, D)
         y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return x + y.transpose(1, 2).flatten(0, 1)
 
@@ -95,7 +107,10 @@ class ClipPrompter(DualEncoder):
 
     def add_temporal(self, frames: int) -> None:
         """Adds temporal attention for clips of `frames` frames, which does not change the embeddings yet."""
-        heads, layers = self.clip.config.vision_config.num_attention_heads, self.clip.vision_model.encoder.layers
+        heads, layers = (
+            self.clip.config.vision_config.num_attention_heads,
+            self.clip.vision_model.encoder.layers,
+        )
         self.temporal.extend(TemporalAttention(layer, heads, frames) for layer in layers)
         self.temporal.to(self.clip.logit_scale.device)
         self.set_frames(frames)
@@ -109,9 +124,15 @@ class ClipPrompter(DualEncoder):
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
             self.clip.logit_bias.requires_grad_(False)
 
-    def encode_video(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
+    def encode_video(
+        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+    ) -> Tensor:
         """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1, E)."""
-        count, tower, is_clip = frames.shape[1], self.clip.vision_model, self.clip.config.model_type == "clip"
+        count, tower, is_clip = (
+            frames.shape[1],
+            self.clip.vision_model,
+            self.clip.config.model_type == "clip",
+        )
         x = tower.embeddings(frames.flatten(0, 1))
         x = tower.pre_layrnorm(x) if is_clip else x
         for number, layer in enumerate(tower.encoder.layers):
@@ -159,7 +180,9 @@ class ClipWords(WordPieces):
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.size = tokenizer, len(tokenizer)
-        self.pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self.pad_id = int(
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         words = self.tokenizer([text.lower() for text in texts], max_length=length, truncation=True)
@@ -188,7 +211,10 @@ class ClipFolder(ModelFolder):
         file = folder / "model.safetensors"
         use_default_mode(file)
         if self.model.temporal:
-            own = {f"{TEMPORAL}{key}": value.contiguous() for key, value in self.model.temporal.state_dict().items()}
+            own = {
+                f"{TEMPORAL}{key}": value.contiguous()
+                for key, value in self.model.temporal.state_dict().items()
+            }
             write_tensors(load_file(file) | own, file, {"format": "pt"})
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
@@ -218,7 +244,10 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
         if not is_hub_name(name):
             raise InputError(f"{where}: no such folder, and no name of the hub, ORGANIZATION/MODEL")
         repository, _, revision = name.partition("@")
-        if not isinstance(file := try_to_load_from_cache(repository, "config.json", revision=revision or None), str):
+        if not isinstance(
+            file := try_to_load_from_cache(repository, "config.json", revision=revision or None),
+            str,
+        ):
             return
         folder = Path(file).parent
     if not is_clip(folder):
@@ -228,10 +257,14 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
     length = text.get("max_position_embeddings") if isinstance(text, dict) else None
     length = length if isinstance(length, int) else TYPES[config["model_type"]]
     if max_text_tokens > length:
-        raise InputError(f"{where}: its texts have at most {length} tokens; lower max_text_tokens ({max_text_tokens})")
+        raise InputError(
+            f"{where}: its texts have at most {length} tokens; lower max_text_tokens ({max_text_tokens})"
+        )
 
 
-def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter") -> ClipFolder:
+def load_clip(
+    name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter"
+) -> ClipFolder:
     """Loads a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
     name: a hub name or a folder; key: of the configuration, for messages. Raises InputError if it is not available, not
@@ -248,21 +281,38 @@ def load_clip(name: str, device: torch.device | str = "cpu", key: str = "cache_p
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
         model, _ = load_pretrained(AutoModel, name, config)
         tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
-        if len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words:  # without its files: no words
-            raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, or numbers beyond the {words} of the model")
+        if (
+            len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words
+        ):  # without its files: no words
+            raise ValueError(
+                f"its tokenizer has {len(tokenizer)} tokens, or numbers beyond the {words} of the model"
+            )
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         mean, std = processor["image_mean"], processor["image_std"]
-        preprocessing = Preprocessing(mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings)
+        preprocessing = Preprocessing(
+            mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings
+        )
         prompter = ClipPrompter(model, ClipWords(tokenizer).pad_id)
-        prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))  # a config's id may overflow
+        prompter.encode_text(
+            torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)
+        )  # a config's id may overflow
         dropouts = [part.attention_dropout for part in (config.text_config, config.vision_config)]
-        if not (1e-6 < prompter.clamped_temperature() < 1e6 and all(0 <= share < 1 for share in dropouts)):
-            raise ValueError("its logit_scale is no logarithm of a scale, or its attention_dropout no probability")
+        if not (
+            1e-6 < prompter.clamped_temperature() < 1e6
+            and all(0 <= share < 1 for share in dropouts)
+        ):
+            raise ValueError(
+                "its logit_scale is no logarithm of a scale, or its attention_dropout no probability"
+            )
         load_temporal(prompter, Path(name) / "model.safetensors")
     except InputError:
         raise
-    except Exception as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
-        raise InputError(f"{where}: not readable as a CLIP or SigLIP ({first_line(error)}); {DOWNLOAD}") from error
+    except (
+        Exception
+    ) as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
+        raise InputError(
+            f"{where}: not readable as a CLIP or SigLIP ({first_line(error)}); {DOWNLOAD}"
+        ) from error
     return ClipFolder("prompter", prompter.to(device), tokenizer, preprocessing)
 
 
@@ -283,7 +333,9 @@ def pretrained_config(name: str) -> Any:
             raise ValueError(f"{file.name} is not a regular file")
     config = AutoConfig.from_pretrained(name)
     json.dumps(config.to_dict(), allow_nan=False)  # an epsilon of NaN makes embeddings of NaN
-    config._attn_implementation = "sdpa"  # also of its towers: the files could name code from the hub
+    config._attn_implementation = (
+        "sdpa"  # also of its towers: the files could name code from the hub
+    )
     return config
 
 
@@ -305,14 +357,24 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
         raise ValueError("no model.safetensors, and no pytorch_model.bin")
     if file is not None:
         header = load_state_dict(file, map_location="meta")
-        if layers != len({found[0] for key in header if (found := re.match(r".*\.layers?\.\d+", key))}):
-            raise ValueError(f"config.json has {layers} layers, but {Path(file).name} has another number of them")
+        if layers != len(
+            {found[0] for key in header if (found := re.match(r".*\.layers?\.\d+", key))}
+        ):
+            raise ValueError(
+                f"config.json has {layers} layers, but {Path(file).name} has another number of them"
+            )
         with torch.device("meta"):
-            expected = sum(parameter.numel() for parameter in kind.from_config(config).base_model.parameters())
+            expected = sum(
+                parameter.numel() for parameter in kind.from_config(config).base_model.parameters()
+            )
         stored = sum(weight.numel() for weight in header.values())
         if expected > stored:
-            raise ValueError(f"config.json has {expected} weights, but {Path(file).name} only {stored}")
-    model, report = kind.from_pretrained(name, config=config, output_loading_info=True, ignore_mismatched_sizes=True)
+            raise ValueError(
+                f"config.json has {expected} weights, but {Path(file).name} only {stored}"
+            )
+    model, report = kind.from_pretrained(
+        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
     missing, other_shapes = report["missing_keys"], {key for key, *_ in report["mismatched_keys"]}
     if wrong := sorted(key for key in {*missing, *other_shapes} if key.startswith(body)):

@@ -45,7 +45,9 @@ class FolderConfig(BaseModel):
     ranking: Ranking = "similarity"
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
     with os_errors(path):
         save_file(tensors, path, metadata)
@@ -68,18 +70,30 @@ class ModelFolder:
         """Writes the folder. model.safetensors holds the model's state dict."""
         folder.mkdir(parents=True, exist_ok=True)
         config = FolderConfig(
-            task=self.task, model=self.model.config, preprocessing=self.preprocessing, ranking=self.ranking
+            task=self.task,
+            model=self.model.config,
+            preprocessing=self.preprocessing,
+            ranking=self.ranking,
         )
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-        write_tensors({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
+        write_tensors(
+            {k: v.contiguous() for k, v in self.model.state_dict().items()},
+            folder / "model.safetensors",
+        )
         self.tokenizer.save(str(folder / "tokenizer.json"))
         for name, labels in (("entities", self.entities), ("answers", self.answers)):
             if labels:
-                (folder / f"{name}.json").write_text(json.dumps(labels, ensure_ascii=False, indent=0) + "\n")
+                (folder / f"{name}.json").write_text(
+                    json.dumps(labels, ensure_ascii=False, indent=0) + "\n"
+                )
 
     def normalized(self, device: torch.device) -> NormalizedModel:
         """The model with its frame normalization, on `device` and in eval mode."""
-        return NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std).to(device).eval()
+        return (
+            NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
+            .to(device)
+            .eval()
+        )
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
@@ -96,11 +110,17 @@ class ModelFolder:
             config = FolderConfig.model_validate(read_small_json(folder / "config.json"))
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise ValueError(
+                f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error
         labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers")]
 
         def build() -> DualEncoder:
-            return Prompter(config.model) if config.task == "prompter" else Alpro(config.model, *map(len, labels))
+            return (
+                Prompter(config.model)
+                if config.task == "prompter"
+                else Alpro(config.model, *map(len, labels))
+            )
 
         try:
             header = shapes(folder / "model.safetensors")
@@ -113,8 +133,18 @@ class ModelFolder:
         model.load_state_dict(weights)
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.model.text.vocab_size:
-            raise ValueError(f"{folder}/tokenizer.json: token {last}, but {config.model.text.vocab_size} embeddings")
-        return cls(config.task, model, tokenizer, config.preprocessing, labels[0], labels[1], config.ranking)
+            raise ValueError(
+                f"{folder}/tokenizer.json: token {last}, but {config.model.text.vocab_size} embeddings"
+            )
+        return cls(
+            config.task,
+            model,
+            tokenizer,
+            config.preprocessing,
+            labels[0],
+            labels[1],
+            config.ranking,
+        )
 
 
 def read_task(folder: Path) -> str:
@@ -122,7 +152,9 @@ def read_task(folder: Path) -> str:
     try:
         return str(read_small_json(folder / "config.json")["task"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: no readable config.json; this is not a model folder") from error
+        raise ValueError(
+            f"{folder}: no readable config.json; this is not a model folder"
+        ) from error
 
 
 def load_labels(path: Path) -> list[str]:
@@ -154,17 +186,24 @@ class Uninitialized(TorchFunctionMode):
 
 
 def check_sizes(
-    config: ModelConfig, header: dict[str, torch.Tensor], build: Callable[[], DualEncoder], where: Path
+    config: ModelConfig,
+    header: dict[str, torch.Tensor],
+    build: Callable[[], DualEncoder],
+    where: Path,
 ) -> None:
     """Raises ValueError if the weights of a file are not those of the model that `build` makes, without its memory."""
     if (depth := max(config.video.depth, config.text.depth)) > len(header):
-        raise ValueError(f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} weights")
+        raise ValueError(
+            f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} weights"
+        )
     try:
         with torch.device("meta"), Uninitialized():
             model = build()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         line = str(error).splitlines()[0]
-        raise ValueError(f"{where}/config.json: a model of these sizes cannot be built: {line}") from error
+        raise ValueError(
+            f"{where}/config.json: a model of these sizes cannot be built: {line}"
+        ) from error
     check_shapes(header, model, where)
 
 
@@ -178,7 +217,9 @@ def check_finite(weights: Mapping[str, torch.Tensor], where: Any) -> None:
     """Raises ValueError if a weight is not a finite number."""
     for key, value in weights.items():
         if not value.isfinite().all():
-            raise ValueError(f"{where}: {key} has weights that are not finite numbers; delete it, or train it again")
+            raise ValueError(
+                f"{where}: {key} has weights that are not finite numbers; delete it, or train it again"
+            )
 
 
 def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
@@ -202,7 +243,10 @@ def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor])
 
 
 # Settings that change what a model computes, but not the shapes of the weights that two models share.
-SHAPELESS = {"video": ("depth", "heads", "pre_norm", "activation"), "text": ("depth", "fusion_layer", "heads")}
+SHAPELESS = {
+    "video": ("depth", "heads", "pre_norm", "activation"),
+    "text": ("depth", "fusion_layer", "heads"),
+}
 
 
 def check_values(source: str, own: BaseModel, values: dict[str, Any]) -> None:
@@ -225,8 +269,14 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
     own, weights = model.state_dict(), dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], own[key])
-    shared = {key: value for key, value in weights.items() if key in own and not key.startswith(but)}
+    shared = {
+        key: value for key, value in weights.items() if key in own and not key.startswith(but)
+    }
     heads = ("pem_head", "qa_head", "mlm_head")
     if wrong := [line for line in other_shapes(shared, own) if not line.startswith(heads)]:
-        raise ValueError(f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes")
-    model.load_state_dict({key: v for key, v in shared.items() if v.shape == own[key].shape}, strict=False)
+        raise ValueError(
+            f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes"
+        )
+    model.load_state_dict(
+        {key: v for key, v in shared.items() if v.shape == own[key].shape}, strict=False
+    )

@@ -15,7 +15,9 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
     pixels = frames if frames.is_floating_point() else frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
-    resized = F.interpolate(pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(
+        pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False
+    )
     return resized.unflatten(0, frames.shape[:2])
 
 
@@ -47,4 +49,6 @@ class NormalizedModel(nn.Module):
 
     def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:
         """`pixels` of clips (T, 3, H, W) uint8 of any heights and widths."""
-        return torch.cat([self.pixels(torch.from_numpy(clip)[None].to(self.mean.device)) for clip in clips])
+        return torch.cat(
+            [self.pixels(torch.from_numpy(clip)[None].to(self.mean.device)) for clip in clips]
+        )

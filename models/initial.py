@@ -11,7 +11,13 @@ from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import DOWNLOAD, load_clip, load_pretrained, pretrained_config
 from alpro.models.folder import check_finite, check_values, other_shapes
-from alpro.models.official import WEIGHT_FILES, StateDict, first_line, from_official, read_checkpoint
+from alpro.models.official import (
+    WEIGHT_FILES,
+    StateDict,
+    first_line,
+    from_official,
+    read_checkpoint,
+)
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import CLIP_EPS, VideoConfig, resize_embedding
 
@@ -28,7 +34,11 @@ CLIP_NAMES = (
     ("self_attn", "attn"),
 )
 # The vision tower's keys in transformers, whose config.json leaves out those that have these values.
-CLIP_TOWER: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
 CLIP_TOWER |= {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu"}
 
 
@@ -56,8 +66,16 @@ def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
     """The keys of `[model.video]` of the vision tower of a CLIP of transformers. config: its `vision_config`."""
     values = CLIP_TOWER | config
     width = values["hidden_size"]
-    sizes = {"width": width, "depth": values["num_hidden_layers"], "heads": values["num_attention_heads"]}
-    sizes |= {"mlp_ratio": values["intermediate_size"] / width, "patch_size": values["patch_size"], "stem": "patch"}
+    sizes = {
+        "width": width,
+        "depth": values["num_hidden_layers"],
+        "heads": values["num_attention_heads"],
+    }
+    sizes |= {
+        "mlp_ratio": values["intermediate_size"] / width,
+        "patch_size": values["patch_size"],
+        "stem": "patch",
+    }
     return sizes | {"pre_norm": True, "activation": values["hidden_act"]}
 
 
@@ -65,7 +83,9 @@ def check_type(key: str, name: str, model_type: str, supported: str) -> None:
     """Raises InputError for another type of model of transformers: a SigLIP has no [CLS] token, from which the video
     encoder takes its embedding; what is like a BERT has other tokens, positions or layers."""
     if model_type != supported:
-        raise InputError(f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is supported")
+        raise InputError(
+            f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is supported"
+        )
 
 
 def text_sizes(bert: str) -> dict[str, Any]:
@@ -78,7 +98,10 @@ def text_sizes(bert: str) -> dict[str, Any]:
     try:
         width, depth = config["hidden_size"], config["num_hidden_layers"]
         sizes = {"width": width, "depth": depth, "fusion_layer": max(1, depth // 2)}
-        sizes |= {"heads": config["num_attention_heads"], "mlp_ratio": config["intermediate_size"] / width}
+        sizes |= {
+            "heads": config["num_attention_heads"],
+            "mlp_ratio": config["intermediate_size"] / width,
+        }
         return sizes | {"max_length": config["max_position_embeddings"]}
     except (KeyError, TypeError, ZeroDivisionError):
         return {}
@@ -106,12 +129,20 @@ def load_vit(model: Prompter, name: str) -> None:
     ignored = ("head.", "fc_norm.")  # the classifier of the ViT
     if more := sorted(key for key in vit.keys() - plain if not key.startswith(ignored)):
         others = f" and {len(more) - 1} others" if len(more) > 1 else ""
-        raise ValueError(f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}")
+        raise ValueError(
+            f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}"
+        )
     weights = {key: value for key, value in vit.items() if key in plain}
     if "pos_embed" in weights:
-        weights["pos_embed"] = resize_embedding(f"vit = {name!r}: pos_embed", weights["pos_embed"], own["pos_embed"])
+        weights["pos_embed"] = resize_embedding(
+            f"vit = {name!r}: pos_embed", weights["pos_embed"], own["pos_embed"]
+        )
     for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
-        weights |= {key.replace(spatial, temporal): value for key, value in weights.items() if spatial in key}
+        weights |= {
+            key.replace(spatial, temporal): value
+            for key, value in weights.items()
+            if spatial in key
+        }
     for key in own:
         if ".temporal_fc." in key or key == "time_embed":
             weights[key] = torch.zeros_like(own[key])
@@ -143,10 +174,14 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
     prompter = load_clip(name, key="vit").model
     check_type("vit", name, prompter.clip.config.model_type, "clip")
     if prompter.temporal:
-        raise ValueError(f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that it was")
+        raise ValueError(
+            f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that it was"
+        )
     config = prompter.clip.config.vision_config
     if config.layer_norm_eps != CLIP_EPS:
-        raise ValueError(f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not {CLIP_EPS}")
+        raise ValueError(
+            f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not {CLIP_EPS}"
+        )
     check_values(f"vit = {name!r}: model.video", own, tower_sizes(config.to_dict()))
     vit = {}
     for key, value in prompter.clip.vision_model.state_dict().items():
@@ -165,21 +200,29 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
     """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than `own`."""
     tagged, _, revision = name.partition("@")
     if "." not in tagged:
-        raise ValueError(f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k")
+        raise ValueError(
+            f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k"
+        )
     try:
         import timm
 
         place = {"hf_hub_id": f"timm/{name}"} if revision else None
         vit = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=place)
     except ImportError as error:
-        raise ValueError(f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})") from error
-    except Exception as error:  # unknown model, unknown tag, no network: each library raises its own type
+        raise ValueError(
+            f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})"
+        ) from error
+    except (
+        Exception
+    ) as error:  # unknown model, unknown tag, no network: each library raises its own type
         raise ValueError(
             f"vit = {name!r}: not available from the cache or the hub ({first_line(error)}); where there is a network, "
             f"save timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
-        raise ValueError(f"vit = {name!r}: it has rotary positions; the video encoder learns its own")
+        raise ValueError(
+            f"vit = {name!r}: it has rotary positions; the video encoder learns its own"
+        )
     if blocks := getattr(vit, "blocks", None):
         activation = "quick_gelu" if "Quick" in type(blocks[0].mlp.act).__name__ else "gelu"
         sizes = {"heads": blocks[0].attn.num_heads, "activation": activation}
@@ -214,15 +257,25 @@ def bert_weights(name: str, own: TextConfig) -> StateDict:
     except InputError:
         raise
     except Exception as error:
-        raise ValueError(f"bert = {name!r}: not readable as a BERT ({first_line(error)}); {DOWNLOAD}") from error
+        raise ValueError(
+            f"bert = {name!r}: not readable as a BERT ({first_line(error)}); {DOWNLOAD}"
+        ) from error
     check_values(f"bert = {name!r}: model.text", own, {"heads": config.num_attention_heads})
-    return {f"text_encoder.{key}": value for key, value in bert.state_dict().items() if key not in missing}
+    return {
+        f"text_encoder.{key}": value
+        for key, value in bert.state_dict().items()
+        if key not in missing
+    }
 
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:
     """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
     if missing := sorted(own.keys() - weights.keys()):
-        raise ValueError(f"{source}: weights are missing, such as {missing[0]}; check the depth in [model]")
+        raise ValueError(
+            f"{source}: weights are missing, such as {missing[0]}; check the depth in [model]"
+        )
     if wrong := other_shapes(weights, own):
-        raise ValueError(f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights")
+        raise ValueError(
+            f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights"
+        )
     check_finite(weights, source)

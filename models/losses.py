@@ -32,10 +32,14 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
     weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN as well, and training skips the step
     cumulative = weights.double().cumsum(dim=1)
-    sampled = torch.searchsorted(cumulative, uniforms[:, None].double() * cumulative[:, -1:], right=True)
+    sampled = torch.searchsorted(
+        cumulative, uniforms[:, None].double() * cumulative[:, -1:], right=True
+    )
     sampled = sampled.clamp(max=weights.shape[1] - 1)
     # Rounding can select a column of zero weight: take the most likely one instead.
-    sampled = torch.where(weights.gather(1, sampled) > 0, sampled, weights.argmax(dim=1, keepdim=True))
+    sampled = torch.where(
+        weights.gather(1, sampled) > 0, sampled, weights.argmax(dim=1, keepdim=True)
+    )
     return sampled.squeeze(1), valid
 
 

@@ -58,8 +58,14 @@ _PREFIXES = (
     ("mlm_head.dense.", "text_encoder.cls.predictions.transform.dense."),
     ("mlm_head.norm.", "text_encoder.cls.predictions.transform.LayerNorm."),
     ("text_encoder.embeddings.word_embeddings.", "text_encoder.embeddings.word_embeddings."),
-    ("text_encoder.embeddings.position_embeddings.", "text_encoder.embeddings.position_embeddings."),
-    ("text_encoder.embeddings.token_type_embeddings.", "text_encoder.embeddings.token_type_embeddings."),
+    (
+        "text_encoder.embeddings.position_embeddings.",
+        "text_encoder.embeddings.position_embeddings.",
+    ),
+    (
+        "text_encoder.embeddings.token_type_embeddings.",
+        "text_encoder.embeddings.token_type_embeddings.",
+    ),
     ("text_encoder.embeddings.norm.", "text_encoder.embeddings.LayerNorm."),
 )
 _LAYER = re.compile(r"^text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
@@ -84,7 +90,12 @@ class Imported:
 
 
 def import_checkpoint(
-    file: Path, out: Path, task: Task, tokenizer: str, words: Path | None = None, max_text_tokens: int | None = None
+    file: Path,
+    out: Path,
+    task: Task,
+    tokenizer: str,
+    words: Path | None = None,
+    max_text_tokens: int | None = None,
 ) -> Imported:
     """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes `out`/prompter.
 
@@ -116,7 +127,9 @@ def import_checkpoint(
             summary.unknown += [f"prompter.{key}" for key in of_teacher.unknown]
         building.rename(out)
     except ValueError as error:
-        raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
+        raise InputError(
+            str(error) if str(error).startswith(str(file)) else f"{file}: {error}"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written: {error}") from error
     finally:
@@ -145,7 +158,11 @@ def read_checkpoint(path: Path) -> StateDict:
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    weights = {str(k).removeprefix("module."): v for k, v in content.items()} if isinstance(content, dict) else {}
+    weights = (
+        {str(k).removeprefix("module."): v for k, v in content.items()}
+        if isinstance(content, dict)
+        else {}
+    )
     weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
     if not weights:
         raise ValueError(f"{path}: contains no weights")
@@ -159,12 +176,18 @@ def first_line(error: Exception) -> str:
 
 def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
     """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
-    prompter = {k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")}
+    prompter = {
+        k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")
+    }
     return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
 
 
 def build(
-    state: StateDict, task: Task, tokenizer: Tokenizer, words: Path | None, max_text_tokens: int | None
+    state: StateDict,
+    task: Task,
+    tokenizer: Tokenizer,
+    words: Path | None,
+    max_text_tokens: int | None,
 ) -> tuple[ModelFolder, Imported]:
     """Builds the model of a task from official weights. Raises ValueError if they do not match."""
     prompts, config = prompt_features(state), sizes(state)
@@ -180,7 +203,9 @@ def build(
             f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokenizer.get_vocab_size()} pieces; "
             "set --tokenizer to the one it was trained with"
         )
-    weights, unused, unknown = from_official({k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config)
+    weights, unused, unknown = from_official(
+        {k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config
+    )
     entities, answers = list[str](), list[str]()
     if task == "prompter" and "video" in prompts:
         entities = read_labels(words, len(prompts["video"]), "entity")
@@ -188,8 +213,14 @@ def build(
         entities = read_labels(words, outputs(weights, "pem_head", task), "entity")
     elif task == "qa":
         answers = read_labels(words, outputs(weights, "qa_head", task), "answer")
-    model: DualEncoder = Prompter(config) if task == "prompter" else Alpro(config, len(entities), len(answers))
-    unused += [key for key in weights if key not in model.state_dict() and key.startswith(UNUSED_PREFIXES[task] or "-")]
+    model: DualEncoder = (
+        Prompter(config) if task == "prompter" else Alpro(config, len(entities), len(answers))
+    )
+    unused += [
+        key
+        for key in weights
+        if key not in model.state_dict() and key.startswith(UNUSED_PREFIXES[task] or "-")
+    ]
     weights = {key: value for key, value in weights.items() if key not in unused}
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
@@ -208,7 +239,9 @@ def sizes(state: StateDict) -> ModelConfig:
         text += "bert."
 
     def layers(prefix: str) -> int:
-        return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})
+        return len(
+            {key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)}
+        )
 
     try:
         width, _, patch, _ = state[f"{visual}patch_embed.proj.weight"].shape
@@ -241,8 +274,14 @@ def sizes(state: StateDict) -> ModelConfig:
             ),
             embed_dim=embed_dim,
         )
-    except (KeyError, ValueError, ZeroDivisionError) as error:  # of a missing key, another shape, or a size
-        raise ValueError(f"not the weights of ALPRO's official code ({first_line(error)})") from error
+    except (
+        KeyError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:  # of a missing key, another shape, or a size
+        raise ValueError(
+            f"not the weights of ALPRO's official code ({first_line(error)})"
+        ) from error
 
 
 def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, list[str], list[str]]:
@@ -258,7 +297,11 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
             unused.append(key)
         elif match := _LAYER.match(key):
             above, name, kind = int(match[1]) - config.text.fusion_layer, match[2], match[3]
-            place = f"text_encoder.layers.{match[1]}" if above < 0 else f"multimodal_encoder.layers.{above}"
+            place = (
+                f"text_encoder.layers.{match[1]}"
+                if above < 0
+                else f"multimodal_encoder.layers.{above}"
+            )
             if name in _QKV:
                 parts.setdefault(f"{place}.attention.qkv.{kind}", {})[_QKV.index(name)] = value
             elif name in _IN_LAYER:
@@ -288,7 +331,9 @@ def _rename(key: str) -> str:
 def outputs(weights: StateDict, head: str, task: str) -> int:
     """Number of outputs of a head. Raises ValueError if the checkpoint does not have it."""
     if f"{head}.2.bias" not in weights:
-        raise ValueError(f"no {head}, which --task {task} needs; choose the --task of this checkpoint")
+        raise ValueError(
+            f"no {head}, which --task {task} needs; choose the --task of this checkpoint"
+        )
     return len(weights[f"{head}.2.bias"])
 
 
@@ -298,7 +343,9 @@ def read_labels(file: Path | None, size: int, what: str) -> list[str]:
         return [f"{what} {number}" for number in range(size)]
     words = read_word_list(file, "--words")
     if len(words) != size:
-        raise InputError(f"--words {file}: {len(words)} words, but the checkpoint's head has {size}")
+        raise InputError(
+            f"--words {file}: {len(words)} words, but the checkpoint's head has {size}"
+        )
     return words
 
 
@@ -311,4 +358,7 @@ def prompt_features(state: StateDict) -> dict[str, Tensor]:
 def save_prompts(state: StateDict, folder: Path) -> None:
     """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
     if prompts := prompt_features(state):
-        write_tensors({kind: value.contiguous() for kind, value in prompts.items()}, folder / "prompts.safetensors")
+        write_tensors(
+            {kind: value.contiguous() for kind, value in prompts.items()},
+            folder / "prompts.safetensors",
+        )

@@ -8,7 +8,11 @@ import torch
 
 # Narrower models stay in float32 on a CPU. The sample's prompter, at width 96, takes 0.74 of the CPU time (AMX).
 WIDE = 96
-NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # Intel since 2023, AMD since Zen 4, ARM; others emulate it slowly
+NATIVE = (
+    "amx_bf16",
+    "avx512_bf16",
+    "bf16",
+)  # Intel since 2023, AMD since Zen 4, ARM; others emulate it slowly
 
 
 def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
@@ -28,7 +32,9 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16 matrices."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
+    capabilities: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # since torch 2.13
     return any(capabilities.get(name) for name in NATIVE)
 
 

@@ -19,7 +19,9 @@ class TextConfig(BaseModel):
     vocab_size: int = Field(30522, ge=5, description="vocabulary size, word pieces")
     width: int = Field(768, ge=8, description="hidden size")
     depth: int = Field(12, ge=2, description="layers of both encoders together")
-    fusion_layer: int = Field(6, ge=1, description="layers of the text encoder; the others fuse text and video")
+    fusion_layer: int = Field(
+        6, ge=1, description="layers of the text encoder; the others fuse text and video"
+    )
     heads: int = Field(12, ge=1, description="attention heads")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP / width")
     max_length: int = Field(512, ge=8, description="position embeddings")
@@ -28,7 +30,9 @@ class TextConfig(BaseModel):
     @model_validator(mode="after")
     def _cut(self) -> "TextConfig":
         if self.fusion_layer >= self.depth:
-            raise ValueError(f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}")
+            raise ValueError(
+                f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -51,8 +55,14 @@ class TextEmbeddings(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
         if length > self.position_embeddings.num_embeddings:
-            raise ValueError(f"text of {length} tokens; the encoder takes {self.position_embeddings.num_embeddings}")
-        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[:length]
+            raise ValueError(
+                f"text of {length} tokens; the encoder takes {self.position_embeddings.num_embeddings}"
+            )
+        x = (
+            self.word_embeddings(ids)
+            + self.token_type_embeddings.weight[0]
+            + self.position_embeddings.weight[:length]
+        )
         return self.dropout(self.norm(x))
 
 
@@ -71,8 +81,12 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, first: int | None = None, qkv: Tensor | None = None) -> Tensor:
-        attended = self.attention(x, mask, first) if qkv is None else self.attention.attend(qkv, mask)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, first: int | None = None, qkv: Tensor | None = None
+    ) -> Tensor:
+        attended = (
+            self.attention(x, mask, first) if qkv is None else self.attention.attend(qkv, mask)
+        )
         x = self.norm1(x[:, :first] + self.dropout(attended))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -121,16 +135,22 @@ class MultimodalEncoder(nn.Module):
         super().__init__()
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
-    def forward(self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None) -> Tensor:
+    def forward(
+        self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None
+    ) -> Tensor:
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return self.layers(torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), first)
+        return self.layers(
+            torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), first
+        )
 
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
         token: those of a text or a video are the same in all its pairs."""
         return cast(Layer, self.layers[0]).attention.qkv(tokens)
 
-    def pairs(self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor) -> Tensor:
+    def pairs(
+        self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor
+    ) -> Tensor:
         """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation mode.
 
         text (T, L, D): texts without padding; video (V, N, D); qkv (V, N, 3D): the projected videos; of_text (P,),

@@ -11,7 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 
-EPS, CLIP_EPS = 1e-6, 1e-5  # of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`
+EPS, CLIP_EPS = (
+    1e-6,
+    1e-5,
+)  # of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`
 
 
 class VideoConfig(BaseModel):
@@ -34,14 +37,20 @@ class VideoConfig(BaseModel):
     activation: Literal["gelu", "quick_gelu"] = Field(
         "gelu", description="activation of the MLPs; quick_gelu: OpenAI's CLIP"
     )
-    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth rate of the last block, linear from 0")
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="stochastic depth rate of the last block, linear from 0"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}")
+            raise ValueError(
+                f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -89,7 +98,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
-    def forward(self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False
+    ) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
 
         keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
@@ -101,7 +112,9 @@ class Block(nn.Module):
         patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
 
         # [CLS] attends to every frame separately; its T updates are averaged.
-        y = self.norm1(torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d))
+        y = self.norm1(
+            torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d)
+        )
         y = drop_path(self.attn(y, first=1 if cls_only else None), keep, 1).unflatten(0, (b, t))
         x = cls + y[:, :, 0].mean(dim=1, keepdim=True)
         if not cls_only:
@@ -134,9 +147,14 @@ class TimeSformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
-        self.pre_norm = nn.LayerNorm(config.width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
+        self.pre_norm = (
+            nn.LayerNorm(config.width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        rates = [1 - config.drop_path * number / max(1, config.depth - 1) for number in range(config.depth)]
+        rates = [
+            1 - config.drop_path * number / max(1, config.depth - 1)
+            for number in range(config.depth)
+        ]
         self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.checkpoint_activations = False
@@ -154,7 +172,9 @@ class TimeSformer(nn.Module):
                 f"(T, H, W) is ({t}, {height}, {width}); the encoder takes ({self.config.frames}, {size}, {size})"
             )
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
-        patches = x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
+        patches = (
+            x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
+        )
         if kept is not None:
             patches = patches.gather(2, kept[:, None, :, None].expand(-1, t, -1, patches.shape[3]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
@@ -168,7 +188,11 @@ class TimeSformer(nn.Module):
                 x = block(*args)
         # Normalize the tokens of each frame, then average over time (the paper's temporal mean pooling).
         x = self.norm(x)
-        return x if cls_only else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
+        return (
+            x
+            if cls_only
+            else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
+        )
 
     def set_frames(self, frames: int) -> None:
         """Changes the number of frames of a clip; the time embedding is resized."""
@@ -195,10 +219,16 @@ def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
     An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
     ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
     """
-    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2] or embedding.shape[1] in (0, target.shape[1]):
+    if (
+        embedding.dim() != 3
+        or embedding.shape[::2] != target.shape[::2]
+        or embedding.shape[1] in (0, target.shape[1])
+    ):
         return embedding
     if key.endswith("time_embed"):
-        return F.interpolate(embedding.transpose(1, 2), size=target.shape[1], mode="nearest").transpose(1, 2)
+        return F.interpolate(
+            embedding.transpose(1, 2), size=target.shape[1], mode="nearest"
+        ).transpose(1, 2)
     old, new = grid_side(embedding.shape[1], key), grid_side(target.shape[1], key)
     patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)

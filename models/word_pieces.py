@@ -23,7 +23,9 @@ class WordPieces:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer = without_padding(tokenizer)
         self.size = tokenizer.get_vocab_size()
-        self.pad_id, self.sep_id, self.mask_id = (self._special(name) for name in ("[PAD]", "[SEP]", "[MASK]"))
+        self.pad_id, self.sep_id, self.mask_id = (
+            self._special(name) for name in ("[PAD]", "[SEP]", "[MASK]")
+        )
 
     def _special(self, name: str) -> int:
         number = self.tokenizer.token_to_id(name)
@@ -36,7 +38,11 @@ class WordPieces:
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Token ids of each text, at most `length`; the last is always [SEP]."""
         # A batch of one wakes the library's threads: 0.16 ms instead of 0.09.
-        encoded = [self.tokenizer.encode(texts[0])] if len(texts) == 1 else self.tokenizer.encode_batch(texts)
+        encoded = (
+            [self.tokenizer.encode(texts[0])]
+            if len(texts) == 1
+            else self.tokenizer.encode_batch(texts)
+        )
         rows = [np.array(one.ids[:length], np.int64) for one in encoded]
         for row in rows:
             row[-1] = self.sep_id
@@ -45,7 +51,9 @@ class WordPieces:
     def batch(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask (N, L) of texts."""
         rows = self.ids(texts, length)
-        return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(pad([np.ones_like(r) for r in rows], 0))
+        return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(
+            pad([np.ones_like(r) for r in rows], 0)
+        )
 
 
 def padded(length: int) -> int:
@@ -75,13 +83,19 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     letters: Counter[str] = Counter()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
-    letter_pieces = max(1, (size - len(SPECIAL)) // 4)  # a letter has two pieces: at the start of a word, and inside
-    by_count = [sorted(counts, key=lambda piece: (-counts[piece], piece)) for counts in (letters, words)]
+    letter_pieces = max(
+        1, (size - len(SPECIAL)) // 4
+    )  # a letter has two pieces: at the start of a word, and inside
+    by_count = [
+        sorted(counts, key=lambda piece: (-counts[piece], piece)) for counts in (letters, words)
+    ]
     chosen = by_count[0][: letter_pieces // 2]
     pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
     pieces = list(dict.fromkeys([*pieces, *by_count[1]]))[:size]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))))
+    return finish_tokenizer(
+        bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
+    )
 
 
 def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -94,7 +108,9 @@ def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens(SPECIAL)
     ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
     return tokenizer
 
 
@@ -105,15 +121,30 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     path, file = Path(name), None
     try:
-        file = next((file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()), None)
+        file = next(
+            (
+                file
+                for file in (path, path / "tokenizer.json", path / "vocab.txt")
+                if file.is_file()
+            ),
+            None,
+        )
         if file is None:
-            return without_padding(Tokenizer.from_pretrained(*name.split("@")))  # perhaps with a revision
+            return without_padding(
+                Tokenizer.from_pretrained(*name.split("@"))
+            )  # perhaps with a revision
         if file.suffix == ".json":
             return without_padding(read_tokenizer(file))
-        return finish_tokenizer(bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))))
+        return finish_tokenizer(
+            bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]")))
+        )
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
-            reason = " ".join(str(error).split()).removeprefix(f"{file}: ").removeprefix("not readable: ")
+            reason = (
+                " ".join(str(error).split())
+                .removeprefix(f"{file}: ")
+                .removeprefix("not readable: ")
+            )
             raise InputError(f"tokenizer {file}: not readable: {reason[:200]}") from error
         raise InputError(
             f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
@@ -123,12 +154,31 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 MAX_TOKENIZER_BYTES = 32 << 20
 MAX_COMPONENT = 10_000  # characters of JSON, without the vocabulary
-MAX_WORD = 1000  # characters: a longer word is [UNK]; pieces of a word are tried from the longest on
+MAX_WORD = (
+    1000  # characters: a longer word is [UNK]; pieces of a word are tried from the longest on
+)
 # Components whose time and memory grow with the text alone. A regular expression may need exponential time, and a chain
 # of replacements doubles the text with each.
 COMPONENTS = {
-    "normalizer": {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents", "Sequence"},
-    "pre_tokenizer": {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "Sequence"},
+    "normalizer": {
+        "BertNormalizer",
+        "Lowercase",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Strip",
+        "StripAccents",
+        "Sequence",
+    },
+    "pre_tokenizer": {
+        "BertPreTokenizer",
+        "Whitespace",
+        "WhitespaceSplit",
+        "Punctuation",
+        "Digits",
+        "Sequence",
+    },
     "model": {"WordPiece", "WordLevel"},
     "post_processor": {"TemplateProcessing", "BertProcessing", "Sequence"},
     "decoder": {"WordPiece"},
@@ -157,9 +207,13 @@ def check_components(values: Any) -> None:
     for name, allowed in COMPONENTS.items():
         for component in components(values.get(name)):
             if component.get("type", "WordPiece") not in allowed:
-                raise ValueError(f"its {name} is {component.get('type')}; use a BERT tokenizer (WordPiece)")
+                raise ValueError(
+                    f"its {name} is {component.get('type')}; use a BERT tokenizer (WordPiece)"
+                )
         if name != "model" and (length := len(json.dumps(values.get(name)))) > MAX_COMPONENT:
-            raise ValueError(f"its {name} has {length:,} characters; use a BERT tokenizer (WordPiece)")
+            raise ValueError(
+                f"its {name} has {length:,} characters; use a BERT tokenizer (WordPiece)"
+            )
     if (word := values["model"].get("max_input_chars_per_word", 0)) > MAX_WORD:
         raise ValueError(f"max_input_chars_per_word is {word}; at most {MAX_WORD}")
     if not all(token["content"] for token in values.get("added_tokens", [])):

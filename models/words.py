@@ -19,10 +19,14 @@ class Templates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: tuple[str, ...] = Field(
-        tuple(OFFICIAL["video"]), min_length=1, description="templates for videos; {} is replaced by the entity"
+        tuple(OFFICIAL["video"]),
+        min_length=1,
+        description="templates for videos; {} is replaced by the entity",
     )
     image: tuple[str, ...] = Field(
-        tuple(OFFICIAL["image"]), min_length=1, description="templates for images; {} is replaced by the entity"
+        tuple(OFFICIAL["image"]),
+        min_length=1,
+        description="templates for images; {} is replaced by the entity",
     )
 
     @field_validator("video", "image")
@@ -30,7 +34,9 @@ class Templates(BaseModel):
     def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
-                raise ValueError(f"{template!r} must contain {{}}, the place of the entity, exactly once")
+                raise ValueError(
+                    f"{template!r} must contain {{}}, the place of the entity, exactly once"
+                )
         return templates
 
     @property
@@ -54,13 +60,21 @@ def read_word_list(file: Path, key: str) -> list[str]:
         text = file.read_text("utf-8")
         value = json.loads(text) if file.suffix == ".json" else parse_lines(text)
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(
+            f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if isinstance(value, dict):
         numbers = list(value.values())
-        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
-            raise InputError(f"{where}: the numbers of its words are not 0 to {len(numbers) - 1}, each once")
+        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(
+            range(len(numbers))
+        ):
+            raise InputError(
+                f"{where}: the numbers of its words are not 0 to {len(numbers) - 1}, each once"
+            )
         value = sorted(value, key=value.__getitem__)
-    if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
+    if not isinstance(value, list) or not all(
+        isinstance(word, str) and word.strip() for word in value
+    ):
         raise InputError(f"{where}: neither a list of words nor an object of word to number")
     words = [word.strip() for word in value]
     if len(set(words)) != len(words):

@@ -38,7 +38,9 @@ from alpro.shards.schema import MAX_SECONDS, Reason
 Decoder = Literal["auto", "pyav", "ffmpeg"]
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
 # protocol is a plain file.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
+)
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
 # statistics from every frame to the next.
@@ -126,7 +128,9 @@ class _Request:
             window = f"between {self.start or 0:g} and {'the end' if self.end is None else f'{self.end:g}'} s"
             raise DecodeError("no frames", f"{window}; the video has {times[-1]:.2f} s")
         end = total if self.end is None else min(total, self.end)
-        return first + np.array(segment_starts(last - first, self.count)), max(0.0, end - (self.start or 0.0))
+        return first + np.array(segment_starts(last - first, self.count)), max(
+            0.0, end - (self.start or 0.0)
+        )
 
 
 def decode_video(
@@ -158,7 +162,9 @@ def decode_video(
     return _decode_with_ffmpeg(request)
 
 
-def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: bool = False) -> Clip:
+def decode_image(
+    path: Path, size: int, limits: Limits = Limits(), keep_ratio: bool = False
+) -> Clip:
     """A still image, upright, as one frame. Raises DecodeError with the reason.
 
     The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side is `size` pixels, and
@@ -185,7 +191,9 @@ def decode_image(path: Path, size: int, limits: Limits = Limits(), keep_ratio: b
         raise
     except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
-    except Exception as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for corrupt files
+    except (
+        Exception
+    ) as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for corrupt files
         raise DecodeError("unreadable", _message(error).split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
 
@@ -239,16 +247,26 @@ def _pyav() -> Any:
 
 def _decode_with_pyav(request: _Request) -> Clip:
     av, limits = _pyav(), request.limits
-    max_pixels = {"max_pixels": str(limits.max_pixels)}  # also enforced if the size changes within the video
+    max_pixels = {
+        "max_pixels": str(limits.max_pixels)
+    }  # also enforced if the size changes within the video
     left = request.seconds_left()
     try:
-        with av.open(str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)) as container:
+        with av.open(
+            str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)
+        ) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
-            if not codec.width:  # FFmpeg probes frames for the size if the container has none, within the limit
+            if (
+                not codec.width
+            ):  # FFmpeg probes frames for the size if the container has none, within the limit
                 raise DecodeError("unreadable", "frames without a size, or larger than the limit")
-            codec.thread_count, codec.thread_type, codec.options = 1, "NONE", max_pixels  # a pool has a worker per core
+            codec.thread_count, codec.thread_type, codec.options = (
+                1,
+                "NONE",
+                max_pixels,
+            )  # a pool has a worker per core
             times, keys, origin = _timestamps(container, stream, request)
             indices, duration = request.choose((times - origin) * float(stream.time_base))
             wanted, inverse = np.unique(times[indices], return_inverse=True)
@@ -282,13 +300,19 @@ def video_seconds(path: Path) -> float:
     try:
         with av.open(str(path), options=OPEN_OPTIONS) as container:
             stream = _video_stream(container)
-            length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+            length = (
+                stream.duration * stream.time_base
+                if stream.duration
+                else (container.duration or 0) / av.time_base
+            )
         return float(length) if 0 < length * MIN_BYTES_PER_SECOND <= path.stat().st_size else 0.0
     except (av.FFmpegError, OSError, ValueError, DecodeError):
         return 0.0
 
 
-def _timestamps(container: Any, stream: Any, request: _Request) -> tuple[np.ndarray, np.ndarray, int]:
+def _timestamps(
+    container: Any, stream: Any, request: _Request
+) -> tuple[np.ndarray, np.ndarray, int]:
     """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
     presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
     kind, codec = container.format.name, stream.codec_context
@@ -318,16 +342,26 @@ def _timestamps(container: Any, stream: Any, request: _Request) -> tuple[np.ndar
             origin = origin if far else min(packet.pts, origin if len(times) > 1 else packet.pts)
             if end is not None and packet.pts >= origin + end * second:
                 after = min(after, packet.pts)
-        if packet.dts is not None and packet.dts >= after:  # no later frame is in the window, nor the first after it
+        if (
+            packet.dts is not None and packet.dts >= after
+        ):  # no later frame is in the window, nor the first after it
             break
     else:
         # An edit list may omit whole groups of frames, which are then missing from MP4's index.
         index = stream.index_entries
         expected = len(index) if kind.startswith("mov") else stream.frames
-        if index[len(index) - 1].timestamp > max(times, default=0) if far and len(index) else count < expected:
+        if (
+            index[len(index) - 1].timestamp > max(times, default=0)
+            if far and len(index)
+            else count < expected
+        ):
             raise DecodeError("unreadable", "truncated: frames in the index are missing")
     ascending = np.sort(np.array(times, np.int64))
-    if not times or (far and ascending[0] > origin + start * second) or (np.diff(ascending) == 0).any():
+    if (
+        not times
+        or (far and ascending[0] > origin + start * second)
+        or (np.diff(ascending) == 0).any()
+    ):
         raise DecodeError("unreadable", "no frames with unique timestamps")
     return ascending, np.array(keys), origin
 
@@ -363,11 +397,16 @@ def _decode(
                 size = canvas.draw(frame, frames[drawn])
                 drawn += 1
     if drawn < len(wanted):
-        raise DecodeError("unreadable", f"corrupt, or decoding skips frames ({drawn} of {len(wanted)} were decoded)")
+        raise DecodeError(
+            "unreadable",
+            f"corrupt, or decoding skips frames ({drawn} of {len(wanted)} were decoded)",
+        )
     return frames, *size
 
 
-def _frames_from(container: Any, stream: Any, key: int, wanted: set[int], request: _Request) -> Iterator[Any]:
+def _frames_from(
+    container: Any, stream: Any, key: int, wanted: set[int], request: _Request
+) -> Iterator[Any]:
     """The frames from the key frame with this timestamp up to the last wanted one; unreferenced ones only if they are
     wanted."""
     codec, reached = stream.codec_context, False
@@ -402,7 +441,9 @@ class _Canvas:
         across, down = (c, b) if rotated else (a, d)
         out = out[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
         # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
-        scaled = self.scaler.reformat(frame, len(out), len(out), "gbrp", interpolation=self.scaling, threads=1)
+        scaled = self.scaler.reformat(
+            frame, len(out), len(out), "gbrp", interpolation=self.scaling, threads=1
+        )
         out[:] = scaled.to_ndarray().transpose((1, 0, 2) if rotated else (0, 1, 2))
         return (frame.height, frame.width) if rotated else (frame.width, frame.height)
 
@@ -412,8 +453,14 @@ def _display_matrix(frame: Any) -> tuple[int, ...]:
     from av.sidedata.sidedata import Type
 
     # Read from a small copy: a frame and its side data form a reference cycle until the next garbage collection.
-    side = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1).side_data.get(Type.DISPLAYMATRIX)
-    return (1, 0, 0, 1) if side is None else tuple(np.frombuffer(side, np.int32)[[0, 1, 3, 4]].tolist())
+    side = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1).side_data.get(
+        Type.DISPLAYMATRIX
+    )
+    return (
+        (1, 0, 0, 1)
+        if side is None
+        else tuple(np.frombuffer(side, np.int32)[[0, 1, 3, 4]].tolist())
+    )
 
 
 # The ffmpeg binary, in two passes from the start of the file: the times of all frames, then the requested frames.
@@ -424,9 +471,13 @@ def _decode_with_ffmpeg(request: _Request) -> Clip:
     try:
         import ffmpeg
     except ImportError as error:
-        raise InputError(f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'") from error
+        raise InputError(
+            f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'"
+        ) from error
     allowed = {"protocol_whitelist": "file,pipe", "format_whitelist": CONTAINERS}
-    source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)["V"]  # no cover images
+    source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)[
+        "V"
+    ]  # no cover images
     # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes, checksum.
     listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
     with open(request.path, "rb") as file:
@@ -434,19 +485,34 @@ def _decode_with_ffmpeg(request: _Request) -> Clip:
     lines = _ffmpeg(timed.output("pipe:", **listing), request).decode().splitlines()
     times = np.array([int(line.split(",")[2]) for line in lines if not line.startswith("#")]) / 1e6
     if not len(times) or (np.diff(times) < 0).any():
-        raise DecodeError("unreadable", "frame times are not ascending" if len(times) else "no frame could be decoded")
-    width, height = map(int, next(line for line in lines if line.startswith("#dimensions")).split()[2].split("x"))
+        raise DecodeError(
+            "unreadable",
+            "frame times are not ascending" if len(times) else "no frame could be decoded",
+        )
+    width, height = map(
+        int, next(line for line in lines if line.startswith("#dimensions")).split()[2].split("x")
+    )
     request.limits.check_size(width, height)
     indices, duration = request.choose(times - times[0])
     wanted, inverse = np.unique(indices, return_inverse=True)
     frames = source.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
     frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
-    raw = {"format": "rawvideo", "pix_fmt": "gbrp", "fps_mode": "passthrough", "frames:v": len(wanted)}
+    raw = {
+        "format": "rawvideo",
+        "pix_fmt": "gbrp",
+        "fps_mode": "passthrough",
+        "frames:v": len(wanted),
+    }
     planes = np.frombuffer(_ffmpeg(frames.output("pipe:", **raw), request), np.uint8)
     if planes.size != len(wanted) * 3 * request.size**2:
         raise DecodeError("unreadable", "frames are missing")
     green_blue_red = planes.reshape(len(wanted), 3, request.size, request.size)[inverse]
-    return Clip(np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)), duration, width, height)
+    return Clip(
+        np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)),
+        duration,
+        width,
+        height,
+    )
 
 
 def _ffmpeg(output: Any, request: _Request) -> bytes:
@@ -459,7 +525,9 @@ def _ffmpeg(output: Any, request: _Request) -> bytes:
     command = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
     command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
     left, pipe = request.seconds_left(), subprocess.PIPE
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    )
     try:
         if hasattr(resource, "prlimit"):  # Linux
             with suppress(ProcessLookupError):  # it may have ended
@@ -475,7 +543,9 @@ def _ffmpeg(output: Any, request: _Request) -> bytes:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        raise _ffmpeg_error(process.returncode, log.decode("utf-8", errors="replace"), request.limits)
+        raise _ffmpeg_error(
+            process.returncode, log.decode("utf-8", errors="replace"), request.limits
+        )
     return written
 
 
@@ -492,8 +562,14 @@ def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
         return limits.too_much_memory()
     # Not the cause are the exit codes of ffmpeg's threads.
     messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
-    causes = [text for text in messages if text and not text.startswith(("Task finished", "Terminating thread"))]
-    return DecodeError("unreadable", causes[0].split(" /")[0] if causes else "no frame could be decoded")
+    causes = [
+        text
+        for text in messages
+        if text and not text.startswith(("Task finished", "Terminating thread"))
+    ]
+    return DecodeError(
+        "unreadable", causes[0].split(" /")[0] if causes else "no frame could be decoded"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -501,7 +577,9 @@ def ffmpeg_version() -> str:
     """The version that the ffmpeg binary reports. Raises InputError if it is missing or does not run."""
     binary = ffmpeg_binary()
     try:
-        output = subprocess.run([binary, "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run(
+            [binary, "-version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(f"{binary}: does not run: {error}") from error
     return output.partition("\n")[0].removeprefix("ffmpeg version ").partition(" Copyright")[0]

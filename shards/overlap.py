@@ -37,7 +37,8 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     compared = np.array([bool(hashes.get(number)) for number in range(len(splits))], bool)
     columns = {"items": splits != "", "captions": captions, "compared": compared, "frames": frames}
     counts = {
-        split: {name: int(column[splits == split].sum()) for name, column in columns.items()} for split in SPLITS[1:]
+        split: {name: int(column[splits == split].sum()) for name, column in columns.items()}
+        for split in SPLITS[1:]
     }
     table = index.drop_columns("captions").append_column("captions", pa.array(captions))
     table = table.append_column("frames", pa.array(frames))
@@ -54,20 +55,27 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
     return in_both
 
 
-def hash_frames(reader: ShardReader, in_training: np.ndarray, max_samples: int) -> dict[int, bytes | None]:
+def hash_frames(
+    reader: ShardReader, in_training: np.ndarray, max_samples: int
+) -> dict[int, bytes | None]:
     """The hashes of frames by the numbers of their samples: validation and test samples first, up to half of
     `max_samples`, then training samples."""
     held_out, training = np.flatnonzero(~in_training), np.flatnonzero(in_training)
     held_out_count = min(len(held_out), max(max_samples // 2, max_samples - len(training)))
     training_count = min(len(training), max_samples - held_out_count)
-    places = (segment_starts(len(held_out), held_out_count), segment_starts(len(training), training_count))
+    places = (
+        segment_starts(len(held_out), held_out_count),
+        segment_starts(len(training), training_count),
+    )
     chosen = np.sort(np.concatenate([held_out[places[0]], training[places[1]]])).tolist()
     hashes = {}
     with (
         progress("hashing frames", len(chosen), "samples") as advance,
         ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads,
     ):
-        for number, value in zip(chosen, threads.map(partial(hash_sample, reader), chosen), strict=True):
+        for number, value in zip(
+            chosen, threads.map(partial(hash_sample, reader), chosen), strict=True
+        ):
             hashes[number] = value
             advance()
     return hashes
@@ -86,6 +94,8 @@ def perceptual_hash(frames: np.ndarray) -> bytes | None:
     """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their neighbours.
 
     None if no pixel is."""
-    small = [np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16) for frame in frames]
+    small = [
+        np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16) for frame in frames
+    ]
     brighter = np.stack([np.diff(image, axis=1) > 2 for image in small])
     return np.packbits(brighter).tobytes() if brighter.any() else None

@@ -26,9 +26,15 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
     return image
 
 
-def strip(tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+def strip(
+    tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int
+) -> Image.Image:
     """Tiles side by side with colored lines of text below; text is wrapped at `width` pixels."""
-    wrapped = [(line, color) for text, color in lines for line in textwrap.wrap(text, max(20, width // 7)) or [""]]
+    wrapped = [
+        (line, color)
+        for text, color in lines
+        for line in textwrap.wrap(text, max(20, width // 7)) or [""]
+    ]
     height = TILE + 8 + 17 * len(wrapped) + 12
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
@@ -64,7 +70,10 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
         except Unreadable:
             continue
         about = sample.about
-        texts = [*about["captions"][:2], *(f"{q['question']} {q['answer']}" for q in about["questions"][:2])]
+        texts = [
+            *about["captions"][:2],
+            *(f"{q['question']} {q['answer']}" for q in about["questions"][:2]),
+        ]
         lines = [(line, INK) for line in (f"{about['id']} ({about['split']})", *texts)]
         rows.append(strip([tile(frame) for frame in frames], lines, len(frames) * (TILE + 4)))
     return rows
@@ -86,7 +95,10 @@ def draw_entities(
     """
     image = crop_tile(frame, box)
     colors = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
-    lines = [(f"{name} ({value:.2f})", color) for (name, value), color in zip(entities, colors, strict=True)]
+    lines = [
+        (f"{name} ({value:.2f})", color)
+        for (name, value), color in zip(entities, colors, strict=True)
+    ]
     if kept is not None:
         lines.append(("kept" if kept else "dropped: below the threshold", INK if kept else FAINT))
     return strip([image], [*lines, (caption, FAINT)], TILE + 4)
@@ -103,11 +115,17 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     return dark
 
 
-def retrieval_picture(queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]]) -> Image.Image:
+def retrieval_picture(
+    queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]],
+) -> Image.Image:
     """Queries with their results: (text, note, results), each result (frame, note, correct), best first."""
     rows = []
     for text, note, results in queries:
         tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]
         labels = "  |  ".join(label for _, label, _ in results)
-        rows.append(strip(tiles, [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)], len(tiles) * (TILE + 4)))
+        rows.append(
+            strip(
+                tiles, [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)], len(tiles) * (TILE + 4)
+            )
+        )
     return sheet(rows, columns=2 if len(rows) > 3 else 1)

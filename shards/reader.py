@@ -30,7 +30,13 @@ from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_PLACES = ("json_offset", "json_size", "json_crc32")
 FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
-KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # columns of the index that a reader keeps in memory
+KEPT_COLUMNS = [
+    "id",
+    "split",
+    "kind",
+    "group",
+    "shard",
+]  # columns of the index that a reader keeps in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
 MAX_KEPT_SAMPLES = 2**13  # of a corpus on a disk that a reader keeps, if it has no more
@@ -41,7 +47,9 @@ class Unreadable(InputError):
     """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
 
 
-Span = tuple[int, int, int | None]  # the offset, size (bytes) and CRC-32 of a member; None: not known
+Span = tuple[
+    int, int, int | None
+]  # the offset, size (bytes) and CRC-32 of a member; None: not known
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
@@ -75,7 +83,9 @@ class Sample:
         try:
             frame = decode_jpeg(_read(self.shard, *self.places[number], self.fetched))
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
-            raise Unreadable(f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}") from error
+            raise Unreadable(
+                f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}"
+            ) from error
         if frame.nbytes <= self.max_kept_bytes:
             self.kept[number] = frame
         return frame
@@ -100,11 +110,17 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: Location, split: str | None = None, kind: str | None = None, exclude: Collection[str] = ()
+        self,
+        folder: Location,
+        split: str | None = None,
+        kind: str | None = None,
+        exclude: Collection[str] = (),
     ):
         """`exclude`: ids of samples to leave out."""
         self.folder = folder
-        values = {name: value for name, value in (("split", split), ("kind", kind)) if value is not None}
+        values = {
+            name: value for name, value in (("split", split), ("kind", kind)) if value is not None
+        }
         tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
         places, frames, lengths = array("q"), array("q"), array("q", [0])
         for table in _selected(folder, values, exclude):
@@ -118,7 +134,9 @@ class ShardReader:
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
         self._shard = shards.indices.to_numpy(zero_copy_only=False)
-        self._json, self._frames = (np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames))
+        self._json, self._frames = (
+            np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames)
+        )
         self._first = np.cumsum(np.frombuffer(lengths, np.int64))
         self._kept = dict[int, Sample]()
         self.table = self.table.drop_columns(["shard"])  # tables above
@@ -150,22 +168,36 @@ class ShardReader:
             fetched = None if isinstance(shard, Path) else _fetch(shard, [place, *frames])
             about = json.loads(_read(shard, *place, fetched))
             if about["id"] != name:
-                raise ValueError(f"the shard has {about['id']} in its place: the index belongs to another shard")
+                raise ValueError(
+                    f"the shard has {about['id']} in its place: the index belongs to another shard"
+                )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
-        sample = Sample(about, shard, frames, fetched, max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frames)))
+        sample = Sample(
+            about,
+            shard,
+            frames,
+            fetched,
+            max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frames)),
+        )
         if not fetched and len(self) <= MAX_KEPT_SAMPLES:
             self._kept[number] = sample
         return sample
 
 
-def _selected(folder: Location, values: dict[str, str], exclude: Collection[str]) -> Iterator[pa.Table]:
+def _selected(
+    folder: Location, values: dict[str, str], exclude: Collection[str]
+) -> Iterator[pa.Table]:
     """The index in batches, with row numbers: the rows that have these values and no excluded id."""
     columns = [*KEPT_COLUMNS, *JSON_PLACES, *FRAME_PLACES]
     first, excluded = 0, pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
         # Other tools write the same values with other types.
-        table = pa.Table.from_batches([batch]).select(columns).cast(pa.schema([INDEX.field(name) for name in columns]))
+        table = (
+            pa.Table.from_batches([batch])
+            .select(columns)
+            .cast(pa.schema([INDEX.field(name) for name in columns]))
+        )
         table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
         first += table.num_rows
         for column, value in values.items():
@@ -181,8 +213,12 @@ def _stacked(columns: list[pa.Array]) -> bytes:
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """The sample of an index row, with the row as its metadata."""
-    sums = row.get("frame_crc32s") or [None] * len(row["frame_sizes"])  # an index for search has none
-    return Sample(row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], sums, strict=True)))
+    sums = row.get("frame_crc32s") or [None] * len(
+        row["frame_sizes"]
+    )  # an index for search has none
+    return Sample(
+        row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], sums, strict=True))
+    )
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
@@ -212,19 +248,27 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(shard: Location, offset: int, size: int, crc32: int | None, fetched: Fetched | None = None) -> bytes:
+def _read(
+    shard: Location, offset: int, size: int, crc32: int | None, fetched: Fetched | None = None
+) -> bytes:
     """The bytes of a member. Raises OSError if they are not those that were indexed."""
     if fetched:
         data = fetched[1][offset - fetched[0] :][:size]
     elif isinstance(shard, Path):
-        file = _opened(str(shard), os.stat(shard).st_mtime_ns)  # open if another thread evicts it from the cache, too
+        file = _opened(
+            str(shard), os.stat(shard).st_mtime_ns
+        )  # open if another thread evicts it from the cache, too
         data = os.pread(file.fileno(), size, offset)
     else:
         data = read_range(shard, offset, size)
     if len(data) != size:
-        raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}, {offset + size} expected")
+        raise OSError(
+            f"the shard is truncated: it ends at byte {offset + len(data)}, {offset + size} expected"
+        )
     if crc32 is not None and zlib.crc32(data) != crc32:
-        raise OSError(f"damaged: {size} bytes at byte {offset} of the shard have changed since it was indexed")
+        raise OSError(
+            f"damaged: {size} bytes at byte {offset} of the shard have changed since it was indexed"
+        )
     return data
 
 

@@ -26,9 +26,19 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
     (1, 3)
     """
     # The time from which each frame is the nearest; the last entry stands for the frame after the last.
-    nearest = np.concatenate([times[:1], (times[1:] + times[:-1]) / 2, times[-1:] + last_frame_seconds(times) / 2])
-    first = 0 if start is None else max(int(np.searchsorted(nearest, start + 1e-6, side="right")) - 1, 0)
-    last = len(times) if end is None else max(int(np.searchsorted(nearest, end + 1e-6, side="right")) - 1, 0)
+    nearest = np.concatenate(
+        [times[:1], (times[1:] + times[:-1]) / 2, times[-1:] + last_frame_seconds(times) / 2]
+    )
+    first = (
+        0
+        if start is None
+        else max(int(np.searchsorted(nearest, start + 1e-6, side="right")) - 1, 0)
+    )
+    last = (
+        len(times)
+        if end is None
+        else max(int(np.searchsorted(nearest, end + 1e-6, side="right")) - 1, 0)
+    )
     if first >= len(times) or (start is not None and end is not None and end <= start):
         return first, first
     return first, max(min(last, len(times)), first + 1)

@@ -64,7 +64,9 @@ class Row(BaseModel):
     end: float | None = Field(None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of the same source, which stay in one split
-    name: str = ""  # of the file in the data; the group of rows without one, or what a pattern finds in it
+    name: str = (
+        ""  # of the file in the data; the group of rows without one, or what a pattern finds in it
+    )
     member: Member | None = None  # of the tar `path`
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
 
@@ -80,7 +82,9 @@ class Row(BaseModel):
             return PurePosixPath(self.member.name).name
         if isinstance(self.path, Path):
             return self.path.name
-        link = next(link for link in self.path.split("::") if "://" in link)  # the link of a chain that has the path
+        link = next(
+            link for link in self.path.split("::") if "://" in link
+        )  # the link of a chain that has the path
         if link.lower().startswith("http"):
             link = unquote(re.split("[?#]", link)[0])
         return PurePosixPath(link).name
@@ -124,7 +128,13 @@ Reason = Literal[
 ]
 
 # Reasons that may not apply to a later attempt with the same file and settings.
-TRANSIENT_REASONS: set[Reason] = {"too slow", "too much memory", "crashed", "unexpected error", "not fetched"}
+TRANSIENT_REASONS: set[Reason] = {
+    "too slow",
+    "too much memory",
+    "crashed",
+    "unexpected error",
+    "not fetched",
+}
 
 
 class Reject(BaseModel):
@@ -139,7 +149,9 @@ class Reject(BaseModel):
 
 
 REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])
-QUESTIONS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())]))
+QUESTIONS = pa.list_(
+    pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
+)
 
 # One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where shards are cut; `meta`
 # is JSON.
@@ -155,7 +167,10 @@ MANIFEST = pa.schema(
         ("split", pa.string()),
         ("group", pa.string()),
         ("name", pa.string()),
-        ("member", pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])),
+        (
+            "member",
+            pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]),
+        ),
         ("cut", pa.uint32()),
         ("meta", pa.string()),
     ]

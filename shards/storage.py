@@ -39,13 +39,36 @@ Answer = TypeVar("Answer")
 
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 # Network stores, which rows may refer to. All other protocols can lead to local files.
-NETWORK_PROTOCOLS = {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"}
+NETWORK_PROTOCOLS = {
+    "http",
+    "https",
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "oss",
+    "hf",
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the local disk
 MAX_CONCURRENT_REQUESTS = 16
 CHUNK_BYTES = 1 << 22  # of a member of a tar that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 # Keys that different stores use for a file's version, the most reliable first.
-VERSION_KEYS = ["etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid"]
+VERSION_KEYS = [
+    "etag",
+    "contentmd5",
+    "md5hash",
+    "md5",
+    "sha256",
+    "checksum",
+    "digest",
+    "crc32c",
+    "blobid",
+]
 VERSION_KEYS += ["generation", "lastmodified", "mtime", "modified", "updated", "created"]
 
 
@@ -117,7 +140,9 @@ def suffix(location: Location) -> str:
     if isinstance(location, Path):
         return location.suffix.lower()
     head, path, _ = _split(location)
-    extension = PurePosixPath(unquote(re.split("[?#]", path)[0]) if _is_http(head) else path).suffix.lower()
+    extension = PurePosixPath(
+        unquote(re.split("[?#]", path)[0]) if _is_http(head) else path
+    ).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
 
 
@@ -146,10 +171,20 @@ def resolve(root: Location, path: str) -> Location:
         found = _inside(root, str(location))
     else:
         protocol, inside = location.partition("://")[0].lower(), f"{str(root).rstrip('/')}/"
-        is_below = isinstance(root, str) and ".." not in unquote(location).split("/") and location.startswith(inside)
-        found = location if is_below or ("::" not in location and protocol in NETWORK_PROTOCOLS) else None
+        is_below = (
+            isinstance(root, str)
+            and ".." not in unquote(location).split("/")
+            and location.startswith(inside)
+        )
+        found = (
+            location
+            if is_below or ("::" not in location and protocol in NETWORK_PROTOCOLS)
+            else None
+        )
     if found is None:
-        raise InputError(f"path {path!r} is outside the data folder {root}; put the manifest above its files")
+        raise InputError(
+            f"path {path!r} is outside the data folder {root}; put the manifest above its files"
+        )
     return found
 
 
@@ -158,7 +193,9 @@ def _inside(root: Location, path: str) -> Location | None:
     if isinstance(root, str):
         name = posixpath.normpath(path)
         return None if name.startswith(("/", "..")) else join(root, name)
-    if not path.isascii():  # a disk may spell accents otherwise than a table: decomposed (NFD), as on macOS
+    if (
+        not path.isascii()
+    ):  # a disk may spell accents otherwise than a table: decomposed (NFD), as on macOS
         forms = (path, normalize("NFC", path), normalize("NFD", path))
         path = next((form for form in forms if os.path.lexists(Path(root, form))), path)
     whole, folder = os.path.normpath(os.path.join(root, path)), os.path.normpath(root)  # noqa: PTH118 (much faster)
@@ -174,7 +211,10 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(location.absolute())
     try:
         system, name = url_to_fs(location)
-    except (ImportError, ValueError) as error:  # a missing package, which fsspec names, or an unknown protocol
+    except (
+        ImportError,
+        ValueError,
+    ) as error:  # a missing package, which fsspec names, or an unknown protocol
         raise InputError(f"{location}: {_line(error)}") from error
     _kept.add(system)
     return system, name
@@ -185,7 +225,9 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
 _kept: set[fsspec.AbstractFileSystem] = set()
 
 
-def call_store(location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
+def call_store(
+    location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
+) -> Answer:
     """Calls `function` with the file system and the file's name, and retries failed requests a few times: one lost
     request among millions does not mean a corrupt or missing file. Raises OSError with a one-line message."""
     for pause in (*RETRY_DELAYS, None):
@@ -213,9 +255,13 @@ def _line(error: BaseException) -> str:
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
     """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends earlier."""
-    data = call_store(location, lambda system, name: system.cat_file(name, start=offset, end=offset + size))
+    data = call_store(
+        location, lambda system, name: system.cat_file(name, start=offset, end=offset + size)
+    )
     if len(data) > size:
-        raise OSError(f"{location}: the server does not support range requests; put filecache:: before the URL")
+        raise OSError(
+            f"{location}: the server does not support range requests; put filecache:: before the URL"
+        )
     return data
 
 
@@ -231,10 +277,16 @@ def exists(location: Location) -> bool:
 def listing(folder: Location, extension: str) -> list[Location]:
     """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
     if isinstance(folder, Path):
-        return sorted(path for path in folder.iterdir() if path.suffix == extension and path.is_file())
+        return sorted(
+            path for path in folder.iterdir() if path.suffix == extension and path.is_file()
+        )
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
     # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
-    paths = [(entry["name"], entry["name"].rpartition("/")[2]) for entry in entries if entry["type"] == "file"]
+    paths = [
+        (entry["name"], entry["name"].rpartition("/")[2])
+        for entry in entries
+        if entry["type"] == "file"
+    ]
     names = sorted(unquote(name) if "://" in path else name for path, name in paths)
     return [join(folder, name) for name in names if name.endswith(extension)]
 
@@ -270,7 +322,10 @@ def _identity(location: Location) -> str:
 
 @contextmanager
 def local_copy(
-    location: Location, max_bytes: float = math.inf, folder: Path | None = None, member: Member | None = None
+    location: Location,
+    max_bytes: float = math.inf,
+    folder: Path | None = None,
+    member: Member | None = None,
 ) -> Iterator[Path]:
     """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a member of a tar.
 
@@ -282,7 +337,9 @@ def local_copy(
         yield location
         return
     limit = _SizeLimit(max_bytes)
-    handle, name = tempfile.mkstemp(suffix(Path(member.name) if member else location), ".fetched.", folder)
+    handle, name = tempfile.mkstemp(
+        suffix(Path(member.name) if member else location), ".fetched.", folder
+    )
     os.close(handle)
     copy = Path(name)
     try:
@@ -290,7 +347,9 @@ def local_copy(
             limit.set_size(member.size)
             _unpack(member, location, copy)
         else:
-            call_store(location, lambda system, name: system.get_file(name, str(copy), callback=limit))
+            call_store(
+                location, lambda system, name: system.get_file(name, str(copy), callback=limit)
+            )
             limit.set_size(copy.stat().st_size)  # not every store reports progress
         yield copy
     finally:

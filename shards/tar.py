@@ -63,8 +63,12 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
             while member := tar.next():
                 size = member.size if member.isreg() else 0
                 if not 0 <= size <= end - member.offset_data or len(member.name) > MAX_NAME:
-                    raise DamagedTar(at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}")
-                is_file = member.isreg() and not member.issparse()  # a sparse file has other bytes than its data
+                    raise DamagedTar(
+                        at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}"
+                    )
+                is_file = (
+                    member.isreg() and not member.issparse()
+                )  # a sparse file has other bytes than its data
                 yield TarMember(member.name, member.offset_data, size, is_file, member.isdir())
                 at = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:

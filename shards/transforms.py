@@ -12,14 +12,21 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance
 
-MAX_CROP_ATTEMPTS = 10  # attempts before the fallback to the largest central crop, as in torchvision
+MAX_CROP_ATTEMPTS = (
+    10  # attempts before the fallback to the largest central crop, as in torchvision
+)
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 at size x size, without keeping the aspect ratio: (T, size, size, 3)."""
     if frames.shape[1:3] == (size, size):
         return frames
-    return np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BICUBIC)) for f in frames])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BICUBIC))
+            for f in frames
+        ]
+    )
 
 
 def random_crop(frames: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -50,7 +57,11 @@ def random_resized_crop(
 
 
 def crop_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """The crop of `random_resized_crop`: left, top, width, height in pixels."""
     for _ in range(MAX_CROP_ATTEMPTS):
@@ -100,13 +111,17 @@ def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np
 
 
 def affine(picture: Picture, *matrix: float) -> Picture:
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
+    )
 
 
 def shifted(picture: Picture, right: float, down: float) -> Picture:
     """Translates by whole pixels: without interpolation, which takes eight times as long."""
     matrix = (1, 0, -round(right), 0, 1, -round(down))
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL)
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL
+    )
 
 
 def enhanced(kind: type) -> Operation:
@@ -124,7 +139,9 @@ def identity(picture: Picture, strength: float) -> Picture:
 
 
 def shear_x(picture: Picture, strength: float) -> Picture:
-    return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)  # maps output to input pixels: lower rows move right
+    return affine(
+        picture, 1, -0.3 * strength, 0, 0, 1, 0
+    )  # maps output to input pixels: lower rows move right
 
 
 def shear_y(picture: Picture, strength: float) -> Picture:
@@ -150,5 +167,18 @@ def mirror(picture: Picture, strength: float) -> Picture:
 BRIGHTNESS, SHARPNESS, CONTRAST = map(
     enhanced, (ImageEnhance.Brightness, ImageEnhance.Sharpness, ImageEnhance.Contrast)
 )
-IMAGE_OPERATIONS = [identity, BRIGHTNESS, SHARPNESS, shear_x, shear_y, translate_x, translate_y, rotate]
-VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]  # mirror last: dropped if the text names a side
+IMAGE_OPERATIONS = [
+    identity,
+    BRIGHTNESS,
+    SHARPNESS,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
+]
+VIDEO_OPERATIONS = [
+    *IMAGE_OPERATIONS,
+    CONTRAST,
+    mirror,
+]  # mirror last: dropped if the text names a side

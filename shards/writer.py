@@ -55,7 +55,10 @@ class ShardWriter:
             frames=len(clip.frames),
             meta=row.meta,
         )
-        members: dict[str, Any] = {"__key__": sample_key(row.id), "json": about.model_dump_json().encode()}
+        members: dict[str, Any] = {
+            "__key__": sample_key(row.id),
+            "json": about.model_dump_json().encode(),
+        }
         for number, frame in enumerate(clip.frames):
             members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
         self.tar.write(members)
@@ -76,7 +79,9 @@ class ShardWriter:
     def close(self) -> None:
         end = self.tar.tarstream.offset + 2 * BLOCK
         self.tar.close()
-        self.file.truncate(end if end % RECORDSIZE else end + BLOCK)  # a padded tar hides samples lost at its end
+        self.file.truncate(
+            end if end % RECORDSIZE else end + BLOCK
+        )  # a padded tar hides samples lost at its end
         self.file.close()
         if self.count:
             publish(self.temporary, self.path)
@@ -114,7 +119,9 @@ def index_shard(shard: Path) -> pa.Table:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
     if not samples:
         raise InputError(f"{shard}: it has no samples")
-    rows = [_index_row(shard, key, sample) | {"shard": shard.name} for key, sample in samples.items()]
+    rows = [
+        _index_row(shard, key, sample) | {"shard": shard.name} for key, sample in samples.items()
+    ]
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
@@ -127,18 +134,28 @@ class _Members:
     frames: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
-def _add_member(samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Path) -> None:
+def _add_member(
+    samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Path
+) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.is_file:
         raw = PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}
-        hint = "; for shards of video2dataset or img2dataset, set `data` instead of `shards`" if raw else ""
-        raise InputError(f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}")
+        hint = (
+            "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
+            if raw
+            else ""
+        )
+        raise InputError(
+            f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}"
+        )
     sample = samples.setdefault(match["key"], _Members())
     number = int(match["frame"]) if match["frame"] else None
     if sample.about if number is None else number in sample.frames:
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
     if number is None and member.size > MAX_JSON_BYTES:
-        raise InputError(f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}")
+        raise InputError(
+            f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
+        )
     place = member.offset, member.size, member.crc32(file)
     if number is None:
         sample.about, sample.json = member.read(file), place
@@ -155,10 +172,19 @@ def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
-    if about.frames and about.frames != len(sample.frames):  # zeros at the end of a tar look like its end
-        raise InputError(f"{path}: sample {key} has {len(sample.frames)} of {about.frames} frames: it is cut")
+    if about.frames and about.frames != len(
+        sample.frames
+    ):  # zeros at the end of a tar look like its end
+        raise InputError(
+            f"{path}: sample {key} has {len(sample.frames)} of {about.frames} frames: it is cut"
+        )
     frames = [sample.frames[number] for number in sorted(sample.frames)]
     names = ("offset", "size", "crc32")
-    places: dict[str, Any] = {f"json_{name}": value for name, value in zip(names, sample.json, strict=True)}
-    places |= {f"frame_{name}s": list(values) for name, values in zip(names, zip(*frames, strict=True), strict=True)}
+    places: dict[str, Any] = {
+        f"json_{name}": value for name, value in zip(names, sample.json, strict=True)
+    }
+    places |= {
+        f"frame_{name}s": list(values)
+        for name, values in zip(names, zip(*frames, strict=True), strict=True)
+    }
     return about.model_dump(exclude={"version", "frames", "meta"}) | {"key": key} | places

@@ -33,7 +33,9 @@ STAGES = {  # the DAG: inputs before the stages that read them
     "train_tokenizer": Stage("text", corpora=True),
     "build_vocabulary": Stage("text", corpora=True),
     "train_prompter": Stage("training", {"tokenizer": "train_tokenizer"}, corpora=True),
-    "cache_prompts": Stage("model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}),
+    "cache_prompts": Stage(
+        "model", {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
+    ),
     "pretrain": Stage(
         "training",
         {
@@ -56,7 +58,9 @@ STAGES = {  # the DAG: inputs before the stages that read them
     ),
     "finetune_retrieval": Stage("training", {"model": "pretrain"}, corpora=True),
     "finetune_qa": Stage("training", {"model": "pretrain"}, corpora=True),
-    "evaluate": Stage("evaluation", {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}, corpora=True),
+    "evaluate": Stage(
+        "evaluation", {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}, corpora=True
+    ),
 }
 
 

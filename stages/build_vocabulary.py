@@ -43,7 +43,8 @@ class Config(StageConfig):
         json_schema_extra=file_or_word("embedded"),
     )
     exclude: tuple[str, ...] = Field(
-        tuple(NON_OBJECTS.split()), description="nouns that are never entities; default: amounts, kinds, places"
+        tuple(NON_OBJECTS.split()),
+        description="nouns that are never entities; default: amounts, kinds, places",
     )
     min_noun_share: float = Field(
         0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"
@@ -72,7 +73,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
     write(out / "left_out.parquet", {"noun": pa.string(), **LEFT_OUT}, left_out)
     rejected = [(name, source, "no caption") for name, source in without]
-    write(out / "rejects.parquet", {"id": pa.string(), "path": pa.string(), "reason": pa.string()}, rejected)
+    write(
+        out / "rejects.parquet",
+        {"id": pa.string(), "path": pa.string(), "reason": pa.string()},
+        rejected,
+    )
     counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
     counts |= {"entities": len(entities), "left_out": len(left_out)}
     few = f"{len(entities)} entities: no more nouns of the captions qualify, of {config.entities} that are asked for"
@@ -105,7 +110,9 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
             f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has {len(words)} words; "
             "lower `entities`"
         )
-    rest: LeftOut = [(word, None, f"below the first {config.entities}") for word in words[config.entities :]]
+    rest: LeftOut = [
+        (word, None, f"below the first {config.entities}") for word in words[config.entities :]
+    ]
     return [(word, None) for word in words[: config.entities]], rest
 
 
@@ -127,7 +134,9 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
         else:
             chosen.append((word.name, word.count))
     if len(chosen) < 2:
-        raise InputError(f"the captions have {len(chosen)} nouns that qualify as entities; at least 2 are needed")
+        raise InputError(
+            f"the captions have {len(chosen)} nouns that qualify as entities; at least 2 are needed"
+        )
     return chosen, left_out
 
 

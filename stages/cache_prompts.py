@@ -51,12 +51,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         kind: embed(prompter.model, prompter.tokenizer, entities, templates)
         for kind, templates in config.templates.kinds.items()
     }
-    write_tensors({kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors")
+    write_tensors(
+        {kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors"
+    )
     write_json(out / "entities.json", entities)
     return Outcome({"entities": len(entities)})
 
 
-def embed(model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]) -> Tensor:
+def embed(
+    model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]
+) -> Tensor:
     """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the official code."""
     texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
@@ -77,7 +81,8 @@ def read_prompts(folder: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{file}: not readable: {error}") from error
     if "video" not in prompts or not all(
-        value.dim() == 2 and value.is_floating_point() and value.isfinite().all() for value in prompts.values()
+        value.dim() == 2 and value.is_floating_point() and value.isfinite().all()
+        for value in prompts.values()
     ):
         raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
     return prompts

@@ -14,7 +14,15 @@ from pydantic import Field, field_validator
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log, progress
-from alpro.shards.decoding import Clip, DecodeError, Decoder, Limits, decode_image, decode_video, memory_limit
+from alpro.shards.decoding import (
+    Clip,
+    DecodeError,
+    Decoder,
+    Limits,
+    decode_image,
+    decode_video,
+    memory_limit,
+)
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES
 from alpro.shards.sources.manifest import import_source
@@ -45,23 +53,37 @@ class Config(StageConfig):
     """How a corpus is decoded."""
 
     manifest: str = Field("", description="name of a manifest of the rendered sample")
-    frames: int = Field(16, ge=1, description="stored frames per video: the first of each of this many equal segments")
+    frames: int = Field(
+        16,
+        ge=1,
+        description="stored frames per video: the first of each of this many equal segments",
+    )
     size: int = Field(
-        256, ge=16, description="height and width of a stored frame, in pixels; of an image, the shorter side"
+        256,
+        ge=16,
+        description="height and width of a stored frame, in pixels; of an image, the shorter side",
     )
     timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
     max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes")
     samples_per_shard: int = Field(256, ge=1, description="maximum items per shard, with rejects")
-    validation: float = Field(0.1, ge=0, lt=1, description="probability of the validation split, if none is named")
-    test: float = Field(0.1, ge=0, lt=1, description="probability of the test split, if none is named")
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="probability of the validation split, if none is named"
+    )
+    test: float = Field(
+        0.1, ge=0, lt=1, description="probability of the test split, if none is named"
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
     group_pattern: str = Field(
         "",
         description="regular expression for the path of an item without a group: its first capturing group, or "
         "the whole match, is the group",
     )
-    max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected items")
-    kinds: Literal["all", "video", "image"] = Field("all", description="which items of the manifest to decode")
+    max_reject_share: float = Field(
+        0.2, ge=0, le=1, description="maximum fraction of rejected items"
+    )
+    kinds: Literal["all", "video", "image"] = Field(
+        "all", description="which items of the manifest to decode"
+    )
 
     @field_validator("group_pattern")
     @classmethod
@@ -87,7 +109,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out, resources)
-    annotations = {name: path for name, path in inputs.items() if name.partition(".")[0] in ANNOTATION_FILES}
+    annotations = {
+        name: path for name, path in inputs.items() if name.partition(".")[0] in ANNOTATION_FILES
+    }
     plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
     check_texts(source, plan)
     if hint := plan.group_hint():
@@ -102,19 +126,29 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
 
 
 def plan_of(
-    config: Config, source: Location, annotations: Mapping[str, Path] | None, root: Path | None, cache: Path
+    config: Config,
+    source: Location,
+    annotations: Mapping[str, Path] | None,
+    root: Path | None,
+    cache: Path,
 ) -> DecodePlan:
     """The plan of decoding a source, which is imported to the folder `cache`."""
     manifest = import_source(source, cache, annotations, root)
     shares = config.validation, config.test
-    return DecodePlan(manifest, config.kinds, config.group_pattern, *shares, config.seed, config.samples_per_shard)
+    return DecodePlan(
+        manifest, config.kinds, config.group_pattern, *shares, config.seed, config.samples_per_shard
+    )
 
 
 def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
     if not len(plan.numbers):
         bad = next(plan.rejects(), None)
-        raise InputError(f"{source}: no rows of these kinds" if bad is None else f"{source}: {bad.id}: {bad.detail}")
+        raise InputError(
+            f"{source}: no rows of these kinds"
+            if bad is None
+            else f"{source}: {bad.id}: {bad.detail}"
+        )
     if not any(texts["items"] for texts in plan.texts_by_split().values()):
         raise InputError(
             f"{source}: no captions and no questions; fill the column `captions` of the manifest, or put each video's "
@@ -144,8 +178,16 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
         rejects, sums = write_shard(unit, config, out)
         shard = out / f"{unit.name}.tar"
         index = index_shard(shard) if shard.is_file() else INDEX.empty_table()
-        record: dict[str, Any] = {"name": unit.name, "key": key, "sha256": checksum(shard) if shard.is_file() else ""}
-        record |= {"samples": index.num_rows, "rejected": len(rejects), "sums": sums.ravel().tolist()}
+        record: dict[str, Any] = {
+            "name": unit.name,
+            "key": key,
+            "sha256": checksum(shard) if shard.is_file() else "",
+        }
+        record |= {
+            "samples": index.num_rows,
+            "rejected": len(rejects),
+            "sums": sums.ravel().tolist(),
+        }
         rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
     else:
         record, index, rejected = reused
@@ -156,8 +198,13 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
 def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
-    rows = [row.model_dump(mode="json") | {"file": file} for row, file in zip(unit.rows, files, strict=True)]
-    return digest({"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows})
+    rows = [
+        row.model_dump(mode="json") | {"file": file}
+        for row, file in zip(unit.rows, files, strict=True)
+    ]
+    return digest(
+        {"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows}
+    )
 
 
 def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
@@ -182,7 +229,9 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
                         with exit_after(config.timeout + BUSY_SECONDS):
                             clip = decode(row, path, config)
             except DecodeError as error:
-                rejects.append(Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail))
+                rejects.append(
+                    Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
+                )
                 continue
             writer.write(row, clip)
             sums += pixel_sums(clip.frames)
@@ -192,7 +241,9 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
 def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
     """`decode` in a subprocess, for an item during which a process died. The item may not be the cause, so it is tried
     twice, and then with the ffmpeg binary, which has its own process."""
-    attempt = partial(run_in_subprocess, decode, row, path, config, seconds=config.timeout + BUSY_SECONDS)
+    attempt = partial(
+        run_in_subprocess, decode, row, path, config, seconds=config.timeout + BUSY_SECONDS
+    )
     try:
         try:
             return attempt()
@@ -217,7 +268,9 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
         with memory_limit(limits.memory):
             if row.kind == "image":
                 return decode_image(path, config.size, limits, keep_ratio=True)
-            return decode_video(path, config.frames, config.size, row.start, row.end, decoder, limits)
+            return decode_video(
+                path, config.frames, config.size, row.start, row.end, decoder, limits
+            )
     except (DecodeError, InputError):
         raise
     except MemoryError:
@@ -271,6 +324,8 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
 
     merge_parts(plan.places, out, [plan.manifest.rejects()])
     write_tables(out / "units.parquet", UNITS, units())
-    counts = write_statistics(out, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split())
+    counts = write_statistics(
+        out, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split()
+    )
     assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
     return Outcome(counts | {"linked": linked}, sha256=sha256)

@@ -34,7 +34,9 @@ class Config(TrainingConfig):
     @model_validator(mode="after")
     def _no_contrast(self) -> "Config":
         if self.contrast == "batch":
-            raise ValueError("contrast = batch: question answering has no contrastive loss; remove the key")
+            raise ValueError(
+                "contrast = batch: question answering has no contrastive loss; remove the key"
+            )
         return self
 
 
@@ -48,7 +50,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         else:
             answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
         model = fine_tuned(start, config.frames, device, answers)
-        objective = QaObjective(model, start.preprocessing.mean, start.preprocessing.std, answers).to(device)
+        objective = QaObjective(
+            model, start.preprocessing.mean, start.preprocessing.std, answers
+        ).to(device)
         return Training(
             ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),
             objective,
@@ -67,5 +71,9 @@ def frequent_answers(folders: list[Path], count: int) -> list[str]:
             if row["split"] == "train":
                 counts.update(q["answer"] for q in row["questions"])
     if len(counts) < 2:
-        raise InputError(f"the training split has {len(counts)} different answers; question answering needs at least 2")
-    return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]]
+        raise InputError(
+            f"the training split has {len(counts)} different answers; question answering needs at least 2"
+        )
+    return [
+        answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]
+    ]

@@ -28,7 +28,14 @@ from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import COMPARED, complete, pixel_sums, write_statistics
-from alpro.stages.corpora.units import merge_parts, open_parts, part_path, read_unit, run_unfinished, write_unit
+from alpro.stages.corpora.units import (
+    merge_parts,
+    open_parts,
+    part_path,
+    read_unit,
+    run_unfinished,
+    write_unit,
+)
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig
 
 VERSION = 4
@@ -38,8 +45,12 @@ COUNT_NAMES = ("items", "captions", "questions")
 class Config(StageConfig):
     """Which samples of the shards are in the corpus."""
 
-    kinds: Literal["all", "video", "image"] = Field("all", description="which samples of the shards to index")
-    max_reject_share: float = Field(0.2, ge=0, le=1, description="maximum fraction of rejected samples")
+    kinds: Literal["all", "video", "image"] = Field(
+        "all", description="which samples of the shards to index"
+    )
+    max_reject_share: float = Field(
+        0.2, ge=0, le=1, description="maximum fraction of rejected samples"
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,9 @@ def list_shards(folder: Location) -> list[Location]:
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no such folder of shards") from error
     except OSError as error:
-        raise InputError(f"{folder}: its shards cannot be listed: {error.strerror or error}") from error
+        raise InputError(
+            f"{folder}: its shards cannot be listed: {error.strerror or error}"
+        ) from error
     if not shards:
         raise InputError(f"{folder}: no shards (*.tar) in this folder")
     return shards
@@ -67,14 +80,21 @@ def list_shards(folder: Location) -> list[Location]:
 
 def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resources) -> Outcome:
     """inputs: `shards`, a folder or URL with *.tar files. Writes the output of decode_videos except the shards."""
-    units = [ShardUnit(f"{number:06d}", shard) for number, shard in enumerate(list_shards(inputs["shards"]))]
+    units = [
+        ShardUnit(f"{number:06d}", shard)
+        for number, shard in enumerate(list_shards(inputs["shards"]))
+    ]
     open_parts(out, resources)
     process = partial(process_unit, config=config, out=out)
     with progress("indexing", len(units), "shards") as advance:
-        run_unfinished(units, partial(is_finished, out=out), process, resources, advance, lambda _: 1)
+        run_unfinished(
+            units, partial(is_finished, out=out), process, resources, advance, lambda _: 1
+        )
     check_samples(units, out)
     outcome = merge(units, out)
-    local = all(isinstance(unit.shard, Path) for unit in units)  # at a URL, every sample takes a request
+    local = all(
+        isinstance(unit.shard, Path) for unit in units
+    )  # at a URL, every sample takes a request
     complete(outcome, inputs["shards"], out, config.max_reject_share, COMPARED if local else 0)
     return outcome
 
@@ -92,12 +112,16 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
             except InputError as error:  # names the temporary copy
                 raise InputError(str(error).replace(str(path), str(unit.shard), 1)) from error
             if config.kinds != "all":
-                index, known = (table.filter(pc.equal(table["kind"], config.kinds)) for table in (index, known))
+                index, known = (
+                    table.filter(pc.equal(table["kind"], config.kinds)) for table in (index, known)
+                )
             good, rejects, numbers = check_frames(index, known, path, unit.shard)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
-        raise InputError(f"{unit.shard}: not a readable shard: {error.strerror or error}") from error
+        raise InputError(
+            f"{unit.shard}: not a readable shard: {error.strerror or error}"
+        ) from error
     names = pa.array([str(unit.shard)] * good.num_rows, pa.string())
     good = good.set_column(good.column_names.index("shard"), "shard", names)
     write_unit(unit.name, out, good, pa.Table.from_pylist(rejects, schema=REJECTS), numbers)
@@ -108,13 +132,17 @@ def index_beside(shard: Location) -> pa.Table:
     place, name = join(parent(shard), "index.parquet"), PurePosixPath(str(shard)).name
     try:
         with local_copy(place) as path:
-            if not set(INDEX.names) <= set(pq.read_schema(path).names):  # of an earlier version, or something else
+            if not set(INDEX.names) <= set(
+                pq.read_schema(path).names
+            ):  # of an earlier version, or something else
                 return INDEX.empty_table()
             return pq.read_table(path, filters=[("shard", "==", name)], schema=INDEX)
     except FileNotFoundError:
         return INDEX.empty_table()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{place}: cannot be read: {error}; remove it to index the shards without it") from error
+        raise InputError(
+            f"{place}: cannot be read: {error}; remove it to index the shards without it"
+        ) from error
 
 
 def check_frames(
@@ -139,13 +167,21 @@ def check_frames(
         for name in COUNT_NAMES[1:]:
             expected[row["split"]][name] += len(row[name])
         try:
-            if found is None or any(found[name] != row[name] for name in ("json_crc32", "frame_crc32s")):
-                raise Unreadable(f"{row['id']}, {'changed' if found else 'lost'} since index.parquet was written")
+            if found is None or any(
+                found[name] != row[name] for name in ("json_crc32", "frame_crc32s")
+            ):
+                raise Unreadable(
+                    f"{row['id']}, {'changed' if found else 'lost'} since index.parquet was written"
+                )
             sample = sample_from_row(found, path)
             (frame,) = sample.frames([len(sample) // 2])
         except Unreadable as error:
             detail = str(error).rpartition(f"{row['id']}, ")[2]
-            rejects.append(Reject(id=row["id"], path=str(shard), reason="unreadable", detail=detail).model_dump())
+            rejects.append(
+                Reject(
+                    id=row["id"], path=str(shard), reason="unreadable", detail=detail
+                ).model_dump()
+            )
             continue
         keep.append(number)
         if row["kind"] == "video":
@@ -161,12 +197,17 @@ def check_frames(
 def check_samples(units: list[ShardUnit], out: Path) -> None:
     """Raises InputError if two samples have the same id, or if the videos have different frame sizes, which cannot be
     batched. Images may have any size: they are resized when they are read."""
-    ids = [pq.read_table(part_path(unit.name, "index.parquet", out), columns=["id", "shard"]) for unit in units]
+    ids = [
+        pq.read_table(part_path(unit.name, "index.parquet", out), columns=["id", "shard"])
+        for unit in units
+    ]
     rows = pa.concat_tables(ids)
     counts = rows.group_by("id").aggregate([("shard", "count")])
     if duplicates := counts.filter(pc.greater(counts["shard_count"], 1))["id"].to_pylist()[:1]:
         shards = rows.filter(pc.equal(rows["id"], duplicates[0]))["shard"].to_pylist()
-        raise InputError(f"{shards[1]}: id {duplicates[0]!r} is also in {shards[0]}; ids must be unique")
+        raise InputError(
+            f"{shards[1]}: id {duplicates[0]!r} is also in {shards[0]}; ids must be unique"
+        )
     first: dict[str, ShardUnit] = {}
     for unit in units:
         for size in read_json(part_path(unit.name, "json", out))["sizes"]:

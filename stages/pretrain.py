@@ -37,20 +37,30 @@ class Config(EncoderConfig, MatchingConfig):
         "ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
-    mlm_probability: float = Field(0.15, ge=0, le=1, description="fraction of the tokens that MLM masks")
-    threshold: float = Field(0.2, ge=0, le=1, description="PEM ignores crops whose most likely entity is less probable")
-    negatives: Literal["hard", "uniform"] = Field("hard", description="negatives of VTM: by similarity, or uniform")
+    mlm_probability: float = Field(
+        0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
+    )
+    threshold: float = Field(
+        0.2, ge=0, le=1, description="PEM ignores crops whose most likely entity is less probable"
+    )
+    negatives: Literal["hard", "uniform"] = Field(
+        "hard", description="negatives of VTM: by similarity, or uniform"
+    )
 
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
-            raise ValueError("contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two")
+            raise ValueError(
+                "contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two"
+            )
         return self
 
     @model_validator(mode="after")
     def _keeps_crops(self) -> "Config":
         if self.weights.pem and any(phase.patch_dropping for phase in self.phases):
-            raise ValueError("patch_dropping with PEM: all patches of its crops are needed; set one of the two to 0")
+            raise ValueError(
+                "patch_dropping with PEM: all patches of its crops are needed; set one of the two to 0"
+            )
         return self
 
     @property
@@ -71,7 +81,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
         if prompter:
-            prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
+            prompts = {
+                kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()
+            }
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
         config.load_initial(model)
@@ -82,7 +94,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         teacher = prompter.normalized(device) if prompter else None
         negatives = config.negative_pool_size, config.negatives == "uniform"
-        objective = PretrainObjective(model, *norm, teacher, prompts, *losses, *negatives, config.mlm_probability)
+        objective = PretrainObjective(
+            model, *norm, teacher, prompts, *losses, *negatives, config.mlm_probability
+        )
         objective.to(device)
 
         def draw(data: TrainingDataset) -> None:
@@ -103,7 +117,11 @@ def load_teacher(
 ) -> tuple[ModelFolder | None, Tokenizer, Preprocessing]:
     """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
     trained prompter. A CLIP or SigLIP keeps its own."""
-    teacher = load_prompter(inputs.get("prompter", inputs["prompts"]), device) if config.needs_prompter else None
+    teacher = (
+        load_prompter(inputs.get("prompter", inputs["prompts"]), device)
+        if config.needs_prompter
+        else None
+    )
     if teacher and not isinstance(teacher, ClipFolder):
         return teacher, teacher.tokenizer, teacher.preprocessing
     tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
@@ -118,23 +136,36 @@ def copy_start(own: ModelFolder, start: ModelFolder) -> None:
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so its word embeddings "
             "would be those of other words; set train_tokenizer.tokenizer to the tokenizer.json in its folder"
         )
-    if (start.preprocessing.mean, start.preprocessing.std) != (own.preprocessing.mean, own.preprocessing.std):
-        log.warning("pretrain.start: this model was trained with another normalization of the pixels")
+    if (start.preprocessing.mean, start.preprocessing.std) != (
+        own.preprocessing.mean,
+        own.preprocessing.std,
+    ):
+        log.warning(
+            "pretrain.start: this model was trained with another normalization of the pixels"
+        )
     try:
-        start_from(own.model, start.model, () if start.entities == own.entities else ("pem_head.2",))
+        start_from(
+            own.model, start.model, () if start.entities == own.entities else ("pem_head.2",)
+        )
     except ValueError as error:
         raise InputError(f"pretrain.start: {error}") from error
 
 
 @torch.no_grad()
 def draw_pseudo_labels(
-    objective: PretrainObjective, data: TrainingDataset, entities: list[str], file: Path, count: int = 12
+    objective: PretrainObjective,
+    data: TrainingDataset,
+    entities: list[str],
+    file: Path,
+    count: int = 12,
 ) -> None:
     """Draws pseudo-labels of crops of the first batch of videos, or of images; they stay the same in training.
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    video = (step for step in range(len(data)) if data.sources[data.source_of[step]].kind == "video")
+    video = (
+        step for step in range(len(data)) if data.sources[data.source_of[step]].kind == "video"
+    )
     step = next(video, 0)
     source = data.sources[data.source_of[step]]
     batch = objective.labeled(data[step].to(objective.mean.device))
@@ -150,7 +181,13 @@ def draw_pseudo_labels(
         box = [side / grid for side in batch.boxes[i].tolist()]
         words = data.words.tokenizer.decode(batch.text[i].tolist())
         about = source.reader[int(batch.video[i]) - source.first_video].about
-        shown = entities_in_crop(about, true_entities(about, entities), batch.boxes[i].tolist(), grid)
-        rows.append(draw_entities(frame, box, named, words, bool(top.values[0] >= objective.threshold), shown))
+        shown = entities_in_crop(
+            about, true_entities(about, entities), batch.boxes[i].tolist(), grid
+        )
+        rows.append(
+            draw_entities(
+                frame, box, named, words, bool(top.values[0] >= objective.threshold), shown
+            )
+        )
     file.parent.mkdir(exist_ok=True)
     sheet(rows, columns=min(6, len(rows))).save(file)

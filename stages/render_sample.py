@@ -34,9 +34,13 @@ class Config(StageConfig):
     """Sizes of the corpora of the [sample](sample.md)."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is rendered")
-    lessons: int = Field(150, ge=0, description="scenes of `lessons`, each with a clip and its reverse")
+    lessons: int = Field(
+        150, ge=0, description="scenes of `lessons`, each with a clip and its reverse"
+    )
     clips: int = Field(
-        900, ge=1, description="training scenes of `clips`; those with a direction also have a reversed clip"
+        900,
+        ge=1,
+        description="training scenes of `clips`; those with a direction also have a reversed clip",
     )
     stills: int = Field(1600, ge=0, description="images of `stills`")
     validation: int = Field(120, ge=4, description="clips for validation")
@@ -82,11 +86,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         (out / folder).mkdir(exist_ok=True)
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
     with progress("rendering", len(items), "files") as advance:
-        for _, count in run_units(batches, partial(render_items, config=config, out=out), resources):
+        for _, count in run_units(
+            batches, partial(render_items, config=config, out=out), resources
+        ):
             advance(count)
     broken = write_broken_items(out)
     for corpus in CORPORA:
-        rows = [item.row for item in items if item.corpus == corpus] + (broken if corpus == "clips" else [])
+        rows = [item.row for item in items if item.corpus == corpus] + (
+            broken if corpus == "clips" else []
+        )
         (out / f"{corpus}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = {corpus: sum(item.corpus == corpus for item in items) for corpus in CORPORA}
     return Outcome(counts | {"broken": len(broken)})
@@ -98,7 +106,9 @@ def lessons(config: Config) -> list[Item]:
     items = []
     for number in range(config.lessons):
         scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
-        items += with_reversed("lessons", f"lesson-{number:05d}", scene, grammar.lesson_caption, rng)
+        items += with_reversed(
+            "lessons", f"lesson-{number:05d}", scene, grammar.lesson_caption, rng
+        )
     return items
 
 
@@ -123,9 +133,13 @@ def stills(config: Config) -> list[Item]:
     rng = np.random.default_rng([config.seed, 4])
     items = []
     for number in range(config.stills):
-        scene = training_scene(rng, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), "still", wide=True)
+        scene = training_scene(
+            rng, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), "still", wide=True
+        )
         name = f"still-{number:05d}"
-        items.append(item("stills", name, name, scene, "train", CAPTIONS, grammar.still_caption, rng))
+        items.append(
+            item("stills", name, name, scene, "train", CAPTIONS, grammar.still_caption, rng)
+        )
     return items
 
 
@@ -138,7 +152,9 @@ def with_reversed(
     """The scene and, if it differs, the reversed scene in the same group."""
     items = [item(corpus, name, name, scene, "train", CAPTIONS, caption, rng)]
     if scene.main.motion in REVERSED:
-        items.append(item(corpus, f"{name}-back", name, scene.reverse(), "train", CAPTIONS, caption, rng))
+        items.append(
+            item(corpus, f"{name}-back", name, scene.reverse(), "train", CAPTIONS, caption, rng)
+        )
     return items
 
 
@@ -173,9 +189,15 @@ def item(  # noqa: PLR0913 - each is a column of the row
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
     """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the frame) at evenly spaced
     times of the clip."""
-    poses = {thing.kind: [thing.pose(time) for time in np.linspace(0, 1, times)] for thing in scene.things}
+    poses = {
+        thing.kind: [thing.pose(time) for time in np.linspace(0, 1, times)]
+        for thing in scene.things
+    }
     return {
-        kind: [[round(v, 3) for v in (x - radius, y - radius, x + radius, y + radius)] for x, y, radius, _ in some]
+        kind: [
+            [round(v, 3) for v in (x - radius, y - radius, x + radius, y + radius)]
+            for x, y, radius, _ in some
+        ]
         for kind, some in poses.items()
     }
 
@@ -205,7 +227,9 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p"))
+            )
         container.mux(stream.encode(None))
 
 
@@ -236,7 +260,9 @@ def write_broken_items(out: Path) -> list[dict[str, Any]]:
     }
     for name, content in files.items():
         (out / "videos" / name).write_bytes(content)
-    captions = {name: ["a red star moves left"] for name in (*files, "broken-missing.mp4")} | {"broken-silent.mp4": []}
+    captions = {name: ["a red star moves left"] for name in (*files, "broken-missing.mp4")} | {
+        "broken-silent.mp4": []
+    }
     return [
         {
             "id": name.removesuffix(".mp4"),

@@ -30,7 +30,9 @@ class Crops(StageConfig):
     captions are unchanged. Without them, the probabilities of a crop mean little: the prompter never saw one."""
 
     share: float = Field(0.0, ge=0, le=1, description="fraction of the examples that show a crop")
-    area: tuple[float, float] = Field((0.3, 0.75), description="smallest and largest fraction of the frame in a crop")
+    area: tuple[float, float] = Field(
+        (0.3, 0.75), description="smallest and largest fraction of the frame in a crop"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> "Crops":
@@ -42,7 +44,9 @@ class Crops(StageConfig):
         """Raises InputError if no crop of whole patches has the area."""
         *_, width, height = random_box(grid, np.random.default_rng(0), self.area)
         if self.share and not self.area[0] <= width * height / grid**2 <= self.area[1]:
-            raise InputError(f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} patches")
+            raise InputError(
+                f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} patches"
+            )
 
 
 class Config(EncoderConfig):
@@ -73,11 +77,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     """inputs: `tokenizer`, and the decoded corpora of the phases by name. Writes model/."""
 
     def build(device: torch.device) -> Training:
-        folder: ModelFolder = load_towers(config, device) if config.clip else untrained(config, inputs, device)
+        folder: ModelFolder = (
+            load_towers(config, device) if config.clip else untrained(config, inputs, device)
+        )
         config.crops.check(folder.model.config.video.grid)  # that of a CLIP is not known before
         norm = folder.preprocessing.mean, folder.preprocessing.std
-        objective = PrompterObjective(folder.model, *norm, config.crops.share, config.crops.area).to(device)
-        return Training(folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config, out))
+        objective = PrompterObjective(
+            folder.model, *norm, config.crops.share, config.crops.area
+        ).to(device)
+        return Training(
+            folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config, out)
+        )
 
     return train(build, config, inputs, out, resources)
 
@@ -93,6 +103,8 @@ def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> 
 def load_towers(config: Config, device: torch.device) -> ClipFolder:
     """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts."""
     folder = load_clip(config.clip, device, "train_prompter.clip")
-    check_clip(config.clip, "train_prompter.clip", config.max_text_tokens)  # also of the hub: it was downloaded
+    check_clip(
+        config.clip, "train_prompter.clip", config.max_text_tokens
+    )  # also of the hub: it was downloaded
     folder.model.unfreeze(config.model.video.frames)
     return folder

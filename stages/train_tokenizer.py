@@ -34,7 +34,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
         captions, _ = read_captions(inputs)
-        prompts = Counter(template.replace("{}", "") for template in config.templates.video + config.templates.image)
+        prompts = Counter(
+            template.replace("{}", "")
+            for template in config.templates.video + config.templates.image
+        )
         tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
         counts = {"captions": captions.total()}
     else:

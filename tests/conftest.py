@@ -46,17 +46,29 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 # Few tests take long. They start early, so that no process waits for them at the end: first of all Prefect's server
 # with a run of the whole pipeline.
 HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
-HEAVY += ["tests/stages/corpora/test_rejects.py", "tests/stages/evaluation/test_several_processes.py"]
+HEAVY += [
+    "tests/stages/corpora/test_rejects.py",
+    "tests/stages/evaluation/test_several_processes.py",
+]
 HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
 # How many are read, written or computed together: so few that a small corpus or index has several groups of each.
-SMALL = {"shards.reader.ROWS_PER_BATCH": 3, "shards.sources.records.PARQUET_BATCH_ROWS": 2, "inference.search.BATCH": 2}
-SMALL |= {f"inference.{name}": 2 for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")}
+SMALL = {
+    "shards.reader.ROWS_PER_BATCH": 3,
+    "shards.sources.records.PARQUET_BATCH_ROWS": 2,
+    "inference.search.BATCH": 2,
+}
+SMALL |= {
+    f"inference.{name}": 2
+    for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")
+}
 
 
 def pytest_configure() -> None:
     """An editable installation of another checkout would be tested instead of this one."""
-    assert Path(alpro.models.__file__).is_relative_to(ROOT), f"{alpro.models.__file__} is not of {ROOT}: make install"
+    assert Path(alpro.models.__file__).is_relative_to(ROOT), (
+        f"{alpro.models.__file__} is not of {ROOT}: make install"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -124,16 +136,27 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
     """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both get SIGTERM
     once `stop_after` is true."""
 
-    def run(program: Path, *arguments: object, stop_after: Callable[[], object] | None = None) -> list[int]:
-        job = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": ROOT}
+    def run(
+        program: Path, *arguments: object, stop_after: Callable[[], object] | None = None
+    ) -> list[int]:
+        job = {
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+            "PYTHONPATH": ROOT,
+        }
         command = [sys.executable, program, *arguments]
         both = []
         for rank in range(2):
             # As if each had a machine of its own: no more than the choice of a device may depend on a local rank.
-            env = os.environ | {key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()}
+            env = os.environ | {
+                key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()
+            }
             both.append(subprocess.Popen([str(part) for part in command], env=env, cwd=ROOT))
         try:
-            while stop_after and not stop_after() and all(process.poll() is None for process in both):
+            while (
+                stop_after and not stop_after() and all(process.poll() is None for process in both)
+            ):
                 time.sleep(0.01)
             for process in both if stop_after else []:
                 process.terminate()
@@ -165,7 +188,9 @@ def wait_for_end() -> Callable[[int], None]:
 def inline_pool(monkeypatch):
     """Stages whose units run in a pool run them in this process."""
 
-    monkeypatch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline))
+    monkeypatch.setattr(
+        "alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +205,9 @@ def sample(build_once, resources) -> Path:
     """A small rendered sample corpus."""
     from alpro.stages import render_sample
 
-    config = render_sample.Config(lessons=6, clips=16, stills=12, validation=8, test=8, size=48, frames=8, seed=1)
+    config = render_sample.Config(
+        lessons=6, clips=16, stills=12, validation=8, test=8, size=48, frames=8, seed=1
+    )
     return build_once("sample", lambda out: render_sample.run(config, {}, out, resources))
 
 
@@ -190,7 +217,9 @@ def decode_sample(sample, resources) -> Callable[..., Path]:
     from alpro.stages import decode_videos
 
     def decode(out: Path, corpus: str, resources=resources, **changes) -> Path:
-        config = decode_videos.Config(**{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes})
+        config = decode_videos.Config(
+            **{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes}
+        )
         decode_videos.run(config, {"sample": sample}, out, resources)
         return out
 
@@ -207,7 +236,11 @@ def decoded(corpus: str, **config: Any) -> Any:
     return folder
 
 
-clips, lessons, stills = decoded("clips", samples_per_shard=16), decoded("lessons"), decoded("stills")
+clips, lessons, stills = (
+    decoded("clips", samples_per_shard=16),
+    decoded("lessons"),
+    decoded("stills"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -239,12 +272,22 @@ def tiny_model() -> Callable[..., Any]:
     """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes milliseconds."""
     from alpro.models.alpro import ModelConfig
 
-    video = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 2, "heads": 2, "drop_path": 0.0}
+    video = {
+        "image_size": 32,
+        "patch_size": 8,
+        "frames": 4,
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "drop_path": 0.0,
+    }
     text = {"width": 32, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 32}
     values = {"video": video, "embed_dim": 16, "temperature": 0.2, "init": "scratch"}
 
     def config(vocab_size: int = 300, dropout: float = 0.0) -> ModelConfig:
-        return ModelConfig.model_validate(values | {"text": text | {"vocab_size": vocab_size, "dropout": dropout}})
+        return ModelConfig.model_validate(
+            values | {"text": text | {"vocab_size": vocab_size, "dropout": dropout}}
+        )
 
     return config
 
@@ -294,13 +337,21 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
 
     pieces = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
     vocabulary = {piece: n for n, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     sizes |= {"attention_dropout": 0.5}
     text = sizes | {"vocab_size": len(vocabulary), "max_position_embeddings": 24}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
     shapes = {"text_config": text, "vision_config": sizes | {"image_size": 32, "patch_size": 16}}
     torch.manual_seed(5)
-    clip, siglip = CLIPModel(CLIPConfig(projection_dim=16, **shapes)), SiglipModel(SiglipConfig(**shapes))
+    clip, siglip = (
+        CLIPModel(CLIPConfig(projection_dim=16, **shapes)),
+        SiglipModel(SiglipConfig(**shapes)),
+    )
     folders = {}
     for name, model in {"clip": clip, "siglip": siglip}.items():
         folders[name] = tmp_path_factory.mktemp(name)
@@ -314,7 +365,9 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
         CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folders[name])
         constants = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
         (folders[name] / "preprocessor_config.json").write_text(json.dumps(constants))
-    copied = shutil.copytree(folders["clip"], tmp_path_factory.mktemp("pickled"), dirs_exist_ok=True)
+    copied = shutil.copytree(
+        folders["clip"], tmp_path_factory.mktemp("pickled"), dirs_exist_ok=True
+    )
     (copied / "model.safetensors").unlink()
     torch.save(clip.state_dict(), copied / "pytorch_model.bin")
     return folders | {"pickled": copied}
@@ -344,8 +397,16 @@ def training() -> Callable[..., Any]:
 
     def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
         phase: dict[str, Any] = {"corpora": tuple(corpora), "steps": steps}
-        phase |= {key: changes.pop(key) for key in ("group_batches", "patch_dropping") if key in changes}
-        values = {"batch_size": 8, "lr": 1e-3, "warmup_ratio": 0.25, "max_text_tokens": 24, "log_every": 2}
+        phase |= {
+            key: changes.pop(key) for key in ("group_batches", "patch_dropping") if key in changes
+        }
+        values = {
+            "batch_size": 8,
+            "lr": 1e-3,
+            "warmup_ratio": 0.25,
+            "max_text_tokens": 24,
+            "log_every": 2,
+        }
         return TrainingConfig.model_validate({"phases": [phase], **values, **changes})
 
     return config
@@ -369,9 +430,18 @@ def corpus_of() -> Callable[..., Path]:
         rng = np.random.default_rng(5)
         with ShardWriter(folder / "all.tar", 95) as writer:
             for values in rows:
-                defaults = {"path": Path(values["id"]), "kind": "video", "split": "train", "group": values["id"]}
-                row = Row(**defaults | {key: value for key, value in values.items() if key != "frames"})
-                noise = rng.integers(0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8)
+                defaults = {
+                    "path": Path(values["id"]),
+                    "kind": "video",
+                    "split": "train",
+                    "group": values["id"],
+                }
+                row = Row(
+                    **defaults | {key: value for key, value in values.items() if key != "frames"}
+                )
+                noise = rng.integers(
+                    0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8
+                )
                 frames = values.get("frames", noise)
                 writer.write(row, Clip(frames, 1.0, *frames.shape[2:0:-1]))
         pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
@@ -422,7 +492,9 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
 
 
 @contextmanager
-def one_line(*parts: str, of: type[Exception] | tuple[type[Exception], ...] = InputError) -> Iterator[Any]:
+def one_line(
+    *parts: str, of: type[Exception] | tuple[type[Exception], ...] = InputError
+) -> Iterator[Any]:
     """The block raises an error of one line that contains all parts."""
     with pytest.raises(of) as error:
         yield error

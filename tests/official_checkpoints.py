@@ -8,11 +8,15 @@ from alpro.models.official import _IN_LAYER, _PREFIXES, _QKV, StateDict
 
 def one_head(config: ModelConfig) -> ModelConfig:
     """The configuration with as many heads as an import takes it to have at a width below 128."""
-    parts = {name: getattr(config, name).model_copy(update={"heads": 1}) for name in ("video", "text")}
+    parts = {
+        name: getattr(config, name).model_copy(update={"heads": 1}) for name in ("video", "text")
+    }
     return config.model_copy(update=parts)
 
 
-def to_official(weights: StateDict, config: ModelConfig, bert: str = "text_encoder.bert.") -> StateDict:
+def to_official(
+    weights: StateDict, config: ModelConfig, bert: str = "text_encoder.bert."
+) -> StateDict:
     """Converts this project's state dict to the official keys, without the unused ones.
 
     bert: prefix of the BERT keys; "text_encoder." for question answering.

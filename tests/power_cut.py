@@ -27,14 +27,22 @@ class Recorder:
         self.root = root
         self.contents: dict[int, bytes] = {}  # synced, by inode
         self.names: dict[int, Names] = {}
-        self.pinned: list[int] = []  # open files of synced inodes, so that their numbers are not used again
+        self.pinned: list[
+            int
+        ] = []  # open files of synced inodes, so that their numbers are not used again
         self.cuts: list[dict[str, Disk]] = []  # after each operation
         self.pause = False
         self.names[root.stat().st_ino] = {}
 
     def hook(self, event: str, args: tuple) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if not self.pause and (writes or event in OPERATIONS) and str(args[0]).startswith(str(self.root)):
+        writes = (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if (
+            not self.pause
+            and (writes or event in OPERATIONS)
+            and str(args[0]).startswith(str(self.root))
+        ):
             self.note()
 
     def note(self) -> None:
@@ -43,8 +51,13 @@ class Recorder:
         kept: Disk = {}
         for folder, _, files in os.walk(self.root):
             kept |= {folder: None}
-            kept |= {f"{folder}/{file}": self.contents.get(os.stat(f"{folder}/{file}").st_ino, b"") for file in files}
-        self.cuts.append({"kept": kept, "lost": dict(self.synced(str(self.root), self.root.stat().st_ino))})
+            kept |= {
+                f"{folder}/{file}": self.contents.get(os.stat(f"{folder}/{file}").st_ino, b"")
+                for file in files
+            }
+        self.cuts.append(
+            {"kept": kept, "lost": dict(self.synced(str(self.root), self.root.stat().st_ino))}
+        )
         self.pause = False
 
     def synced(self, path: str, number: int) -> Iterator[tuple[str, bytes | None]]:

@@ -49,23 +49,47 @@ def test_a_region_is_left_top_width_and_height():
         assert parse_box(", ".join(map(str, box))) == box
 
 
-OUTSIDE = [(0.5, 0, 0.6, 1), (0, 0.5, 1, 0.6), (0, 0, 0, 1), (0, 0, 1, 0), (-0.1, 0, 1, 1), (0, -0.1, 1, 1)]
-NO_BOX = [(0, 0, 1), (float("nan"), 0, 1, 1), (0, 0, 1, float("inf")), "abcd", None, 3, (0, 0, 1, "a")]
+OUTSIDE = [
+    (0.5, 0, 0.6, 1),
+    (0, 0.5, 1, 0.6),
+    (0, 0, 0, 1),
+    (0, 0, 1, 0),
+    (-0.1, 0, 1, 1),
+    (0, -0.1, 1, 1),
+]
+NO_BOX = [
+    (0, 0, 1),
+    (float("nan"), 0, 1, 1),
+    (0, 0, 1, float("inf")),
+    "abcd",
+    None,
+    3,
+    (0, 0, 1, "a"),
+]
 WRITTEN = ["0,0,1", "a,b,c,d", "", "1111", "0.5,0,0.6,1"]
 
 
 @pytest.mark.parametrize(
-    ("read", "boxes"), [(check_box, [*OUTSIDE, *NO_BOX]), (parse_box, WRITTEN)], ids=["values", "texts"]
+    ("read", "boxes"),
+    [(check_box, [*OUTSIDE, *NO_BOX]), (parse_box, WRITTEN)],
+    ids=["values", "texts"],
 )
 def test_what_is_not_inside_the_frame_is_refused(read, boxes):
     for box in boxes:
-        with pytest.raises(ValueError, match=r"is not a region of the frame: it takes left, top, width and height as"):
+        with pytest.raises(
+            ValueError,
+            match=r"is not a region of the frame: it takes left, top, width and height as",
+        ):
             read(box)
 
 
 def test_an_empty_text_is_refused():
     assert check_text(" a dog") == " a dog"
-    for text, message in {"": "question is empty", "\t \n": "question is empty", 3: "a question is a str"}.items():
+    for text, message in {
+        "": "question is empty",
+        "\t \n": "question is empty",
+        3: "a question is a str",
+    }.items():
         with pytest.raises(ValueError, match=message):
             check_text(text, "question")
 
@@ -100,8 +124,15 @@ WITH = [
     "https://host?AWSAccessKeyId=x",
     "https://h/v.mp4;jsessionid=x?y=1",
     "az://box/a.mp4?sv=1&sig=x%2F",
-    *(f"{s}://u:p{odd}x@h/v.mp4" for s in ("s3", "https") for odd in ("@", "?a#", "'", '" ', "/", ":", "::", "é@")),
-    *(f"https://host/a.mp4?{query}" for query in ("id=7&X-Amz-Signature=x", "name=x::y&sig=x", "%73ig=x")),
+    *(
+        f"{s}://u:p{odd}x@h/v.mp4"
+        for s in ("s3", "https")
+        for odd in ("@", "?a#", "'", '" ', "/", ":", "::", "é@")
+    ),
+    *(
+        f"https://host/a.mp4?{query}"
+        for query in ("id=7&X-Amz-Signature=x", "name=x::y&sig=x", "%73ig=x")
+    ),
 ]
 
 
@@ -165,15 +196,24 @@ def work(clock, done: int = 0, of: int | None = 12) -> None:
 
 
 LEFT = {2: "0:01:40", 4: "0:01:20", 6: "0:01:00", 8: "0:00:40", 10: "0:00:20", 12: "0:00:00"}
-LINES = [f"decoding: {n} of 12 items, {10 * n} s, {left} left, note {n - 1}" for n, left in LEFT.items()]
-LATER = [f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n - 1}" for n in (10, 12)]
+LINES = [
+    f"decoding: {n} of 12 items, {10 * n} s, {left} left, note {n - 1}" for n, left in LEFT.items()
+]
+LATER = [
+    f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n - 1}" for n in (10, 12)
+]
 
 
 @pytest.mark.parametrize(
     ("environment", "screen", "options", "expected"),
     [
         ({}, io.StringIO, {}, LINES),
-        ({}, io.StringIO, {"done": 8}, LATER),  # units of an earlier run do not count for the time left
+        (
+            {},
+            io.StringIO,
+            {"done": 8},
+            LATER,
+        ),  # units of an earlier run do not count for the time left
         ({"RANK": "1"}, io.StringIO, {}, []),  # of several processes, the first shows progress
         ({PLAIN: "1"}, Terminal, {}, LINES),  # stages side by side
     ],
@@ -186,8 +226,12 @@ def test_lines_have_the_time_left(environment, screen, options, expected, clock,
     assert sys.stderr.getvalue().splitlines() == expected
 
 
-@pytest.mark.parametrize(("screen", "times"), [(io.StringIO, r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "), (Terminal, "")])
-def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, times, clock, level, monkeypatch):
+@pytest.mark.parametrize(
+    ("screen", "times"), [(io.StringIO, r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "), (Terminal, "")]
+)
+def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(
+    screen, times, clock, level, monkeypatch
+):
     monkeypatch.delenv(TIMES)
     monkeypatch.setattr(sys, "stderr", screen())
     log.info("pretrain: started")
@@ -195,4 +239,6 @@ def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(screen, 
     work(clock)
     log.info("stage 1 of 2, decode_videos: started")
     log.warning("no checkpoint written")
-    assert re.fullmatch(f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue())
+    assert re.fullmatch(
+        f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue()
+    )

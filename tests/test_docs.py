@@ -22,7 +22,9 @@ from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.name: page for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    page.name: page for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+}
 TEXTS = {name: page.read_text() for name, page in PAGES.items()}
 
 
@@ -41,18 +43,34 @@ def test_links_lead_to_files_and_headings(name):
 
 
 def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in TEXTS["README.md"]] == []
+    assert [
+        page.name
+        for page in (ROOT / "docs").glob("*.md")
+        if f"(docs/{page.name})" not in TEXTS["README.md"]
+    ] == []
     pictures = (ROOT / "docs" / "pictures").iterdir()
-    assert [picture.name for picture in pictures if picture.name not in "".join(TEXTS.values())] == []
+    assert [
+        picture.name for picture in pictures if picture.name not in "".join(TEXTS.values())
+    ] == []
 
 
 def test_generated_pages_and_tables_are_up_to_date():
     stages = re.findall(r"^\| `(\w+)` \|", table_of("method.md", "stage"), re.MULTILINE)
-    assert sorted(stages) == sorted(STAGES) == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
-    assert tuple(re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)) == get_args(Reason)
-    assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(shipped(STUDIES))
+    assert (
+        sorted(stages)
+        == sorted(STAGES)
+        == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
+    )
+    assert tuple(
+        re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)
+    ) == get_args(Reason)
+    assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(
+        shipped(STUDIES)
+    )
     keys = [field.alias or name for name, field in Study.model_fields.items()]
-    assert set(keys) <= set(re.findall(r"^\| `(\w+)` \|", table_of("evaluate.md", "key"), re.MULTILINE))
+    assert set(keys) <= set(
+        re.findall(r"^\| `(\w+)` \|", table_of("evaluate.md", "key"), re.MULTILINE)
+    )
 
 
 def table_of(page: str, head: str) -> str:
@@ -64,9 +82,15 @@ def shell_lines(text: str) -> Iterator[str]:
     block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     prose = block.sub("", text)
     code = [code for language, code in block.findall(text) if not language]
-    lines = "\n".join([*code, *re.findall(r"^    (\S.*)$", prose, re.MULTILINE)]).replace("\\\n", " ").splitlines()
+    lines = (
+        "\n".join([*code, *re.findall(r"^    (\S.*)$", prose, re.MULTILINE)])
+        .replace("\\\n", " ")
+        .splitlines()
+    )
     for line in (*lines, *re.findall(r"`([^`\n]+)`", prose)):
-        line = re.sub(r"^(\w+=\S+ )+", "", re.split(r"\s+#", line)[0].strip())  # variables that are set for the command
+        line = re.sub(
+            r"^(\w+=\S+ )+", "", re.split(r"\s+#", line)[0].strip()
+        )  # variables that are set for the command
         yield re.sub(r'^eval "\$\((.+)\)"$', r"\1", line)
 
 
@@ -85,7 +109,9 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
 ALPRO = [call for call in commands("alpro") if len(call[1]) > 2 or call[1][:1] in (["run"], ["up"])]
 
 
-@pytest.mark.parametrize(("page", "arguments"), ALPRO, ids=[f"{page}: {shlex.join(call)}" for page, call in ALPRO])
+@pytest.mark.parametrize(
+    ("page", "arguments"), ALPRO, ids=[f"{page}: {shlex.join(call)}" for page, call in ALPRO]
+)
 def test_alpro_accepts_the_command(page, arguments, tmp_path):
     assert len(ALPRO) > 30
     words = [argument for argument in arguments if argument != "..."]
@@ -94,15 +120,21 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     source, config = given.get("source", Source()), given.get("config", "")
     if command is run:
         assert given.get("stage", "") in ("", *STAGES)
-        config = config if config in shipped() else "own_videos" if config or source.data else "sample"
+        config = (
+            config if config in shipped() else "own_videos" if config or source.data else "sample"
+        )
         data = str(tmp_path) if source.data or config in ("own_videos", "from_weights") else ""
         (tmp_path / "config.json").touch()
-        source = Source(data, source.pretrained and str(tmp_path), source.set)  # instead of the user's files
+        source = Source(
+            data, source.pretrained and str(tmp_path), source.set
+        )  # instead of the user's files
         assert load_config(config, data, source.changes(tmp_path)).name == config
     if command is study and given["file"] != "FILE":
         described, data = load_study(given["file"]), str(tmp_path) if source.data else ""
         for changes in described.variants.values():
-            assert load_config(config or described.config, data, [*described.changes, *source.set, *changes])
+            assert load_config(
+                config or described.config, data, [*described.changes, *source.set, *changes]
+            )
 
 
 def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):
@@ -112,12 +144,18 @@ def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):
     own = tmp_path / "own.toml"
     for text in (text for page in TEXTS.values() for text in blocks.findall(page)):
         values = tomllib.loads(text)
-        own.write_text(text if {"base", "variants"} & values.keys() else f'base = "base.toml"\n{text}')
+        own.write_text(
+            text if {"base", "variants"} & values.keys() else f'base = "base.toml"\n{text}'
+        )
         if "variants" in values:
             assert load_study(str(own)).variants
             continue
         corpora = values.get("corpora", {"data": {}}).items()
-        changes = [f"corpora.{n}.data={tmp_path}" for n, keys in corpora if not {"data", "shards"} & keys.keys()]
+        changes = [
+            f"corpora.{n}.data={tmp_path}"
+            for n, keys in corpora
+            if not {"data", "shards"} & keys.keys()
+        ]
         assert load_config(str(own), changes=changes).name == "base"
 
 
@@ -134,7 +172,11 @@ def test_other_programs_targets_and_extras_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {arguments[0] for _, arguments in commands("make")} <= targets
     for page, arguments in commands("python"):
-        module = arguments[1].removeprefix("alpro.").replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
+        module = (
+            arguments[1].removeprefix("alpro.").replace(".", "/") + ".py"
+            if arguments[0] == "-m"
+            else arguments[0]
+        )
         assert (ROOT / module).is_file(), page
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(",".join(re.findall(r"'\.\[([\w,]+)\]'", "".join(TEXTS.values()))).split(","))
@@ -158,7 +200,9 @@ def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(
     assert int(seconds) > GRACE_SECONDS + 20
     assert "requeue" in options
     assert 'scontrol requeue "$SLURM_JOB_ID"' in text
-    assert text.index("#SBATCH --requeue") < text.index("set -u")  # Slurm reads options up to the first command
+    assert text.index("#SBATCH --requeue") < text.index(
+        "set -u"
+    )  # Slurm reads options up to the first command
     for module in re.findall(r"-m (alpro\.[\w.]+)", text):
         assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file()
 
@@ -172,7 +216,9 @@ def test_prefect_accepts_the_automations():
     """Each is about runs of the flow `alpro` that send none of the expected events."""
     from prefect.events.schemas.automations import AutomationCore
 
-    automations = yaml.safe_load((ROOT / "docs" / "cluster" / "automation.yaml").read_text())["automations"]
+    automations = yaml.safe_load((ROOT / "docs" / "cluster" / "automation.yaml").read_text())[
+        "automations"
+    ]
     triggers = [AutomationCore.model_validate(one).trigger for one in automations]
     events = ["prefect.flow-run.heartbeat", "prefect.flow-run.Pending"]
     assert [trigger.after & set(events) for trigger in triggers] == [{event} for event in events]

@@ -30,7 +30,17 @@ ONLY_IN = {  # packages that one room or file may import
     "fsspec": "shards/storage.py",
 }
 # Of pipeline/, each imports only those before it.
-PIPELINE = ["config", "store", "plan", "execution", "reports", "tracking", "flows", "serving", "cli"]
+PIPELINE = [
+    "config",
+    "store",
+    "plan",
+    "execution",
+    "reports",
+    "tracking",
+    "flows",
+    "serving",
+    "cli",
+]
 
 
 @functools.cache
@@ -39,7 +49,9 @@ def modules() -> dict[Path, set[str]]:
     found = {}
     for file in (file for room in FOREIGN for file in sorted((ROOT / room).rglob("*.py"))):
         nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
-        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        }
         froms = {(node.level, node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
         assert {level for level, _ in froms} <= {0}, f"{file}: relative import"
         assert (0, "alpro.pipeline") not in froms, f"{file}: name the package of pipeline/"
@@ -69,8 +81,17 @@ def test_only_one_place_imports():
         assert [user for user in users if not user.startswith(places)] == [], package
 
 
-LIGHT = ["models.alpro", "models.folder", "shards.reader", "stages.training.loop", "pipeline.execution.run_stage"]
-LIGHT += [f"stages.{stage}" for stage in ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "evaluate")]
+LIGHT = [
+    "models.alpro",
+    "models.folder",
+    "shards.reader",
+    "stages.training.loop",
+    "pipeline.execution.run_stage",
+]
+LIGHT += [
+    f"stages.{stage}"
+    for stage in ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "evaluate")
+]
 LIGHT += ["stages.finetune_retrieval", "stages.finetune_qa"]
 HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")
 
@@ -92,15 +113,35 @@ def test_a_wheel_contains_the_package_and_its_data_alone(tmp_path):
     """Of a copy of the project, since setuptools writes into the source folder."""
     source, folders = tmp_path / "source", ("alpro", *FOREIGN)
     for name in (*folders, "tests", "docs", "benchmarks"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--no-deps", "--no-index"]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "wheel",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*build, "--no-build-isolation", "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     every = zipfile.ZipFile(wheel).namelist()
     names = {name for name in every if ".dist-info/" not in name}
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in every)  # beside exported code
-    files = {path.relative_to(ROOT) for name in folders for path in (ROOT / name).rglob("*") if path.is_file()}
+    assert any(
+        name.endswith(".dist-info/licenses/LICENSE") for name in every
+    )  # beside exported code
+    files = {
+        path.relative_to(ROOT)
+        for name in folders
+        for path in (ROOT / name).rglob("*")
+        if path.is_file()
+    }
     files = {path for path in files if "__pycache__" not in path.parts}
-    assert names == {(path if path.parts[0] == "alpro" else "alpro" / path).as_posix() for path in files}
+    assert names == {
+        (path if path.parts[0] == "alpro" else "alpro" / path).as_posix() for path in files
+    }

@@ -42,7 +42,9 @@ def _no_first_values(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
 
-@pytest.mark.skipif(not FILES, reason=f"no *_*.npz in {ORACLE}; set ALPRO_ORACLE to the oracle's folder")
+@pytest.mark.skipif(
+    not FILES, reason=f"no *_*.npz in {ORACLE}; set ALPRO_ORACLE to the oracle's folder"
+)
 @pytest.mark.long  # each builds a model of full size; tests/models/test_golden.py has small models of each task
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_numbers_are_those_of_the_official_code(path: Path):
@@ -64,10 +66,16 @@ def retrieval(arrays: Arrays) -> Results:
     model = imported("retrieval", arrays).model
     ids, mask, frames = inputs(arrays)
     video, text = model.encode_video(frames), model.encode_text(ids, mask)
-    yield "itc_scores", model.project_video(video) @ model.project_text(text).T / model.clamped_temperature()
+    yield (
+        "itc_scores",
+        model.project_video(video) @ model.project_text(text).T / model.clamped_temperature(),
+    )
     pairs = len(ids)
     every_text = [tensor.repeat(pairs, *[1] * (tensor.dim() - 1)) for tensor in (text, mask)]
-    yield "itm_logits", model.match(*every_text, video.repeat_interleave(pairs, dim=0)).view(pairs, pairs, 2)
+    yield (
+        "itm_logits",
+        model.match(*every_text, video.repeat_interleave(pairs, dim=0)).view(pairs, pairs, 2),
+    )
 
 
 def qa(arrays: Arrays) -> Results:
@@ -81,17 +89,28 @@ def pretrain(arrays: Arrays) -> Results:
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
     own, teacher = split_prompter(official_weights("pretrain", arrays))
-    model, prompter = imported("pretrain", arrays, own).model, imported("prompter", arrays, teacher).model
+    model, prompter = (
+        imported("pretrain", arrays, own).model,
+        imported("prompter", arrays, teacher).model,
+    )
     # With these statistics the oracle's frames, which are normalized already, go through normalization unchanged, and a
     # black pixel is the zero that the oracle has outside the crop.
     identity = [0.0] * 3, [1.0] * 3
     objective = PretrainObjective(
-        model, *identity, NormalizedModel(prompter, *identity), prompt_features(teacher), LossWeights(), threshold=0.0
+        model,
+        *identity,
+        NormalizedModel(prompter, *identity),
+        prompt_features(teacher),
+        LossWeights(),
+        threshold=0.0,
     )
     methods = {"video": "encode_video", "text": "encode_text", "video_feat": "project_video"}
     methods |= {"text_feat": "project_text", "mlm_scores": "mlm_scores", "mpm_logits": "pem_logits"}
     seen = {name: noted(model, method) for name, method in methods.items()}
-    seen |= {"itm_scores": noted(model.vtm_head, "forward"), "mpm_labels": noted(prompter, "probabilities")}
+    seen |= {
+        "itm_scores": noted(model.vtm_head, "forward"),
+        "mpm_labels": noted(prompter, "probabilities"),
+    }
     batch = masked_batch(arrays)
     batch = objective.eval().labeled(batch)
     loss, metrics = objective(batch, objective.step_counts([batch]))
@@ -100,7 +119,9 @@ def pretrain(arrays: Arrays) -> Results:
     yield "text_embeds", seen["text"][0][:size]  # the clean texts; the masked ones are behind them
     for name in ("video_feat", "text_feat", "itm_scores", "mpm_logits", "mpm_labels"):
         yield name, seen[name][0]
-    words = seen["mlm_scores"][0][torch.arange(seen["mlm_scores"][0].shape[1]) < (batch.labels != -100).sum(1)[:, None]]
+    words = seen["mlm_scores"][0][
+        torch.arange(seen["mlm_scores"][0].shape[1]) < (batch.labels != -100).sum(1)[:, None]
+    ]
     yield "mlm_scores_masked", words[:, : arrays["mlm_scores_masked"].shape[1]]
     for ours, theirs in (("vtc", "itc"), ("vtm", "itm"), ("mlm", "mlm"), ("pem", "mpm")):
         yield f"{theirs}_loss", metrics[f"loss_{ours}"]
@@ -126,8 +147,12 @@ def masked_batch(arrays: Arrays) -> Batch:
     masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
     labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
     items = [str(n) for n in range(len(ids))], torch.arange(len(ids)), frames
-    boxes = torch.from_numpy(arrays["boxes"][:, [1, 0, 3, 2]])  # recorded as top, left, height, width
-    return Batch(0, "video", *items, ids, mask, masked=masked, labels=labels, boxes=boxes, max_masked=8)
+    boxes = torch.from_numpy(
+        arrays["boxes"][:, [1, 0, 3, 2]]
+    )  # recorded as top, left, height, width
+    return Batch(
+        0, "video", *items, ids, mask, masked=masked, labels=labels, boxes=boxes, max_masked=8
+    )
 
 
 def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,8 +180,13 @@ def tokenizer() -> Tokenizer:
 
 def official_weights(kind: str, arrays: Arrays) -> dict[str, Tensor]:
     """Every tensor of an official checkpoint under its official name."""
-    shapes = {key: tuple(shape) for key, shape in json.loads((ORACLE / f"keys_{kind}.json").read_text()).items()}
-    return generate({key: resized(key, shape, arrays) for key, shape in shapes.items()}, int(arrays["seed"]))
+    shapes = {
+        key: tuple(shape)
+        for key, shape in json.loads((ORACLE / f"keys_{kind}.json").read_text()).items()
+    }
+    return generate(
+        {key: resized(key, shape, arrays) for key, shape in shapes.items()}, int(arrays["seed"])
+    )
 
 
 def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]:
@@ -172,7 +202,9 @@ def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]
 
 def generate(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     """The oracle's weights, by the rules of its README."""
-    state = {key: torch.from_numpy(np.asarray(weight(key, shape, seed))) for key, shape in shapes.items()}
+    state = {
+        key: torch.from_numpy(np.asarray(weight(key, shape, seed))) for key, shape in shapes.items()
+    }
     for key in state:
         if key.endswith("cls.predictions.decoder.weight"):
             words = "bert.embeddings.word_embeddings.weight"

@@ -39,15 +39,28 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
     tokenizer = vocabulary / "tokenizer.json"
     config = one_head(tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"])))
     torch.manual_seed(0)
-    models = {"pretrain": Alpro(config, entities=4), "retrieval": Alpro(config), "qa": Alpro(config, answers=3)}
+    models = {
+        "pretrain": Alpro(config, entities=4),
+        "retrieval": Alpro(config),
+        "qa": Alpro(config, answers=3),
+    }
     words = {"pretrain": "unigrams.txt", "qa": "train_ans2label.json"}
     (folder / words["pretrain"]).write_text("circle 90\nsquare 70\ntriangle 50\nstar 20\n")
     (folder / words["qa"]).write_text(json.dumps({"circle": 0, "square": 1, "left": 2}))
     for task, model in models.items():
-        state = to_official(model.state_dict(), config, "text_encoder." if task == "qa" else "text_encoder.bert.")
+        state = to_official(
+            model.state_dict(), config, "text_encoder." if task == "qa" else "text_encoder.bert."
+        )
         torch.save({"model": state} if task == "pretrain" else state, folder / f"{task}.pt")
         options = ["--words", str(folder / words[task])] if task in words else []
-        command = ["model", "import", str(folder / f"{task}.pt"), str(folder / task), "--task", task]
+        command = [
+            "model",
+            "import",
+            str(folder / f"{task}.pt"),
+            str(folder / task),
+            "--task",
+            task,
+        ]
         assert execute([*command, "--tokenizer", str(tokenizer), *options]) == 0
     return folder
 
@@ -72,7 +85,9 @@ def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
         for row in (row for row in rows if row["split"] == split):
             if form == "questions":
                 asked = row["questions"]
-                lines += [{**one, "video_id": row["id"], "answer_type": one["type"]} for one in asked]
+                lines += [
+                    {**one, "video_id": row["id"], "answer_type": one["type"]} for one in asked
+                ]
             else:
                 captions = [row["captions"]] if form == "paragraphs" else row["captions"]
                 lines += [{"caption": caption, "clip_name": row["id"]} for caption in captions]
@@ -81,7 +96,9 @@ def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
     return changes
 
 
-def changes_of(folder: Path, rows: list[dict], corpus: str, form: str, sample: Path, pretrained: Path) -> list[str]:
+def changes_of(
+    folder: Path, rows: list[dict], corpus: str, form: str, sample: Path, pretrained: Path
+) -> list[str]:
     """The changes that fine-tune a model on rows of the sample at a small size."""
     of_corpus = [*annotate(folder, rows, form), f"data={sample / 'videos'}", "size=32"]
     return [*(f"corpora.{corpus}.{change}" for change in of_corpus), f"pretrained={pretrained}"]
@@ -92,7 +109,9 @@ def make(config, folder: Path) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     store, folders = Store(folder / "artifacts"), {}
     for step in plan(config, Digests(folder / "digests.sqlite")):
-        inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(step.paths)
+        inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(
+            step.paths
+        )
         store.make(step, lambda s, out, i=inputs: s.module.run(s.config, i, out, RESOURCES), {})
         folders[step.name] = store.folder(step)
     return folders
@@ -100,39 +119,76 @@ def make(config, folder: Path) -> dict[str, Path]:
 
 # What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
 COMMON = {"weight_decay": 1e-3, "min_lr_ratio": 0.0}
-PRETRAINING = {"warmup_ratio": 0.05, "max_grad_norm": 20.0, "max_text_tokens": 30, "sampling": "halves", "lr": 1e-4}
-PRETRAINING |= {"augmentation": "official", "random_crop": 0.875, "normalization": "clip", "times": 10}
+PRETRAINING = {
+    "warmup_ratio": 0.05,
+    "max_grad_norm": 20.0,
+    "max_text_tokens": 30,
+    "sampling": "halves",
+    "lr": 1e-4,
+}
+PRETRAINING |= {
+    "augmentation": "official",
+    "random_crop": 0.875,
+    "normalization": "clip",
+    "times": 10,
+}
 FINE_TUNING = {"warmup_ratio": 0.1, "sampling": "random", "random_crop": 1.0}
-RETRIEVAL = FINE_TUNING | {"frames": 8, "augmentation": "none", "accumulation_steps": 1, "times": 20, "top_k": 0}
-QA = FINE_TUNING | {"frames": 16, "augmentation": "official", "accumulation_steps": 2, "batch_size": 192, "lr": 5e-5}
+RETRIEVAL = FINE_TUNING | {
+    "frames": 8,
+    "augmentation": "none",
+    "accumulation_steps": 1,
+    "times": 20,
+    "top_k": 0,
+}
+QA = FINE_TUNING | {
+    "frames": 16,
+    "augmentation": "official",
+    "accumulation_steps": 2,
+    "batch_size": 192,
+    "lr": 5e-5,
+}
 QA |= {"max_text_tokens": 40}
 BATCHES = {"batch_size": 256, "accumulation_steps": 1, "negative_pool_size": 16}
 SIZES = ("batch_size", "epochs", "lr", "max_grad_norm", "max_text_tokens", "negative_pool_size")
 LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
 PAPER = {
-    ("webvid_cc3m", "train_prompter"): PRETRAINING | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10},
+    ("webvid_cc3m", "train_prompter"): PRETRAINING
+    | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10},
     ("webvid_cc3m", "pretrain"): PRETRAINING | BATCHES | LOSSES,
-    ("msrvtt_retrieval", "finetune_retrieval"): RETRIEVAL | dict(zip(SIZES, (64, 5, 2.5e-5, 5.0, 40, 8), strict=True)),
-    ("didemo_retrieval", "finetune_retrieval"): RETRIEVAL | dict(zip(SIZES, (96, 10, 4e-5, 20.0, 50, 12), strict=True)),
-    ("msrvtt_qa", "finetune_qa"): QA | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
-    ("msvd_qa", "finetune_qa"): QA | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
+    ("msrvtt_retrieval", "finetune_retrieval"): RETRIEVAL
+    | dict(zip(SIZES, (64, 5, 2.5e-5, 5.0, 40, 8), strict=True)),
+    ("didemo_retrieval", "finetune_retrieval"): RETRIEVAL
+    | dict(zip(SIZES, (96, 10, 4e-5, 20.0, 50, 12), strict=True)),
+    ("msrvtt_qa", "finetune_qa"): QA
+    | {"epochs": 10, "max_grad_norm": 5.0, "answers": 1500, "times": 50},
+    ("msvd_qa", "finetune_qa"): QA
+    | {"epochs": 15, "max_grad_norm": 20.0, "answers": 2423, "times": 30},
 }
 # The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts (0: as in training).
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
-EVALUATED = {"msrvtt_retrieval": (8, 40), "didemo_retrieval": (8, 50), "msrvtt_qa": (0, 0), "msvd_qa": (0, 0)}
+EVALUATED = {
+    "msrvtt_retrieval": (8, 40),
+    "didemo_retrieval": (8, 50),
+    "msrvtt_qa": (0, 0),
+    "msvd_qa": (0, 0),
+}
 
 
 def shipped_config(name: str):
     """A configuration of the paper with what a person gives it."""
     data = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
-    return load_config(name, changes=data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
+    return load_config(
+        name, changes=data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"])
+    )
 
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
     of_the_paper = set(shipped()) - {"sample", "own_videos", "from_weights", "from_clip"}
     tables = {name: tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in of_the_paper}
-    assert {(name, stage) for name in of_the_paper for stage in tables[name].keys() & set(TRAININGS)} == PAPER.keys()
+    assert {
+        (name, stage) for name in of_the_paper for stage in tables[name].keys() & set(TRAININGS)
+    } == PAPER.keys()
 
 
 @pytest.mark.parametrize(("name", "stage"), PAPER)
@@ -143,15 +199,22 @@ def test_every_number_is_that_of_the_paper(name, stage):
     values = training.model_dump() | training.validation.model_dump() | phase.model_dump()
     expected = COMMON | PAPER[name, stage]
     assert {key: values[key] for key in expected} == expected
-    assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {c: STORED[c] for c in phase.corpora}
+    assert {corpus: config.corpora[corpus].size for corpus in phase.corpora} == {
+        c: STORED[c] for c in phase.corpora
+    }
     if stage == "finetune_retrieval":
-        assert training.validation.captions == 1  # of 20 captions of a video, 99 million pairs in a run
+        assert (
+            training.validation.captions == 1
+        )  # of 20 captions of a video, 99 million pairs in a run
     if stage.startswith("finetune"):
         assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[name]
         assert (training.validation.videos, config.evaluate.top_k) == (0, 0)
     else:
         assert phase.weights == (1, 1)  # the official code picks either with equal chance
-        assert (training.vit, training.bert) == ("vit_base_patch16_224.orig_in21k_ft_in1k", "bert-base-uncased")
+        assert (training.vit, training.bert) == (
+            "vit_base_patch16_224.orig_in21k_ft_in1k",
+            "bert-base-uncased",
+        )
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in PAPER} - {"webvid_cc3m"}))
@@ -170,12 +233,20 @@ def test_without_a_model_the_papers_pretraining_comes_first(name):
 def test_the_model_and_the_losses_are_those_of_the_paper():
     config = shipped_config("webvid_cc3m")
     video, text = config.model.video, config.model.text
-    assert (video.image_size, video.patch_size, video.frames, video.depth, video.drop_path) == (224, 16, 4, 12, 0.1)
+    assert (video.image_size, video.patch_size, video.frames, video.depth, video.drop_path) == (
+        224,
+        16,
+        4,
+        12,
+        0.1,
+    )
     assert (text.depth, text.fusion_layer, text.dropout, text.vocab_size) == (12, 6, 0.1, 30522)
     for encoder in (video, text):
         assert (encoder.width, encoder.heads, encoder.mlp_ratio) == (768, 12, 4)
     assert (config.model.embed_dim, config.model.temperature) == (256, 0.07)
-    losses = {name: weight for name, weight in config.pretrain.weights if weight}  # those that are computed
+    losses = {
+        name: weight for name, weight in config.pretrain.weights if weight
+    }  # those that are computed
     assert losses == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
     vocabulary = config.build_vocabulary
     assert (vocabulary.entities, config.train_tokenizer.tokenizer) == (1000, "bert-base-uncased")
@@ -200,7 +271,9 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     folders = make(load_config(name, changes=changes), tmp_path)
     before = set() if stage == "finetune_qa" else {"zero_shot"}
     assert set(folders) == {f"decode_videos {corpus}", stage, "evaluate"} | before
-    results = [json.loads((folders[name] / "results.json").read_text()) for name in (*before, "evaluate")]
+    results = [
+        json.loads((folders[name] / "results.json").read_text()) for name in (*before, "evaluate")
+    ]
     items = {row["name"]: row["items"] for rows in results for row in rows}
     test = [row for row in rows if row["split"] == "test"]
     if stage == "finetune_qa":
@@ -210,19 +283,30 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     index = pq.read_table(folders[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
     captions = {row["id"]: row["captions"] for row in index}
     for row in rows:
-        assert captions[row["id"]] == ([" ".join(row["captions"])] if form == "paragraphs" else row["captions"])
+        assert captions[row["id"]] == (
+            [" ".join(row["captions"])] if form == "paragraphs" else row["captions"]
+        )
 
 
 def test_missing_test_videos_are_an_error_unless_allowed_and_a_wrong_evaluation_or_model_before_training(
     tmp_path, pretrained, sample, rows, inline_pool
 ):
-    more = [{"id": f"gone{i}", "split": "test", "captions": ["a cat"], "questions": []} for i in range(2)]
+    more = [
+        {"id": f"gone{i}", "split": "test", "captions": ["a cat"], "questions": []}
+        for i in range(2)
+    ]
     changes = changes_of(tmp_path, [*rows, *more], "msrvtt", "captions", sample, pretrained)
-    short = ["finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]", "finetune_retrieval.batch_size=8"]
+    short = [
+        "finetune_retrieval.phases=[{corpora=['msrvtt'], steps=1}]",
+        "finetune_retrieval.batch_size=8",
+    ]
     short += [*changes, "finetune_retrieval.max_text_tokens=24"]
     with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
         make(load_config("msrvtt_retrieval", changes=short), tmp_path)
-    folders = make(load_config("msrvtt_retrieval", changes=[*short, "evaluate.min_decoded_share=0.5"]), tmp_path)
+    folders = make(
+        load_config("msrvtt_retrieval", changes=[*short, "evaluate.min_decoded_share=0.5"]),
+        tmp_path,
+    )
     results = json.loads((folders["evaluate"] / "results.json").read_text())
     (message,) = (row for row in results if row["name"].startswith("decoded"))
     assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
@@ -236,25 +320,42 @@ def test_missing_test_videos_are_an_error_unless_allowed_and_a_wrong_evaluation_
     about = json.loads((prompter / "config.json").read_text())
     (prompter / "config.json").write_text(json.dumps(about | {"task": "prompter"}))
     with pytest.raises(InputError, match="is a prompter"):
-        plan(load_config("msrvtt_qa", changes=[*changes, f"pretrained={prompter}"]), Digests(tmp_path / "d"))
+        plan(
+            load_config("msrvtt_qa", changes=[*changes, f"pretrained={prompter}"]),
+            Digests(tmp_path / "d"),
+        )
 
 
-def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sample, rows, inline_pool):
+def test_prompter_and_pretraining_from_a_vit_and_a_bert(
+    tmp_path, vocabulary, sample, rows, inline_pool
+):
     import timm
     from transformers import BertConfig, BertForMaskedLM
 
     tokenizer = Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
-    vit = timm.create_model("vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    vit = timm.create_model(
+        "vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
+    )
     torch.save(vit.state_dict(), tmp_path / "vit.pt")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+    }
     bert = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32, **sizes)
     BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
     tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
     with open(tmp_path / "webvid.csv", "w", newline="") as file:
         csv.writer(file).writerow(["videoid", "name", "page_dir"])
-        csv.writer(file).writerows([r["id"], r["captions"][0], "x"] for r in rows if r["split"] == "train")
+        csv.writer(file).writerows(
+            [r["id"], r["captions"][0], "x"] for r in rows if r["split"] == "train"
+        )
     stills = [json.loads(line) for line in (sample / "stills.jsonl").read_text().splitlines()]
-    listing = [{"image": f"/export/cc3m/{Path(row['path']).name}", "caption": row["captions"][0]} for row in stills]
+    listing = [
+        {"image": f"/export/cc3m/{Path(row['path']).name}", "caption": row["captions"][0]}
+        for row in stills
+    ]
     (tmp_path / "cc3m.json").write_text(json.dumps(listing))
     changes = [
         f"corpora.webvid.data={sample / 'videos'}",
@@ -271,7 +372,10 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sa
         "pretrain.negative_pool_size=2",
     ]
     for stage in ("train_prompter", "pretrain"):
-        changes += [f"{stage}.phases=[{{corpora=['webvid', 'cc3m'], steps=2}}]", f"{stage}.batch_size=4"]
+        changes += [
+            f"{stage}.phases=[{{corpora=['webvid', 'cc3m'], steps=2}}]",
+            f"{stage}.batch_size=4",
+        ]
         changes += [f"{stage}.max_text_tokens=20", f"{stage}.vit={tmp_path / 'vit.pt'}"]
         changes += [f"{stage}.bert={tmp_path / 'bert'}"]
     folders = make(load_config("webvid_cc3m", changes=changes), tmp_path)
@@ -286,7 +390,12 @@ SHORT = ["finetune_retrieval.negative_pool_size=2"]
 SHORT += [
     f"{stage}.{change}"
     for stage in ("finetune_retrieval", "finetune_qa")
-    for change in ("frames=3", "batch_size=4", "phases=[{corpora=['data'], steps=2}]", "validation.times=1")
+    for change in (
+        "frames=3",
+        "batch_size=4",
+        "phases=[{corpora=['data'], steps=2}]",
+        "validation.times=1",
+    )
 ]
 SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]
 
@@ -300,10 +409,21 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
         changes = Source(data, str(official / task), (*SIZES, *options)).changes(tmp_path / "w")
         return make(load_config("from_weights", data, changes), tmp_path / "run")
 
-    assert ModelFolder.from_pretrained(official / "pretrain").entities == ["circle", "square", "triangle", "star"]
+    assert ModelFolder.from_pretrained(official / "pretrain").entities == [
+        "circle",
+        "square",
+        "triangle",
+        "star",
+    ]
     assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
     folders = make_from("pretrain", *SHORT)
-    assert folders.keys() == {"decode_videos data", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert folders.keys() == {
+        "decode_videos data",
+        "zero_shot",
+        "finetune_retrieval",
+        "finetune_qa",
+        "evaluate",
+    }
     for name in ("zero_shot", "evaluate"):
         assert (folders[name] / "results.json").is_file()
     assert ModelFolder.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
@@ -314,7 +434,8 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
 
 
 @pytest.mark.parametrize(
-    ("stage", "tables"), [("", ["evaluate", "finetune_retrieval", "finetune_qa"]), ("zero_shot", ["evaluate"])]
+    ("stage", "tables"),
+    [("", ["evaluate", "finetune_retrieval", "finetune_qa"]), ("zero_shot", ["evaluate"])],
 )
 def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
     stage, tables, official, sample, tmp_path
@@ -328,14 +449,30 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
         planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
     changed = [f"{table}.max_text_tokens=32" for table in tables]
     assert re.findall(r"--set (\S+)", str(error.value)) == changed
-    planned(stage, "from_weights", str(sample / "clips.jsonl"), [*changes, *changed], tmp_path / "workspace")
+    planned(
+        stage,
+        "from_weights",
+        str(sample / "clips.jsonl"),
+        [*changes, *changed],
+        tmp_path / "workspace",
+    )
 
 
 def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
     """The whole path of `from_clip` with small random weights: scores are not measured, but beside the CLIP's."""
     clip = clip_folders["clip"]
-    changes = [*SIZES, *SHORT, f"train_prompter.clip={clip}", f"pretrain.vit={clip}", "pretrain.bert="]
-    changes += ["train_tokenizer.tokenizer=train", "build_vocabulary.entities=8", "evaluate.controls=[]"]
+    changes = [
+        *SIZES,
+        *SHORT,
+        f"train_prompter.clip={clip}",
+        f"pretrain.vit={clip}",
+        "pretrain.bert=",
+    ]
+    changes += [
+        "train_tokenizer.tokenizer=train",
+        "build_vocabulary.entities=8",
+        "evaluate.controls=[]",
+    ]
     changes += ["model.embed_dim=16", "model.init=scratch", "pretrain.negative_pool_size=2"]
     changes += ["model.video={image_size=32, frames=3}"]  # the rest is that of the CLIP
     changes += ["model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}"]

@@ -26,7 +26,12 @@ FLOORS = {"zero_shot_vtc/t2v/R1": 70, "retrieval_vtc/t2v/R1": 78, "entities/acc"
 FLOORS |= {"qa/acc": 85, "qa/left_or_right": 98}
 # As few steps as show that every stage takes the data.
 SHORT = {f"{stage}.phases.0.steps": 4 for stage in TRAININGS}
-SHORT |= {"corpora.data.frames": 4, "corpora.data.size": 64, "model.video.image_size": 64, "model.video.depth": 2}
+SHORT |= {
+    "corpora.data.frames": 4,
+    "corpora.data.size": 64,
+    "model.video.image_size": 64,
+    "model.video.depth": 2,
+}
 
 
 @pytest.fixture
@@ -34,8 +39,17 @@ def alpro(tmp_path):
     """alpro(*words): the output of a command in a workspace of its own."""
 
     def call(*arguments: object) -> str:
-        words = [sys.executable, "-m", "alpro.pipeline.cli.main", *map(str, arguments), "--workspace", str(tmp_path)]
-        return subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+        words = [
+            sys.executable,
+            "-m",
+            "alpro.pipeline.cli.main",
+            *map(str, arguments),
+            "--workspace",
+            str(tmp_path),
+        ]
+        return subprocess.run(
+            words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     return call
 
@@ -45,14 +59,23 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
     scores = {row["name"]: row["value"] for row in whole["results"]}
     assert {name: scores[name] for name, floor in FLOORS.items() if scores[name] < floor} == {}
 
-    pages = [(ROOT / page).read_text() for page in ("docs/search.md", "docs/sample.md", "pipeline/serving/page.html")]
-    assert {q for page in pages for q in re.findall(r'"(what [^"]*\?)"', page)} == {"what color is the fish?"}
+    pages = [
+        (ROOT / page).read_text()
+        for page in ("docs/search.md", "docs/sample.md", "pipeline/serving/page.html")
+    ]
+    assert {q for page in pages for q in re.findall(r'"(what [^"]*\?)"', page)} == {
+        "what color is the fish?"
+    }
     videos = Path(whole["artifacts"]["render_sample"]["folder"], "videos")
     fish, ring, ball = (videos / f"test-{number:05}.mp4" for number in (0, 1, 71))
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")
-    assert str(ball) in alpro("search", "index", "a red ball gets smaller beside an orange flower", "-k", 1)
+    assert str(ball) in alpro(
+        "search", "index", "a red ball gets smaller beside an orange flower", "-k", 1
+    )
     for video, what, color in ((ring, "ring", "pink"), (fish, "fish", "orange")):
-        answers = alpro("model", "ask", "finetune_qa", video, f"what color is the {what}?", "--json")
+        answers = alpro(
+            "model", "ask", "finetune_qa", video, f"what color is the {what}?", "--json"
+        )
         assert json.loads(answers)["answers"][0]["text"] == color
 
 
@@ -65,27 +88,40 @@ def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
 
     (decoded,) = (tmp_path / "artifacts" / "decode_videos").glob("*/")
     rows = [json.loads(line) for line in (CLIPS / "manifest.jsonl").read_text().splitlines()]
-    index, rejects = pq.read_table(decoded / "index.parquet"), pq.read_table(decoded / "rejects.parquet")
+    index, rejects = (
+        pq.read_table(decoded / "index.parquet"),
+        pq.read_table(decoded / "rejects.parquet"),
+    )
     assert (index.num_rows, rejects.num_rows) == (len(rows), 0)
     # Clips without a caption are of no use to the caption stages, which say so, and stay for the questions.
     (vocabulary,) = (tmp_path / "artifacts" / "build_vocabulary").glob("*/")
     silent = {row["id"] for row in rows if not row["captions"]}
-    trained = {row["id"] for row in index.select(["id", "split"]).to_pylist() if row["split"] == "train"}
+    trained = {
+        row["id"] for row in index.select(["id", "split"]).to_pylist() if row["split"] == "train"
+    }
     assert set(pq.read_table(vocabulary / "rejects.parquet")["id"].to_pylist()) == silent & trained
     assert silent <= set(index["id"].to_pylist())
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
 def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
-    originals = [json.loads(line) for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()]
+    originals = [
+        json.loads(line)
+        for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()
+    ]
     manifest = tmp_path / "originals" / "manifest.jsonl"
     manifest.parent.mkdir()
     for entry in originals:
         (manifest.parent / entry["file"]).symlink_to(CLIPS / "originals" / entry["file"])
-    rows = [{"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals]
+    rows = [
+        {"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals
+    ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
-    rejects = {row["path"]: row["reason"] for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()}
+    rejects = {
+        row["path"]: row["reason"]
+        for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    }
     assert rejects == {"audio_only.webm": "no video", "corrupted.mp4": "unreadable"}
     assert outcome.counts["samples"] == len(originals) - 2
     by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
@@ -93,14 +129,22 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     for entry in originals:  # durations and sizes are those of ffprobe
         row = by_id.get(Path(entry["file"]).stem)
         if row and "duration_s" in entry and entry["file"] != "portrait_vfr_204x360.mp4":
-            assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry["file"]
+            assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry[
+                "file"
+            ]
 
 
 def test_every_benchmark_has_figures(tmp_path):
     """Of a server: no request is lost, with more clients than places."""
 
     def benchmark(name: str, *options: str) -> dict:
-        command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *options, "--json", tmp_path / "figures.json"]
+        command = [
+            sys.executable,
+            ROOT / "benchmarks" / f"{name}.py",
+            *options,
+            "--json",
+            tmp_path / "figures.json",
+        ]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads((tmp_path / "figures.json").read_text())
@@ -110,5 +154,10 @@ def test_every_benchmark_has_figures(tmp_path):
     assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
     assert benchmark("gpu", "--small", "--steps", "3", "--batch", "8")["utilization"] > 0
     rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
-    assert [row["answers"] for row in rows.values()] == [8, 80, 8, 40]  # similarity and matching, 1 and 40 clients
+    assert [row["answers"] for row in rows.values()] == [
+        8,
+        80,
+        8,
+        40,
+    ]  # similarity and matching, 1 and 40 clients
     assert all(0 < row["p50"] <= row["p99"] for row in rows.values())

@@ -36,24 +36,38 @@ class Word(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("treebank", type=Path, help="a folder with en_ewt-ud-{train,dev,test}.conllu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "treebank", type=Path, help="a folder with en_ewt-ud-{train,dev,test}.conllu"
+    )
     parser.add_argument("out", type=Path, help="folder for the model; replaced if it exists")
     arguments = parser.parse_args()
     set_current_ops(NumpyOps(use_blis=False))  # numpy halves the training time
     rng = random.Random(0)
-    sentences = {part: read(arguments.treebank / f"en_ewt-ud-{part}.conllu") for part in ("train", "dev", "test")}
+    sentences = {
+        part: read(arguments.treebank / f"en_ewt-ud-{part}.conllu")
+        for part in ("train", "dev", "test")
+    }
     composer = Composer(arguments.treebank / "en_ewt-ud-train.conllu", rng)
     plain = [as_caption(sentence, rng) for sentence in sentences["train"]]
     composed = [composer.caption() for _ in range(COMPOSED)]
     with tempfile.TemporaryDirectory() as folder:
         files = {"paths.train": f"{folder}/train.spacy", "paths.dev": f"{folder}/dev.spacy"}
         save(sentences["train"] + plain + composed, Path(files["paths.train"]))
-        save(sentences["dev"] + [as_caption(sentence, rng) for sentence in sentences["dev"]], Path(files["paths.dev"]))
+        save(
+            sentences["dev"] + [as_caption(sentence, rng) for sentence in sentences["dev"]],
+            Path(files["paths.dev"]),
+        )
         train(Path(__file__).with_name("train.cfg"), Path(folder) / "out", overrides=files)
         nlp = spacy.load(f"{folder}/out/model-last")
     add_lemmatizer(nlp, arguments.treebank / "en_ewt-ud-train.conllu")
-    nlp.meta |= {"name": "nouns", "license": "CC BY-SA 4.0", "sources": ["UD English EWT", "WordNet 3.0"]}
+    nlp.meta |= {
+        "name": "nouns",
+        "license": "CC BY-SA 4.0",
+        "sources": ["UD English EWT", "WordNet 3.0"],
+    }
     nlp.to_disk(arguments.out)
     score(nlp, sentences["test"])
 
@@ -71,10 +85,18 @@ def _read(file: Path) -> Iterator[list[tuple[Word, str, str]]]:
         if not line and sentence:
             yield sentence
             sentence = []
-        elif len(cells) == 10 and cells[0].isdigit():  # skips ranges such as "1-2"; their words follow
+        elif (
+            len(cells) == 10 and cells[0].isdigit()
+        ):  # skips ranges such as "1-2"; their words follow
             features = dict(pair.split("=") for pair in cells[5].split("|") if "=" in pair)
             number = features.get("Number", "") if cells[3] == "NOUN" else ""
-            sentence.append((Word(cells[1], cells[3], number, "SpaceAfter=No" not in cells[9]), cells[2], cells[4]))
+            sentence.append(
+                (
+                    Word(cells[1], cells[3], number, "SpaceAfter=No" not in cells[9]),
+                    cells[2],
+                    cells[4],
+                )
+            )
 
 
 def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
@@ -114,10 +136,15 @@ class Composer:
         self.kinds: defaultdict[str, list[tuple[list[Word], list[float]]]] = defaultdict(list)
         for kind, counts in words_of.items():
             self.kinds[kind].append((list(counts), [n**0.5 for n in counts.values()]))
-        for tag, plain, in_s in (("NOUN", ("NN", "Sing"), ("NNS", "Plur")), ("VERB", ("VB", ""), ("VBZ", ""))):
+        for tag, plain, in_s in (
+            ("NOUN", ("NN", "Sing"), ("NNS", "Plur")),
+            ("VERB", ("VB", ""), ("VBZ", "")),
+        ):
             words, weights = wordnet(tag, {text for text in tags if tags[text] - {tag, "PROPN"}})
             self.kinds[plain[0]].append(([Word(word, tag, plain[1]) for word in words], weights))
-            self.kinds[in_s[0]].append(([Word(with_s(word), tag, in_s[1]) for word in words], weights))
+            self.kinds[in_s[0]].append(
+                ([Word(with_s(word), tag, in_s[1]) for word in words], weights)
+            )
 
     def draw(self, kind: str) -> Word:
         own, *wordnets = self.kinds[kind]
@@ -141,7 +168,14 @@ class Composer:
             yield Word(text, tag)
 
 
-KINDS = {("NN", "NOUN"), ("NNS", "NOUN"), ("JJ", "ADJ"), ("VBG", "VERB"), ("VBN", "VERB"), ("VB", "VERB")}
+KINDS = {
+    ("NN", "NOUN"),
+    ("NNS", "NOUN"),
+    ("JJ", "ADJ"),
+    ("VBG", "VERB"),
+    ("VBN", "VERB"),
+    ("VB", "VERB"),
+}
 KINDS |= {("RB", "ADV"), ("RP", "ADP"), ("NNP", "PROPN"), ("CD", "NUM")}
 
 
@@ -199,7 +233,13 @@ GRAMMAR = rules(
         "being shown": 0.5,
         "s/AUX doing": 0.3,
     },
-    act_many={"VB object": 2, "VB place": 1, "VB": 0.5, "are/AUX doing": 5, "VB and/CCONJ VB object": 0.5},
+    act_many={
+        "VB object": 2,
+        "VB place": 1,
+        "VB": 0.5,
+        "are/AUX doing": 5,
+        "VB and/CCONJ VB object": 0.5,
+    },
     doing={
         "VBG object": 4,
         "VBG place": 3,
@@ -218,8 +258,21 @@ GRAMMAR = rules(
     },
     being={"is/AUX": 1, "is/AUX being/AUX": 1},
     shown={"VBN place": 1, "VBN by/ADP object": 1, "VBN": 0.7, "VBN VBG object": 0.7},
-    object={"one": 4, "many": 2, "one place": 2, "many place": 1, "NN": 1.5, "NNP": 0.2, "thing JJ color": 0.1},
-    place={"preposition one": 4, "preposition many": 1, "preposition NN": 0.7, "preposition one place": 0.5},
+    object={
+        "one": 4,
+        "many": 2,
+        "one place": 2,
+        "many place": 1,
+        "NN": 1.5,
+        "NNP": 0.2,
+        "thing JJ color": 0.1,
+    },
+    place={
+        "preposition one": 4,
+        "preposition many": 1,
+        "preposition NN": 0.7,
+        "preposition one place": 0.5,
+    },
     one={
         "article thing": 6,
         "article JJ thing": 3,
@@ -268,11 +321,17 @@ def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
     `others` are words with other tags. Names, which are usually capitalized, are left out."""
     tables = load_lookups("en", ["lemma_index", "lexeme_prob"])
     index, probability = tables.get_table("lemma_index"), tables.get_table("lexeme_prob")
-    elsewhere = others.union(*(index[kind] for kind in ("noun", "verb", "adj", "adv") if kind != tag.lower()))
+    elsewhere = others.union(
+        *(index[kind] for kind in ("noun", "verb", "adj", "adv") if kind != tag.lower())
+    )
     log_probabilities = {}
     for word in set(index[tag.lower()]) - elsewhere:
         formed = len(word) < 4 or word.endswith(("s", "ing", "ed"))
-        if word.isalpha() and not formed and probability.get(word, -99) > probability.get(word.capitalize(), -99):
+        if (
+            word.isalpha()
+            and not formed
+            and probability.get(word, -99) > probability.get(word.capitalize(), -99)
+        ):
             log_probabilities[word] = probability[word]
     words = sorted(log_probabilities, key=lambda word: (-log_probabilities[word], word))[:8000]
     return words, [math.exp(log_probabilities[word] / 2) for word in words]
@@ -280,7 +339,9 @@ def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
 
 def to_doc(vocab: spacy.Vocab, sentence: list[Word]) -> Doc:
     morphs = [f"Number={word.number}" if word.number else "" for word in sentence]
-    texts, tags, spaces = ([getattr(word, key) for word in sentence] for key in ("text", "tag", "space"))
+    texts, tags, spaces = (
+        [getattr(word, key) for word in sentence] for key in ("text", "tag", "space")
+    )
     return Doc(vocab, texts, spaces, pos=tags, morphs=morphs)
 
 
@@ -309,7 +370,11 @@ def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
     """Prints precision, recall and F1 of nouns, and the accuracy over all tags, on the test split with gold tokens."""
     rng = random.Random(1)
     lower = [[word._replace(text=word.text.lower()) for word in sentence] for sentence in test]
-    texts = {"as written": test, "lower-cased": lower, "as captions": [as_caption(sentence, rng) for sentence in test]}
+    texts = {
+        "as written": test,
+        "lower-cased": lower,
+        "as captions": [as_caption(sentence, rng) for sentence in test],
+    }
     for name, sentences in texts.items():
         right: Counter[str] = Counter()
         for sentence in sentences:

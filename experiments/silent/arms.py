@@ -45,7 +45,10 @@ class Arm:
 
 # The teachers by name, each with further keys of `[train_prompter]`.
 CROPS = {"share": 0.5, "area": [0.2, 0.6]}
-PROMPTERS: dict[str, dict[str, Any]] = {"prompter": {}, "crops": {"crops": CROPS, "optimizer": "muon", "lr": 1.5e-3}}
+PROMPTERS: dict[str, dict[str, Any]] = {
+    "prompter": {},
+    "crops": {"crops": CROPS, "optimizer": "muon", "lr": 1.5e-3},
+}
 WITHOUT_PEM = {"weights": {"pem": 0}}
 ARMS = {
     "none": Arm(changes=WITHOUT_PEM),
@@ -58,7 +61,9 @@ ARMS = {
     "crops, sharper": Arm(prompter="crops", power=4.0, changes={"threshold": 0.0}),
     "crops, every patch": Arm(prompter="crops", every_patch=True, changes={"threshold": 0.0}),
     # Whether places are in the patches without PEM: a head on the frozen model of `none`.
-    "head on none": Arm(start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}),
+    "head on none": Arm(
+        start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}
+    ),
 }
 
 
@@ -73,7 +78,11 @@ class SilentObjective(PretrainObjective):
     arm = Arm()
 
     def use(self, arm: Arm, entities: list[str], things: dict[str, Things]) -> "SilentObjective":
-        self.arm, self.known, self.things = arm, {name: i for i, name in enumerate(entities)}, things
+        self.arm, self.known, self.things = (
+            arm,
+            {name: i for i, name in enumerate(entities)},
+            things,
+        )
         return self
 
     def labeled(self, batch: Batch) -> Batch:
@@ -81,8 +90,13 @@ class SilentObjective(PretrainObjective):
             return super().labeled(batch)
         assert batch.boxes is not None
         grid, boxes = self.model.config.video.grid, batch.boxes.tolist()
-        labels = [true_labels(self.things[i], box, grid, self.known) for i, box in zip(batch.ids, boxes, strict=True)]
-        return replace(batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device))
+        labels = [
+            true_labels(self.things[i], box, grid, self.known)
+            for i, box in zip(batch.ids, boxes, strict=True)
+        ]
+        return replace(
+            batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device)
+        )
 
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         labels = batch.pseudo_labels
@@ -96,7 +110,9 @@ class SilentObjective(PretrainObjective):
             assert self.model.pem_head is not None
             assert batch.boxes is not None
             inside = box_mask(batch.boxes, self.model.config.video.grid)
-            of_patches = -(self.model.pem_head(patches).float().log_softmax(2) @ labels[:, :, None]).squeeze(2)
+            of_patches = -(
+                self.model.pem_head(patches).float().log_softmax(2) @ labels[:, :, None]
+            ).squeeze(2)
             each = mean_inside(of_patches[:, :, None], inside).squeeze(1)
             loss = (each * kept_labels(labels, self.threshold)).sum() / counts["pem"]
         return loss, metrics
@@ -112,7 +128,9 @@ def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, i
     for thing in things:
         if thing["kind"] in entities:
             place = np.array([thing["x"], thing["y"]])
-            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(place - thing["radius"], start)
+            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(
+                place - thing["radius"], start
+            )
             labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
     return labels / (labels.sum() or 1)
 
@@ -120,7 +138,10 @@ def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, i
 def things_of(corpus: Path, split: str) -> dict[str, Things]:
     """The things of each still of a split, by its id."""
     reader = ShardReader(corpus, split, "image")
-    return {about["id"]: about["meta"]["things"] for about in (reader[n].about for n in range(len(reader)))}
+    return {
+        about["id"]: about["meta"]["things"]
+        for about in (reader[n].about for n in range(len(reader)))
+    }
 
 
 def pretrain_arm(
@@ -128,11 +149,17 @@ def pretrain_arm(
 ) -> Outcome:
     """Pre-trains with the labels of an arm; config, inputs and results are those of `pretrain.run`."""
     entities = read_entities(inputs["vocabulary"])
-    things = {name: of for corpus in config.corpora for name, of in things_of(inputs[corpus], "train").items()}
+    things = {
+        name: of
+        for corpus in config.corpora
+        for name, of in things_of(inputs[corpus], "train").items()
+    }
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, device)
-        prompts = {kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()}
+        prompts = {
+            kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()
+        }
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
         pretrain.copy_start(folder, load_model(Path(config.start), device))
@@ -143,7 +170,9 @@ def pretrain_arm(
         teacher = prompter.normalized(device) if prompter else None
         norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
         masking = {"mlm_probability": config.mlm_probability}
-        objective = SilentObjective(model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking)
+        objective = SilentObjective(
+            model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking
+        )
         objective.to(device).use(arm, entities, things)
         return Training(folder, objective, None)
 

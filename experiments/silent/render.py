@@ -41,7 +41,14 @@ PLACES = {"upper left": (0.25, 0.25), "upper right": (0.75, 0.25)}
 PLACES |= {"lower left": (0.25, 0.75), "lower right": (0.75, 0.75)}
 STYLES = ("flat", "shaded", "striped")
 NEW_STYLE = "outlined"  # only in test
-STARTS = ("", "a photo of ", "a picture of ", "a good picture of ", "a bright photo of ", "here is ")
+STARTS = (
+    "",
+    "a photo of ",
+    "a picture of ",
+    "a good picture of ",
+    "a bright photo of ",
+    "here is ",
+)
 CORPORA = ("first", "second", "test")
 CAPTIONS, SHARD_SIZE, QUALITY = 5, 500, 95
 
@@ -73,7 +80,9 @@ def draw_still(rng: np.random.Generator, named: int, style: str = "") -> Still:
     for kind, place in zip(kinds, PLACES.values(), strict=True):
         x, y = place + rng.uniform(-0.05, 0.05, 2)
         radius, angle = rng.uniform(0.14, 0.2), rng.uniform(-25, 25)
-        things.append(Thing(kind, "", "still", float(x), float(y), float(radius), angle=float(angle)))
+        things.append(
+            Thing(kind, "", "still", float(x), float(y), float(radius), angle=float(angle))
+        )
         hue = (KINDS[kind][1] + rng.uniform(-0.05, 0.05)) % 1
         red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.65, 1))
         width, height = rng.permutation([1.0, rng.uniform(0.7, 1)])
@@ -105,7 +114,9 @@ def sprite(shape: str, drawn: Drawn) -> np.ndarray:
     elif drawn.style == NEW_STYLE:  # the inside is dark, the edge is bright
         inside = Image.fromarray(rgba[..., 3]).filter(ImageFilter.MinFilter(9))
         light = np.where(np.asarray(inside) > 128, 0.4, 1.1)
-    shaded = np.concatenate([np.clip(rgba[..., :3] * light[..., None], 0, 255), rgba[..., 3:]], axis=2)
+    shaded = np.concatenate(
+        [np.clip(rgba[..., :3] * light[..., None], 0, 255), rgba[..., 3:]], axis=2
+    )
     sides = max(1, round(SPRITE * drawn.width)), max(1, round(SPRITE * drawn.height))
     squeezed = Image.fromarray(shaded.astype(np.uint8)).resize(sides, Image.Resampling.BILINEAR)
     out = Image.new("RGBA", (SPRITE, SPRITE), (0, 0, 0, 0))
@@ -120,7 +131,10 @@ def caption(still: Still, rng: np.random.Generator) -> str:
     with_places = rng.random() < 0.5
     names = []
     for number in rng.permutation(still.named):
-        names.append(article(still.things[number].kind) + (f" in the {places[number]}" if with_places else ""))
+        names.append(
+            article(still.things[number].kind)
+            + (f" in the {places[number]}" if with_places else "")
+        )
     text = str(rng.choice(STARTS)) + " and ".join(names)
     return f"{text} for the {rng.choice(ABSENT)}" if rng.random() < 0.2 else text
 
@@ -135,7 +149,9 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def items(stills: int, test: int, new_style: int, named: int, seed: int = 0) -> Iterator[tuple[str, Row, Still]]:
+def items(
+    stills: int, test: int, new_style: int, named: int, seed: int = 0
+) -> Iterator[tuple[str, Row, Still]]:
     """The corpus, the row and the still of every item: `stills` training stills, half in `first` and half in `second`,
     `test` test stills, and `new_style` more in a style that training does not show."""
     rng = np.random.default_rng([seed, 5])
@@ -148,7 +164,11 @@ def items(stills: int, test: int, new_style: int, named: int, seed: int = 0) -> 
     for style, count in (("", test), (NEW_STYLE, new_style)):
         for number in range(count):
             still = draw_still(rng, 4, style)
-            yield "test", row_of(f"{style or 'test'}-{number:05d}", "test", still, [full_caption(still)]), still
+            yield (
+                "test",
+                row_of(f"{style or 'test'}-{number:05d}", "test", still, [full_caption(still)]),
+                still,
+            )
 
 
 def row_of(name: str, split: str, still: Still, captions: list[str]) -> Row:
@@ -161,12 +181,17 @@ def row_of(name: str, split: str, still: Still, captions: list[str]) -> Row:
             "split": split,
             "group": name,
             "captions": tuple(dict.fromkeys(captions)),
-            "meta": {"things": things, "named": [still.things[number].kind for number in still.named]},
+            "meta": {
+                "things": things,
+                "named": [still.things[number].kind for number in still.named],
+            },
         }
     )
 
 
-def write_shards(out: Path, stills: int, test: int, new_style: int, named: int, size: int = 96, seed: int = 0) -> None:
+def write_shards(
+    out: Path, stills: int, test: int, new_style: int, named: int, size: int = 96, seed: int = 0
+) -> None:
     """Writes the shards of each of CORPORA to out/<corpus>/, and the kinds, shown or not, to out/kinds.txt."""
     rows: dict[str, list[tuple[Row, Still]]] = {corpus: [] for corpus in CORPORA}
     for corpus, row, still in items(stills, test, new_style, named, seed):

@@ -46,16 +46,25 @@ def scores_of(
     things = things_of(corpus, "test")
     videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers)
     texts = encode_texts(model, folder.tokenizer, gallery.texts, length)
-    names = encode_texts(model, folder.tokenizer, [f"a photo of a {entity}" for entity in entities], length)
+    names = encode_texts(
+        model, folder.tokenizer, [f"a photo of a {entity}" for entity in entities], length
+    )
     of_items = [things[name] for name in gallery.ids]
-    shown = np.array([[entity in {t["kind"] for t in of_item} for of_item in of_items] for entity in entities])
+    shown = np.array(
+        [[entity in {t["kind"] for t in of_item} for of_item in of_items] for entity in entities]
+    )
     similarity = similarities(names.features, videos.features).cpu().numpy()
     found = {
         "naming": share_named(match_all(model, names, videos), shown),
         "naming_vtc": share_named(similarity, shown),
     }
-    scores = {name: (100 * float(share.mean()), 100 * float(shown.mean())) for name, share in found.items()}
-    ranks = retrieval_metrics(similarities(texts.features, videos.features).cpu().numpy(), gallery.labels.relevant)
+    scores = {
+        name: (100 * float(share.mean()), 100 * float(shown.mean()))
+        for name, share in found.items()
+    }
+    ranks = retrieval_metrics(
+        similarities(texts.features, videos.features).cpu().numpy(), gallery.labels.relevant
+    )
     scores["R1"] = ranks["t2v/R1"], 100 / len(gallery.ids)
     if model.pem_head:
         empty = encode_texts(model, folder.tokenizer, [""], length)
@@ -75,7 +84,10 @@ def teacher_scores(
     """
     folder = load_prompter(prompter, device)
     encoder, model = folder.normalized(device), cast(Prompter, folder.model.eval())
-    reader, features = ShardReader(corpus, "test", "image"), read_prompts(prompts)["image"].to(device)
+    reader, features = (
+        ShardReader(corpus, "test", "image"),
+        read_prompts(prompts)["image"].to(device),
+    )
     grid, rng = model.config.video.grid, np.random.default_rng(59)
     probability, right = [], []
     for number in range(len(reader)):
@@ -83,13 +95,20 @@ def teacher_scores(
         things = [t for t in reader[number].about["meta"]["things"] if t["kind"] in entities]
         places = {t["kind"]: [square(t)] for t in things}
         shown = entities_in_crop({"meta": {"places": places}}, [*places], box, grid)
-        pixels = encoder.pixels(torch.from_numpy(sample_frames(reader[number], model.config.video)[None]).to(device))
-        label = model.pseudo_labels(pixels, torch.tensor([box], device=device), features, encoder.black)[0]
+        pixels = encoder.pixels(
+            torch.from_numpy(sample_frames(reader[number], model.config.video)[None]).to(device)
+        )
+        label = model.pseudo_labels(
+            pixels, torch.tensor([box], device=device), features, encoder.black
+        )[0]
         if shown:
             probability.append(float(label.max()))
             right.append(entities[int(label.argmax())] in shown)
     p, r = np.array(probability), np.array(right, bool)
-    values = {"right": r.mean(), "ece": sum(n * abs(a - b) for n, a, b in calibration(p, r)) / len(r)}
+    values = {
+        "right": r.mean(),
+        "ece": sum(n * abs(a - b) for n, a, b in calibration(p, r)) / len(r),
+    }
     for name, least in (("kept", 0.2), ("sure", SURE)):
         some = p >= least
         values |= {name: some.mean(), f"right_{name}": r[some].mean() if some.any() else 0.0}
@@ -115,7 +134,12 @@ def pointing(
     """How often (%) the best patch of an entity lies in its thing, and how often a random patch does. things: those of
     each item; videos: the items' tokens (V, 1 + P, D); text: the one that is fused with each of them."""
     grid = model.config.video.grid
-    known = [(item, thing) for item, some in enumerate(things) for thing in some if thing["kind"] in entities]
+    known = [
+        (item, thing)
+        for item, some in enumerate(things)
+        for thing in some
+        if thing["kind"] in entities
+    ]
     inside = np.array([patches_of(thing, grid) for _, thing in known])
     pairs = np.array([(item, entities.index(thing["kind"])) for item, thing in known])
     best = best_patches(model, text, videos, pairs)
@@ -123,7 +147,9 @@ def pointing(
 
 
 @torch.no_grad()
-def best_patches(model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batch: int = 64) -> np.ndarray:
+def best_patches(
+    model: Alpro, text: Texts, videos: Tensor, pairs: np.ndarray, batch: int = 64
+) -> np.ndarray:
     """The patch (N,) to which PEM's head gives the highest probability of an entity, for pairs (N, 2) of video and
     entity. videos: their tokens (V, 1 + P, D). text: the one that is fused with each of them."""
     assert model.pem_head
@@ -142,4 +168,6 @@ def patches_of(thing: dict, grid: int) -> np.ndarray:
     """The patches (grid * grid,) whose middle is inside a thing, a circle with `x`, `y`, `radius` as fractions of the
     frame."""
     middles = (np.arange(grid) + 0.5) / grid
-    return (np.hypot(middles[:, None] - thing["y"], middles - thing["x"]) <= thing["radius"]).ravel()
+    return (
+        np.hypot(middles[:, None] - thing["y"], middles - thing["x"]) <= thing["radius"]
+    ).ravel()

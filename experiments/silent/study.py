@@ -20,13 +20,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for experiments.silent, if this file is the program
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # for experiments.silent, if this file is the program
 
 from scipy.stats import t as student
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.stages import build_vocabulary, cache_prompts, index_shards, pretrain, train_prompter, train_tokenizer
+from alpro.stages import (
+    build_vocabulary,
+    cache_prompts,
+    index_shards,
+    pretrain,
+    train_prompter,
+    train_tokenizer,
+)
 from alpro.stages.cache_prompts import read_entities
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import pick_device
@@ -38,9 +47,24 @@ MODEL = {
     "embed_dim": 64,
     "temperature": 0.05,
     "init": "scratch",
-    "video": {"stem": "conv", "image_size": 96, "patch_size": 16, "frames": 1, "width": 96, "depth": 3, "heads": 2}
+    "video": {
+        "stem": "conv",
+        "image_size": 96,
+        "patch_size": 16,
+        "frames": 1,
+        "width": 96,
+        "depth": 3,
+        "heads": 2,
+    }
     | {"drop_path": 0.0},
-    "text": {"width": 96, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 48, "dropout": 0.0},
+    "text": {
+        "width": 96,
+        "depth": 4,
+        "fusion_layer": 2,
+        "heads": 2,
+        "max_length": 48,
+        "dropout": 0.0,
+    },
 }
 # No crop and no augmentation: the places of things are those in whole frames.
 TRAINING = {
@@ -55,21 +79,41 @@ TRAINING = {
 }
 PRETRAINING = TRAINING | {"mlm_probability": 0.4, "negative_pool_size": 8}
 START_SEED, PROMPTER_SEED = 100, 0
-Scores = dict[str, dict[int, dict[str, tuple[float, float]]]]  # by arm, seed and name: the score, and its chance level
+Scores = dict[
+    str, dict[int, dict[str, tuple[float, float]]]
+]  # by arm, seed and name: the score, and its chance level
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of pre-training")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms, the first is the base")
-    parser.add_argument("--draw", type=int, default=0, help="seed of the corpus, the start and the prompters")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the rows")
-    parser.add_argument("--named", type=int, default=1, choices=range(1, 5), help="things that a caption names")
-    parser.add_argument("--stills", type=int, default=12000, help="training stills, half of them for the start")
-    parser.add_argument("--test", type=int, default=1000, help="test stills; a fifth more are in a new style")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[2000, 4000, 800], metavar=("START", "PROMPTER", "PRETRAIN")
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of pre-training"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms, the first is the base"
+    )
+    parser.add_argument(
+        "--draw", type=int, default=0, help="seed of the corpus, the start and the prompters"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="folder of the rows"
+    )
+    parser.add_argument(
+        "--named", type=int, default=1, choices=range(1, 5), help="things that a caption names"
+    )
+    parser.add_argument(
+        "--stills", type=int, default=12000, help="training stills, half of them for the start"
+    )
+    parser.add_argument(
+        "--test", type=int, default=1000, help="test stills; a fifth more are in a new style"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=3,
+        default=[2000, 4000, 800],
+        metavar=("START", "PROMPTER", "PRETRAIN"),
     )
     parser.add_argument("--batch-size", type=int, default=32, help="pairs per step")
     options = parser.parse_args(arguments)
@@ -84,17 +128,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def study(options: argparse.Namespace) -> Scores:
     """Runs what is not finished; returns the scores. Raises InputError if the folder has results of other sizes."""
     out, resources = options.out, Resources()
-    sizes = {key: getattr(options, key) for key in ("draw", "named", "stills", "test", "steps", "batch_size")}
+    sizes = {
+        key: getattr(options, key)
+        for key in ("draw", "named", "stills", "test", "steps", "batch_size")
+    }
     out.mkdir(parents=True, exist_ok=True)
     if (out / "sizes.json").exists() and read_json(out / "sizes.json") != sizes:
-        raise InputError(f"{out}: has results of other sizes, {read_json(out / 'sizes.json')}; choose another --out")
+        raise InputError(
+            f"{out}: has results of other sizes, {read_json(out / 'sizes.json')}; choose another --out"
+        )
     write_json(out / "sizes.json", sizes)
     options.results.mkdir(parents=True, exist_ok=True)
     scores: Scores = {arm: {} for arm in options.arms}
     device, inputs = pick_device(resources), dict[str, Path]()
     for seed in options.seeds:
         for name in options.arms:
-            row = options.results / f"draw-{options.draw}-named-{options.named}-{slug(name)}-{seed}.json"
+            row = (
+                options.results
+                / f"draw-{options.draw}-named-{options.named}-{slug(name)}-{seed}.json"
+            )
             if not row.exists() or read_json(row)["sizes"] != sizes:
                 inputs = inputs or shared_inputs(out, sizes, resources)
                 trained = train_arm(name, seed, out, inputs, sizes, resources)
@@ -118,36 +170,60 @@ def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dic
 
     shards = once(out / "shards", render)
     paths = {
-        corpus: stage(out / corpus, index_shards, {"kinds": "image"}, {"shards": shards / corpus}, resources)
+        corpus: stage(
+            out / corpus, index_shards, {"kinds": "image"}, {"shards": shards / corpus}, resources
+        )
         for corpus in CORPORA
     }
     corpora = {"first": paths["first"], "second": paths["second"]}
     words = {"entities_file": str(shards / "kinds.txt"), "entities": len(NOUNS + ABSENT)}
-    paths["tokenizer"] = stage(out / "tokenizer", train_tokenizer, {"word_pieces": 400}, corpora, resources)
+    paths["tokenizer"] = stage(
+        out / "tokenizer", train_tokenizer, {"word_pieces": 400}, corpora, resources
+    )
     paths["vocabulary"] = stage(out / "vocabulary", build_vocabulary, words, corpora, resources)
-    trained: list[tuple[str, str, int, int, dict[str, Any]]] = [("start", "second", start, START_SEED, {})]
-    trained += [(name, "first", prompter, PROMPTER_SEED, changes) for name, changes in PROMPTERS.items()]
+    trained: list[tuple[str, str, int, int, dict[str, Any]]] = [
+        ("start", "second", start, START_SEED, {})
+    ]
+    trained += [
+        (name, "first", prompter, PROMPTER_SEED, changes) for name, changes in PROMPTERS.items()
+    ]
     for name, corpus, steps, seed, changes in trained:
         phases = [{"corpora": [corpus], "steps": steps}]
         config = (
-            TRAINING | {"phases": phases, "seed": seed + sizes["draw"], "batch_size": sizes["batch_size"]} | changes
+            TRAINING
+            | {"phases": phases, "seed": seed + sizes["draw"], "batch_size": sizes["batch_size"]}
+            | changes
         )
         given = {"tokenizer": paths["tokenizer"], corpus: paths[corpus]}
         paths[name] = stage(out / name, train_prompter, config, given, resources)
     for name in PROMPTERS:
         given = {"prompter": paths[name], "vocabulary": paths["vocabulary"]}
-        paths[f"prompts of {name}"] = stage(out / f"prompts-of-{name}", cache_prompts, {}, given, resources)
+        paths[f"prompts of {name}"] = stage(
+            out / f"prompts-of-{name}", cache_prompts, {}, given, resources
+        )
     return paths
 
 
 def train_arm(
-    name: str, seed: int, out: Path, inputs: dict[str, Path], sizes: dict[str, Any], resources: Resources
+    name: str,
+    seed: int,
+    out: Path,
+    inputs: dict[str, Path],
+    sizes: dict[str, Any],
+    resources: Resources,
 ) -> Path:
     """The folder of the model of an arm, pre-trained with a seed; that of an arm that it starts from comes first."""
     arm = ARMS[name]
-    start = train_arm(arm.start, seed, out, inputs, sizes, resources) if arm.start in ARMS else inputs[arm.start]
+    start = (
+        train_arm(arm.start, seed, out, inputs, sizes, resources)
+        if arm.start in ARMS
+        else inputs[arm.start]
+    )
     values = PRETRAINING | arm.changes
-    values |= {"phases": [{"corpora": ["first"], "steps": sizes["steps"][2]}], "batch_size": sizes["batch_size"]}
+    values |= {
+        "phases": [{"corpora": ["first"], "steps": sizes["steps"][2]}],
+        "batch_size": sizes["batch_size"],
+    }
     values |= {"seed": seed, "start": str(start / "model")}
     config = pretrain.Config.model_validate(values)
     given = {key: inputs[key] for key in ("first", "tokenizer", "vocabulary")}
@@ -160,7 +236,9 @@ def slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
 
 
-def stage(folder: Path, module: Any, values: dict[str, Any], inputs: dict[str, Path], resources: Resources) -> Path:
+def stage(
+    folder: Path, module: Any, values: dict[str, Any], inputs: dict[str, Path], resources: Resources
+) -> Path:
     """The folder of a stage's result."""
     config = module.Config.model_validate(values)
     return once(folder, lambda folder: module.run(config, inputs, folder, resources))
@@ -179,14 +257,19 @@ def table(scores: Scores) -> str:
     """Lines with the mean of each score of each arm, and its difference to the first arm paired by seed."""
     base = next(iter(scores))
     lines = [f"{'score':12} {'arm':14} {'mean':>14} {'to ' + base:>16}  each seed, chance"]
-    for name in dict.fromkeys(name for runs in scores.values() for run in runs.values() for name in run):
+    for name in dict.fromkeys(
+        name for runs in scores.values() for run in runs.values() for name in run
+    ):
         for arm, runs in scores.items():
             values = {seed: run[name][0] for seed, run in runs.items() if name in run}
             if not values:
                 continue
             of_base = {seed: run[name][0] for seed, run in scores[base].items() if name in run}
             pairs = [value - of_base[seed] for seed, value in values.items() if seed in of_base]
-            cells = plus_minus([*values.values()]), plus_minus(pairs, "+") if pairs and arm != base else ""
+            cells = (
+                plus_minus([*values.values()]),
+                plus_minus(pairs, "+") if pairs and arm != base else "",
+            )
             each = " ".join(f"{value:.1f}" for value in values.values())
             chance = statistics.mean(run[name][1] for run in runs.values() if name in run)
             lines.append(f"{name:12} {arm:14} {cells[0]:>14} {cells[1]:>16}  {each}, {chance:.1f}")

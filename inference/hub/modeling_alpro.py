@@ -81,7 +81,9 @@ class AlproModel(PreTrainedModel):
         model = self._alpro()
         video, text = model.encode_video(pixel_values), model.encode_text(input_ids, attention_mask)
         rows = [
-            model.match(text, attention_mask, one[None].expand(len(text), -1, -1)).softmax(dim=-1)[:, 1]
+            model.match(text, attention_mask, one[None].expand(len(text), -1, -1)).softmax(dim=-1)[
+                :, 1
+            ]
             for one in video
         ]
         return torch.stack(rows, dim=1)
@@ -94,7 +96,10 @@ class AlproModel(PreTrainedModel):
         return self._alpro().answer(text, attention_mask, video).softmax(dim=-1)
 
     def entities(
-        self, pixel_values: Tensor, boxes: Sequence[Sequence[float]] | Tensor | None = None, image: bool = False
+        self,
+        pixel_values: Tensor,
+        boxes: Sequence[Sequence[float]] | Tensor | None = None,
+        image: bool = False,
     ) -> Tensor:
         """Probabilities (V, entities) of `config.entities` in a region of each video.
 
@@ -109,11 +114,16 @@ class AlproModel(PreTrainedModel):
         regions = boxes.tolist() if isinstance(boxes, Tensor) else boxes
         device, grid = pixel_values.device, self.model.config.video.grid
         patches = torch.tensor([patches_of(region, grid) for region in regions], device=device)
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
+        mean, std = (
+            torch.tensor(v, device=device).view(3, 1, 1)
+            for v in (self.config.mean, self.config.std)
+        )
         prompts = self.image_prompts if image else self.video_prompts
         return self.model.pseudo_labels(pixel_values, patches, prompts, -mean / std)
 
     def _alpro(self) -> Alpro:
         if not isinstance(self.model, Alpro):
-            raise ValueError("a prompter has no multimodal encoder: it only embeds, and names entities")
+            raise ValueError(
+                "a prompter has no multimodal encoder: it only embeds, and names entities"
+            )
         return self.model

@@ -17,7 +17,14 @@ from alpro.models.frames import normalize_frames
 from alpro.shards.sampling import segment_starts
 
 FILE = "processor_config.json"
-HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")  # options of a download
+HUB = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+)  # options of a download
 
 
 class AlproProcessor(ProcessorMixin):
@@ -46,7 +53,9 @@ class AlproProcessor(ProcessorMixin):
         self.mean, self.std = list(mean), list(std)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *unused: Any, **options: Any) -> "AlproProcessor":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *unused: Any, **options: Any
+    ) -> "AlproProcessor":
         """Loads the processor of a folder or of a repository of the hub."""
         hub = {name: options[name] for name in HUB if name in options}
         file = cached_file(pretrained_model_name_or_path, FILE, **hub)
@@ -54,11 +63,16 @@ class AlproProcessor(ProcessorMixin):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
         return cls(tokenizer, **{name: values[name] for name in cls.settings})
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: Any, push_to_hub: bool = False, **options: Any
+    ) -> list[str]:
         """Writes the processor and its tokenizer. It does not push: `huggingface_hub.upload_folder` does."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        values = {"processor_class": type(self).__name__, **{name: getattr(self, name) for name in self.settings}}
+        values = {
+            "processor_class": type(self).__name__,
+            **{name: getattr(self, name) for name in self.settings},
+        }
         values["auto_map"] = {"AutoProcessor": f"processing_alpro.{type(self).__name__}"}
         (folder / FILE).write_text(json.dumps(values, indent=1) + "\n")
         if self._auto_class:  # loaded from an exported folder: with its code
@@ -66,16 +80,26 @@ class AlproProcessor(ProcessorMixin):
         return [str(folder / FILE), *self.tokenizer.save_pretrained(folder)]
 
     def __call__(
-        self, videos: Sequence[Any] | None = None, text: str | Sequence[str] | None = None, **unused: Any
+        self,
+        videos: Sequence[Any] | None = None,
+        text: str | Sequence[str] | None = None,
+        **unused: Any,
     ) -> BatchFeature:
         data: dict[str, Tensor] = {}
         if videos is not None:
-            loaded = (self._read(video) if isinstance(video, str | Path) else np.asarray(video) for video in videos)
+            loaded = (
+                self._read(video) if isinstance(video, str | Path) else np.asarray(video)
+                for video in videos
+            )
             data["pixel_values"] = torch.cat([self._pixels(frames) for frames in loaded])
         if text is not None:
             texts = [check_text(one) for one in ([text] if isinstance(text, str) else text)]
             encoded = self.tokenizer(
-                texts, padding="longest", truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
+                texts,
+                padding="longest",
+                truncation=True,
+                max_length=self.max_text_tokens,
+                return_tensors="pt",
             )
             data |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
         return BatchFeature(data)
@@ -87,18 +111,33 @@ class AlproProcessor(ProcessorMixin):
             from av.video.reformatter import Interpolation
         except ImportError as error:
             raise ImportError("reading video files needs PyAV: pip install av") from error
-        options: dict[str, Any] = {"width": self.image_size, "height": self.image_size, "format": "gbrp"}
+        options: dict[str, Any] = {
+            "width": self.image_size,
+            "height": self.image_size,
+            "format": "gbrp",
+        }
         options["interpolation"] = Interpolation.BICUBIC + Interpolation.ACCURATE_RND
         with av.open(str(file)) as container:
-            wanted = segment_starts(sum(packet.pts is not None for packet in container.demux(video=0)), self.frames)
+            wanted = segment_starts(
+                sum(packet.pts is not None for packet in container.demux(video=0)), self.frames
+            )
             container.seek(0)
-            decoded = ((i, frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted)
-            frames = {i: np.rot90(frame.to_ndarray(**options), frame.rotation // 90) for i, frame in decoded}
+            decoded = (
+                (i, frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted
+            )
+            frames = {
+                i: np.rot90(frame.to_ndarray(**options), frame.rotation // 90)
+                for i, frame in decoded
+            }
         return np.stack([frames[i] for i in wanted])
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
+            raise ValueError(
+                f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}"
+            )
         chosen = frames[segment_starts(len(frames), self.frames)].transpose(0, 3, 1, 2)
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return normalize_frames(torch.from_numpy(np.ascontiguousarray(chosen))[None], self.image_size, mean, std)
+        return normalize_frames(
+            torch.from_numpy(np.ascontiguousarray(chosen))[None], self.image_size, mean, std
+        )

@@ -12,7 +12,15 @@ from cyclopts import App
 
 from alpro.artifact import find_artifact
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import WORKSPACE, Artifact, File, Json, TrackingUri, Workspace, print_json
+from alpro.pipeline.cli.options import (
+    WORKSPACE,
+    Artifact,
+    File,
+    Json,
+    TrackingUri,
+    Workspace,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.artifacts import Store
@@ -34,7 +42,12 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
     if json:
         from alpro.pipeline.store.checksums import size_of
 
-        print_json([{"folder": str(folder), "bytes": size_of(folder), **record} for folder, record in found])
+        print_json(
+            [
+                {"folder": str(folder), "bytes": size_of(folder), **record}
+                for folder, record in found
+            ]
+        )
     elif not found:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
@@ -51,13 +64,23 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     command, run = shlex.join(command_of(record)), record["run"]
     print(f"{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
     print(f"built {run['at']}, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}\n")
-    print(toml.dumps({key: record[key] for key in ("files", "counts", "metrics", "config", "versions") if record[key]}))
+    print(
+        toml.dumps(
+            {
+                key: record[key]
+                for key in ("files", "counts", "metrics", "config", "versions")
+                if record[key]
+            }
+        )
+    )
     if built_from:
         print("it and what it was built from")
         print_artifacts(built_from)
     if command:
         commit, place = run.get("commit") or "unknown", run["arguments"].get("folder", "")
-        print(f"\nTo build it again, at commit {commit.removesuffix('+')}, in the folder {place}:\n  {command}")
+        print(
+            f"\nTo build it again, at commit {commit.removesuffix('+')}, in the folder {place}:\n  {command}"
+        )
         if commit.endswith("+"):
             print("The checkout had changes that are not in this commit.")
 
@@ -85,15 +108,21 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
     print_rows([problem._asdict() for problem in problems])
     files = sum(len(record.get("contents", {})) for _, record in found)
-    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
+    counts = ", ".join(
+        f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items()
+    )
     print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
     if problems:
-        print("`alpro artifacts rm` removes an artifact, and the next run that needs it builds it again")
+        print(
+            "`alpro artifacts rm` removes an artifact, and the next run that needs it builds it again"
+        )
     return 1 if problems else 0
 
 
 @group.command(name="rm")
-def remove_artifacts(artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE) -> None:
+def remove_artifacts(
+    artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE
+) -> None:
     """Remove artifacts, or what an interrupted stage left."""
     store, folders = store_of(workspace), dict[Path, None]()
     interrupted = store.unfinished()
@@ -105,7 +134,9 @@ def remove_artifacts(artifact: Artifact, /, *more: Artifact, workspace: Workspac
 
 
 @group.command(name="gc")
-def collect_garbage(*artifacts: Artifact, yes: bool = False, workspace: Workspace = WORKSPACE) -> None:
+def collect_garbage(
+    *artifacts: Artifact, yes: bool = False, workspace: Workspace = WORKSPACE
+) -> None:
     """List the artifacts that the newest one of each name, or those that are named, were not built from.
 
     What interrupted stages left, and links to other places, are only listed.
@@ -114,13 +145,17 @@ def collect_garbage(*artifacts: Artifact, yes: bool = False, workspace: Workspac
         yes: Remove them.
     """
     store = store_of(workspace)
-    unused = store.unreachable([find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts])
+    unused = store.unreachable(
+        [find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts]
+    )
     chosen = [(folder, record) for folder, record in unused if not store.is_elsewhere(folder)]
     for folder, _ in unused:
         if store.is_elsewhere(folder):
             print(f"elsewhere, stays: {folder}")
     for folder in store.unfinished():
-        print(f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` removes it: {folder}")
+        print(
+            f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` removes it: {folder}"
+        )
     if not chosen:
         print("nothing to remove")
         return
@@ -132,7 +167,11 @@ def collect_garbage(*artifacts: Artifact, yes: bool = False, workspace: Workspac
 
 @group.command(name="log")
 def log_artifacts(
-    artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
+    artifact: Artifact,
+    /,
+    *more: Artifact,
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
 ) -> None:
     """Log artifacts to MLflow again, or to another server.
 
@@ -142,17 +181,30 @@ def log_artifacts(
 
     for name in (artifact, *more):
         folder, record = find_artifact(name, workspace)
-        experiment = record["run"].get("arguments", {}).get("config", "alpro").rpartition("/")[2].removesuffix(".toml")
+        experiment = (
+            record["run"]
+            .get("arguments", {})
+            .get("config", "alpro")
+            .rpartition("/")[2]
+            .removesuffix(".toml")
+        )
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         if not run or tracker.warned:
             raise InputError(f"MLflow store {tracker.uri}: {record['name']} is not logged")
-        print(f"{record['name']} {record['fingerprint'][:16]}: run {run} in the experiment {experiment}")
+        print(
+            f"{record['name']} {record['fingerprint'][:16]}: run {run} in the experiment {experiment}"
+        )
 
 
 @group.command(name="compare")
 def compare_artifacts(
-    first: Artifact, second: Artifact, /, *more: Artifact, out: File | None = None, workspace: Workspace = WORKSPACE
+    first: Artifact,
+    second: Artifact,
+    /,
+    *more: Artifact,
+    out: File | None = None,
+    workspace: Workspace = WORKSPACE,
 ) -> None:
     """Compare evaluations score by score.
 
@@ -189,7 +241,10 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
                 "built": record["run"]["at"][:16].replace("T", " "),
                 "seconds": round(record["run"]["seconds"]),
                 "MB": f"{size / 1e6:,.1f}",
-                "inputs": ", ".join(f"{name} {source['fingerprint'][:8]}" for name, source in record["inputs"].items()),
+                "inputs": ", ".join(
+                    f"{name} {source['fingerprint'][:8]}"
+                    for name, source in record["inputs"].items()
+                ),
             }
             for (_, record), size in zip(found, sizes, strict=True)
         ]

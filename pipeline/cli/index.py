@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 group = App(name="index", help="Add, remove and list the videos of an index.")
 IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
 IndexModel = Annotated[
-    str, Parameter(help="The model of a new index, or of one whose model has moved, named as for `alpro model ask`.")
+    str,
+    Parameter(
+        help="The model of a new index, or of one whose model has moved, named as for `alpro model ask`."
+    ),
 ]
 Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Rerank = Annotated[
@@ -29,7 +32,10 @@ Rerank = Annotated[
     ),
 ]
 NothingBelow = Annotated[
-    float | None, Parameter(help="Warn if no clip is that similar; see `alpro eval`.", validator=Number(gte=-1, lte=1))
+    float | None,
+    Parameter(
+        help="Warn if no clip is that similar; see `alpro eval`.", validator=Number(gte=-1, lte=1)
+    ),
 ]
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
 
@@ -71,9 +77,13 @@ def add_to_index(
         print(f"rejected: {line}", file=sys.stderr)
     clips = len(Index.open(index))
     print(f"{index}: {clips:,} clips")
-    print(f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged")
+    print(
+        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged"
+    )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
-    print(f"  {counts.rejected:,} rejected{f' ({reasons}): {index}/rejects.parquet' if reasons else ''}")
+    print(
+        f"  {counts.rejected:,} rejected{f' ({reasons}): {index}/rejects.parquet' if reasons else ''}"
+    )
     if not clips:
         raise InputError(f"{index}: none of the videos could be decoded, the index is empty")
 
@@ -104,7 +114,13 @@ def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
     opened = Index.open(index)
     hits, rejected = listed(opened, len(opened)).hits, opened.rejects.num_rows
     if json:
-        print_json({"model": opened.about.model, "rejected": rejected, "clips": [hit.json() for hit in hits]})
+        print_json(
+            {
+                "model": opened.about.model,
+                "rejected": rejected,
+                "clips": [hit.json() for hit in hits],
+            }
+        )
         return
     print("".join(f"{hit.place}\n" for hit in hits), end="")
     print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
@@ -137,8 +153,12 @@ def search(  # noqa: PLR0913 - options of a command
     from alpro.pipeline.reports.terminal import print_rows
 
     opened = open_index(index)
-    loaded = opened.load_model(models.folder(model) if model else "", device=models.device, dtype=models.dtype)
-    found = search(opened, loaded, text, k=k, filters=list(filter), rerank=rerank, nothing_below=nothing_below)
+    loaded = opened.load_model(
+        models.folder(model) if model else "", device=models.device, dtype=models.dtype
+    )
+    found = search(
+        opened, loaded, text, k=k, filters=list(filter), rerank=rerank, nothing_below=nothing_below
+    )
     if json:
         print(json_format.dumps({"text": text, **found.json()}))
         return

@@ -21,12 +21,19 @@ def list_configs() -> None:
     from alpro.pipeline.reports.terminal import aligned
 
     # The first line of a configuration file, which is a comment.
-    first = {name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()}
-    print(*aligned([(name, line.removeprefix("#").strip()) for name, line in first.items()], ()), sep="\n")
+    first = {
+        name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()
+    }
+    print(
+        *aligned([(name, line.removeprefix("#").strip()) for name, line in first.items()], ()),
+        sep="\n",
+    )
 
 
 @config_group.command(name="show")
-def show_config(config: str, /, *, source: Source = Source(), workspace: Workspace = WORKSPACE) -> None:
+def show_config(
+    config: str, /, *, source: Source = Source(), workspace: Workspace = WORKSPACE
+) -> None:
     """Print a configuration with all its values, as TOML.
 
     Args:
@@ -36,7 +43,9 @@ def show_config(config: str, /, *, source: Source = Source(), workspace: Workspa
 
     from alpro.pipeline.config.load import load_config
 
-    print(toml.dumps(values_of(load_config(config, source.data, source.changes(workspace)))), end="")
+    print(
+        toml.dumps(values_of(load_config(config, source.data, source.changes(workspace)))), end=""
+    )
 
 
 def values_of(config: "PipelineConfig") -> dict[str, Any]:
@@ -44,14 +53,19 @@ def values_of(config: "PipelineConfig") -> dict[str, Any]:
     from alpro.pipeline.config.pipeline_config import SHARED
 
     values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for key, stage in SHARED:  # set once, in the top-level table; a prompter may have sizes of its own
+    for (
+        key,
+        stage,
+    ) in SHARED:  # set once, in the top-level table; a prompter may have sizes of its own
         if stage != "train_prompter" or values.get(stage, {}).get(key) == values[key]:
             values.get(stage, {}).pop(key, None)
     return values
 
 
 @data_group.command
-def check(data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5) -> int:
+def check(
+    data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5
+) -> int:
     """Print what is there, what is missing, and the splits.
 
     Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status is 1 if a run
@@ -70,10 +84,14 @@ def check(data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = ()
     settings = load_config(config, data, list(set))
     corpus = settings.corpora["data"]
     if corpus.shards:
-        raise InputError("corpora.data.shards are not decoded; `alpro run index_shards` checks them")
+        raise InputError(
+            "corpora.data.shards are not decoded; `alpro run index_shards` checks them"
+        )
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
-    lengths = {stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora}
+    lengths = {
+        stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora
+    }
     report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
     print_check(report)
     return 1 if report["problems"] else 0
@@ -97,14 +115,20 @@ def print_check(report: dict[str, Any]) -> None:
             print(f"  {count:,} {what}", *examples, sep="\n    ")
     for split, count in report["also_in_training"].items():
         if count:
-            print(f"  {count} of {report['splits'][split]['items']} {split} items have a caption of a training item")
+            print(
+                f"  {count} of {report['splits'][split]['items']} {split} items have a caption of a training item"
+            )
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
             of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
-            print(f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}")
+            print(
+                f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}"
+            )
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
     rejected = sum(decoded["rejected"].values())
-    print(f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    ")
+    print(
+        f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    "
+    )
     for problem in report["problems"]:
         print(f"problem: {problem}")

@@ -26,7 +26,8 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(  # defaults that say nothing are not shown
-        negative=(), show_default=lambda value: str(value) if value not in ("", (), None, False) else None
+        negative=(),
+        show_default=lambda value: str(value) if value not in ("", (), None, False) else None,
     ),
 )
 for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
@@ -64,7 +65,11 @@ def main() -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
-    if wrong := [argument for argument in arguments if argument != argument.encode("utf-8", "ignore").decode()]:
+    if wrong := [
+        argument
+        for argument in arguments
+        if argument != argument.encode("utf-8", "ignore").decode()
+    ]:
         return failed(f"error: {wrong[0]!a}: this argument is not UTF-8")
     try:
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
@@ -79,7 +84,9 @@ def execute(arguments: Sequence[str]) -> int:
         try:
             sys.stdout.flush()  # fails again if what reads the output has ended, such as `head`
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it at exit, and fail
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # Python would flush it at exit, and fail
             return EXIT_BROKEN_PIPE
         raise
     except Exception as error:
@@ -93,7 +100,9 @@ def execute(arguments: Sequence[str]) -> int:
         if not isinstance(error, OSError) or error.errno not in DISK_FULL:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        return failed(f"error: {place}{error.strerror}; free some disk space and run again to resume")
+        return failed(
+            f"error: {place}{error.strerror}; free some disk space and run again to resume"
+        )
 
 
 def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:

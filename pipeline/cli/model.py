@@ -14,17 +14,32 @@ from alpro.artifact import find_artifact
 from alpro.errors import InputError
 from alpro.inputs import parse_box
 from alpro.log import log
-from alpro.pipeline.cli.options import WORKSPACE, Artifact, Count, File, Json, Models, Named, TrackingUri, Workspace
+from alpro.pipeline.cli.options import (
+    WORKSPACE,
+    Artifact,
+    Count,
+    File,
+    Json,
+    Models,
+    Named,
+    TrackingUri,
+    Workspace,
+)
 
 if TYPE_CHECKING:
     from alpro import Model
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
-    str, Parameter(help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus.")
+    str,
+    Parameter(
+        help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."
+    ),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
-Name = partial[list[tuple[str, float]]]  # of a video, perhaps with its `frames`: words with probabilities, best first
+Name = partial[
+    list[tuple[str, float]]
+]  # of a video, perhaps with its `frames`: words with probabilities, best first
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
 
@@ -64,7 +79,9 @@ def import_model(
 
 
 @group.command(name="export")
-def export_model(model: Named, folder: File, /, *, license: str = "", models: Models = Models()) -> None:
+def export_model(
+    model: Named, folder: File, /, *, license: str = "", models: Models = Models()
+) -> None:
     """Write a folder that transformers and sentence-transformers load without this package.
 
     Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True.
@@ -89,7 +106,13 @@ def export_model(model: Named, folder: File, /, *, license: str = "", models: Mo
 
 @group.command(name="register")
 def register_model(
-    model: Artifact, /, *, name: str, alias: str = "", workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
+    model: Artifact,
+    /,
+    *,
+    name: str,
+    alias: str = "",
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
 ) -> None:
     """Add a model to MLflow's registry, for mlflow.pyfunc.load_model.
 
@@ -192,12 +215,18 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
     if json:
         words = [{"text": word, "probability": p} for word, p in ranked]
-        print(json_format.dumps({"video": video, **about, "answers" if kind == "answer" else "entities": words}))
+        print(
+            json_format.dumps(
+                {"video": video, **about, "answers" if kind == "answer" else "entities": words}
+            )
+        )
         return
     print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
-def write_table(out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool) -> None:
+def write_table(
+    out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool
+) -> None:
     """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
     an error instead of them."""
     import numpy as np
@@ -214,12 +243,23 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: Na
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
     if out.suffix not in writers or out.exists() or not os.access(out.parent, os.W_OK):
-        suffix = "must end with .parquet or .csv" if out.suffix not in writers else "its folder is not writable"
+        suffix = (
+            "must end with .parquet or .csv"
+            if out.suffix not in writers
+            else "its folder is not writable"
+        )
         raise InputError(f"--out {out}: {'exists already' if out.exists() else suffix}")
     items = list(scan_videos(models.videos(videos)))
-    clips = decode_ahead((source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video)
+    clips = decode_ahead(
+        (source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video
+    )
     word = "answer" if model.folder.answers else "entity"
-    fields = [("id", pa.string()), ("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    fields = [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+    ]
     for place in range(1, min(count, len(model.folder.answers or model.folder.entities)) + 1):
         fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
     names, rows = [name for name, _ in fields[4:]], []
@@ -227,7 +267,9 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: Na
         for item in items:
             about = vars(item) if isinstance(item, Reject) else item
             row = {key: about.get(key) for key in ("id", "path", "start", "end")}
-            source, frames = (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
+            source, frames = (
+                (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
+            )
             if isinstance(frames, np.ndarray):
                 ranked = name(source, frames=torch.from_numpy(frames)[None].to(model.device))
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
@@ -237,10 +279,16 @@ def write_table(out: Path, models: Models, videos: str, model: "Model", name: Na
             advance()
     try:
         with atomic_write(out) as temporary:
-            writers[out.suffix](pa.Table.from_pylist(rows, pa.schema([*fields, ("error", pa.string())])), temporary)
+            writers[out.suffix](
+                pa.Table.from_pylist(rows, pa.schema([*fields, ("error", pa.string())])), temporary
+            )
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}") from error
-    print(json_format.dumps({"out": str(out), "rows": len(rows)}) if json else f"{out}: {len(rows):,} rows")
+    print(
+        json_format.dumps({"out": str(out), "rows": len(rows)})
+        if json
+        else f"{out}: {len(rows):,} rows"
+    )
 
 
 def evaluate(
@@ -285,7 +333,9 @@ def evaluate(
             (place / "baseline" if other else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {place}: {error.strerror}") from error
-        results, decoded, threshold = evaluate(loaded, items, split, place, naming if prompts else None)
+        results, decoded, threshold = evaluate(
+            loaded, items, split, place, naming if prompts else None
+        )
         runs, compared = {"score": results.rows}, Comparison([], {}, 0)
         if other and theirs:
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
@@ -295,8 +345,14 @@ def evaluate(
             compared = compare(place / "baseline", place)
     if json:
         values: dict[str, Any] = {"results": results.rows, "baseline": rival.rows if other else []}
-        values["differences"] = {row["name"]: difference._asdict() for row, difference in compared.scores}
-        print(json_format.dumps(values | {"nothing_below": vars(threshold) if threshold else None}, indent=1))
+        values["differences"] = {
+            row["name"]: difference._asdict() for row, difference in compared.scores
+        }
+        print(
+            json_format.dumps(
+                values | {"nothing_below": vars(threshold) if threshold else None}, indent=1
+            )
+        )
         return
     for table in tables(runs, [compared] if other else ()):
         print_table(table)

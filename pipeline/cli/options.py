@@ -33,12 +33,18 @@ def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
 def check_workspace(folder: Path) -> None:
     """Raises InputError if the path of a workspace cannot be in the address of a database."""
     if "?" in str(folder):  # the path would end there
-        raise InputError(f"--workspace {folder}: the path contains a question mark; choose another folder")
+        raise InputError(
+            f"--workspace {folder}: the path contains a question mark; choose another folder"
+        )
 
 
 File = Annotated[Path, Parameter(converter=user_path)]
-Workspace = Annotated[File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")]
-TrackingUri = Annotated[str, Parameter(help="An MLflow server; by default a file in the workspace.")]
+Workspace = Annotated[
+    File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")
+]
+TrackingUri = Annotated[
+    str, Parameter(help="An MLflow server; by default a file in the workspace.")
+]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -100,7 +106,9 @@ class Models:
 
         database = self.workspace.resolve() / "mlflow.db"
         if not self.tracking_uri and not database.is_file():  # MLflow would create it
-            raise InputError(f"{name}: no MLflow store {database}; name the server with --tracking-uri")
+            raise InputError(
+                f"{name}: no MLflow store {database}; name the server with --tracking-uri"
+            )
         return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
 
     def load(self, folder: Path, prompts: Path | None = None) -> "Model":
@@ -122,7 +130,11 @@ class Models:
         from alpro.shards.storage import absolute
 
         videos = absolute(name)
-        if isinstance(videos, Path) and not videos.exists() and re.fullmatch(r"[\w-]+(@\w+)?", name):
+        if (
+            isinstance(videos, Path)
+            and not videos.exists()
+            and re.fullmatch(r"[\w-]+(@\w+)?", name)
+        ):
             videos, _ = find_artifact(name, self.workspace)
         return videos
 

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from alpro.pipeline.plan.dag import Planned
 
 
-def run(stage: str = "", /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
+def run(
+    stage: str = "",
+    /,
+    *,
+    config: str = "",
+    source: Source = Source(),
+    options: RunOptions = RunOptions(),
+) -> None:
     """Run the whole pipeline, or one stage.
 
     Runs every stage that has no cached result, or one STAGE after its missing inputs.
@@ -40,14 +47,20 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
-    plan = planned(stage, config, source.data, changes, root)  # reports errors before anything starts
+    plan = planned(
+        stage, config, source.data, changes, root
+    )  # reports errors before anything starts
     check_files(plan.steps, plan.store)
     if options.dry_run:
         print_plan(plan, options.json)
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
     whole = planned("", config, source.data, changes, root) if compares else plan
-    check_test_items(plan._replace(steps=[step for step in whole.steps if step.stage == "zero_shot" or not compares]))
+    check_test_items(
+        plan._replace(
+            steps=[step for step in whole.steps if step.stage == "zero_shot" or not compares]
+        )
+    )
     if options.dry_run:  # the exit status is that of the run
         return
     report = report_file(root, plan)
@@ -58,16 +71,27 @@ def run(stage: str = "", /, *, config: str = "", source: Source = Source(), opti
     else:
         parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
         folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
-    print_results({name: Path(folder) for name, folder in folders.items()}, root, report, options.json)
-    corpora = [folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES]
+    print_results(
+        {name: Path(folder) for name, folder in folders.items()}, root, report, options.json
+    )
+    corpora = [
+        folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES
+    ]
     if compares and prompter and corpora and not options.json:
         try:
-            evaluate(folders[stage], corpora[0], baseline=prompter.clip, models=Models(workspace=options.workspace))
+            evaluate(
+                folders[stage],
+                corpora[0],
+                baseline=prompter.clip,
+                models=Models(workspace=options.workspace),
+            )
         except InputError as error:  # the training has ended well
             log.info(f"not compared with the CLIP: {error}")
 
 
-def study(file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()) -> None:
+def study(
+    file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()
+) -> None:
     """Run variants of a configuration with several seeds.
 
     Runs every variant of a study with every seed, and prints the mean of each score, its interval over the seeds, and
@@ -90,7 +114,9 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
         print_plan(members[0].plan._replace(steps=list(steps.values())), options.json)
         return
     wait()
-    table, scores, failed = run_study(loaded, members, config, source.data, root, options.tracking_uri)
+    table, scores, failed = run_study(
+        loaded, members, config, source.data, root, options.tracking_uri
+    )
     if options.json:
         print(scores.read_text("utf-8"))
     else:
@@ -102,7 +128,11 @@ def study(file: str, /, *, config: str = "", source: Source = Source(), options:
 
 
 def run_flow(
-    plan: "Planned", parameters: dict[str, Any], root: Path, tracking_uri: str, wait: Callable[[], None]
+    plan: "Planned",
+    parameters: dict[str, Any],
+    root: Path,
+    tracking_uri: str,
+    wait: Callable[[], None],
 ) -> dict[str, str]:
     """Runs a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
@@ -118,7 +148,9 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported, and starts the
     temporary server that a command without PREFECT_API_URL has. Returns the workspace's absolute path, and a function
     that waits for the server."""
-    if has_credentials(options.tracking_uri):  # Prefect stores the parameters of runs, and messages name the store
+    if has_credentials(
+        options.tracking_uri
+    ):  # Prefect stores the parameters of runs, and messages name the store
         raise InputError(
             "--tracking-uri: contains a user name or a password; leave them out, and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
@@ -163,7 +195,9 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
             state, why = "to run", reason(step, plan.store)
         else:
             state = "not needed"
-        rows.append({"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why})
+        rows.append(
+            {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
+        )
     return rows
 
 

@@ -54,9 +54,13 @@ def serve(  # noqa: PLR0913 - options of a command
 def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
     """Raises InputError if a server could not listen on a port of an address."""
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
     except OSError as error:
-        raise InputError(f"port {port} of {host}: {error.strerror}; choose another with {option}") from error
+        raise InputError(
+            f"port {port} of {host}: {error.strerror}; choose another with {option}"
+        ) from error
 
 
 def token_of(host: str, file: Path | None) -> str:
@@ -70,9 +74,13 @@ def token_of(host: str, file: Path | None) -> str:
                 raise InputError(f"--token-file {file}: not a regular file")
             token = file.read_text("utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+            raise InputError(
+                f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+            ) from error
     if (file or token) and len(token) < MIN_TOKEN:
-        raise InputError(f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more")
+        raise InputError(
+            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more"
+        )
     if not token and host not in LOCAL:
         raise InputError(
             f"--host {host}: other machines need a token; write one with `openssl rand -hex 32 > token`, and add "
@@ -88,11 +96,15 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
 
     opened = open_index(index) if index else None
     if own and not opened:
-        raise InputError("--model is that of an index; name the INDEX, or use --ask and --entities alone")
+        raise InputError(
+            "--model is that of an index; name the INDEX, or use --ask and --entities alone"
+        )
     asked, naming = (models.folder(name).resolve() if name else None for name in (ask, entities))
     search = opened.model_folder(models.folder(own) if own else "") if opened else None
     if not (first := search or asked or naming):
-        raise InputError("nothing to serve; name an INDEX to search, or models with --ask and --entities")
+        raise InputError(
+            "nothing to serve; name an INDEX to search, or models with --ask and --entities"
+        )
     load = cache(models.load)  # one model may do several things
     found = {"search": load(*find_prompter(search))} if search else {}
     answering = load(*find_prompter(asked or first))
@@ -102,18 +114,24 @@ def load_models(index: Path | None, own: str, ask: str, entities: str, models: M
         raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
     named = models.naming(naming or first, load)
     if naming and not named:
-        raise InputError(f"{entities}: no prompter with embedded entities, and no model of pretrain")
+        raise InputError(
+            f"{entities}: no prompter with embedded entities, and no model of pretrain"
+        )
     return Served(opened, **found, entities=named)
 
 
-def up(*, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
+def up(
+    *, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE
+) -> None:
     """Start Prefect, MLflow and workers here.
 
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, registers the deployments,
     and prints the addresses. Ctrl-C stops all of it.
     """
     if prefect_port == mlflow_port:
-        raise InputError("--prefect-port and --mlflow-port are the same port; choose another for one of them")
+        raise InputError(
+            "--prefect-port and --mlflow-port are the same port; choose another for one of them"
+        )
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
     from alpro.pipeline.cli.run import create_workspace
@@ -134,8 +152,20 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
     address, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    options = [
+        "--backend-store-uri",
+        store,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     page = start_page(store)
     with servers.programs(workspace.resolve() / "logs") as running:
         running.start("mlflow", ["mlflow", "server", *options], environment)

@@ -17,14 +17,30 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.log import log, warn_once
 from alpro.models.initial import text_sizes, video_sizes
-from alpro.pipeline.config.pipeline_config import ALWAYS, FILES, FILES_OR_NAMES, SHARED, PipelineConfig, is_word
+from alpro.pipeline.config.pipeline_config import (
+    ALWAYS,
+    FILES,
+    FILES_OR_NAMES,
+    SHARED,
+    PipelineConfig,
+    is_word,
+)
 from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, absolute
 from alpro.stages import TRAININGS
 
 CONFIGS = Path(__file__).with_name("shipped")
-OPTIONAL_STAGES = ("render_sample", "train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
-ENCODER_STAGES = ("train_prompter", "pretrain")  # they create models, from pre-trained encoders if they name any
+OPTIONAL_STAGES = (
+    "render_sample",
+    "train_prompter",
+    "pretrain",
+    "finetune_retrieval",
+    "finetune_qa",
+)
+ENCODER_STAGES = (
+    "train_prompter",
+    "pretrain",
+)  # they create models, from pre-trained encoders if they name any
 LENGTHS = {"steps": "epochs", "epochs": "steps"}  # of a phase
 ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
 
@@ -47,12 +63,16 @@ def load_config(
     if data:  # before the changes, which may name its corpus: corpora.data.size
         refuse_credentials("corpora.data.data", data)
         file = Path(os.path.expanduser(data))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-        if os.path.lexists(file) and not (file.is_file() or file.is_dir()):  # a pipe would be read for ever
+        if os.path.lexists(file) and not (
+            file.is_file() or file.is_dir()
+        ):  # a pipe would be read for ever
             raise InputError(f"--data {data}: neither a file nor a folder")
         replace_corpora(values, data)
     for change in changes:
         apply_change(values, change)
-    values = resolve_paths(without_stages(values), Path.cwd())  # paths in --set are relative to the current folder
+    values = resolve_paths(
+        without_stages(values), Path.cwd()
+    )  # paths in --set are relative to the current folder
     if data:  # after the changes, which may leave out the task: the data is then not read
         skip_questions(values, data, asks_questions)
     if values.get("pretrained"):
@@ -62,7 +82,9 @@ def load_config(
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}{' with --set' if changes else ''}: {one_line(error, PipelineConfig)}") from error
+        raise InputError(
+            f"{path}{' with --set' if changes else ''}: {one_line(error, PipelineConfig)}"
+        ) from error
 
 
 def shipped(folder: Path = CONFIGS) -> list[str]:
@@ -76,7 +98,9 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
         if file.is_file():
             return file
-    raise InputError(f"{source}: no such file; the shipped ones are {', '.join(shipped(shipped_in))}")
+    raise InputError(
+        f"{source}: no such file; the shipped ones are {', '.join(shipped(shipped_in))}"
+    )
 
 
 def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
@@ -124,7 +148,11 @@ def merged(values: Values, more: Values) -> Values:
     >>> merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
     {'a': {'b': 1, 'c': 3}, 'd': [2]}
     """
-    both = {key: merged(values[key], more[key]) for key in more if table_of(values, key) and table_of(more, key)}
+    both = {
+        key: merged(values[key], more[key])
+        for key in more
+        if table_of(values, key) and table_of(more, key)
+    }
     return {**values, **more, **both}
 
 
@@ -134,22 +162,33 @@ def without_stages(values: Values) -> Values:
     >>> without_stages({"pretrain": False, "finetune_qa": {"lr": 1e-4}, "name": "a"})
     {'finetune_qa': {'lr': 0.0001}, 'name': 'a'}
     """
-    return {key: value for key, value in values.items() if value is not False or key not in OPTIONAL_STAGES}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not False or key not in OPTIONAL_STAGES
+    }
 
 
 def resolve_paths(values: Values, base: Path) -> Values:
     """Makes relative paths of corpora, models and other files absolute."""
     corpora = list(tables(values, "corpora", "*"))
     places = [(corpus, key) for corpus in corpora for key in ("data", "shards")]
-    places += [(files, split) for files in tables(values, "corpora", "*", "annotations") for split in files]
-    places += [(values, "pretrained"), *((table, key) for stage, key in FILES for table in tables(values, stage))]
+    places += [
+        (files, split) for files in tables(values, "corpora", "*", "annotations") for split in files
+    ]
+    places += [
+        (values, "pretrained"),
+        *((table, key) for stage, key in FILES for table in tables(values, stage)),
+    ]
     for table, key in places:
         if isinstance(file := table.get(key), str) and file:
             table[key] = str(absolute(file, base))
         elif isinstance(file, list):
             table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
     for corpus in corpora:
-        if isinstance(root := corpus.get("root"), str) and root:  # maybe of another machine: links are not resolved
+        if (
+            isinstance(root := corpus.get("root"), str) and root
+        ):  # maybe of another machine: links are not resolved
             corpus["root"] = os.path.normpath(base.absolute() / root)
     for stage, key in FILES_OR_NAMES:
         for table in tables(values, stage):
@@ -164,8 +203,15 @@ def replace_corpora(values: Values, data: str) -> None:
     """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep their lengths."""
     corpora, evaluate = table_of(values, "corpora"), values.setdefault("evaluate", {})
     tasks = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
-    evaluated = [name for table in tables(evaluate) for task in tasks if isinstance(name := table.get(task), str)]
-    first = next((corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)), {})
+    evaluated = [
+        name
+        for table in tables(evaluate)
+        for task in tasks
+        if isinstance(name := table.get(task), str)
+    ]
+    first = next(
+        (corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)), {}
+    )
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
@@ -175,13 +221,17 @@ def replace_corpora(values: Values, data: str) -> None:
             phase.pop("weights", None)
             phase["corpora"] = ["data"]
     for table in tables(evaluate):
-        table |= {task: "data" for task, stage in tasks.items() if stage in values or table.get(task)}
+        table |= {
+            task: "data" for task, stage in tasks.items() if stage in values or table.get(task)
+        }
 
 
 def skip_questions(values: Values, data: str, asks_questions: Callable[[Location], bool]) -> None:
     """Leaves out question answering if the data has no questions."""
     evaluate = table_of(values, "evaluate")
-    if (values.get("finetune_qa") is not None or evaluate.get("qa")) and not asks_questions(absolute(data)):
+    if (values.get("finetune_qa") is not None or evaluate.get("qa")) and not asks_questions(
+        absolute(data)
+    ):
         if values.pop("finetune_qa", None) is not None:
             warn_once(f"no questions in {data}: question answering is skipped")
         evaluate["qa"] = ""
@@ -190,7 +240,12 @@ def skip_questions(values: Values, data: str, asks_questions: Callable[[Location
 def drop_unused(values: Values) -> None:
     """Drops corpora without data that no stage uses, as those of a `base` whose stages are left out."""
     phases = [phase for stage in TRAININGS for phase in tables(values, stage, "phases", "*")]
-    used = [name for phase in phases if isinstance(names := phase.get("corpora"), list) for name in names]
+    used = [
+        name
+        for phase in phases
+        if isinstance(names := phase.get("corpora"), list)
+        for name in names
+    ]
     used += map(table_of(values, "evaluate").get, ("retrieval", "qa"))
     corpora = table_of(values, "corpora")
     for name, corpus in list(corpora.items()):
@@ -205,7 +260,9 @@ def share_tables(values: Values, path: Path) -> None:
     models = with_sizes(values)
     for table in tables(values, "train_prompter"):  # may have sizes of its own
         own = table.pop("model", {})
-        models["train_prompter"] = merged(models["train_prompter"], own) if isinstance(own, dict) else own
+        models["train_prompter"] = (
+            merged(models["train_prompter"], own) if isinstance(own, dict) else own
+        )
     for key, stage in SHARED:
         if stage in ALWAYS:
             values.setdefault(stage, {})
@@ -227,7 +284,11 @@ def with_sizes(values: Values) -> dict[str, Values]:
     stages = {name: table for name in ENCODER_STAGES for table in tables(values, name)}
     models = {name: dict(model) for name in stages}
     for part, key, sizes_of in (("video", "vit", video_sizes), ("text", "bert", text_sizes)):
-        names = {name: value for name, stage in stages.items() if isinstance(value := stage.get(key), str)}
+        names = {
+            name: value
+            for name, stage in stages.items()
+            if isinstance(value := stage.get(key), str)
+        }
         sizes = {name: found for name, value in names.items() if (found := sizes_of(value))}
         for name in stages if sizes else ():
             models[name][part] = table_of(model, part) | sizes.get(name, next(iter(sizes.values())))
@@ -286,10 +347,25 @@ def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     at: Any = model
     for part in loc[:-1]:
         if field := getattr(at, "model_fields", {}).get(part):
-            at = next((t for t in (field.annotation, *_inner(field.annotation)) if hasattr(t, "model_fields")), None)
+            at = next(
+                (
+                    t
+                    for t in (field.annotation, *_inner(field.annotation))
+                    if hasattr(t, "model_fields")
+                ),
+                None,
+            )
     names = [field.alias or name for name, field in getattr(at, "model_fields", {}).items()]
-    close = [ALIASES[name]] if (name := str(loc[-1])) in ALIASES else get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(names)}" if names else ""
+    close = (
+        [ALIASES[name]] if (name := str(loc[-1])) in ALIASES else get_close_matches(name, names, 1)
+    )
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; the keys are {', '.join(names)}"
+        if names
+        else ""
+    )
 
 
 def _inner(annotation: Any) -> list[Any]:

@@ -54,7 +54,9 @@ class Corpus(DecodeVideos):
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        return DecodeVideos.model_validate(self.model_dump(exclude={"data", "shards", "annotations", "root"}))
+        return DecodeVideos.model_validate(
+            self.model_dump(exclude={"data", "shards", "annotations", "root"})
+        )
 
     @property
     def names_root(self) -> Path | None:
@@ -64,7 +66,12 @@ class Corpus(DecodeVideos):
     @property
     def annotation_files(self) -> dict[str, Path]:
         """The annotation files by split; further files of a split have keys of their own."""
-        return keyed({split: [file] if isinstance(file, str) else file for split, file in self.annotations.items()})
+        return keyed(
+            {
+                split: [file] if isinstance(file, str) else file
+                for split, file in self.annotations.items()
+            }
+        )
 
 
 class PipelineConfig(BaseModel):
@@ -73,10 +80,13 @@ class PipelineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
-        min_length=1, pattern=r"^[\w-]+$", description="name of the pipeline, and of its experiment in MLflow"
+        min_length=1,
+        pattern=r"^[\w-]+$",
+        description="name of the pipeline, and of its experiment in MLflow",
     )
     pretrained: str = Field(
-        "", description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`"
+        "",
+        description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
     )
     render_sample: RenderSample | None = Field(
         None, description="the sample corpus; without this table, no corpus is rendered"
@@ -101,16 +111,25 @@ class PipelineConfig(BaseModel):
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
         if not self.pretrained and not ((clip or self.train_prompter) and student):
             prompter = "[train_prompter] or cache_prompts.prompter"
-            raise ValueError(f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from")
+            raise ValueError(
+                f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from"
+            )
         towers = clip or (self.train_prompter and self.train_prompter.clip)
         if towers and student and student.start == "prompter":
-            raise ValueError(f"pretrain.start: the prompter has the towers of {towers!r}, not ours; set it to scratch")
+            raise ValueError(
+                f"pretrain.start: the prompter has the towers of {towers!r}, not ours; set it to scratch"
+            )
         return self
 
     @model_validator(mode="after")
     def _encoders_agree(self) -> "PipelineConfig":
         teacher, student = self.train_prompter, self.pretrain
-        if not (teacher and student) or self.cache_prompts.prompter or teacher.clip or teacher.model == student.model:
+        if (
+            not (teacher and student)
+            or self.cache_prompts.prompter
+            or teacher.clip
+            or teacher.model == student.model
+        ):
             return self
         if student.start == "prompter":
             raise ValueError(
@@ -128,9 +147,15 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
-        configs: dict[str, TrainingConfig | Evaluate] = {**self.trainings(), "evaluate": self.evaluate}
+        configs: dict[str, TrainingConfig | Evaluate] = {
+            **self.trainings(),
+            "evaluate": self.evaluate,
+        }
         for stage, config in configs.items():
-            longest, tokens = getattr(config, "model", self.model).text.max_length, config.max_text_tokens
+            longest, tokens = (
+                getattr(config, "model", self.model).text.max_length,
+                config.max_text_tokens,
+            )
             if not self.pretrained and padded(tokens) > longest:
                 raise ValueError(
                     f"{stage}.max_text_tokens {tokens}, padded to {padded(tokens)}, is more than "
@@ -142,25 +167,47 @@ class PipelineConfig(BaseModel):
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
             if name in INPUTS:
-                raise ValueError(f"corpora.{name}: this is the name of an input of the stages; choose another")
+                raise ValueError(
+                    f"corpora.{name}: this is the name of an input of the stages; choose another"
+                )
             if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
                 raise ValueError(
                     f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in the sample)"
                 )
-            extra = corpus.model_fields_set - {"manifest", "data", "shards", "kinds", "max_reject_share"}
+            extra = corpus.model_fields_set - {
+                "manifest",
+                "data",
+                "shards",
+                "kinds",
+                "max_reject_share",
+            }
             if corpus.shards and extra:
-                raise ValueError(f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key")
+                raise ValueError(
+                    f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
+                )
             for key in ("data", "shards"):
                 refuse_credentials(f"corpora.{name}.{key}", getattr(corpus, key))
             if corpus.root and not corpus.annotations:
-                raise ValueError(f"corpora.{name}.root: it is only used with annotations; remove this key")
+                raise ValueError(
+                    f"corpora.{name}.root: it is only used with annotations; remove this key"
+                )
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
-        used = {(f"{stage}.phases", name) for stage, config in self.trainings().items() for name in config.corpora}
-        used |= {(f"evaluate.{key}", name) for key in ("retrieval", "qa") if (name := getattr(self.evaluate, key))}
+        used = {
+            (f"{stage}.phases", name)
+            for stage, config in self.trainings().items()
+            for name in config.corpora
+        }
+        used |= {
+            (f"evaluate.{key}", name)
+            for key in ("retrieval", "qa")
+            if (name := getattr(self.evaluate, key))
+        }
         for where, name in sorted(used):
             if name not in self.corpora:
-                raise ValueError(f"{where}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}")
+                raise ValueError(
+                    f"{where}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
+                )
         return self
 
     def trainings(self) -> dict[str, TrainingConfig]:
@@ -172,12 +219,16 @@ class PipelineConfig(BaseModel):
 # The class of each stage's table. decode_videos and index_shards are configured by [corpora.NAME], zero_shot by
 # [evaluate].
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    name: next(kind for kind in (*get_args(field.annotation), field.annotation) if isinstance(kind, type))
+    name: next(
+        kind for kind in (*get_args(field.annotation), field.annotation) if isinstance(kind, type)
+    )
     for name, field in PipelineConfig.model_fields.items()
     if name in STAGES
 }
 # Stages that work without a table.
-ALWAYS = [stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None]
+ALWAYS = [
+    stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None
+]
 # Top-level tables that are part of the configuration of these stages.
 SHARED = [
     (key, stage)

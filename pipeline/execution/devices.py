@@ -15,7 +15,9 @@ from alpro.pipeline.store.artifacts import acquired, lock_number
 from alpro.stages.execution.interface import STOP, Resources
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-FOLDER = Path("/var/tmp/alpro-devices")  # of the locks, for all users; jobs of a cluster have a /tmp of their own
+FOLDER = Path(
+    "/var/tmp/alpro-devices"
+)  # of the locks, for all users; jobs of a cluster have a /tmp of their own
 POLL_SECONDS = 1.0
 UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
 
@@ -32,7 +34,10 @@ def visible_devices(resources: Resources) -> dict[str, str]:
     names = named[:count] if named else [str(index) for index in range(count)]
     uuids = device_uuids(os.environ.get(VISIBLE)) if names else []
     # A part of a GPU (MIG) has a name that is its own; CUDA may report the UUID of the whole GPU.
-    return {name: name if name.startswith("MIG-") else uuid for name, uuid in zip(names, uuids, strict=True)}
+    return {
+        name: name if name.startswith("MIG-") else uuid
+        for name, uuid in zip(names, uuids, strict=True)
+    }
 
 
 @cache
@@ -56,20 +61,29 @@ def reserved(
         yield [], ()
         return
     if count > len(devices):
-        raise InputError(f"resources.processes = {count}, but the number of visible GPUs is {len(devices)}")
+        raise InputError(
+            f"resources.processes = {count}, but the number of visible GPUs is {len(devices)}"
+        )
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # another user has just created it
                 folder.chmod(0o777)
-        names = {folder / f"{identity.replace('/', '_')}.lock": name for name, identity in devices.items()}
+        names = {
+            folder / f"{identity.replace('/', '_')}.lock": name
+            for name, identity in devices.items()
+        }
         if not (taken := _take(list(names), count)):
-            announce(f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use")
+            announce(
+                f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use"
+            )
         while not taken:
             STOP.get().wait(POLL_SECONDS)
             taken = _take(list(names), count)
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable") from error
+        raise InputError(
+            f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable"
+        ) from error
     try:
         yield [names[file] for file in taken], tuple(lock_number(lock) for lock in taken.values())
     finally:

@@ -30,7 +30,9 @@ from alpro.stages.execution.interface import (
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
-GRACE_SECONDS = 45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30
+GRACE_SECONDS = (
+    45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30
+)
 
 
 def run_stage(
@@ -75,7 +77,9 @@ def run_stage(
         (say or log.info)(f"{step.name}: {text}")
 
     if resources.nodes > 1 and step.stage in TRAININGS:
-        announce(f"start on each other node: {shlex.join(['python', *arguments[1:-1], str(file.resolve())])}")
+        announce(
+            f"start on each other node: {shlex.join(['python', *arguments[1:-1], str(file.resolve())])}"
+        )
     count = resources.processes if several else 1
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, more_locks):
@@ -85,7 +89,9 @@ def run_stage(
             settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))
         if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
             settings[PLAIN] = "1"
-        log.debug(f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}")
+        log.debug(
+            f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}"
+        )
         status = run_group(arguments, (*locks, *more_locks), say, settings)
     result = read_json(result_file) if result_file.exists() else {}
     if status == 0:
@@ -105,7 +111,9 @@ def run_stage(
             f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
             "the same command resumes"
         )
-    raise StageFailed(f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}")
+    raise StageFailed(
+        f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}"
+    )
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
@@ -118,7 +126,11 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
-    meeting = [f"--nnodes={resources.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={resources.rendezvous}"]
+    meeting = [
+        f"--nnodes={resources.nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={resources.rendezvous}",
+    ]
     return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *module]
 
 
@@ -140,7 +152,12 @@ def run_group(
     process = subprocess.Popen(
         with_parent(arguments),
         start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which ends the group
-        env={"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, **more},
+        env={
+            "GOMP_SPINCOUNT": "10000",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+            **os.environ,
+            **more,
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,
@@ -148,7 +165,9 @@ def run_group(
         text=True,
         errors="replace",
     )
-    reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True) if piped else None
+    reader = (
+        threading.Thread(target=_read_lines, args=(process, say), daemon=True) if piped else None
+    )
     if reader:
         reader.start()
     try:

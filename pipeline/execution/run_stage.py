@@ -25,7 +25,9 @@ LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryErr
 def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
     work, result = read_json(file), file.with_name("result.json")
-    launched = os.environ.get("GROUP_RANK", "0") == "0"  # and not started on another node: the launcher prints an error
+    launched = (
+        os.environ.get("GROUP_RANK", "0") == "0"
+    )  # and not started on another node: the launcher prints an error
     if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)
     try:

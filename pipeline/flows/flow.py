@@ -43,9 +43,15 @@ def start(
     """
     title, terminate = title or title_of(plan, arguments), signal.getsignal(signal.SIGTERM)
 
-    def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str]:  # Prefect's page shows them
-        if threading.current_thread() is threading.main_thread():  # elsewhere Prefect sets no handler
-            signal.signal(signal.SIGTERM, terminate)  # its handler hides from the command what ended it
+    def body(
+        config: str, data: str, changes: list[str], stage: str
+    ) -> dict[str, str]:  # Prefect's page shows them
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere Prefect sets no handler
+            signal.signal(
+                signal.SIGTERM, terminate
+            )  # its handler hides from the command what ended it
         return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
 
     return Flow(body, name="alpro", persist_result=False)(**arguments)
@@ -70,7 +76,9 @@ def alpro(
     end_with_parent(os.getppid(), signal.SIGTERM)
     workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
     if not workspace.is_absolute():
-        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}")
+        raise InputError(
+            f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}"
+        )
     workspace.mkdir(parents=True, exist_ok=True)
     os.chdir(workspace)  # Prefect started this process in a temporary folder
     plan = planned(stage, config, data, changes, workspace.resolve())
@@ -83,7 +91,11 @@ def elsewhere() -> dict[str, str]:
     with get_client(sync_client=True) as client:
         own = client.read_deployment(deployment.id).work_pool_name
         found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))
-    others = [other for other in found if other.work_pool_name != own and other.parameters.get("stage") == other.name]
+    others = [
+        other
+        for other in found
+        if other.work_pool_name != own and other.parameters.get("stage") == other.name
+    ]
     return {other.name: f"alpro/{other.name}" for other in others}
 
 
@@ -127,16 +139,25 @@ def run_steps(current: PipelineRun) -> None:
     """
     steps, stop = required(current.plan.steps, current.plan.store), Stop()
     if current.plan.settings.resources.max_stages > 1:
-        steps.sort(key=lambda step: step.stage in EVALUATIONS)  # trainings, which last, wait for none
+        steps.sort(
+            key=lambda step: step.stage in EVALUATIONS
+        )  # trainings, which last, wait for none
     deployed = sum(step.stage in current.elsewhere for step in steps)
     token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(current.plan.settings.resources.max_stages + deployed)
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(
+        current.plan.settings.resources.max_stages + deployed
+    )
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
             for number, step in enumerate(steps, 1):
-                inputs = [futures[other.name] for other in step.inputs.values() if other.name in futures]
-                values: dict[str, Any] = {"title": stage_title(step.description), "current": quote(current)}
+                inputs = [
+                    futures[other.name] for other in step.inputs.values() if other.name in futures
+                ]
+                values: dict[str, Any] = {
+                    "title": stage_title(step.description),
+                    "current": quote(current),
+                }
                 values |= {"number": f"stage {number} of {len(steps)}, ", "step": quote(step)}
                 futures[step.name] = runner.submit(make, values, wait_for=inputs)
             for step in steps:

@@ -66,7 +66,9 @@ class Programs:
                     where = f"; its log is {self.logs / name}.log" if self.logs else ""
                     raise StageFailed(f"{name} ended with status {status}{where}")
             if time.monotonic() > end:
-                raise StageFailed(f"{', '.join(self.running)}: not everything started within {seconds:.0f} s")
+                raise StageFailed(
+                    f"{', '.join(self.running)}: not everything started within {seconds:.0f} s"
+                )
             time.sleep(POLL_SECONDS)
 
     def end(self) -> None:
@@ -74,7 +76,11 @@ class Programs:
         at once."""
         with suppress(KeyboardInterrupt):
             for workers in (True, False):
-                ending = [program for name, program in self.running.items() if name.startswith("worker") == workers]
+                ending = [
+                    program
+                    for name, program in self.running.items()
+                    if name.startswith("worker") == workers
+                ]
                 for program in ending:
                     program.terminate()
                 for program in ending:
@@ -97,10 +103,24 @@ def start_temporary_server() -> Callable[[], None]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")  # two would create the database at once
+    starting = FileLock(
+        Path(os.environ["PREFECT_HOME"]) / "starting.lock"
+    )  # two would create the database at once
     starting.acquire()
-    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", str(port), "--log-level", "error"]
-    environment = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    app = [
+        "uvicorn",
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]
+    environment = {
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
     server = Programs()
     server.start("Prefect's server", app, os.environ | environment | guarded(address))
     atexit.register(server.end)
@@ -126,7 +146,9 @@ def guarded(address: str, *more: str) -> dict[str, str]:
 @contextmanager
 def programs(logs: Path) -> Iterator[Programs]:
     """Programs that end at the end of the body."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, programs would too
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, programs would too
     logs.mkdir(exist_ok=True)
     started = Programs(logs)
     try:
@@ -143,31 +165,68 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     """
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
     common = {name: value for name, value in os.environ.items() if name not in DATABASES}
-    common |= {"PREFECT_HOME": str(workspace / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "DO_NOT_TRACK": "1"}
-    common |= {"PREFECT_WORKER_QUERY_SECONDS": "3"} | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
+    common |= {
+        "PREFECT_HOME": str(workspace / "prefect"),
+        "PREFECT_API_URL": f"{prefect}/api",
+        "DO_NOT_TRACK": "1",
+    }
+    common |= {"PREFECT_WORKER_QUERY_SECONDS": "3"} | dict.fromkeys(
+        ("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"
+    )
     server = common | guarded(prefect, f"http://localhost:{prefect_port}")
-    server |= {"PREFECT_SERVER_UI_API_URL": f"{prefect}/api", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}"}
+    server |= {
+        "PREFECT_SERVER_UI_API_URL": f"{prefect}/api",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    server |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}",
+    }
     server |= {name: os.environ[name] for name in DATABASES if name in os.environ}
     worker = common | {"ALPRO_WORKSPACE": str(workspace), "ALPRO_TRACKING_URI": mlflow}
     worker.pop("ALPRO_COMMAND_LINE", None)
     address = ["--host", "127.0.0.1", "--port"]
-    artifacts = ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri(), "--workers", "1"]
+    artifacts = [
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        (workspace / "mlflow").as_uri(),
+        "--workers",
+        "1",
+    ]
     with programs(workspace / "logs") as running:
         print("starting Prefect and MLflow", flush=True)
-        running.start("prefect", ["prefect", "server", "start", *address, str(prefect_port)], server)
-        running.start("mlflow", ["mlflow", "server", *address, str(mlflow_port), *artifacts], server)
-        count = subprocess.check_output([sys.executable, "-c", "import torch; print(torch.cuda.device_count())"])
+        running.start(
+            "prefect", ["prefect", "server", "start", *address, str(prefect_port)], server
+        )
+        running.start(
+            "mlflow", ["mlflow", "server", *address, str(mlflow_port), *artifacts], server
+        )
+        count = subprocess.check_output(
+            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        )
         gpus = max(int(count), 1)
         running.until(lambda: answers(f"{prefect}/api/health") and answers(f"{mlflow}/health"))
         for pool, limit in (("cpu", []), ("gpu", ["--limit", str(gpus)])):
             options = ["--pool", pool, "--type", "process", *limit]
             running.start(f"worker-{pool}", ["prefect", "worker", "start", *options], worker)
-        deploy = [*MODULE, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+        deploy = [
+            *MODULE,
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            str(DEPLOYMENTS),
+        ]
 
         def deployed() -> bool:  # not before the workers have created their pools
             with open(workspace / "logs" / "deploy.log", "ab") as log:
-                return subprocess.call(deploy, env=common, stdin=subprocess.DEVNULL, stdout=log, stderr=log) == 0
+                return (
+                    subprocess.call(
+                        deploy, env=common, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    )
+                    == 0
+                )
 
         running.until(deployed)
         print(

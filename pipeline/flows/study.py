@@ -39,14 +39,20 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("", pattern=r"^[\w-]*$")  # of the experiment in MLflow; default: the name of the file
+    name: str = Field(
+        "", pattern=r"^[\w-]*$"
+    )  # of the experiment in MLflow; default: the name of the file
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field((), alias="set")  # of all variants
-    until: str = Field("", pattern=f"^({'|'.join(STAGES)})?$")  # the last stage to run; default: the whole pipeline
+    until: str = Field(
+        "", pattern=f"^({'|'.join(STAGES)})?$"
+    )  # the last stage to run; default: the whole pipeline
     seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
-    scores: tuple[str, ...] = Field(SCORES, min_length=1)  # of the printed table; `*` matches any characters
+    scores: tuple[str, ...] = Field(
+        SCORES, min_length=1
+    )  # of the printed table; `*` matches any characters
     # The changes of each, by its name in the table and in MLflow.
     variants: dict[str, tuple[str, ...]] = Field({"base": ()}, min_length=1)
 
@@ -76,7 +82,9 @@ class Member(NamedTuple):
         return f"{self.variant} · seed {self.seed}"
 
 
-def members_of(study: Study, config: str, data: str, changes: list[str], root: Path) -> list[Member]:
+def members_of(
+    study: Study, config: str, data: str, changes: list[str], root: Path
+) -> list[Member]:
     """The plans of all runs, seeds first. `changes` are those of the command line: they come after those of the study,
     and before those of a variant and its seed, which are what is compared.
 
@@ -88,7 +96,11 @@ def members_of(study: Study, config: str, data: str, changes: list[str], root: P
             own = [*study.changes, *changes, *its_changes, f'name="{study.name}"']
             try:
                 settings = planned("", config, data, own, root).settings
-                own += [f"{stage}.seed={seed}" for stage in study.seed_stages if getattr(settings, stage) is not None]
+                own += [
+                    f"{stage}.seed={seed}"
+                    for stage in study.seed_stages
+                    if getattr(settings, stage) is not None
+                ]
                 plan = planned(study.until, config, data, own, root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
@@ -112,7 +124,12 @@ def run_study(
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
         tags = {"study": study.name, "variant": member.variant, "seed": str(member.seed)}
-        arguments = {"config": config, "data": data, "changes": member.changes, "stage": study.until}
+        arguments = {
+            "config": config,
+            "data": data,
+            "changes": member.changes,
+            "stage": study.until,
+        }
         try:
             folders = flow.start(member.plan, arguments, root, tracking_uri, member.title, tags)
         except Exception as error:
@@ -122,7 +139,9 @@ def run_study(
             failed[member.title] = str(error)
             continue
         found = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
-        scores[member.variant][member.seed] = rows([(folder, record) for folder, record in found if record])
+        scores[member.variant][member.seed] = rows(
+            [(folder, record) for folder, record in found if record]
+        )
     summaries = score_rows(scores)
     # The same file for a study that continues, another one if anything of it has changed.
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
@@ -130,7 +149,11 @@ def run_study(
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"study": study.model_dump(mode="json", by_alias=True), "config": config, "data": data}
     write_json(file, about | {"failed": failed, "scores": summaries})
-    selected = [row for row in summaries if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)]
+    selected = [
+        row
+        for row in summaries
+        if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)
+    ]
     return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
 
 
@@ -160,7 +183,10 @@ def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
                 {
                     "score": name,
                     "variant": variant,
-                    **{key: about[key] for key in ("what", "direction", "metric", "unit", "higher_is_better")},
+                    **{
+                        key: about[key]
+                        for key in ("what", "direction", "metric", "unit", "higher_is_better")
+                    },
                     "seeds": list(shown),
                     "values": values,
                     "items": [row["items"] for row in shown.values()],
@@ -192,8 +218,19 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
     lines = []
     for row in summaries:
         difference = "" if row["difference"] is None else change_text(row["difference"], None, None)
-        spreads = ["" if row[key] is None else f"± {row[key]:.1f}" for key in ("interval", "difference_interval")]
+        spreads = [
+            "" if row[key] is None else f"± {row[key]:.1f}"
+            for key in ("interval", "difference_interval")
+        ]
         cells = [number_text(row["mean"], row["unit"]), spreads[0], difference, spreads[1]]
-        cells += [" ".join(f"{value:.1f}" for value in row["values"]), number_text(row["chance"], row["unit"])]
+        cells += [
+            " ".join(f"{value:.1f}" for value in row["values"]),
+            number_text(row["chance"], row["unit"]),
+        ]
         lines.append([f"{row['what']}, {metric_text(row)}", row["variant"], *cells])
-    return Table(title, ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"], lines, NOTE)
+    return Table(
+        title,
+        ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"],
+        lines,
+        NOTE,
+    )

@@ -23,12 +23,23 @@ from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
 from alpro.pipeline.store.artifacts import Step, lock_number
-from alpro.pipeline.tracking.tracker import VALIDATED, Tracker, first_line, git_commit, stage_title, status_after
+from alpro.pipeline.tracking.tracker import (
+    VALIDATED,
+    Tracker,
+    first_line,
+    git_commit,
+    stage_title,
+    status_after,
+)
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
-RETRY_SECONDS = [1.0, 5.0, 20.0]  # before a stage continues that was interrupted, or whose network or disk failed
+RETRY_SECONDS = [
+    1.0,
+    5.0,
+    20.0,
+]  # before a stage continues that was interrupted, or whose network or disk failed
 
 
 @dataclass
@@ -38,7 +49,9 @@ class PipelineRun:
     plan: Planned
     arguments: Mapping[str, Any]  # config, data, changes and stage: the parameters of the flow
     workspace: Path  # of artifacts and reports
-    elsewhere: Mapping[str, str]  # the deployments that run the steps of a stage, by the names of the stages
+    elsewhere: Mapping[
+        str, str
+    ]  # the deployments that run the steps of a stage, by the names of the stages
     tracker: Tracker
     run: str  # in MLflow
     title: str
@@ -52,18 +65,27 @@ class PipelineRun:
     @property
     def recorded(self) -> dict[str, Any]:
         """What a record has of the command that built its artifact, with the folder that its paths are relative to."""
-        return {name: self.arguments[name] for name in ("config", "data", "changes")} | {"folder": str(Path.cwd())}
+        return {name: self.arguments[name] for name in ("config", "data", "changes")} | {
+            "folder": str(Path.cwd())
+        }
 
     @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
         """The artifacts with their records, by the names of the steps, in order."""
-        return {step.name: self.found[step.name] for step in self.plan.steps if step.name in self.found}
+        return {
+            step.name: self.found[step.name] for step in self.plan.steps if step.name in self.found
+        }
 
     def beside(self, step: Step) -> int:
         """The number of stages with a model that may run here at the same time as a step, itself included."""
-        here = [s for s in self.plan.steps if s.stage in WITH_MODEL and s.stage not in self.elsewhere]
+        here = [
+            s for s in self.plan.steps if s.stage in WITH_MODEL and s.stage not in self.elsewhere
+        ]
         apart = [other for other in here if not other.needs(step) and not step.needs(other)]
-        return min(self.plan.settings.resources.max_stages, sum(not self.plan.store.find(other) for other in apart))
+        return min(
+            self.plan.settings.resources.max_stages,
+            sum(not self.plan.store.find(other) for other in apart),
+        )
 
     def write_report(self, error: BaseException | None) -> None:
         """Writes the report, and a summary as JSON beside it, and logs the results to MLflow. error: what ended the
@@ -71,12 +93,20 @@ class PipelineRun:
         settings, steps, _ = self.plan
         left = "unfinished" if error else "unused"
         states = {name: "cached" if name in self.cached else "built" for name in self.found}
-        states |= {name: "failed" for name, own in self.failures.items() if not isinstance(own, Interrupted)}
+        states |= {
+            name: "failed"
+            for name, own in self.failures.items()
+            if not isinstance(own, Interrupted)
+        }
         about = {
             "title": self.title,
             "name": settings.name,
             "stage": self.arguments["stage"],
-            "state": FINISHED if error is None else FAILED if status_after(error) == "FAILED" else STOPPED,
+            "state": FINISHED
+            if error is None
+            else FAILED
+            if status_after(error) == "FAILED"
+            else STOPPED,
             "reason": first_line(error) if error else "",
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
@@ -136,7 +166,9 @@ def make(title: str, number: str, current: PipelineRun, step: Step) -> State | N
         STOP.get().wait(0)
         return find_or_build(number, current, step)
     except Interrupted as error:
-        return Failed(name="Interrupted", message=f"{first_line(error)}; the next run continues", data=error)
+        return Failed(
+            name="Interrupted", message=f"{first_line(error)}; the next run continues", data=error
+        )
     except (InputError, StageFailed, OSError) as error:
         return Failed(message=first_line(error), data=error)
 
@@ -157,7 +189,11 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
             current.found[step.name] = folder, record
             current.cached |= {step.name} if exists else set()
             announce(f"{number}{step.name}: cached" if exists else done_line(step, record))
-            return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}") if exists else None
+            return (
+                Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
+                if exists
+                else None
+            )
         if step.stage in current.elsewhere:
             raise StageFailed(
                 f"{current.elsewhere[step.stage]} completed, but {folder} does not exist; the workers must share the "
@@ -181,7 +217,9 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
     name = current.elsewhere[step.stage]
     parameters = {**current.arguments, "stage": step.stage}
     # Not timeout=None: that does not wake up when the pipeline stops.
-    submitted: Any = run_deployment(name, parameters=parameters, timeout=0, flow_run_name=stage_title(step.description))
+    submitted: Any = run_deployment(
+        name, parameters=parameters, timeout=0, flow_run_name=stage_title(step.description)
+    )
     announce(f"{number}{step.name}: waits for a worker or runs there, as {name} {submitted.name}")
     with get_client(sync_client=True) as client:
         while True:
@@ -202,7 +240,11 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
 
 def done_line(step: Step, record: dict[str, Any]) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
-    scores = [f", {name} {record['metrics'][key]:.1f} %" for key, name in VALIDATED.items() if key in record["metrics"]]
+    scores = [
+        f", {name} {record['metrics'][key]:.1f} %"
+        for key, name in VALIDATED.items()
+        if key in record["metrics"]
+    ]
     return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"
 
 

@@ -14,7 +14,13 @@ from alpro.models.clip_prompter import check_clip
 from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
-from alpro.pipeline.config.pipeline_config import FILES, FILES_OR_NAMES, Corpus, PipelineConfig, is_word
+from alpro.pipeline.config.pipeline_config import (
+    FILES,
+    FILES_OR_NAMES,
+    Corpus,
+    PipelineConfig,
+    is_word,
+)
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.sources.manifest import has_questions
@@ -40,7 +46,9 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     """The plan of one stage or, for "", of the whole pipeline, in a workspace. Raises InputError for anything wrong."""
     root.mkdir(parents=True, exist_ok=True)
     digests = Digests(root / "digests.sqlite")
-    settings = load_config(config, data, changes, lambda location: has_questions(location, digests.manifests))
+    settings = load_config(
+        config, data, changes, lambda location: has_questions(location, digests.manifests)
+    )
     steps = plan(settings, digests)
     steps = needed(steps, stage) if stage else steps
     if settings.pretrained:
@@ -67,7 +75,9 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
             inputs.pop("tokenizer")  # a CLIP has its own
         if stage == "zero_shot" and "prompts" not in inputs:
             inputs.pop("vocabulary", None)  # only entities need it
-        if declared.corpora and getattr(values, "tokenizer", "train") == "train":  # another one reads no captions
+        if (
+            declared.corpora and getattr(values, "tokenizer", "train") == "train"
+        ):  # another one reads no captions
             read = config.pretrain if declared.kind == "text" else values
             inputs |= {name: corpora[name] for name in getattr(read, "corpora", corpora)}
         given = {"finetune_retrieval": "model", "finetune_qa": "model", "zero_shot": task}
@@ -82,11 +92,15 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
 def stage_configs(config: PipelineConfig, task: str) -> dict[str, StageConfig | None]:
     """The configuration of each stage, None for those that are not part of the pipeline. task: that of the model folder
     `pretrained`, empty without one."""
-    configs: dict[str, StageConfig | None] = {stage: getattr(config, stage, None) for stage in STAGES}
+    configs: dict[str, StageConfig | None] = {
+        stage: getattr(config, stage, None) for stage in STAGES
+    }
     prompts = config.pretrain is not None and config.pretrain.needs_prompter
     if config.pretrain is None:
         configs |= {"train_tokenizer": None, "build_vocabulary": None}
-    elif (tokenizer := config.train_tokenizer.tokenizer) != "train":  # of the other keys, it depends on none
+    elif (
+        tokenizer := config.train_tokenizer.tokenizer
+    ) != "train":  # of the other keys, it depends on none
         configs["train_tokenizer"] = TrainTokenizer(tokenizer=tokenizer)
     if not prompts:
         configs |= {"train_prompter": None, "cache_prompts": None}
@@ -124,7 +138,9 @@ def model_task(folder: Path) -> str:
     except ValueError as error:
         raise InputError(f"pretrained: {error}") from error
     if task == "prompter":
-        raise InputError(f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning")
+        raise InputError(
+            f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning"
+        )
     return "pretrained" if task == "pretrain" else task
 
 
@@ -134,13 +150,22 @@ def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -
     if corpus.manifest:
         assert sample is not None
         return Step("decode_videos", f"decode_videos {name}", corpus.decoding, {"sample": sample})
-    source, annotations, root = located(corpus.shards or corpus.data), corpus.annotation_files, corpus.names_root
+    source, annotations, root = (
+        located(corpus.shards or corpus.data),
+        corpus.annotation_files,
+        corpus.names_root,
+    )
     paths: dict[str, Location]
     if corpus.shards:
-        index, paths = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share), {"shards": source}
+        index, paths = (
+            IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share),
+            {"shards": source},
+        )
         step = Step("index_shards", f"index_shards {name}", index, paths=paths)
     else:
-        paths = {"data": source, **annotations, "manifests": digests.manifests} | ({"root": root} if root else {})
+        paths = {"data": source, **annotations, "manifests": digests.manifests} | (
+            {"root": root} if root else {}
+        )
         step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
 
     def contents(ask: bool) -> str:
@@ -169,7 +194,11 @@ def with_files(step: Step, digests: Digests) -> Step:
     try:
         files = {name: digest_model(Path(folder), digests) for name, folder in step.paths.items()}
         for stage, key in (*FILES, *FILES_OR_NAMES):
-            if stage != step.stage or not (value := getattr(step.config, key)) or is_word(stage, key, value):
+            if (
+                stage != step.stage
+                or not (value := getattr(step.config, key))
+                or is_word(stage, key, value)
+            ):
                 continue
             if (path := Path(value)).exists():
                 files[f"{stage}.{key}"] = digest_files(path, digests)
@@ -190,8 +219,14 @@ def digest_files(path: Path, digests: Digests) -> str:
     own. Hidden files and folders, such as .git, are left out."""
     if not path.is_dir():
         return digests.of([path])[0]
-    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
-    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    files = {
+        str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()
+    }
+    shown = {
+        name: file
+        for name, file in files.items()
+        if not any(part.startswith(".") for part in Path(name).parts)
+    }
     return digest(dict(zip(shown, digests.of(list(shown.values())), strict=True)))
 
 
@@ -199,7 +234,10 @@ def check_text_lengths(steps: list[Step], folder: Path) -> None:
     """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
     limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
     tables = {"zero_shot": "evaluate"}
-    lengths = {tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0) for step in steps}
+    lengths = {
+        tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0)
+        for step in steps
+    }
     if limit is not None and (long := [stage for stage, n in lengths.items() if padded(n) > limit]):
         changes = " ".join(f"--set {stage}.max_text_tokens={limit // 8 * 8}" for stage in long)
         raise InputError(f"{folder}: its text encoder takes {limit} tokens; {changes}")
@@ -227,8 +265,13 @@ def check_test_items(plan: Planned) -> None:
                 continue
             if not corpus.data:
                 continue
-            files, cache = (corpus.annotation_files, corpus.names_root), Path(str(decoded.paths["manifests"]))
-            counts, why = items_of_split(located(corpus.data), corpus.decoding, config.split, *files, cache)
+            files, cache = (
+                (corpus.annotation_files, corpus.names_root),
+                Path(str(decoded.paths["manifests"])),
+            )
+            counts, why = items_of_split(
+                located(corpus.data), corpus.decoding, config.split, *files, cache
+            )
             for column, task in TASKS.items():
                 if getattr(config, task) == name and not counts[column]:
                     reason = f": {why}" if why else ""
@@ -242,7 +285,9 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     """The steps of one stage and everything that they depend on, in order."""
     wanted = {step.fingerprint for step in steps if step.stage == stage}
     if not wanted:
-        raise InputError(f"no stage {stage!r}; this configuration has {', '.join({s.stage: s for s in steps})}")
+        raise InputError(
+            f"no stage {stage!r}; this configuration has {', '.join({s.stage: s for s in steps})}"
+        )
     for step in reversed(steps):
         if step.fingerprint in wanted:
             wanted |= {other.fingerprint for other in step.inputs.values()}
@@ -269,7 +314,9 @@ def reason(step: Step, store: Store) -> str:
     others = [record for _, record in store.all() if record["name"] == step.name]
     if not others:
         return "no artifact yet"
-    fewest = min((differences(record, step.description) for record in reversed(others)), key=len)  # the newest first
+    fewest = min(
+        (differences(record, step.description) for record in reversed(others)), key=len
+    )  # the newest first
     return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
 
 
@@ -285,5 +332,9 @@ def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> li
             changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
     for what, kind in (("input", "inputs"), ("files of", "files")):
         old, new = record[kind], description[kind]
-        changes += [f"{what} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        changes += [
+            f"{what} {name}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
     return changes

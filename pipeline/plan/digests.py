@@ -20,7 +20,15 @@ from alpro.stages.index_shards import list_shards
 THREADS = 8  # that read files
 BATCH = 512  # files that are looked up, or read before their digests are kept
 MISSING, NOT_FETCHED = "missing", "not fetched"
-ABSENT_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+ABSENT_ERRORS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 REMOTE = (-1, 0)  # in place of the size and the time: the digest is the identity of a file at a URL
 
 
@@ -28,9 +36,14 @@ class Digests:
     """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of files at URLs."""
 
     def __init__(self, path: Path):
-        self.path, self.manifests = path, path.with_name("manifests")  # the folder of imported manifests
+        self.path, self.manifests = (
+            path,
+            path.with_name("manifests"),
+        )  # the folder of imported manifests
         with self._open() as db, db:
-            db.execute("create table if not exists digests (path primary key, size, changed, digest)")
+            db.execute(
+                "create table if not exists digests (path primary key, size, changed, digest)"
+            )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -38,7 +51,9 @@ class Digests:
             with closing(sqlite3.connect(self.path, timeout=60)) as db:
                 yield db
         except sqlite3.DatabaseError as error:  # in use, not writable, damaged
-            raise InputError(f"{self.path}: {error}; if it is damaged, delete it: it is only a cache") from error
+            raise InputError(
+                f"{self.path}: {error}; if it is damaged, delete it: it is only a cache"
+            ) from error
 
     def of(self, paths: Sequence[Path | str]) -> list[str]:
         """The digest of each file; "missing" if it does not exist or must not be read. Raises InputError if reading
@@ -61,7 +76,9 @@ class Digests:
     def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
         """The identity of each file at a URL. If its store does not respond, or without `ask`, that of the last time,
         so that a server that is down for a moment does not change a fingerprint; "not fetched" if it never did."""
-        asked = dict(zip(locations, identities(locations) if ask else repeat(NOT_FETCHED), strict=False))
+        asked = dict(
+            zip(locations, identities(locations) if ask else repeat(NOT_FETCHED), strict=False)
+        )
         with self._open() as db:
             known = {url: value for url, value in asked.items() if value != NOT_FETCHED}
             self._keep(db, known, dict.fromkeys(known, REMOTE))
@@ -70,15 +87,26 @@ class Digests:
                 known |= self._cached(db, dict.fromkeys(down[start : start + BATCH], REMOTE))
         return [known.get(url, NOT_FETCHED) for url in locations]
 
-    def _cached(self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
-        rows = db.execute(f"select * from digests where path in ({','.join('?' * len(states))})", list(states))
-        return {file: value for file, size, changed, value in rows if states[file] == (size, changed)}
+    def _cached(
+        self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int] | None]
+    ) -> dict[str, str]:
+        rows = db.execute(
+            f"select * from digests where path in ({','.join('?' * len(states))})", list(states)
+        )
+        return {
+            file: value for file, size, changed, value in rows if states[file] == (size, changed)
+        }
 
     def _keep(
-        self, db: sqlite3.Connection, fresh: Mapping[str, str], states: Mapping[str, tuple[int, int] | None]
+        self,
+        db: sqlite3.Connection,
+        fresh: Mapping[str, str],
+        states: Mapping[str, tuple[int, int] | None],
     ) -> None:
         with db:
-            rows = [(file, *state, value) for file, value in fresh.items() if (state := states[file])]
+            rows = [
+                (file, *state, value) for file, value in fresh.items() if (state := states[file])
+            ]
             db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
 
 
@@ -91,7 +119,9 @@ def checksum_or_missing(file: str) -> str:
     except OSError as error:
         if error.errno in ABSENT_ERRORS:
             return MISSING
-        raise InputError(f"{file}: cannot be read: {error.strerror}; run again, or remove it") from error
+        raise InputError(
+            f"{file}: cannot be read: {error.strerror}; run again, or remove it"
+        ) from error
 
 
 def digest_data(
@@ -134,6 +164,10 @@ def digest_model(folder: Path, digests: Digests) -> str:
     files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     for file in files:
         if not file.is_file():
-            raise InputError(f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder")
-    files += [file for name in ("entities", "answers") if (file := folder / f"{name}.json").is_file()]
+            raise InputError(
+                f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder"
+            )
+    files += [
+        file for name in ("entities", "answers") if (file := folder / f"{name}.json").is_file()
+    ]
     return digest({file.name: value for file, value in zip(files, digests.of(files), strict=True)})

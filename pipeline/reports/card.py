@@ -18,9 +18,17 @@ OWN_SCORES = {  # how the names of a stage's scores start, in results.json of ev
 MATCH = "print(model.match(**inputs))  # probabilities"
 # By the task of a model: what it is, what its text is in the example, and the call.
 TASKS = {
-    "prompter": ("a prompter: a video and a text encoder, trained with contrast (VTC)", '"a dog runs"', ""),
+    "prompter": (
+        "a prompter: a video and a text encoder, trained with contrast (VTC)",
+        '"a dog runs"',
+        "",
+    ),
     "pretrain": ("a pre-trained video-language model", '"a dog runs"', MATCH),
-    "retrieval": ("a video-language model, fine-tuned for text-video retrieval", '"a dog runs"', MATCH),
+    "retrieval": (
+        "a video-language model, fine-tuned for text-video retrieval",
+        '"a dog runs"',
+        MATCH,
+    ),
     "qa": (
         "a video-language model, fine-tuned to answer questions with {answers:,} answers",
         '"what color is the ball?"',
@@ -86,7 +94,9 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
         store = Store(artifact.parents[1])
         evaluated = evaluation(store, record)
         sources = store.lineage(record)
-    similarity = "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
+    similarity = (
+        "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
+    )
     rendered = "All of it is rendered by alpro-pipeline: moving shapes with captions by rules."
     limit = f"Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
     data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
@@ -105,7 +115,9 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
         data="\n\n".join(data),
         evaluation=evaluated or "Not recorded: no evaluation of this model is known.",
         limits=limit if answers else "",
-        license=f"The weights: {license}." if license else "No license of the weights was stated at export.",
+        license=f"The weights: {license}."
+        if license
+        else "No license of the weights was stated at export.",
     )
 
 
@@ -116,11 +128,21 @@ def training(sources: list[tuple[Path, dict[str, Any]]]) -> str:
     for _, record in sources:
         if "lr" in (config := record["config"]):
             steps, lr = record["counts"].get("steps", ""), f"{config['lr']:g}"
-            lines.append([record["name"], record["fingerprint"][:16], str(steps), str(config["batch_size"]), lr])
+            lines.append(
+                [
+                    record["name"],
+                    record["fingerprint"][:16],
+                    str(steps),
+                    str(config["batch_size"]),
+                    lr,
+                ]
+            )
     _, last = sources[-1]
     versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
     built = f"Built {last['run']['at'][:10]}, commit {last['run'].get('commit') or 'unknown'}, with {versions}."
-    return markdown(Table("", ["stage", "fingerprint", "steps", "batch size", "learning rate"], lines, built))
+    return markdown(
+        Table("", ["stage", "fingerprint", "steps", "batch size", "learning rate"], lines, built)
+    )
 
 
 def evaluation(store: Store, record: Record) -> str:
@@ -130,7 +152,11 @@ def evaluation(store: Store, record: Record) -> str:
         used = {source["fingerprint"] for source in other["inputs"].values()}
         if other["stage"] in EVALUATIONS and record["fingerprint"] in used:
             prefixes = OWN_SCORES.get(record["stage"], ("-",))
-            own = [row for row in read_results(folder) if row["name"].partition("/")[0].startswith(prefixes)]
+            own = [
+                row
+                for row in read_results(folder)
+                if row["name"].partition("/")[0].startswith(prefixes)
+            ]
             if own:
                 shown = "\n\n".join(markdown(table) for table in tables({"score": own}))
                 text = f"On the {other['config']['split']} split.\n\n{shown}"
@@ -138,5 +164,8 @@ def evaluation(store: Store, record: Record) -> str:
 
 
 def markdown(table: Table) -> str:
-    lines = [f"| {' | '.join(line)} |" for line in (table.heads, ["---"] * len(table.heads), *table.lines)]
+    lines = [
+        f"| {' | '.join(line)} |"
+        for line in (table.heads, ["---"] * len(table.heads), *table.lines)
+    ]
     return "\n".join([*lines, "", table.note]).strip()

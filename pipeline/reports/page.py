@@ -39,12 +39,17 @@ def report_file(root: Path, plan: Planned) -> Path:
     return root / "reports" / f"{plan.settings.name}-{plan.steps[-1].fingerprint[:6]}.html"
 
 
-def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Path:
+def write_report(
+    path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]
+) -> Path:
     """Writes the page of a run, and its summary beside it.
 
     artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
     """
-    found, records = rows(artifacts), {record["name"]: (folder, record) for folder, record in artifacts}
+    found, records = (
+        rows(artifacts),
+        {record["name"]: (folder, record) for folder, record in artifacts},
+    )
     shown = " ".join(row["what"] for row in found)
     counted, rejected = list[list[str]](), list[list[str]]()
     pictures = dict[str, list[tuple[str, str]]]()
@@ -55,9 +60,13 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
             time = str(timedelta(seconds=round(record["run"]["seconds"])))
         counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
-        counted.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
+        counted.append(
+            [step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text]
+        )
         if folder and (folder / "statistics.json").is_file():
-            reasons = read_json(folder / "statistics.json").get("reasons", {})  # most frequent first
+            reasons = read_json(folder / "statistics.json").get(
+                "reasons", {}
+            )  # most frequent first
             rejected += [[step["name"], reason, str(count)] for reason, count in reasons.items()]
         if folder and (of_stage := stage_pictures(folder)):
             pictures[step["name"]] = of_stage
@@ -70,8 +79,12 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         "data": arguments["data"],
         "changed values": "\n".join(arguments["changes"]) or "none",
     }
-    notes = [[one.label, one.meaning] for one in CONTROLS.values() if f"control: {one.label}" in shown]
-    warnings = [[record["name"], line] for _, record in artifacts for line in record.get("warnings", [])]
+    notes = [
+        [one.label, one.meaning] for one in CONTROLS.values() if f"control: {one.label}" in shown
+    ]
+    warnings = [
+        [record["name"], line] for _, record in artifacts for line in record.get("warnings", [])
+    ]
     first = [
         main_table(found),
         *tables({"score": found}),
@@ -82,9 +95,19 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
         data_table(artifacts),
         Table("Rejected", ["", "reason", "items"], rejected),
         Table("Stages", ["stage", "fingerprint", "time", "inputs", "counts"], counted, texts=True),
-        Table("Run", ["", ""], [[label, text] for label, text in facts.items() if text], texts=True),
+        Table(
+            "Run", ["", ""], [[label, text] for label, text in facts.items() if text], texts=True
+        ),
     ]
-    write_page(path, run["title"], state=run["state"], reason=run["reason"], tables=first, pictures=pictures, last=last)
+    write_page(
+        path,
+        run["title"],
+        state=run["state"],
+        reason=run["reason"],
+        tables=first,
+        pictures=pictures,
+        last=last,
+    )
     write_json(path.with_suffix(".json"), run)
     return path
 
@@ -92,7 +115,9 @@ def write_report(path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[P
 def write_page(path: Path, title: str, **values: Any) -> Path:
     """Renders the template into one file that needs no other. Raises InputError if it cannot be written."""
     templates = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.get_template("page.html.jinja").render(title=title, **values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +158,9 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> lis
     names = [folder.name[:8] for folder, _ in artifacts]
     (first, _), *others = artifacts
     compared = [compare(first, folder) for folder, _ in others]
-    lines = differences([[found for _, found in store.lineage(dict(record))] for _, record in artifacts])
+    lines = differences(
+        [[found for _, found in store.lineage(dict(record))] for _, record in artifacts]
+    )
     shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
     results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
     return shown + tables(results, compared)
@@ -157,11 +184,17 @@ def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
     values: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         name, stage = record["name"], record["stage"]
-        found = {("configuration", key): str(v) for key, v in flatten({name: record["config"]}).items()}
+        found = {
+            ("configuration", key): str(v) for key, v in flatten({name: record["config"]}).items()
+        }
         if stage in CORPUS_STAGES:
-            counts = ", ".join(f"{count} {what}" for what, count in record["counts"].items() if count)
+            counts = ", ".join(
+                f"{count} {what}" for what, count in record["counts"].items() if count
+            )
             found["data", name.partition(" ")[2] or name] = f"{record['fingerprint'][:8]}: {counts}"
-        found |= {("data", f"{name} {file}"): digest[:8] for file, digest in record["files"].items()}
+        found |= {
+            ("data", f"{name} {file}"): digest[:8] for file, digest in record["files"].items()
+        }
         found["code", "commit"] = record["run"].get("commit") or MISSING
         found["code", f"{stage}, version"] = str(record["stage_version"])
         found |= {("code", f"{name} in"): record["precision"]} if record.get("precision") else {}

@@ -37,7 +37,12 @@ PRINTED = (
     "qa_text_only/acc",
     "entities/acc",
 )
-TITLES = {"retrieval": "Retrieval", "qa": "Question answering", "entities": "Entities", "decoded": "Decoded items"}
+TITLES = {
+    "retrieval": "Retrieval",
+    "qa": "Question answering",
+    "entities": "Entities",
+    "decoded": "Decoded items",
+}
 TITLES |= {"left_out": "Left out: with the caption or the frames of a training item"}
 TITLES |= {"also_in_training": "With the caption or the frames of a training item"}
 
@@ -78,7 +83,9 @@ def tables(runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> lis
     ]
 
 
-def score_table(title: str, shown: Rows, runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> Table:
+def score_table(
+    title: str, shown: Rows, runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()
+) -> Table:
     """The scores `shown`, a line each: the value in each run, differences, the chance level, the number of queries."""
     by_run = [{row["name"]: row for row in of_run} for of_run in runs.values()]
     differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
@@ -91,11 +98,24 @@ def score_table(title: str, shown: Rows, runs: Mapping[str, Rows], compared: Seq
                 change = differences[number - 1].get(row["name"])
                 cells += [change_text(*change[2:5]), f"{change.p:.4f}"] if change else ["", ""]
         lines.append(
-            [row["what"], metric_text(row), *cells, number_text(row["chance"], row["unit"]), str(row["items"])]
+            [
+                row["what"],
+                metric_text(row),
+                *cells,
+                number_text(row["chance"], row["unit"]),
+                str(row["items"]),
+            ]
         )
     first, *others = runs
     changes = [[name, *([f"{name} - {first}", "p"] * bool(compared))] for name in others]
-    heads = ["", "", first, *(head for some in changes for head in some), shown[0]["baseline"] or "chance", "items"]
+    heads = [
+        "",
+        "",
+        first,
+        *(head for some in changes for head in some),
+        shown[0]["baseline"] or "chance",
+        "items",
+    ]
     notes = note_of(shown), comparison_note(list(others), compared)
     return Table(title, heads, lines, "\n".join(filter(None, notes)))
 
@@ -118,13 +138,21 @@ def data_table(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
     for _, record in artifacts:
         if record["stage"] in CORPUS_STAGES:
             counts = [f"{record['counts'].get(key, 0):,}" for key in counted]
-            lines.append([record["name"].partition(" ")[2] or record["name"], record["fingerprint"][:8], *counts])
+            lines.append(
+                [
+                    record["name"].partition(" ")[2] or record["name"],
+                    record["fingerprint"][:8],
+                    *counts,
+                ]
+            )
     return Table("Data", ["", "fingerprint", *counted], lines) if lines else None
 
 
 def note_of(shown: Rows) -> str:
     """What a reader of scores has to know: what the brackets are, the protocols, and whether there are few videos."""
-    brackets = "In brackets: 95 % bootstrap interval over test videos." * any(row["low"] is not None for row in shown)
+    brackets = "In brackets: 95 % bootstrap interval over test videos." * any(
+        row["low"] is not None for row in shown
+    )
     protocols: dict[str, dict[str, None]] = {}
     for row in shown:
         protocols.setdefault(row["protocol"], {})[row["what"]] = None
@@ -141,14 +169,21 @@ def few_videos_note(shown: Rows) -> str:
     a share at its widest, 1.96 sqrt(0.5 x 0.5 / n). n is not the number of queries: those of one video are right or
     wrong together (`independent_videos`). Of the directions of retrieval, that with fewer videos counts."""
     whole: dict[str, dict[str, Any]] = {}
-    for row in [row for row in shown if row["table"] != "entities"] or shown:  # a clip with a known one is no question
-        if "independent_videos" in row and row["items"] > whole.get(row["direction"], {"items": 0})["items"]:
+    for row in [
+        row for row in shown if row["table"] != "entities"
+    ] or shown:  # a clip with a known one is no question
+        if (
+            "independent_videos" in row
+            and row["items"] > whole.get(row["direction"], {"items": 0})["items"]
+        ):
             whole[row["direction"]] = row
     fewest = min(whole.values(), key=lambda row: row["independent_videos"], default=None)
     if not fewest or (independent := fewest["independent_videos"]) >= FEW_VIDEOS:
         return ""
     videos, points = fewest["videos"], min(100.0, 98 / math.sqrt(independent))
-    counted = f", which count as {independent:.0f} because some have most of the queries" * (independent < 0.8 * videos)
+    counted = f", which count as {independent:.0f} because some have most of the queries" * (
+        independent < 0.8 * videos
+    )
     plural = "s" * (videos != 1)
     return f"Only {videos} test video{plural}{counted}: by chance alone, a score may be off by {points:.0f} points."
 
@@ -186,5 +221,7 @@ def score_text(row: Mapping[str, Any]) -> str:
 
 def change_text(difference: float, low: float | None, high: float | None) -> str:
     """A difference with its sign, and its interval, if it has one; 0 is +0.0, also if rounding gives it a minus."""
-    of, *ends = (f"{round(value, 1) + 0.0:+.1f}" for value in (difference, low, high) if value is not None)
+    of, *ends = (
+        f"{round(value, 1) + 0.0:+.1f}" for value in (difference, low, high) if value is not None
+    )
     return f"{of} [{', '.join(ends)}]" if ends else of

@@ -9,17 +9,24 @@ from alpro.artifact import read_record
 from alpro.pipeline.reports.results import Table, main_table, rows
 
 
-def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False) -> None:
+def print_results(
+    folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
+) -> None:
     """Prints the main results of a run, or the numbers of its last stage if nothing was evaluated; the warnings of the
     stages; and where the rest is. At most 14 lines after an evaluation, and one more if there are few test videos."""
     artifacts = [(folder, record) for folder in folders.values() if (record := read_record(folder))]
     found = rows(artifacts)
     if as_json:
         stages = {
-            record["name"]: {"folder": str(folder)} | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
+            record["name"]: {"folder": str(folder)}
+            | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
             for folder, record in artifacts
         }
-        values = {"results": found, "artifacts": stages, "report": str(report) if report.is_file() else ""}
+        values = {
+            "results": found,
+            "artifacts": stages,
+            "report": str(report) if report.is_file() else "",
+        }
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
     if table := main_table(found):
@@ -29,7 +36,9 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
         print(f"{record['name']}: {folder}")
         for key, value in {**record["counts"], **record["metrics"]}.items():
             print(f"  {key}: {value:g}")
-    warnings = [(record["name"], line) for _, record in artifacts for line in record.get("warnings", [])]
+    warnings = [
+        (record["name"], line) for _, record in artifacts for line in record.get("warnings", [])
+    ]
     if len(warnings) > 2 and report.is_file():
         print(f"warnings: {len(warnings)}, below the tables of the report")
     else:
@@ -37,7 +46,11 @@ def print_results(folders: dict[str, Path], workspace: Path, report: Path, as_js
             print(f"warning: {name}: {line}")
     if report.is_file():  # of this stage, or of a run that had anything to do
         print(f"{f'all {len(found)} scores (as JSON: --json)' if found else 'report'}: {report}")
-    where = "" if workspace.name == "workspace" and workspace.parent == Path.cwd() else f" --workspace {workspace}"
+    where = (
+        ""
+        if workspace.name == "workspace" and workspace.parent == Path.cwd()
+        else f" --workspace {workspace}"
+    )
     print(f"curves, pictures and comparison: alpro ui{where}")
 
 
@@ -47,8 +60,14 @@ def print_table(table: Table, title: bool = True) -> None:
         ["" if number and line[0] == table.lines[number - 1][0] else line[0], *line[1:]]
         for number, line in enumerate(table.lines)
     ]
-    heads, *shown = aligned([table.heads, *lines], () if table.texts else range(2, len(table.heads)))
-    print(*([table.title, heads, "-" * max(map(len, [heads, *shown]))] if title else [heads]), *shown, sep="\n")
+    heads, *shown = aligned(
+        [table.heads, *lines], () if table.texts else range(2, len(table.heads))
+    )
+    print(
+        *([table.title, heads, "-" * max(map(len, [heads, *shown]))] if title else [heads]),
+        *shown,
+        sep="\n",
+    )
     if table.note:
         print(table.note)
     if title:
@@ -76,4 +95,6 @@ def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]
     def cell(text: str, column: int) -> str:
         return text.rjust(widths[column]) if column in right else text.ljust(widths[column])
 
-    return ["  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines]
+    return [
+        "  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines
+    ]

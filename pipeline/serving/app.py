@@ -92,8 +92,12 @@ class Of(BaseModel):
 class Search(Of):
     text: str = Field("", max_length=MAX_TEXT, description="what the videos should show")
     offset: int = Field(0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages")
-    filter: list[str] = Field([], max_length=20, description="conditions, such as kind=video or date>=2024-01-01")
-    rerank: int | None = Field(None, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching")
+    filter: list[str] = Field(
+        [], max_length=20, description="conditions, such as kind=video or date>=2024-01-01"
+    )
+    rerank: int | None = Field(
+        None, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching"
+    )
 
 
 class Question(Of):
@@ -101,8 +105,12 @@ class Question(Of):
 
 
 class Region(Of):
-    box: str = Field("", max_length=100, description="left,top,width,height as fractions of the frame")
-    text: str = Field("", max_length=MAX_TEXT, description="caption, which a model of pretrain reads")
+    box: str = Field(
+        "", max_length=100, description="left,top,width,height as fractions of the frame"
+    )
+    text: str = Field(
+        "", max_length=MAX_TEXT, description="caption, which a model of pretrain reads"
+    )
 
 
 class Queue:
@@ -136,7 +144,9 @@ class Queue:
             yield None
             return
         if not self.uploads:
-            raise HTTPException(429, "too many uploads", {"Retry-After": "1", "Connection": "close"})
+            raise HTTPException(
+                429, "too many uploads", {"Retry-After": "1", "Connection": "close"}
+            )
         self.uploads -= 1
         try:
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
@@ -144,7 +154,9 @@ class Queue:
                     async for part in request.stream():
                         file.write(part)
                         if file.tell() > MAX_UPLOAD:
-                            raise HTTPException(413, f"more than {MAX_UPLOAD >> 20} MiB", {"Connection": "close"})
+                            raise HTTPException(
+                                413, f"more than {MAX_UPLOAD >> 20} MiB", {"Connection": "close"}
+                            )
                 file.flush()
                 yield Path(file.name) if file.tell() else None
         except (TimeoutError, ClientDisconnect):
@@ -153,10 +165,17 @@ class Queue:
             self.uploads += 1
 
 
-def application(models: Models, rerank: int | None = None, nothing_below: float | None = None) -> FastAPI:
+def application(
+    models: Models, rerank: int | None = None, nothing_below: float | None = None
+) -> FastAPI:
     """The API and the page, without the checks of `guard.py`. rerank: clips that a search matches, unless the
     request says how many; see `search`."""
-    app = FastAPI(title="ALPRO", version=version("alpro-pipeline"), openapi_url="/api/openapi.json", docs_url=None)
+    app = FastAPI(
+        title="ALPRO",
+        version=version("alpro-pipeline"),
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+    )
     app.router.redirect_slashes = False
     queue, previews = Queue(), ThreadPoolExecutor(os.cpu_count(), "previews")
     app.state.queue = queue
@@ -166,7 +185,11 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     @app.exception_handler(DecodeError)
     @app.exception_handler(ValueError)
     async def mistake(request: Request, error: Exception) -> Response:
-        text = f"this file cannot be decoded: {error.reason}" if isinstance(error, DecodeError) else str(error)
+        text = (
+            f"this file cannot be decoded: {error.reason}"
+            if isinstance(error, DecodeError)
+            else str(error)
+        )
         return JSONResponse({"detail": text}, 400)
 
     @app.get("/api/search")
@@ -184,7 +207,9 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
                 return search(index, model, wanted.text, *page, matched, nothing_below).json()
             if wanted.clip is not None:
                 models.item(wanted.clip)
-                return similar(index, index.embeddings[wanted.clip], *page, without=wanted.clip).json()
+                return similar(
+                    index, index.embeddings[wanted.clip], *page, without=wanted.clip
+                ).json()
             if not file:
                 return listed(index, *page).json()
             (embedded,) = model.stream([models.source(None, file)])
@@ -199,7 +224,9 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
     async def ask(request: Request, wanted: Annotated[Question, Query()]) -> dict[str, Any]:
         """Answers to a question about a clip or the body, best first."""
         model, asked = models.require("ask", "--ask MODEL"), wanted.question
-        answers = await queue.run(request, lambda file: model.ask(models.source(wanted.clip, file), asked, wanted.k))
+        answers = await queue.run(
+            request, lambda file: model.ask(models.source(wanted.clip, file), asked, wanted.k)
+        )
         return {"answers": words(answers), "note": model.note(asked)}
 
     @app.get("/api/entities")
@@ -210,32 +237,54 @@ def application(models: Models, rerank: int | None = None, nothing_below: float 
 
         def run(file: Path | None) -> list[tuple[str, float]]:
             box = parse_box(wanted.box) if wanted.box.strip() else WHOLE
-            return model.entities(models.source(wanted.clip, file), box, wanted.k, wanted.text.strip())
+            return model.entities(
+                models.source(wanted.clip, file), box, wanted.k, wanted.text.strip()
+            )
 
         return {"entities": words(await queue.run(request, run))}
 
     @lru_cache(maxsize=1000)
     def preview(clip: int, frames: int) -> bytes:
         """The middle frame of a clip, or some frames that move, as WebP in their original shape."""
-        decoded = load_clip(source_of(models.item(clip)), frames if frames > 1 else 3, PREVIEW_PIXELS)
+        decoded = load_clip(
+            source_of(models.item(clip)), frames if frames > 1 else 3, PREVIEW_PIXELS
+        )
         ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
         size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
         chosen = decoded.frames if frames > 1 else decoded.frames[1:2]
         first, *others = (Image.fromarray(frame).resize(size) for frame in chosen)
-        first.save(out := io.BytesIO(), "WEBP", save_all=True, append_images=others, duration=300, loop=0, quality=80)
+        first.save(
+            out := io.BytesIO(),
+            "WEBP",
+            save_all=True,
+            append_images=others,
+            duration=300,
+            loop=0,
+            quality=80,
+        )
         return out.getvalue()
 
     @app.get("/api/clip/{clip}")
-    async def clip(clip: Annotated[int, InPath(ge=0)], view: Literal["file", "still", "moving"] = "file") -> Response:
+    async def clip(
+        clip: Annotated[int, InPath(ge=0)], view: Literal["file", "still", "moving"] = "file"
+    ) -> Response:
         """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight frames that move."""
         item = models.item(clip)
         if view != "file":
             frames = PREVIEW_FRAMES if view == "moving" else 1
-            picture = await asyncio.get_running_loop().run_in_executor(previews, preview, clip, frames)
+            picture = await asyncio.get_running_loop().run_in_executor(
+                previews, preview, clip, frames
+            )
             return Response(picture, media_type="image/webp", headers=PRIVATE)
         path = located(item["path"])
-        if item["frame_offsets"] is not None or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
-            raise HTTPException(404, "browsers cannot play this file; view=moving shows some frames")
+        if (
+            item["frame_offsets"] is not None
+            or not isinstance(path, Path)
+            or suffix(path) not in PLAYABLE
+        ):
+            raise HTTPException(
+                404, "browsers cannot play this file; view=moving shows some frames"
+            )
         if not path.is_file():
             raise HTTPException(404, "this file is missing")
         return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
@@ -270,6 +319,10 @@ def examples(models: Models) -> list[str]:
     """Three texts to try: captions of the index, or else entities."""
     if not models.index:
         return []
-    texts = [text for text in pc.unique(models.index.items["caption"]).to_pylist() if text and len(text) <= 80]
+    texts = [
+        text
+        for text in pc.unique(models.index.items["caption"]).to_pylist()
+        if text and len(text) <= 80
+    ]
     texts = texts or (models.entities.folder.entities if models.entities else [])
     return texts[:: max(1, len(texts) // 3)][:3]

@@ -19,7 +19,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-CHALLENGE = {"WWW-Authenticate": 'Basic realm="ALPRO: any name, the token as password", charset="UTF-8"'}
+CHALLENGE = {
+    "WWW-Authenticate": 'Basic realm="ALPRO: any name, the token as password", charset="UTF-8"'
+}
 
 
 class Guard:
@@ -47,7 +49,9 @@ class Guard:
         foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
         if foreign or (origin is not None and origin.partition(b"://")[2] != headers.get(b"host")):
             return PlainTextResponse("a page of another site", 403)
-        if self.token and not compare_digest(password(headers.get(b"authorization", b"")), self.token):
+        if self.token and not compare_digest(
+            password(headers.get(b"authorization", b"")), self.token
+        ):
             return PlainTextResponse("the token is missing or wrong", 401, CHALLENGE)
         return None
 
@@ -65,13 +69,20 @@ def password(authorization: bytes) -> bytes:
 
 def guarded(app: ASGIApp, host: str, token: str = "") -> ASGIApp:
     """An application within the checks. host: the address that it listens on."""
-    return TrustedHostMiddleware(Guard(app, token), [*LOCAL] if host in LOCAL else ["*"], www_redirect=False)
+    return TrustedHostMiddleware(
+        Guard(app, token), [*LOCAL] if host in LOCAL else ["*"], www_redirect=False
+    )
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serves until Ctrl-C or SIGTERM, and then until open requests are answered."""
-    config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none")
-    print(f"the page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)", flush=True)
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none"
+    )
+    print(
+        f"the page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)",
+        flush=True,
+    )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
         Server(config).run()
 
@@ -82,7 +93,9 @@ class Server(uvicorn.Server):
     idle: dict[Any, int] = {}  # ticks by connection
 
     async def on_tick(self, counter: int) -> bool:
-        waiting = {one for one in self.server_state.connections if getattr(one, "cycle", None) is None}
+        waiting = {
+            one for one in self.server_state.connections if getattr(one, "cycle", None) is None
+        }
         self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
         for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
             connection.transport.close()

@@ -55,10 +55,16 @@ class Step:
     name: str  # name for users: the stage, and the corpus if there are several
     config: StageConfig
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # outside files: name, or STAGE.KEY, to SHA-256 or version
-    paths: Mapping[str, Location] = field(default_factory=dict)  # their locations; not part of the fingerprint
+    files: Mapping[str, str] = field(
+        default_factory=dict
+    )  # outside files: name, or STAGE.KEY, to SHA-256 or version
+    paths: Mapping[str, Location] = field(
+        default_factory=dict
+    )  # their locations; not part of the fingerprint
     unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
-    missing: str = ""  # why the outside files cannot be read on this machine; the step cannot run then
+    missing: str = (
+        ""  # why the outside files cannot be read on this machine; the step cannot run then
+    )
 
     def needs(self, other: "Step") -> bool:
         """Whether the other's artifact is an input of this step, or of one of its inputs."""
@@ -84,7 +90,10 @@ class Step:
         }
 
     def _recipe(self) -> dict[str, Any]:
-        inputs = {name: {"stage": step.stage, "fingerprint": step.fingerprint} for name, step in self.inputs.items()}
+        inputs = {
+            name: {"stage": step.stage, "fingerprint": step.fingerprint}
+            for name, step in self.inputs.items()
+        }
         return {
             "stage": self.stage,
             "stage_version": self.module.VERSION,
@@ -134,7 +143,9 @@ class Store:
         finally:
             lock.release()
 
-    def make(self, step: Step, work: Callable[[Step, Path], Outcome], run_info: dict[str, Any]) -> dict[str, Any]:
+    def make(
+        self, step: Step, work: Callable[[Step, Path], Outcome], run_info: dict[str, Any]
+    ) -> dict[str, Any]:
         """Runs `work` in the step's folder, then writes the record that completes the artifact. Call under `lock`.
 
         `run_info` is the caller's information about this run (commit, run ids). Returns the record. Raises InputError
@@ -145,12 +156,21 @@ class Store:
         started = time.monotonic()
         outcome = work(step, folder)
         if step.unchanged and not step.unchanged():
-            for name in UNFINISHED:  # results from the changed files must not be reused if the files are restored
+            for name in (
+                UNFINISHED
+            ):  # results from the changed files must not be reused if the files are restored
                 shutil.rmtree(folder / name, ignore_errors=True)
-            where = " or ".join(str(path) for name, path in step.paths.items() if name != "manifests")
-            raise InputError(f"{step.name}: its input files changed during the run ({where}); run again")
+            where = " or ".join(
+                str(path) for name, path in step.paths.items() if name != "manifests"
+            )
+            raise InputError(
+                f"{step.name}: its input files changed during the run ({where}); run again"
+            )
         return write_record(
-            folder, step.description, outcome, {"seconds": round(time.monotonic() - started, 1), **run_info}
+            folder,
+            step.description,
+            outcome,
+            {"seconds": round(time.monotonic() - started, 1), **run_info},
         )
 
     def lineage(self, record: dict[str, Any]) -> list[Artifact]:
@@ -180,12 +200,20 @@ class Store:
             if (one := left.pop()) not in reached:
                 reached.add(one)
                 left += [source["fingerprint"] for source in inputs.get(one, ())]
-        return [(folder, record) for folder, record in reversed(present) if record["fingerprint"] not in reached]
+        return [
+            (folder, record)
+            for folder, record in reversed(present)
+            if record["fingerprint"] not in reached
+        ]
 
     def unfinished(self) -> list[Path]:
         """The folders of interrupted stages: they have no record, and the same stage continues in them."""
         finished = {folder for folder, _ in self.all()}
-        return [folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir() and folder not in finished]
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*"))
+            if folder.is_dir() and folder not in finished
+        ]
 
     def is_elsewhere(self, folder: Path) -> bool:
         """Whether a folder is a link to another place, or in one. Such a folder is never removed."""
@@ -205,14 +233,22 @@ class Store:
 
     def _remove(self, folder: Path) -> None:
         if self.is_elsewhere(folder):
-            raise InputError(f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there")
+            raise InputError(
+                f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
+            )
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)
             if not acquired(lock):
-                raise InputError(f"{path.parent.name}/{path.stem} is being built; run this command when it is done")
+                raise InputError(
+                    f"{path.parent.name}/{path.stem} is being built; run this command when it is done"
+                )
             lock.release()
-        with FileLock(folder.with_suffix(".lock")):  # a run that needs it now waits, and builds it again
-            (folder / RECORD).unlink(missing_ok=True)  # first, so that no record describes an incomplete folder
+        with FileLock(
+            folder.with_suffix(".lock")
+        ):  # a run that needs it now waits, and builds it again
+            (folder / RECORD).unlink(
+                missing_ok=True
+            )  # first, so that no record describes an incomplete folder
             sync(folder)
             shutil.rmtree(folder)
 
@@ -271,7 +307,9 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-    with suppress(InputError):  # optional: PyAV has its own libraries; the binary decodes the files that they cannot
+    with suppress(
+        InputError
+    ):  # optional: PyAV has its own libraries; the binary decodes the files that they cannot
         installed["ffmpeg"] = ffmpeg_version()
     return installed
 
@@ -282,6 +320,8 @@ def hub_commits(description: dict[str, Any]) -> dict[str, str]:
     for stage, key in FILES_OR_NAMES:
         if stage == description["stage"] and f"{stage}.{key}" not in description["files"]:
             for name in (value := description["config"].get(key, ""), f"timm/{value}"):
-                head = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
+                head = Path(
+                    constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main"
+                )
                 found |= {f"{stage}.{key}": head.read_text()} if head.is_file() else {}
     return found

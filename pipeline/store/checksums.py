@@ -11,10 +11,15 @@ from alpro.files import checksum, read_json
 from alpro.log import progress
 
 LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
-UNFINISHED = ("checkpoints", "parts")  # only read by a resumed run; deleted from a finished artifact
+UNFINISHED = (
+    "checkpoints",
+    "parts",
+)  # only read by a resumed run; deleted from a finished artifact
 
 Kind = Literal["damaged", "missing", "extra"]
-Contents = dict[str, dict[str, Any]]  # size in bytes and sha256, by the file's name relative to the folder
+Contents = dict[
+    str, dict[str, Any]
+]  # size in bytes and sha256, by the file's name relative to the folder
 
 
 class Problem(NamedTuple):
@@ -45,8 +50,15 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     files = files_of(folder)
     unread = [name for name in files if name not in known]
     with ThreadPoolExecutor(THREADS) as threads:
-        values = {**known, **dict(zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True))}
-    return {name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()}
+        values = {
+            **known,
+            **dict(
+                zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True)
+            ),
+        }
+    return {
+        name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()
+    }
 
 
 def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
@@ -55,13 +67,23 @@ def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
             if folder.name != record["fingerprint"][:16]:
-                yield Problem("damaged", folder.name, record["name"], RECORD, "does not match its fingerprint")
+                yield Problem(
+                    "damaged", folder.name, record["name"], RECORD, "does not match its fingerprint"
+                )
             if record.get(SUM) != sum_of(record):
-                yield Problem("damaged", folder.name, record["name"], RECORD, "was changed after it was written")
+                yield Problem(
+                    "damaged",
+                    folder.name,
+                    record["name"],
+                    RECORD,
+                    "was changed after it was written",
+                )
             recorded = record.get("contents", {})
             files = sorted(recorded.keys() | files_of(folder).keys())
             paths = [folder / file for file in files]
-            for file, problem in zip(files, threads.map(difference, paths, map(recorded.get, files)), strict=True):
+            for file, problem in zip(
+                files, threads.map(difference, paths, map(recorded.get, files)), strict=True
+            ):
                 advance(1)
                 if problem:
                     yield Problem(problem[0], folder.name, record["name"], file, problem[1])
@@ -73,7 +95,9 @@ def unreadable_records(root: Path) -> Iterator[Problem]:
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):
                 continue
-        yield Problem("damaged", path.parent.name, path.parent.parent.name, RECORD, "cannot be read")
+        yield Problem(
+            "damaged", path.parent.name, path.parent.parent.name, RECORD, "cannot be read"
+        )
 
 
 def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, str] | None:
@@ -83,7 +107,11 @@ def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, st
     try:
         if (size := path.stat().st_size) != recorded["size"]:
             return "damaged", f"{size} bytes instead of {recorded['size']}"
-        return None if checksum(path) == recorded["sha256"] else ("damaged", "its SHA-256 differs from the record")
+        return (
+            None
+            if checksum(path) == recorded["sha256"]
+            else ("damaged", "its SHA-256 differs from the record")
+        )
     except FileNotFoundError:
         return "missing", ""
     except OSError as error:
@@ -92,4 +120,8 @@ def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, st
 
 def size_of(folder: Path) -> int:
     """The bytes of a folder, also of files that other folders share."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )

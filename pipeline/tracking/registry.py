@@ -33,12 +33,21 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
     columns = Model.load(folder, device="cpu").pair_columns
-    outputs: list[Any] = [ColSpec("string" if column == "answer" else "double", column) for column in columns]
+    outputs: list[Any] = [
+        ColSpec("string" if column == "answer" else "double", column) for column in columns
+    ]
     try:
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
         versions = client.search_model_versions(f"name = '{name}'")
-        version = next((str(v.version) for v in versions if v.tags.get("fingerprint") == record["fingerprint"]), "")
+        version = next(
+            (
+                str(v.version)
+                for v in versions
+                if v.tags.get("fingerprint") == record["fingerprint"]
+            ),
+            "",
+        )
         if not version:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             model = tracker.logged_model(record["fingerprint"])
@@ -77,7 +86,9 @@ def registered_folder(uri: str, name: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
         data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
     except Exception as error:
-        raise InputError(f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}"
+        ) from error
     return folder / data
 
 

@@ -46,24 +46,42 @@ from alpro.stages.training.metrics import read_metrics
 
 for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
     logging.getLogger(_name).setLevel(logging.WARNING)
-for _name in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # each retry, and tracebacks of failed calls
+for _name in (
+    "urllib3.connectionpool",
+    "mlflow.store.db.utils",
+):  # each retry, and tracebacks of failed calls
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 FOLLOW_SECONDS = 2.0
-PAUSE_SECONDS = 30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
-TABLES = ("results.json", *(f"{n}.parquet" for n in ("retrieval_t2v", "entities", "left_out", "rejects", "qa")))
+PAUSE_SECONDS = (
+    30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
+)
+TABLES = (
+    "results.json",
+    *(f"{n}.parquet" for n in ("retrieval_t2v", "entities", "left_out", "rejects", "qa")),
+)
 TABLE_ROWS = 500
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "alpro"  # of MLflow's table and charts of runs, by its key in addresses
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # The headline scores: as the columns, and as the first section of charts, of the metrics whose names have no slash.
 SECTION = {"uuid": "scores", "name": "Model metrics", "display": True, "isReordered": True}
-SHOWN: dict[str, Any] = {"compareRunSections": [SECTION], "compareRunCharts": [], "isAccordionReordered": True}
+SHOWN: dict[str, Any] = {
+    "compareRunSections": [SECTION],
+    "compareRunCharts": [],
+    "isAccordionReordered": True,
+}
 SHOWN["selectedColumns"] = [f"metrics.`{name}`" for name in HEADLINES]
 PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 # The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
 # an evaluation, is logged with it, too.
-SCORED = {"R1": "retrieval", "R10": "retrieval", "R1_zero_shot": "pretrained", "QA": "qa", "entities": "prompter"}
+SCORED = {
+    "R1": "retrieval",
+    "R10": "retrieval",
+    "R1_zero_shot": "pretrained",
+    "QA": "qa",
+    "entities": "prompter",
+}
 VALIDATED = {"validation/t2v/R1": "validation R@1", "validation/qa/acc": "validation accuracy"}
 VALIDATED |= {"validation/vtc/t2v/R1": "validation R@1"}
 
@@ -93,22 +111,41 @@ class Tracker:
                     create_store(database, workspace / "mlflow")
                 client = MlflowClient(uri)
                 existing = client.get_experiment_by_name(experiment)
-                location = (workspace / "mlflow" / experiment).resolve().as_uri() if database else None
-                identity = existing.experiment_id if existing else client.create_experiment(experiment, location, KIND)
+                location = (
+                    (workspace / "mlflow" / experiment).resolve().as_uri() if database else None
+                )
+                identity = (
+                    existing.experiment_id
+                    if existing
+                    else client.create_experiment(experiment, location, KIND)
+                )
                 if not existing or VIEW_TAG not in existing.tags:
                     client.set_experiment_tag(identity, VIEW_TAG, json.dumps(SHOWN))
-        except Exception as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
+        except (
+            Exception
+        ) as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
             raise unusable(uri, error) from error
         return cls(client, identity, uri, experiment)
 
     @contextmanager
-    def run(self, name: str, params: dict[str, Any], tags: dict[str, str], parent: str = "") -> Iterator[str]:
+    def run(
+        self, name: str, params: dict[str, Any], tags: dict[str, str], parent: str = ""
+    ) -> Iterator[str]:
         """A run for the time of the body, nested in `parent` if there is one: its id. It ends as the body does:
         FINISHED, FAILED or KILLED."""
         tags = common_tags() | tags | ({"mlflow.parentRunId": parent} if parent else {})
-        run = self._call(lambda: self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id) or ""
+        run = (
+            self._call(
+                lambda: (
+                    self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+                )
+            )
+            or ""
+        )
         flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
-        for start in range(0, len(flat), 100):  # MLflow accepts at most a hundred parameters in a call
+        for start in range(
+            0, len(flat), 100
+        ):  # MLflow accepts at most a hundred parameters in a call
             self._log(run, "log_batch", params=flat[start : start + 100])
         status = "FINISHED"
         try:
@@ -148,7 +185,10 @@ class Tracker:
             if record["stage"] in EVALUATIONS:
                 scores |= record["metrics"]
             else:
-                training |= {f"training/{record['stage']}/{key}": value for key, value in record["metrics"].items()}
+                training |= {
+                    f"training/{record['stage']}/{key}": value
+                    for key, value in record["metrics"].items()
+                }
         self.log_metrics(run, headlines(scores) | scores | training)
         for file in files:
             self._log(run, "log_artifact", str(file))
@@ -156,8 +196,12 @@ class Tracker:
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
         query = f"tags.fingerprint = '{fingerprint}'"
-        everywhere = self._call(lambda: [one.experiment_id for one in self.client.search_experiments()])
-        models = self._call(lambda: self.client.search_logged_models(everywhere, query, max_results=1))
+        everywhere = self._call(
+            lambda: [one.experiment_id for one in self.client.search_experiments()]
+        )
+        models = self._call(
+            lambda: self.client.search_logged_models(everywhere, query, max_results=1)
+        )
         return models[0].model_id if models else ""
 
     @contextmanager
@@ -169,7 +213,11 @@ class Tracker:
             nonlocal last
             fresh = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] > last]
             # Several lines may share a step (training, validation): the newest step waits for its last line.
-            ready = fresh if done.is_set() else [line for line in fresh if line["step"] < fresh[-1]["step"]]
+            ready = (
+                fresh
+                if done.is_set()
+                else [line for line in fresh if line["step"] < fresh[-1]["step"]]
+            )
             metrics = [
                 Metric(metric_name(key), value, int(line["time"] * 1000), line["step"])
                 for line in ready
@@ -214,19 +262,29 @@ class Tracker:
             self._log(run, "log_artifact", str(picture), "pictures")
         for name in TABLES:
             if (folder / name).is_file():
-                self._log(run, "log_table", read_table(folder / name), f"tables/{Path(name).stem}.json")
+                self._log(
+                    run, "log_table", read_table(folder / name), f"tables/{Path(name).stem}.json"
+                )
 
     def _model(self, run: str, folder: Path, record: Record, step: int) -> str:
         """Logs a model that stays in its folder as the output of its run: MLflow lists it, and has no copy of it."""
         if not run:
             return ""
-        tags = {"mlflow.model.isExternal": "true", "path": str(folder / "model"), "fingerprint": record["fingerprint"]}
+        tags = {
+            "mlflow.model.isExternal": "true",
+            "path": str(folder / "model"),
+            "fingerprint": record["fingerprint"],
+        }
         params = {key: str(value)[:500] for key, value in flatten(params_of(record)).items()}
         # MLflow's names of models have none of these characters.
-        name = re.sub(r"[/:.%\"']", "_", f"{record['fingerprint'][:8]} {record['stage']} · {self.name}")
+        name = re.sub(
+            r"[/:.%\"']", "_", f"{record['fingerprint'][:8]} {record['stage']} · {self.name}"
+        )
 
         def create() -> str:
-            logged = self.client.create_logged_model(self.experiment, name, run, tags, params, "ALPRO")
+            logged = self.client.create_logged_model(
+                self.experiment, name, run, tags, params, "ALPRO"
+            )
             self.client.finalize_logged_model(logged.model_id, "READY")
             self.client.log_outputs(run, [LoggedModelOutput(logged.model_id, step)])
             return logged.model_id
@@ -249,11 +307,19 @@ class Tracker:
             self._log(run, "log_inputs", models=[LoggedModelInput(model) for model in models])
 
     def log_metrics(
-        self, run: str, values: dict[str, float], step: int = 0, model: str = "", corpus: str = "", digest: str = ""
+        self,
+        run: str,
+        values: dict[str, float],
+        step: int = 0,
+        model: str = "",
+        corpus: str = "",
+        digest: str = "",
     ) -> None:
         """Logs values of a step; `model`, `corpus` and its `digest`: what they are of."""
         now, of = int(time.time() * 1000), (model or None, corpus or None, digest or None)
-        self._send(run, [Metric(metric_name(key), value, now, step, *of) for key, value in values.items()])
+        self._send(
+            run, [Metric(metric_name(key), value, now, step, *of) for key, value in values.items()]
+        )
 
     def _send(self, run: str, metrics: list[Metric]) -> bool:
         """Logs metrics. Returns whether MLflow took them all."""
@@ -262,7 +328,11 @@ class Tracker:
 
     def _log(self, run: str, method: str, *args: Any, **values: Any) -> bool:
         """Calls a method of the client for a run. Returns whether MLflow took it."""
-        return bool(run) and self._call(lambda: getattr(self.client, method)(run, *args, **values) or True) is not None
+        return (
+            bool(run)
+            and self._call(lambda: getattr(self.client, method)(run, *args, **values) or True)
+            is not None
+        )
 
     def _call(self, call: Callable[[], Any]) -> Any:
         """What a call to MLflow returns; None if it fails, or if MLflow did not answer a moment ago."""
@@ -272,13 +342,18 @@ class Tracker:
             try:
                 return call()
             except Exception as error:  # of MLflow, requests, or the client of a store of artifacts
-                refused = isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404)
+                refused = isinstance(error, MlflowException) and error.get_http_status_code() in (
+                    400,
+                    404,
+                )
                 if not refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
                 if refused or not self.warned:
                     self.warned |= not refused
                     again = "`alpro artifacts log ARTIFACT` logs a finished stage again"
-                    log.warning(f"warning: MLflow store {self.uri} misses entries: {first_line(error)}; {again}")
+                    log.warning(
+                        f"warning: MLflow store {self.uri} misses entries: {first_line(error)}; {again}"
+                    )
                 return None
 
 
@@ -293,7 +368,9 @@ def start_page(uri: str) -> str:
     """The path of the page of the newest experiment in MLflow's server, or of the list of experiments. Raises
     InputError."""
     try:
-        newest = MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"], max_results=1)
+        newest = MlflowClient(uri).search_experiments(
+            order_by=["last_update_time DESC"], max_results=1
+        )
     except Exception as error:
         raise unusable(uri, error) from error
     if not newest:
@@ -332,7 +409,9 @@ def params_of(record: Record) -> dict[str, Any]:
     """The values of a stage's configuration that are not the defaults; artifact.json has all of them."""
     config = import_module(f"alpro.stages.{record['stage']}").Config
     try:
-        values = config.model_validate(record["config"]).model_dump(mode="json", exclude_defaults=True)
+        values = config.model_validate(record["config"]).model_dump(
+            mode="json", exclude_defaults=True
+        )
     except ValidationError:  # of another version of this project
         values = record["config"]
     return {record["stage"]: values}
@@ -345,7 +424,9 @@ def common_tags() -> dict[str, str]:
     tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
     with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
-    return tags | ({"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {})
+    return tags | (
+        {"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {}
+    )
 
 
 @cache
@@ -358,7 +439,9 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", str(Path(__file__)))  # installed elsewhere: a repository of the user's
+        git(
+            "ls-files", "--error-unmatch", str(Path(__file__))
+        )  # installed elsewhere: a repository of the user's
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -378,7 +461,9 @@ def read_table(path: Path) -> Any:
     """The first rows of a table as a data frame with plain columns."""
     import pandas as pd
 
-    frame = (pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)).head(TABLE_ROWS)
+    frame = (pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)).head(
+        TABLE_ROWS
+    )
     for column in frame.columns:
         if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
             frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))

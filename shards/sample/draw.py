@@ -10,7 +10,13 @@ from alpro.shards.sample.scene import COLORS, Scene, Thing
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
 # Colors of the marks, which differ from the named colors.
-WHITE, BLACK, GREY, BROWN, CREAM = (250, 250, 250), (15, 15, 15), (130, 130, 130), (115, 70, 35), (235, 215, 165)
+WHITE, BLACK, GREY, BROWN, CREAM = (
+    (250, 250, 250),
+    (15, 15, 15),
+    (130, 130, 130),
+    (115, 70, 35),
+    (235, 215, 165),
+)
 
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
@@ -41,7 +47,14 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
     scale = SPRITE / (2 * radius * size)  # sprite pixels per frame pixel
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
     across, down = x * size - left, y * size - top
-    matrix = (cos, sin, SPRITE / 2 - cos * across - sin * down, -sin, cos, SPRITE / 2 + sin * across - cos * down)
+    matrix = (
+        cos,
+        sin,
+        SPRITE / 2 - cos * across - sin * down,
+        -sin,
+        cos,
+        SPRITE / 2 + sin * across - cos * down,
+    )
     image = Image.fromarray(sprite(thing.kind, thing.color) if drawn is None else drawn).transform(
         (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
@@ -54,7 +67,9 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A dark tint with weak, smooth texture: (size, size, 3) float32."""
     tint = rng.uniform(18, 55, 3)
-    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     texture = (np.asarray(coarse, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
     return (tint + texture).astype(np.float32)
 
@@ -100,7 +115,10 @@ class _Pen:
 
 def _round(count: int, radius: float) -> list[tuple[float, float]]:
     """Points on a circle, the first on the right."""
-    return [(radius * np.cos(angle), radius * np.sin(angle)) for angle in np.arange(count) * 2 * np.pi / count]
+    return [
+        (radius * np.cos(angle), radius * np.sin(angle))
+        for angle in np.arange(count) * 2 * np.pi / count
+    ]
 
 
 def _star() -> list[tuple[float, float]]:
@@ -132,7 +150,11 @@ _SHAPES: dict[str, list[tuple]] = {
         ("box", OWN, -0.95, -0.35, 0.95, 0.35),
         ("box", BROWN, -0.4, -0.4, 0.4, 0.4),
     ],
-    "ring": [("disc", OWN), ("disc", NOTHING, 0, 0, 0.5), *(("disc", GREY, x, y, 0.24) for x, y in _round(4, 0.75))],
+    "ring": [
+        ("disc", OWN),
+        ("disc", NOTHING, 0, 0, 0.5),
+        *(("disc", GREY, x, y, 0.24) for x, y in _round(4, 0.75)),
+    ],
     "moon": [("disc", OWN), ("disc", NOTHING, 0.45, -0.15, 0.8), ("disc", CREAM, -0.55, 0.3, 0.3)],
     "flower": [
         *(("disc", OWN, x, y, 0.38) for x, y in _round(6, 0.62)),

@@ -7,9 +7,32 @@ from itertools import product
 
 import numpy as np
 
-THING_KINDS = ("ball", "box", "triangle", "star", "heart", "cross", "ring", "moon", "flower", "fish", "house", "tree")
-COLORS = {"red": (225, 35, 35), "green": (40, 170, 50), "blue": (50, 80, 235), "yellow": (240, 225, 40)}
-COLORS |= {"orange": (250, 140, 20), "purple": (140, 50, 190), "pink": (255, 130, 190), "cyan": (50, 215, 225)}
+THING_KINDS = (
+    "ball",
+    "box",
+    "triangle",
+    "star",
+    "heart",
+    "cross",
+    "ring",
+    "moon",
+    "flower",
+    "fish",
+    "house",
+    "tree",
+)
+COLORS = {
+    "red": (225, 35, 35),
+    "green": (40, 170, 50),
+    "blue": (50, 80, 235),
+    "yellow": (240, 225, 40),
+}
+COLORS |= {
+    "orange": (250, 140, 20),
+    "purple": (140, 50, 190),
+    "pink": (255, 130, 190),
+    "cyan": (50, 215, 225),
+}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
@@ -84,7 +107,10 @@ class Scene:
 
     def reverse(self) -> "Scene":
         """The same scene with time running backwards."""
-        return replace(self, things=tuple(replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things))
+        return replace(
+            self,
+            things=tuple(replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things),
+        )
 
 
 def draw_count(rng: np.random.Generator) -> int:
@@ -122,18 +148,34 @@ def draw_scene(
             radius = rng.uniform(0.18, 0.32)
             x, y = rng.uniform(0.22, 0.78, 2)
         angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
-        things.append(Thing(kind, color, moves, float(x), float(y), float(radius), float(reach), angle, clockwise))
+        things.append(
+            Thing(
+                kind,
+                color,
+                moves,
+                float(x),
+                float(y),
+                float(radius),
+                float(reach),
+                angle,
+                clockwise,
+            )
+        )
     return Scene(tuple(things), relation, int(rng.integers(2**31)))
 
 
-def draw_names(rng: np.random.Generator, names: tuple[str, ...], count: int, first: str | None) -> list[str]:
+def draw_names(
+    rng: np.random.Generator, names: tuple[str, ...], count: int, first: str | None
+) -> list[str]:
     """`count` different names, `first` first unless it is None."""
     others = [name for name in names if name != first]
     drawn = [str(name) for name in rng.choice(others, count - (first is not None), replace=False)]
     return drawn if first is None else [first, *drawn]
 
 
-def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | None, list[np.ndarray]]:
+def _arrange(
+    rng: np.random.Generator, count: int, motion: str
+) -> tuple[str | None, list[np.ndarray]]:
     """The relation of the main thing to the others, and the position of each."""
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
@@ -157,7 +199,9 @@ def _arrange(rng: np.random.Generator, count: int, motion: str) -> tuple[str | N
     return relation, [np.array(p) for p in places]
 
 
-def training_scene(rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False) -> Scene:
+def training_scene(
+    rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False
+) -> Scene:
     """A scene without held-out combinations, forwards and reversed."""
     while True:
         scene = draw_scene(rng, count, motion, wide)
@@ -165,7 +209,9 @@ def training_scene(rng: np.random.Generator, count: int, motion: str | None = No
             return scene
 
 
-def draw_main(rng: np.random.Generator, held_out: bool, taken: set[tuple[str, str, str]]) -> tuple[str, str, str]:
+def draw_main(
+    rng: np.random.Generator, held_out: bool, taken: set[tuple[str, str, str]]
+) -> tuple[str, str, str]:
     """A combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
         kind, color = str(rng.choice(THING_KINDS)), str(rng.choice(list(COLORS)))
@@ -174,7 +220,9 @@ def draw_main(rng: np.random.Generator, held_out: bool, taken: set[tuple[str, st
             return combination
 
 
-def evaluation_scenes(rng: np.random.Generator, sizes: tuple[int, ...], unseen: float) -> list[list[Scene]]:
+def evaluation_scenes(
+    rng: np.random.Generator, sizes: tuple[int, ...], unseen: float
+) -> list[list[Scene]]:
     """Scenes of splits of these sizes, a fraction `unseen` of each with a main combination that is not in training.
 
     Every main combination is used once, and by no other thing, so that a caption that names it is true for only one
@@ -184,7 +232,9 @@ def evaluation_scenes(rng: np.random.Generator, sizes: tuple[int, ...], unseen: 
     mains: set[tuple[str, str, str]] = set()
     splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
     for held_out in (True, False):
-        numbers = [round(size * unseen) if held_out else size - round(size * unseen) for size in sizes]
+        numbers = [
+            round(size * unseen) if held_out else size - round(size * unseen) for size in sizes
+        ]
         drawn = []
         for _ in range(sum(numbers)):
             drawn.append(draw_main(rng, held_out, mains))
@@ -193,10 +243,14 @@ def evaluation_scenes(rng: np.random.Generator, sizes: tuple[int, ...], unseen: 
         for split, number in zip(splits, numbers, strict=True):
             split += [drawn[i] for i in order[first : first + number]]
             first += number
-    return [[scene_of(rng, split[i], mains) for i in rng.permutation(len(split))] for split in splits]
+    return [
+        [scene_of(rng, split[i], mains) for i in rng.permutation(len(split))] for split in splits
+    ]
 
 
-def scene_of(rng: np.random.Generator, main: tuple[str, str, str], mains: set[tuple[str, str, str]]) -> Scene:
+def scene_of(
+    rng: np.random.Generator, main: tuple[str, str, str], mains: set[tuple[str, str, str]]
+) -> Scene:
     """A scene with this main combination, in which the other things are neither held out nor one of `mains`."""
     count = draw_count(rng)
     while True:
@@ -255,7 +309,9 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a training clip: full, without colors, only the motion, short, or counting."""
     main = scene.main
-    style = rng.choice(["full", "plain", "motion", "short", "count"], p=[0.45, 0.2, 0.07, 0.23, 0.05])
+    style = rng.choice(
+        ["full", "plain", "motion", "short", "count"], p=[0.45, 0.2, 0.07, 0.23, 0.05]
+    )
     if style == "full":
         return full_caption(scene, rng)
     if style == "plain":
@@ -318,5 +374,14 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     ]
     if main.motion in DIRECTIONS:
         subject = name(main, "the", color=bool(rng.random() < 0.5))
-        rows.append(("where_to", f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?", main.motion))
-    return [{"question": str(question), "answer": answer, "type": kind} for kind, question, answer in rows]
+        rows.append(
+            (
+                "where_to",
+                f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?",
+                main.motion,
+            )
+        )
+    return [
+        {"question": str(question), "answer": answer, "type": kind}
+        for kind, question, answer in rows
+    ]

@@ -30,17 +30,44 @@ from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.log import log, progress
-from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, SPLITS, VIDEO_EXTENSIONS, Question, Reject, Row
+from alpro.shards.schema import (
+    IMAGE_EXTENSIONS,
+    MEDIA_EXTENSIONS,
+    SPLITS,
+    VIDEO_EXTENSIONS,
+    Question,
+    Reject,
+    Row,
+)
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
 
 # Columns that contain the name of a video or image, and columns that contain captions; the first that a record has.
-NAME_COLUMNS: tuple[str, ...] = ("clip_name", "video_path", "image_path", "file_name", "filename", "video_name")
+NAME_COLUMNS: tuple[str, ...] = (
+    "clip_name",
+    "video_path",
+    "image_path",
+    "file_name",
+    "filename",
+    "video_name",
+)
 NAME_COLUMNS += ("video", "video_id", "videoid", "videoID", "gif_name", "image", "path")
 TEXT_COLUMNS = ("caption", "captions", "sentence", "text", "description", "enCap", "name")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-SPLIT_NAMES |= {"validate": "validation", "validation": "validation", "test": "test", "testing": "test", "": ""}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}
+SPLIT_NAMES |= {
+    "validate": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+    "": "",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,10 @@ class Form:
     joined: Literal["", "record", "video"] = ""
 
     def fits(self, record: Record) -> bool:
-        return all(any(name in record for name in ((one,) if isinstance(one, str) else one)) for one in self.columns)
+        return all(
+            any(name in record for name in ((one,) if isinstance(one, str) else one))
+            for one in self.columns
+        )
 
 
 DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
@@ -106,12 +136,18 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
             "the column of the files `video`, and that of the texts `caption`, or set `annotations.texts` to the file "
             "that has them"
         )
-    if form is CAPTIONS and (own := [key for key in ("start", "end", "group") if record.get(key) not in (None, "")]):
-        raise InputError(f"{file}: a table with the column {own[0]} is a manifest: name the column of the files `path`")
+    if form is CAPTIONS and (
+        own := [key for key in ("start", "end", "group") if record.get(key) not in (None, "")]
+    ):
+        raise InputError(
+            f"{file}: a table with the column {own[0]} is a manifest: name the column of the files `path`"
+        )
     record = plain(record)
     value = next(record[key] for key in NAME_COLUMNS if key in record)
     name = "" if value is None else str(value)
-    texts: list[Any] = texts_of(next((record[column] for column in form.texts if column in record), None))
+    texts: list[Any] = texts_of(
+        next((record[column] for column in form.texts if column in record), None)
+    )
     texts = [" ".join(texts)] if texts and form.joined else texts
     if form is QUESTIONS:
         texts = [question_of(record, "answer_type"), *texts]
@@ -154,10 +190,16 @@ def json_list(text: str) -> list[Any] | None:
 
 def question_of(record: Record, kind: str) -> dict[str, str]:
     """The question of a record, its answer, and its type: the column `kind`, or its first word. Raises ValueError."""
-    question, answer = (" ".join(str(record.get(column) or "").split()) for column in ("question", "answer"))
+    question, answer = (
+        " ".join(str(record.get(column) or "").split()) for column in ("question", "answer")
+    )
     if not question or not answer:
         raise ValueError("empty question or answer")
-    return {"question": question, "answer": answer, "type": question_type(str(record.get(kind) or question.split()[0]))}
+    return {
+        "question": question,
+        "answer": answer,
+        "type": question_type(str(record.get(kind) or question.split()[0])),
+    }
 
 
 def question_type(text: str) -> str:
@@ -190,7 +232,9 @@ class Video:
     def add(self, entry: Entry) -> None:
         texts = self.sentences if entry.form.joined == "video" else self.captions
         self.questions += [text for text in entry.texts if isinstance(text, dict)]
-        again = texts if entry.form is QUESTIONS else ()  # each record of a question has the captions of its video
+        again = (
+            texts if entry.form is QUESTIONS else ()
+        )  # each record of a question has the captions of its video
         texts += [text for text in entry.texts if isinstance(text, str) and text not in again]
 
     def row(self, row_id: str, texts: "Video") -> Row | Reject:
@@ -208,7 +252,9 @@ class Video:
         )
 
 
-def scan_annotations(videos: Path, files: Mapping[str, Path], root: Path | None = None) -> Iterator[Row | Reject]:
+def scan_annotations(
+    videos: Path, files: Mapping[str, Path], root: Path | None = None
+) -> Iterator[Row | Reject]:
     """Yields a row per video and split, in the order of the files, and a reject for each invalid record.
 
     files: an annotation file for each split; with the key "", of all splits, as its records name them; with the key
@@ -276,7 +322,9 @@ def read_file(
                 others.add(own)
                 continue
             if not taken and not split:
-                log_once(f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}")
+                log_once(
+                    f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}"
+                )
             taken = True
             name, path, problem = media.locate(entry)
             key = split or own, str(path) or name
@@ -284,7 +332,9 @@ def read_file(
         except ValueError as error:
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
     if others and not taken:
-        raise InputError(f"{file}: no video of the split {split}; its videos are of {' and '.join(sorted(others))}")
+        raise InputError(
+            f"{file}: no video of the split {split}; its videos are of {' and '.join(sorted(others))}"
+        )
 
 
 class MediaFiles:
@@ -297,7 +347,9 @@ class MediaFiles:
         self.folder = folder
         self.root = Path(os.path.normpath(root.absolute())) if root else folder
         self.located: dict[str, tuple[str, Location, str]] = {}
-        self.by_stem: defaultdict[str, list[str]] = defaultdict(list)  # paths by their names without the extension
+        self.by_stem: defaultdict[str, list[str]] = defaultdict(
+            list
+        )  # paths by their names without the extension
         with progress("listing media", None, "files") as advance:
             for path in walk(folder, MEDIA_EXTENSIONS):
                 advance()
@@ -352,23 +404,34 @@ class MediaFiles:
         exact = self.folder / name
         if is_file(exact):
             return exact
-        exact = Path(normalize("NFC", str(exact)))  # a disk may spell accents otherwise than a table
+        exact = Path(
+            normalize("NFC", str(exact))
+        )  # a disk may spell accents otherwise than a table
         ending = exact.suffix.lower()
         other_kind = IMAGE_EXTENSIONS if ending in VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
         has_extension = ending in MEDIA_EXTENSIONS
-        matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(list)  # by how far they are from the name
+        matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(
+            list
+        )  # by how far they are from the name
         for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
             for path in self.by_stem.get(stem, []):
                 place = Path(normalize("NFC", path))
                 beside, own = place.parent == exact.parent, place.suffix.lower()
                 if (beside or "/" not in name) and not (has_extension and own in other_kind):
-                    far = not beside, place.name != exact.name, stem != exact.name, own in IMAGE_EXTENSIONS
+                    far = (
+                        not beside,
+                        place.name != exact.name,
+                        stem != exact.name,
+                        own in IMAGE_EXTENSIONS,
+                    )
                     matches[far].append(Path(path))
         if not matches:
             return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
         found = sorted(matches[min(matches)])
         if found[0].parent != found[-1].parent:
-            raise ValueError(f"the name could mean {' or '.join(str(p.relative_to(self.folder)) for p in found[:2])}")
+            raise ValueError(
+                f"the name could mean {' or '.join(str(p.relative_to(self.folder)) for p in found[:2])}"
+            )
         return found[0]
 
 

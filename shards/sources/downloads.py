@@ -36,9 +36,14 @@ from alpro.shards.storage import Location, call_store, exists, join, listing, pa
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
 
 T = TypeVar("T")
-BLOCKS: dict[str, Any] = {"block_size": 1 << 20, "cache_type": "readahead"}  # of requests to a store
+BLOCKS: dict[str, Any] = {
+    "block_size": 1 << 20,
+    "cache_type": "readahead",
+}  # of requests to a store
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
-MAX_META_CHARACTERS = 1000  # of a text in further columns; subtitles and metadata of YouTube are longer
+MAX_META_CHARACTERS = (
+    1000  # of a text in further columns; subtitles and metadata of YouTube are longer
+)
 NOT_META = {"key", "status", "error_message", "caption", "split", "clips", "sha256"}
 SUCCESS = ("success", "")
 
@@ -51,7 +56,9 @@ class Download:
     caption: str = ""
     about: Record = field(default_factory=dict)
     problem: str = ""
-    copies: Counter[str] = field(default_factory=Counter)  # the number of members with each extension
+    copies: Counter[str] = field(
+        default_factory=Counter
+    )  # the number of members with each extension
 
     def row(self, key: str, shard: Location) -> Row | Reject:
         about = self.about
@@ -66,7 +73,9 @@ class Download:
                 id=key,
                 path=shard,
                 member=self.media,
-                kind="image" if PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS else "video",
+                kind="image"
+                if PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS
+                else "video",
                 captions=(caption,) if caption else (),
                 split=split_name(about.get("split")),
                 group=clip[1] if clip else "",
@@ -74,12 +83,18 @@ class Download:
                 meta={k: v for k, v in about.items() if k not in NOT_META and is_meta(v)},
             )
         except ValueError as error:
-            return Reject(id=key, path=str(about.get("url") or ""), reason="bad row", detail=str(error))
+            return Reject(
+                id=key, path=str(about.get("url") or ""), reason="bad row", detail=str(error)
+            )
 
 
 def is_meta(value: Any) -> bool:
     """Whether a value is a number or a short text."""
-    return len(value) <= MAX_META_CHARACTERS if isinstance(value, str) else isinstance(value, int | float)
+    return (
+        len(value) <= MAX_META_CHARACTERS
+        if isinstance(value, str)
+        else isinstance(value, int | float)
+    )
 
 
 def not_fetched(key: str, about: Record, otherwise: str) -> Reject:
@@ -145,8 +160,15 @@ def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
         except OSError as error:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
         if problem or not found:
-            detail = f"{problem}; {len(found)} samples before it" if problem else "it has no samples"
-            yield Reject(id=PurePosixPath(str(shard)).name, path=str(shard), reason="unreadable", detail=detail)
+            detail = (
+                f"{problem}; {len(found)} samples before it" if problem else "it has no samples"
+            )
+            yield Reject(
+                id=PurePosixPath(str(shard)).name,
+                path=str(shard),
+                reason="unreadable",
+                detail=detail,
+            )
         for key, sample in found.items():
             row = sample.row(key, shard)
             if isinstance(row, Row) and (other := ids.setdefault(key, shard)) is not shard:
@@ -174,7 +196,9 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     others = [other.copies.keys() for other in found.values() if other is not last]
     is_cut = ".json" not in last.copies and any(".json" in other for other in others)
     if is_cut or (problem and (not others or any(last.copies.keys() < other for other in others))):
-        last.problem = f"its last members are lost: {problem or 'the shard ends inside this sample'}"
+        last.problem = (
+            f"its last members are lost: {problem or 'the shard ends inside this sample'}"
+        )
     return found, problem
 
 
@@ -191,7 +215,9 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
                 sample.caption = text
             elif isinstance(about := json.loads(text), dict):
                 sample.about = without_credentials(plain(about))
-        elif extension in VIDEO_EXTENSIONS or (extension in IMAGE_EXTENSIONS and sample.media is None):
+        elif extension in VIDEO_EXTENSIONS or (
+            extension in IMAGE_EXTENSIONS and sample.media is None
+        ):
             sample.media = Member(name=member.name, offset=member.offset, size=member.size)
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: {error}"
@@ -206,5 +232,9 @@ def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
             yield Reject(id=f"{name}.parquet {where}", path="", reason="bad row", detail=record)
         elif (key := str(record.get("key"))) not in keys:
             is_success = str(record.get("status") or "") in SUCCESS
-            reject = not_fetched(key, without_credentials(record), f"{name}.parquet lists it, and {name}.tar lacks it")
+            reject = not_fetched(
+                key,
+                without_credentials(record),
+                f"{name}.parquet lists it, and {name}.tar lacks it",
+            )
             yield reject.model_copy(update={"reason": "unreadable"}) if is_success else reject

@@ -25,7 +25,15 @@ from pydantic import ValidationError
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import digest, file_state, make_folder, publish, read_json, temporary_name, write_json
+from alpro.files import (
+    digest,
+    file_state,
+    make_folder,
+    publish,
+    read_json,
+    temporary_name,
+    write_json,
+)
 from alpro.shards.schema import IMAGE_EXTENSIONS, MANIFEST, MEDIA_EXTENSIONS, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import (
     NAMES,
@@ -74,7 +82,10 @@ class Manifest:
 
 
 def import_source(
-    data: Location, cache: Path, annotations: Mapping[str, Path] | None = None, root: Path | None = None
+    data: Location,
+    cache: Path,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
 ) -> Manifest:
     """The manifest of a source, in the folder `cache`, imported unless no file of the source has changed since.
 
@@ -116,7 +127,9 @@ def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator
     """The sizes and times of the files that the rows of a source depend on, and the names of its media."""
     if not isinstance(data, Path):
         shards = tars(data)
-        places = [*shards, *(join(data, f"{Path(shard).stem}.parquet") for shard in shards)] or [data]
+        places = [*shards, *(join(data, f"{Path(shard).stem}.parquet") for shard in shards)] or [
+            data
+        ]
         yield from map(list, zip(map(str, places), identities(places), strict=True))
         return
     for path in annotations.values() if annotations else [table_of(data) or data]:
@@ -126,7 +139,9 @@ def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator
             yield [name, file_state(name) if Path(name).suffix.lower() in SMALL else None]
 
 
-def write_manifest(source: Location, form: str, records: Iterable[Row | Reject], folder: Path) -> None:
+def write_manifest(
+    source: Location, form: str, records: Iterable[Row | Reject], folder: Path
+) -> None:
     """Writes the rows and the rejects to a folder, and what there is to know of them, last."""
     base = source if not isinstance(source, Path) or source.is_dir() else source.parent
     counts, content = Counter[str](), hashlib.sha256()
@@ -147,7 +162,9 @@ def write_manifest(source: Location, form: str, records: Iterable[Row | Reject],
             inside = values["path"].removeprefix(f"{base}/")
             content.update(json.dumps(values | {"path": inside}, sort_keys=True).encode())
             if isinstance(record, Row):
-                cut = int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=4).digest(), "big")
+                cut = int.from_bytes(
+                    hashlib.blake2b(record.id.encode(), digest_size=4).digest(), "big"
+                )
                 rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})
                 counts.update(rows=1, questions=len(record.questions), splits=bool(record.split))
             else:
@@ -156,7 +173,12 @@ def write_manifest(source: Location, form: str, records: Iterable[Row | Reject],
             if len(rows) == ROW_GROUP:
                 flush()
         flush()
-    about = {"source": str(source), "form": form, "rows": counts["rows"], "rejects": counts["rejects"]}
+    about = {
+        "source": str(source),
+        "form": form,
+        "rows": counts["rows"],
+        "rejects": counts["rejects"],
+    }
     has = {"questions": counts["questions"] > 0, "splits": counts["splits"] > 0}
     write_json(folder / "about.json", {**about, "digest": content.hexdigest(), **has})
 
@@ -197,8 +219,14 @@ def table_of(data: Location) -> Path | None:
     """A file itself; for a folder without texts beside its videos, the only table in it, or None."""
     if not isinstance(data, Path) or not data.is_dir():
         return data if isinstance(data, Path) else None
-    tables = [p for p in sorted(data.iterdir()) if p.name.removesuffix(".gz").endswith(TABLES) and p.is_file()]
-    if len(tables) != 1 or any(Path(path).with_suffix(".txt").is_file() for path in walk(data, MEDIA_EXTENSIONS)):
+    tables = [
+        p
+        for p in sorted(data.iterdir())
+        if p.name.removesuffix(".gz").endswith(TABLES) and p.is_file()
+    ]
+    if len(tables) != 1 or any(
+        Path(path).with_suffix(".txt").is_file() for path in walk(data, MEDIA_EXTENSIONS)
+    ):
         return None
     return tables[0]
 
@@ -242,7 +270,9 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             )
         yield row
     if empty:
-        raise InputError(f"{source}: no video or image in this folder" if folder else f"{source}: no rows")
+        raise InputError(
+            f"{source}: no video or image in this folder" if folder else f"{source}: no rows"
+        )
     for names in ({"path"}, TEXTS) if require_texts else ({"path"},):
         if columns and not names & columns:
             raise InputError(
@@ -262,8 +292,17 @@ def _folder(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         except UnicodeDecodeError:
             yield str(name), f"{text.name}: not UTF-8; save it as UTF-8"
             continue
-        unique = shared[path.with_suffix("")] == 1  # False for a video and an image of the same name
-        yield str(path), {"id": str(name.with_suffix("") if unique else name), "path": str(name), "captions": captions}
+        unique = (
+            shared[path.with_suffix("")] == 1
+        )  # False for a video and an image of the same name
+        yield (
+            str(path),
+            {
+                "id": str(name.with_suffix("") if unique else name),
+                "path": str(name),
+                "captions": captions,
+            },
+        )
 
 
 def _row(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
@@ -271,7 +310,9 @@ def _row(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
     path that is not allowed."""
     name, file = where, ""
     try:
-        record = {key: value for key, value in plain(record).items() if value is not None and value != ""}
+        record = {
+            key: value for key, value in plain(record).items() if value is not None and value != ""
+        }
         for key in record.keys() - TEXTS:
             refuse_credentials(key, record[key])
         name = str(record.get("id", where))
@@ -282,7 +323,11 @@ def _row(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
         start, end = (float(record[key]) if key in record else None for key in ("start", "end"))
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
-        window = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
+        window = (
+            ""
+            if start is None and end is None
+            else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
+        )
         kind = record.get("kind", "image" if suffix(path) in IMAGE_EXTENSIONS else "video")
         texts = [*texts_of(record.get("captions")), *texts_of(record.get("caption"))]
         return Row(

@@ -23,7 +23,9 @@ from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
-MIN_PREFIX_LENGTH = 4  # characters; shorter prefixes, as in `a1` and `a2`, do not indicate the source
+MIN_PREFIX_LENGTH = (
+    4  # characters; shorter prefixes, as in `a1` and `a2`, do not indicate the source
+)
 TEXT_COUNTS = ("captions", "questions")
 
 
@@ -55,7 +57,9 @@ class DecodePlan:
         self.manifest, self.pattern = manifest, re.compile(group_pattern) if group_pattern else None
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)}
+        parts: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)
+        }
         is_matched, unmatched = False, ""
         for batch in manifest.batches([*parts, "group", "name"]):
             if self.pattern:
@@ -69,12 +73,23 @@ class DecodePlan:
             else:
                 split = np.zeros(len(batch), np.int8)
             parts["split"].append(split.astype(np.int8))
-            parts["kind"].append(pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy().astype(np.int8))
+            parts["kind"].append(
+                pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy().astype(np.int8)
+            )
             parts["cut"].append(batch["cut"].to_numpy())
             for name in TEXT_COUNTS:
-                parts[name].append(pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False).astype(np.int32))
-        self.columns = {name: np.concatenate(arrays or [np.zeros(0, np.int64)]) for name, arrays in parts.items()}
-        self.mask = np.ones(len(self.columns["kind"]), bool)  # which rows of the manifest are planned
+                parts[name].append(
+                    pc.list_value_length(batch[name])
+                    .to_numpy(zero_copy_only=False)
+                    .astype(np.int32)
+                )
+        self.columns = {
+            name: np.concatenate(arrays or [np.zeros(0, np.int64)])
+            for name, arrays in parts.items()
+        }
+        self.mask = np.ones(
+            len(self.columns["kind"]), bool
+        )  # which rows of the manifest are planned
         if kinds != "all":
             self.mask = self.columns["kind"] == KINDS.index(kinds)
         self.numbers = np.flatnonzero(self.mask)
@@ -89,7 +104,10 @@ class DecodePlan:
     def _groups(self, batch: pa.RecordBatch) -> list[str]:
         """The group of each row of a batch with the columns `group` and `name`."""
         groups = batch["group"].to_pylist()
-        return [group or self._found(name) for group, name in zip(groups, batch["name"].to_pylist(), strict=True)]
+        return [
+            group or self._found(name)
+            for group, name in zip(groups, batch["name"].to_pylist(), strict=True)
+        ]
 
     def _found(self, name: str) -> str:
         match = self.pattern.search(name) if self.pattern else None
@@ -102,7 +120,9 @@ class DecodePlan:
         the next row whose hash is a multiple of a quarter of `max_rows`, or at `max_rows` rows."""
         for split in range(len(SPLITS)):
             for kind in range(len(KINDS)):
-                chosen = self.mask & (self.columns["split"] == split) & (self.columns["kind"] == kind)
+                chosen = (
+                    self.mask & (self.columns["split"] == split) & (self.columns["kind"] == kind)
+                )
                 numbers = np.flatnonzero(chosen)
                 ends = np.flatnonzero(self.columns["cut"][numbers] % max(2, max_rows // 4) == 0)
                 first, count = 0, 0
@@ -120,8 +140,13 @@ class DecodePlan:
                 continue
             table = self._group(int(part[0]) // ROW_GROUP).take(pa.array(part % ROW_GROUP))
             for number, values in zip(part, table.to_pylist(), strict=True):
-                values |= {"split": SPLITS[self.columns["split"][number]], "meta": json.loads(values["meta"])}
-                yield Row.model_validate(values | {"group": values["group"] or self._found(values["name"])})
+                values |= {
+                    "split": SPLITS[self.columns["split"][number]],
+                    "meta": json.loads(values["meta"]),
+                }
+                yield Row.model_validate(
+                    values | {"group": values["group"] or self._found(values["name"])}
+                )
 
     def units(self) -> Iterator[DecodeUnit]:
         """The units in order, read one at a time."""
@@ -137,11 +162,17 @@ class DecodePlan:
 
     def texts_by_split(self) -> dict[str, dict[str, int]]:
         """By split, the number of items with a caption or a question, and the number of captions and questions."""
-        captions, questions, splits = (self.columns[name][self.mask] for name in (*TEXT_COUNTS, "split"))
+        captions, questions, splits = (
+            self.columns[name][self.mask] for name in (*TEXT_COUNTS, "split")
+        )
         counts = {}
         for code, split in enumerate(SPLITS):
             chosen = splits == code
-            numbers = ((captions + questions > 0)[chosen].sum(), captions[chosen].sum(), questions[chosen].sum())
+            numbers = (
+                (captions + questions > 0)[chosen].sum(),
+                captions[chosen].sum(),
+                questions[chosen].sum(),
+            )
             counts[split] = dict(zip(("items", *TEXT_COUNTS), map(int, numbers), strict=True))
         return counts
 
@@ -165,10 +196,14 @@ class DecodePlan:
         if not counts:
             return ""
         prefix = min(counts, key=lambda p: (-len(p), p))
-        first, second, *_ = (PurePosixPath(name).name for name, own in prefixes.items() if own == prefix)
+        first, second, *_ = (
+            PurePosixPath(name).name for name, own in prefixes.items() if own == prefix
+        )
         others = "|".join(re.escape(p) for p, n in named.items() if n > 1 and p not in counts)
         pattern = f"^(?!(?:.*/)?(?:{others}))" if others else ""
-        pattern += "(.+?)" + ("" if prefix[-1].isalnum() else re.escape(prefix[-1])) + r"\d+\.[^.]+$"
+        pattern += (
+            "(.+?)" + ("" if prefix[-1].isalnum() else re.escape(prefix[-1])) + r"\d+\.[^.]+$"
+        )
         return (
             f"the names of {sum(counts.values())} files differ only in a number, such as {first} and {second}; if "
             f"they are clips of one video, group_pattern = '{pattern}' keeps them in one split"

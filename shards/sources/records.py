@@ -30,7 +30,9 @@ from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` decodes it
+NOT_UTF8 = re.compile(
+    "[\udc80-\udcff]"
+)  # a byte that is not UTF-8, as `surrogateescape` decodes it
 
 
 def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
@@ -53,7 +55,9 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                         f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
                         "or a folder of videos"
                     )
-                yield from read(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n"))
+                yield from read(
+                    io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
+                )
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
@@ -61,7 +65,10 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     for number, line in enumerate(text, 1):
         if line.strip():
-            yield f"line {number}", "not UTF-8" if NOT_UTF8.search(line) else {"video_id": line.strip()}
+            yield (
+                f"line {number}",
+                "not UTF-8" if NOT_UTF8.search(line) else {"video_id": line.strip()},
+            )
 
 
 def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
@@ -98,13 +105,18 @@ def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     if isinstance(value, list):
         for number, entry in enumerate(value, 1):
             yield f"entry {number}", entry if isinstance(entry, dict) else "not a JSON object"
-    elif not isinstance(value, dict) or not all(isinstance(part, dict | list) for part in value.values()):
+    elif not isinstance(value, dict) or not all(
+        isinstance(part, dict | list) for part in value.values()
+    ):
         yield from _json_lines(io.StringIO(content))
     elif isinstance(value.get("sentences"), list):
         yield from _videos_with_sentences(value)
     else:
         for key, entry in value.items():
-            yield f"entry {key!r}", {**entry, "video": key} if isinstance(entry, dict) else "not a JSON object"
+            yield (
+                f"entry {key!r}",
+                {**entry, "video": key} if isinstance(entry, dict) else "not a JSON object",
+            )
 
 
 def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
@@ -112,10 +124,19 @@ def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
     captions: dict[str, list[Any]] = {}
     for sentence in value["sentences"]:
         if isinstance(sentence, dict):
-            captions.setdefault(str(sentence.get("video_id")), []).append(sentence.get("caption") or "")
-    about = {str(video.get("video_id")): video for video in value.get("videos") or [] if isinstance(video, dict)}
+            captions.setdefault(str(sentence.get("video_id")), []).append(
+                sentence.get("caption") or ""
+            )
+    about = {
+        str(video.get("video_id")): video
+        for video in value.get("videos") or []
+        if isinstance(video, dict)
+    }
     for name in {**about, **captions}:
-        yield f"video {name!r}", {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])}
+        yield (
+            f"video {name!r}",
+            {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])},
+        )
 
 
 def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
@@ -127,7 +148,9 @@ def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            if reader.line_num > first:  # the end of this text is unknown: continuing could lose rows
+            if (
+                reader.line_num > first
+            ):  # the end of this text is unknown: continuing could lose rows
                 raise ValueError(
                     f"line {first}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
@@ -149,7 +172,9 @@ def _checked(columns: list[str]) -> list[str]:
     if any(map(NOT_UTF8.search, columns)):
         raise ValueError("line 1: not UTF-8")
     if len(columns) == 1 and ";" in columns[0]:
-        raise ValueError("its cells are separated by semicolons; save it with commas, or as .tsv with tabs")
+        raise ValueError(
+            "its cells are separated by semicolons; save it with commas, or as .tsv with tabs"
+        )
     return columns
 
 
@@ -189,7 +214,11 @@ def plain(record: Record) -> Record:
     has bytes that are not UTF-8, or a NUL, as a hole in a file has.
     """
     try:
-        text = json.dumps(record, default=lambda v: v.decode() if isinstance(v, bytes) else str(v), ensure_ascii=False)
+        text = json.dumps(
+            record,
+            default=lambda v: v.decode() if isinstance(v, bytes) else str(v),
+            ensure_ascii=False,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if len(text) > MAX_JSON_BYTES // 2:

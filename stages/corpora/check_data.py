@@ -56,7 +56,10 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
     with a caption that a training item has too."""
     kinds, missing, without_text, first = Counter[str](), list[str](), 0, 0
     captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}  # hashes, of each item
-    words: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}  # texts by their lengths
+    words: dict[str, Counter[int]] = {
+        "captions": Counter(),
+        "questions": Counter(),
+    }  # texts by their lengths
     for batch in plan.manifest.batches(["kind", "path", "captions", "questions"]):
         for number, row in enumerate(batch.to_pylist(), first):
             if not plan.mask[number]:
@@ -64,7 +67,10 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
             kinds[row["kind"]] += 1
             without_text += not row["captions"] and not row["questions"]
             captions[SPLITS[plan.columns["split"][number]]].append(set(map(hash, row["captions"])))
-            texts_of = {"captions": row["captions"], "questions": [q["question"] for q in row["questions"]]}
+            texts_of = {
+                "captions": row["captions"],
+                "questions": [q["question"] for q in row["questions"]],
+            }
             for name, texts in texts_of.items():
                 words[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
             if not is_url(row["path"]) and not Path(row["path"]).is_file():
@@ -77,9 +83,12 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
         "missing": len(missing),
         "missing_examples": missing[:MAX_NAMED],
         "also_in_training": {
-            split: sum(not trained.isdisjoint(item) for item in items) for split, items in captions.items()
+            split: sum(not trained.isdisjoint(item) for item in items)
+            for split, items in captions.items()
         },
-        "long_texts": {stage: long_texts(words, stage, limit) for stage, limit in max_text_tokens.items()},
+        "long_texts": {
+            stage: long_texts(words, stage, limit) for stage, limit in max_text_tokens.items()
+        },
     }
 
 
@@ -124,8 +133,12 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
         yield f"{bad} of {decoded['items']} items cannot be decoded"
     splits = report["splits"]
     if not any(texts["items"] for texts in splits.values()):
-        tables = sorted(p.name for p in Path(report["data"]).glob("*") if p.suffix.lower() in TABLES)[:MAX_NAMED]
-        yield "no captions and no questions" + (f"; are they in {', '.join(tables)}? Pass that file" if tables else "")
+        tables = sorted(
+            p.name for p in Path(report["data"]).glob("*") if p.suffix.lower() in TABLES
+        )[:MAX_NAMED]
+        yield "no captions and no questions" + (
+            f"; are they in {', '.join(tables)}? Pass that file" if tables else ""
+        )
     elif not splits["train"]["items"]:
         yield "no item of the split train has a text"
     if not splits["test"]["items"]:
@@ -136,9 +149,13 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
         yield "every test item has a caption of a training item, and is left out (evaluate.exclude_overlap)"
 
 
-def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str) -> str:
+def why_no_split(
+    split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str
+) -> str:
     if source == "named":
-        named = ", ".join(f"{name} ({texts['items']})" for name, texts in splits.items() if texts["items"])
+        named = ", ".join(
+            f"{name} ({texts['items']})" for name, texts in splits.items() if texts["items"]
+        )
         return f"the rows name the splits {named}" if named else "no row with a text names one"
     if not getattr(config, split):
         return f"no row names one, and its share `{split}` is 0"
@@ -150,10 +167,17 @@ def why_no_split(split: str, splits: Mapping[str, Mapping[str, int]], config: Co
 
 
 def items_of_split(
-    data: Location, config: Config, split: str, annotations: Mapping[str, Path], root: Path | None, cache: Path
+    data: Location,
+    config: Config,
+    split: str,
+    annotations: Mapping[str, Path],
+    root: Path | None,
+    cache: Path,
 ) -> tuple[dict[str, int], str]:
     """The items, captions and questions that a split of a source will have, and why it has none, or an empty string.
     cache: the folder of imported manifests."""
     plan = plan_of(config, data, annotations, root, cache)
     splits = plan.texts_by_split()
-    return splits[split], "" if splits[split]["items"] else why_no_split(split, splits, config, split_source(plan))
+    return splits[split], "" if splits[split]["items"] else why_no_split(
+        split, splits, config, split_source(plan)
+    )

@@ -37,7 +37,10 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
 
 
 def write_statistics(
-    out: Path, training: np.ndarray, everything: np.ndarray, expected: Mapping[str, Mapping[str, int]]
+    out: Path,
+    training: np.ndarray,
+    everything: np.ndarray,
+    expected: Mapping[str, Mapping[str, int]],
 ) -> dict[str, int]:
     """Writes statistics.json, and returns the numbers of items, samples and rejects, by index.parquet and
     rejects.parquet.
@@ -61,7 +64,10 @@ def write_statistics(
         "mean": mean.round(5).tolist(),
         "std": std.round(5).tolist(),
         "hours": round((pc.sum(index["duration"]).as_py() or 0) / 3600, 4),
-        "splits": {split: {name: [n, expected[split][name]] for name, n in splits[split].items()} for split in splits},
+        "splits": {
+            split: {name: [n, expected[split][name]] for name, n in splits[split].items()}
+            for split in splits
+        },
         "reasons": dict(reasons.most_common()),
     }
     write_json(out / "statistics.json", statistics)
@@ -81,7 +87,9 @@ def reasons_of(out: Path) -> Counter[str]:
     return Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
 
 
-def complete(outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED) -> None:
+def complete(
+    outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED
+) -> None:
     """Writes what a corpus has beside its shards and index, and adds counts and warnings to the outcome.
 
     compared: the most samples whose frames are compared between the splits. Raises InputError if too many items are
@@ -108,7 +116,9 @@ def check_rejects(source: Location, out: Path, max_reject_share: float, items: i
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
     """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3, 3)."""
-    counts = np.stack([np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)])
+    counts = np.stack(
+        [np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)]
+    )
     return np.stack([counts @ (np.arange(256) / 255) ** power for power in range(3)])
 
 

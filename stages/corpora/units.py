@@ -52,7 +52,9 @@ def part_path(name: str, kind: str, out: Path) -> Path:
     return out / "parts" / f"{name}.{kind}"
 
 
-def write_unit(name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]) -> None:
+def write_unit(
+    name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]
+) -> None:
     """Writes the parts of a unit, the record last."""
     for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
         pq.write_table(table, part_path(name, kind, out))
@@ -70,7 +72,9 @@ def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
         pq.read_metadata(part_path(name, "index.parquet", out))
         return dict(read_json(path)), pq.read_table(part_path(name, "rejects.parquet", out))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        log.warning(f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})")
+        log.warning(
+            f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})"
+        )
         forget_unit(name, out)
         return None
 
@@ -121,7 +125,10 @@ UNITS = pa.schema(
         ("sha256", pa.string()),  # of the tar; empty without a tar
         ("samples", pa.int64()),
         ("rejected", pa.int64()),
-        ("sums", pa.list_(pa.float64())),  # of the pixels of each channel: counts, sums, sums of squares
+        (
+            "sums",
+            pa.list_(pa.float64()),
+        ),  # of the pixels of each channel: counts, sums, sums of squares
     ]
 )
 
@@ -131,20 +138,31 @@ def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in sorted(record.parent for record in out.parent.glob(f"*/{RECORD}")):
-        with suppress(OSError, pa.ArrowException):  # deleted or corrupt: its units are decoded again
-            found |= {unit["key"]: (folder, unit) for unit in pq.read_table(folder / "units.parquet").to_pylist()}
+        with suppress(
+            OSError, pa.ArrowException
+        ):  # deleted or corrupt: its units are decoded again
+            found |= {
+                unit["key"]: (folder, unit)
+                for unit in pq.read_table(folder / "units.parquet").to_pylist()
+            }
     return found
 
 
-def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[dict[str, Any], pa.Table, pa.Table] | None:
+def reuse_unit(
+    key: str, name: str, ids: list[str], out: Path
+) -> tuple[dict[str, Any], pa.Table, pa.Table] | None:
     """The record of an earlier unit with this key, its index rows and its rejects; its shard is linked into `out` as
     `name`. None if no corpus has the complete unit."""
     if key not in (units := earlier_units(out)):
         return None
     folder, unit = units[key]
     try:
-        index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX)
-        rejected = pq.read_table(folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS)
+        index = pq.read_table(
+            folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX
+        )
+        rejected = pq.read_table(
+            folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS
+        )
         is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
         if not is_complete or has_transient(rejected):
             return None
@@ -156,7 +174,11 @@ def reuse_unit(key: str, name: str, ids: list[str], out: Path) -> tuple[dict[str
     except (OSError, pa.ArrowException):  # deleted or corrupt
         return None
     shards = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
-    return unit | {"name": name}, index.set_column(index.schema.get_field_index("shard"), "shard", shards), rejected
+    return (
+        unit | {"name": name},
+        index.set_column(index.schema.get_field_index("shard"), "shard", shards),
+        rejected,
+    )
 
 
 def has_transient(rejected: pa.Table) -> bool:

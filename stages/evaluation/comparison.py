@@ -14,7 +14,9 @@ from alpro.stages.evaluation.statistics import PairedDifference, paired_differen
 
 SCORES = "scores.parquet"  # the value of every score of results.json for each of its queries
 SCORE_COLUMNS = ["score", "id", "text", "value"]
-Values = dict[tuple[str, str, int], float]  # of queries: the id of the video, the text, and its number among equal ones
+Values = dict[
+    tuple[str, str, int], float
+]  # of queries: the id of the video, the text, and its number among equal ones
 
 
 class Comparison(NamedTuple):
@@ -34,19 +36,26 @@ def compare(a: Path, b: Path) -> Comparison:
     same queries in both: then the test sets differ.
     """
     first, second = values_of(a), values_of(b)
-    rows = [row for row in read_json(a / "results.json") if row["name"] in first.keys() & second.keys()]
+    rows = [
+        row for row in read_json(a / "results.json") if row["name"] in first.keys() & second.keys()
+    ]
     scores, other_queries = [], {}
     for row in rows:
         ours, theirs = first[row["name"]], second[row["name"]]
         if ours.keys() == theirs.keys():
             videos = np.array([video for video, _, _ in ours], object)
-            values = np.array([ours[query] for query in ours]), np.array([theirs[query] for query in ours])
+            values = (
+                np.array([ours[query] for query in ours]),
+                np.array([theirs[query] for query in ours]),
+            )
             scores.append((row, paired_difference(*values, videos, row["statistic"])))
         else:
             other_queries[row["name"]] = len(ours), len(theirs), len(ours.keys() & theirs.keys())
     names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
     if not rows:
-        raise InputError(f"{names} have no score in common; compare two artifacts of the same stage")
+        raise InputError(
+            f"{names} have no score in common; compare two artifacts of the same stage"
+        )
     if not scores:
         name, (of_a, of_b, shared) = next(iter(other_queries.items()))
         raise InputError(

@@ -70,18 +70,31 @@ def order_of(control: ControlName, seed: int) -> Reorder:
     return Shuffle(seed) if control == "shuffled" else lambda frames: frames[::-1]
 
 
-def add_retrieval_control(results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery) -> None:
+def add_retrieval_control(
+    results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery
+) -> None:
     """Adds text-to-video retrieval by similarity under a control, which is not text_only."""
     single = control == "single_frame"
-    scores = best_single_frame(model, gallery) if single else model.similarity(gallery, order_of(control, seed))
-    what, protocol = f"control: {CONTROLS[control].label} by similarity", model.protocol(by_similarity=True)
-    add_retrieval(results, what, f"retrieval_{control}_vtc", scores, gallery.labels, ("t2v",), protocol)
+    scores = (
+        best_single_frame(model, gallery)
+        if single
+        else model.similarity(gallery, order_of(control, seed))
+    )
+    what, protocol = (
+        f"control: {CONTROLS[control].label} by similarity",
+        model.protocol(by_similarity=True),
+    )
+    add_retrieval(
+        results, what, f"retrieval_{control}_vtc", scores, gallery.labels, ("t2v",), protocol
+    )
 
 
 def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
     """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of Buch et al., 2022,
     with the frame chosen for each pair by its score)."""
-    return np.maximum.reduce([model.similarity(gallery, still(place)) for place in range(model.frames)])
+    return np.maximum.reduce(
+        [model.similarity(gallery, still(place)) for place in range(model.frames)]
+    )
 
 
 def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:
@@ -93,6 +106,8 @@ def answer_under(control: ControlName, seed: int, model: Scorer, questions: Ques
     if control == "text_only":
         return model.answer(questions, blank=True)
     if control == "single_frame":
-        frames = (model.answer(questions, still(place)).log_softmax(1) for place in range(model.frames))
+        frames = (
+            model.answer(questions, still(place)).log_softmax(1) for place in range(model.frames)
+        )
         return torch.stack([*frames]).amax(0)
     return model.answer(questions, order_of(control, seed))

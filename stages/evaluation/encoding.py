@@ -75,7 +75,11 @@ def model_folder(folder: Path) -> Path:
 def width_of(folder: Path) -> int:
     """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts as wide."""
     file = model_folder(folder) / "config.json"
-    return read_json(file).get("model", {}).get("video", {}).get("width", WIDE) if file.is_file() else 0
+    return (
+        read_json(file).get("model", {}).get("video", {}).get("width", WIDE)
+        if file.is_file()
+        else 0
+    )
 
 
 def float32(device: torch.device) -> AbstractContextManager:
@@ -90,7 +94,9 @@ def similarities(texts: Tensor, videos: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256) -> Texts:
+def encode_texts(
+    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
+) -> Texts:
     """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many texts use
     `embed_texts`."""
     device = next(model.parameters()).device
@@ -107,15 +113,23 @@ def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], len
 
 
 @torch.no_grad()
-def embed_texts(model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256) -> Tensor:
+def embed_texts(
+    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
+) -> Tensor:
     """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
     parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
-    return torch.cat([encode_texts(model, tokenizer, part, length, batch).features for part in parts])
+    return torch.cat(
+        [encode_texts(model, tokenizer, part, length, batch).features for part in parts]
+    )
 
 
 @torch.no_grad()
 def encode_videos(
-    encoder: NormalizedModel, reader: ShardReader, numbers: list[int], batch: int = 32, reorder: Reorder | None = None
+    encoder: NormalizedModel,
+    reader: ShardReader,
+    numbers: list[int],
+    batch: int = 32,
+    reorder: Reorder | None = None,
 ) -> Videos:
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
@@ -128,9 +142,15 @@ def encode_videos(
     if reorder:
         chosen = [reorder(frames) for frames in chosen]
     tokens = torch.zeros(len(numbers), 1, config.width, device=device)
-    own = [slice(start, start + batch) for i, start in enumerate(range(0, len(numbers), batch)) if is_own(i)]
+    own = [
+        slice(start, start + batch)
+        for i, start in enumerate(range(0, len(numbers), batch))
+        if is_own(i)
+    ]
     parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
-    samples = ((n, some) for part in parts for n, some in zip(numbers[part], chosen[part], strict=True))
+    samples = (
+        (n, some) for part in parts for n, some in zip(numbers[part], chosen[part], strict=True)
+    )
     decoded = map_ahead(lambda sample: sample_frames(reader[sample[0]], config, sample[1]), samples)
     for part in parts:
         encoded = encoder.model.encode_video(encoder.pixels_of(islice(decoded, len(numbers[part]))))
@@ -143,7 +163,9 @@ def encode_videos(
         return Videos(tokens, encoder.model.project_video(tokens).float())
 
 
-def sample_frames(sample: Sample, config: VideoConfig, chosen: list[int] | None = None) -> np.ndarray:
+def sample_frames(
+    sample: Sample, config: VideoConfig, chosen: list[int] | None = None
+) -> np.ndarray:
     """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of `config.frames` segments.
 
     Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
@@ -162,7 +184,12 @@ CPU_VALUES = 2**19  # in the activations of a batch on a CPU, about what its cac
 
 @torch.no_grad()
 def score(
-    model: Alpro, head: Callable[[Tensor], Tensor], texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0
+    model: Alpro,
+    head: Callable[[Tensor], Tensor],
+    texts: Texts,
+    videos: Videos,
+    pairs: np.ndarray,
+    batch: int = 0,
 ) -> Tensor:
     """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video indices.
 
@@ -187,7 +214,9 @@ def score(
                 rows = part[chosen]
                 few, place = np.unique(pairs[rows, 0], return_inverse=True)
                 text = texts.tokens[torch.from_numpy(few).to(device), : int(lengths[few[0]])]
-                of_text, of_video = (torch.from_numpy(a).to(device) for a in (place, pairs[rows, 1] - start))
+                of_text, of_video = (
+                    torch.from_numpy(a).to(device) for a in (place, pairs[rows, 1] - start)
+                )
                 fused = model.multimodal_encoder.pairs(text, of_text, tokens, qkv, of_video)
                 with float32(device):
                     output = head(fused.float())
@@ -221,7 +250,9 @@ def match_top_k(
     chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
     for direction, pairs in zip(directions, chosen, strict=True):
         axis = 1 if direction == "t2v" else 0
-        pairs.scatter_(axis, similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices, True)
+        pairs.scatter_(
+            axis, similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices, True
+        )
     matched = chosen.any(0)
     margins = torch.zeros_like(similarity)
     margins[matched] = match(model, texts, videos, matched.nonzero().numpy()).cpu()

@@ -57,16 +57,29 @@ def entities_of_clips(
     clips = known(reader, entities)
     if not clips:
         return []
-    best = similarities(encode_videos(encoder, reader, list(clips)).features, prompts).argmax(1).tolist()
+    best = (
+        similarities(encode_videos(encoder, reader, list(clips)).features, prompts)
+        .argmax(1)
+        .tolist()
+    )
     return [Named(*clip, entities[i]) for clip, i in zip(clips.values(), best, strict=True)]
 
 
 def entities_of_crops(
-    encoder: NormalizedModel, prompts: Tensor, entities: list[str], reader: ShardReader, crops: int, batch: int = 32
+    encoder: NormalizedModel,
+    prompts: Tensor,
+    entities: list[str],
+    reader: ShardReader,
+    crops: int,
+    batch: int = 32,
 ) -> list[Named]:
     """The most likely entities of `crops` random crops of every sample with a known entity, each black outside as in
     PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
-    clips, model, device = known(reader, entities), cast(Prompter, encoder.model), encoder.mean.device
+    clips, model, device = (
+        known(reader, entities),
+        cast(Prompter, encoder.model),
+        encoder.mean.device,
+    )
     config, rng = model.config.video, np.random.default_rng([0, 59])
     found, numbers = [], list(clips)
     for start in range(0, len(numbers), batch):
@@ -75,9 +88,13 @@ def entities_of_crops(
         pixels = encoder.pixels_of(sample_frames(sample, config) for sample in samples)
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in some]
-            labels = model.pseudo_labels(pixels, torch.tensor(boxes, device=device), prompts, encoder.black)
+            labels = model.pseudo_labels(
+                pixels, torch.tensor(boxes, device=device), prompts, encoder.black
+            )
             values, best = (part.tolist() for part in labels.max(dim=1))
-            for sample, n, box, i, probability in zip(samples, some, boxes, best, values, strict=True):
+            for sample, n, box, i, probability in zip(
+                samples, some, boxes, best, values, strict=True
+            ):
                 shown = entities_in_crop(sample.about, clips[n][2], box, config.grid)
                 found.append(Named(*clips[n][:2], shown, entities[i], probability, box))
     return found
@@ -108,17 +125,31 @@ def add_crops(results: Results, crops: list[Named], entities: list[str], thresho
     some_of = ((CROP_ACCURACY, shows), (KEPT_CROP_ACCURACY, kept), (SURE_CROP_ACCURACY, sure))
     for metric, some in some_of:
         if some.any():
-            chance = best_constant([crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities)
-            results.add(Score(metric, right[some] * 100.0, chance, queries.select(some)), CROPS, "entity_crops")
+            chance = best_constant(
+                [crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities
+            )
+            results.add(
+                Score(metric, right[some] * 100.0, chance, queries.select(some)),
+                CROPS,
+                "entity_crops",
+            )
     results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), CROPS, "entity_crops")
     if shows.any():
-        results.add(Score(SURE_CROPS, sure[shows] * 100.0, None, queries.select(shows)), CROPS, "entity_crops")
+        results.add(
+            Score(SURE_CROPS, sure[shows] * 100.0, None, queries.select(shows)),
+            CROPS,
+            "entity_crops",
+        )
         bins = calibration(probability[shows], right[shows])
-        error = 100 * sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / shows.sum()
+        error = (
+            100 * sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / shows.sum()
+        )
         results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, int(shows.sum()))
     columns = ("id", "box", "named", "probability", "truth", "right")
     rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
-    results.table("entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)])
+    results.table(
+        "entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)]
+    )
 
 
 def calibration(probability: np.ndarray, right: np.ndarray) -> list[tuple[int, float, float]]:
@@ -126,7 +157,11 @@ def calibration(probability: np.ndarray, right: np.ndarray) -> list[tuple[int, f
     has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
     place = np.minimum((probability * BINS).astype(int), BINS - 1)
     some_of = [place == number for number in range(BINS)]
-    return [(int(s.sum()), float(probability[s].mean()), float(right[s].mean())) for s in some_of if s.any()]
+    return [
+        (int(s.sum()), float(probability[s].mean()), float(right[s].mean()))
+        for s in some_of
+        if s.any()
+    ]
 
 
 def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
@@ -141,7 +176,9 @@ def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: in
     start, size = np.array(box, float).reshape(2, 2) / grid
 
     def shown(name: str) -> float:
-        squares = np.array(places.get(name, []), float).reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
+        squares = (
+            np.array(places.get(name, []), float).reshape(-1, 2, 2).clip(0, 1)
+        )  # (T, corner, x or y)
         inside = np.minimum(squares[:, 1], start + size) - np.maximum(squares[:, 0], start)
         whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
         return float(inside.clip(0).prod(axis=1).sum() / max(whole.sum(), 1e-9))
@@ -153,7 +190,11 @@ def known(reader: ShardReader, entities: list[str]) -> dict[int, tuple[str, str,
     """The id, the captions and the known entities of each sample that has some, by its number."""
     rows = ((n, reader[n].about) for n in range(len(reader)))
     truths = ((n, about, true_entities(about, entities)) for n, about in rows)
-    return {n: (about["id"], CAPTIONS.join(about["captions"]), truth) for n, about, truth in truths if truth}
+    return {
+        n: (about["id"], CAPTIONS.join(about["captions"]), truth)
+        for n, about, truth in truths
+        if truth
+    }
 
 
 def best_constant(truths: list[list[str]], entities: list[str]) -> float:

@@ -27,7 +27,9 @@ class Labels:
         if direction == "t2v":
             return Queries(ids[self.relevant.argmax(1)], texts)
         own = self.relevant.any(0)
-        return Queries.of(ids[own].tolist(), [CAPTIONS.join(texts[right]) for right in self.relevant.T[own]])
+        return Queries.of(
+            ids[own].tolist(), [CAPTIONS.join(texts[right]) for right in self.relevant.T[own]]
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ class Gallery:
         ids, items = (reader.column(name).to_pylist() for name in ("id", cls.column))
         numbers = [n for n, some in enumerate(items) if some]
         video = np.repeat(np.arange(len(numbers)), np.array([len(items[n]) for n in numbers], int))
-        return cls(reader, numbers, [ids[n] for n in numbers], [item for n in numbers for item in items[n]], video)
+        return cls(
+            reader,
+            numbers,
+            [ids[n] for n in numbers],
+            [item for n in numbers for item in items[n]],
+            video,
+        )
 
     @cached_property
     def texts(self) -> list[str]:
@@ -71,10 +79,14 @@ class Gallery:
     def between(self, start: int, stop: int, texts: int = 0) -> Self:
         """The videos [start, stop) with the first `texts` texts of each; 0: all."""
         video, some = self.video_of_text, slice(start, stop)
-        place = np.arange(len(video)) - np.searchsorted(video, video)  # of a text among those of its video
+        place = np.arange(len(video)) - np.searchsorted(
+            video, video
+        )  # of a text among those of its video
         kept = np.flatnonzero((video >= start) & (video < stop) & (place < (texts or len(video))))
         items, video = [self.items[i] for i in kept], video[kept] - start
-        return replace(self, numbers=self.numbers[some], ids=self.ids[some], items=items, video_of_text=video)
+        return replace(
+            self, numbers=self.numbers[some], ids=self.ids[some], items=items, video_of_text=video
+        )
 
 
 class Questions(Gallery):

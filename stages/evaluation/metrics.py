@@ -108,7 +108,9 @@ class Score(NamedTuple):
 
 
 RECALLS = {k: Metric(f"R{k}", f"R@{k}", "retrieval") for k in (1, 5, 10)}
-MEDIAN_RANK = Metric("MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median")
+MEDIAN_RANK = Metric(
+    "MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median"
+)
 RETRIEVAL = (*RECALLS.values(), MEDIAN_RANK)
 # Part of the version of the stages that write results.json, so that another metric makes them run again.
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL)
@@ -118,9 +120,13 @@ ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best co
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
-SURE_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_sure", label="of these, labels with p >= 0.6")
+SURE_CROP_ACCURACY = replace(
+    ENTITY_ACCURACY, key="acc_sure", label="of these, labels with p >= 0.6"
+)
 SURE_CROPS = replace(ENTITY_ACCURACY, key="sure", label="share of labels with p >= 0.6")
-CALIBRATION_ERROR = Metric("ece", "expected calibration error", "entities", higher_is_better=False, baseline="")
+CALIBRATION_ERROR = Metric(
+    "ece", "expected calibration error", "entities", higher_is_better=False, baseline=""
+)
 
 
 def accuracy_of(kind: str) -> Metric:
@@ -132,7 +138,9 @@ def contrast_of(pair: tuple[str, str]) -> Metric:
     return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
-def by_direction(scores: np.ndarray, relevant: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def by_direction(
+    scores: np.ndarray, relevant: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The scores and the right items, both (Q, G), of the queries of each direction: of texts (t2v), and of the videos
     that have a text (v2t). NaN becomes the lowest score.
 
@@ -157,7 +165,11 @@ def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, flo
 
 def mean_recall(metrics: dict[str, float]) -> float:
     """The mean of the recalls of both directions, for model selection."""
-    return float(np.mean([metrics[f"{way}/{recall.key}"] for way in DIRECTIONS for recall in RECALLS.values()]))
+    return float(
+        np.mean(
+            [metrics[f"{way}/{recall.key}"] for way in DIRECTIONS for recall in RECALLS.values()]
+        )
+    )
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
@@ -184,7 +196,9 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries
         precision.append((np.arange(1, len(own) + 1) / (better + (tied + 1) / 2)).mean())
         others = (len(own) - 1) / max(1, gallery - 1)  # probability that another item is right, too
         chance.append((others * (gallery - harmonic) + harmonic) / gallery)
-    return Score(MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries)
+    return Score(
+        MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries
+    )
 
 
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:

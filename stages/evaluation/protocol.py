@@ -20,17 +20,28 @@ class EvaluationConfig(StageConfig):
 
     retrieval: str = Field("", description="corpus for retrieval; empty: none")
     qa: str = Field("", description="corpus for question answering; empty: none")
-    split: Literal["validation", "test"] = Field("test", description="split to evaluate; validation for choices")
-    top_k: int = Field(0, ge=0, description=TOP_K)
-    min_decoded_share: float = Field(0.99, ge=0, le=1, description="minimum fraction of decoded items of the split")
-    frames: int = Field(0, ge=0, description="frames of a clip in retrieval; 0: as in training")
-    max_text_tokens: int = Field(0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training")
-    exclude_overlap: bool = Field(
-        True, description="exclude items that share a caption or similar frames with a training item (overlap.parquet)"
+    split: Literal["validation", "test"] = Field(
+        "test", description="split to evaluate; validation for choices"
     )
-    mixed_precision: bool = Field(True, description="encoders in bfloat16 where training would use it")
+    top_k: int = Field(0, ge=0, description=TOP_K)
+    min_decoded_share: float = Field(
+        0.99, ge=0, le=1, description="minimum fraction of decoded items of the split"
+    )
+    frames: int = Field(0, ge=0, description="frames of a clip in retrieval; 0: as in training")
+    max_text_tokens: int = Field(
+        0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training"
+    )
+    exclude_overlap: bool = Field(
+        True,
+        description="exclude items that share a caption or similar frames with a training item (overlap.parquet)",
+    )
+    mixed_precision: bool = Field(
+        True, description="encoders in bfloat16 where training would use it"
+    )
     entity_crops: int = Field(
-        0, ge=0, description="random crops of each clip for scores of the prompter; 0: whole clips only"
+        0,
+        ge=0,
+        description="random crops of each clip for scores of the prompter; 0: whole clips only",
     )
 
     @property
@@ -60,10 +71,18 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
         if evaluated != name:
             continue
-        if not any(ShardReader(folder, config.split, exclude=excluded(config, folder)).column(column).to_pylist()):
+        if not any(
+            ShardReader(folder, config.split, exclude=excluded(config, folder))
+            .column(column)
+            .to_pylist()
+        ):
             shared = len(excluded(config, folder))
             condition = " that is not also in training" if shared else ""
-            keep = f", set evaluate.exclude_overlap = false to keep the {shared} that are" if shared else ""
+            keep = (
+                f", set evaluate.exclude_overlap = false to keep the {shared} that are"
+                if shared
+                else ""
+            )
             raise InputError(
                 f"{name}: no {config.split} item{condition} has {column}; assign some in the column split, raise "
                 f"corpora.{name}.{config.split}{keep}, or set evaluate.{TASKS[column]} to an empty string"

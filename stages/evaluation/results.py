@@ -56,23 +56,40 @@ class Results:
         for name in config.corpora:
             for column, decoded, annotated in check_items(config, name, inputs[name]):
                 if decoded < annotated:
-                    results.add_share("decoded", column, f"{column} of {name}", f"decoded/{name}", decoded, annotated)
+                    results.add_share(
+                        "decoded",
+                        column,
+                        f"{column} of {name}",
+                        f"decoded/{name}",
+                        decoded,
+                        annotated,
+                    )
             if shared := len(also_in_training(inputs[name], config.split)):
                 items = len(ShardReader(inputs[name], config.split))
                 table = "left_out" if config.exclude_overlap else "also_in_training"
                 results.add_share(table, name, f"items of {name}", table, shared, items)
         return results
 
-    def add(self, score: Score, what: str, name: str, direction: str = "", protocol: str = "") -> None:
+    def add(
+        self, score: Score, what: str, name: str, direction: str = "", protocol: str = ""
+    ) -> None:
         """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its queries to
         scores.parquet."""
         metric, queries = score.metric, score.queries
         interval = bootstrap_interval(score.values, queries.ids, metric.statistic)
         name = "/".join(part for part in (name, direction, metric.key) if part)
-        row = self._row(metric, name, (what, direction, protocol), score.value, score.items, score.chance)
+        row = self._row(
+            metric, name, (what, direction, protocol), score.value, score.items, score.chance
+        )
         row["low"], row["high"] = interval or (None, None)
-        row["videos"], row["independent_videos"] = len(set(queries.ids)), independent_videos(queries.ids)
-        columns = (pa.array(column, pa.string()).dictionary_encode() for column in (queries.ids, queries.texts))
+        row["videos"], row["independent_videos"] = (
+            len(set(queries.ids)),
+            independent_videos(queries.ids),
+        )
+        columns = (
+            pa.array(column, pa.string()).dictionary_encode()
+            for column in (queries.ids, queries.texts)
+        )
         names = pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name])
         values = pa.array(score.values, pa.float64())
         self.queries.append(pa.Table.from_arrays([names, *columns, values], SCORE_COLUMNS))
@@ -87,14 +104,30 @@ class Results:
         self._row(metric, f"{name}/{key}", (what, "", ""), 100 * part / items, items, None)
 
     def _row(
-        self, metric: Metric, name: str, how: tuple[str, str, str], value: float, items: int, chance: float | None
+        self,
+        metric: Metric,
+        name: str,
+        how: tuple[str, str, str],
+        value: float,
+        items: int,
+        chance: float | None,
     ) -> dict[str, Any]:
         """Adds a row without an interval. how: what was evaluated, the direction and the protocol."""
         what, direction, protocol = how
         row: dict[str, Any] = {"name": name, "table": metric.table}
         row |= {"what": what, "direction": direction, "protocol": protocol}
-        row |= {"metric": metric.label, "value": value, "low": None, "high": None, "unit": metric.unit}
-        row |= {"higher_is_better": metric.higher_is_better, "statistic": metric.statistic, "items": items}
+        row |= {
+            "metric": metric.label,
+            "value": value,
+            "low": None,
+            "high": None,
+            "unit": metric.unit,
+        }
+        row |= {
+            "higher_is_better": metric.higher_is_better,
+            "statistic": metric.statistic,
+            "items": items,
+        }
         self.rows.append(row | {"chance": chance, "baseline": metric.baseline})
         self.metrics[f"{self.split}/{name}"] = value
         return self.rows[-1]
@@ -108,7 +141,9 @@ class Results:
         write_json(self.out / "results.json", self.rows)
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
-        return Outcome({row["name"]: row["items"] for row in self.rows}, self.metrics, precision=self.precision)
+        return Outcome(
+            {row["name"]: row["items"] for row in self.rows}, self.metrics, precision=self.precision
+        )
 
 
 @contextmanager
@@ -117,7 +152,10 @@ def evaluating(
 ) -> Iterator[tuple[Results, torch.device]]:
     """The results of an evaluation and this process's device, in the precision of the configuration. Several processes
     share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
-    with init_distributed(resources) as world, nullcontext(str(out)) if world.main else TemporaryDirectory() as folder:
+    with (
+        init_distributed(resources) as world,
+        nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
+    ):
         width = max(width_of(folder) for folder in inputs.values())
         dtype = precision(width, world.device, config.mixed_precision)
         results = Results.of(config, inputs, Path(folder))

@@ -54,7 +54,9 @@ class Scorer:
         if config.frames:
             loaded.model.set_frames(config.frames)
         length = config.max_text_tokens or loaded.preprocessing.max_text_tokens
-        return cls(loaded.normalized(device), loaded.tokenizer, length, config.top_k, loaded.answers)
+        return cls(
+            loaded.normalized(device), loaded.tokenizer, length, config.top_k, loaded.answers
+        )
 
     @property
     def frames(self) -> int:
@@ -72,12 +74,18 @@ class Scorer:
         texts = encode_texts(self.encoder.model, self.tokenizer, gallery.texts, self.length)
         return texts, encode_videos(self.encoder, gallery.reader, gallery.numbers, reorder=reorder)
 
-    def score(self, gallery: Gallery, reorder: Reorder | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def score(
+        self, gallery: Gallery, reorder: Reorder | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The scores of a gallery, as of `by_direction`: by matching (VTM), of all pairs (texts, videos) or for each
         direction (2, texts, videos); and by similarity (VTC)."""
         model = cast(Alpro, self.encoder.model)
         texts, videos = self.encode(gallery, reorder)
-        scores = match_top_k(model, texts, videos, self.top_k) if self.top_k else match_all(model, texts, videos)
+        scores = (
+            match_top_k(model, texts, videos, self.top_k)
+            if self.top_k
+            else match_all(model, texts, videos)
+        )
         return scores, similarities(texts.features, videos.features).cpu().numpy()
 
     def similarity(self, gallery: Gallery, reorder: Reorder) -> np.ndarray:
@@ -86,7 +94,9 @@ class Scorer:
         return similarities(texts.features, videos.features).cpu().numpy()
 
     @torch.no_grad()
-    def answer(self, questions: Questions, reorder: Reorder | None = None, blank: bool = False) -> Tensor:
+    def answer(
+        self, questions: Questions, reorder: Reorder | None = None, blank: bool = False
+    ) -> Tensor:
         """Logits of the answer head (questions, answers), on the CPU.
 
         The device holds the tokens of VIDEOS videos and one batch of questions at a time. blank: instead of a video, a
@@ -101,9 +111,13 @@ class Scorer:
                 if blank:
                     videos = self._blank(len(some.numbers))
                 else:
-                    videos = encode_videos(self.encoder, some.reader, some.numbers, max(1, 32 // world_size()), reorder)
+                    videos = encode_videos(
+                        self.encoder, some.reader, some.numbers, max(1, 32 // world_size()), reorder
+                    )
                 for first in range(0, len(some.texts), QUESTIONS):
-                    texts = encode_texts(model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length)
+                    texts = encode_texts(
+                        model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length
+                    )
                     of_video = some.video_of_text[first : first + QUESTIONS]
                     pairs = np.stack([np.arange(len(of_video)), of_video], axis=1)
                     parts.append(score(model, model.qa_head, texts, videos, pairs).cpu())

@@ -23,13 +23,20 @@ from alpro.stages.evaluation.scorer import Scorer
 
 
 def add_rankers(
-    results: Results, what: str, name: str, model: Scorer, labels: Labels, scored: tuple[np.ndarray, np.ndarray]
+    results: Results,
+    what: str,
+    name: str,
+    model: Scorer,
+    labels: Labels,
+    scored: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as `name`. scored: by
     matching and by similarity, as of `Scorer.score`."""
     matching, similarity = scored
     by_similarity = model.protocol(by_similarity=True)
-    add_retrieval(results, f"{what} by similarity", f"{name}_vtc", similarity, labels, protocol=by_similarity)
+    add_retrieval(
+        results, f"{what} by similarity", f"{name}_vtc", similarity, labels, protocol=by_similarity
+    )
     add_retrieval(results, f"{what} by matching", name, matching, labels, protocol=model.protocol())
 
 
@@ -84,15 +91,23 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
     baseline = majority_baseline(trained, asked)
     for score in accuracy_scores(predicted, baseline, asked, video_ids):
         results.add(score, what, name)
-    truth, queries = np.array([question["answer"] for question in asked], object), queries_of(asked, video_ids)
+    truth, queries = (
+        np.array([question["answer"] for question in asked], object),
+        queries_of(asked, video_ids),
+    )
     for pair in contrasts:
         some = np.isin(truth, pair)
         if some.any() and all(answer in answers for answer in pair):
             two = logits[some][:, [answers.index(answer) for answer in pair]].argmax(1).numpy()
             right = np.array(pair, object)[two] == truth[some]
-            results.add(Score(contrast_of(pair), right * 100.0, 50.0, queries.select(some)), what, name)
+            results.add(
+                Score(contrast_of(pair), right * 100.0, 50.0, queries.select(some)), what, name
+            )
     columns = zip(video_ids, asked, predicted, logits.softmax(1).amax(1).tolist(), strict=True)
-    rows = [{"id": id, **question, "predicted": best, "probability": p} for id, question, best, p in columns]
+    rows = [
+        {"id": id, **question, "predicted": best, "probability": p}
+        for id, question, best, p in columns
+    ]
     results.table(name, [row | {"right": row["predicted"] == row["answer"]} for row in rows])
 
 
@@ -104,7 +119,9 @@ def accuracy_scores(
     predicted: list[str], baseline: list[str], asked: list[Question], video_ids: list[str]
 ) -> list[Score]:
     """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as chance level."""
-    truth, types = (np.array([question[key] for question in asked], object) for key in ("answer", "type"))
+    truth, types = (
+        np.array([question[key] for question in asked], object) for key in ("answer", "type")
+    )
     right, guessed = (np.array(answers, object) == truth for answers in (predicted, baseline))
     metrics = [(ACCURACY, np.ones(len(asked), bool))]
     metrics += [(accuracy_of(kind), types == kind) for kind in sorted(set(types))]

@@ -45,7 +45,9 @@ def value_of(values: np.ndarray, statistic: Statistic) -> float:
     return float(np.median(values) if statistic == "median" else np.mean(values))
 
 
-def bootstrap_interval(values: np.ndarray, videos: np.ndarray, statistic: Statistic) -> tuple[float, float] | None:
+def bootstrap_interval(
+    values: np.ndarray, videos: np.ndarray, statistic: Statistic
+) -> tuple[float, float] | None:
     """The 95 % percentile interval of the score of values (Q,) of queries; videos (Q,): the id of each one's video.
 
     None for fewer than two videos, and if all values are equal: resampling says nothing then.
@@ -53,12 +55,16 @@ def bootstrap_interval(values: np.ndarray, videos: np.ndarray, statistic: Statis
     number, video = numbered(videos)
     if number < 2 or (values == values[0]).all():
         return None
-    scores = np.concatenate([resampled(values, video, counts, statistic) for counts in bootstrap_counts(number)])
+    scores = np.concatenate(
+        [resampled(values, video, counts, statistic) for counts in bootstrap_counts(number)]
+    )
     low, high = np.quantile(scores, TAILS)
     return float(low), float(high)
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray, statistic: Statistic) -> PairedDifference:
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, videos: np.ndarray, statistic: Statistic
+) -> PairedDifference:
     """Compares values a and b (Q,) of the same queries; videos (Q,): the id of each query's video.
 
     The interval is that of a paired bootstrap: both scores of a resample are over the same videos; None for fewer than
@@ -91,7 +97,9 @@ def numbered(videos: np.ndarray) -> tuple[int, np.ndarray]:
     return len(distinct), video
 
 
-def resampled(values: np.ndarray, video: np.ndarray, counts: np.ndarray, statistic: Statistic) -> np.ndarray:
+def resampled(
+    values: np.ndarray, video: np.ndarray, counts: np.ndarray, statistic: Statistic
+) -> np.ndarray:
     """The scores (R,) of values (Q,) whose video (Q,) occurs as often as counts (R, V) says.
 
     >>> resampled(np.array([0.0, 0.0, 1.0]), np.array([0, 0, 1]), np.array([[1, 1], [0, 2], [2, 0]]), "mean")
@@ -100,7 +108,9 @@ def resampled(values: np.ndarray, video: np.ndarray, counts: np.ndarray, statist
     if statistic == "median":
         return medians(values, video, counts)
     size = counts.shape[1]
-    return (counts @ np.bincount(video, values, size)) / (counts @ np.bincount(video, minlength=size))
+    return (counts @ np.bincount(video, values, size)) / (
+        counts @ np.bincount(video, minlength=size)
+    )
 
 
 def medians(values: np.ndarray, video: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -126,7 +136,11 @@ def bootstrap_counts(videos: int) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=2)  # most scores of an evaluation are of the same videos
 def drawn_counts(videos: int, part: int, size: int) -> np.ndarray:
     """A part (size, V) of the counts, as floats, which numpy multiplies faster."""
-    return np.random.default_rng([videos, part]).multinomial(videos, np.full(videos, 1 / videos), size).astype(float)
+    return (
+        np.random.default_rng([videos, part])
+        .multinomial(videos, np.full(videos, 1 / videos), size)
+        .astype(float)
+    )
 
 
 def exchanges(videos: int) -> Iterator[np.ndarray]:

@@ -45,7 +45,10 @@ def validate_contrast(
     Each time it prints what a search for the first texts finds, and draws it (`out`/pictures/search.png): the first
     result of a run, long before its end.
     """
-    galleries, picture = validation_galleries(encoder, inputs, config, config.validation.captions), out / PICTURE
+    galleries, picture = (
+        validation_galleries(encoder, inputs, config, config.validation.captions),
+        out / PICTURE,
+    )
     if not galleries:
         return None
 
@@ -56,7 +59,9 @@ def validate_contrast(
         for text in searches:
             best = int(similarity[text].argmax())
             caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
-            log.info(f'search "{gallery.texts[text]:.100}": found {gallery.ids[best]}, "{caption:.100}"')
+            log.info(
+                f'search "{gallery.texts[text]:.100}": found {gallery.ids[best]}, "{caption:.100}"'
+            )
         if searches:
             draw_searches(gallery, similarity, searches, picture)
             log.info(f"the best four: {picture}")
@@ -67,7 +72,11 @@ def validate_contrast(
 
 
 def validate_pretraining(
-    objective: PretrainObjective, inputs: Inputs, tokenizer: Tokenizer, config: EncoderConfig, out: Path
+    objective: PretrainObjective,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    config: EncoderConfig,
+    out: Path,
 ) -> Validate | None:
     """Validates retrieval by similarity, as `validate_contrast`, and PEM where it is trained."""
     if "pem" not in objective.losses:
@@ -78,7 +87,11 @@ def validate_pretraining(
 
 @torch.no_grad()
 def pem_scores(
-    objective: PretrainObjective, tokenizer: Tokenizer, length: int, gallery: Gallery, batch: int = 32
+    objective: PretrainObjective,
+    tokenizer: Tokenizer,
+    length: int,
+    gallery: Gallery,
+    batch: int = 32,
 ) -> dict[str, float]:
     """PEM on one random crop of each clip of a gallery, drawn with a fixed seed, with the first caption of the clip.
 
@@ -92,17 +105,24 @@ def pem_scores(
         places = [place for place, number in enumerate(gallery.numbers) if kinds[number] == kind]
         for start in range(0, len(places), batch):
             some = places[start : start + batch]
-            stored = [sample_frames(gallery.reader[gallery.numbers[place]], model.config.video) for place in some]
+            stored = [
+                sample_frames(gallery.reader[gallery.numbers[place]], model.config.video)
+                for place in some
+            ]
             frames = torch.from_numpy(np.stack(stored)).to(device)
             texts = encode_texts(model, tokenizer, [gallery.texts[place] for place in some], length)
-            boxes = torch.tensor([random_box(model.config.video.grid, rng) for _ in some], device=device)
+            boxes = torch.tensor(
+                [random_box(model.config.video.grid, rng) for _ in some], device=device
+            )
             labels = objective.pseudo_labels(frames, boxes, kind)
             video = model.encode_video(objective.pixels(frames))
             fused = model.fused_patches(texts.tokens, texts.mask, video)
             logits = model.pem_logits(fused, box_mask(boxes, model.config.video.grid)).float()
             kept = kept_labels(labels, objective.threshold)
             values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())
-            sums.update({name: float(value) for name, value in values.items()} | {"kept": int(kept.sum())})
+            sums.update(
+                {name: float(value) for name, value in values.items()} | {"kept": int(kept.sum())}
+            )
     kept_count = max(1, sums["kept"])
     return {
         "validation/pem/acc": 100 * sums["pem_accuracy"] / kept_count,
@@ -125,7 +145,9 @@ def validate_retrieval(
         raise InputError(no_validation("captions"))
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        scores, similarity = Scorer(encoder, tokenizer, config.max_text_tokens, validation.top_k).score(gallery)
+        scores, similarity = Scorer(
+            encoder, tokenizer, config.max_text_tokens, validation.top_k
+        ).score(gallery)
         actual = dict[str, float]()
         for prefix, ranked in (("validation", scores), ("validation/vtc", similarity)):
             values = retrieval_metrics(ranked, gallery.labels.relevant)
@@ -137,14 +159,19 @@ def validate_retrieval(
 
 
 def validate_qa(
-    encoder: NormalizedModel, inputs: Inputs, tokenizer: Tokenizer, answers: list[str], config: TrainingConfig
+    encoder: NormalizedModel,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    answers: list[str],
+    config: TrainingConfig,
 ) -> tuple[Validate, str]:
     """Validates the accuracy of the most likely answer; also returns the metric for model selection.
 
     Raises InputError if no corpus has validation questions.
     """
     questions = {
-        name: Questions.of(inputs[name], "validation").first(config.validation.videos) for name in config.corpora
+        name: Questions.of(inputs[name], "validation").first(config.validation.videos)
+        for name in config.corpora
     }
     parts = readable(encoder, questions)
     if not parts:
@@ -164,7 +191,10 @@ def validation_galleries(
 ) -> dict[str, Gallery]:
     """The validation galleries by corpus, for corpora with validation captions."""
     galleries = {name: Gallery.of(inputs[name], "validation") for name in config.corpora}
-    galleries = {name: gallery.first(config.validation.videos, captions) for name, gallery in galleries.items()}
+    galleries = {
+        name: gallery.first(config.validation.videos, captions)
+        for name, gallery in galleries.items()
+    }
     return readable(encoder, galleries)
 
 
@@ -177,14 +207,21 @@ def readable(encoder: NormalizedModel, parts: dict[str, Items]) -> dict[str, Ite
     return parts
 
 
-def averaged(parts: dict[str, Items], metrics: Callable[[Items], dict[str, float]]) -> dict[str, float]:
+def averaged(
+    parts: dict[str, Items], metrics: Callable[[Items], dict[str, float]]
+) -> dict[str, float]:
     """The metrics averaged over corpora; for several corpora also those of each as `<metric>/of/<corpus>`."""
     by_corpus = {name: metrics(part) for name, part in parts.items()}
     names = dict.fromkeys(name for values in by_corpus.values() for name in values)
-    means = {name: float(np.mean([values[name] for values in by_corpus.values() if name in values])) for name in names}
+    means = {
+        name: float(np.mean([values[name] for values in by_corpus.values() if name in values]))
+        for name in names
+    }
     if len(by_corpus) > 1:
         means |= {
-            f"{name}/of/{corpus}": value for corpus, values in by_corpus.items() for name, value in values.items()
+            f"{name}/of/{corpus}": value
+            for corpus, values in by_corpus.items()
+            for name, value in values.items()
         }
     return means
 

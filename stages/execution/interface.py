@@ -18,7 +18,9 @@ from alpro.errors import InputError
 from alpro.stages.execution.lifecycle import signal_group
 
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
-EXIT_INTERRUPTED = 75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
+EXIT_INTERRUPTED = (
+    75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
+)
 
 
 class StageFailed(Exception):
@@ -58,23 +60,37 @@ class Resources(StageConfig):
     """How work is distributed and where it runs. It is not part of fingerprints: results change only by dropout,
     stochastic depth and rounding."""
 
-    workers: int = Field(0, ge=0, description="processes that decode and load data; 0: one per core")
+    workers: int = Field(
+        0, ge=0, description="processes that decode and load data; 0: one per core"
+    )
     processes: int = Field(
-        1, ge=1, description="processes on this machine that share a training or an evaluation (torchrun)"
+        1,
+        ge=1,
+        description="processes on this machine that share a training or an evaluation (torchrun)",
     )
     max_stages: int = Field(
         1,
         ge=1,
         description="stages that run at the same time; on a CPU, their models share its cores, each has its own GPUs",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    checkpoint_activations: bool = Field(False, description="repeat forward passes: less memory, more time")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="repeat forward passes: less memory, more time"
+    )
     compile: bool = Field(False, description="torch.compile the encoders' layers for training")
     nodes: int = Field(1, ge=1, description="machines that train together, each with `processes`")
-    rendezvous: str = Field("", description="host:port of this machine, which the other nodes connect to")
-    rank_timeout: float = Field(600.0, gt=0, description="seconds that training processes wait for each other")
+    rendezvous: str = Field(
+        "", description="host:port of this machine, which the other nodes connect to"
+    )
+    rank_timeout: float = Field(
+        600.0, gt=0, description="seconds that training processes wait for each other"
+    )
     dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
-    checkpoint_interval: float = Field(60.0, gt=0, description="seconds between checkpoints of a training")
+    checkpoint_interval: float = Field(
+        60.0, gt=0, description="seconds between checkpoints of a training"
+    )
 
     @model_validator(mode="after")
     def _check_rendezvous(self) -> "Resources":
@@ -107,7 +123,9 @@ def require(folder: Path, name: str) -> Path:
     """The path of a required file of an artifact. Raises InputError if it is missing."""
     path = folder / name
     if not path.exists():
-        raise InputError(f"{folder}: {name} is missing; delete this folder and run again to rebuild it")
+        raise InputError(
+            f"{folder}: {name} is missing; delete this folder and run again to rebuild it"
+        )
     return path
 
 

@@ -13,7 +13,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -26,7 +32,9 @@ from alpro.stages.execution.lifecycle import end_with_parent
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
 MAX_THREADS = 16  # of a machine with many cores
-MAX_DEATHS = 50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
+MAX_DEATHS = (
+    50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
+)
 START_SECONDS = 60.0  # time for a process to start on a busy machine
 DASK_UNITS = 256  # submitted at a time: machines may join a cluster at any time
 CONNECT_SECONDS = 10
@@ -94,7 +102,9 @@ def dask_cluster(address: str) -> Iterator[Callable[..., Future]]:
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except OSError as error:
-        raise InputError(f"resources.dask = {address}: no Dask scheduler answers there ({error})") from error
+        raise InputError(
+            f"resources.dask = {address}: no Dask scheduler answers there ({error})"
+        ) from error
     # Closing the client first ends the threads. Dask's own executor fails if a worker dies while a result is fetched.
     with ThreadPoolExecutor(DASK_UNITS) as threads, client:
         yield lambda *call: threads.submit(lambda: client.submit(*call, pure=False).result())
@@ -130,7 +140,9 @@ def run_units(
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     unit, error = running.pop(future), future.exception()
-                    if isinstance(error, BrokenProcessPool) or (error and type(error).__name__ == "KilledWorker"):
+                    if isinstance(error, BrokenProcessPool) or (
+                        error and type(error).__name__ == "KilledWorker"
+                    ):
                         broken |= isinstance(error, BrokenProcessPool)
                         deaths.add(error)
                         lost.append(unit)
@@ -162,11 +174,17 @@ def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: fl
     process ends without a result, and TimeoutError after `seconds`.
     """
     call = pickle.dumps((seconds, function, arguments))
-    command = [sys.executable, "-c", "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from alpro.stages.execution.workers import subprocess_main; subprocess_main()",
+    ]
     path = os.pathsep.join(filter(None, sys.path))
     environment, timeout = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
     try:
-        process = subprocess.run(command, input=call, stdout=subprocess.PIPE, timeout=timeout, env=environment)
+        process = subprocess.run(
+            command, input=call, stdout=subprocess.PIPE, timeout=timeout, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"longer than {timeout:g} s") from None
     if process.returncode == EXIT_TIMEOUT:

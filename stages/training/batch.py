@@ -27,18 +27,28 @@ class Batch:
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
-    kept: Tensor | None = None  # (B, K) indices of the patches that are encoded, ascending; None: all
-    pseudo_labels: Tensor | None = None  # (B, M) of the crops; None: the objective asks the prompter
+    kept: Tensor | None = (
+        None  # (B, K) indices of the patches that are encoded, ascending; None: all
+    )
+    pseudo_labels: Tensor | None = (
+        None  # (B, M) of the crops; None: the objective asks the prompter
+    )
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
-    uniforms: Tensor | None = None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
+    uniforms: Tensor | None = (
+        None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
+    )
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
-    lengths: list[int] = field(default_factory=list)  # of the texts; empty if all batches have the same length
+    lengths: list[int] = field(
+        default_factory=list
+    )  # of the texts; empty if all batches have the same length
     unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each tensor."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        changed: dict[str, Any] = {
+            name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()
+        }
         return Batch(**changed)
 
     def to(self, device: torch.device) -> "Batch":
@@ -92,7 +102,12 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
 
 
 def mask_words(
-    ids: np.ndarray, special: np.ndarray, mask_id: int, vocab_size: int, probability: float, rng: np.random.Generator
+    ids: np.ndarray,
+    special: np.ndarray,
+    mask_id: int,
+    vocab_size: int,
+    probability: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT's masking: 80 % of the chosen tokens become [MASK], 10 % a random token, 10 % are unchanged.
 
@@ -124,7 +139,10 @@ def random_box(
         height, width = round(float(np.sqrt(target / ratio))), round(float(np.sqrt(target * ratio)))
         inside = 1 <= height <= grid and 1 <= width <= grid
         if inside and area[0] <= height * width / grid**2 <= area[1]:
-            top, left = int(rng.integers(0, grid - height + 1)), int(rng.integers(0, grid - width + 1))
+            top, left = (
+                int(rng.integers(0, grid - height + 1)),
+                int(rng.integers(0, grid - width + 1)),
+            )
             return left, top, width, height
     return 0, grid // 4, grid, max(1, grid // 2)
 

@@ -27,7 +27,12 @@ class Checkpoints:
         self.folder = folder
 
     def save(
-        self, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], rng: Sequence[Tensor]
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        rng: Sequence[Tensor],
     ) -> None:
         """Writes the checkpoint after `step` steps and deletes all but the newest two.
 
@@ -40,7 +45,9 @@ class Checkpoints:
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
         try:
             write_tensors(trainable(model), temporary / "model.safetensors")
-            write_tensors(optimizer_tensors(optimizer) | states, temporary / "optimizer.safetensors")
+            write_tensors(
+                optimizer_tensors(optimizer) | states, temporary / "optimizer.safetensors"
+            )
             (temporary / "state.json").write_text(json.dumps(state))
             sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "sums.json").write_text(json.dumps(sums))
@@ -55,7 +62,10 @@ class Checkpoints:
             shutil.rmtree(old)
         # Best weights are kept as long as a checkpoint refers to them.
         with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
-            referenced = {json.loads((path / "state.json").read_text()).get("best_step") for path in self.all()}
+            referenced = {
+                json.loads((path / "state.json").read_text()).get("best_step")
+                for path in self.all()
+            }
             for best in self.folder.glob("best-*.safetensors"):
                 if int(best.stem.split("-")[1]) not in referenced:
                     best.unlink()
@@ -65,7 +75,9 @@ class Checkpoints:
         folders = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
         return sorted(folders, reverse=True)
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, rank: int = 0) -> dict[str, Any] | None:
+    def restore(
+        self, model: nn.Module, optimizer: Optimizer, rank: int = 0
+    ) -> dict[str, Any] | None:
         """Loads the newest intact checkpoint and returns its state, or None.
 
         A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the random state of `rank`;
@@ -78,7 +90,9 @@ class Checkpoints:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
             log.debug(f"restoring {folder}")
-            unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
+            unexpected = model.load_state_dict(
+                load_file(folder / "model.safetensors"), strict=False
+            ).unexpected_keys
             assert not unexpected, unexpected
             tensors = load_file(folder / "optimizer.safetensors")
             rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
@@ -91,7 +105,9 @@ class Checkpoints:
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name: checkpoints do not store the frozen prompter."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -109,7 +125,9 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def random_state() -> Tensor:

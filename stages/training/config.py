@@ -22,9 +22,14 @@ class Phase(StageConfig):
     steps: int = Field(0, ge=0, description="optimizer steps; set either steps or epochs")
     epochs: float = Field(0, ge=0, description="passes over the examples")
 
-    group_batches: bool = Field(False, description="put samples of a group into one batch, as negatives of each other")
+    group_batches: bool = Field(
+        False, description="put samples of a group into one batch, as negatives of each other"
+    )
     patch_dropping: float = Field(
-        0, ge=0, lt=1, description="fraction of the patches that training drops (FLIP); not with PEM"
+        0,
+        ge=0,
+        lt=1,
+        description="fraction of the patches that training drops (FLIP); not with PEM",
     )
 
     @model_validator(mode="after")
@@ -48,14 +53,20 @@ class Validation(StageConfig):
 class ContrastValidation(Validation):
     """Validation of retrieval by similarity (VTC)."""
 
-    videos: int = Field(500, ge=0, description="validation videos per corpus, the first ones; 0: all")
-    captions: int = Field(1, ge=0, description="captions per video that are queries, the first ones; 0: all")
+    videos: int = Field(
+        500, ge=0, description="validation videos per corpus, the first ones; 0: all"
+    )
+    captions: int = Field(
+        1, ge=0, description="captions per video that are queries, the first ones; 0: all"
+    )
 
 
 class MatchingValidation(Validation):
     """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
-    captions: int = Field(0, ge=0, description="captions per video that are queries, the first ones; 0: all")
+    captions: int = Field(
+        0, ge=0, description="captions per video that are queries, the first ones; 0: all"
+    )
     top_k: int = Field(0, ge=0, description=TOP_K)
 
 
@@ -64,32 +75,47 @@ class TrainingConfig(StageConfig):
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
     seed: int = Field(0, ge=0, description="random seed")
-    batch_size: int = Field(256, ge=1, description="examples per optimizer step, over all processes")
-    accumulation_steps: int = Field(1, ge=1, description="micro-batches per step (gradient accumulation)")
+    batch_size: int = Field(
+        256, ge=1, description="examples per optimizer step, over all processes"
+    )
+    accumulation_steps: int = Field(
+        1, ge=1, description="micro-batches per step (gradient accumulation)"
+    )
     contrast: Literal["micro_batch", "batch"] = Field(
         "micro_batch",
         description="pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and "
         "needs negative_pool_size where it exists)",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up")
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up"
+    )
     min_lr_ratio: float = Field(
         0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for the matrices of transformer layers; AdamW trains the rest"
     )
-    weight_decay: float = Field(1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings")
+    weight_decay: float = Field(
+        1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings"
+    )
     max_grad_norm: float = Field(20.0, gt=0, description="maximum L2 norm of the gradient")
-    max_text_tokens: int = Field(30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]")
+    max_text_tokens: int = Field(
+        30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]"
+    )
     sampling: Literal["halves", "random"] = Field(
         "halves",
         description="random frames in order, as many from each half of the clip (halves) or from all of it (random)",
     )
     random_crop: float = Field(
-        0.875, gt=0, le=1, description="side of the random crop as a fraction of the frame; 1: no crop"
+        0.875,
+        gt=0,
+        le=1,
+        description="side of the random crop as a fraction of the frame; 1: no crop",
     )
-    repeat_images: bool = Field(True, description="an image is a clip of equal frames; false: one frame")
+    repeat_images: bool = Field(
+        True, description="an image is a clip of equal frames; false: one frame"
+    )
     augmentation: Literal["none", "official"] = Field(
         "none",
         description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
@@ -100,7 +126,9 @@ class TrainingConfig(StageConfig):
     )
     validation: Validation = Validation()
     log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
-    mixed_precision: bool = Field(True, description="bfloat16 on hardware that computes it; on a CPU from width 96")
+    mixed_precision: bool = Field(
+        True, description="bfloat16 on hardware that computes it; on a CPU from width 96"
+    )
 
     @property
     def contrasts_whole_batch(self) -> bool:

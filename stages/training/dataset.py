@@ -25,7 +25,9 @@ from alpro.stages.training.batch import Batch, collate, keep_patches, mask_words
 from alpro.stages.training.config import Phase, TrainingConfig
 
 Unit = Literal["sample", "caption", "question"]
-MAX_MEASURED = 5000  # texts of a source that are tokenized before training to count those that are cut
+MAX_MEASURED = (
+    5000  # texts of a source that are tokenized before training to count those that are cut
+)
 MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
 PREFETCH_BATCHES = 32  # batches in shared memory per training process
 
@@ -42,15 +44,23 @@ class CorpusExamples:
         self.name, self.kind = name, kind
         self.reader = ShardReader(folder, "train", kind)
         column = self.reader.column("questions" if unit == "question" else "captions")
-        texts = np.array([len(value) for value in column], np.int64) if len(self.reader) else np.zeros(0, np.int64)
+        texts = (
+            np.array([len(value) for value in column], np.int64)
+            if len(self.reader)
+            else np.zeros(0, np.int64)
+        )
         self.skipped = int((texts == 0).sum())
         if unit == "sample":
-            self.examples = np.stack([np.flatnonzero(texts), np.full((texts > 0).sum(), -1)], axis=1)
+            self.examples = np.stack(
+                [np.flatnonzero(texts), np.full((texts > 0).sum(), -1)], axis=1
+            )
         else:
             samples = np.repeat(np.arange(len(texts)), texts)
             starts = np.repeat(np.cumsum(texts) - texts, texts)
             self.examples = np.stack([samples, np.arange(len(samples)) - starts], axis=1)
-        groups = self.reader.column("group").dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        groups = (
+            self.reader.column("group").dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        )
         self.groups = groups[self.examples[:, 0]]
         self.first_video = first_video
         self._orders: dict[tuple[int, bool], np.ndarray] = {}
@@ -63,7 +73,9 @@ class CorpusExamples:
         if (epoch, grouped) not in self._orders:
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
             order = grouped_order(self.groups, rng) if grouped else rng.permutation(len(self))
-            self._orders = {k: v for k, v in self._orders.items() if k[0] == epoch - 1} | {(epoch, grouped): order}
+            self._orders = {k: v for k, v in self._orders.items() if k[0] == epoch - 1} | {
+                (epoch, grouped): order
+            }
         return self._orders[epoch, grouped]
 
     def at(self, position: int, count: int, seed: int, grouped: bool) -> list[tuple[int, int]]:
@@ -130,13 +142,20 @@ class TrainingDataset(Dataset[Batch]):
 
     def cut_texts(self) -> Iterator[str]:
         """A warning for each source with texts of more than `max_text_tokens` tokens, of which the rest is not used."""
-        limit, name = self.config.max_text_tokens, "questions" if self.of.unit == "question" else "captions"
+        limit, name = (
+            self.config.max_text_tokens,
+            "questions" if self.of.unit == "question" else "captions",
+        )
         for source in self.sources:
             # Of a large corpus, evenly spaced samples.
             rows = source.reader.column(name).take(
                 segment_starts(len(source.reader), min(len(source.reader), MAX_MEASURED))
             )
-            texts = [one["question"] if self.of.unit == "question" else one for row in rows.to_pylist() for one in row]
+            texts = [
+                one["question"] if self.of.unit == "question" else one
+                for row in rows.to_pylist()
+                for one in row
+            ]
             lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
             if cut := sum(length > limit for length in lengths):
                 yield (
@@ -152,9 +171,13 @@ class TrainingDataset(Dataset[Batch]):
             sources = [i for i, s in enumerate(self.sources) if s.name in phase.corpora]
             if not sources:
                 text = "question" if self.of.unit == "question" else "caption"
-                raise InputError(f"no training examples with a {text} in {', '.join(phase.corpora)}")
+                raise InputError(
+                    f"no training examples with a {text} in {', '.join(phase.corpora)}"
+                )
             shares = np.array([self._share(i, phase) for i in sources])
-            chosen.append(rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum()))
+            chosen.append(
+                rng.choice(sources, self.steps_of(phase, sources), p=shares / shares.sum())
+            )
         self.phase_steps = [len(steps) for steps in chosen]
         self.source_of = np.concatenate(chosen)
         self.turn = np.zeros(len(self.source_of), np.int64)
@@ -168,7 +191,9 @@ class TrainingDataset(Dataset[Batch]):
         weight = phase.weights[phase.corpora.index(name)] if phase.weights else None
         if weight is None:
             return len(self.sources[source])
-        return weight * len(self.sources[source]) / sum(len(s) for s in self.sources if s.name == name)
+        return (
+            weight * len(self.sources[source]) / sum(len(s) for s in self.sources if s.name == name)
+        )
 
     def steps_of(self, phase: Phase, sources: list[int]) -> int:
         examples = sum(len(self.sources[i]) for i in sources)
@@ -181,17 +206,27 @@ class TrainingDataset(Dataset[Batch]):
         source = self.sources[self.source_of[step]]
         size = self.config.batch_size
         phase = self.config.phases[np.searchsorted(np.cumsum(self.phase_steps), step, side="right")]
-        examples = source.at(int(self.turn[step]) * size, size, self.config.seed, phase.group_batches)
+        examples = source.at(
+            int(self.turn[step]) * size, size, self.config.seed, phase.group_batches
+        )
         # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
-        places = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank].ravel()
+        places = (
+            np.arange(size)
+            .reshape(self.config.accumulation_steps, self.ranks, -1)[:, self.rank]
+            .ravel()
+        )
         unreadable: list[str] = []
         drawn = (examples[place] for place in places)
-        items = [self.readable(source, epoch, n, phase.patch_dropping, unreadable) for epoch, n in drawn]
+        items = [
+            self.readable(source, epoch, n, phase.patch_dropping, unreadable) for epoch, n in drawn
+        ]
         length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
-    def readable(self, source: CorpusExamples, epoch: int, number: int, dropped: float, unreadable: list[str]) -> dict:
+    def readable(
+        self, source: CorpusExamples, epoch: int, number: int, dropped: float, unreadable: list[str]
+    ) -> dict:
         """The arrays of an example, or of the next readable one; then the error is added to `unreadable`.
 
         The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable samples.
@@ -209,9 +244,13 @@ class TrainingDataset(Dataset[Batch]):
             if not len(others):
                 break
             number = (number + int(others[0])) % len(source)
-        raise InputError(f"{attempt + 1} consecutive samples cannot be read, the last: {last}; check the shards")
+        raise InputError(
+            f"{attempt + 1} consecutive samples cannot be read, the last: {last}; check the shards"
+        )
 
-    def example(self, source: CorpusExamples, epoch: int, number: int, dropped: float = 0.0) -> dict:
+    def example(
+        self, source: CorpusExamples, epoch: int, number: int, dropped: float = 0.0
+    ) -> dict:
         """The arrays of an example. Its random generator is seeded by seed, epoch and example.
 
         dropped: fraction of the patches that are not encoded.
@@ -225,7 +264,9 @@ class TrainingDataset(Dataset[Batch]):
             full_text = f"{text} {question['answer']}"
         else:
             captions = sample.about["captions"]
-            full_text = text = captions[int(rng.integers(len(captions))) if text_number < 0 else text_number]
+            full_text = text = captions[
+                int(rng.integers(len(captions))) if text_number < 0 else text_number
+            ]
         frames = (self.still if source.kind == "image" else self.clip)(sample, full_text, rng)
         ids = token_ids(self.words, text, self.config.max_text_tokens)
         item = {
@@ -239,13 +280,17 @@ class TrainingDataset(Dataset[Batch]):
         if self.of.mlm_probability is not None:
             special = np.zeros(len(ids), bool)
             special[[0, -1]] = True
-            masked = mask_words(ids, special, self.words.mask_id, self.words.size, self.of.mlm_probability, rng)
+            masked = mask_words(
+                ids, special, self.words.mask_id, self.words.size, self.of.mlm_probability, rng
+            )
             item["masked"], item["labels"] = masked
             item["box"] = random_box(self.of.grid, rng)
         if self.of.crop_share:
             shows_crop = rng.random() < self.of.crop_share
             grid = self.of.grid
-            item["box"] = random_box(grid, rng, self.of.crop_area) if shows_crop else (0, 0, grid, grid)
+            item["box"] = (
+                random_box(grid, rng, self.of.crop_area) if shows_crop else (0, 0, grid, grid)
+            )
         item["uniforms"] = rng.random(2)
         if dropped:
             item["kept"] = keep_patches(self.of.grid, dropped, rng)
@@ -254,9 +299,13 @@ class TrainingDataset(Dataset[Batch]):
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
         """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes them."""
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
-        chosen = choose(len(sample), self.of.frames, rng) if len(sample) > 1 else [0] * self.of.frames
+        chosen = (
+            choose(len(sample), self.of.frames, rng) if len(sample) > 1 else [0] * self.of.frames
+        )
         frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)
-        return augment_video(frames, text, rng) if self.config.augmentation == "official" else frames
+        return (
+            augment_video(frames, text, rng) if self.config.augmentation == "official" else frames
+        )
 
     def still(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
         """An image of any aspect ratio: a still clip (T, size, size, 3) uint8, or one frame."""
@@ -265,7 +314,9 @@ class TrainingDataset(Dataset[Batch]):
             frame = augment_image(frame[0], self.of.image_size, text, rng)[None]
         else:
             frame = squash(random_crop(frame, self.config.random_crop, rng), self.of.image_size)
-        return np.broadcast_to(frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:]))
+        return np.broadcast_to(
+            frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:])
+        )
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """The batches from step `first` on, in order; on a GPU worker processes, which start at once, prefetch them."""

@@ -52,7 +52,9 @@ def pick_device(resources: Resources, local: int = 0) -> torch.device:
     if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError("resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto")
+        raise InputError(
+            "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
+        )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
@@ -89,7 +91,9 @@ class _Gather(torch.autograd.Function):
 
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     """Averages gradients over the ranks. Buffers are constants, which need no synchronization."""
-    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since PyTorch 2.13
+    new = (
+        "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    )  # since PyTorch 2.13
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     return DistributedDataParallel(module, **options)
 

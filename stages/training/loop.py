@@ -29,7 +29,13 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import World, all_reduce_max, all_reduce_sum, distributed, gather
+from alpro.stages.training.distributed import (
+    World,
+    all_reduce_max,
+    all_reduce_sum,
+    distributed,
+    gather,
+)
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -37,7 +43,9 @@ from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
 MIN_UNREADABLE = 10  # unreadable examples below which training never stops
-MIN_SAVE_INTERVAL_RATIO = 20  # minimum time between checkpoints, as a multiple of the time to write one
+MIN_SAVE_INTERVAL_RATIO = (
+    20  # minimum time between checkpoints, as a multiple of the time to write one
+)
 LOST_SECONDS = 10.0  # for a loading process that is dying to end
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 
@@ -53,7 +61,9 @@ class TrainerState:
     best_step: int = 0
     best_sum: str = ""  # checksum of the best weights
     best_metrics: dict[str, float] = field(default_factory=dict)
-    unlogged: dict[str, float] = field(default_factory=dict)  # metric sums since the last logged step
+    unlogged: dict[str, float] = field(
+        default_factory=dict
+    )  # metric sums since the last logged step
     skipped: int = 0  # non-finite steps: in total, and consecutive
     skipped_in_row: int = 0
     unreadable: int = 0  # examples that could not be read from their shards
@@ -118,7 +128,9 @@ class Run:
         self.unreadable: list[str] = []  # of this rank, since the last count
 
     def restore(self) -> TrainerState:
-        state = TrainerState(**(self.checkpoints.restore(self.objective, self.optimizer, self.world.rank) or {}))
+        state = TrainerState(
+            **(self.checkpoints.restore(self.objective, self.optimizer, self.world.rank) or {})
+        )
         newest, oldest = all_reduce_max([state.step, -state.step], self.world.device)
         if newest != -oldest:
             raise InputError(
@@ -165,11 +177,16 @@ class Run:
                         clock.start_window()
                     # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
                     if not last and (step >= next_sync or world.size == 1):
-                        interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
+                        interval = max(
+                            self.resources.checkpoint_interval,
+                            MIN_SAVE_INTERVAL_RATIO * clock.saving,
+                        )
                         started = time.monotonic()
                         flags = [bool(stopping), started - clock.last_save > interval, pace]
                         stop, save, pace = all_reduce_max(flags, world.device)
-                        next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
+                        next_sync = step + max(
+                            1, min(self.config.log_every, int(SYNC_SECONDS / pace))
+                        )
                         if stop or save:
                             self.save()
                             clock.last_save = time.monotonic()
@@ -203,7 +220,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         features, rows = None, []
         with self.autocast():
-            parts = [self.objective.labeled(part) for part in batch.split(self.config.accumulation_steps)]
+            parts = [
+                self.objective.labeled(part) for part in batch.split(self.config.accumulation_steps)
+            ]
             counts = self.objective.step_counts(parts)
             if self.config.contrasts_whole_batch:
                 features = self.objective.step_features(parts)
@@ -229,7 +248,11 @@ class Run:
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else nullcontext()
+        return (
+            self.module.no_sync()
+            if isinstance(self.module, DistributedDataParallel) and not last
+            else nullcontext()
+        )
 
     def autocast(self) -> AbstractContextManager:
         return autocast(self.dtype, self.world.device)
@@ -241,16 +264,23 @@ class Run:
 
     def log_unreadable(self, batch: Batch) -> None:
         """Logs unreadable examples, up to MAX_LOGGED."""
-        for line in batch.unreadable[: max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))]:
+        for line in batch.unreadable[
+            : max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))
+        ]:
             log.warning(f"step {self.state.step}: {line}; replaced by another example")
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
         """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there are too many."""
         new, self.unreadable = self.unreadable, []
-        self.state.unreadable += int(all_reduce_sum(torch.tensor(len(new), device=self.world.device)))
+        self.state.unreadable += int(
+            all_reduce_sum(torch.tensor(len(new), device=self.world.device))
+        )
         seen = self.state.step * self.config.batch_size
-        if self.state.unreadable >= MIN_UNREADABLE and self.state.unreadable > self.config.max_unreadable_share * seen:
+        if (
+            self.state.unreadable >= MIN_UNREADABLE
+            and self.state.unreadable > self.config.max_unreadable_share * seen
+        ):
             raise InputError(
                 f"{self.state.unreadable} of {seen} examples cannot be read, more than max_unreadable_share = "
                 f"{self.config.max_unreadable_share:g} allows{f'; the last: {new[-1]}' if new else ''}; "
@@ -272,7 +302,9 @@ class Run:
         }
         clock.start_window()
         self.file.write(self.state.step, values)
-        loss = f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
+        loss = (
+            f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
+        )
         speed = f"{values['train/samples_per_second']:.3g} samples/s"
         waited, memory = values["train/data_wait"], values["train/memory_gib"]
         return f"{loss}{speed}, waiting for data {waited:.0%}, {memory:.3g} GiB at most"
@@ -285,14 +317,22 @@ class Run:
         self.objective.train()
         self.file.write(self.state.step, values)
         if select and values[select] > self.state.best:
-            self.state.best, self.state.best_step, self.state.best_metrics = values[select], self.state.step, values
+            self.state.best, self.state.best_step, self.state.best_metrics = (
+                values[select],
+                self.state.step,
+                values,
+            )
             if self.world.main:
                 best = self.best_weights(self.state.step)
                 make_folder(best.parent)
                 with atomic_write(best) as temporary:
                     write_tensors(trainable(self.objective), temporary)
                 self.state.best_sum = checksum(best)
-        return self.state.best_metrics | {"selected_step": float(self.state.best_step)} if select else values
+        return (
+            self.state.best_metrics | {"selected_step": float(self.state.best_step)}
+            if select
+            else values
+        )
 
     def best_weights(self, step: int) -> Path:
         """The file of the weights after `step`, which were the best on validation at that time."""
@@ -310,7 +350,9 @@ class Run:
         if self.world.main:
             try:
                 self.file.sync()
-                self.checkpoints.save(self.state.step, self.objective, self.optimizer, asdict(self.state), rng)
+                self.checkpoints.save(
+                    self.state.step, self.objective, self.optimizer, asdict(self.state), rng
+                )
             except OSError as error:
                 last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)
                 log.warning(
@@ -330,7 +372,11 @@ def lost_process(processes: set[BaseProcess]) -> bool:
     The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
     replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
     """
-    return bool(wait([process.sentinel for process in processes], LOST_SECONDS)) if processes else False
+    return (
+        bool(wait([process.sentinel for process in processes], LOST_SECONDS))
+        if processes
+        else False
+    )
 
 
 def configure_layers(objective: Objective, resources: Resources) -> None:
@@ -344,7 +390,11 @@ def configure_layers(objective: Objective, resources: Resources) -> None:
     for module in objective.modules():
         if isinstance(module, TimeSformer | Layers):
             module.checkpoint_activations = resources.checkpoint_activations
-        if isinstance(module, ClipPrompter) and module.temporal and resources.checkpoint_activations:
+        if (
+            isinstance(module, ClipPrompter)
+            and module.temporal
+            and resources.checkpoint_activations
+        ):
             module.clip.gradient_checkpointing_enable({"use_reentrant": False})
         if resources.compile and isinstance(module, Block | Layer):
             module.compile(dynamic=False)
@@ -355,7 +405,8 @@ def catch_stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current step can finish."""
     received: list[int] = []
     before = {
-        s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
+        s: signal.signal(s, lambda number, frame: received.append(number))
+        for s in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield received

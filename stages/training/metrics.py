@@ -39,7 +39,9 @@ class MetricsFile:
             with open(self.path, "a") as file:
                 file.write(line)
         except OSError as error:  # for example a full disk, which may have space again later
-            with suppress(OSError):  # of the part of a line that was written, the next line would be a continuation
+            with suppress(
+                OSError
+            ):  # of the part of a line that was written, the next line would be a continuation
                 os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
@@ -74,7 +76,9 @@ class Mean:
 
     def add(self, names: tuple[str, ...], values: Tensor, counted: Tensor) -> None:
         """Adds the metrics (M,) of a step, unless `counted` (a boolean tensor) is False."""
-        assert names == self.names or self.sums is None, "all steps of a stage have the same metrics"
+        assert names == self.names or self.sums is None, (
+            "all steps of a stage have the same metrics"
+        )
         row = torch.cat([values.double(), values.new_ones(1, dtype=torch.double)])
         row = torch.where(counted, row, 0.0)
         self.names, self.sums = names, row if self.sums is None else self.sums + row
@@ -85,7 +89,11 @@ class Mean:
             return {}
         *values, count = all_reduce_sum(self.sums).tolist()
         self.sums = None
-        return {name: value / count for name, value in zip(self.names, values, strict=True)} if count else {}
+        return (
+            {name: value / count for name, value in zip(self.names, values, strict=True)}
+            if count
+            else {}
+        )
 
     def state(self) -> dict[str, float]:
         """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank 0 restores them."""
@@ -122,7 +130,9 @@ class Skipped:
         for (step, names, _), wrong in zip(pending, rows, strict=True):
             self.in_row = self.in_row + 1 if any(wrong) else 0
             if self.in_row >= limit:
-                quantities = ", ".join(name for name, ranks in zip(names, wrong, strict=True) if ranks)
+                quantities = ", ".join(
+                    name for name, ranks in zip(names, wrong, strict=True) if ranks
+                )
                 raise InputError(
                     f"{quantities} not finite in {limit} consecutive steps, the last being step {step}; "
                     "lower lr or max_grad_norm"
@@ -136,15 +146,23 @@ def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
     VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that do not. QA: ln of
     the number of answers.
     """
-    pairs = config.batch_size if config.contrasts_whole_batch else config.batch_size // config.accumulation_steps
+    pairs = (
+        config.batch_size
+        if config.contrasts_whole_batch
+        else config.batch_size // config.accumulation_steps
+    )
     matching = math.log(3) - 2 / 3 * math.log(2)
     return {"vtc": math.log(pairs), "vtm": matching, "qa": math.log(max(answers, 1))}
 
 
-def losses_at_chance(lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int) -> Iterator[str]:
+def losses_at_chance(
+    lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int
+) -> Iterator[str]:
     """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its level."""
     for name, level in chance_levels(config, answers).items():
-        values = [line[f"train/loss_{name}"] for line in lines if f"train/loss_{name}" in line][-LAST_VALUES:]
+        values = [line[f"train/loss_{name}"] for line in lines if f"train/loss_{name}" in line][
+            -LAST_VALUES:
+        ]
         if values and level and sum(values) / len(values) >= CHANCE_SHARE * level:
             yield (
                 f"loss_{name} ended at {sum(values) / len(values):.3f}; a model that has learned nothing has "

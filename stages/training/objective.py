@@ -19,7 +19,9 @@ from alpro.stages.training.dataset import Examples, Unit
 from alpro.stages.training.distributed import all_reduce_sum, gather, rank, world_size
 
 Metrics = dict[str, Tensor]
-Counts = Mapping[str, Tensor]  # by loss, the mean number of items in a micro-batch of a step, on all ranks
+Counts = Mapping[
+    str, Tensor
+]  # by loss, the mean number of items in a micro-batch of a step, on all ranks
 
 # The parts of the model that each loss trains, besides the video and text encoders, which every loss trains.
 TRAINED_BY = {
@@ -103,7 +105,9 @@ class Objective(NormalizedModel):
         rows = [self.counts(part) for part in parts]
         if not rows[0]:
             return {}
-        own = torch.stack([torch.stack([row[name] for row in rows]).sum() for name in rows[0]]).float()
+        own = torch.stack(
+            [torch.stack([row[name] for row in rows]).sum() for name in rows[0]]
+        ).float()
         means = all_reduce_sum(own).clamp(min=1) / (len(parts) * world_size())
         return dict(zip(rows[0], means.unbind(), strict=True))
 
@@ -138,7 +142,10 @@ class Objective(NormalizedModel):
         video, text = self.project(video, text)
         numbers = batch.video
         if features:
-            video, text = features.with_own(features.video, video), features.with_own(features.text, text)
+            video, text = (
+                features.with_own(features.video, video),
+                features.with_own(features.text, text),
+            )
             numbers = features.numbers.flatten()
         all_video, all_text, all_numbers = gather(video), gather(text), gather(numbers)
         temperature = self.model.clamped_temperature()
@@ -186,9 +193,13 @@ class PrompterObjective(Objective):
             pixels = crop(pixels, batch.boxes, pixels.shape[-1] // self.examples.grid, self.black)
         return self.model.encode_video(pixels, cls_only, batch.kept)
 
-    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+    ) -> tuple[Tensor, Metrics]:
         video = self.encode_video(batch, cls_only=True)
-        loss, _, _, metrics = self.contrast(batch, video, self.model.encode_text(batch.text, batch.mask), features)
+        loss, _, _, metrics = self.contrast(
+            batch, video, self.model.encode_text(batch.text, batch.mask), features
+        )
         return loss, metrics
 
 
@@ -203,7 +214,9 @@ class MatchingObjective(Objective):
     unit: Unit = "caption"
     losses: tuple[str, ...] = ("vtc", "vtm")
 
-    def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0):
+    def __init__(
+        self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0
+    ):
         super().__init__(model, mean, std)
         self.negative_pool_size = negative_pool_size
 
@@ -221,10 +234,19 @@ class MatchingObjective(Objective):
         else:
             own = slice(rank() * size, (rank() + 1) * size)
             v2t, t2v = v2t[:, own], t2v[:, own]
-        uniforms = batch.uniforms if batch.uniforms is not None else torch.rand(size, 2, device=video.device)
+        uniforms = (
+            batch.uniforms
+            if batch.uniforms is not None
+            else torch.rand(size, 2, device=video.device)
+        )
         other_videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
-        other_texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])  # valid is the same in both directions
-        pairs = [(text, batch.mask, videos[other_videos]), (texts[other_texts], masks[other_texts], video)]
+        other_texts, _ = hard_negatives(
+            v2t, excluded, uniforms[:, 1]
+        )  # valid is the same in both directions
+        pairs = [
+            (text, batch.mask, videos[other_videos]),
+            (texts[other_texts], masks[other_texts], video),
+        ]
         return pairs, valid.repeat(2)
 
     def shares_texts(self, pairs: int) -> bool:
@@ -242,13 +264,17 @@ class MatchingObjective(Objective):
         if self.shares_texts(size):
             numbers = gather(batch.video)
             columns = torch.arange(len(numbers), device=batch.video.device)
-        return (rows[:, None] // pool != columns[None] // pool) | (batch.video[:, None] == numbers[None])
+        return (rows[:, None] // pool != columns[None] // pool) | (
+            batch.video[:, None] == numbers[None]
+        )
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: B positives, and 2B negatives without the rows that have none."""
         return {"vtm": len(batch.video) + 2 * (~self.excluded(batch).all(dim=1)).sum()}
 
-    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+    ) -> tuple[Tensor, Metrics]:
         video, text = self.encode_video(batch), self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text, features)
         others, valid = self.negatives(batch, video, text, v2t, t2v)
@@ -286,7 +312,9 @@ class QaObjective(Objective):
     unit: Unit = "question"
     losses = ("qa",)
 
-    def __init__(self, model: Alpro, mean: Sequence[float], std: Sequence[float], answers: Sequence[str] = ()):
+    def __init__(
+        self, model: Alpro, mean: Sequence[float], std: Sequence[float], answers: Sequence[str] = ()
+    ):
         super().__init__(model, mean, std)
         self.answers = tuple(answers)
 
@@ -299,10 +327,15 @@ class QaObjective(Objective):
         assert batch.answers is not None
         return {"qa": (batch.answers != -100).sum()}
 
-    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+    ) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
         text = self.model.encode_text(batch.text, batch.mask)
         logits = self.model.answer(text, batch.mask, self.encode_video(batch)).float()
-        loss = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum") / counts["qa"]
+        loss = (
+            F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
+            / counts["qa"]
+        )
         accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}

@@ -15,7 +15,14 @@ from alpro.models.timesformer import Block
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import is_own, merge
 
-NO_DECAY = {"pos_embed", "time_embed", "cls_token", "position_embeddings", "temperature", "token_type_embeddings"}
+NO_DECAY = {
+    "pos_embed",
+    "time_embed",
+    "cls_token",
+    "position_embeddings",
+    "temperature",
+    "token_type_embeddings",
+}
 NO_DECAY |= {"position_embedding"}  # of a CLIP
 BETAS, EPS = (0.9, 0.98), 1e-6
 
@@ -33,7 +40,9 @@ class Muon(torch.optim.AdamW):
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's asks for a number of steps of every parameter
+        torch.optim.Optimizer.__setstate__(
+            self, state
+        )  # AdamW's asks for a number of steps of every parameter
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -50,14 +59,20 @@ class Muon(torch.optim.AdamW):
         for number, (matrix, parts) in enumerate(zip(matrices, group["qkv"], strict=True)):
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             gradient = torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
-            gradient = torch.where(finite > 0, gradient, momentum)  # a product with 0 would keep what is not finite
+            gradient = torch.where(
+                finite > 0, gradient, momentum
+            )  # a product with 0 would keep what is not finite
             momentum.lerp_(gradient, 1 - MOMENTUM)
             if is_own(number):
                 direction = gradient.lerp(momentum, MOMENTUM).view(parts, -1, matrix.shape[1])
                 alike[direction.shape[1:]].append((updates[number], direction))
         for pairs in alike.values():
-            results = orthogonalized(torch.cat([direction for _, direction in pairs]), group["dtype"])
-            for (update, _), result in zip(pairs, results.split([len(d) for _, d in pairs]), strict=True):
+            results = orthogonalized(
+                torch.cat([direction for _, direction in pairs]), group["dtype"]
+            )
+            for (update, _), result in zip(
+                pairs, results.split([len(d) for _, d in pairs]), strict=True
+            ):
                 torch.mul(result.reshape(-1), finite, out=update)
         merge(merged)
         decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
@@ -86,7 +101,11 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     hidden = {id(p): 1 for m in layers for p in m.parameters() if p.ndim == 2}
     hidden |= {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}
     muon = config.optimizer == "muon"
-    decayed, not_decayed, matrices = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    decayed, not_decayed, matrices = (
+        list[nn.Parameter](),
+        list[nn.Parameter](),
+        list[nn.Parameter](),
+    )
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -102,8 +121,16 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)
-    stacked, dtype = [hidden[id(p)] for p in matrices], precision(WIDE, matrices[0].device, config.mixed_precision)
-    trained = {"params": matrices, "weight_decay": config.weight_decay, "qkv": stacked, "dtype": dtype}
+    stacked, dtype = (
+        [hidden[id(p)] for p in matrices],
+        precision(WIDE, matrices[0].device, config.mixed_precision),
+    )
+    trained = {
+        "params": matrices,
+        "weight_decay": config.weight_decay,
+        "qkv": stacked,
+        "dtype": dtype,
+    }
     return Muon([*groups, trained], **settings)
 
 

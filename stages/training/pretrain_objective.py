@@ -19,7 +19,13 @@ from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Unit
 from alpro.stages.training.distributed import world_size
-from alpro.stages.training.objective import Counts, MatchingObjective, Metrics, StepFeatures, concatenate
+from alpro.stages.training.objective import (
+    Counts,
+    MatchingObjective,
+    Metrics,
+    StepFeatures,
+    concatenate,
+)
 
 
 class LossWeights(StageConfig):
@@ -59,7 +65,11 @@ class PretrainObjective(MatchingObjective):
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.uniform_negatives, self.mlm_probability = threshold, uniform_negatives, mlm_probability
+        self.threshold, self.uniform_negatives, self.mlm_probability = (
+            threshold,
+            uniform_negatives,
+            mlm_probability,
+        )
         self.weights = weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
 
@@ -73,7 +83,9 @@ class PretrainObjective(MatchingObjective):
     def examples(self) -> Examples:
         return replace(super().examples, mlm_probability=self.mlm_probability)
 
-    def forward(self, batch: Batch, counts: Counts, features: StepFeatures | None = None) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+    ) -> tuple[Tensor, Metrics]:
         on, length = self.losses, batch.text.shape[1]
         video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
@@ -91,18 +103,24 @@ class PretrainObjective(MatchingObjective):
             cls = torch.cat([positive[:, 0], self.model.fuse_cls(*concatenate(negatives))])
             terms["vtm"] = self.matching(cls, valid, counts)
         if "mlm" in on:
-            terms["mlm"] = self.masked_words(batch, self.model.fuse(masked, batch.mask, video, length), counts)
+            terms["mlm"] = self.masked_words(
+                batch, self.model.fuse(masked, batch.mask, video, length), counts
+            )
         if "pem" in on:
             terms["pem"] = self.entities(batch, positive[:, length + 1 :], counts)
         total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
-        return total, {name: value for _, metrics in terms.values() for name, value in metrics.items()}
+        return total, {
+            name: value for _, metrics in terms.values() for name, value in metrics.items()
+        }
 
     def labeled(self, batch: Batch) -> Batch:
         """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
-        return replace(batch, pseudo_labels=self.pseudo_labels(batch.frames, batch.boxes, batch.kind))
+        return replace(
+            batch, pseudo_labels=self.pseudo_labels(batch.frames, batch.boxes, batch.kind)
+        )
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
         """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W) uint8, black outside.
@@ -133,14 +151,18 @@ class PretrainObjective(MatchingObjective):
             text = self.model.encode_text(batch.text, batch.mask)
             return text, text
         assert batch.masked is not None
-        both = self.model.encode_text(torch.cat([batch.text, batch.masked]), batch.mask.repeat(2, 1))
+        both = self.model.encode_text(
+            torch.cat([batch.text, batch.masked]), batch.mask.repeat(2, 1)
+        )
         return both[: len(batch.text)], both[len(batch.text) :]
 
     def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked texts."""
         assert batch.labels is not None
         places, labels = masked_positions(batch.labels, batch.max_masked)
-        scores = self.model.mlm_scores(words.gather(1, places[..., None].expand(-1, -1, words.shape[2])))
+        scores = self.model.mlm_scores(
+            words.gather(1, places[..., None].expand(-1, -1, words.shape[2]))
+        )
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
@@ -155,7 +177,10 @@ class PretrainObjective(MatchingObjective):
         logits, labels = self.model.pem_logits(patches, inside), batch.pseudo_labels
         summed, kept = pem_loss(logits, labels, self.threshold)
         loss = summed / counts["pem"]
-        return loss, {"loss_pem": loss.detach(), **self.pem_metrics(logits, labels, kept, 1 / counts["pem"])}
+        return loss, {
+            "loss_pem": loss.detach(),
+            **self.pem_metrics(logits, labels, kept, 1 / counts["pem"]),
+        }
 
     def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
         """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
@@ -175,5 +200,9 @@ def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
 
     limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device synchronization.
     """
-    chosen = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
+    chosen = (
+        (labels != -100)
+        .int()
+        .argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
+    )
     return chosen, labels.gather(1, chosen)

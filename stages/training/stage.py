@@ -25,7 +25,10 @@ from alpro.stages.training.objective import Objective
 Inputs = dict[str, Path]
 
 # Mean and std of each channel of pixels in [0, 1].
-CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+CONSTANTS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 @dataclass
@@ -46,7 +49,11 @@ class Training:
 
 
 def train(
-    build: Callable[[torch.device], Training], config: TrainingConfig, inputs: Inputs, out: Path, resources: Resources
+    build: Callable[[torch.device], Training],
+    config: TrainingConfig,
+    inputs: Inputs,
+    out: Path,
+    resources: Resources,
 ) -> Outcome:
     """Runs a training stage: seeds the generators, builds its model and objective on this rank's device, loads the
     data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `Run` do."""
@@ -58,35 +65,52 @@ def train(
         local = config.batch_size // (world.size * config.accumulation_steps)
         one_length = resources.compile or objective.shares_texts(local)
         ranks = world.rank, world.size
-        data = TrainingDataset(config, inputs, folder.tokenizer, objective.examples, *ranks, one_length)
+        data = TrainingDataset(
+            config, inputs, folder.tokenizer, objective.examples, *ranks, one_length
+        )
         dtype = training_precision(objective, config, world) if objective.losses else torch.float32
         warnings, metrics = list[str](), dict[str, float]()
         if world.main:
             size = sum(parameter.numel() for parameter in folder.model.parameters())
-            log.info(f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on {world.device.type}")
+            log.info(
+                f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on {world.device.type}"
+            )
             warnings += data.cut_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
             if training.draw:
                 training.draw(data)
         if objective.losses:
-            metrics = Run(objective, data, config, out, world, resources).train(training.validate, training.select)
+            metrics = Run(objective, data, config, out, world, resources).train(
+                training.validate, training.select
+            )
         elif training.validate:
             objective.eval()
             with torch.no_grad():
                 metrics = training.validate()
         if world.main:
-            if "pem_head" in objective.unused_parameters:  # nothing is named by a head that this training did not train
+            if (
+                "pem_head" in objective.unused_parameters
+            ):  # nothing is named by a head that this training did not train
                 model = cast(Alpro, folder.model)
                 model.pem_head, model.mlm_head, folder.entities = None, None, []
-            folder.preprocessing = folder.preprocessing.model_copy(update={"max_text_tokens": config.max_text_tokens})
-            if metrics.get("validation/mean_recall", 0) > metrics.get("validation/vtc/mean_recall", np.inf):
+            folder.preprocessing = folder.preprocessing.model_copy(
+                update={"max_text_tokens": config.max_text_tokens}
+            )
+            if metrics.get("validation/mean_recall", 0) > metrics.get(
+                "validation/vtc/mean_recall", np.inf
+            ):
                 folder.ranking = "matching"
             folder.save_pretrained(out / "model")
-            for warning in losses_at_chance(read_metrics(out / "metrics.jsonl"), config, len(folder.answers)):
+            for warning in losses_at_chance(
+                read_metrics(out / "metrics.jsonl"), config, len(folder.answers)
+            ):
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
-        counts = {"steps": len(data) if objective.losses else 0, "examples": sum(map(len, data.sources))}
+        counts = {
+            "steps": len(data) if objective.losses else 0,
+            "examples": sum(map(len, data.sources)),
+        }
         counts["samples_without_text"] = data.skipped
         return Outcome(counts, metrics, warnings, name_of(dtype))
 
@@ -104,14 +128,19 @@ def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessin
     if config.normalization in CONSTANTS:
         mean, std = CONSTANTS[config.normalization]
         return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
-    corpora = [read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)]
+    corpora = [
+        read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)
+    ]
     mean, std = (
-        np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist() for key in ("mean", "std")
+        np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist()
+        for key in ("mean", "std")
     )
     return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
 
 
-def fine_tuned(start: ModelFolder, frames: int, device: torch.device, answers: Sequence[str] = ()) -> Alpro:
+def fine_tuned(
+    start: ModelFolder, frames: int, device: torch.device, answers: Sequence[str] = ()
+) -> Alpro:
     """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers, if there are any
     (paper, section 4.1)."""
     config = start.model.config

@@ -30,8 +30,17 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
 # The components of spaCy's pipelines that tagging needs.
-TAGGING = {"tok2vec", "transformer", "curated_transformer", "tagger", "morphologizer", "attribute_ruler"}
-_tagging = threading.Lock()  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
+TAGGING = {
+    "tok2vec",
+    "transformer",
+    "curated_transformer",
+    "tagger",
+    "morphologizer",
+    "attribute_ruler",
+}
+_tagging = (
+    threading.Lock()
+)  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
 
 
 def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
@@ -42,7 +51,9 @@ def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Wo
     local = few and not resources.dask
     total: Words = Counter()
     with progress("tagging", len(captions), "captions") as advance:
-        for unit, counted in ((u, tag(u)) for u in units) if local else run_units(units, tag, resources):
+        for unit, counted in (
+            ((u, tag(u)) for u in units) if local else run_units(units, tag, resources)
+        ):
             total.update(counted)
             advance(len(unit[0]))
     return total
@@ -64,10 +75,14 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     counts: Counter[tuple[int, bool]] = Counter()
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
-        for doc, weight in zip(nlp.pipe(unit[0], batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True):
+        for doc, weight in zip(
+            nlp.pipe(unit[0], batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True
+        ):
             for word, tag in doc.to_array([LOWER, POS]).tolist():
                 counts[word, tag == NOUN] += weight
-        words = Words({(nlp.vocab.strings[word], is_noun): count for (word, is_noun), count in counts.items()})
+        words = Words(
+            {(nlp.vocab.strings[word], is_noun): count for (word, is_noun), count in counts.items()}
+        )
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
     return words
@@ -83,7 +98,9 @@ def load_tagger(name: str):
         import spacy
         from thinc.api import NumpyOps
     except ImportError:
-        raise InputError("build_vocabulary needs spaCy: pip install 'alpro-pipeline[vocabulary]'") from None
+        raise InputError(
+            "build_vocabulary needs spaCy: pip install 'alpro-pipeline[vocabulary]'"
+        ) from None
     try:
         nlp = spacy.load(EMBEDDED if name == "embedded" else name)
     except OSError:

@@ -94,7 +94,9 @@ def exported(folders, videos, tmp_path_factory):
         prompts = folders["prompts"] if task == "prompter" else None
         models[task] = Model.load(folders[task], prompts=prompts, device="cpu")
         export(models[task], root / task, "# A model\n")
-    frames = np.stack([load_frames(video, models["qa"].folder.model.config.video) for video in videos])
+    frames = np.stack(
+        [load_frames(video, models["qa"].folder.model.config.video) for video in videos]
+    )
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
     run(LOAD, root)
     return models, root
@@ -132,7 +134,9 @@ def test_a_model_computes_the_same_without_this_package(exported, videos):
             expected = dict(model.entities(video, box, top_k=99))
             assert_close(row, [expected[name] for name in model.folder.entities])
     pixels, whole = model.encoder.pixels(model.frames(videos[0])), torch.tensor([[0, 0, 4, 4]])
-    expected = model.folder.model.pseudo_labels(pixels, whole, model.prompts["image"], model.encoder.black)[0]
+    expected = model.folder.model.pseudo_labels(
+        pixels, whole, model.prompts["image"], model.encoder.black
+    )[0]
     assert_close(results["image"][0], expected)
     assert not np.allclose(results["image"], results["entities"], atol=1e-5)
 
@@ -148,7 +152,9 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported,
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, clip_folders, tmp_path):
+def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(
+    folders, clip_folders, tmp_path
+):
     """Sizes, labels and prompts are those of the model."""
     from safetensors.torch import load_file
 
@@ -162,9 +168,17 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
     for kind in ("video", "image"):
         assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names >= {"README.md", "tokenizer.json", "processor_config.json", "modules.json", "modeling_alpro.py"}
+    assert names >= {
+        "README.md",
+        "tokenizer.json",
+        "processor_config.json",
+        "modules.json",
+        "modeling_alpro.py",
+    }
     assert (tmp_path / "out" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o640}  # the weights, too
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {
+        0o640
+    }  # the weights, too
     with pytest.raises(InputError, match="out"):
         export(model, tmp_path / "out", "")
     with pytest.raises(InputError, match="CLIP"):
@@ -174,7 +188,13 @@ def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(folders, 
 
 def test_the_code_is_that_of_this_package_with_relative_imports():
     sources = code()
-    assert sources.keys() >= {"modeling_alpro", "configuration_alpro", "processing_alpro", "alpro", "timesformer"}
+    assert sources.keys() >= {
+        "modeling_alpro",
+        "configuration_alpro",
+        "processing_alpro",
+        "alpro",
+        "timesformer",
+    }
     for source in sources.values():
         assert "import alpro" not in source
         assert "from alpro" not in source

@@ -23,8 +23,16 @@ def artifact(tmp_path):
         kind = "prompts.safetensors" if stage == "cache_prompts" else "model/config.json"
         (folder / kind).parent.mkdir(parents=True)
         (folder / kind).write_text("{}")
-        named = {of.split("_")[-1]: {"stage": of, "fingerprint": m * 32} for of, m in (inputs or {}).items()}
-        about = {"version": RECORD_VERSION, "stage": stage, "name": name or stage, "fingerprint": mark * 32}
+        named = {
+            of.split("_")[-1]: {"stage": of, "fingerprint": m * 32}
+            for of, m in (inputs or {}).items()
+        }
+        about = {
+            "version": RECORD_VERSION,
+            "stage": stage,
+            "name": name or stage,
+            "fingerprint": mark * 32,
+        }
         run = {"at": at, "arguments": arguments or {}}
         write_json(folder / "artifact.json", {**about, "inputs": named, "run": run})
         return folder
@@ -43,7 +51,14 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(artifact, tmp_path,
         assert find_model(name, tmp_path) == old
     artifact("pretrain", "ce")
     (tmp_path / "empty").mkdir()
-    for name in ("evaluate", "c", "f", "../x", "finetune_qa@ee", tmp_path / "empty"):  # two, and none
+    for name in (
+        "evaluate",
+        "c",
+        "f",
+        "../x",
+        "finetune_qa@ee",
+        tmp_path / "empty",
+    ):  # two, and none
         with pytest.raises(InputError, match=str(name)):
             find_model(name, tmp_path)
     assert capsys.readouterr().err == ""
@@ -53,14 +68,19 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(artifact, tmp_path,
         assert "artifact.json is corrupt" in capsys.readouterr().err
     for mark in ("ab", "ba"):  # a stage with several corpora stands for none of them
         artifact("decode_videos", mark, mark, name=f"decode_videos {mark}")
-    with pytest.raises(InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"):
+    with pytest.raises(
+        InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"
+    ):
         find_artifact("decode_videos", tmp_path)
     assert find_artifact("decode_videos@ab", tmp_path)[1]["name"] == "decode_videos ab"
 
 
 def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(artifact, tmp_path):
     def run(name, started, mark, stage="", state="finished"):
-        steps = [{"stage": "finetune_qa", "fingerprint": mark * 32}, {"stage": "pretrain", "fingerprint": "c" * 64}]
+        steps = [
+            {"stage": "finetune_qa", "fingerprint": mark * 32},
+            {"stage": "pretrain", "fingerprint": "c" * 64},
+        ]
         values = {"state": state, "stage": stage, "started": started, "steps": steps}
         write_json(tmp_path / "reports" / f"{name}.json", values)
 
@@ -72,7 +92,9 @@ def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(artifact, tm
     run("one-stage", "2026-02-01", "ef", stage="finetune_qa")
     run("failed", "2026-02-02", "ef", state="failed")
     (tmp_path / "reports" / "other.json").write_text("[")
-    with pytest.raises(InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"):
+    with pytest.raises(
+        InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"
+    ):
         find_model("finetune_qa", tmp_path)
     assert find_model("finetune_qa@ef", tmp_path) == trial
     assert find_model("train_prompter", tmp_path) == other
@@ -98,7 +120,9 @@ def test_the_prompter_of_a_model_and_its_prompts(artifact):
     for name in ("config.json", "prompts.safetensors"):
         (qa / "prompter" / name).write_text("{}")
     assert find_prompter(qa, follow=True) == (qa / "prompter", qa / "prompter")
-    write_json(prompter / "artifact.json", {"version": RECORD_VERSION, "contents": {"x": {"sha256": "0"}}})
+    write_json(
+        prompter / "artifact.json", {"version": RECORD_VERSION, "contents": {"x": {"sha256": "0"}}}
+    )
     with pytest.raises(InputError, match="damaged"):
         find_prompter(newest)
 
@@ -112,8 +136,12 @@ def test_a_prompter_is_loaded_with_its_prompts_by_any_name(folders, artifact, tm
         assert len(Model.load(name, tmp_path, device="cpu").entities(videos[0])) == 3
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
-def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(folders, clip_folders, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+)
+def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(
+    folders, clip_folders, tmp_path, name
+):
     assert model_digest(clip_folders["pickled"]) != model_digest(clip_folders["clip"])
     folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
     assert model_digest(folder) == model_digest(folders["retrieval"])

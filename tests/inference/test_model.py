@@ -24,7 +24,9 @@ TEXTS = ["a red ball moves left", "something slides up"]
 @pytest.fixture(scope="module")
 def models(folders):
     """A model of each task, and a prompter without prompts."""
-    models = {task: Model.load(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")}
+    models = {
+        task: Model.load(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")
+    }
     models["prompter"] = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
     return models | {"bare": Model.load(folders["prompter"], device="cpu")}
 
@@ -37,7 +39,11 @@ def mixed(videos, tmp_path):
 
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
-    model, reader, gallery = models["retrieval"], ShardReader(clips, "test"), Gallery.of(clips, "test")
+    model, reader, gallery = (
+        models["retrieval"],
+        ShardReader(clips, "test"),
+        Gallery.of(clips, "test"),
+    )
     texts, evaluated = Scorer(model.encoder, tokenizer, 30).encode(gallery)
     actual = model.encode(videos)
     assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
@@ -55,7 +61,9 @@ def test_similarity_has_the_order_of_its_arguments(models, videos):
     scores = model.similarity(TEXTS, videos)
     assert scores.shape == (2, 3)
     torch.testing.assert_close(model.similarity(videos, TEXTS), scores.T)
-    torch.testing.assert_close(model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:])
+    torch.testing.assert_close(
+        model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:]
+    )
     torch.testing.assert_close(model.similarity(TEXTS[0], str(videos[2])), scores[:1, 2:])
     np.testing.assert_allclose(model.encode(str(videos[0])), model.encode(videos)[0], atol=1e-6)
 
@@ -70,7 +78,10 @@ def test_answers_are_the_best_first(models, videos):
 def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos):
     model, box, text = models["pretrain"], (0.5, 0, 0.25, 1), "a ball moves to the left"
     named = dict(model.entities(videos[0], box, 99, text))
-    caption, video = model.texts([text]), model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0])))
+    caption, video = (
+        model.texts([text]),
+        model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0]))),
+    )
     fused = model.folder.model.fuse(caption.tokens, caption.mask, video)[:, -16:]
     inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
     expected = model.folder.model.pem_head(inside).softmax(1)[0].tolist()
@@ -83,17 +94,26 @@ def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos)
 def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, videos, tmp_path, kind):
     """Also a row that says what a file without an extension is, such as an upload."""
     model, image = models["prompter"], tmp_path / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+        image
+    )
     file = image if kind == "image" else videos[0]
     upload = Row(id="upload", path=shutil.copy(file, tmp_path / "upload"), kind=kind)
     for source in (file, upload):
-        for box, patches in (((0, 0, 1, 1), [0, 0, 4, 4]), ((0.5, 0.25, 0.25, 0.75), [2, 1, 1, 3])):  # of 4 x 4
+        for box, patches in (
+            ((0, 0, 1, 1), [0, 0, 4, 4]),
+            ((0.5, 0.25, 0.25, 0.75), [2, 1, 1, 3]),
+        ):  # of 4 x 4
             pixels, boxes = model.encoder.pixels(model.frames(source)), torch.tensor([patches])
             named = dict(model.entities(source, box, top_k=99))
             assert sum(named.values()) == pytest.approx(1, abs=1e-5)
             for prompts, features in model.prompts.items():
-                expected = model.folder.model.pseudo_labels(pixels, boxes, features, model.encoder.black)[0]
-                same = expected.tolist() == pytest.approx([named[name] for name in model.folder.entities], abs=1e-6)
+                expected = model.folder.model.pseudo_labels(
+                    pixels, boxes, features, model.encoder.black
+                )[0]
+                same = expected.tolist() == pytest.approx(
+                    [named[name] for name in model.folder.entities], abs=1e-6
+                )
                 assert same is (prompts == kind)
 
 
@@ -136,12 +156,17 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
         models["qa"].frames(tmp_path / "none.mp4")
 
 
-def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(models, videos, mixed):
+def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(
+    models, videos, mixed
+):
     model = models["retrieval"]
     for call in (model.match, model.similarity):
         with pytest.warns(UserWarning, match="missing|unreadable") as warned:
             scores = call(TEXTS, mixed, batch_size=2)
-        assert {str(one.message).rpartition("/")[2].partition(":")[0] for one in warned} == {"none.mp4", "notes.mp4"}
+        assert {str(one.message).rpartition("/")[2].partition(":")[0] for one in warned} == {
+            "none.mp4",
+            "notes.mp4",
+        }
         torch.testing.assert_close(scores[:, [0, 2, 3]], call(TEXTS, videos), atol=1e-5, rtol=1e-4)
         assert scores[:, [1, 4]].isnan().all()
     with pytest.warns(UserWarning, match="missing"):
@@ -150,7 +175,9 @@ def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(
     assert [result.file for result in results] == mixed
     reasons = [result.error.reason if result.error else "" for result in results]
     assert reasons == ["", "unreadable", "", "", "missing"]
-    embeddings = torch.stack([result.embedding for result in results if result.embedding is not None])
+    embeddings = torch.stack(
+        [result.embedding for result in results if result.embedding is not None]
+    )
     torch.testing.assert_close(embeddings, torch.from_numpy(models["bare"].encode(videos)))
 
 
@@ -178,7 +205,9 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
 def test_pairs_are_scored_as_one_by_one(models, videos, mixed, monkeypatch):
     model, texts, sizes = models["retrieval"], [TEXTS[i % 2] for i in range(5)], []
     score = model._score_pairs
-    monkeypatch.setattr(model, "_score_pairs", lambda *batch: sizes.append(len(batch[1])) or score(*batch))
+    monkeypatch.setattr(
+        model, "_score_pairs", lambda *batch: sizes.append(len(batch[1])) or score(*batch)
+    )
     with pytest.warns(UserWarning, match="missing"):
         rows = list(model.pairs(zip(mixed, texts, strict=True), batch_size=3))
     assert sizes == [2, 1]
@@ -186,11 +215,19 @@ def test_pairs_are_scored_as_one_by_one(models, videos, mixed, monkeypatch):
     for file, text, row in zip(mixed, texts, rows, strict=True):
         if row["match"] is not None:
             assert row["match"] == pytest.approx(model.match([text], [file]).item(), abs=1e-5)
-            assert row["similarity"] == pytest.approx(model.similarity(text, [file]).item(), abs=1e-5)
+            assert row["similarity"] == pytest.approx(
+                model.similarity(text, [file]).item(), abs=1e-5
+            )
     (first,) = models["qa"].pairs([(videos[0], "where?")])
-    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == models["qa"].ask(videos[0], "where?")[0]
+    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == models["qa"].ask(
+        videos[0], "where?"
+    )[0]
     (first,) = models["bare"].pairs([(videos[0], "a ball")])
-    assert first == {"similarity": pytest.approx(models["bare"].similarity("a ball", [videos[0]]).item(), abs=1e-5)}
+    assert first == {
+        "similarity": pytest.approx(
+            models["bare"].similarity("a ball", [videos[0]]).item(), abs=1e-5
+        )
+    }
 
 
 def test_lower_precision_changes_scores_a_little(models, folders, videos):
@@ -198,5 +235,7 @@ def test_lower_precision_changes_scores_a_little(models, folders, videos):
         half = Model.load(folders["retrieval"], device="cpu", dtype=dtype)
         assert half.encode(videos).dtype == np.float32
         for name in ("similarity", "match"):
-            expected, actual = (getattr(model, name)(TEXTS, videos) for model in (models["retrieval"], half))
+            expected, actual = (
+                getattr(model, name)(TEXTS, videos) for model in (models["retrieval"], half)
+            )
             assert 0 < (expected - actual).abs().max() < 0.05

@@ -16,8 +16,12 @@ def _seed():
 def tiny() -> ModelConfig:
     """4 frames of 32 x 32 in a grid of 4 x 4 patches, 40 words. "scratch": no weight starts at zero."""
     return ModelConfig(
-        video=VideoConfig(image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, drop_path=0.0),
-        text=TextConfig(vocab_size=40, width=16, depth=3, fusion_layer=2, heads=2, max_length=12, dropout=0.0),
+        video=VideoConfig(
+            image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, drop_path=0.0
+        ),
+        text=TextConfig(
+            vocab_size=40, width=16, depth=3, fusion_layer=2, heads=2, max_length=12, dropout=0.0
+        ),
         embed_dim=8,
         init="scratch",
     )

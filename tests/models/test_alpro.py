@@ -32,21 +32,27 @@ def mask() -> Tensor:
     return torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
 
 
-def test_padding_does_not_change_the_text(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_padding_does_not_change_the_text(
+    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
+):
     model = Alpro(tiny).eval()
     noise = torch.where(mask.bool(), ids, torch.randint(5, 40, ids.shape))
     text, other = model.encode_text(ids, mask), model.encode_text(noise, mask)
     real = mask.bool()
     torch.testing.assert_close(text[real], other[real])
     # The result is that of the text without padding.
-    torch.testing.assert_close(model.encode_text(ids[1:2, :4], mask[1:2, :4])[0], text[1, :4], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.encode_text(ids[1:2, :4], mask[1:2, :4])[0], text[1, :4], atol=1e-5, rtol=1e-4
+    )
     # Fusion ignores padding as well.
     video = model.encode_video(frames)
     alone = model.match(text[2:, :3], mask[2:, :3], video[2:])
     torch.testing.assert_close(alone, model.match(text, mask, video)[2:], atol=1e-5, rtol=1e-4)
 
 
-def test_what_a_model_cannot_do_is_an_error(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_what_a_model_cannot_do_is_an_error(
+    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
+):
     model, long = Alpro(tiny), torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"text of 13 tokens.* 12"):
         model.encode_text(long, long)
@@ -56,19 +62,30 @@ def test_what_a_model_cannot_do_is_an_error(tiny: ModelConfig, frames: Tensor, i
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("first", [1, LENGTH, LENGTH + PATCHES])
-def test_the_first_tokens_are_those_of_full_fusion(tiny: ModelConfig, mask: Tensor, layers: int, first: int):
+def test_the_first_tokens_are_those_of_full_fusion(
+    tiny: ModelConfig, mask: Tensor, layers: int, first: int
+):
     """In values and gradients; texts are padded."""
     text = tiny.text.model_copy(update={"depth": 2 + layers})
     model = Alpro(tiny.model_copy(update={"text": text})).eval()
-    pairs, weights, found = (torch.randn(3, LENGTH, 16), torch.randn(3, PATCHES, 16)), torch.randn(3, first, 16), []
+    pairs, weights, found = (
+        (torch.randn(3, LENGTH, 16), torch.randn(3, PATCHES, 16)),
+        torch.randn(3, first, 16),
+        [],
+    )
     for some in (first, None):
         model.zero_grad()
         words, video = (x.clone().requires_grad_() for x in pairs)
         fused = model.fuse(words, mask, video, some)
         assert fused.shape[1] == (some or LENGTH + PATCHES)
         (fused[:, :first] * weights).sum().backward()
-        gradients = {name: p.grad.clone() for name, p in model.multimodal_encoder.named_parameters()}
-        found.append(gradients | {"fused": fused[:, :first].detach(), "text": words.grad, "video": video.grad})
+        gradients = {
+            name: p.grad.clone() for name, p in model.multimodal_encoder.named_parameters()
+        }
+        found.append(
+            gradients
+            | {"fused": fused[:, :first].detach(), "text": words.grad, "video": video.grad}
+        )
     for name, value in found[1].items():
         torch.testing.assert_close(found[0][name], value, atol=1e-5, rtol=1e-5, msg=name)
 
@@ -83,7 +100,9 @@ def test_the_temperature_is_clamped(tiny: ModelConfig):
         assert model.temperature.item() == pytest.approx(used)
 
 
-def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor):
+def test_activation_checkpointing_gives_equal_gradients(
+    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
+):
     video = tiny.video.model_copy(update={"drop_path": 0.5})
     text = tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})
     model = Alpro(tiny.model_copy(update={"video": video, "text": text}), answers=7).train()
@@ -94,10 +113,18 @@ def test_activation_checkpointing_gives_equal_gradients(tiny: ModelConfig, frame
                 module.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(1)  # the same dropout and dropped branches
-        model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames)).square().mean().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.answer(
+            model.encode_text(ids, mask), mask, model.encode_video(frames)
+        ).square().mean().backward()
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
-    assert [name for name, gradient in gradients[0].items() if not torch.equal(gradient, gradients[1][name])] == []
+    assert [
+        name
+        for name, gradient in gradients[0].items()
+        if not torch.equal(gradient, gradients[1][name])
+    ] == []
 
 
 def test_dropout_is_in_both_branches_of_a_layer(tiny: ModelConfig):
@@ -133,8 +160,14 @@ def test_the_full_size_model_has_the_papers_parameters():
     """ViT-B/16 with divided attention, BERT-base cut after layer 6, 256-d projections, 1000 entities."""
     with torch.device("meta"):
         model = Alpro(ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000)
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    encoders = {"video_encoder": 121_255_680, "text_encoder": 66_364_416, "multimodal_encoder": 42_527_232}
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
+    encoders = {
+        "video_encoder": 121_255_680,
+        "text_encoder": 66_364_416,
+        "multimodal_encoder": 42_527_232,
+    }
     heads = {"video_proj": 768 * 256 + 256, "text_proj": 768 * 256 + 256, "vtm_head": 768 * 2 + 2}
     heads |= {"pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000}
     heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}  # the decoder is the word embeddings
@@ -148,7 +181,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_a_processor_with_one_of_the_instructions_has_bfloat16(monkeypatch):
     known = {"avx512_f": True, **dict.fromkeys(NATIVE, False)}
     for features in ({}, *({feature: True} for feature in NATIVE)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda more=features: known | more, raising=False)
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda more=features: known | more, raising=False
+        )
         assert cpu_has_bfloat16() == bool(features)
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that cannot tell
     assert not cpu_has_bfloat16()
@@ -159,7 +194,9 @@ def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(nat
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: native)
     assert precision(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
     assert precision(WIDE - 1, CPU) == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
     assert precision(8, GPU) == (torch.bfloat16 if native else torch.float32)
     for device in (CPU, GPU):
         assert precision(WIDE, device, mixed=False) == torch.float32
@@ -172,6 +209,8 @@ def test_attention_by_products_is_the_fused_one(masked):
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     actual = attention_by_products(q, k, v, attn_mask=mask)
     torch.testing.assert_close(actual, expected)
-    for one, other in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert attention_by_products(q, k, v, dropout_p=1.0).abs().max() == 0

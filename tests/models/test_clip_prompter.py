@@ -44,7 +44,9 @@ def own_pixels(loaded: ClipFolder, frames: torch.Tensor) -> torch.Tensor:
     images = torch.nn.functional.interpolate(
         frames.reshape(-1, *frames.shape[-3:]) / 255, (32, 32), mode="bilinear", antialias=True
     )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (loaded.preprocessing.mean, loaded.preprocessing.std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (loaded.preprocessing.mean, loaded.preprocessing.std)
+    )
     return (images - mean) / std
 
 
@@ -58,11 +60,16 @@ def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded,
     encoder, model = loaded.normalized(CPU), loaded.model
     prompts = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     pixels = encoder.pixels(frames)
-    actual, labels = model.project_video(model.encode_video(pixels)), model.probabilities(pixels, prompts)
+    actual, labels = (
+        model.project_video(model.encode_video(pixels)),
+        model.probabilities(pixels, prompts),
+    )
     assert not labels.requires_grad
     assert not labels.is_inference()
     for clip, embedding, probabilities in zip(frames, actual, labels, strict=True):
-        features = model.clip.get_image_features(pixel_values=own_pixels(loaded, clip)).pooler_output
+        features = model.clip.get_image_features(
+            pixel_values=own_pixels(loaded, clip)
+        ).pooler_output
         expected = normalize(normalize(features, dim=1).mean(0), dim=0)
         torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
         logits = prompts @ expected * model.clip.logit_scale.exp()
@@ -76,16 +83,27 @@ def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded,
 @torch.no_grad()
 def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frames):
     """Also SigLIP's, which have a bias. A still clip of equal frames is the image; a whole frame is a crop of it."""
-    model, words = loaded.model, loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
-    mask = {"attention_mask": words["attention_mask"]} if model.clip.config.model_type == "clip" else {}
+    model, words = (
+        loaded.model,
+        loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt"),
+    )
+    mask = (
+        {"attention_mask": words["attention_mask"]}
+        if model.clip.config.model_type == "clip"
+        else {}
+    )
     pixels = own_pixels(loaded, frames[:, :1])
     outputs = model.clip(input_ids=words["input_ids"], pixel_values=pixels, **mask)
     prompts, grid = embedded(loaded, TEXTS), model.config.video.grid
     torch.testing.assert_close(prompts, outputs.text_embeds, atol=1e-5, rtol=1e-4)
     for count in (1, 4):
         clip = pixels.view(2, 1, 3, 32, 32).expand(-1, count, -1, -1, -1)
-        actual = model.pseudo_labels(clip, torch.tensor([[0, 0, grid, grid]] * 2), prompts, torch.zeros(3, 1, 1))
-        torch.testing.assert_close(actual, outputs.logits_per_image.softmax(1), atol=1e-5, rtol=1e-4)
+        actual = model.pseudo_labels(
+            clip, torch.tensor([[0, 0, grid, grid]] * 2), prompts, torch.zeros(3, 1, 1)
+        )
+        torch.testing.assert_close(
+            actual, outputs.logits_per_image.softmax(1), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_texts_do_not_depend_on_the_batch_case_and_length(loaded):
@@ -99,30 +117,45 @@ def test_texts_do_not_depend_on_the_batch_case_and_length(loaded):
 
 
 @torch.no_grad()
-def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(loaded, trainable, frames):
+def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
+    loaded, trainable, frames
+):
     pixels, model = loaded.normalized(CPU).pixels(frames), trainable
     fresh = load_clip(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
     torch.testing.assert_close(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
-    start, own = fresh.temporal[0].attn.qkv.weight, fresh.clip.vision_model.encoder.layers[0].self_attn
-    assert torch.equal(start, torch.cat([part.weight for part in (own.q_proj, own.k_proj, own.v_proj)]))
+    start, own = (
+        fresh.temporal[0].attn.qkv.weight,
+        fresh.clip.vision_model.encoder.layers[0].self_attn,
+    )
+    assert torch.equal(
+        start, torch.cat([part.weight for part in (own.q_proj, own.k_proj, own.v_proj)])
+    )
     played = model.encode_video(pixels)
     assert (played - model.encode_video(pixels.flip(1))).abs().max() > 1e-3
     torch.testing.assert_close(model.encode_video(pixels[:1]), played[:1], atol=1e-5, rtol=1e-4)
-    assert {name for name, p in model.named_parameters() if not p.requires_grad} <= {"clip.logit_bias"}
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} <= {
+        "clip.logit_bias"
+    }
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("count", "nearest"), [(1, [0]), (2, [0, 1]), (5, [0, 0, 1, 1, 2]), (6, [0, 0, 1, 1, 2, 2])])
-def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(loaded, trainable, tmp_path, count, nearest):
+@pytest.mark.parametrize(
+    ("count", "nearest"), [(1, [0]), (2, [0, 1]), (5, [0, 0, 1, 1, 2]), (6, [0, 0, 1, 1, 2, 2])]
+)
+def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
+    loaded, trainable, tmp_path, count, nearest
+):
     """Also when it is trained further with them, saved and loaded."""
     times = trainable.temporal[0].time_embed.clone()
     assert torch.equal(trainable.temporal[0].times(count), times[nearest])
     trainable.unfreeze(count)
     assert torch.equal(trainable.temporal[0].time_embed, times[nearest])
     clip = torch.randn(2, count, 3, 32, 32)
-    ClipFolder("prompter", trainable, loaded.tokenizer, loaded.preprocessing).save_pretrained(tmp_path)
+    ClipFolder("prompter", trainable, loaded.tokenizer, loaded.preprocessing).save_pretrained(
+        tmp_path
+    )
     again = load_clip(str(tmp_path)).model
     assert again.config.video.frames == count
     torch.testing.assert_close(again.encode_video(clip), trainable.encode_video(clip))
@@ -132,7 +165,9 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
     enable_progress_bar()
     loaded.save_pretrained(tmp_path)
     assert capfd.readouterr().err == ""
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # the weights are readable, too
+    assert (
+        len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+    )  # the weights are readable, too
     assert is_clip(tmp_path)
     again = load_clip(str(tmp_path))
     assert again.preprocessing == loaded.preprocessing

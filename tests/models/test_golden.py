@@ -22,9 +22,14 @@ BOXES = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
 
 def generated(model: nn.Module) -> nn.Module:
     """The model in double precision with weights generated from their names."""
-    own = {name: np.asarray(weight(name, tuple(w.shape), SEED)) for name, w in model.state_dict().items()}
+    own = {
+        name: np.asarray(weight(name, tuple(w.shape), SEED))
+        for name, w in model.state_dict().items()
+    }
     own["temperature"] = np.float64(0.07)
-    model.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in own.items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.asarray(value)) for name, value in own.items()}
+    )
     return model.double().eval()
 
 
@@ -49,7 +54,9 @@ def compute() -> dict[str, Tensor]:
         "words": model.mlm_scores(fused[:, :3]),
         "entities": model.pem_logits(fused[:, 7:], inside),
         "answers": model.answer(words, mask, video),
-        "crop": model.encode_video(crop(frames, BOXES, 8, torch.full((3, 1, 1), -1.5).double()), cls_only=True),
+        "crop": model.encode_video(
+            crop(frames, BOXES, 8, torch.full((3, 1, 1), -1.5).double()), cls_only=True
+        ),
     }
 
 
@@ -58,7 +65,11 @@ def test_a_small_model_computes_the_recorded_numbers():
         golden = dict(file)
     computed = compute()
     assert computed.keys() == golden.keys()
-    assert [name for name, value in computed.items() if not np.abs(value.numpy() - golden[name]).max() < 1e-9] == []
+    assert [
+        name
+        for name, value in computed.items()
+        if not np.abs(value.numpy() - golden[name]).max() < 1e-9
+    ] == []
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def test_pem_compares_the_probability_with_the_threshold():
     """The official code holds it against the index of the best entity: it would drop the first and keep the others."""
     pseudo_labels = torch.full((3, 10), 0.1)
     pseudo_labels[0] = torch.tensor([0.91] + [0.01] * 9)
-    pseudo_labels[2] = torch.tensor([0.1] * 5 + [0.05, 0.05, 0.1, 0.1, 0.2])  # exactly the threshold is enough
+    pseudo_labels[2] = torch.tensor(
+        [0.1] * 5 + [0.05, 0.05, 0.1, 0.1, 0.2]
+    )  # exactly the threshold is enough
     loss, kept = pem_loss(torch.zeros(3, 10), pseudo_labels, threshold=0.2)
     assert kept.tolist() == [True, False, True]
     assert loss.item() == pytest.approx(2 * log(10))  # even logits: log 10 for each that is kept
@@ -72,20 +74,29 @@ def test_sampled_negatives_against_a_table():
     same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
     columns, _ = hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
     assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
-    for first, order in ((1, [1, 0, 2, 3]), (0, [0, 2, 3, 1])):  # before or behind them it is not part of the line
-        columns, _ = hard_negatives(similarity[:, order], same[:, order], torch.tensor(uniforms).double())
+    for first, order in (
+        (1, [1, 0, 2, 3]),
+        (0, [0, 2, 3, 1]),
+    ):  # before or behind them it is not part of the line
+        columns, _ = hard_negatives(
+            similarity[:, order], same[:, order], torch.tensor(uniforms).double()
+        )
         assert [column - first for column in columns.tolist()] == [0, 0, 1, 1, 2, 2, 2]
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6))
-def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(seed, order, count):
+def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(
+    seed, order, count
+):
     """It depends neither on the order nor on the presence of other rows: processes share a batch."""
     random = torch.Generator().manual_seed(seed)
     similarity, uniforms = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)
     video = torch.randint(0, 4, (9,), generator=random)
     same = video[:6, None] == video[None]
-    similarity = torch.where(same, similarity + 50, similarity)  # nearly all of the mass is on excluded columns
+    similarity = torch.where(
+        same, similarity + 50, similarity
+    )  # nearly all of the mass is on excluded columns
     columns, valid = hard_negatives(similarity, same, uniforms)
     assert torch.equal(valid, ~same.all(1))
     assert (video[columns] != video[:6])[valid].all()

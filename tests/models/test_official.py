@@ -32,7 +32,9 @@ UNUSED = {
 @pytest.fixture
 def tokenizer(tmp_path):
     path = tmp_path / "tokenizer.json"
-    Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")).save(str(path))
+    Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")).save(
+        str(path)
+    )
     return str(path)
 
 
@@ -53,15 +55,23 @@ def official(config):
         if task == "qa":
             model = Alpro(config, answers=6)
             return model, to_official(model.state_dict(), config, "text_encoder.") | unused
-        if task == "prompter":  # it carries layers, a matching head and an MLM head that nothing reads
+        if (
+            task == "prompter"
+        ):  # it carries layers, a matching head and an MLM head that nothing reads
             whole = Alpro(config, entities=5)
             model = Prompter(config)
             model.load_state_dict(whole.state_dict(), strict=False)
-            state = {k: v for k, v in to_official(whole.state_dict(), config).items() if not k.startswith("mpm_head")}
+            state = {
+                k: v
+                for k, v in to_official(whole.state_dict(), config).items()
+                if not k.startswith("mpm_head")
+            }
             prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
             return model, state | unused | prompts
         model = Alpro(config, entities=5)
-        state = dict(sorted((to_official(model.state_dict(), config) | unused).items()))  # key, query, value
+        state = dict(
+            sorted((to_official(model.state_dict(), config) | unused).items())
+        )  # key, query, value
         if task == "pretrain":
             return model, state | {f"prompter.{k}": v for k, v in make("prompter")[1].items()}
         return model, state
@@ -69,34 +79,61 @@ def official(config):
     return make
 
 
-@pytest.mark.parametrize(("task", "bert"), [("pretrain", "text_encoder.bert."), ("qa", "text_encoder.")])
-def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(task, bert, config):
+@pytest.mark.parametrize(
+    ("task", "bert"), [("pretrain", "text_encoder.bert."), ("qa", "text_encoder.")]
+)
+def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(
+    task, bert, config
+):
     """official_keys.json has those that the authors' code makes, with their shapes, of two layers of each encoder."""
     keys = json.loads(Path(__file__).with_name("official_keys.json").read_text())[task]
     heads = {"entities": 64} if task == "pretrain" else {"answers": 37}
-    video, text = {"depth": 2, "frames": 4 if task == "pretrain" else 16}, {"depth": 2, "fusion_layer": 1}
+    video, text = (
+        {"depth": 2, "frames": 4 if task == "pretrain" else 16},
+        {"depth": 2, "fusion_layer": 1},
+    )
     full = ModelConfig.model_validate({"video": video, "text": text})
     with torch.device("meta"):
         state = to_official(Alpro(full, **heads).state_dict(), full, bert)
-    read = {key for key in keys if not any(part in key for part in (".head.", ".position_ids", ".decoder."))}
-    assert {key: list(value.shape) for key, value in state.items()} == {key: keys[key] for key in read}
+    read = {
+        key
+        for key in keys
+        if not any(part in key for part in (".head.", ".position_ids", ".decoder."))
+    }
+    assert {key: list(value.shape) for key, value in state.items()} == {
+        key: keys[key] for key in read
+    }
     model = Alpro(config)
-    state, joined = to_official(model.state_dict(), config), model.multimodal_encoder.layers[0].attention.qkv.weight
+    state, joined = (
+        to_official(model.state_dict(), config),
+        model.multimodal_encoder.layers[0].attention.qkv.weight,
+    )
     for part, name in zip(joined.chunk(3), ("query", "key", "value"), strict=True):
-        assert torch.equal(part, state[f"text_encoder.bert.encoder.layer.1.attention.self.{name}.weight"])
+        assert torch.equal(
+            part, state[f"text_encoder.bert.encoder.layer.1.attention.self.{name}.weight"]
+        )
 
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "qa", "prompter"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_every_weight_of_the_model_is_imported(task, wrapped, official, config, tokenizer, tmp_path):
+def test_every_weight_of_the_model_is_imported(
+    task, wrapped, official, config, tokenizer, tmp_path
+):
     model, state = official(task)
     state = dict(reversed((state | {"surprise": torch.zeros(1)}).items()))  # in any order
     if wrapped:
-        state = {"model": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"step": 3}, "epoch": 1}
+        state = {
+            "model": {f"module.{k}": v for k, v in state.items()},
+            "optimizer": {"step": 3},
+            "epoch": 1,
+        }
     torch.save(state, tmp_path / "official.pt")
     actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
     folder = ModelFolder.from_pretrained(tmp_path / "out")
-    video, text = config.video.model_copy(update={"drop_path": 0.1}), config.text.model_copy(update={"dropout": 0.1})
+    video, text = (
+        config.video.model_copy(update={"drop_path": 0.1}),
+        config.text.model_copy(update={"dropout": 0.1}),
+    )
     sizes = folder.model.config
     assert (folder.task, sizes.video, sizes.text, sizes.embed_dim) == (task, video, text, 16)
     own, expected = folder.model.state_dict(), model.state_dict()
@@ -118,22 +155,40 @@ def test_every_weight_of_the_model_is_imported(task, wrapped, official, config, 
         assert f"prompter.{VISUAL}head.weight" in actual.unused
 
 
-def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given(official, tokenizer, tmp_path):
+def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given(
+    official, tokenizer, tmp_path
+):
     _, state = official("qa")
     torch.save(state, tmp_path / "qa.pt")
     answers = {word: i for i, word in enumerate("fedcba")}
     (tmp_path / "ans2label.json").write_text(json.dumps(dict(sorted(answers.items()))))
-    import_checkpoint(tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "ans2label.json")
+    import_checkpoint(
+        tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "ans2label.json"
+    )
     assert ModelFolder.from_pretrained(tmp_path / "out").answers == list("fedcba")
     (tmp_path / "few.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match="2 words, but the checkpoint's head has 6"):
-        import_checkpoint(tmp_path / "qa.pt", tmp_path / "two", "qa", tokenizer, tmp_path / "few.txt")
+        import_checkpoint(
+            tmp_path / "qa.pt", tmp_path / "two", "qa", tokenizer, tmp_path / "few.txt"
+        )
     assert not (tmp_path / "two").exists()
-    command = ["model", "import", str(tmp_path / "qa.pt"), str(tmp_path / "imported" / "qa"), "--task", "qa"]
+    command = [
+        "model",
+        "import",
+        str(tmp_path / "qa.pt"),
+        str(tmp_path / "imported" / "qa"),
+        "--task",
+        "qa",
+    ]
     assert execute([*command, "--tokenizer", str(tokenizer), "--max-text-tokens", "50"]) == 0
-    assert ModelFolder.from_pretrained(tmp_path / "imported" / "qa").preprocessing.max_text_tokens == 50
+    assert (
+        ModelFolder.from_pretrained(tmp_path / "imported" / "qa").preprocessing.max_text_tokens
+        == 50
+    )
     with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):
-        import_checkpoint(tmp_path / "qa.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57)
+        import_checkpoint(
+            tmp_path / "qa.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57
+        )
 
 
 def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, tmp_path):
@@ -143,12 +198,32 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, t
         ("qa", "", None, "no qa_head, which --task qa needs"),
         ("pretrain", "mpm_head.2.bias", None, "no pem_head, which --task pretrain needs"),
         ("retrieval", "vision_proj.bias", None, "weights missing: video_proj.bias"),
-        ("retrieval", "text_proj.weight", torch.zeros(16, 31), "text_proj.weight is (16, 31), not (16, 32)"),
-        ("retrieval", f"{VISUAL}pos_embed", torch.zeros(32), "not the weights of ALPRO's official code"),
+        (
+            "retrieval",
+            "text_proj.weight",
+            torch.zeros(16, 31),
+            "text_proj.weight is (16, 31), not (16, 32)",
+        ),
+        (
+            "retrieval",
+            f"{VISUAL}pos_embed",
+            torch.zeros(32),
+            "not the weights of ALPRO's official code",
+        ),
         ("retrieval", f"{VISUAL}pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
-        ("retrieval", f"{VISUAL}patch_embed.proj.weight", torch.zeros(32, 192), "not the weights of"),
+        (
+            "retrieval",
+            f"{VISUAL}patch_embed.proj.weight",
+            torch.zeros(32, 192),
+            "not the weights of",
+        ),
         ("retrieval", f"{VISUAL}time_embed", None, f"{VISUAL}time_embed"),
-        ("retrieval", query, torch.zeros(31), "weights missing: text_encoder.layers.0.attention.qkv.bias"),
+        (
+            "retrieval",
+            query,
+            torch.zeros(31),
+            "weights missing: text_encoder.layers.0.attention.qkv.bias",
+        ),
         ("retrieval", query, None, "weights missing: text_encoder.layers.0.attention.qkv.bias"),
         ("retrieval", "text_encoder.bert.encoder.layer.1", None, "for TextConfig"),
     ):
@@ -168,14 +243,30 @@ class Bomb:
         return (print, ("this must never run",))
 
 
-OTHERS = ["bomb", "config object", "text", "cut", "empty", "nothing", "pipe", "folder there", "other name"]
+OTHERS = [
+    "bomb",
+    "config object",
+    "text",
+    "cut",
+    "empty",
+    "nothing",
+    "pipe",
+    "folder there",
+    "other name",
+]
 
 
 @pytest.mark.parametrize("what", [*OTHERS, "no tokenizer"])
-def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(what, official, tokenizer, tmp_path, capsys):
+def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(
+    what, official, tokenizer, tmp_path, capsys
+):
     path, out = tmp_path / ("x.tar" if what == "other name" else "x.pt"), tmp_path / "out"
     _, state = official("retrieval")
-    contents = {"text": b"no checkpoint", "empty": b"", "config object": pickle.dumps({"args": Bomb(), **state})}
+    contents = {
+        "text": b"no checkpoint",
+        "empty": b"",
+        "config object": pickle.dumps({"args": Bomb(), **state}),
+    }
     if what in contents:
         path.write_bytes(contents[what])
     elif what == "pipe":

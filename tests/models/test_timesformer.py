@@ -32,7 +32,9 @@ def test_only_kept_patches_are_encoded(tiny: ModelConfig, frames: Tensor, stem):
     torch.testing.assert_close(encoder(frames, True, kept), tokens[:, :1])
     # Each token keeps its position, and no token comes from another example's patches.
     flipped = encoder(frames, kept=kept.flip(1))
-    torch.testing.assert_close(flipped, torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        flipped, torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1), atol=1e-5, rtol=1e-4
+    )
     torch.testing.assert_close(encoder(frames[1:], kept=kept[1:]), tokens[1:], atol=1e-5, rtol=1e-4)
     if stem == "patch":  # what a dropped patch shows is not seen
         hidden = frames.clone()
@@ -41,7 +43,9 @@ def test_only_kept_patches_are_encoded(tiny: ModelConfig, frames: Tensor, stem):
 
 
 @torch.no_grad()
-def test_without_time_embeddings_the_order_of_frames_changes_nothing(tiny: ModelConfig, frames: Tensor):
+def test_without_time_embeddings_the_order_of_frames_changes_nothing(
+    tiny: ModelConfig, frames: Tensor
+):
     """Attention over time is permutation-equivariant, and tokens are averaged over time."""
     encoder = new(tiny.video)
     encoder.time_embed.zero_()
@@ -53,7 +57,9 @@ def test_without_time_embeddings_the_order_of_frames_changes_nothing(tiny: Model
 
 @torch.no_grad()
 @pytest.mark.parametrize("init", ["bert", "scratch"])
-def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny: ModelConfig, frames: Tensor, init):
+def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
+    tiny: ModelConfig, frames: Tensor, init
+):
     """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on every frame."""
     encoder = new(tiny.video, init)
     assert all(block.temporal_fc.weight.any() == (init == "scratch") for block in encoder.blocks)
@@ -65,13 +71,17 @@ def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny: Mod
     torch.testing.assert_close(still, single(frames[:, :1]), atol=1e-5, rtol=1e-4)
 
 
-def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny: ModelConfig, frames: Tensor):
+def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(
+    tiny: ModelConfig, frames: Tensor
+):
     for patch in (4, 8, 16):
         encoder = new(tiny.video, stem="conv", patch_size=patch)
         assert encoder.patch_embed(frames[:, 0]).shape == (2, 16, 32 // patch, 32 // patch)
         assert encoder(frames).shape == (2, 1 + (32 // patch) ** 2, 16)
     for count, height, width in ((4, 24, 32), (4, 40, 40), (3, 32, 32)):
-        with one_line("encoder takes", f"({count}, {height}, {width})", "(4, 32, 32)", of=ValueError):
+        with one_line(
+            "encoder takes", f"({count}, {height}, {width})", "(4, 32, 32)", of=ValueError
+        ):
             encoder(torch.zeros(2, count, 3, height, width))
 
 
@@ -85,13 +95,21 @@ def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sa
     keep = stochastic(0.8, depth=5).sample_drop_path(2000)
     assert keep.shape == (5, 3, 2000)
     # Of 6,000 draws the share has a standard deviation of at most 0.0065.
-    assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=0.033)
-    assert keep.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1 / 0.8, 1 / 0.6, 1 / 0.4, 1 / 0.2])  # the mean is 1
+    assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx(
+        [0, 0.2, 0.4, 0.6, 0.8], abs=0.033
+    )
+    assert keep.amax(dim=(1, 2)).tolist() == pytest.approx(
+        [1, 1 / 0.8, 1 / 0.6, 1 / 0.4, 1 / 0.2]
+    )  # the mean is 1
     dropped = (keep[2] == 0).double()
     assert dropped.corrcoef().fill_diagonal_(0).abs().max() < 0.12  # standard deviation 0.022
-    assert torch.stack([dropped[0, :-1], dropped[0, 1:]]).corrcoef()[0, 1].abs() < 0.12  # of a sample and the next
+    assert (
+        torch.stack([dropped[0, :-1], dropped[0, 1:]]).corrcoef()[0, 1].abs() < 0.12
+    )  # of a sample and the next
     rows = drop_path(torch.ones(2000 * 3, 2), keep[2], 1).view(2000, 6)
-    assert torch.equal(rows, keep[2, 1][:, None].expand_as(rows))  # all rows of a sample have its factor
+    assert torch.equal(
+        rows, keep[2, 1][:, None].expand_as(rows)
+    )  # all rows of a sample have its factor
 
 
 def test_evaluation_drops_nothing(frames: Tensor):
@@ -106,7 +124,9 @@ def test_evaluation_drops_nothing(frames: Tensor):
 @torch.no_grad()
 def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
     block, x = Block(tiny.video), torch.randn(4, 1 + 4 * 16, 16)
-    keep = torch.tensor([[1.0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]])  # sample n without branch n - 1
+    keep = torch.tensor(
+        [[1.0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
+    )  # sample n without branch n - 1
     out = block(x, 4, keep)
     torch.testing.assert_close(out[:1], block(x[:1], 4))
     for number, silent in enumerate((block.temporal_attn.proj, block.attn.proj, block.mlp.fc2), 1):
@@ -126,6 +146,8 @@ def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny: ModelConfig,
         torch.manual_seed(1)  # the same branches are dropped
         cls = encoder.train()(frames, cls_only)[:, 0]
         (cls * torch.linspace(-1, 1, cls.shape[1])).sum().backward()
-        actual.append({"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()})
+        actual.append(
+            {"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()}
+        )
     for name, value in actual[0].items():
         torch.testing.assert_close(actual[1][name], value, atol=1e-5, rtol=1e-4, msg=name)

@@ -19,7 +19,9 @@ from alpro.files import digest
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
-RETRIEVAL, QA, PROMPTER = (digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter"))
+RETRIEVAL, QA, PROMPTER = (
+    digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter")
+)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +74,9 @@ def trained(tmp_path_factory, folders) -> Path:
     return root
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 600, check: Callable[[], None] = lambda: None) -> Any:
+def wait_for(
+    condition: Callable[[], Any], seconds: float = 600, check: Callable[[], None] = lambda: None
+) -> Any:
     """Waits until the condition returns something true, and returns it. `check` may raise what makes it impossible."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -91,10 +95,28 @@ def write_artifact(
     from alpro.artifact import RECORD_VERSION
     from alpro.files import digest, write_json
 
-    sources = {name: {"stage": r["stage"], "fingerprint": r["fingerprint"]} for name, r in (inputs or {}).items()}
-    record = {"version": RECORD_VERSION, "stage": stage, "name": stage, "fingerprint": digest(mark or stage)}
-    record |= {"stage_version": 1, "inputs": sources, "config": {}, "counts": {}, "metrics": {}, "files": {}}
-    record |= {"versions": {}, "run": {"at": "2026-01-01T00:00:00", "seconds": 1.0, "commit": "abc"}} | more
+    sources = {
+        name: {"stage": r["stage"], "fingerprint": r["fingerprint"]}
+        for name, r in (inputs or {}).items()
+    }
+    record = {
+        "version": RECORD_VERSION,
+        "stage": stage,
+        "name": stage,
+        "fingerprint": digest(mark or stage),
+    }
+    record |= {
+        "stage_version": 1,
+        "inputs": sources,
+        "config": {},
+        "counts": {},
+        "metrics": {},
+        "files": {},
+    }
+    record |= {
+        "versions": {},
+        "run": {"at": "2026-01-01T00:00:00", "seconds": 1.0, "commit": "abc"},
+    } | more
     folder = root / "artifacts" / stage / record["fingerprint"][:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "artifact.json", record)
@@ -113,8 +135,12 @@ def in_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run_group", run)
-        patch.setattr(loop, "catch_stop_signals", lambda: nullcontext([]))  # a task runs in a thread
-        patch.setattr("alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline))
+        patch.setattr(
+            loop, "catch_stop_signals", lambda: nullcontext([])
+        )  # a task runs in a thread
+        patch.setattr(
+            "alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline)
+        )
         yield
 
 
@@ -125,7 +151,13 @@ def first(workspace, prefect) -> dict[str, str]:
 
 
 def alpro(
-    config: str, data: str = "", changes: Iterable[str] = (), stage: str = "", *, workspace: Path, uri: str = ""
+    config: str,
+    data: str = "",
+    changes: Iterable[str] = (),
+    stage: str = "",
+    *,
+    workspace: Path,
+    uri: str = "",
 ) -> dict[str, str]:
     """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
     from alpro.pipeline.flows.flow import start
@@ -133,7 +165,9 @@ def alpro(
 
     arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
-        return start(planned(stage, config, data, list(changes), workspace), arguments, workspace, uri)
+        return start(
+            planned(stage, config, data, list(changes), workspace), arguments, workspace, uri
+        )
 
 
 @pytest.fixture
@@ -150,8 +184,12 @@ def copied(first, monkeypatch) -> None:
     def work(step: Any, out: Path, *more: Any) -> Outcome:
         if (record := read_record(built[step.name])) is None:
             return compute(step, out, *more)
-        shutil.copytree(built[step.name], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))
-        (out / "of").write_text(step.fingerprint)  # otherwise what follows would not run: its inputs would be equal
+        shutil.copytree(
+            built[step.name], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD)
+        )
+        (out / "of").write_text(
+            step.fingerprint
+        )  # otherwise what follows would not run: its inputs would be equal
         return Outcome(record["counts"], record["metrics"])
 
     monkeypatch.setattr(tasks, "run_stage", work)
@@ -162,7 +200,9 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    listed = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], max_results=1000)
+    listed = client.search_runs(
+        [client.get_experiment_by_name("tiny").experiment_id], max_results=1000
+    )
     nested: dict[str, list] = {}
     for run in listed:
         nested.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
@@ -172,7 +212,9 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
 def summary_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, Any]:
     """The summary beside the report of the last run with these arguments."""
     found = [json.loads(path.read_text()) for path in (workspace / "reports").glob("*.json")]
-    (one,) = (run for run in found if (run["arguments"]["changes"], run["stage"]) == ([*changes], stage))
+    (one,) = (
+        run for run in found if (run["arguments"]["changes"], run["stage"]) == ([*changes], stage)
+    )
     return one
 
 
@@ -184,7 +226,10 @@ def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> 
 def statuses_of(workspace: Path) -> dict[str, str]:
     """The statuses of the newest pipeline's run in MLflow, under an empty name, and of its stages."""
     (parent, *_), nested = runs(workspace)
-    stages = {run.info.run_name.split(" · ")[0]: run.info.status for run in nested.get(parent.info.run_id, [])}
+    stages = {
+        run.info.run_name.split(" · ")[0]: run.info.status
+        for run in nested.get(parent.info.run_id, [])
+    }
     return {"": parent.info.status} | stages
 
 

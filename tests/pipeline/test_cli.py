@@ -30,7 +30,9 @@ def call(monkeypatch, capsys, *arguments):
     """Calls the command line; returns its exit status, standard output and standard error."""
     warn_once.cache_clear()  # as in a process of its own
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # a command sets variables for its own process
+    monkeypatch.setattr(
+        os, "environ", os.environ.copy()
+    )  # a command sets variables for its own process
     no_server = "alpro.pipeline.flows.servers.start_temporary_server"  # flows here do not need it
     monkeypatch.setattr(no_server, lambda: lambda: None)
     with pytest.raises(SystemExit) as left:
@@ -73,15 +75,24 @@ MISTAKES = {
     "test item": [f"run {more} --data {{tmp}}/one.jsonl" for more in ("", "--dry-run")],
     "no test item has captions": ["run train_prompter --config from_clip --data {tmp}/one.jsonl"],
     "no test item has questions": ["run --data {tmp}/asked.jsonl"],
-    "corpora.data.data": [f"run --data http://{url}" for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")],
+    "corpora.data.data": [
+        f"run --data http://{url}" for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")
+    ],
     "line 1 of the manifest: path": ["run --data {tmp}/secret.jsonl"],
     "--tracking-uri": [
-        f"run --tracking-uri {name}://me:hush@host --dry-run" for name in ("http", "postgresql+psycopg")
+        f"run --tracking-uri {name}://me:hush@host --dry-run"
+        for name in ("http", "postgresql+psycopg")
     ],
     "a?b": ["run --workspace {tmp}/a?b"],
     "w?x": ["ui --workspace {tmp}/w?x"],
-    "loop.toml": [f"run --{option} {{tmp}}/loop.toml" for option in ("workspace", "config", "data")],
-    "fifo": ["serve {tmp}/none --token-file {tmp}/fifo", "run --data {tmp}/fifo", "run --config {tmp}/fifo"],
+    "loop.toml": [
+        f"run --{option} {{tmp}}/loop.toml" for option in ("workspace", "config", "data")
+    ],
+    "fifo": [
+        "serve {tmp}/none --token-file {tmp}/fifo",
+        "run --data {tmp}/fifo",
+        "run --config {tmp}/fifo",
+    ],
     "artifacts/pretrain/ab": ["artifacts rm ab --workspace {tmp}"],
     "UTF-8": ["run --config {tmp}/\udcff.toml"],
     "ARTIFACT": ["artifacts rm", "artifacts log"],
@@ -97,8 +108,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("command", "named"), [(one, named) for named in MISTAKES for one in MISTAKES[named]])
-def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, hub, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "named"), [(one, named) for named in MISTAKES for one in MISTAKES[named]]
+)
+def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
+    command, named, hub, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for file, text in (
         ("there.toml", "mine"),
@@ -120,8 +135,14 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(command, named, 
     (tmp_path / "store" / "mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = used.getsockname()[1]
-        status, out, err = call(monkeypatch, capsys, *command.format(tmp=tmp_path, used=port).split())
-    lines = [line for line in err.splitlines() if not line.startswith(("configuration: ", "no questions in "))]
+        status, out, err = call(
+            monkeypatch, capsys, *command.format(tmp=tmp_path, used=port).split()
+        )
+    lines = [
+        line
+        for line in err.splitlines()
+        if not line.startswith(("configuration: ", "no questions in "))
+    ]
     assert (status, len(lines), lines[0][:7]) == (2, 1, "error: "), err
     assert named.format(used=port) in lines[0]
     assert "hush" not in out + err
@@ -137,7 +158,8 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     folder = tmp_path / "artifacts" / "pretrain"
     (folder / "ab").mkdir(parents=True)
     program = (
-        "import sys; from alpro.pipeline.cli.main import execute; print([execute(c.split()) for c in sys.argv[1:]])"
+        "import sys; from alpro.pipeline.cli.main import execute; "
+        "print([execute(c.split()) for c in sys.argv[1:]])"
     )
     command = [
         sys.executable,
@@ -145,12 +167,18 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
         program,
         *(f"{c} --workspace {tmp_path}" for c in ("run pretrain", "artifacts rm ab")),
     ]
-    as_root = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    as_root = (
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    )
     folder.chmod(0o555)
     tmp_path.chmod(0o555)
     done = subprocess.run([*as_root, *command], cwd=ROOT, capture_output=True, text=True)
     tmp_path.chmod(0o755)
-    assert (done.stdout, done.stderr.count("error: "), done.stderr.count("\n")) == ("[2, 2]\n", 2, 2)
+    assert (done.stdout, done.stderr.count("error: "), done.stderr.count("\n")) == (
+        "[2, 2]\n",
+        2,
+        2,
+    )
     assert done.stderr.count(str(tmp_path)) == 2
 
 
@@ -234,23 +262,45 @@ def test_output_that_nothing_reads_is_no_traceback_and_another_broken_pipe_is(mo
 
 def test_every_command_has_a_help_that_fits_a_screen(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    inner = [f"{name} {one}" for name in cli.app if name[0] != "-" for one in cli.app[name] if one[0] != "-"]
+    inner = [
+        f"{name} {one}"
+        for name in cli.app
+        if name[0] != "-"
+        for one in cli.app[name]
+        if one[0] != "-"
+    ]
     assert len(inner) > 14
     for command in ("", *cli.app, *inner):
         cli.app([*command.split(), "--help"], exit_on_error=False)
         assert 0 < len(capsys.readouterr().out.splitlines()) <= 60, command
-    assert call(monkeypatch, capsys, "--version") == (0, f"alpro-pipeline {version('alpro-pipeline')}\n", "")
+    assert call(monkeypatch, capsys, "--version") == (
+        0,
+        f"alpro-pipeline {version('alpro-pipeline')}\n",
+        "",
+    )
 
 
 def test_a_command_that_a_message_names_exists():
-    folders = [ROOT / folder for folder in ("alpro", "models", "shards", "stages", "inference", "pipeline")]
+    folders = [
+        ROOT / folder for folder in ("alpro", "models", "shards", "stages", "inference", "pipeline")
+    ]
     files = [path for folder in folders for path in folder.rglob("*")]
-    texts = [path.read_text("utf-8") for path in files if path.suffix in (".py", ".jinja", ".toml", ".html", ".js")]
-    named = sorted({match[1] for text in texts for match in re.finditer(r"`alpro ([a-z][^`]*)`", text)})
+    texts = [
+        path.read_text("utf-8")
+        for path in files
+        if path.suffix in (".py", ".jinja", ".toml", ".html", ".js")
+    ]
+    named = sorted(
+        {match[1] for text in texts for match in re.finditer(r"`alpro ([a-z][^`]*)`", text)}
+    )
     assert len(named) > 5
     for command in named:
         words, app = command.split(), cli.app
-        while words and re.fullmatch(r"[a-z][a-z-]*", words[0]) and [name for name in app if not name.startswith("-")]:
+        while (
+            words
+            and re.fullmatch(r"[a-z][a-z-]*", words[0])
+            and [name for name in app if not name.startswith("-")]
+        ):
             assert words[0] in app, command
             app = app[words.pop(0)]
 
@@ -269,14 +319,24 @@ def terminated(*arguments):
         ({}, 0, ""),
         (StageFailed("pretrain ended with status 1"), 1, "error: pretrain ended with status 1\n"),
         (InputError("no nouns"), 2, "error: no nouns\n"),
-        (FULL, 2, "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n"),
-        (Interrupted("pretrain stopped"), 75, "pretrain stopped; run the same command again to continue\n"),
+        (
+            FULL,
+            2,
+            "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n",
+        ),
+        (
+            Interrupted("pretrain stopped"),
+            75,
+            "pretrain stopped; run the same command again to continue\n",
+        ),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
         (terminated, 143, "stopped; run the same command again to continue\n"),
         (ZeroDivisionError(), None, ""),
     ],
 )
-def test_the_exit_status_of_a_run(outcome, status, message, mlflow_store, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_of_a_run(
+    outcome, status, message, mlflow_store, tmp_path, monkeypatch, capsys
+):
     mlflow_store(tmp_path)
     start = outcome if callable(outcome) else Mock(side_effect=[outcome])
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", start)
@@ -285,21 +345,29 @@ def test_the_exit_status_of_a_run(outcome, status, message, mlflow_store, tmp_pa
         assert (code, err) == (status, message)
 
 
-def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(tmp_path, monkeypatch, capsys):
+def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
+    tmp_path, monkeypatch, capsys
+):
     received = []
     made = {"decode_videos clips": f"{tmp_path}/a b", "train_prompter": f"{tmp_path}/p"}
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", lambda *arguments: received.append(arguments) or made)
+    monkeypatch.setattr(
+        "alpro.pipeline.flows.flow.start", lambda *arguments: received.append(arguments) or made
+    )
     shared = ["--config", TINY, "--tracking-uri", "http://host:5000", "--workspace", tmp_path]
     own = ["resources.workers=3", "pretrain.lr=1e-4"]
     towers = ["pretrain.start=scratch", "train_prompter.clip=my/clip"]
     for stage, changes in (("", own), ("train_prompter", own), ("train_prompter", towers)):
         options = [part for change in changes for part in ("--set", change)]
-        status, _, err = call(monkeypatch, capsys, "run", *([stage] if stage else []), *shared, *options)
+        status, _, err = call(
+            monkeypatch, capsys, "run", *([stage] if stage else []), *shared, *options
+        )
         plan, parameters, *where = received.pop()
         assert (status, where) == (0, [tmp_path, "http://host:5000"]), err
         assert parameters == {"config": TINY, "data": "", "changes": changes, "stage": stage}
         assert plan.steps[-1].stage == (stage or "evaluate")
-        assert (f"not compared with the CLIP: {tmp_path}/p" in err) == (changes == towers)  # there is no such folder
+        assert (f"not compared with the CLIP: {tmp_path}/p" in err) == (
+            changes == towers
+        )  # there is no such folder
 
 
 def test_the_command_line_imports_no_slow_package(tmp_path):
@@ -319,8 +387,14 @@ from prefect.settings import get_current_settings
 settings = get_current_settings()
 print(settings.server.analytics_enabled, settings.logging.level, settings.home)
 """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "DO_NOT_TRACK"))}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=inherited, capture_output=True, text=True)
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PREFECT", "DO_NOT_TRACK"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=inherited, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/prefect")
 

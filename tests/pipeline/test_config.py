@@ -21,16 +21,32 @@ CLIP = "cache_prompts.prompter=a/clip"
 
 def places(name: str, folder: Path) -> list[str]:
     """The changes that a configuration needs to be complete."""
-    values = tomllib.loads((CONFIGS / f"{name}.toml").read_text()) if name in shipped() else {"corpora": {}}
-    changes = [f"corpora.{key}.data={folder}" for key, corpus in values["corpora"].items() if "manifest" not in corpus]
-    return [*changes, f"pretrained={folder / 'model'}"] if {"pretrained", "base"} & values.keys() else changes
+    values = (
+        tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+        if name in shipped()
+        else {"corpora": {}}
+    )
+    changes = [
+        f"corpora.{key}.data={folder}"
+        for key, corpus in values["corpora"].items()
+        if "manifest" not in corpus
+    ]
+    return (
+        [*changes, f"pretrained={folder / 'model'}"]
+        if {"pretrained", "base"} & values.keys()
+        else changes
+    )
 
 
 @pytest.mark.parametrize("name", [TINY, *shipped()])
 def test_every_shipped_configuration_is_valid_has_its_command_and_is_the_same_where_it_is_shown(
     name, tmp_path, monkeypatch, capsys
 ):
-    own = ["train_prompter.model.video.depth=3", "pretrain.start=scratch"] if name == TINY else places(name, tmp_path)
+    own = (
+        ["train_prompter.model.video.depth=3", "pretrain.start=scratch"]
+        if name == TINY
+        else places(name, tmp_path)
+    )
     if name != TINY:
         assert "alpro run --config" in (CONFIGS / f"{name}.toml").read_text().split("\nname")[0]
         model = [change for change in own if change.startswith("pretrained=")]
@@ -46,27 +62,47 @@ def test_every_shipped_configuration_is_valid_has_its_command_and_is_the_same_wh
     assert "model" not in tomllib.loads(out).get("pretrain", {})  # written once
 
 
-def test_the_page_of_the_configuration_is_up_to_date_and_the_list_has_first_comments(monkeypatch, capsys):
+def test_the_page_of_the_configuration_is_up_to_date_and_the_list_has_first_comments(
+    monkeypatch, capsys
+):
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     assert page.read_text() == document(), "run: python docs/write_configuration.py"
     out = call(monkeypatch, capsys, "config", "list")[1]
     listed = [line.split(maxsplit=1) for line in out.splitlines()]
     assert [name for name, _ in listed] == shipped()
-    assert all((CONFIGS / f"{name}.toml").read_text().startswith(f"# {text}\n") for name, text in listed)
+    assert all(
+        (CONFIGS / f"{name}.toml").read_text().startswith(f"# {text}\n") for name, text in listed
+    )
 
 
 def test_changes_are_applied():
-    changes = ["pretrain.lr=3e-4", "train_prompter.phases.0.epochs=2", "model.video.depth=2", "finetune_qa=false"]
+    changes = [
+        "pretrain.lr=3e-4",
+        "train_prompter.phases.0.epochs=2",
+        "model.video.depth=2",
+        "finetune_qa=false",
+    ]
     changes += ["build_vocabulary.tagger=en_core_web_sm", 'evaluate.contrasts=[["up", "down"]]']
-    changes += ["resources.processes=2", 'templates.video=["A film of {}."]', "pretrain.phases.0.steps=9"]
+    changes += [
+        "resources.processes=2",
+        'templates.video=["A film of {}."]',
+        "pretrain.phases.0.steps=9",
+    ]
     config = load_config(TINY, changes=changes)
     assert (config.pretrain.lr, config.pretrain.phases[0].steps) == (3e-4, 9)
     assert config.train_prompter.phases[0].steps == 0
-    assert (config.pretrain.model.video.depth, config.build_vocabulary.tagger) == (2, "en_core_web_sm")
+    assert (config.pretrain.model.video.depth, config.build_vocabulary.tagger) == (
+        2,
+        "en_core_web_sm",
+    )
     assert (config.evaluate.contrasts, config.resources.processes) == ((("up", "down"),), 2)
     assert config.finetune_qa is None
     assert config.finetune_retrieval
-    for templates in (config.templates, config.build_vocabulary.templates, config.cache_prompts.templates):
+    for templates in (
+        config.templates,
+        config.build_vocabulary.templates,
+        config.cache_prompts.templates,
+    ):
         assert templates.video == ("A film of {}.",)
     given = load_config(TINY, changes=["pretrained=a/b"])
     assert (given.train_prompter, given.pretrain, Path(given.pretrained).name) == (None, None, "b")
@@ -79,7 +115,10 @@ def test_changes_are_applied():
         ("train_prompter.model.video.num_frames=2", ["'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "-1"]),
-        ("pretrain.phases.0.corpora=['nowhere', 'stills']", ["pretrain.phases: ", "'nowhere'", "clips, stills"]),
+        (
+            "pretrain.phases.0.corpora=['nowhere', 'stills']",
+            ["pretrain.phases: ", "'nowhere'", "clips, stills"],
+        ),
         ("evaluate.qa=nowhere", ["evaluate.qa: ", "'nowhere'"]),
         ("model.video.image_size=30", ["image_size 30", "patch_size 8"]),
         ("model.video.width=64", ["must be equal"]),
@@ -101,9 +140,15 @@ def test_changes_are_applied():
         ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
         ("pretrain.max_text_tokens=33", ["pretrain.max_text_tokens 33", "40", "32"]),
         ("evaluate.max_text_tokens=33", ["evaluate.max_text_tokens 33", "40", "32"]),
-        ("train_prompter.model.text.max_length=8 & pretrain.start=scratch", ["train_prompter.max_text_tokens", "8"]),
+        (
+            "train_prompter.model.text.max_length=8 & pretrain.start=scratch",
+            ["train_prompter.max_text_tokens", "8"],
+        ),
         ("train_prompter.model={wide=1}", ["train_prompter.model.wide: "]),
-        ("train_prompter.crops={share=1, area=[0.3, 0.31]}", ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"]),
+        (
+            "train_prompter.crops={share=1, area=[0.3, 0.31]}",
+            ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"],
+        ),
         # A pipeline has one start, and encoders that fit.
         (CLIP, ["pretrain.start: "]),
         ("train_prompter.clip=a/b", ["pretrain.start: "]),
@@ -111,9 +156,15 @@ def test_changes_are_applied():
         ("pretrain=false", ["pretrained"]),
         ("evaluate=false", ["evaluate"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
-        ("train_prompter.model.video.width=64 & train_prompter.model.text.width=64", ["pretrain.start = prompter"]),
+        (
+            "train_prompter.model.video.width=64 & train_prompter.model.text.width=64",
+            ["pretrain.start = prompter"],
+        ),
         *(
-            (f"pretrain.start=scratch & train_prompter.model.video.{key}={value}", [f"video.{key}", f"is {value}"])
+            (
+                f"pretrain.start=scratch & train_prompter.model.video.{key}={value}",
+                [f"video.{key}", f"is {value}"],
+            )
             for key, value in (("frames", 4), ("image_size", 64), ("patch_size", 16))
         ),
     ],
@@ -170,10 +221,17 @@ def test_own_data_replaces_every_corpus_and_phases_keep_their_length(tmp_path):
     assert config.render_sample is None
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
     assert (config.corpora["data"].frames, config.corpora["data"].size) == (8, 64)
-    own, wanted = tmp_path / "own.toml", {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl"}
+    own, wanted = (
+        tmp_path / "own.toml",
+        {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl"},
+    )
     table = "[corpora.msrvtt]\nannotations = {train = ['a.jsonl', 'b/c.jsonl']}\nroot = 'b'"
     own.write_text(f"base = 'msrvtt_retrieval'\n{table}")
-    changes = ["pretrained=m", "corpora.msrvtt.data=x", f"corpora.msrvtt.annotations.test={tmp_path}/t"]
+    changes = [
+        "pretrained=m",
+        "corpora.msrvtt.data=x",
+        f"corpora.msrvtt.annotations.test={tmp_path}/t",
+    ]
     corpus = load_config(str(own), changes=changes).corpora["msrvtt"]
     assert corpus.annotation_files == wanted | {"test": tmp_path / "t"}
     config = load_config(str(own), str(tmp_path), ["pretrained=m"])
@@ -182,23 +240,38 @@ def test_own_data_replaces_every_corpus_and_phases_keep_their_length(tmp_path):
     assert (corpus.frames, corpus.size) == (32, 224)  # of the corpus that is evaluated
     assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
     phases = "[[pretrain.phases]]\ncorpora = ['a', 'b']\nweights = [1, 2]\nsteps = 3\n"
-    own.write_text(f"base = 'own_videos'\n{phases}[[pretrain.phases]]\ncorpora = ['b']\nepochs = 2\n")
+    own.write_text(
+        f"base = 'own_videos'\n{phases}[[pretrain.phases]]\ncorpora = ['b']\nepochs = 2\n"
+    )
     phases = load_config(str(own), str(tmp_path)).pretrain.phases
-    assert [(phase.corpora, phase.steps, phase.epochs) for phase in phases] == [(("data",), 3, 0), (("data",), 0, 2)]
+    assert [(phase.corpora, phase.steps, phase.epochs) for phase in phases] == [
+        (("data",), 3, 0),
+        (("data",), 0, 2),
+    ]
 
 
 def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path, capsys):
     manifest, asked = tmp_path / "m.jsonl", []
     manifest.write_text('{"path": "a.mp4", "caption": "a dog"}\n')
     load_config("webvid_cc3m", str(manifest), asks_questions=asked.append)
-    load_config("own_videos", str(manifest), ["finetune_qa=false", "evaluate.qa=''"], asks_questions=asked.append)
+    load_config(
+        "own_videos",
+        str(manifest),
+        ["finetune_qa=false", "evaluate.qa=''"],
+        asks_questions=asked.append,
+    )
     assert (asked, capsys.readouterr().err) == ([], "")
     for _ in range(2):
         config = load_config("own_videos", str(manifest), asks_questions=asked.append)
-    assert (asked, capsys.readouterr().err.count("question answering is skipped")) == ([manifest] * 2, 1)
+    assert (asked, capsys.readouterr().err.count("question answering is skipped")) == (
+        [manifest] * 2,
+        1,
+    )
     assert config.finetune_qa is None
     assert (config.evaluate.retrieval, config.evaluate.qa) == ("data", "")
-    manifest.write_text('{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n')
+    manifest.write_text(
+        '{"path": "a.mp4", "questions": [{"question": "what?", "answer": "dog"}]}\n'
+    )
     assert load_config("own_videos", str(manifest)).finetune_qa is not None
     manifest.unlink()
     (tmp_path / "a.mp4").write_bytes(b"")
@@ -227,14 +300,22 @@ def test_paths_are_relative_to_the_current_folder_or_the_home_folder(home, tmp_p
     changes = [f"{key}={home}{path}" for key, path in paths.items()]
     config = load_config("webvid_cc3m", changes=[*changes, "pretrain.start=scratch"])
     webvid = config.corpora["webvid"]
-    assert (webvid.data, webvid.annotations) == (f"{tmp_path}/videos", {"train": f"{tmp_path}/a.csv"})
+    assert (webvid.data, webvid.annotations) == (
+        f"{tmp_path}/videos",
+        {"train": f"{tmp_path}/a.csv"},
+    )
     assert (config.pretrain.bert, config.train_tokenizer.tokenizer) == (f"{tmp_path}/bert",) * 2
     assert config.cache_prompts.prompter == f"{tmp_path}/openai/clip"
     assert home or webvid.root == f"{tmp_path}/x"
     assert config.train_prompter.bert == "bert-base-uncased"  # a name on the hub is not a path
-    (tmp_path / "mine.toml").write_text('base = "own_videos"\ncorpora.data.data = "~/a"\ntrain_prompter.bert = "bert"')
+    (tmp_path / "mine.toml").write_text(
+        'base = "own_videos"\ncorpora.data.data = "~/a"\ntrain_prompter.bert = "bert"'
+    )
     mine = load_config(f"{home}mine.toml")
-    assert (mine.corpora["data"].data, mine.train_prompter.bert) == (f"{tmp_path}/a", f"{tmp_path}/bert")
+    assert (mine.corpora["data"].data, mine.train_prompter.bert) == (
+        f"{tmp_path}/a",
+        f"{tmp_path}/bert",
+    )
     qa = load_config("msvd_qa", f"{home}videos", [f"pretrained={home}model"])
     assert (qa.corpora["data"].data, qa.pretrained) == (f"{tmp_path}/videos", f"{tmp_path}/model")
 
@@ -251,25 +332,49 @@ def test_data_and_shards_may_be_paths_and_urls(tmp_path, monkeypatch):
 def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
     """They replace those of the configuration, which could not be loaded, in both stages. Names change nothing."""
     (tmp_path / "bert").mkdir()
-    sizes = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 32}
-    (tmp_path / "bert" / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 128}))
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    }
+    (tmp_path / "bert" / "config.json").write_text(
+        json.dumps(sizes | {"max_position_embeddings": 128})
+    )
     changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={tmp_path / 'bert'}"]
     config = load_config("own_videos", str(tmp_path), changes)
     assert config.train_prompter.model == config.pretrain.model == config.model
     video, text = config.model.video, config.model.text
-    assert (video.width, video.depth, video.heads, video.patch_size, video.mlp_ratio) == (16, 2, 2, 16, 2.0)
-    assert (video.pre_norm, video.activation, video.stem, video.image_size) == (True, "quick_gelu", "patch", 112)
+    assert (video.width, video.depth, video.heads, video.patch_size, video.mlp_ratio) == (
+        16,
+        2,
+        2,
+        16,
+        2.0,
+    )
+    assert (video.pre_norm, video.activation, video.stem, video.image_size) == (
+        True,
+        "quick_gelu",
+        "patch",
+        112,
+    )
     assert (text.width, text.depth, text.fusion_layer, text.heads) == (16, 8, 4, 4)
     assert (text.mlp_ratio, text.max_length) == (2.0, 128)
     assert config.train_tokenizer.tokenizer == str(tmp_path / "bert")
-    named = load_config("webvid_cc3m", str(tmp_path), ["pretrain.vit=a_vit.b", "pretrain.bert=a-bert"])
+    named = load_config(
+        "webvid_cc3m", str(tmp_path), ["pretrain.vit=a_vit.b", "pretrain.bert=a-bert"]
+    )
     assert (named.model, named.train_tokenizer.tokenizer) == (ModelConfig(), "bert-base-uncased")
     with pytest.raises(InputError, match="siglip"):  # before anything is decoded
         load_config("own_videos", str(tmp_path), [f"pretrain.vit={clip_folders['siglip']}"])
 
 
 def test_the_prompter_may_have_sizes_of_its_own():
-    wide = ["train_prompter.model.video.width=64", "train_prompter.model.text.width=64", "pretrain.start=scratch"]
+    wide = [
+        "train_prompter.model.video.width=64",
+        "train_prompter.model.text.width=64",
+        "pretrain.start=scratch",
+    ]
     config = load_config(TINY, changes=wide)
     widths = [stage.model.video.width for stage in (config.train_prompter, config.pretrain)]
     assert (widths, config.model) == ([64, 32], config.pretrain.model)
@@ -279,11 +384,23 @@ def test_the_prompter_may_have_sizes_of_its_own():
 def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):
     """Relative to the file, or shipped; its corpora stay only where a stage uses them or they have data."""
     (tmp_path / "a.toml").write_text('base = "b.toml"\nfinetune_qa = false\n[pretrain]\nlr = 0.5\n')
-    (tmp_path / "b.toml").write_text('base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n')
-    config, whole = load_config(str(tmp_path / "a.toml")), load_config("own_videos", str(tmp_path / "videos"))
-    assert (config.name, config.corpora["data"].data, config.pretrain.lr) == ("b", str(tmp_path / "videos"), 0.5)
+    (tmp_path / "b.toml").write_text(
+        'base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n'
+    )
+    config, whole = (
+        load_config(str(tmp_path / "a.toml")),
+        load_config("own_videos", str(tmp_path / "videos")),
+    )
+    assert (config.name, config.corpora["data"].data, config.pretrain.lr) == (
+        "b",
+        str(tmp_path / "videos"),
+        0.5,
+    )
     assert config.finetune_qa is None
-    assert config.finetune_retrieval == load_config("own_videos", changes=["corpora.data.data=x"]).finetune_retrieval
+    assert (
+        config.finetune_retrieval
+        == load_config("own_videos", changes=["corpora.data.data=x"]).finetune_retrieval
+    )
     assert whole.train_prompter == config.train_prompter
     changes = ["corpora.msrvtt.data=x", "pretrained=m"]
     assert list(load_config("msrvtt_retrieval", changes=changes).corpora) == ["msrvtt"]

@@ -38,7 +38,9 @@ from tests.conftest import ROOT
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
-PRETRAIN = Step("pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}]))
+PRETRAIN = Step(
+    "pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
+)
 
 
 @pytest.fixture
@@ -55,7 +57,10 @@ def stop():
 @pytest.fixture
 def group(monkeypatch) -> dict[str, Any]:
     """Records commands instead of starting processes. "result" is what they write, "status" their exit status."""
-    seen: dict[str, Any] = {"status": 0, "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}}}
+    seen: dict[str, Any] = {
+        "status": 0,
+        "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}},
+    }
 
     def run_group(arguments, locks, say, settings):
         file = Path(arguments[-1])
@@ -68,21 +73,32 @@ def group(monkeypatch) -> dict[str, Any]:
     return seen
 
 
-def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_other_nodes_is_printed(group, tmp_path):
-    resources = Resources(workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2)
+def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_other_nodes_is_printed(
+    group, tmp_path
+):
+    resources = Resources(
+        workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2
+    )
     write_json(tmp_path / "result.json", {"error": "of an earlier try"})
-    outcome = run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5, say=pytest.fail)
+    outcome = run_stage(
+        PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5, say=pytest.fail
+    )
     assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
     assert not list(tmp_path.iterdir())  # it leaves no files of its own
     assert Resources.model_validate(group["work"]["resources"]) == resources
-    assert (group["work"]["stage"], group["work"]["config"]) == ("pretrain", PRETRAIN.config.model_dump(mode="json"))
+    assert (group["work"]["stage"], group["work"]["config"]) == (
+        "pretrain",
+        PRETRAIN.config.model_dump(mode="json"),
+    )
     assert (group["work"]["out"], group["locks"]) == (str(tmp_path), (5,))
     assert group["settings"] == {"ALPRO_PLAIN_PROGRESS": "1"}
     printed: list[str] = []
     resources = Resources(nodes=2, rendezvous="host:29500")
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
-    assert "python -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 " in line
+    assert (
+        "python -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 " in line
+    )
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
@@ -115,10 +131,16 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
     module = [*ALONE[1:-1], str(file)]
     for stage in STAGES:
         several = stage in (*TRAININGS, "zero_shot", "evaluate")
-        many = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module] if several else [sys.executable, *module]
+        many = (
+            [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
+            if several
+            else [sys.executable, *module]
+        )
         assert command(stage, file, Resources()) == [sys.executable, *module]
         assert command(stage, file, Resources(processes=4)) == many
-        expected = [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
+        expected = (
+            [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
+        )
         assert command(stage, file, Resources(processes=4, **nodes)) == expected
         if stage in TRAININGS:
             assert command(stage, file, Resources(**nodes))[5] == "--nproc-per-node=1"
@@ -128,7 +150,12 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
     ("status", "result", "error", "message"),
     [
         (2, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),
-        (1, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),  # torchrun's own status
+        (
+            1,
+            {"error": "clips: no captions"},
+            InputError,
+            "^clips: no captions$",
+        ),  # torchrun's own status
         (75, None, Interrupted, "evaluate"),
         (1, {"interrupted": "x"}, Interrupted, "evaluate"),
         (-15, None, Interrupted, "evaluate"),
@@ -137,7 +164,9 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
         (-11, None, StageFailed, "status -11"),
     ],
 )
-def test_the_status_of_the_process_is_the_status_of_the_stage(status, result, error, message, group, tmp_path, stop):
+def test_the_status_of_the_process_is_the_status_of_the_stage(
+    status, result, error, message, group, tmp_path, stop
+):
     write_json(tmp_path / "result.json", {"error": "of an earlier try"})
     group |= {"status": status, "result": result}
     with pytest.raises(error, match=message) as raised:
@@ -210,7 +239,9 @@ def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
         print(first, second, child.wait() if command[3] == "1" else "")
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)"""
-    done = subprocess.run([*python(starter), waits, ends], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [*python(starter), waits, ends], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert done.returncode == -signal.SIGKILL
     if ends == "before":
         assert done.stdout.split() == ["1"]  # the status; the program has not started
@@ -227,7 +258,11 @@ def work(tmp_path) -> Path:
     """The work file of a decoding with values that are not the defaults."""
     (out := tmp_path / "out").mkdir()
     resources = Resources(workers=3, device="cpu").model_dump(mode="json")
-    described = {"stage": "decode_videos", "config": {"size": 64, "frames": 8}, "inputs": {"data": str(tmp_path)}}
+    described = {
+        "stage": "decode_videos",
+        "config": {"size": 64, "frames": 8},
+        "inputs": {"data": str(tmp_path)},
+    }
     write_json(out / "work.json", described | {"out": str(out), "resources": resources})
     return out / "work.json"
 
@@ -256,7 +291,9 @@ def run(work, monkeypatch):
 
 
 def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp_path):
-    outcome = Outcome({"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"})
+    outcome = Outcome(
+        {"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"}
+    )
     status, result, (config, inputs, out, resources) = run(outcome)
     assert (status, Outcome(**result)) == (0, outcome)
     assert (config.size, config.frames) == (64, 8)
@@ -265,8 +302,15 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
 
 
 ERRORS = {
-    EXIT_INPUT_ERROR: [InputError("no captions"), *(OSError(number, "No space", "clips.tar") for number in DISK_FULL)],
-    EXIT_INTERRUPTED: [OSError(errno.ESTALE, "Stale file handle"), TimeoutError(), SystemExit(EXIT_INTERRUPTED)],
+    EXIT_INPUT_ERROR: [
+        InputError("no captions"),
+        *(OSError(number, "No space", "clips.tar") for number in DISK_FULL),
+    ],
+    EXIT_INTERRUPTED: [
+        OSError(errno.ESTALE, "Stale file handle"),
+        TimeoutError(),
+        SystemExit(EXIT_INTERRUPTED),
+    ],
     "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
 }
 ERRORS[EXIT_INTERRUPTED] += [ConnectionResetError("https://host/a.mp4: reset")]
@@ -281,14 +325,24 @@ def test_an_error_is_the_persons_or_passes_or_is_a_bug(status, run, work, capsys
             continue
         work.with_name("result.json").unlink(missing_ok=True)
         found, result, _ = run(error)
-        assert (found, list(result)) == (status, ["error" if status == EXIT_INPUT_ERROR else "interrupted"])
-        said = status == EXIT_INTERRUPTED and not isinstance(error, SystemExit)  # what ends the run, the launcher says
+        assert (found, list(result)) == (
+            status,
+            ["error" if status == EXIT_INPUT_ERROR else "interrupted"],
+        )
+        said = status == EXIT_INTERRUPTED and not isinstance(
+            error, SystemExit
+        )  # what ends the run, the launcher says
         assert len(capsys.readouterr().err.splitlines()) == said
 
 
-def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(run, work, capsys, monkeypatch):
+def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(
+    run, work, capsys, monkeypatch
+):
     monkeypatch.setenv("GROUP_RANK", "1")  # of another node, which has a terminal of its own
-    assert run(InputError("clips: no captions"), "1")[:2] == (EXIT_INPUT_ERROR, {"error": "clips: no captions"})
+    assert run(InputError("clips: no captions"), "1")[:2] == (
+        EXIT_INPUT_ERROR,
+        {"error": "clips: no captions"},
+    )
     assert capsys.readouterr().err == "error: clips: no captions\n"
     assert run(InputError("other"), "2")[1] == {"error": "clips: no captions"}
     work.with_name("result.json").unlink()
@@ -355,7 +409,10 @@ def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
         assert names == ["1"]
     killed.stdin.close()  # cat ends
     assert killed.stdout.read() == b""
-    with reserved(ONE, 1, print, tmp_path) as (names, _):  # it may close its output first, and then the lock
+    with reserved(ONE, 1, print, tmp_path) as (
+        names,
+        _,
+    ):  # it may close its output first, and then the lock
         assert names == ["0"]
 
 
@@ -365,7 +422,10 @@ def test_without_devices_nothing_is_reserved_and_too_few_or_no_folder_are_errors
     assert not (tmp_path / "locks").exists()
     assert visible_devices(Resources(device="cpu")) == {}
     (tmp_path / "file").write_text("")
-    for count, folder, named in ((2, tmp_path, "visible GPUs is 1"), (1, tmp_path / "file" / "x", "locks of the GPUs")):
+    for count, folder, named in (
+        (2, tmp_path, "visible GPUs is 1"),
+        (1, tmp_path / "file" / "x", "locks of the GPUs"),
+    ):
         with pytest.raises(InputError, match=named), reserved(ONE, count, print, folder):
             pass
 
@@ -389,12 +449,16 @@ def test_devices_have_the_names_of_cuda_and_an_identity(monkeypatch):
 
 
 def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"})
+    monkeypatch.setattr(
+        launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"}
+    )
     monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
     assert len(group["locks"]) == 3
-    run_stage(CACHE, tmp_path, Store(tmp_path), Resources(processes=2))  # it is neither training nor evaluation
+    run_stage(
+        CACHE, tmp_path, Store(tmp_path), Resources(processes=2)
+    )  # it is neither training nor evaluation
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}
 
 
@@ -404,5 +468,7 @@ def test_torchrun_ends_if_it_is_told_again_while_its_ranks_stop(tmp_path):
     rank = "import os, signal; tell = lambda *_: os.kill(os.getppid(), signal.SIGTERM)\n"
     rank += "signal.signal(signal.SIGTERM, lambda *_: exit(tell())); tell(); signal.pause()"
     (tmp_path / "rank.py").write_text(rank)
-    ended = subprocess.run([*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600)
+    ended = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600
+    )
     assert ended.returncode == 75

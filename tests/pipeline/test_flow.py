@@ -40,11 +40,34 @@ from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TINY, alpro, of_shards, runs, states_of, statuses_of, summary_of, wait_for
+from tests.pipeline.conftest import (
+    TINY,
+    alpro,
+    of_shards,
+    runs,
+    states_of,
+    statuses_of,
+    summary_of,
+    wait_for,
+)
 
 pytestmark = pytest.mark.usefixtures("prefect")
-STAGES = ["render_sample", "decode_videos clips", "decode_videos stills", "train_tokenizer", "build_vocabulary"]
-STAGES += ["train_prompter", "cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"]
+STAGES = [
+    "render_sample",
+    "decode_videos clips",
+    "decode_videos stills",
+    "train_tokenizer",
+    "build_vocabulary",
+]
+STAGES += [
+    "train_prompter",
+    "cache_prompts",
+    "pretrain",
+    "zero_shot",
+    "finetune_retrieval",
+    "finetune_qa",
+    "evaluate",
+]
 RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 
@@ -56,7 +79,11 @@ def newest_runs() -> tuple[FlowRun, dict[UUID, TaskRun]]:
 
         def recorded() -> list[TaskRun]:
             found = client.read_task_runs(flow_run_filter=only)
-            return found if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES) else []
+            return (
+                found
+                if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES)
+                else []
+            )
 
         return run, {one.id: one for one in wait_for(recorded, 600)}
 
@@ -69,8 +96,21 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert list(verify(artifacts)) == []  # every file is recorded
     assert sum(name.endswith(".tar") for _, record in artifacts for name in record["contents"]) == 4
     left = [path for folder in folders for path in folder.rglob("*") if path.name.endswith(".part")]
-    assert left + [path for folder in folders for name in ("checkpoints", "parts") for path in folder.glob(name)] == []
-    rows = [row for name in EVALUATIONS for row in json.loads((Path(first[name]) / "results.json").read_text())]
+    assert (
+        left
+        + [
+            path
+            for folder in folders
+            for name in ("checkpoints", "parts")
+            for path in folder.glob(name)
+        ]
+        == []
+    )
+    rows = [
+        row
+        for name in EVALUATIONS
+        for row in json.loads((Path(first[name]) / "results.json").read_text())
+    ]
     expected = {"zero-shot by matching", "fine-tuned by matching", "question answering", "prompter"}
     assert expected <= {row["what"] for row in rows}
     assert all(row["items"] > 0 for row in rows)
@@ -81,7 +121,9 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert report.count("data:image/png;base64,") == len(pictures) > 2
 
 
-def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_headline_scores(first, workspace):
+def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_headline_scores(
+    first, workspace
+):
     (*_, parent), nested = runs(workspace)
     stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
     assert set(stages) == set(STAGES)
@@ -89,13 +131,17 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
         assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "alpro")
         assert run.data.tags["mlflow.user"]
     assert parent.data.params["pretrain.lr"] == "0.001"
-    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(parent.data.params)  # only what is not the default
+    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(
+        parent.data.params
+    )  # only what is not the default
     pretrain = stages["pretrain"]
     assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)
     assert pretrain.data.tags["commit"] == parent.data.tags["commit"]
     assert pretrain.data.tags["prefect_run"]
     assert parent.data.tags["prefect_flow_run"]
-    assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(pretrain.data.metrics)
+    assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(
+        pretrain.data.metrics
+    )
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
 
     def listed(run, folder):
@@ -107,7 +153,10 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     assert "results.json" in listed(stages["evaluate"], "tables")
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
 
-    assert {name.split("/")[0] for name in parent.data.metrics} - set(HEADLINES) == {"test", "training"}
+    assert {name.split("/")[0] for name in parent.data.metrics} - set(HEADLINES) == {
+        "test",
+        "training",
+    }
     names = {run.info.run_id: name for name, run in stages.items()}
     models = client.search_logged_models([parent.info.experiment_id])
     models = {names[model.source_run_id]: model for model in models if model.source_run_id in names}
@@ -146,7 +195,10 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     report = report_file(tmp_path, planned("", TINY, "", [], tmp_path))
 
     def finished(*changes: str) -> list[str]:
-        return [step.name for step in finished_steps(planned("", TINY, "", list(changes), tmp_path), report)]
+        return [
+            step.name
+            for step in finished_steps(planned("", TINY, "", list(changes), tmp_path), report)
+        ]
 
     assert finished() == []  # nothing of it is in MLflow
     (tmp_path / "mlflow.db").touch()
@@ -157,7 +209,9 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
         write_json(report.with_suffix(".json"), {"state": state})
         assert finished() == steps, state
     shutil.rmtree(tmp_path / "artifacts" / "pretrain")
-    assert finished() == [name for name in STAGES if name != "pretrain"]  # nothing that has to run needs it
+    assert finished() == [
+        name for name in STAGES if name != "pretrain"
+    ]  # nothing that has to run needs it
     shutil.rmtree(tmp_path / "artifacts" / "evaluate")
     assert finished() == []
 
@@ -172,11 +226,16 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
     for name, folder in first.items():
         prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
-        repeated = {f"{prefix}{metric}": value for metric, value in read_record(Path(folder))["metrics"].items()}
+        repeated = {
+            f"{prefix}{metric}": value
+            for metric, value in read_record(Path(folder))["metrics"].items()
+        }
         assert repeated.items() <= parent.data.metrics.items(), name
     newest_flow, tasks = newest_runs()
     assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate']).name[:6]}"
-    assert {run.name for run in tasks.values()} == {f"{n} · {Path(folder).name[:8]}" for n, folder in first.items()}
+    assert {run.name for run in tasks.values()} == {
+        f"{n} · {Path(folder).name[:8]}" for n, folder in first.items()
+    }
     assert {run.state.name for run in tasks.values()} == {"Cached"}
     arrows = {
         (tasks[source.id].name.split(" · ")[0], run.name.split(" · ")[0])
@@ -189,7 +248,9 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
 
 
 @pytest.mark.usefixtures("copied")
-def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows(first, workspace, capsys):
+def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows(
+    first, workspace, capsys
+):
     changes = ["pretrain.lr=5e-4"]
     changed = alpro(TINY, changes=changes, workspace=workspace)
     made = {name for name, state in states_of(workspace, changes).items() if state == "built"}
@@ -199,7 +260,9 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     before = weights.read_bytes()
     shutil.rmtree(first["cache_prompts"])
     alpro(TINY, stage="pretrain", workspace=workspace)
-    assert states_of(workspace, stage="pretrain")["cache_prompts"] == "unused"  # nothing that has to run needs it
+    assert (
+        states_of(workspace, stage="pretrain")["cache_prompts"] == "unused"
+    )  # nothing that has to run needs it
     changes = ["pretrain.lr=2e-4"]
     alpro(TINY, stage="pretrain", changes=changes, workspace=workspace)
     states = states_of(workspace, changes, "pretrain")
@@ -231,7 +294,12 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     assert without["decode_videos stills"] == ("not needed", "")
     assert re.fullmatch(r"evaluate\.seed = 91 \(was \d+\)", without["evaluate"][1])
     assert rows("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
-    arguments = {"config": "configs/own.toml", "data": "/home/me/films", "changes": ["a=1", "b=2"], "stage": "evaluate"}
+    arguments = {
+        "config": "configs/own.toml",
+        "data": "/home/me/films",
+        "changes": ["a=1", "b=2"],
+        "stage": "evaluate",
+    }
     title = f"tiny {Path(first['evaluate']).name[:6]} · evaluate · films · a=1 b=2"
     assert tasks.title_of(planned("", TINY, "", [], workspace), arguments) == title
 
@@ -250,8 +318,15 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
     for shard in Path(first["decode_videos clips"]).glob("*.tar"):
         shutil.copy(shard, tmp_path)
     made = alpro(of_shards(tmp_path, tmp_path), stage="build_vocabulary", workspace=workspace)
-    assert list(made) == ["render_sample", "index_shards clips", "decode_videos stills", "build_vocabulary"]
-    entities = [pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)]
+    assert list(made) == [
+        "render_sample",
+        "index_shards clips",
+        "decode_videos stills",
+        "build_vocabulary",
+    ]
+    entities = [
+        pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)
+    ]
     assert entities[0] == entities[1]
 
 
@@ -290,7 +365,11 @@ def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_on
     with pytest.raises(StageFailed) as raised:
         alpro(TINY, changes=changes, workspace=workspace)
     in_order = [name for name in STAGES if name in seen.started]
-    assert (len(in_order), seen.most, str(raised.value)) == (len(changes) - 1, most, f"{in_order[0]} broke")
+    assert (len(in_order), seen.most, str(raised.value)) == (
+        len(changes) - 1,
+        most,
+        f"{in_order[0]} broke",
+    )
     assert limit == 2 or list(seen.started) == in_order
     assert beside.items() <= seen.started.items()
     printed = capsys.readouterr().err
@@ -312,7 +391,9 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_killed(first, workspace, monkeypatch):
+def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_killed(
+    first, workspace, monkeypatch
+):
     running = threading.Barrier(2)
 
     def run_until_stopped(*_: object) -> Outcome:
@@ -326,7 +407,11 @@ def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_kille
     changes = [*FINE_TUNING, "resources.max_stages=2"]
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=changes, workspace=workspace)
-    assert statuses_of(workspace) == {"": "KILLED", "finetune_retrieval": "KILLED", "finetune_qa": "KILLED"}
+    assert statuses_of(workspace) == {
+        "": "KILLED",
+        "finetune_retrieval": "KILLED",
+        "finetune_qa": "KILLED",
+    }
     assert summary_of(workspace, changes)["state"] == "stopped"
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
 
@@ -341,7 +426,9 @@ def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_kille
         ([OSError("a bug")], 105, 1, "Failed"),
     ],
 )
-def test_only_an_interrupted_stage_runs_again(errors, seed, times, state, first, workspace, monkeypatch):
+def test_only_an_interrupted_stage_runs_again(
+    errors, seed, times, state, first, workspace, monkeypatch
+):
     left, tried = list(errors), []
 
     def work(step: Step, out: Path, *_: object) -> Outcome:
@@ -363,15 +450,26 @@ def test_only_an_interrupted_stage_runs_again(errors, seed, times, state, first,
 
 def client_of(*states: object) -> MagicMock:
     """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which may be an error."""
-    stages = [("finetune_qa", "gpu"), ("evaluate", "gpu"), ("build_vocabulary", "cpu"), ("nightly", "gpu")]
+    stages = [
+        ("finetune_qa", "gpu"),
+        ("evaluate", "gpu"),
+        ("build_vocabulary", "cpu"),
+        ("nightly", "gpu"),
+    ]
     client = MagicMock()
     client.__enter__.return_value = client
     client.read_deployment.return_value.work_pool_name = "cpu"
     client.read_deployments.return_value = [
-        SimpleNamespace(name=name, work_pool_name=pool, parameters={"stage": name.replace("nightly", "pretrain")})
+        SimpleNamespace(
+            name=name,
+            work_pool_name=pool,
+            parameters={"stage": name.replace("nightly", "pretrain")},
+        )
         for name, pool in stages
     ]
-    found = [state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states]
+    found = [
+        state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states
+    ]
     client.read_flow_run.side_effect = found
     return client
 
@@ -384,10 +482,17 @@ def deployed(first, workspace, monkeypatch):
     def start(client: MagicMock, changes: list[str], build: bool = True) -> list[tuple[str, dict]]:
         started = []
 
-        def run_deployment(name: str, parameters: dict, timeout: int, flow_run_name: str) -> SimpleNamespace:
+        def run_deployment(
+            name: str, parameters: dict, timeout: int, flow_run_name: str
+        ) -> SimpleNamespace:
             started.append((name, parameters))
             if build:
-                alpro(TINY, changes=parameters["changes"], stage=parameters["stage"], workspace=workspace)
+                alpro(
+                    TINY,
+                    changes=parameters["changes"],
+                    stage=parameters["stage"],
+                    workspace=workspace,
+                )
             return SimpleNamespace(id="r", name="blue-fox")
 
         for module in (flow, tasks):
@@ -407,18 +512,33 @@ def deployed(first, workspace, monkeypatch):
 @pytest.mark.usefixtures("copied")
 def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deployed, workspace):
     changes = ["finetune_qa.lr=2e-3"]
-    client = client_of(Running(), httpx.ConnectError("refused"), AwaitingRetry(), Completed(), Completed())
+    client = client_of(
+        Running(), httpx.ConnectError("refused"), AwaitingRetry(), Completed(), Completed()
+    )
     started = deployed(client, changes)
     parameters = {"config": TINY, "data": "", "changes": changes}
-    assert started == [(f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")]
+    assert started == [
+        (f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")
+    ]
     states = states_of(workspace, changes)
-    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == ("cached", "built", "built")
-    assert client.update_flow_run.call_args_list[0].kwargs["name"] == summary_of(workspace, changes)["title"]
+    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == (
+        "cached",
+        "built",
+        "built",
+    )
+    assert (
+        client.update_flow_run.call_args_list[0].kwargs["name"]
+        == summary_of(workspace, changes)["title"]
+    )
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [(Failed(message="no captions"), "no captions"), (Crashed(), "finetune_qa"), (Completed(), "does not exist")],
+    [
+        (Failed(message="no captions"), "no captions"),
+        (Crashed(), "finetune_qa"),
+        (Completed(), "does not exist"),
+    ],
 )
 def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(state, message, deployed):
     with pytest.raises(StageFailed, match=message):
@@ -438,7 +558,9 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
     client.read_flow_run.side_effect = stop
     with pytest.raises(KeyboardInterrupt):
         deployed(client, ["finetune_qa.lr=4e-3"], build=False)
-    assert [call.args[1].name for call in client.set_flow_run_state.call_args_list] == ["Cancelling"]
+    assert [call.args[1].name for call in client.set_flow_run_state.call_args_list] == [
+        "Cancelling"
+    ]
 
 
 def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
@@ -458,7 +580,11 @@ def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
     example = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
-    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == ["finetune_retrieval", "finetune_qa", "cache_prompts"]
+    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == [
+        "finetune_retrieval",
+        "finetune_qa",
+        "cache_prompts",
+    ]
     for folder in map(Path, first.values()):
         place = tmp_path / "workspace" / "artifacts" / folder.parent.name / folder.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -468,7 +594,11 @@ def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
-PLACES = {"split": "test|validation", "direction": "t2v|v2t", "rank": "|".join(metric.key for metric in RETRIEVAL)}
+PLACES = {
+    "split": "test|validation",
+    "direction": "t2v|v2t",
+    "rank": "|".join(metric.key for metric in RETRIEVAL),
+}
 NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>/<column>"}
 NOT_IN_EVERY_RUN |= {f"<split>/entity_crops/acc_{which}" for which in ("kept", "sure")}
 
@@ -486,7 +616,9 @@ def test_every_metric_has_its_name_on_the_page(first):
 
     def pattern(name: str) -> re.Pattern[str]:
         parts = re.split(r"<(\w+)>", name)
-        named = [f"({PLACES.get(p, r'[^/]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
+        named = [
+            f"({PLACES.get(p, r'[^/]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)
+        ]
         return re.compile("".join(named))
 
     patterns = {name: pattern(name) for name in documented}

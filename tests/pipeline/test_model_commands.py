@@ -49,24 +49,36 @@ def own(videos, tmp_path):
     return folder
 
 
-def test_videos_are_indexed_searched_listed_and_removed(alpro_model, videos, own, trained, tmp_path):
+def test_videos_are_indexed_searched_listed_and_removed(
+    alpro_model, videos, own, trained, tmp_path
+):
     index, text = tmp_path / "index", "a red ball moves left"
     assert alpro_model("index add", index, own)[0] == 2  # no index yet
     status, out, err = alpro_model("index add", index, own, "--model", RETRIEVAL)
-    assert (status, err.startswith(f"rejected: {own / 'bad.mp4'}: unreadable"), err.count("\n")) == (0, True, 1)
+    assert (
+        status,
+        err.startswith(f"rejected: {own / 'bad.mp4'}: unreadable"),
+        err.count("\n"),
+    ) == (0, True, 1)
     assert out.splitlines()[0] == f"{index}: 3 clips"
     again = alpro_model("index add", index, own)[1].splitlines()
     assert again == [f"{index}: 3 clips", "  0 embedded (0 changed), 4 unchanged", "  0 rejected"]
 
     model = Model.load(RETRIEVAL, trained, device="cpu")
     expected = search(Index.open(index), model, text, 2)
-    assert json.loads(alpro_model("search", index, text, "-k", 2, "--json")[1]) == {"text": text, **expected.json()}
+    assert json.loads(alpro_model("search", index, text, "-k", 2, "--json")[1]) == {
+        "text": text,
+        **expected.json(),
+    }
     lines = alpro_model("search", index, text, "-k", 3, "--rerank", 1)[1].splitlines()
     assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3", "3"]
     assert len(lines[1].split()) == len(lines[2].split()) + 1  # one has a match
     assert "match" not in alpro_model("search", index, text)[1].splitlines()[0]
     assert "nothing fits" in alpro_model("search", index, text, "--nothing-below", 1)[2]
-    assert json.loads(alpro_model("search", index, text, "--filter", "id=none", "--json")[1])["hits"] == []
+    assert (
+        json.loads(alpro_model("search", index, text, "--filter", "id=none", "--json")[1])["hits"]
+        == []
+    )
 
     first, second, third = own / videos[0].name, own / videos[1].name, own / "more" / videos[2].name
     assert alpro_model("index ls", index)[1].split() == [str(third), str(first), str(second)]
@@ -94,19 +106,30 @@ def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, vide
     assert all(clip["end"] - clip["start"] <= 0.5 for clip in clips)
 
 
-def test_the_device_and_precision_reach_every_model(alpro_model, videos, own, tmp_path, monkeypatch):
+def test_the_device_and_precision_reach_every_model(
+    alpro_model, videos, own, tmp_path, monkeypatch
+):
     calls, real = [], Model.load
-    monkeypatch.setattr(Model, "load", lambda *a, **options: calls.append(options) or real(*a, **options))
+    monkeypatch.setattr(
+        Model, "load", lambda *a, **options: calls.append(options) or real(*a, **options)
+    )
     index = tmp_path / "index"
     alpro_model("index add", index, own, "--model", RETRIEVAL, "--dtype", "bfloat16")
     alpro_model("search", index, "a ball", "--dtype", "float16")
     alpro_model("model ask", QA, videos[0], "what?", "--dtype", "bfloat16")
-    assert calls == [{"device": "cpu", "dtype": dtype} for dtype in ("bfloat16", "float16", "bfloat16")]
-    for arguments in (("search", index, "\u4f60\u597d"), ("model ask", QA, videos[0], "\u4f60\u597d?")):
+    assert calls == [
+        {"device": "cpu", "dtype": dtype} for dtype in ("bfloat16", "float16", "bfloat16")
+    ]
+    for arguments in (
+        ("search", index, "\u4f60\u597d"),
+        ("model ask", QA, videos[0], "\u4f60\u597d?"),
+    ):
         assert "\u4f60\u597d" in alpro_model(*arguments)[2]
 
 
-def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named(alpro_model, videos, trained):
+def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named(
+    alpro_model, videos, trained
+):
     def words(ranked):
         return [{"text": word, "probability": pytest.approx(p)} for word, p in ranked]
 
@@ -115,43 +138,85 @@ def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named
     assert (status, err, json.loads(out)["answers"]) == (0, "", words(expected))
     _, out, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
     assert out.split() == ["answer", "probability", expected[0][0], f"{expected[0][1]:.3f}"]
-    status, out, err = alpro_model("model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json")
-    expected = Model.load(PROMPTER, trained, device="cpu").entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
+    status, out, err = alpro_model(
+        "model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json"
+    )
+    expected = Model.load(PROMPTER, trained, device="cpu").entities(
+        videos[0], (0.5, 0, 0.25, 1), top_k=5
+    )
     assert (status, err, json.loads(out)["entities"]) == (0, "", words(expected))
     assert json.loads(out)["box"] == [0.5, 0, 0.25, 1]
 
 
-def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(alpro_model, videos, pretrained):
-    status, out, err = alpro_model("model entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2)
+def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(
+    alpro_model, videos, pretrained
+):
+    status, out, err = alpro_model(
+        "model entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2
+    )
     assert (status, err) == (0, "")
     own = Model.load(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
-    assert json.loads(out)["entities"] == [{"text": word, "probability": pytest.approx(p)} for word, p in own]
+    assert json.loads(out)["entities"] == [
+        {"text": word, "probability": pytest.approx(p)} for word, p in own
+    ]
     _, out, _ = alpro_model("model entities", pretrained / "prompter", videos[0], "-k", 1)
-    assert out.split()[2] == Model.load(pretrained / "prompter", device="cpu").entities(videos[0], top_k=1)[0][0]
+    assert (
+        out.split()[2]
+        == Model.load(pretrained / "prompter", device="cpu").entities(videos[0], top_k=1)[0][0]
+    )
 
 
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
-    score = {"what": "fine-tuned by matching", "metric": "R@1", "direction": "t2v", "value": 51.5, "unit": "%"}
-    score |= {"table": "retrieval", "higher_is_better": True, "protocol": "", "baseline": "", "chance": 0.5}
+    score = {
+        "what": "fine-tuned by matching",
+        "metric": "R@1",
+        "direction": "t2v",
+        "value": 51.5,
+        "unit": "%",
+    }
+    score |= {
+        "table": "retrieval",
+        "higher_is_better": True,
+        "protocol": "",
+        "baseline": "",
+        "chance": 0.5,
+    }
     score |= {"items": 1200}
     scores = [
         score | {"name": "retrieval/t2v/R1", "low": 44.25, "high": 58.0},
         score | {"name": "qa/acc", "what": "question answering", "low": None, "high": None},
     ]
     own, retrieval = tmp_path / "workspace", digest("finetune_retrieval")
-    about = {"name": "decode_videos films", "counts": {"samples": 1300, "train": 1000, "captions": 2600}}
+    about = {
+        "name": "decode_videos films",
+        "counts": {"samples": 1300, "train": 1000, "captions": 2600},
+    }
     _, films = write_artifact(own, "decode_videos", **about)
-    about = {"config": {"lr": 1e-4, "batch_size": 64}, "counts": {"steps": 500}, "versions": {"torch": "2.13.0"}}
+    about = {
+        "config": {"lr": 1e-4, "batch_size": 64},
+        "counts": {"steps": 500},
+        "versions": {"torch": "2.13.0"},
+    }
     folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
-    inputs = {"retrieval": model, "qa": {"stage": "finetune_qa", "fingerprint": digest("finetune_qa")}}
+    inputs = {
+        "retrieval": model,
+        "qa": {"stage": "finetune_qa", "fingerprint": digest("finetune_qa")},
+    }
     evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
     write_json(evaluated / "results.json", scores)
-    shutil.copytree(trained / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model", folder / "model")
+    shutil.copytree(
+        trained / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model", folder / "model"
+    )
 
-    status, out, err = alpro_model("model export", folder, tmp_path / "out", "--license", "cc-by-4.0")
+    status, out, err = alpro_model(
+        "model export", folder, tmp_path / "out", "--license", "cc-by-4.0"
+    )
     assert (status, err) == (0, "")
-    assert out == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
+    assert (
+        out
+        == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc-by-4.0\n" in card
     assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
@@ -189,7 +254,10 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, trained, 
         (("index add", "FOLDER/i", "FOLDER/none", "--model", RETRIEVAL), "FOLDER/none"),
         (("index add", "FOLDER/i", "FOLDER/nothing", "--model", RETRIEVAL), "FOLDER/nothing"),
         (("index add", "FOLDER/j", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/j"),
-        (("index add", "FOLDER/k", "FOLDER/bad", "--model", "models:/none@best"), "models:/none@best"),
+        (
+            ("index add", "FOLDER/k", "FOLDER/bad", "--model", "models:/none@best"),
+            "models:/none@best",
+        ),
         (("index add", "FOLDER/notes.txt", "FOLDER/bad", "--model", RETRIEVAL), "FOLDER/notes.txt"),
         (("model export", RETRIEVAL, "FOLDER/bad"), "FOLDER/bad"),
         (("model register", digest("cache_prompts")[:8], "--name", "shapes"), "cache_prompts"),
@@ -207,7 +275,12 @@ def test_mistakes_are_one_line(alpro_model, videos, tmp_path, arguments, named):
         named = named.replace(name, value)
     status, _, err = alpro_model(*arguments)
     lines = [line for line in err.splitlines() if not line.startswith("rejected: ")]
-    assert (status, len(lines), lines[0].startswith("error: "), named in lines[0]) == (2, 1, True, True), err
+    assert (status, len(lines), lines[0].startswith("error: "), named in lines[0]) == (
+        2,
+        1,
+        True,
+        True,
+    ), err
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
@@ -227,12 +300,18 @@ def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
         columns = [name for n in places for name in (f"{word}_{n}", f"probability_{n}")]
         assert table.column_names[4:] == [*columns, "error"]
         bad, *good, broken = table.to_pylist()
-        assert (bad["id"], bad["error"][:10], broken["error"][:7]) == ("bad", "unreadable", "bad row")
+        assert (bad["id"], bad["error"][:10], broken["error"][:7]) == (
+            "bad",
+            "unreadable",
+            "bad row",
+        )
         for row, video in zip(good, videos, strict=False):
             single = json.loads(alpro_model(*command, own / video.name, *options, "--json")[1])
             words = single["answers" if word == "answer" else "entities"]
             assert [row[f"{word}_{n}"] for n in places] == [one["text"] for one in words]
-            assert [row[f"probability_{n}"] for n in places] == pytest.approx([one["probability"] for one in words])
+            assert [row[f"probability_{n}"] for n in places] == pytest.approx(
+                [one["probability"] for one in words]
+            )
             assert not row["error"]
 
 
@@ -242,7 +321,10 @@ def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
 @pytest.fixture
 def data(sample, tmp_path):
     """A manifest of five clips: two have the same caption, one is right for another's caption, one is damaged."""
-    videos = [Path(shutil.copy(video, tmp_path)).name for video in sorted((sample / "videos").glob("test-*.mp4"))[:4]]
+    videos = [
+        Path(shutil.copy(video, tmp_path)).name
+        for video in sorted((sample / "videos").glob("test-*.mp4"))[:4]
+    ]
     (tmp_path / "bad.mp4").write_text("no video")
     question = [{"question": "what moves?", "answer": "ball"}]
     rows = [
@@ -291,7 +373,9 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [item.id for item in labeled(data, "test")[0]] == ["a"]
     assert [item.id for item in labeled(data, "train")[0]] == ["b"]
-    with pytest.raises(InputError, match=r"no video with a caption or a question \(split validation\)"):
+    with pytest.raises(
+        InputError, match=r"no video with a caption or a question \(split validation\)"
+    ):
         labeled(data, "validation")
     items, what = labeled(clips, "test")
     assert what.startswith("split test")
@@ -311,39 +395,59 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
     corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
     decode_videos.run(config, {"data": source}, corpus, resources)
     model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
-    shutil.copytree(next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model", model / "model")
+    shutil.copytree(
+        next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model", model / "model"
+    )
 
     decoded = pq.read_table(corpus / "index.parquet", columns=["id", "split", "group"]).to_pylist()
     for split in ("train", "validation", "test"):
         items, what = labeled(source, split, [model])
-        assert sorted(item.id for item in items) == sorted(row["id"] for row in decoded if row["split"] == split)
+        assert sorted(item.id for item in items) == sorted(
+            row["id"] for row in decoded if row["split"] == split
+        )
         assert split in what
         again = source.with_name("again.csv")
-        again.write_text("id,path,caption\n" + "".join(f"other-v{n},v{n}.png,a ball\n" for n in range(40)))
-        assert {item.id for item in labeled(again, split, [model])[0]} == {f"other-{item.id}" for item in items}
+        again.write_text(
+            "id,path,caption\n" + "".join(f"other-v{n},v{n}.png,a ball\n" for n in range(40))
+        )
+        assert {item.id for item in labeled(again, split, [model])[0]} == {
+            f"other-{item.id}" for item in items
+        }
     with source.open("a") as file:
         late = {"id": "late", "path": "v0.png", "group": decoded[-1]["group"], "caption": "x"}
         file.write(json.dumps(late) + "\n")
-    assert "late" in {item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]}
+    assert "late" in {
+        item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]
+    }
     other = source.with_name("other.jsonl")
     other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
     items, what = labeled(other, "test", [model])
     assert (len(items), what) == (1, "all: the data names no split")
-    assert labeled(other, "test", [model, other.parent])[1].startswith(f"{what}, and no record says")
+    assert labeled(other, "test", [model, other.parent])[1].startswith(
+        f"{what}, and no record says"
+    )
     shutil.rmtree(corpus)
     with pytest.raises(InputError, match="decode_videos"):
         labeled(source, "test", [model])
 
 
-def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, trained, clip_folders, tmp_path, hub):
+def test_retrieval_is_that_of_the_model_and_of_the_baseline(
+    scored, data, trained, clip_folders, tmp_path, hub
+):
     found = scored(RETRIEVAL, data, "--baseline", clip_folders["clip"], "--out", tmp_path / "out")
-    assert scored(RETRIEVAL, data, "--baseline", hub(clip_folders["clip"]))["baseline"] == found["baseline"]
-    assert {row["name"] for row in scored("my/clip", data)["results"]} > {row["name"] for row in found["baseline"]}
+    assert (
+        scored(RETRIEVAL, data, "--baseline", hub(clip_folders["clip"]))["baseline"]
+        == found["baseline"]
+    )
+    assert {row["name"] for row in scored("my/clip", data)["results"]} > {
+        row["name"] for row in found["baseline"]
+    }
     rows = {row["name"]: row for row in found["results"]}
     assert rows["decoded/data"]["value"] == 80
     assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "rerank"}
     similarity = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32").similarity(
-        ["a ball", "one ball", "a star", "a box"], [item.source.path for item in labeled(data, "test")[0][:4]]
+        ["a ball", "one ball", "a star", "a box"],
+        [item.source.path for item in labeled(data, "test")[0][:4]],
     )
     right = [similarity[0].argmax() in (0, 1), similarity[1].argmax() == 0]
     right += [similarity[2].argmax() in (2, 3), similarity[3].argmax() == 3]
@@ -351,16 +455,34 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
     assert rows["similarity/t2v/R1"]["items"] == 4
     assert rows["similarity/t2v/R1"]["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
     rivals = {row["name"]: row for row in found["baseline"]}
-    assert found["differences"].keys() == rivals.keys() == {name for name in rows if name.startswith("similarity/")}
+    assert (
+        found["differences"].keys()
+        == rivals.keys()
+        == {name for name in rows if name.startswith("similarity/")}
+    )
     for name, difference in found["differences"].items():
-        assert difference["difference"] == pytest.approx(rows[name]["value"] - rivals[name]["value"])
+        assert difference["difference"] == pytest.approx(
+            rows[name]["value"] - rivals[name]["value"]
+        )
     assert {name.rpartition("/")[2] for name in rivals} == {"R1", "R5", "R10", "MdR", "mAP"}
-    assert rows["similarity/t2v/R1"]["protocol"] == rivals["similarity/t2v/R1"]["protocol"] == "all pairs, 4 frames"
-    two = ModelFolder.from_pretrained(next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model")
+    assert (
+        rows["similarity/t2v/R1"]["protocol"]
+        == rivals["similarity/t2v/R1"]["protocol"]
+        == "all pairs, 4 frames"
+    )
+    two = ModelFolder.from_pretrained(
+        next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
+    )
     two.model.set_frames(2)
     two.save_pretrained(tmp_path / "two")
-    other = scored(tmp_path / "two", data, "--baseline", clip_folders["clip"])  # with the frames of the model
-    used = {row["protocol"] for row in other["results"] + other["baseline"] if row["name"] == "similarity/t2v/R1"}
+    other = scored(
+        tmp_path / "two", data, "--baseline", clip_folders["clip"]
+    )  # with the frames of the model
+    used = {
+        row["protocol"]
+        for row in other["results"] + other["baseline"]
+        if row["name"] == "similarity/t2v/R1"
+    }
     assert used == {"all pairs, 2 frames"}
     assert (tmp_path / "out" / "baseline" / "scores.parquet").is_file()
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
@@ -369,7 +491,10 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(scored, data, traine
 def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("alpro.inference.evaluate.RERANKED", 3)
     scored(RETRIEVAL, data, "--out", tmp_path / "out")
-    best = {row["text"]: row["best"] for row in pq.read_table(tmp_path / "out" / "rerank_t2v.parquet").to_pylist()}
+    best = {
+        row["text"]: row["best"]
+        for row in pq.read_table(tmp_path / "out" / "rerank_t2v.parquet").to_pylist()
+    }
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     items, videos = encode(model, labeled(data, "test")[0])
     folder = next((trained / "artifacts" / "finetune_retrieval").iterdir())
@@ -378,7 +503,11 @@ def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_
     scores = match_top_k(model.folder.model, model.texts(texts), videos, 3, directions=("t2v",))[0]
     for text, row in zip(texts, scores, strict=True):
         hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=3).hits
-        assert [hit.item["id"] for hit in hits] == best[text] == [items[i].id for i in np.argsort(-row)]
+        assert (
+            [hit.item["id"] for hit in hits]
+            == best[text]
+            == [items[i].id for i in np.argsort(-row)]
+        )
 
 
 def test_a_threshold_is_wrong_least_often():
@@ -402,5 +531,12 @@ def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trai
     known = [(truth, i) for truth, i in truths if truth <= set(prompter.folder.entities)]
     right = [prompter.entities(items[i].source, top_k=1)[0][0] in truth for truth, i in known]
     assert rows["entities/acc"]["value"] == pytest.approx(100 * np.mean(right))
-    status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, "--workspace", trained, "--device", "cpu")
-    assert (status, "mAP" in out, "best constant" in out, "--nothing-below" in out) == (0, True, True, True)
+    status, out, _ = call(
+        monkeypatch, capsys, "eval", PROMPTER, data, "--workspace", trained, "--device", "cpu"
+    )
+    assert (status, "mAP" in out, "best constant" in out, "--nothing-below" in out) == (
+        0,
+        True,
+        True,
+        True,
+    )

@@ -46,7 +46,11 @@ def steps_of(digests) -> Callable[..., dict[str, Step]]:
 
 
 def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
-    return {name for name in before if name not in after or before[name].fingerprint != after[name].fingerprint}
+    return {
+        name
+        for name in before
+        if name not in after or before[name].fingerprint != after[name].fingerprint
+    }
 
 
 def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, tmp_path):
@@ -65,20 +69,38 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, 
 
 def test_an_input_is_built_only_for_a_step_that_runs():
     def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
-        return SimpleNamespace(fingerprint=name, inputs={other.fingerprint: other for other in inputs})
+        return SimpleNamespace(
+            fingerprint=name, inputs={other.fingerprint: other for other in inputs}
+        )
 
     a, b = step("a"), step("b")
     c = step("c", a, b)
     # What a result that exists was computed from is not needed; an artifact that exists is listed also where no step
     # needs it; if b exists, c needs a.
-    for exist, expected in {"": "abcd", "d": "d", "ad": "ad", "c": "cd", "ac": "acd", "b": "abcd"}.items():
+    for exist, expected in {
+        "": "abcd",
+        "d": "d",
+        "ad": "ad",
+        "c": "cd",
+        "ac": "acd",
+        "b": "abcd",
+    }.items():
         store = SimpleNamespace(find=lambda s, exist=exist: s.fingerprint in exist)
         assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
 
 
-def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_newest_counts(steps_of):
-    seeds = [("seed=5",), ("seed=1", "frames=8"), ("seed=2", "frames=8"), ("seed=2", "split=validation")]
-    records = [steps_of(*(f"evaluate.{change}" for change in one))["evaluate"].description for one in seeds]
+def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_newest_counts(
+    steps_of,
+):
+    seeds = [
+        ("seed=5",),
+        ("seed=1", "frames=8"),
+        ("seed=2", "frames=8"),
+        ("seed=2", "split=validation"),
+    ]
+    records = [
+        steps_of(*(f"evaluate.{change}" for change in one))["evaluate"].description for one in seeds
+    ]
     step = steps_of("evaluate.seed=3", "evaluate.frames=8")["evaluate"]
     store = SimpleNamespace(all=lambda: [(Path(), record) for record in records])
     assert reason(step, store) == "evaluate.seed = 3 (was 2)"
@@ -89,13 +111,23 @@ def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_
 
 def test_with_a_clip_no_prompter_is_trained_and_without_pem_none_is_needed(steps_of):
     before = steps_of("pretrain.start=scratch")
-    after = steps_of("pretrain.start=scratch", "cache_prompts.prompter=openai/clip-vit-base-patch32")
+    after = steps_of(
+        "pretrain.start=scratch", "cache_prompts.prompter=openai/clip-vit-base-patch32"
+    )
     assert set(after["cache_prompts"].inputs) == {"vocabulary"}
-    assert set(after["pretrain"].inputs) == {"tokenizer", "vocabulary", "prompts", "clips", "stills"}
+    assert set(after["pretrain"].inputs) == {
+        "tokenizer",
+        "vocabulary",
+        "prompts",
+        "clips",
+        "stills",
+    }
     assert set(after["zero_shot"].inputs) == {"pretrained", "vocabulary", "prompts", "clips"}
     assert before.keys() - after.keys() == {"train_prompter"}
     assert changed(before, after) == {"train_prompter"} | AFTER_PROMPTER
-    none = steps_of("cache_prompts.prompter=a/b", "pretrain.start=scratch", "pretrain.weights.pem=0")
+    none = steps_of(
+        "cache_prompts.prompter=a/b", "pretrain.start=scratch", "pretrain.weights.pem=0"
+    )
     assert not {"train_prompter", "cache_prompts"} & none.keys()
     towers = steps_of("pretrain.start=scratch", "train_prompter.clip=a/b")["train_prompter"]
     assert set(towers.inputs) == {"clips", "stills"}  # a CLIP has its own tokenizer
@@ -103,24 +135,44 @@ def test_with_a_clip_no_prompter_is_trained_and_without_pem_none_is_needed(steps
 
 # Fingerprints.
 
-AFTER_PROMPTER = {"cache_prompts", "pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+AFTER_PROMPTER = {
+    "cache_prompts",
+    "pretrain",
+    "zero_shot",
+    "finetune_retrieval",
+    "finetune_qa",
+    "evaluate",
+}
 AFTER_VOCABULARY = {"build_vocabulary"} | AFTER_PROMPTER
 AFTER_TOKENIZER = {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER
 
 
-def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(steps_of, clip_folders, hub, tmp_path):
+def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(
+    steps_of, clip_folders, hub, tmp_path
+):
     """And texts that are too long for a CLIP whose configuration is here."""
     (tmp_path / "empty").mkdir()
-    known, clip, long = clip_folders["clip"], "train_prompter.clip", "train_prompter.max_text_tokens"
+    known, clip, long = (
+        clip_folders["clip"],
+        "train_prompter.clip",
+        "train_prompter.max_text_tokens",
+    )
     name = hub(known)  # with texts of at most 24 tokens
     for value, tokens, refused in [
         *(
-            (name, tokens, tokens > 24) for name in (known, name, f"{name}@{REVISION}") for tokens in (24, 25)
+            (name, tokens, tokens > 24)
+            for name in (known, name, f"{name}@{REVISION}")
+            for tokens in (24, 25)
         ),  # 24: its own
-        *((wrong, 24, True) for wrong in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")),
+        *(
+            (wrong, 24, True)
+            for wrong in ("./clipp", "../clipp/x", "/none", "clipp", "a/b/c", tmp_path / "empty")
+        ),
         ("a/b", 32, False),
     ]:
-        missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")["train_prompter"].missing
+        missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")[
+            "train_prompter"
+        ].missing
         assert bool(missing) == refused, (value, missing)
         assert not refused or (clip in missing and str(value) in missing)
 
@@ -147,7 +199,10 @@ FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate"}
         # What is logged, drawn or accepted, and resources.
         *((f"{key}.log_every=3", set()) for key in ("pretrain", "finetune_qa")),
         ("corpora.clips.max_reject_share=0.9", set()),
-        *((f"resources.{change}", set()) for change in ("workers=2", "processes=3", "device='cpu'")),
+        *(
+            (f"resources.{change}", set())
+            for change in ("workers=2", "processes=3", "device='cpu'")
+        ),
         # Where validation selects the weights, in fine-tuning, its times count.
         *((f"{key}.validation.times=3", set()) for key in ("train_prompter", "pretrain")),
         ("finetune_qa.validation.times=3", {"finetune_qa", "evaluate"}),
@@ -162,7 +217,11 @@ def test_a_given_tokenizer_reads_no_captions_zero_shot_has_pems_threshold_and_a_
 ):
     write(tmp_path / "tokenizer.json", "{}")
     given = f"train_tokenizer.tokenizer={tmp_path / 'tokenizer.json'}"
-    for change in ('templates.video=["a movie of {}"]', "train_tokenizer.word_pieces=600", "corpora.clips.frames=3"):
+    for change in (
+        'templates.video=["a movie of {}"]',
+        "train_tokenizer.word_pieces=600",
+        "corpora.clips.frames=3",
+    ):
         again = changed(steps_of(given), steps_of(given, change))
         assert "train_tokenizer" not in again
         assert ("train_prompter" in again) == ("frames" in change)
@@ -182,7 +241,9 @@ def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
         record = json.loads(json.dumps(step.description))
         assert digest_of(record) == step.fingerprint
         for key in record["config"]:
-            older = record | {"config": {name: value for name, value in record["config"].items() if name != key}}
+            older = record | {
+                "config": {name: value for name, value in record["config"].items() if name != key}
+            }
             assert (digest_of(older) == step.fingerprint) == (key in logged), (step.name, key)
 
 
@@ -208,11 +269,15 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key, steps_of, tmp_path):
+def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(
+    key, steps_of, tmp_path
+):
     file, folder = tmp_path / "weights.bin", tmp_path / "weights"
 
     def find(path: Path) -> dict[str, Step]:
-        return steps_of("pretrain.start=scratch", f"{key}={path}")  # a CLIP has no weights to start from
+        return steps_of(
+            "pretrain.start=scratch", f"{key}={path}"
+        )  # a CLIP has no weights to start from
 
     write(file, "one")
     if key == "cache_prompts.prompter":  # a folder of a CLIP
@@ -239,7 +304,10 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(key,
 
 
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(digests, tmp_path):
-    folder, names = tmp_path / "model", ("config.json", "tokenizer.json", "answers.json", "entities.json")
+    folder, names = (
+        tmp_path / "model",
+        ("config.json", "tokenizer.json", "answers.json", "entities.json"),
+    )
     files = [*(folder / name for name in names), folder / "model.safetensors"]
     for file in files:
         write(file, json.dumps({"task": "pretrain", "a": 1}))
@@ -261,7 +329,10 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(steps_of, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for word in ("train", "embedded", "scratch", "prompter"):
         write(tmp_path / word / "config.json", "{}")
-    assert (changed(before[0], steps_of()), changed(before[1], steps_of("pretrain.start=prompter"))) == (set(), set())
+    assert (
+        changed(before[0], steps_of()),
+        changed(before[1], steps_of("pretrain.start=prompter")),
+    ) == (set(), set())
 
 
 def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
@@ -278,14 +349,18 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
         (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
         store.pipe_file("/bucket/corpus/a.tar", b"two")
         assert fingerprint(folder) != before
-    step = decoding("films", Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25), None, digests)
+    step = decoding(
+        "films", Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25), None, digests
+    )
     assert (step.config.kinds, step.config.max_reject_share) == ("image", 0.25)
     steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), digests)
     with pytest.raises(InputError, match="no such folder of shards"):
         check_files(steps, Store(tmp_path / "artifacts"))
 
 
-def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(digests, tmp_path, memory):
+def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(
+    digests, tmp_path, memory
+):
     video, texts = tmp_path / "data" / "sub" / "a.mp4", tmp_path / "train.jsonl"
     write(video, "one")
     write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
@@ -305,15 +380,23 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it is decoded", "after"])
-def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path, resources, inline_pool, monkeypatch):
+def test_files_that_change_while_a_stage_runs_make_no_artifact(
+    before, tmp_path, resources, inline_pool, monkeypatch
+):
     """The fingerprint would be of other contents. What did not change is taken over by the next run."""
     rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
     corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
-    store, wall, aside = Store(tmp_path / "artifacts"), tmp_path / "data" / "wall 5.png", tmp_path / "wall 5.png"
+    store, wall, aside = (
+        Store(tmp_path / "artifacts"),
+        tmp_path / "data" / "wall 5.png",
+        tmp_path / "wall 5.png",
+    )
 
     def make() -> tuple[Path, dict]:
         step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
-        made = store.make(step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {})
+        made = store.make(
+            step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {}
+        )
         return store.folder(step), made["counts"]
 
     def change(*_: object) -> None:
@@ -321,7 +404,9 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
         Image.new("RGB", (20, 10), "white").save(wall)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"alpro.stages.decode_videos.{'check_texts' if before else 'complete'}", change)
+        patch.setattr(
+            f"alpro.stages.decode_videos.{'check_texts' if before else 'complete'}", change
+        )
         with pytest.raises(InputError, match=r"decode_videos walls: .*items.jsonl\)"):
             make()
     assert store.all() == []
@@ -337,7 +422,9 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(before, tmp_path,
 # Digests of the user's data.
 
 
-def test_an_unchanged_file_is_read_once_and_a_changed_one_again_after_an_interruption(tmp_path, digests, monkeypatch):
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again_after_an_interruption(
+    tmp_path, digests, monkeypatch
+):
     """Each batch is kept; another pipeline can write while files are read."""
     read, checksum = [], module.checksum
     files = [tmp_path / name for name in "abc"]
@@ -349,7 +436,9 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again_after_an_interru
         if read == ["a", "b"]:
             raise KeyboardInterrupt
         with sqlite3.connect(digests.path, timeout=5) as other:  # a commit is short
-            other.execute("insert or replace into digests values (?, 1, 1, 'x')", (f"other {path}",))
+            other.execute(
+                "insert or replace into digests values (?, 1, 1, 'x')", (f"other {path}",)
+            )
         other.close()
         return checksum(path)
 
@@ -409,16 +498,25 @@ def test_the_digest_of_data_depends_on_rows_and_their_files_and_neither_on_other
     assert digest_data(folder, digests) != of_folder
 
 
-def test_a_file_that_cannot_be_read_now_is_an_error_and_a_folder_is_missing(data, digests, monkeypatch):
+def test_a_file_that_cannot_be_read_now_is_an_error_and_a_folder_is_missing(
+    data, digests, monkeypatch
+):
     (data.parent / "c.mp4").mkdir()
     assert digests.of([data.parent / "c.mp4"]) == ["missing"]
-    data.write_text(data.read_text() + '{"path": "c.mp4", "caption": "x"}\n{"path": "d\\u0000", "caption": "x"}\n')
+    data.write_text(
+        data.read_text()
+        + '{"path": "c.mp4", "caption": "x"}\n{"path": "d\\u0000", "caption": "x"}\n'
+    )
     assert digest_data(data, digests)
     data.touch()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "checksum", Mock(side_effect=PermissionError(errno.EACCES, "no permission")))
+        patch.setattr(
+            module, "checksum", Mock(side_effect=PermissionError(errno.EACCES, "no permission"))
+        )
         assert digests.of([data]) == ["missing"]
-        patch.setattr(module, "checksum", Mock(side_effect=OSError(errno.EIO, "input/output error")))
+        patch.setattr(
+            module, "checksum", Mock(side_effect=OSError(errno.EIO, "input/output error"))
+        )
         with pytest.raises(InputError, match=r"items\.jsonl: cannot be read"):
             digests.of([data])
     assert digests.of([data]) == [hashlib.sha256(data.read_bytes()).hexdigest()]

@@ -24,18 +24,42 @@ from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
 
-BASELINES = {"retrieval": "chance", "qa": "most frequent answer", "entities": "best constant", "decoded": ""}
+BASELINES = {
+    "retrieval": "chance",
+    "qa": "most frequent answer",
+    "entities": "best constant",
+    "decoded": "",
+}
 RANKS = ["R@1", "R@5", "MdR"]
 
 
-def rows_of(table: str, what: str, key: str, metrics: list[str], numbers: Iterator[int], items: int, way: str = ""):
+def rows_of(
+    table: str,
+    what: str,
+    key: str,
+    metrics: list[str],
+    numbers: Iterator[int],
+    items: int,
+    way: str = "",
+):
     """Rows as an evaluation writes them; the numbers go on from row to row."""
-    shared = {"table": table, "what": what, "direction": way, "low": None, "high": None, "baseline": BASELINES[table]}
+    shared = {
+        "table": table,
+        "what": what,
+        "direction": way,
+        "low": None,
+        "high": None,
+        "baseline": BASELINES[table],
+    }
     shared |= {"items": items, "videos": items, "independent_videos": float(items)}
     shared |= {"protocol": f"all pairs, {items} frames" if table == "retrieval" else ""}
     rows = []
     for metric in metrics:
-        own = {"name": "/".join(filter(None, (key, way, metric))), "metric": metric, "value": next(numbers) + 0.25}
+        own = {
+            "name": "/".join(filter(None, (key, way, metric))),
+            "metric": metric,
+            "value": next(numbers) + 0.25,
+        }
         own |= {"unit": "rank" if metric == "MdR" else "%", "higher_is_better": metric != "MdR"}
         own |= {"chance": next(numbers) + 0.75 if BASELINES[table] else None}
         rows.append(shared | own)
@@ -58,9 +82,16 @@ def rows() -> list[dict[str, Any]]:
 def test_every_number_is_in_its_column(rows):
     shown = tables({"score": rows})
     zero_shot, asked = "zero-shot by matching", "question answering"
-    assert [table.title for table in shown] == ["Retrieval", "Question answering", "Entities", "Decoded items"]
+    assert [table.title for table in shown] == [
+        "Retrieval",
+        "Question answering",
+        "Entities",
+        "Decoded items",
+    ]
     baselines = ("chance", "most frequent answer", "best constant", "chance")
-    assert [table.heads for table in shown] == [["", "", "score", baseline, "items"] for baseline in baselines]
+    assert [table.heads for table in shown] == [
+        ["", "", "score", baseline, "items"] for baseline in baselines
+    ]
     retrieval, answers, entities, decoded = (table.lines for table in shown)
     assert retrieval == [
         [zero_shot, "t2v R@1", "10.2 %", "11.8 %", "400"],
@@ -92,17 +123,35 @@ def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
     third = [rows[1] | {"value": 7.0, "low": 6.0, "high": 8.04}]
     compared = [
         Comparison([(rows[0], PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344))], {}, 0),
-        Comparison([(rows[1], PairedDifference(9, 8, -0.04, None, None, 1 / 2001))], {"qa/all": (20, 18, 15)}, 0),
+        Comparison(
+            [(rows[1], PairedDifference(9, 8, -0.04, None, None, 1 / 2001))],
+            {"qa/all": (20, 18, 15)},
+            0,
+        ),
     ]
     answers, entities = tables({"a1": first, "b2": second, "c3": third}, compared)
-    assert answers.heads == ["", "", "a1", "b2", "b2 - a1", "p", "c3", "c3 - a1", "p", "most frequent answer", "items"]
+    assert answers.heads == [
+        "",
+        "",
+        "a1",
+        "b2",
+        "b2 - a1",
+        "p",
+        "c3",
+        "c3 - a1",
+        "p",
+        "most frequent answer",
+        "items",
+    ]
     assert [line[2:-2] for line in answers.lines] == [
         ["1.2 [1.0, 2.0]", "40.0 %", "+2.5 [-1.0, +6.0]", "0.1344", "", "", ""],
         ["3.2 %", "", "", "", "7.0 [6.0, 8.0]", "+0.0", "0.0005"],
     ]
     assert entities.lines[0][2:-2] == ["", "7.2 %", "", "", "", "", ""]
     assert [table.note.startswith("In brackets") for table in (answers, entities)] == [True, False]
-    assert "c3 has other queries of qa/all: 20 and 18, 15 of them shared." in answers.note.splitlines()
+    assert (
+        "c3 has other queries of qa/all: 20 and 18, 15 of them shared." in answers.note.splitlines()
+    )
     (alone, _) = tables({"a1": first, "b2": second})
     assert alone.heads == ["", "", "a1", "b2", "most frequent answer", "items"]
 
@@ -119,12 +168,16 @@ def test_scores_of_few_videos_have_a_warning(rows):
         (28, 54**2 / (27**2 + 27), ["28", "4", "50"]),  # 54 queries, of which 27 are of one video
         (100, 100, []),
     ):
-        (table,) = tables({"score": [rows[0] | {"videos": videos, "independent_videos": independent}]})
+        (table,) = tables(
+            {"score": [rows[0] | {"videos": videos, "independent_videos": independent}]}
+        )
         assert [word for word in table.note.split() if word.isdigit()] == numbers
     for row in rows:
         row |= {name: row[name] // 10 for name in ("items", "videos", "independent_videos")}
     rows[1] |= {"items": 2, "videos": 2, "independent_videos": 2.0}
-    rows[-4] |= {"independent_videos": 5.0}  # v2t has fewer videos, of which none has most of the queries
+    rows[-4] |= {
+        "independent_videos": 5.0
+    }  # v2t has fewer videos, of which none has most of the queries
     notes = [table.note.partition(" test videos")[0] for table in tables({"score": rows})]
     assert notes == ["Only 40", "Only 30", "Only 15", "Only 20"]
 
@@ -150,7 +203,9 @@ def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line(ro
 
 def cells(printed: str) -> list[list[str]]:
     """The lines of printed tables as their cells; columns are at least two spaces apart."""
-    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in printed.splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split("  ") if cell.strip()] for line in printed.splitlines()
+    ]
     return [line for line in lines if line]
 
 
@@ -165,7 +220,12 @@ def test_tables_and_rows_are_aligned(capsys):
     assert capsys.readouterr().out == (
         f"Retrieval\n{head}\n{'-' * len(head)}\nx  R     1 %     20\n   MdR  12 %      4\nA note.\n\n"
     )
-    print_rows([{"name": "b", "n": 7, "s": 1.5, "why": ""}, {"name": "long", "n": 10, "s": 20.5, "why": None}])
+    print_rows(
+        [
+            {"name": "b", "n": 7, "s": 1.5, "why": ""},
+            {"name": "long", "n": 10, "s": 20.5, "why": None},
+        ]
+    )
     print_rows([])
     assert capsys.readouterr().out == "name   n     s\nb      7   1.5\nlong  10  20.5\n"
 
@@ -174,9 +234,16 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     """All scores that are printed, many others, and warnings."""
     score = rows[5] | {"value": 49.55, "low": 42.5, "high": 56.5, "chance": 0.5}
     names = [*PRINTED, *(f"control_{n}/t2v/R1" for n in range(70))]
-    found = [score | {"name": name, "what": f"control: best frame {n} by similarity"} for n, name in enumerate(names)]
+    found = [
+        score | {"name": name, "what": f"control: best frame {n} by similarity"}
+        for n, name in enumerate(names)
+    ]
     found.reverse()
-    more = {"counts": {"items": 40}, "metrics": {"a": 1.5}, "warnings": [f"few {n}" for n in range(9)]}
+    more = {
+        "counts": {"items": 40},
+        "metrics": {"a": 1.5},
+        "warnings": [f"few {n}" for n in range(9)],
+    }
     evaluated = artifact(tmp_path, "evaluate", "a", **more)
     write_json(evaluated / "results.json", found)
     monkeypatch.chdir(tmp_path)
@@ -188,20 +255,35 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     heads, *lines = printed[: 1 + len(PRINTED)]
     assert heads.split() == ["score", "[95", "%]", "chance"]
     first = [f"control: best frame {n} by similarity" for n in range(len(PRINTED))]
-    assert [cells(line)[0] for line in lines] == [[what, "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for what in first]
+    assert [cells(line)[0] for line in lines] == [
+        [what, "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for what in first
+    ]
     warned, *last = printed[1 + len(PRINTED) :]
     assert "9" in warned
     scores = f"all {len(found)} scores (as JSON: --json): run.html"
     assert last == [scores, "curves, pictures and comparison: alpro ui"]
     print_results({"evaluate": evaluated}, tmp_path, tmp_path / "run.html", as_json=True)
-    shown = {"folder": str(evaluated), "fingerprint": "a" * 64, "counts": {"items": 40}, "metrics": {"a": 1.5}}
-    expected = {"results": found, "artifacts": {"evaluate": shown}, "report": str(tmp_path / "run.html")}
+    shown = {
+        "folder": str(evaluated),
+        "fingerprint": "a" * 64,
+        "counts": {"items": 40},
+        "metrics": {"a": 1.5},
+    }
+    expected = {
+        "results": found,
+        "artifacts": {"evaluate": shown},
+        "report": str(tmp_path / "run.html"),
+    }
     assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
     first = artifact(tmp_path, "decode_videos", "a", counts={"samples": 9})
-    more = {"counts": {"steps": 600}, "metrics": {"loss": 0.12345678}, "warnings": ["3 of [9]", "chance"]}
+    more = {
+        "counts": {"steps": 600},
+        "metrics": {"loss": 0.12345678},
+        "warnings": ["3 of [9]", "chance"],
+    }
     last = artifact(tmp_path, "pretrain", "b", **more)
     print_results({"decode_videos": first, "pretrain": last}, tmp_path, tmp_path / "run.html")
     assert capsys.readouterr().out.splitlines() == [
@@ -217,14 +299,18 @@ def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
 # Evaluations side by side.
 
 
-def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_on_a_page_too(tmp_path, capsys):
+def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_on_a_page_too(
+    tmp_path, capsys
+):
     """Of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed, whose value has HTML in it."""
     metric = Metric("acc", "all questions", "qa")
     asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
     for mark, right in (("a", 3), ("b", 12), ("c", 6)):
         folder = artifact(tmp_path, "evaluate", mark, config={"seed": "<1>" if mark == "c" else 0})
         evaluated = Results("test", folder)
-        evaluated.add(Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa")
+        evaluated.add(
+            Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa"
+        )
         evaluated.outcome()
 
     def compare(*arguments: str) -> int:
@@ -239,7 +325,13 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
     ((what, metric, first, second, difference, p, *_, chance, items),) = (
         n for n in lines if n[0] == "question answering"
     )
-    assert (what, metric, second, chance, items) == ("question answering", "all questions", "100.0 %", "50.0 %", "12")
+    assert (what, metric, second, chance, items) == (
+        "question answering",
+        "all questions",
+        "100.0 %",
+        "50.0 %",
+        "12",
+    )
     assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", first)
     assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
     assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
@@ -257,7 +349,13 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
 
 
 def test_only_what_differs_in_the_origins_of_runs_is_listed():
-    shared = {"stage_version": 1, "config": {}, "counts": {}, "files": {}, "versions": {"torch": "2.11"}}
+    shared = {
+        "stage_version": 1,
+        "config": {},
+        "counts": {},
+        "files": {},
+        "versions": {"torch": "2.11"},
+    }
     shared |= {"run": {"commit": "abc"}}
     clips = shared | {"stage": "decode_videos", "name": "decode_videos clips"}
     model = shared | {"stage": "pretrain", "name": "pretrain", "fingerprint": "f" * 64}
@@ -266,9 +364,16 @@ def test_only_what_differs_in_the_origins_of_runs_is_listed():
         model | {"config": {"lr": 1, "weights": {"x": 2}}, "precision": "float32"},
     ]
     assert differences([first, first, first]) == []
-    changed = {"config": {"lr": 1, "weights": {"x": 3}}, "run": {"commit": "def"}, "versions": {"torch": "2.12"}}
+    changed = {
+        "config": {"lr": 1, "weights": {"x": 3}},
+        "run": {"commit": "def"},
+        "versions": {"torch": "2.12"},
+    }
     changed |= {"files": {"model": "0123456789"}, "precision": "bfloat16", "stage_version": 2}
-    second = [clips | {"fingerprint": "2" * 64, "counts": {"samples": 8, "rejected": 1}}, model | changed]
+    second = [
+        clips | {"fingerprint": "2" * 64, "counts": {"samples": 8, "rejected": 1}},
+        model | changed,
+    ]
     assert differences([first, first, second]) == [
         ["configuration", "pretrain.weights.x", "2", "2", "3"],
         ["data", "clips", *["11111111: 9 samples"] * 2, "22222222: 8 samples, 1 rejected"],
@@ -288,11 +393,20 @@ STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
 @pytest.fixture
 def artifacts(tmp_path) -> list[tuple[Path, dict[str, Any]]]:
     """Artifacts of four stages."""
-    counts: list[dict[str, int]] = [{"samples": 190, "rejected": 10}, {}, {"steps": 600}, {"items_of_a_table": 77}]
+    counts: list[dict[str, int]] = [
+        {"samples": 190, "rejected": 10},
+        {},
+        {"steps": 600},
+        {"items_of_a_table": 77},
+    ]
     found = []
     for number, (stage, of_stage) in enumerate(zip(STAGES, counts, strict=True)):
         run = {"seconds": 20.25 + 100 * number}
-        found.append(write_artifact(tmp_path, stage, fingerprint=f"{stage}-0123456789", counts=of_stage, run=run))
+        found.append(
+            write_artifact(
+                tmp_path, stage, fingerprint=f"{stage}-0123456789", counts=of_stage, run=run
+            )
+        )
     corpus, *_, evaluated = [folder for folder, _ in found]
     write_json(corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
     (evaluated / "pictures").mkdir()
@@ -310,18 +424,40 @@ def summary(states: dict[str, str], **values: Any) -> dict[str, Any]:
     """That of a run of four steps; texts of the user's have HTML in them."""
     steps = []
     for name in STAGES:
-        step = {"name": name, "stage": name, "fingerprint": name * 9, "state": states.get(name, "unfinished")}
+        step = {
+            "name": name,
+            "stage": name,
+            "fingerprint": name * 9,
+            "state": states.get(name, "unfinished"),
+        }
         steps.append(step | {"inputs": [STAGES[0]] * (name != STAGES[0])})
-    arguments = {"config": "my <own>.toml", "data": "/a&b", "changes": ["pretrain.lr=5e-4", "name='<b>'"]}
-    about = {"title": "mine · a<b · 123456", "state": "finished", "reason": "", "seconds": 125.0, "commit": "0123+"}
-    return about | {"started": "2026-11-21T10:20:30+00:00", "arguments": arguments, "steps": steps} | values
+    arguments = {
+        "config": "my <own>.toml",
+        "data": "/a&b",
+        "changes": ["pretrain.lr=5e-4", "name='<b>'"],
+    }
+    about = {
+        "title": "mine · a<b · 123456",
+        "state": "finished",
+        "reason": "",
+        "seconds": 125.0,
+        "commit": "0123+",
+    }
+    return (
+        about
+        | {"started": "2026-11-21T10:20:30+00:00", "arguments": arguments, "steps": steps}
+        | values
+    )
 
 
 def table_below(page: str, heading: str) -> list[list[str]]:
     """The table below a heading, as texts."""
     table = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
     lines: list[Any] = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.split(r"<t[dh][^>]*>", line)[1:]] for line in lines]
+    return [
+        [re.sub(r"<[^>]+>", "", cell) for cell in re.split(r"<t[dh][^>]*>", line)[1:]]
+        for line in lines
+    ]
 
 
 def test_the_page_has_headlines_tables_pictures_stages_and_facts(artifacts, tmp_path):
@@ -358,7 +494,10 @@ def test_the_page_has_headlines_tables_pictures_stages_and_facts(artifacts, tmp_
         ("Queries", "png"),
     ]
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
-    assert table_below(page, "Rejected")[1:] == [["render_sample", "unreadable", "7"], ["", "no &lt;text&gt;", "3"]]
+    assert table_below(page, "Rejected")[1:] == [
+        ["render_sample", "unreadable", "7"],
+        ["", "no &lt;text&gt;", "3"],
+    ]
 
 
 def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):
@@ -370,11 +509,21 @@ def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts,
     write_json(results_file, [control, row])
     artifacts[2][1]["warnings"] = ["loss <vtc> ended at chance", "3 captions are cut"]
     page = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
-    assert table_below(page, "What the controls show")[1:] == [["text only", CONTROLS["text_only"].meaning]]
+    assert table_below(page, "What the controls show")[1:] == [
+        ["text only", CONTROLS["text_only"].meaning]
+    ]
     lines = [["pretrain", "loss &lt;vtc&gt; ended at chance"], ["", "3 captions are cut"]]
     assert table_below(page, "Warnings")[1:] == lines
     states = {"render_sample": "built", "build_vocabulary": "failed"}
     run = summary(states, state="failed", reason="build_vocabulary: no nouns in <clips>")
     page = write_report(tmp_path / "mine.html", run, artifacts[:1]).read_text("utf-8")
-    assert '<p class="state failed"><b>Failed</b>: build_vocabulary: no nouns in &lt;clips&gt;</p>' in page
-    assert [line[2] for line in table_below(page, "Stages")[1:]] == ["0:00:20", "failed", "unfinished", "unfinished"]
+    assert (
+        '<p class="state failed"><b>Failed</b>: build_vocabulary: no nouns in &lt;clips&gt;</p>'
+        in page
+    )
+    assert [line[2] for line in table_below(page, "Stages")[1:]] == [
+        "0:00:20",
+        "failed",
+        "unfinished",
+        "unfinished",
+    ]

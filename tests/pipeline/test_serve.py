@@ -29,7 +29,9 @@ from alpro.pipeline.serving.app import Models, application
 from alpro.pipeline.serving.guard import Server, guarded
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, wait_for
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 TEXT = "a red ball moves left"
 SHOT = {"text": TEXT}
 
@@ -37,7 +39,10 @@ SHOT = {"text": TEXT}
 @pytest.fixture(scope="module")
 def videos(sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
-    return [Path(shutil.copy(video, folder)) for video in sorted((sample / "videos").glob("test-*.mp4"))[:3]]
+    return [
+        Path(shutil.copy(video, folder))
+        for video in sorted((sample / "videos").glob("test-*.mp4"))[:3]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,14 @@ def models(trained, videos, clips):
     """An index of three clips, the second half of one, an image, and samples of a decoded corpus, with its models."""
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")
-    rows = [{"path": video.name, "day": f"2024-0{n}-01", "caption": f"clip {n}"} for n, video in enumerate(videos, 1)]
-    more = [{"path": videos[0].name, "start": 0.5, "end": 1.0}, {"path": "red.png", "kind": "image", "id": "red"}]
+    rows = [
+        {"path": video.name, "day": f"2024-0{n}-01", "caption": f"clip {n}"}
+        for n, video in enumerate(videos, 1)
+    ]
+    more = [
+        {"path": videos[0].name, "start": 0.5, "end": 1.0},
+        {"path": "red.png", "kind": "image", "id": "red"},
+    ]
     loaded = {name: Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)}
     model = next((trained / "artifacts" / "finetune_retrieval").iterdir())
     for name, part in (("one", rows), ("two", more)):
@@ -78,35 +89,53 @@ def test_a_search_has_the_hits_of_python_in_pages_and_the_options_of_the_server(
     expected = search(models.index, models.search, TEXT, 10).json()
     assert client.get("/api/search", params=SHOT).json() == expected
     pages = [client.get("/api/search", params=SHOT | {"k": 3, "offset": at}) for at in (0, 3, 6)]
-    assert [n for page in pages for n in numbers(page)][:10] == [hit["clip"] for hit in expected["hits"]][:9]
+    assert [n for page in pages for n in numbers(page)][:10] == [
+        hit["clip"] for hit in expected["hits"]
+    ][:9]
     reranked = client.get("/api/search", params=SHOT | {"rerank": 3}).json()
     assert reranked == search(models.index, models.search, TEXT, 10, rerank=3).json()
     assert reranked["matched"] == 3
-    assert client.get("/api/search", params={"k": 7}).json() == listed(models.index, 7).json()  # the gallery
-    assert client.get("/api/search", params={"filter": ["day>=2024-02-01", "kind=video"], "k": 9}).json()["clips"] == 2
+    assert (
+        client.get("/api/search", params={"k": 7}).json() == listed(models.index, 7).json()
+    )  # the gallery
+    assert (
+        client.get(
+            "/api/search", params={"filter": ["day>=2024-02-01", "kind=video"], "k": 9}
+        ).json()["clips"]
+        == 2
+    )
     assert numbers(client.get("/api/search", params=SHOT | {"filter": "path~*.png"})) == [4]
     client = TestClient(application(models, rerank=2, nothing_below=0.999))
     found = client.get("/api/search", params=SHOT).json()
     assert (found["matched"], found["nothing_fits"]) == (2, True)
     assert client.get("/api/search", params=SHOT | {"rerank": 0}).json()["matched"] == 0
-    foreign = client.get("/api/search", params={"text": "a politician gives a speech in parliament"}).json()
+    foreign = client.get(
+        "/api/search", params={"text": "a politician gives a speech in parliament"}
+    ).json()
     assert {"politician", "parliament"} <= set(re.findall(r"\w+", foreign["note"]))
 
 
 def test_clips_and_uploads_have_similar_clips(client, models, videos):
-    found = client.post("/api/search", params={"k": 5}, content=videos[2].read_bytes()).json()["hits"]
+    found = client.post("/api/search", params={"k": 5}, content=videos[2].read_bytes()).json()[
+        "hits"
+    ]
     expected = similar(models.index, models.search.encode(videos[2]), 5).json()["hits"]
     assert [hit["clip"] for hit in found] == [hit["clip"] for hit in expected]
     similarities = [hit["similarity"] for hit in expected]
     assert [hit["similarity"] for hit in found] == pytest.approx(similarities, abs=1e-5)
     by_number = numbers(client.get("/api/search", params={"clip": 4, "k": 5}))
-    assert by_number == [hit.number for hit in similar(models.index, models.index.embeddings[4], 5, without=4).hits]
+    assert by_number == [
+        hit.number for hit in similar(models.index, models.index.embeddings[4], 5, without=4).hits
+    ]
 
 
 def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos):
     """A pre-trained model also reads the caption."""
     own = Model.load(pretrained, device="cpu")
-    both = {"": TestClient(application(models)), "a ball": TestClient(application(replace(models, entities=own)))}
+    both = {
+        "": TestClient(application(models)),
+        "a ball": TestClient(application(replace(models, entities=own))),
+    }
     client = both["a ball"]
     assert "text" in client.get("/api/health").json()["offers"]
 
@@ -116,14 +145,26 @@ def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos)
     box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3}
     question = {"question": "what moves?", "k": 2}
     for number, file in ((1, videos[1]), (4, videos[0].parent / "red.png")):
-        answers = {"answers": words(models.ask.ask(file, "what moves?", 2)), "note": models.ask.note("what moves?")}
+        answers = {
+            "answers": words(models.ask.ask(file, "what moves?", 2)),
+            "note": models.ask.note("what moves?"),
+        }
         assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
         assert client.post("/api/ask", params=question, content=file.read_bytes()).json() == answers
         for (text, naming), model in zip(both.items(), (models.entities, own), strict=True):
-            named, params = {"entities": words(model.entities(file, box, 3, text=text))}, region | {"text": text}
+            named, params = (
+                {"entities": words(model.entities(file, box, 3, text=text))},
+                region | {"text": text},
+            )
             assert naming.get("/api/entities", params=params | {"clip": number}).json() == named
-            assert naming.post("/api/entities", params=params, content=file.read_bytes()).json() == named
-    assert "parliament" in client.get("/api/ask", params={"clip": 1, "question": "what parliament?"}).json()["note"]
+            assert (
+                naming.post("/api/entities", params=params, content=file.read_bytes()).json()
+                == named
+            )
+    assert (
+        "parliament"
+        in client.get("/api/ask", params={"clip": 1, "question": "what parliament?"}).json()["note"]
+    )
     part = client.get("/api/ask", params=question | {"clip": 3}).json()
     assert part != client.get("/api/ask", params=question | {"clip": 0}).json()
 
@@ -141,17 +182,26 @@ def test_files_are_played_in_ranges_and_stay_private(client, models, videos):
             assert (b"ANMF" in picture.content) is (view == "moving" and clip != 4)
             assert picture.headers["cache-control"].startswith("private")
     assert whole.headers["cache-control"].startswith("private")
-    assert [client.get(f"/api/clip/{clip}").status_code for clip in (4, last, last + 1, -1)] == [404, 404, 404, 422]
+    assert [client.get(f"/api/clip/{clip}").status_code for clip in (4, last, last + 1, -1)] == [
+        404,
+        404,
+        404,
+        422,
+    ]
 
 
-def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_for_is_refused(client, app, models):
+def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_for_is_refused(
+    client, app, models
+):
     health = client.get("/api/health").json()
     assert (health["status"], health["clips"]) == ("ok", len(models.index))
     assert health["offers"] == ["search", "ask", "entities"]
     captions = set(models.index.items["caption"].to_pylist())
     assert len(set(health["examples"]) & captions) == 3
     routes = set(app.openapi()["paths"])
-    assert routes == {f"/api/{name}" for name in ("search", "ask", "entities", "clip/{clip}", "health")}
+    assert routes == {
+        f"/api/{name}" for name in ("search", "ask", "entities", "clip/{clip}", "health")
+    }
     client = TestClient(application(Models(ask=models.ask)))
     assert client.get("/api/health").json()["offers"] == ["ask"]
     paths = ("search?text=a", "ask?clip=0&question=a", "entities?clip=0", "clip/0")
@@ -181,14 +231,28 @@ def test_what_is_offered_follows_from_the_models(models, trained, pretrained, mo
 
 
 REFUSED = {
-    400: ["search?text=+", "search?text=a&filter=x", "search?text=a&filter=color=red", "search?text=a&clip=1"],
+    400: [
+        "search?text=+",
+        "search?text=a&filter=x",
+        "search?text=a&filter=color=red",
+        "search?text=a&clip=1",
+    ],
     404: ["search?clip=999999999999999999999999", "clip/..%2f..%2fetc%2fpasswd", "other"],
     422: [f"search?text=a&k={k}" for k in ("0", "101", "1e999", "NaN", "-1", "")],
-    200: ["search?text=%ed%a0%80", "search?text=%00%ff", "search?text=a&filter=kind=%ed%a0%80", "search?text=a&k=100"],
+    200: [
+        "search?text=%ed%a0%80",
+        "search?text=%00%ff",
+        "search?text=a&filter=kind=%ed%a0%80",
+        "search?text=a&k=100",
+    ],
 }
 REFUSED[400] += ["ask?question=a", "ask?question=&clip=1"]
 REFUSED[400] += [f"entities?clip=1&box={box}" for box in ("1,2,3,4", "nan,0,1,1", "%ff")]
-REFUSED[422] += ["search?text=a&offset=99999999999999999999", "search?text=a&limit=3", "search?id=red"]
+REFUSED[422] += [
+    "search?text=a&offset=99999999999999999999",
+    "search?text=a&limit=3",
+    "search?id=red",
+]
 REFUSED[422] += ["search?text=" + "a" * 501, "clip/1?view=all", "clip/1e999"]
 REFUSED[200] += ["search?text=a&filter=start>1e999", "search?text=" + "a" * 500]
 
@@ -197,9 +261,20 @@ def test_a_wrong_request_is_refused_and_no_request_is_an_error(client):
     for path, status in ((path, status) for status, paths in REFUSED.items() for path in paths):
         assert client.get(f"/api/{path}").status_code == status, path
     for path in ("search", "ask?question=a", "entities"):
-        for body in (b"no video", b'{"text": "a", "k": 1e999}', b'"\\ud800"', b"\x89PNG", b"\xff\xd8\xff"):
-            answer = client.post(f"/api/{path}", content=body, headers={"Content-Type": "application/json"})
-            assert (answer.status_code, "cannot be decoded" in answer.json()["detail"]) == (400, True)
+        for body in (
+            b"no video",
+            b'{"text": "a", "k": 1e999}',
+            b'"\\ud800"',
+            b"\x89PNG",
+            b"\xff\xd8\xff",
+        ):
+            answer = client.post(
+                f"/api/{path}", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert (answer.status_code, "cannot be decoded" in answer.json()["detail"]) == (
+                400,
+                True,
+            )
 
 
 @pytest.mark.parametrize(
@@ -223,21 +298,33 @@ def test_pages_of_other_sites_do_not_reach_the_api(client, headers, status):
     answer = client.get("/api/health", headers=raw)
     assert answer.status_code == status
     assert not [name for name in answer.headers if name.startswith("access-control")]
-    assert ("default-src 'self'" in answer.headers.get("content-security-policy", "")) == (status != 400)
+    assert ("default-src 'self'" in answer.headers.get("content-security-policy", "")) == (
+        status != 400
+    )
     assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link
 
 
 def test_a_token_is_required_everywhere(app):
     token = "0123456789abcdef"
     basic = [b"Basic " + base64.b64encode(b"me:" + password.encode()) for password in (token, "x")]
-    wrong = [b"", b"Bearer ", f"Bearer {token}x".encode(), b"Bearer \xe9", basic[1], b"Basic !", b"Basic \xe9"]
+    wrong = [
+        b"",
+        b"Bearer ",
+        f"Bearer {token}x".encode(),
+        b"Bearer \xe9",
+        basic[1],
+        b"Basic !",
+        b"Basic \xe9",
+    ]
     client = TestClient(guarded(app, "0.0.0.0", token), base_url="http://videos.example:7860")
     for path in ("/", "/page.js", "/api/health", "/api/clip/0", "/api/openapi.json", "/none"):
         for value in wrong:
             answer = client.get(path, headers=[("Authorization", value)])
             assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
         for value in (f"Bearer {token}".encode(), f"bearer {token}".encode(), basic[0]):
-            assert client.get(path, headers=[("Authorization", value)]).status_code == (404 if path == "/none" else 200)
+            assert client.get(path, headers=[("Authorization", value)]).status_code == (
+                404 if path == "/none" else 200
+            )
 
 
 def test_other_machines_need_a_token(tmp_path, monkeypatch):
@@ -291,9 +378,22 @@ def call(app, messages, path="/api/search"):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-    scope |= {"headers": [(b"host", b"127.0.0.1")], "http_version": "1.1", "scheme": "http", "root_path": ""}
-    asyncio.run(app(scope | {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2)}, receive, send))
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+    }
+    scope |= {
+        "headers": [(b"host", b"127.0.0.1")],
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+    }
+    asyncio.run(
+        app(scope | {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2)}, receive, send)
+    )
     return [message["status"] for message in sent if message["type"] == "http.response.start"]
 
 
@@ -306,7 +406,10 @@ def test_uploads_are_bounded_in_size_time_and_number_and_deleted(app, monkeypatc
     assert call(app, [part, {"type": "http.disconnect"}]) == [408]
     monkeypatch.setattr(module, "UPLOAD_SECONDS", 0.01)
     assert call(app, [part, None]) == [408]
-    assert (app.state.queue.places, app.state.queue.uploads) == (module.MAX_WAITING + 1, module.MAX_UPLOADS)
+    assert (app.state.queue.places, app.state.queue.uploads) == (
+        module.MAX_WAITING + 1,
+        module.MAX_UPLOADS,
+    )
     app.state.queue.uploads = 0
     assert call(app, [None]) == [429]
     assert list(tmp_path.iterdir()) == []
@@ -328,7 +431,11 @@ def test_the_page_in_a_browser(models, free_port, videos):
     from playwright.sync_api import sync_playwright
 
     port = free_port()
-    server = Server(uvicorn.Config(guarded(application(models), "127.0.0.1"), "127.0.0.1", port, log_level="warning"))
+    server = Server(
+        uvicorn.Config(
+            guarded(application(models), "127.0.0.1"), "127.0.0.1", port, log_level="warning"
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -337,7 +444,10 @@ def test_the_page_in_a_browser(models, free_port, videos):
             page, errors = browser.new_page(viewport={"width": 400, "height": 800}), []
             page.set_default_timeout(120_000)  # of a busy machine
             page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.on(
+                "console",
+                lambda message: errors.append(message.text) if message.type == "error" else None,
+            )
             page.goto(f"http://127.0.0.1:{port}/")
             page.wait_for_selector(".card >> nth=11")
             assert page.locator("#examples a").count() == 3

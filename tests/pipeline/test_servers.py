@@ -48,7 +48,9 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
     monkeypatch.setattr(servers.subprocess, "Popen", start)
     monkeypatch.setattr(servers, "GRACE_SECONDS", 0)
     monkeypatch.setattr(servers.atexit, "register", atexit.append)
-    monkeypatch.setattr(servers, "answers", lambda url: url.startswith("http://127") and len(commands) == 1)
+    monkeypatch.setattr(
+        servers, "answers", lambda url: url.startswith("http://127") and len(commands) == 1
+    )
     servers.start_temporary_server()()
     assert commands == []
     os.environ |= {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
@@ -71,7 +73,9 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
         both.until(lambda: False, seconds=60)
     for end in (*atexit, both.end):
         end()
-    assert all(program.returncode is not None for program in processes)  # waited for: none is a zombie
+    assert all(
+        program.returncode is not None for program in processes
+    )  # waited for: none is a zombie
 
 
 @pytest.fixture
@@ -81,12 +85,28 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY, *SHORT]
+        command = [
+            sys.executable,
+            "-m",
+            "alpro.pipeline.cli.main",
+            "run",
+            "train_prompter",
+            "--config",
+            TINY,
+            *SHORT,
+        ]
         command += ["--workspace", str(workspace), *arguments]
         # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": enable, "start_new_session": True}
-        started.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options))
+        options = {
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "preexec_fn": enable,
+            "start_new_session": True,
+        }
+        started.append(
+            subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+        )
         return started[-1]
 
     yield run
@@ -104,8 +124,16 @@ def stages_of(folder: Path) -> list[psutil.Process]:
 
 def servers_of(workspace: Path) -> list[psutil.Process]:
     """The temporary servers of a workspace."""
-    found = [one for one in psutil.process_iter(["cmdline", "environ"]) if "uvicorn" in (one.info["cmdline"] or ())]
-    return [one for one in found if (one.info["environ"] or {}).get("PREFECT_HOME") == str(workspace / "prefect")]
+    found = [
+        one
+        for one in psutil.process_iter(["cmdline", "environ"])
+        if "uvicorn" in (one.info["cmdline"] or ())
+    ]
+    return [
+        one
+        for one in found
+        if (one.info["environ"] or {}).get("PREFECT_HOME") == str(workspace / "prefect")
+    ]
 
 
 def rows(database: Path, query: str) -> list[str]:
@@ -114,7 +142,9 @@ def rows(database: Path, query: str) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c", "all"])
+@pytest.mark.parametrize(
+    "how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c", "all"]
+)
 def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
     process = start(tmp_path, *(["--set", "resources.processes=2"] if "ranks" in how else []))
     wait_for(lambda: list(tmp_path.glob("artifacts/train_prompter/*/checkpoints/step-*")))
@@ -135,8 +165,12 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
         assert last == "stopped; run the same command again to continue"
         assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
         # The server was there to the end, unless it received the signal: it has the final state of the flow.
-        assert how == "all" or rows(tmp_path / "prefect/prefect.db", "select state_type from flow_run") == ["CRASHED"]
-        unfinished = rows(tmp_path / "mlflow.db", "select status from runs where status != 'FINISHED'")
+        assert how == "all" or rows(
+            tmp_path / "prefect/prefect.db", "select state_type from flow_run"
+        ) == ["CRASHED"]
+        unfinished = rows(
+            tmp_path / "mlflow.db", "select status from runs where status != 'FINISHED'"
+        )
         assert unfinished == ["KILLED", "KILLED"]  # the pipeline and the stage
         assert not servers_of(tmp_path)
     wait_for(lambda: not stages_of(folder) and not servers_of(tmp_path))  # orphans end
@@ -148,7 +182,9 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
     assert again.returncode == 0, output
     assert f"continuing from step {reached} of 400" in output
     assert read_record(folder) is not None
-    steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line]
+    steps = [
+        line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line
+    ]
     assert steps == list(range(2, 401, 2))
 
 
@@ -159,11 +195,23 @@ class Machine:
         self.workspace, self.api = workspace, f"http://127.0.0.1:{ports[0]}/api"
         self.log = workspace / "up.out"
         own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.environment = own | {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(workspace / "client")}
-        command = [sys.executable, "-m", "alpro.pipeline.cli.main", "up", "--workspace", str(workspace)]
+        self.environment = own | {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_HOME": str(workspace / "client"),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "alpro.pipeline.cli.main",
+            "up",
+            "--workspace",
+            str(workspace),
+        ]
         command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=own | {"OMP_NUM_THREADS": "1"})
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=own | {"OMP_NUM_THREADS": "1"}
+            )
         wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
         self.programs = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -172,14 +220,18 @@ class Machine:
 
     def prefect(self, *words: str) -> str:
         command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, cwd=ROOT
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def start(self, name: str, *changes: str) -> str:
         """Starts a run of a deployment; returns its id."""
         values = ("-p", f"config={TINY}", "-p", f"changes={json.dumps(changes)}")
-        return re.findall(r"UUID: (\S+)", self.prefect("deployment", "run", f"alpro/{name}", *values))[0]
+        return re.findall(
+            r"UUID: (\S+)", self.prefect("deployment", "run", f"alpro/{name}", *values)
+        )[0]
 
     def client(self) -> Any:
         from prefect.client.orchestration import SyncPrefectClient
@@ -189,12 +241,20 @@ class Machine:
     def ended(self, run: str) -> Any:
         """The final state of a run."""
         with self.client() as client:
-            wait_for(lambda: (state := client.read_flow_run(run).state) and state.is_final(), 1800, self.check)
+            wait_for(
+                lambda: (state := client.read_flow_run(run).state) and state.is_final(),
+                1800,
+                self.check,
+            )
             return client.read_flow_run(run).state
 
     def kill_worker(self) -> None:
         """Kills that of the pool `gpu`; `alpro up` ends with it."""
-        (worker,) = (one for one in self.programs if one.is_running() and {"worker", "gpu"} <= set(one.cmdline()))
+        (worker,) = (
+            one
+            for one in self.programs
+            if one.is_running() and {"worker", "gpu"} <= set(one.cmdline())
+        )
         worker.kill()
         assert self.process.wait(300) == 1
 
@@ -210,7 +270,9 @@ class Machine:
 
     def checkpoint(self) -> int:
         found = self.workspace.glob("artifacts/train_prompter/*/checkpoints/step-*")
-        return max((int(path.name.removeprefix("step-")) for path in found if path.suffix == ""), default=0)
+        return max(
+            (int(path.name.removeprefix("step-")) for path in found if path.suffix == ""), default=0
+        )
 
     def end(self, number: signal.Signals, status: int) -> None:
         """Ends `alpro up`; nothing is left behind."""
@@ -236,7 +298,9 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     first = machine()
     for kind in ("application/json", "text/plain"):
         evil = {"Content-Type": kind, "Origin": "http://evil.example"}
-        answer = httpx.post(f"{first.api}/flows/", content=b'{"name": "evil"}', headers=evil, timeout=60)
+        answer = httpx.post(
+            f"{first.api}/flows/", content=b'{"name": "evil"}', headers=evil, timeout=60
+        )
         assert answer.status_code == 403
 
     # A pipeline in the pool `cpu`, whose steps with a model are runs in `gpu`.
@@ -255,7 +319,16 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     assert "pretrain.lrr" in state.message
 
     # A schedule, as in docs/operate.md, every minute.
-    pool = ("--pool", "cpu", "--cron", "* * * * *", "--param", f"config={TINY}", "--param", "stage=build_vocabulary")
+    pool = (
+        "--pool",
+        "cpu",
+        "--cron",
+        "* * * * *",
+        "--param",
+        f"config={TINY}",
+        "--param",
+        "stage=build_vocabulary",
+    )
     first.prefect("deploy", "alpro.pipeline.flows.flow:alpro", "--name", "nightly", *pool)
 
     def scheduled() -> bool:
@@ -296,7 +369,11 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     third = machine()
     with third.client() as client:
         run = third.start("train_prompter", *LONG)
-        wait_for(lambda: client.read_flow_run(run).state.name not in ("Scheduled", "Late"), 300, third.check)
+        wait_for(
+            lambda: client.read_flow_run(run).state.name not in ("Scheduled", "Late"),
+            300,
+            third.check,
+        )
     third.kill_worker()
 
     # If `alpro up` is killed, the kernel ends the rest.

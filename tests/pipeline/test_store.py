@@ -36,18 +36,31 @@ def sample_step(**config) -> Step:
 
 def decode_step(sample: Step | None = None, **config) -> Step:
     inputs = {"sample": sample or sample_step()}
-    return Step("decode_videos", "decode_videos clips", decode_videos.Config(**config), inputs, {"notes": "ab" * 32})
+    return Step(
+        "decode_videos",
+        "decode_videos clips",
+        decode_videos.Config(**config),
+        inputs,
+        {"notes": "ab" * 32},
+    )
 
 
 def test_a_fingerprint_changes_with_all_that_decides_the_result_and_with_nothing_else(monkeypatch):
     step = decode_step()
-    others = [decode_step(size=64), decode_step(sample_step(seed=1)), replace(step, inputs={"data": sample_step()})]
+    others = [
+        decode_step(size=64),
+        decode_step(sample_step(seed=1)),
+        replace(step, inputs={"data": sample_step()}),
+    ]
     others += [replace(step, files={"notes": "cd" * 32}), replace(step, files={"data": "ab" * 32})]
     assert len({step.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
     for change in ({"paths": {"notes": Path("/elsewhere")}}, {"name": "what people call it"}):
         assert replace(step, **change).fingerprint == step.fingerprint
     for stage in STAGES:
-        both = import_module(f"alpro.stages.{stage}").Config.model_fields.keys() & Resources.model_fields.keys()
+        both = (
+            import_module(f"alpro.stages.{stage}").Config.model_fields.keys()
+            & Resources.model_fields.keys()
+        )
         assert not both, f"{stage} would be rebuilt for other resources: {both}"
     monkeypatch.setattr(decode_videos, "VERSION", 1000)
     assert decode_step().fingerprint != step.fingerprint
@@ -74,12 +87,22 @@ def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatc
     assert record["config"] == step.config.model_dump(mode="json")
     assert record["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint
     assert (record["counts"], record["metrics"]) == ({"items": 3}, {"score": 0.5})
-    assert (record["warnings"], record["precision"], record["run"]["commit"]) == (["few"], "float32", "abc")
+    assert (record["warnings"], record["precision"], record["run"]["commit"]) == (
+        ["few"],
+        "float32",
+        "abc",
+    )
     assert {"python", "torch", "av", "ffmpeg"} <= record["versions"].keys()
-    assert {path.name for path in store.folder(step).rglob("*")} == {"result.txt", "model", "artifact.json"}
+    assert {path.name for path in store.folder(step).rglob("*")} == {
+        "result.txt",
+        "model",
+        "artifact.json",
+    }
 
 
-def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_one(hub, clip_folders):
+def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_one(
+    hub, clip_folders
+):
     config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
     hub(clip_folders["clip"], "timm/vit.tag")
     about = {"stage": "train_prompter", "config": config, "files": {}}
@@ -124,7 +147,9 @@ def test_a_run_waits_for_another_until_it_is_stopped(store, monkeypatch):
     with store.lock(step, pytest.fail) as held:
         times = iter([None, None, held.release])
         with monkeypatch.context() as patch:
-            patch.setattr(Stop, "wait", lambda self, seconds: (release := next(times)) and release())
+            patch.setattr(
+                Stop, "wait", lambda self, seconds: (release := next(times)) and release()
+            )
             with store.lock(step, lines.append):
                 assert lines == [f"{step.name}: waits for another run that makes it"]
     token = STOP.set(stop)
@@ -174,10 +199,14 @@ def problems(store: Store) -> list[tuple[str, str, str]]:
 def test_a_record_has_the_size_and_the_sha256_of_every_file(store, monkeypatch):
     folder = build(store)
     recorded = read_json(folder / "artifact.json")["contents"]
-    assert recorded == {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in FILES.items()}
+    assert recorded == {
+        n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in FILES.items()
+    }
     assert problems(store) == []
     monkeypatch.setattr(checksums, "checksum", lambda path: "1" * 64)
-    recorded = describe_contents(folder, {"a.tar": "2" * 64, "not there": ""})  # that a stage has hashed
+    recorded = describe_contents(
+        folder, {"a.tar": "2" * 64, "not there": ""}
+    )  # that a stage has hashed
     first = {name: value["sha256"][0] for name, value in recorded.items()}
     assert first == {"a.tar": "2", "empty": "1", "model/weights": "1"}
 
@@ -205,7 +234,8 @@ def test_changed_missing_and_extra_files_are_found(store, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}]
+    "change",
+    [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}],
 )
 def test_an_edited_record_is_found_and_not_used(store, change):
     path = build(store) / "artifact.json"
@@ -216,7 +246,9 @@ def test_an_edited_record_is_found_and_not_used(store, change):
 
 
 @pytest.mark.parametrize("name", ["model/weights", "empty"])
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"weighty")])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"weighty")]
+)
 def test_a_damaged_input_is_refused_and_no_stage_starts_with_it(store, name, damage):
     folder = build(store)
     check_inputs([folder, str(folder / "model"), "https://elsewhere/shards", folder.parent])
@@ -234,7 +266,9 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
     (bad / "a.tar").write_bytes(b"x")
 
     def status(*arguments: object) -> int:
-        return cli.execute(["artifacts", "verify", *map(str, arguments), "--workspace", str(tmp_path)])
+        return cli.execute(
+            ["artifacts", "verify", *map(str, arguments), "--workspace", str(tmp_path)]
+        )
 
     assert status() == 1
     assert f"damaged  {bad.name}  other  a.tar  1 bytes instead of 10\n" in capsys.readouterr().out
@@ -242,7 +276,10 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsy
     capsys.readouterr()
     for removed in ({"sum"}, {"sum", "contents"}):
         record = read_json(good / "artifact.json")
-        write_json(good / "artifact.json", {key: value for key, value in record.items() if key not in removed})
+        write_json(
+            good / "artifact.json",
+            {key: value for key, value in record.items() if key not in removed},
+        )
         assert (status(), "was changed" in capsys.readouterr().out) == (1, True)
     bad.rename(bad.with_name("0" * 16))
     assert (status("0" * 8), "fingerprint" in capsys.readouterr().out) == (2, False)
@@ -262,10 +299,23 @@ def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
     data = "my videos" if mark == "d" else ""
     arguments = {"config": "sample", "data": data, "changes": ["pretrain.lr=1e-4", "name='my own'"]}
     arguments |= {"folder": "/home/me"}
-    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+", "arguments": arguments}
-    more = {"name": name, "fingerprint": mark * 64, "run": run, "counts": {"rows": 3}, "versions": {"torch": "9.9"}}
+    run = {
+        "at": f"2026-01-0{day}T00:00:00",
+        "seconds": 1.0,
+        "commit": "abc123+",
+        "arguments": arguments,
+    }
+    more = {
+        "name": name,
+        "fingerprint": mark * 64,
+        "run": run,
+        "counts": {"rows": 3},
+        "versions": {"torch": "9.9"},
+    }
     more |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
-    folder, _ = write_artifact(store.root.parent, name.split()[0], **more, config={"seed": 7, "lr": 0.1234567891})
+    folder, _ = write_artifact(
+        store.root.parent, name.split()[0], **more, config={"seed": 7, "lr": 0.1234567891}
+    )
     (folder / "data").write_bytes(bytes(day * 100_000))
 
 
@@ -295,7 +345,9 @@ def alpro(store: Store, *words: str) -> int:
     return cli.execute(["artifacts", *words, "--workspace", str(store.root.parent)])
 
 
-def test_lineage_has_inputs_first_and_each_once_and_what_no_kept_result_was_built_from_goes_users_first(many):
+def test_lineage_has_inputs_first_and_each_once_and_what_no_kept_result_was_built_from_goes_users_first(
+    many,
+):
     """By default the newest of each name is kept, also a corpus that no result needs."""
     removed = {"": "dc", "0": "dcb", "d": "0e", "c": "0ed", "ec": "0d", "de": "0", "b": "0edca"}
     for kept, expected in removed.items():
@@ -322,7 +374,9 @@ def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, caps
     assert marks(many.all()) == "abcde0"
     alpro(many, "gc", "--yes")
     assert marks(many.all()) == "abe0"
-    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"} == before - gone
+    assert {
+        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"
+    } == before - gone
     assert (many.root / "train" / ("f" * 16) / "parts").is_dir()
     capsys.readouterr()
     alpro(many, "gc", "--yes")
@@ -390,7 +444,9 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     write_json(path, read_json(path) | {"files": {"data": "12ab"}})
     alpro(many, "show", "dd")
     shown = capsys.readouterr().out
-    assert [line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line] == [*"abcd"]
+    assert [
+        line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line
+    ] == [*"abcd"]
     place = "commit abc123, in the folder /home/me"
     parts = ("lr = 0.1234567891\n", "rows = 3\n", 'torch = "9.9"\n', 'data = "12ab"\n', place)
     assert [part for part in parts if part not in shown] == []

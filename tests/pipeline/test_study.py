@@ -40,7 +40,13 @@ SMALL += ["pretrain.phases=[{corpora=['clips'], steps=6}]"]
 
 
 def row(name: str, value: float | None, chance: float | None = 10.0, items: int = 20) -> dict:
-    shown = {"what": "retrieval", "direction": "t2v", "metric": "R@1", "unit": "%", "higher_is_better": True}
+    shown = {
+        "what": "retrieval",
+        "direction": "t2v",
+        "metric": "R@1",
+        "unit": "%",
+        "higher_is_better": True,
+    }
     return {"name": name, "value": value, "chance": chance, "items": items, **shown}
 
 
@@ -71,15 +77,27 @@ def test_rows_and_their_table_by_hand():
         "base": {
             0: [row("a", 10.0, chance=5.0), row("b", 1.0, None)],
             1: [row("a", 20.0, chance=7.0), row("b", None)],
-            2: [row("a", 60.0, chance=9.0, items=30), row("b", 3.0, None) | {"higher_is_better": False}],
+            2: [
+                row("a", 60.0, chance=9.0, items=30),
+                row("b", 3.0, None) | {"higher_is_better": False},
+            ],
         },
         "other": {0: [row("a", 14.0)], 1: [row("a", 22.0)]},
         "failed": {},
     }
     a, other, b = score_rows(scores)
-    assert [(one["score"], one["variant"]) for one in (a, other, b)] == [("a", "base"), ("a", "other"), ("b", "base")]
+    assert [(one["score"], one["variant"]) for one in (a, other, b)] == [
+        ("a", "base"),
+        ("a", "other"),
+        ("b", "base"),
+    ]
     assert (a["seeds"], a["values"], a["items"]) == ([0, 1, 2], [10, 20, 60], [20, 20, 30])
-    assert (a["mean"], a["chance"], a["difference"], a["difference_interval"]) == (30, 7, None, None)
+    assert (a["mean"], a["chance"], a["difference"], a["difference_interval"]) == (
+        30,
+        7,
+        None,
+        None,
+    )
     assert a["interval"] == pytest.approx(4.303 * (1400 / 2 / 3) ** 0.5, rel=1e-3)
     assert (other["seeds"], other["mean"], other["difference"]) == ([0, 1], 18, 3)  # of +4 and +2
     assert other["difference_interval"] == pytest.approx(12.706 * 1, rel=1e-3)
@@ -87,7 +105,16 @@ def test_rows_and_their_table_by_hand():
     b["higher_is_better"] = False
     assert study_table("s", [a, other, b]).lines == [
         ["retrieval, t2v R@1", "base", "30.0 %", "± 65.7", "", "", "10.0 20.0 60.0", "7.0 %"],
-        ["retrieval, t2v R@1", "other", "18.0 %", "± 50.8", "+3.0", "± 12.7", "14.0 22.0", "10.0 %"],
+        [
+            "retrieval, t2v R@1",
+            "other",
+            "18.0 %",
+            "± 50.8",
+            "+3.0",
+            "± 12.7",
+            "14.0 22.0",
+            "10.0 %",
+        ],
         ["retrieval, t2v R@1 ↓", "base", "2.0 %", "± 12.7", "", "", "1.0 3.0", "-"],
     ]
     assert score_rows({"base": {}, "other": {}}) == []
@@ -100,7 +127,12 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch
     file = tmp_path / "mine.toml"
     file.write_text("")
     study = load_study(str(file))
-    assert (study.name, study.config, study.seeds, study.seed_stages) == ("mine", "sample", (0, 1, 2), SEEDED)
+    assert (study.name, study.config, study.seeds, study.seed_stages) == (
+        "mine",
+        "sample",
+        (0, 1, 2),
+        SEEDED,
+    )
     assert study.variants == {"base": ()}
     assert set(SEEDED) == {*TRAININGS, "render_sample", "evaluate"}
     file.write_text('config = "base.toml"')
@@ -130,7 +162,10 @@ def test_an_invalid_study_is_a_one_line_error(text, key, tmp_path):
 
 
 def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(tmp_path):
-    changes, trainings = ["render_sample.seed=4", "pretrain.seed=9"], {"seed_stages": ("train_prompter", "pretrain")}
+    changes, trainings = (
+        ["render_sample.seed=4", "pretrain.seed=9"],
+        {"seed_stages": ("train_prompter", "pretrain")},
+    )
     for values, own, seeds in (({}, [], [3, 3, 3, 3]), (trainings, changes, [4, 3, 3, 0])):
         (member,) = members_of(Study(name="s", seeds=(3,), **values), TINY, "", own, tmp_path)
         config = member.plan.settings
@@ -138,13 +173,20 @@ def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(tmp_path):
         assert [stage.seed for stage in stages] == seeds
 
 
-def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_after_the_studys(tmp_path):
+def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_after_the_studys(
+    tmp_path,
+):
     variants = {"a": ["pretrain.lr=1e-3"], "b": []}
     own = ["pretrain.lr=3", "pretrain.weight_decay=3", "pretrain.batch_size=6"]
     study = study_of(variants, seeds=[0], set=own)
-    members = members_of(study, TINY, "", ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path)
+    members = members_of(
+        study, TINY, "", ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path
+    )
     configs = [member.plan.settings for member in members]
-    values = [(config.pretrain.lr, config.pretrain.weight_decay, config.pretrain.batch_size) for config in configs]
+    values = [
+        (config.pretrain.lr, config.pretrain.weight_decay, config.pretrain.batch_size)
+        for config in configs
+    ]
     assert values == [(1e-3, 2, 6), (2, 2, 6)]
     assert {config.name for config in configs} == {"rates"}  # the experiment of the study
 
@@ -176,7 +218,10 @@ def start(tmp_path, monkeypatch) -> list[Any]:
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
         write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "zero_shot"})
-        rows = [row("zero_shot/t2v/R1", VALUES[config.lr, config.seed]), row("zero_shot/t2v/R5", 90.0)]
+        rows = [
+            row("zero_shot/t2v/R1", VALUES[config.lr, config.seed]),
+            row("zero_shot/t2v/R5", 90.0),
+        ]
         write_json(folder / "results.json", rows)
         assert tags == {"study": "rates", "variant": title.split(" ")[0], "seed": str(config.seed)}
         return {"zero_shot": str(folder)}
@@ -185,7 +230,9 @@ def start(tmp_path, monkeypatch) -> list[Any]:
     return errors
 
 
-def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(start, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
+    start, tmp_path, monkeypatch, capsys
+):
     file = tmp_path / "rates.toml"
     file.write_text(
         'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
@@ -194,16 +241,37 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(s
 
     def study(*more: str) -> tuple[int, str, str]:
         options = [option for change in SMALL for option in ("--set", change)]
-        return call(monkeypatch, capsys, "study", file, "--config", TINY, "--workspace", tmp_path, *options, *more)
+        return call(
+            monkeypatch,
+            capsys,
+            "study",
+            file,
+            "--config",
+            TINY,
+            "--workspace",
+            tmp_path,
+            *options,
+            *more,
+        )
 
     status, out, _ = study("--dry-run", "--json")
     once = ("render_sample", "decode_videos clips", "train_tokenizer", "build_vocabulary")
-    work = Counter((row["name"], row["state"]) for row in json.loads(out))  # what runs share is there once
-    assert work == {**{(name, "to run"): 1 for name in once}, ("pretrain", "to run"): 6, ("zero_shot", "to run"): 6}
+    work = Counter(
+        (row["name"], row["state"]) for row in json.loads(out)
+    )  # what runs share is there once
+    assert work == {
+        **{(name, "to run"): 1 for name in once},
+        ("pretrain", "to run"): 6,
+        ("zero_shot", "to run"): 6,
+    }
     assert status == 0
     start += [None, ValueError("it broke"), None, None, StageFailed("again")]
     status, out, err = study()
-    assert (status, "broken · seed 5, broken · seed 6" in err.splitlines()[-1], "R5" in out) == (1, True, False)
+    assert (status, "broken · seed 5, broken · seed 6" in err.splitlines()[-1], "R5" in out) == (
+        1,
+        True,
+        False,
+    )
     shown = [line.partition("R@1")[2] or line for line in out.splitlines()]
     assert [line.split() for line in shown if line.strip().startswith(("fast", "slow"))] == [
         ["fast", "60.0", "%", "±", "127.1", "50.0", "70.0", "10.0", "%"],
@@ -227,10 +295,22 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(s
 def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, tmp_path):
     study = load_study(name)
     assert study.name == name
-    data = [f"corpora.{corpus}.data=/{corpus}" for corpus in ("webvid", "cc3m", "msrvtt") if "msrvtt" in study.config]
+    data = [
+        f"corpora.{corpus}.data=/{corpus}"
+        for corpus in ("webvid", "cc3m", "msrvtt")
+        if "msrvtt" in study.config
+    ]
     members = members_of(study, study.config, "", data, tmp_path)
-    assert len({member.plan.steps[-1].fingerprint for member in members}) == len(study.variants) * len(study.seeds)
+    assert len({member.plan.steps[-1].fingerprint for member in members}) == len(
+        study.variants
+    ) * len(study.seeds)
     stages = {step.stage for member in members for step in member.plan.steps}
-    reported = {"retrieval": "evaluate", "qa": "evaluate", "zero_shot": "zero_shot", "entities": "zero_shot", "*": None}
+    reported = {
+        "retrieval": "evaluate",
+        "qa": "evaluate",
+        "zero_shot": "zero_shot",
+        "entities": "zero_shot",
+        "*": None,
+    }
     kinds = {score.split("/")[0].removesuffix("_vtc") for score in study.scores}
     assert {reported[kind] for kind in kinds} <= stages | {None}

@@ -85,19 +85,28 @@ def step_of(**config):
     return Step("finetune_retrieval", "finetune_retrieval", Config(phases=PHASES, **config))
 
 
-def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end(client, tracker, tmp_path):
+def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end(
+    client, tracker, tmp_path
+):
     step, folder = step_of(lr=1e-3), tmp_path / "artifacts" / "finetune_retrieval" / "f"
     (folder / "pictures").mkdir(parents=True)
     file, tags = folder / "metrics.jsonl", {"seed": "3"}
     write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
-    with tracker.run("pipeline", {}, {}) as parent, tracker.stage_run(step.description, folder, parent, tags) as run:
+    with (
+        tracker.run("pipeline", {}, {}) as parent,
+        tracker.stage_run(step.description, folder, parent, tags) as run,
+    ):
         write(file, 2, loss=2.0)
         assert client.logged.acquire(timeout=60)  # step 1: of step 2 more lines may come
         assert history(tracker, run, "loss") == [(4.0, 1, 2500)]
         write(file, 2, **{"validation/t2v/R1": 50.0})
         write(file, 3, loss=1.0)
         Image.new("RGB", (4, 4)).save(folder / "pictures" / "samples.png")
-        numbers = {"metrics": {"validation/t2v/R1": 50.0}, "counts": {"steps": 3}, "run": {"seconds": 7.0}}
+        numbers = {
+            "metrics": {"validation/t2v/R1": 50.0},
+            "counts": {"steps": 3},
+            "run": {"seconds": 7.0},
+        }
         write_json(folder / "artifact.json", step.description | numbers)
         assert tracker.client.get_run(run).info.status == "RUNNING"
     logged = tracker.client.get_run(run)
@@ -111,7 +120,11 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     assert (tags["mlflow.parentRunId"], logged.info.status) == (parent, "FINISHED")
     assert logged.info.run_name == f"finetune_retrieval · {step.fingerprint[:8]}"
     assert tracker.client.get_run(parent).info.status == "FINISHED"
-    files = [file.path for place in ("", "pictures") for file in tracker.client.list_artifacts(run, place)]
+    files = [
+        file.path
+        for place in ("", "pictures")
+        for file in tracker.client.list_artifacts(run, place)
+    ]
     assert {"artifact.json", "pictures/samples.png"} <= set(files)
 
 
@@ -126,19 +139,35 @@ def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path
     for error, status in (*((stop, "KILLED") for stop in stops), (ValueError("a bug"), "FAILED")):
         folder = tmp_path / type(error).__name__
         folder.mkdir()
-        with pytest.raises(type(error)), tracker.stage_run(step_of().description, folder, "", {}) as run:
+        with (
+            pytest.raises(type(error)),
+            tracker.stage_run(step_of().description, folder, "", {}) as run,
+        ):
             stage(folder, error)
         logged = tracker.client.get_run(run)
         assert (logged.info.status, logged.data.metrics) == (status, {"loss": 9.0})
 
 
-def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_path, monkeypatch, capsys):
-    run = {"seconds": 1.0, "at": "2026-01-01T00:00:00", "arguments": {"config": "configs/sample.toml", "changes": []}}
-    marks = [write_artifact(tmp_path, stage, run=run)[1]["fingerprint"] for stage in ("build_vocabulary", "zero_shot")]
+def test_the_command_logs_artifacts_again_and_says_if_it_could_not(
+    tracker, tmp_path, monkeypatch, capsys
+):
+    run = {
+        "seconds": 1.0,
+        "at": "2026-01-01T00:00:00",
+        "arguments": {"config": "configs/sample.toml", "changes": []},
+    }
+    marks = [
+        write_artifact(tmp_path, stage, run=run)[1]["fingerprint"]
+        for stage in ("build_vocabulary", "zero_shot")
+    ]
     command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
     for number in (1, 2):
         assert cli.execute(command) == 0
-        logged = [run.data.tags["fingerprint"] for run in runs_of(tracker) if run.info.status == "FINISHED"]
+        logged = [
+            run.data.tags["fingerprint"]
+            for run in runs_of(tracker)
+            if run.info.status == "FINISHED"
+        ]
         assert sorted(logged) == sorted(marks * number)
     capsys.readouterr()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -146,7 +175,9 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(tracker, tmp_
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(client, tracker, tmp_path, monkeypatch, capsys):
+def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(
+    client, tracker, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
     with tracker.stage_run(step_of().description, tmp_path, "", {}) as run:
         client.error = OSError("no route to host")
@@ -173,16 +204,27 @@ def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, t
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_many_parameters_and_names_that_mlflow_does_not_take_and_an_entry_that_it_refuses(tracker, capsys):
-    values = {f"value_{n}": n for n in range(150)} | {"phases": [{"steps": 3}, {"steps": 4}], "text": "x" * 7000}
-    metrics = {"test/qa/acc_what's": 1.0, "acc_où": 2.0, 300 * "x": 3.0} | {f"{n}": n for n in range(1200)}
+def test_many_parameters_and_names_that_mlflow_does_not_take_and_an_entry_that_it_refuses(
+    tracker, capsys
+):
+    values = {f"value_{n}": n for n in range(150)} | {
+        "phases": [{"steps": 3}, {"steps": 4}],
+        "text": "x" * 7000,
+    }
+    metrics = {"test/qa/acc_what's": 1.0, "acc_où": 2.0, 300 * "x": 3.0} | {
+        f"{n}": n for n in range(1200)
+    }
     with tracker.run("a", {"stage": values}, {}) as run:
         tracker.log_metrics("0" * 32, {"loss": 2.0})  # no such run
         tracker.log_metrics(run, metrics)
     logged = tracker.client.get_run(run).data
     assert (len(logged.params), logged.params["stage.phases.1.steps"]) == (153, "4")
     assert (len(logged.metrics), len(logged.params["stage.text"])) == (1203, 6000)
-    assert (logged.metrics["test/qa/acc_what_s"], logged.metrics["acc_où"], logged.metrics[250 * "x"]) == (1, 2, 3)
+    assert (
+        logged.metrics["test/qa/acc_what_s"],
+        logged.metrics["acc_où"],
+        logged.metrics[250 * "x"],
+    ) == (1, 2, 3)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -191,31 +233,56 @@ def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tra
     _, clips = write_artifact(tmp_path, "decode_videos", name="decode_videos clips")
     logged = []
     for lr, score in ((1e-3, 25.0), (2e-4, 75.0)):
-        config, metrics = {"phases": PHASES, "lr": lr}, {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0}
+        config, metrics = (
+            {"phases": PHASES, "lr": lr},
+            {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0},
+        )
         model = write_artifact(
-            tmp_path, "finetune_retrieval", f"m{lr}", {"clips": clips}, config=config, metrics=metrics
+            tmp_path,
+            "finetune_retrieval",
+            f"m{lr}",
+            {"clips": clips},
+            config=config,
+            metrics=metrics,
         )
         (model[0] / "model").mkdir()
         (model[0] / "model" / "model.safetensors").write_bytes(b"weights")
         tracker.log_artifact(*model)
-        scores = {"test/retrieval_vtc/t2v/R5": 80.0, "test/retrieval_vtc/t2v/R1": score, "test/qa/acc": 9.0}
-        of = {"inputs": {"retrieval": model[1], "clips": clips}, "config": {"retrieval": "clips"}, "metrics": scores}
+        scores = {
+            "test/retrieval_vtc/t2v/R5": 80.0,
+            "test/retrieval_vtc/t2v/R1": score,
+            "test/qa/acc": 9.0,
+        }
+        of = {
+            "inputs": {"retrieval": model[1], "clips": clips},
+            "config": {"retrieval": "clips"},
+            "metrics": scores,
+        }
         logged.append(tracker.log_artifact(*write_artifact(tmp_path, "evaluate", f"e{lr}", **of)))
     order = [{"field_name": "metrics.R1", "ascending": False}]
     models = tracker.client.search_logged_models([tracker.experiment], order_by=order)
     shown = [{m.key: (m.value, m.dataset_name) for m in model.metrics} for model in models]
-    assert shown == [{"validation/t2v/R1": (40.0, None), "R1": (score, "clips")} for score in (75.0, 25.0)]
+    assert shown == [
+        {"validation/t2v/R1": (40.0, None), "R1": (score, "clips")} for score in (75.0, 25.0)
+    ]
     assert models[0].params["finetune_retrieval.lr"] == "0.0002"
     assert models[0].name[:8] != models[1].name[:8]  # where MLflow cuts them
     run = tracker.client.get_run(logged[1])
     assert [used.model_id for used in run.inputs.model_inputs] == [models[0].model_id]
-    assert {key: run.data.metrics[key] for key in ("R1", "QA", *scores)} == {"R1": 75, "QA": 9} | scores
+    assert {key: run.data.metrics[key] for key in ("R1", "QA", *scores)} == {
+        "R1": 75,
+        "QA": 9,
+    } | scores
     assert tracker.logged_model(model[1]["fingerprint"]) == models[0].model_id
     assert not list(tmp_path.glob("mlflow/**/*.safetensors"))
 
 
 def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
-    scores = {"test/retrieval_vtc/t2v/R10": 9.0, "test/qa/acc": 3.0, "test/retrieval_vtc/t2v/R1": 2.0}
+    scores = {
+        "test/retrieval_vtc/t2v/R10": 9.0,
+        "test/qa/acc": 3.0,
+        "test/retrieval_vtc/t2v/R1": 2.0,
+    }
     trained = write_artifact(tmp_path, "pretrain", metrics={"validation/vtc/t2v/R1": 1.0})
     evaluated = write_artifact(tmp_path, "evaluate", metrics=scores)
     (report := tmp_path / "sample.html").touch()
@@ -235,11 +302,15 @@ def test_mlflows_page_opens_with_the_columns_and_charts_of_the_headline_scores(t
     assert view["selectedColumns"][:2] == ["metrics.`R1`", "metrics.`QA`"]
     assert [section["name"] for section in view["compareRunSections"]] == ["Model metrics"]
     page = module.start_page(tracker.uri)
-    assert re.fullmatch(rf"/#/experiments/{tracker.experiment}/runs\?.*viewStateShareKey=alpro", page)
+    assert re.fullmatch(
+        rf"/#/experiments/{tracker.experiment}/runs\?.*viewStateShareKey=alpro", page
+    )
 
 
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
-    frame = pd.DataFrame({"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5})
+    frame = pd.DataFrame(
+        {"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5}
+    )
     frame.to_parquet(tmp_path / "retrieval_t2v.parquet")
     table = read_table(tmp_path / "retrieval_t2v.parquet")
     assert len(table) == TABLE_ROWS
@@ -272,13 +343,17 @@ def test_a_registered_model_predicts_what_the_model_does(
     """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a logged model."""
     workspace = tmp_path
     shutil.copytree(trained / "artifacts", workspace / "artifacts")
-    qa, folder = (workspace / "artifacts" / name / digest(name)[:16] for name in ("finetune_qa", stage))
+    qa, folder = (
+        workspace / "artifacts" / name / digest(name)[:16] for name in ("finetune_qa", stage)
+    )
     tracker.log_artifact(qa, read_record(qa))
     videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
     texts = ["a red ball moves left", "where does it go?"]
     model = Model.load(folder, device="cpu")
     if stage == "finetune_qa":
-        pairs = [model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)]
+        pairs = [
+            model.ask(video, text, top_k=1)[0] for video, text in zip(videos, texts, strict=True)
+        ]
         expected = {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
     else:
         expected = {"similarity": (model.encode(videos) * model.encode(texts)).sum(1).tolist()}
@@ -287,9 +362,14 @@ def test_a_registered_model_predicts_what_the_model_does(
 
     arguments = ("--name", "shapes", "--alias", "champion", "--workspace", workspace)
     for _ in range(2):  # the same model is the same version
-        status, out, err = call(monkeypatch, capsys, "model", "register", digest(stage)[:6], *arguments)
+        status, out, err = call(
+            monkeypatch, capsys, "model", "register", digest(stage)[:6], *arguments
+        )
         assert (status, err) == (0, "")
-        assert out == "shapes, version 1; load it with mlflow.pyfunc.load_model('models:/shapes@champion')\n"
+        assert (
+            out
+            == "shapes, version 1; load it with mlflow.pyfunc.load_model('models:/shapes@champion')\n"
+        )
     folder.rename(tmp_path / "gone")
 
     uri = f"sqlite:///{workspace / 'mlflow.db'}"
@@ -305,9 +385,15 @@ def test_a_registered_model_predicts_what_the_model_does(
     version = MlflowClient(uri).get_model_version_by_alias("shapes", "champion")
     assert (str(version.version), version.tags["fingerprint"]) == ("1", digest(stage))
     assert not list(workspace.rglob("*.pkl"))
-    assert Model.load(registered_folder(uri, "models:/shapes@champion"), device="cpu").pair_columns == tuple(expected)
+    assert Model.load(
+        registered_folder(uri, "models:/shapes@champion"), device="cpu"
+    ).pair_columns == tuple(expected)
     with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
         registered_folder(uri, "models:/shapes/9")
     models = MlflowClient(uri).search_logged_models([str(n) for n in range(3)])
-    (run,) = (model.source_run_id for model in models if model.tags.get("fingerprint") == digest(stage))
-    assert MlflowClient(uri).get_run(run).data.tags["stage"] == stage  # the only one of its training
+    (run,) = (
+        model.source_run_id for model in models if model.tags.get("fingerprint") == digest(stage)
+    )
+    assert (
+        MlflowClient(uri).get_run(run).data.tags["stage"] == stage
+    )  # the only one of its training

@@ -74,7 +74,9 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
                 if shown.shape[:2] != size[::-1]:
                     shown = np.asarray(Image.fromarray(shown).resize(size))
                 frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
-                conversion = {f"dst_{tag}": value for tag, value in (tags or {}).items()}  # the colors of the tags
+                conversion = {
+                    f"dst_{tag}": value for tag, value in (tags or {}).items()
+                }  # the colors of the tags
                 frame = frame.reformat(format=pixels, **conversion)
                 if stamps:
                     frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
@@ -94,7 +96,12 @@ def make_row() -> Callable[..., Row]:
     """make_row(id, ...): a row of a manifest with a caption. Keywords replace other values."""
 
     def make(name: str, **more) -> Row:
-        defaults = {"path": Path(f"/data/{name}.mp4"), "kind": "video", "captions": (f"about {name}",), "group": name}
+        defaults = {
+            "path": Path(f"/data/{name}.mp4"),
+            "kind": "video",
+            "captions": (f"about {name}",),
+            "group": name,
+        }
         return Row(id=name, **(defaults | {"split": "train"} | more))
 
     return make
@@ -158,12 +165,18 @@ def single_row(source: Path) -> Row:
     return row
 
 
-def pack(*members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT, **header) -> bytes:
+def pack(
+    *members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT, **header
+) -> bytes:
     """A tar of these files; a TarInfo is a member without data."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, content in members:
-            info, data = (content, b"") if isinstance(content, tarfile.TarInfo) else (tarfile.TarInfo(), content)
+            info, data = (
+                (content, b"")
+                if isinstance(content, tarfile.TarInfo)
+                else (tarfile.TarInfo(), content)
+            )
             info.name, info.size, info.pax_headers = name, len(data), dict(header)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()

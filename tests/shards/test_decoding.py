@@ -11,18 +11,30 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards import decoding
-from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video, ffmpeg_binary, video_seconds
+from alpro.shards.decoding import (
+    DecodeError,
+    Limits,
+    decode_image,
+    decode_video,
+    ffmpeg_binary,
+    video_seconds,
+)
 from tests.shards.conftest import refusal
 
 every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
 
 LONG_GOP = {"g": "250", "bf": "3"}  # one key frame, and frames that refer to later ones
 FREQUENT_KEYS = {"g": "3", "bf": "0"}
-OPEN_GOP = {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"}  # frames that refer across a key frame
+OPEN_GOP = {
+    "g": "6",
+    "x264-params": "open-gop=1:bframes=3:scenecut=0",
+}  # frames that refer across a key frame
 
 
 @every_decoder
-@pytest.mark.parametrize("options", [LONG_GOP, FREQUENT_KEYS, OPEN_GOP], ids=["long", "frequent", "open"])
+@pytest.mark.parametrize(
+    "options", [LONG_GOP, FREQUENT_KEYS, OPEN_GOP], ids=["long", "frequent", "open"]
+)
 def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder, options):
     path = make_video("a.mp4", 24, options)
     for count, start, end, frames, duration in (
@@ -47,7 +59,12 @@ def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder
 
 def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
     """How many timestamps are read of a video, and how many frames are decoded."""
-    timestamps, frames_from, were_read, were_decoded = decoding._timestamps, decoding._frames_from, [], []
+    timestamps, frames_from, were_read, were_decoded = (
+        decoding._timestamps,
+        decoding._frames_from,
+        [],
+        [],
+    )
 
     def read(*arguments):
         result = timestamps(*arguments)
@@ -75,7 +92,9 @@ def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
 
 def test_the_length_of_a_video_is_that_of_its_header(make_video, tmp_path):
     assert video_seconds(make_video("a.mp4", 24)) == pytest.approx(2.4)
-    assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 100_000])) == 0  # of less than 100 bytes a second
+    assert (
+        video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 100_000])) == 0
+    )  # of less than 100 bytes a second
     assert video_seconds(tmp_path / "missing.mp4") == 0
 
 
@@ -88,7 +107,9 @@ def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video,
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 8000
         container.mux([*stream.encode(frame), *stream.encode()])
     for content, reason in (
@@ -106,8 +127,13 @@ def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video,
 @every_decoder
 def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_video, decoder):
     path = make_video("a.mp4", 10)
-    assert refusal(path, decoder, start=5.0) == "no frames: between 5 and the end s; the video has 0.90 s"
-    assert refusal(path, decoder, start=15.0, end=17.5).startswith("no frames: between 15 and 17.5 s")
+    assert (
+        refusal(path, decoder, start=5.0)
+        == "no frames: between 5 and the end s; the video has 0.90 s"
+    )
+    assert refusal(path, decoder, start=15.0, end=17.5).startswith(
+        "no frames: between 15 and 17.5 s"
+    )
     path = make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])
     assert refusal(path, decoder) == "unreadable: it would last 4500000 seconds"
 
@@ -116,10 +142,22 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
     ended = "[fc#0 @ 0x1] Task finished with error code: -1094995529 (Invalid data found when processing input)\n"
     for code, log, reason in (
         (1, ended, "unreadable: no frame could be decoded"),
-        (1, f"[h264 @ 0x1] Invalid NAL unit size (0 > 115).\n{ended}", "unreadable: Invalid NAL unit size (0 > 115)."),
+        (
+            1,
+            f"[h264 @ 0x1] Invalid NAL unit size (0 > 115).\n{ended}",
+            "unreadable: Invalid NAL unit size (0 > 115).",
+        ),
         (1, "[IMGUTILS @ 0x2] Picture size 64x0 is invalid\n", "unreadable: 64 x 0 pixels"),
-        (1, "[IMGUTILS @ 0x2] Picture size 90000x80000 is invalid\n", "too large: 90000 x 80000 pixels"),
-        (1, "[h264 @ 0x1] dimensions, size 640x480 exceeds max pixel count 9\n", "too large: 640 x 480 pixels"),
+        (
+            1,
+            "[IMGUTILS @ 0x2] Picture size 90000x80000 is invalid\n",
+            "too large: 90000 x 80000 pixels",
+        ),
+        (
+            1,
+            "[h264 @ 0x1] dimensions, size 640x480 exceeds max pixel count 9\n",
+            "too large: 640 x 480 pixels",
+        ),
         (1, "[h264 @ 0x1] get_buffer() failed\n", "too much memory: more than 2048 MiB"),
         (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
     ):
@@ -129,7 +167,12 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
 def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
     path = make_video("a.mp4", 4)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    for decoder, package in (("pyav", "av"), ("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")):
+    for decoder, package in (
+        ("pyav", "av"),
+        ("auto", "av"),
+        ("ffmpeg", "ffmpeg"),
+        ("ffmpeg", "imageio_ffmpeg"),
+    ):
         ffmpeg_binary.cache_clear()
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
@@ -139,7 +182,9 @@ def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):
 
 def test_a_still_image_is_one_rgb_frame(tmp_path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")):
-        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(mode)  # a color of the usual palette too
+        grey = Image.new("RGB", (60, 40), (102, 102, 102)).convert(
+            mode
+        )  # a color of the usual palette too
         grey.save(tmp_path / name)
         clip = decode_image(tmp_path / name, 32)
         assert clip.frames.shape == (1, 32, 32, 3)
@@ -173,7 +218,16 @@ def test_exif_orientation_is_applied(tmp_path):
     """What a camera writes so that, shown as it says, the quarters come out: by the orientation in its EXIF, from 1."""
     p = quarters()
     other = p.transpose(1, 0, 2)
-    turned = [p, p[:, ::-1], p[::-1, ::-1], p[::-1], other, np.rot90(p, 1), other[::-1, ::-1], np.rot90(p, -1)]
+    turned = [
+        p,
+        p[:, ::-1],
+        p[::-1, ::-1],
+        p[::-1],
+        other,
+        np.rot90(p, 1),
+        other[::-1, ::-1],
+        np.rot90(p, -1),
+    ]
     for orientation, picture in enumerate(turned, 1):
         for name in ("a.jpg", "a.webp", "a.png"):
             exif = Image.Exif()
@@ -184,14 +238,19 @@ def test_exif_orientation_is_applied(tmp_path):
             (frame,) = clip.frames.astype(int)
             assert (clip.width, clip.height) == (64, 48)
             corners = frame[[4, 4, -4, -4], [4, -4, 4, -4]]
-            assert np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max() < 40
+            assert (
+                np.abs(corners - [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]).max()
+                < 40
+            )
 
 
 def test_transparency_becomes_white(tmp_path):
     for name, mode in (("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")):
         image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
         image.paste((90, 90, 90, 255), (0, 0, 30, 40))
-        image.convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+        image.convert(mode).save(
+            tmp_path / name, **({"lossless": True} if name == "a.webp" else {})
+        )
         (frame,) = decode_image(tmp_path / name, 32).frames.astype(int)
         assert np.abs(frame[:, :12] - 90).max() <= 8
         assert (frame[:, 20:] >= 250).all()
@@ -201,7 +260,12 @@ def test_the_size_of_an_image_is_checked_before_decoding(tmp_path):
     """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     rows = chunk(b"IDAT", zlib.compress(bytes(1 << 22))) + chunk(b"IEND", b"")
     for size in ((100_000, 100_000), (1_000_000, 8), (8200, 8200), (13_000, 13_000)):
@@ -225,7 +289,10 @@ def test_an_invalid_image_is_rejected_with_the_reason(tmp_path):
         (b"", "empty"),
         (b"not an image", "unreadable"),
         ((tmp_path / "whole.png").read_bytes()[:100], "unreadable"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unreadable"),  # would start Ghostscript
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+            "unreadable",
+        ),  # would start Ghostscript
         ((tmp_path / "exif.jpg").read_bytes(), "unreadable"),
     ):
         (tmp_path / "a.png").write_bytes(content)

@@ -57,7 +57,10 @@ def make_form(make_video, form: str, count: int = 24, **more) -> tuple[Path, int
     """The video of a form, its rate and its size."""
     name, codec, pixels, *more_options = form.split()
     options = dict(option.split("=", 1) for option in more_options)
-    rate, size = int(options.pop("rate", 10)), tuple(map(int, options.pop("size", "64x48").split("x")))
+    rate, size = (
+        int(options.pop("rate", 10)),
+        tuple(map(int, options.pop("size", "64x48").split("x"))),
+    )
     container = {"movflags": options.pop("movflags")} if "movflags" in options else None
     more |= {"codec": codec, "pixels": pixels, "size": size, "rate": rate, "container": container}
     return make_video(name, count, options, **more), rate, size
@@ -76,9 +79,17 @@ def test_every_format_gives_the_frames_of_the_requested_time(make_video, numbers
         assert numbers(clip) == list(range(24))
         assert (clip.width, clip.height) == size
         assert clip.duration == pytest.approx(24 / rate, abs=0.002)
-        assert numbers(decode_video(path, 5, 32, 10 / rate, 20 / rate, decoder=decoder)) == [10, 12, 14, 16, 18]
+        assert numbers(decode_video(path, 5, 32, 10 / rate, 20 / rate, decoder=decoder)) == [
+            10,
+            12,
+            14,
+            16,
+            18,
+        ]
         if decoder != "ffmpeg":  # whose window has no end in test_decoding.py
-            assert numbers(decode_video(path, 7, 32, 17 / rate, decoder=decoder)) == list(range(17, 24))
+            assert numbers(decode_video(path, 7, 32, 17 / rate, decoder=decoder)) == list(
+                range(17, 24)
+            )
 
 
 FRAMES = 40
@@ -87,30 +98,48 @@ FRAMES = 40
 def moving(seed: int) -> Callable[[int], np.ndarray]:
     """Moving noise with cuts, which makes encoders use all kinds of frames."""
     rng = np.random.default_rng(seed)
-    texture, cuts = rng.integers(0, 255, (60, 200, 3), np.uint8), set(rng.integers(0, FRAMES, 2).tolist())
+    texture, cuts = (
+        rng.integers(0, 255, (60, 200, 3), np.uint8),
+        set(rng.integers(0, FRAMES, 2).tolist()),
+    )
 
     def picture(number: int) -> np.ndarray:
         scene = sum(number >= cut for cut in cuts)
-        return np.roll(texture, scene * 67, axis=1)[number // 8 : number // 8 + 48, number * 2 : number * 2 + 64]
+        return np.roll(texture, scene * 67, axis=1)[
+            number // 8 : number // 8 + 48, number * 2 : number * 2 + 64
+        ]
 
     return picture
 
 
-exact = st.sampled_from([form for form in FORMS if "420p " in f"{form} " and "libsvtav1" not in form])
-windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(lambda w: w[0] < w[1])
+exact = st.sampled_from(
+    [form for form in FORMS if "420p " in f"{form} " and "libsvtav1" not in form]
+)
+windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(
+    lambda w: w[0] < w[1]
+)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(form=exact, seed=st.integers(0, 99), window=windows, count=st.integers(1, FRAMES))
-@example(form="a.mpg mpeg2video yuv420p rate=25 bf=2 g=8", seed=20, window=(0, 40), count=40)  # its times go back
-def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, form, seed, window, count: int):
+@example(
+    form="a.mpg mpeg2video yuv420p rate=25 bf=2 g=8", seed=20, window=(0, 40), count=40
+)  # its times go back
+def test_frames_equal_those_of_decoding_everything(
+    make_video, monkeypatch, form, seed, window, count: int
+):
     """Whether it skips, seeks or reads only a part; by the length that counts as far."""
     with tempfile.TemporaryDirectory() as folder:
         path, rate, _ = make_form(make_video, form, FRAMES, picture=moving(seed))
         path = path.rename(Path(folder) / path.name)
         with av.open(str(path)) as container:
             frames = container.decode(video=0)
-            whole = [f.reformat(32, 32, "gbrp", interpolation="BICUBIC").to_ndarray() for f in frames]
+            whole = [
+                f.reformat(32, 32, "gbrp", interpolation="BICUBIC").to_ndarray() for f in frames
+            ]
         assert len(whole) == FRAMES
         start, end = window[0] / rate or None, None if window[1] == FRAMES else window[1] / rate
         wanted = [window[0] + i * (window[1] - window[0]) // count for i in range(count)]
@@ -120,11 +149,18 @@ def test_frames_equal_those_of_decoding_everything(make_video, monkeypatch, form
             try:
                 clip = decode_video(path, count, 32, start, end, decoder="pyav")
                 equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))
-            except DecodeError:  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
+            except (
+                DecodeError
+            ):  # a seek leads elsewhere in this file: ffmpeg, whose colors differ a little
                 assert far < 10 or is_unreliable(form) or "flv" in form or "intra-refresh" in form
                 frames = decode_video(path, count, 32, start, end).frames.astype(int)
-                nearest = [int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
-                equal = np.array([(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)])
+                nearest = [
+                    int(np.abs(np.stack(whole) - frame).mean(axis=(1, 2, 3)).argmin())
+                    for frame in frames
+                ]
+                equal = np.array(
+                    [(whole[i] == whole[n]).all() for i, n in zip(nearest, wanted, strict=True)]
+                )
             assert equal.all(), (far, np.flatnonzero(~equal).tolist())
 
 
@@ -147,7 +183,10 @@ CLOCKS = [  # when frames are shown, milliseconds: with few changes, many, and a
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_variable_frame_rates_use_the_frames_timestamps(make_video, numbers, stamps, name):
     """The first frame of a window is the one nearest to `start`: within half a frame."""
-    path, times = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps), np.array(stamps) / 1000
+    path, times = (
+        make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps),
+        np.array(stamps) / 1000,
+    )
     for decoder in ("auto", "ffmpeg"):
         assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
         for start in np.random.default_rng(1).uniform(0, times[-1], 2):
@@ -158,19 +197,35 @@ def test_variable_frame_rates_use_the_frames_timestamps(make_video, numbers, sta
 
 def test_times_are_relative_to_the_first_frame(make_video, numbers):
     """In milliseconds; over the end of MPEG-TS's clock; with an edit list."""
-    starts = [("a.mkv", 7_000), ("a.ts", 40_000_000), ("a.ts", 95_442_500), ("a.mp4", 5_000), ("a.flv", 3_000)]
+    starts = [
+        ("a.mkv", 7_000),
+        ("a.ts", 40_000_000),
+        ("a.ts", 95_442_500),
+        ("a.mp4", 5_000),
+        ("a.flv", 3_000),
+    ]
     for name, first in starts:
-        path = make_video(name, 24, {"g": "6", "bf": "2"}, stamps=[first + 100 * i for i in range(24)])
+        path = make_video(
+            name, 24, {"g": "6", "bf": "2"}, stamps=[first + 100 * i for i in range(24)]
+        )
         for decoder in DECODERS:
             assert numbers(decode_video(path, 6, 32, decoder=decoder)) == [0, 4, 8, 12, 16, 20]
-            assert numbers(decode_video(path, 5, 32, 1.0, 2.0, decoder=decoder)) == [10, 12, 14, 16, 18]
+            assert numbers(decode_video(path, 5, 32, 1.0, 2.0, decoder=decoder)) == [
+                10,
+                12,
+                14,
+                16,
+                18,
+            ]
 
 
 def test_frames_outside_an_edit_list_are_not_decoded(make_video, numbers):
     """Frames 0 to 8 are in the file because frame 9 depends on them, and are not shown."""
     path = make_video("a.mp4", 24, {"g": "50", "bf": "2"})
     content = bytearray(path.read_bytes())
-    at = content.find(b"elst") + 12  # name, version and flags, number of entries; then its length and its media time
+    at = (
+        content.find(b"elst") + 12
+    )  # name, version and flags, number of entries; then its length and its media time
     media_time = int.from_bytes(content[at + 4 : at + 8], "big")
     ticks = int.from_bytes(content[(m := content.find(b"mdhd")) + 16 : m + 20], "big")
     content[at + 4 : at + 8] = (media_time + ticks * 9 // 10).to_bytes(4, "big")
@@ -183,12 +238,16 @@ def test_frames_outside_an_edit_list_are_not_decoded(make_video, numbers):
 def scenery(number: int) -> np.ndarray:
     """A smooth picture (48, 64, 3) with light from the left, which moves."""
     down, across = np.mgrid[0:48, 0:64]
-    waves = [128 + 90 * np.sin((across + 2 * number) / 11 + k) * np.cos(down / 9 - k) for k in range(3)]
+    waves = [
+        128 + 90 * np.sin((across + 2 * number) / 11 + k) * np.cos(down / 9 - k) for k in range(3)
+    ]
     return np.stack(waves, axis=2).astype(np.uint8)
 
 
 # The matrix of a track (a b; c d): the point (x, y) is to be shown at (ax + cy, bx + dy).
-MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [
+    (0, b, c, 0) for b in (1, -1) for c in (1, -1)
+]
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
@@ -196,8 +255,12 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
     path = make_video("a.mp4", 4, picture=scenery)
     (plain,) = decode_video(path, 1, 40, decoder="pyav").frames.astype(int)
     content, (a, b, c, d) = bytearray(path.read_bytes()), matrix
-    at = content.find(b"tkhd") + 44  # 4 of the name, then 40 of flags, times, number, length, layer and volume
-    content[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    at = (
+        content.find(b"tkhd") + 44
+    )  # 4 of the name, then 40 of flags, times, number, length, layer and volume
+    content[at : at + 36] = struct.pack(
+        ">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30
+    )
     path.write_bytes(content)
     x, y = np.meshgrid(range(40), range(40))
     shown_x, shown_y = a * x + c * y, b * x + d * y
@@ -211,7 +274,15 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
 
 
 BT709, BT601, LIMITED, FULL = 1, 5, 1, 2  # FFmpeg's numbers
-BARS = [(255, 255, 255), (235, 60, 40), (30, 200, 50), (40, 50, 220), (230, 220, 40), (128, 128, 128), (0, 0, 0)]
+BARS = [
+    (255, 255, 255),
+    (235, 60, 40),
+    (30, 200, 50),
+    (40, 50, 220),
+    (230, 220, 40),
+    (128, 128, 128),
+    (0, 0, 0),
+]
 BARS.append((20, 200, 200))
 
 
@@ -221,7 +292,9 @@ def bars(number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
 def test_colors_follow_the_tags(make_video, pixels):
-    for tags in ({"colorspace": m, "color_range": r} for m in (BT601, BT709) for r in (LIMITED, FULL)):
+    for tags in (
+        {"colorspace": m, "color_range": r} for m in (BT601, BT709) for r in (LIMITED, FULL)
+    ):
         path = make_video("a.mp4", 2, {"crf": "5"}, picture=bars, pixels=pixels, tags=tags)
         for decoder in DECODERS:
             (frame,) = decode_video(path, 1, 64, decoder=decoder).frames.astype(int)

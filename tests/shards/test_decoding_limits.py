@@ -26,7 +26,9 @@ from tests.shards.conftest import refusal
 from tests.shards.test_decoding_formats import moving
 
 decoders = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process holds")
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells how much memory a process holds"
+)
 
 
 class Clock:
@@ -45,7 +47,9 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
     path, whole, reasons = make_video("a.mp4", 24), Clock(), []
     monkeypatch.setattr(decoding, "time", whole)
     decode_video(path, 4, 32, decoder="pyav")
-    assert whole.readings > 2 * 24  # once for each packet whose time is read, and once as it is decoded
+    assert (
+        whole.readings > 2 * 24
+    )  # once for each packet whose time is read, and once as it is decoded
 
     def decode_slowly() -> None:
         for readings in range(1, whole.readings):
@@ -72,14 +76,18 @@ def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
     monkeypatch.setattr(decoding, "_decode_with_pyav", slow)
     given, communicate = [], subprocess.Popen.communicate
     monkeypatch.setattr(
-        subprocess.Popen, "communicate", lambda self, timeout: given.append(timeout) or communicate(self)
+        subprocess.Popen,
+        "communicate",
+        lambda self, timeout: given.append(timeout) or communicate(self),
     )
     assert refusal(path, "auto", Limits(timeout=0.4)) == "too slow: longer than 0.4 s"
     assert len(decode_video(path, 4, 32, limits=Limits(timeout=60)).frames) == 4
     assert set(given) == {59.5}
 
 
-def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path, make_video, monkeypatch, wait_for_end):
+def test_a_hanging_ffmpeg_is_killed_with_its_children(
+    tmp_path, make_video, monkeypatch, wait_for_end
+):
     stuck, child = tmp_path / "stuck", tmp_path / "child"
     os.mkfifo(f"{child}.started")
     stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {child}; echo > {child}.started\nwait\n")
@@ -98,7 +106,9 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(tmp_path, make_video, monk
 
 
 @decoders
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mjpeg")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mjpeg")]
+)
 def test_a_video_with_too_many_pixels_is_rejected(make_video, decoder, name, codec):
     pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = make_video(name, 2, codec=codec, pixels=pixels, size=(640, 480))
@@ -117,8 +127,12 @@ def test_a_size_that_lies_or_grows_is_rejected(make_video, decoder):
     path.write_bytes(content[:at] + b"\xb0\x83\x0f\x42\x40" + content[at + 3 :])
     assert refusal(path, decoder).startswith(("too large: 1000000 x 48", "unreadable"))
     both = path.with_name("both.ts")
-    both.write_bytes(make_video("a.ts", 12).read_bytes() + make_video("b.ts", 12, size=(640, 480)).read_bytes())
-    assert refusal(both, decoder, Limits(max_pixels=100_000)).startswith(("too large", "unreadable"))
+    both.write_bytes(
+        make_video("a.ts", 12).read_bytes() + make_video("b.ts", 12, size=(640, 480)).read_bytes()
+    )
+    assert refusal(both, decoder, Limits(max_pixels=100_000)).startswith(
+        ("too large", "unreadable")
+    )
 
 
 @on_linux
@@ -138,14 +152,18 @@ for mib in (100, 10):
         print("failed")
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert done.stdout.split() == ["failed", "done"], done.stderr
 
 
 @on_linux
 def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, monkeypatch):
     asked, most = tmp_path / "ffmpeg", (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
-    asked.write_text(f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n")
+    asked.write_text(
+        f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n"
+    )
     asked.chmod(0o755)
     monkeypatch.setattr(decoding, "ffmpeg_binary", lambda: str(asked))
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
@@ -162,14 +180,21 @@ def test_corrupt_frames_are_not_kept(make_video):
     content = path.read_bytes()
     refused = []
     for seed in range(15):
-        at = int(np.random.default_rng(seed).integers(content.index(b"mdat") + 1000, len(content) - 2500))
+        at = int(
+            np.random.default_rng(seed).integers(content.index(b"mdat") + 1000, len(content) - 2500)
+        )
         path.write_bytes(content[:at] + bytes(40) + content[at + 40 :])
         try:
             frames = decode_video(path, 24, 32, decoder="pyav").frames
         except DecodeError as error:
             refused.append(error.reason)
         else:
-            assert np.abs(frames.astype(int) - decode_video(path, 24, 32, decoder="ffmpeg").frames).mean() < 8
+            assert (
+                np.abs(
+                    frames.astype(int) - decode_video(path, 24, 32, decoder="ffmpeg").frames
+                ).mean()
+                < 8
+            )
     assert len(refused) > 5
     assert set(refused) == {"unreadable"}
 
@@ -178,7 +203,9 @@ def test_a_missing_segment_is_rejected(make_video, monkeypatch):
     """The index at the beginning names frames that were cut off."""
     monkeypatch.setattr(decoding, "FAR_SECONDS", 0.5)
     monkeypatch.setattr(decoding, "BACK_SECONDS", 0.5)
-    content = make_video("a.mp4", 60, {"g": "5"}, picture=noise, container={"movflags": "faststart"}).read_bytes()
+    content = make_video(
+        "a.mp4", 60, {"g": "5"}, picture=noise, container={"movflags": "faststart"}
+    ).read_bytes()
     path = make_video("b.mp4", 1)
     path.write_bytes(content[: len(content) * 8 // 10])
     assert len(decode_video(path, 4, 32, 2.0, 3.0, decoder="pyav").frames) == 4
@@ -213,7 +240,9 @@ def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path, make_video)
                 for extension in sorted(extensions):
                     path = tmp_path / f"list{extension}"
                     path.write_text(script.replace("{}", name).replace("{port}", str(port)))
-                    for decoder in ("pyav", "auto") if extension == ".mp4" else ("pyav",):  # auto: then ffmpeg
+                    for decoder in (
+                        ("pyav", "auto") if extension == ".mp4" else ("pyav",)
+                    ):  # auto: then ffmpeg
                         assert refusal(path, decoder).startswith(("unreadable", "no video"))
                     with pytest.raises(DecodeError, match="unreadable"):
                         decode_image(path, 32)
@@ -260,7 +289,11 @@ def whole(make_video, tmp_path) -> dict[Path, bytes]:
     for path in files:
         Image.fromarray(picture(0)).save(path)
     for name, codec, options in VIDEOS:
-        more = {"codec": codec, "pixels": PIXELS.get(codec, "yuv420p"), "rate": 10 if codec == "gif" else 25}
+        more = {
+            "codec": codec,
+            "pixels": PIXELS.get(codec, "yuv420p"),
+            "rate": 10 if codec == "gif" else 25,
+        }
         front = {"movflags": "faststart"} if name == "front.mp4" else {}
         files.append(make_video(name, 20, options, picture, container=front, **more))
     return {path: path.read_bytes() for path in files}
@@ -278,7 +311,12 @@ def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
             data[place] ^= 1 << chance.randrange(8)
         return
     start = chance.randrange(len(other))
-    inserted = [b"", other[start:], data[at : at + 2 * size], *(byte * size for byte in (b"\xff", b"\x00", b"\x7f"))]
+    inserted = [
+        b"",
+        other[start:],
+        data[at : at + 2 * size],
+        *(byte * size for byte in (b"\xff", b"\x00", b"\x7f")),
+    ]
     data[at : at + size] = chance.choice(inserted)
 
 
@@ -295,18 +333,26 @@ def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, reso
         (tmp_path / name).write_bytes(data)
         is_window = Path(name).suffix in VIDEO_EXTENSIONS and chance.random() < 0.3
         window = {"start": 0.2, "end": 0.6} if is_window else {}
-        rows.append({"id": name, "path": name, "caption": f"number {number}", "split": "train", **window})
+        rows.append(
+            {"id": name, "path": name, "caption": f"number {number}", "split": "train", **window}
+        )
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = decode_videos.Config(frames=4, size=32, timeout=10, max_reject_share=1, samples_per_shard=64)
+    config = decode_videos.Config(
+        frames=4, size=32, timeout=10, max_reject_share=1, samples_per_shard=64
+    )
     decode_videos.run(config, {"data": tmp_path / "manifest.jsonl"}, out, resources)
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     print(f"{count} files: {dict(Counter(row['reason'] for row in rejects))} are rejects")
     assert {row["reason"] for row in rejects} <= set(get_args(Reason))
     reader = ShardReader(out)
-    assert sorted([*reader.column("id").to_pylist(), *(row["id"] for row in rejects)]) == [row["id"] for row in rows]
+    assert sorted([*reader.column("id").to_pylist(), *(row["id"] for row in rejects)]) == [
+        row["id"] for row in rows
+    ]
     for sample in map(reader.__getitem__, range(len(reader))):
         height, width, channels = sample.frames().shape[1:]
         assert channels == 3
         # Images keep their aspect ratio, and are never enlarged.
-        assert (height, width) == (32, 32) or (sample.about["kind"] == "image" and 1 <= min(height, width) <= 32)
+        assert (height, width) == (32, 32) or (
+            sample.about["kind"] == "image" and 1 <= min(height, width) <= 32
+        )
     assert min(len(reader), len(rejects)) > count / 10

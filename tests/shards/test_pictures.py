@@ -5,7 +5,18 @@ import pytest
 from PIL import Image
 
 from alpro.shards.overlap import overlap, perceptual_hash
-from alpro.shards.pictures import FAINT, GREEN, INK, RED, TILE, draw_entities, retrieval_picture, sheet, strip, tile
+from alpro.shards.pictures import (
+    FAINT,
+    GREEN,
+    INK,
+    RED,
+    TILE,
+    draw_entities,
+    retrieval_picture,
+    sheet,
+    strip,
+    tile,
+)
 from alpro.shards.reader import read_index
 
 WHITE = np.full((32, 32, 3), 255, np.uint8)
@@ -22,7 +33,12 @@ def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
 def test_entities_of_the_clip_are_green_and_others_red():
     def colors(shown, kept=True):
         picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept, shown)
-        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)} & {GREEN, RED, INK, FAINT}
+        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)} & {
+            GREEN,
+            RED,
+            INK,
+            FAINT,
+        }
 
     assert colors(["ball", "box"]) == {GREEN, INK, FAINT}
     assert colors(["box"]) == {RED, INK, FAINT}
@@ -37,14 +53,23 @@ def test_a_sheet_holds_every_strip_and_queries_show_their_results():
     results = [(WHITE, "a", True), (WHITE, "b", False)]
     pixels = np.asarray(retrieval_picture([("a red ball", "came first", results)]))
     for left, border in ((0, GREEN), (TILE + 4, RED)):
-        assert tuple(pixels[0, left + TILE // 2]) == tuple(pixels[TILE // 2, left + TILE - 1]) == border
+        assert (
+            tuple(pixels[0, left + TILE // 2])
+            == tuple(pixels[TILE // 2, left + TILE - 1])
+            == border
+        )
         assert tuple(pixels[TILE // 2, left + TILE // 2]) == (255, 255, 255)
 
 
-@pytest.mark.parametrize(("training", "held_out"), [(8, {0: 0, 4: 2, 9: 3, 100: 3}), (3, {9: 6, 4: 2})])
+@pytest.mark.parametrize(
+    ("training", "held_out"), [(8, {0: 0, 4: 2, 9: 3, 100: 3}), (3, {9: 6, 4: 2})]
+)
 def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, training, held_out):
     """Held-out samples first, up to half of the number, and more if there are few training samples."""
-    rows = [{"id": f"{n}", "captions": ("x",), "split": "train" if n < training else "test"} for n in range(11)]
+    rows = [
+        {"id": f"{n}", "captions": ("x",), "split": "train" if n < training else "test"}
+        for n in range(11)
+    ]
     corpus = corpus_of(tmp_path, rows)
     assert {most: overlap(corpus, most)[1]["test"]["compared"] for most in held_out} == held_out
     row = read_index(corpus).to_pylist()[training]
@@ -58,9 +83,16 @@ def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 8, 9, 3), np.uint8)
     clip, other = (
-        np.stack([np.asarray(Image.fromarray(f).resize((144, 128), Image.Resampling.BICUBIC)) for f in frames])
+        np.stack(
+            [
+                np.asarray(Image.fromarray(f).resize((144, 128), Image.Resampling.BICUBIC))
+                for f in frames
+            ]
+        )
         for frames in (coarse, rng.integers(0, 256, (2, 8, 9, 3), np.uint8))
     )
     smaller = np.stack([np.asarray(Image.fromarray(frame).resize((72, 64))) for frame in clip])
     assert perceptual_hash(clip) == perceptual_hash(smaller) != perceptual_hash(other)
-    assert perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None  # blank frames have no hash
+    assert (
+        perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None
+    )  # blank frames have no hash

@@ -23,7 +23,11 @@ from tests.conftest import in_store
 
 WRITTEN = {
     # id: split, kind, number of frames; in two shards
-    "first.tar": {"a": ("train", "video", 4), "b/ü": ("train", "image", 1), "雪": ("validation", "video", 4)},
+    "first.tar": {
+        "a": ("train", "video", 4),
+        "b/ü": ("train", "image", 1),
+        "雪": ("validation", "video", 4),
+    },
     "second.tar": {"d": ("train", "video", 2), "e": ("test", "image", 1)},
 }
 ROWS = {name: entry for shard in WRITTEN.values() for name, entry in shard.items()}
@@ -35,13 +39,17 @@ def rows(make_row) -> dict[str, Row]:
     more = {"questions": (question,), "meta": {"tags": ["é", None]}}
     rows = {}
     for name, (split, kind, _) in ROWS.items():
-        rows[name] = make_row(name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more)
+        rows[name] = make_row(
+            name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more
+        )
     return rows
 
 
 @pytest.fixture
 def clips(smooth_clip) -> dict[str, Clip]:
-    return {name: smooth_clip(seed, count) for seed, (name, (_, _, count)) in enumerate(ROWS.items())}
+    return {
+        name: smooth_clip(seed, count) for seed, (name, (_, _, count)) in enumerate(ROWS.items())
+    }
 
 
 @pytest.fixture
@@ -67,9 +75,25 @@ def test_samples_round_trip_in_any_order(corpus, rows, clips):
     for number in (4, 0, 3, 3, 1, 2):
         sample, name = reader[number], names[number]
         row = rows[name]
-        texts = {"captions": list(row.captions), "questions": [row.questions[0].model_dump()], "meta": row.meta}
-        video = {"kind": row.kind, "frames": len(clips[name].frames), "duration": 2.5, "width": 64, "height": 48}
-        about = {"version": 1, "id": name, "split": row.split, "group": name, "source": row.path.name}
+        texts = {
+            "captions": list(row.captions),
+            "questions": [row.questions[0].model_dump()],
+            "meta": row.meta,
+        }
+        video = {
+            "kind": row.kind,
+            "frames": len(clips[name].frames),
+            "duration": 2.5,
+            "width": 64,
+            "height": 48,
+        }
+        about = {
+            "version": 1,
+            "id": name,
+            "split": row.split,
+            "group": name,
+            "source": row.path.name,
+        }
         assert sample.about == about | texts | video
         frames = sample.frames()
         assert frames.shape == clips[name].frames.shape
@@ -78,15 +102,23 @@ def test_samples_round_trip_in_any_order(corpus, rows, clips):
 
 
 def test_filtering_by_split_kind_and_id(corpus):
-    cases = [(None, None, (), list(ROWS)), ("validation", None, (), ["雪"]), ("test", "video", (), [])]
+    cases = [
+        (None, None, (), list(ROWS)),
+        ("validation", None, (), ["雪"]),
+        ("test", "video", (), []),
+    ]
     cases += [("train", None, (), ["a", "b/ü", "d"]), ("train", None, ("a", "e"), ["b/ü", "d"])]
     cases += [(None, "image", (), ["b/ü", "e"]), ("train", "video", (), ["a", "d"])]
     for split, kind, exclude, names in cases:
         reader = ShardReader(corpus, split, kind, exclude)
         assert len(reader) == len(names)
         assert reader.column("id").to_pylist() == names
-        assert [captions[0] for captions in reader.column("captions").to_pylist()] == [f"dog {name}" for name in names]
-        assert [reader.frame_count(number) for number in range(len(reader))] == [ROWS[name][2] for name in names]
+        assert [captions[0] for captions in reader.column("captions").to_pylist()] == [
+            f"dog {name}" for name in names
+        ]
+        assert [reader.frame_count(number) for number in range(len(reader))] == [
+            ROWS[name][2] for name in names
+        ]
         samples = [reader[number] for number in range(len(reader))]
         assert [sample.about["id"] for sample in samples] == names
         assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
@@ -113,7 +145,10 @@ def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
     server.asked.clear()
     for number in (3, 0):
         reader[number].frames()
-    assert [(method, path) for method, path, _ in server.asked] == [("GET", "/second.tar"), ("GET", "/first.tar")]
+    assert [(method, path) for method, path, _ in server.asked] == [
+        ("GET", "/second.tar"),
+        ("GET", "/first.tar"),
+    ]
     monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
     reader = ShardReader(url)
     server.asked.clear()
@@ -126,15 +161,21 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start)
     here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:  # each takes seconds to start
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context(start)
+    ) as pool:  # each takes seconds to start
         for reader in (here, there, here, there):
             assert pool.submit(read_all, reader).result() == expected
-            assert read_all(there) == expected  # if the child dropped a connection, this would wait forever
+            assert (
+                read_all(there) == expected
+            )  # if the child dropped a connection, this would wait forever
 
 
 def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path, memory):
     for folder in (memory, tmp_path):
-        with pytest.raises(InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"):
+        with pytest.raises(
+            InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"
+        ):
             ShardReader(folder)
     (tmp_path / "index.parquet").write_bytes(b"not a table")
     with pytest.raises(InputError, match=r"index.parquet cannot be read: [^\n]*$"):
@@ -152,14 +193,24 @@ def zeros(content: bytes, row: dict) -> bytes:
     ("damage", "number", "message"),
     [
         (lambda content, row: content[: row["json_offset"] + 10], 0, "a: .*truncated"),
-        (lambda content, row: content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1], 2, "雪.*truncated"),
+        (
+            lambda content, row: content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1],
+            2,
+            "雪.*truncated",
+        ),
         (zeros, 0, r"a, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
         (zeros, 1, "b/ü, frame 0: "),
-        (lambda content, row: content.replace(b"dog", b"cat"), 2, r"雪: damaged: \d+ bytes at byte .* changed since"),
+        (
+            lambda content, row: content.replace(b"dog", b"cat"),
+            2,
+            r"雪: damaged: \d+ bytes at byte .* changed since",
+        ),
         (None, 0, "a: No such file"),
     ],
 )
-def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(corpus, memory, damage, number, message):
+def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
+    corpus, memory, damage, number, message
+):
     row, content = read_index(corpus).to_pylist()[number], (corpus / "first.tar").read_bytes()
     (corpus / "first.tar").unlink()
     if damage:
@@ -178,7 +229,9 @@ def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     sample = ShardReader(tmp_path)[0]
     assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
-    with pytest.raises(Unreadable, match=r"a\.tar: a: its frames have different sizes: 32 x 16 and 32 x 32"):
+    with pytest.raises(
+        Unreadable, match=r"a\.tar: a: its frames have different sizes: 32 x 16 and 32 x 32"
+    ):
         sample.frames()
 
 
@@ -198,15 +251,21 @@ def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus, clips,
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(6 * 8 * 8 * 3 * 2, 2), (6 * 8 * 8 * 3 * 2 - 1, 0)])
-def test_the_frames_of_a_small_corpus_are_decoded_once(corpus_of, tmp_path, monkeypatch, limit, kept):
+def test_the_frames_of_a_small_corpus_are_decoded_once(
+    corpus_of, tmp_path, monkeypatch, limit, kept
+):
     """Two videos of 6 frames of 8 x 8 pixels fit into the limit, or miss it by a byte."""
     monkeypatch.setattr("alpro.shards.reader.MAX_KEPT_BYTES", limit)
     reader = ShardReader(corpus_of(tmp_path / "a", [{"id": "v0"}, {"id": "v1"}]))
     first = [reader[n].frames([3]) for n in (0, 1)]
     decoded = []
-    monkeypatch.setattr("alpro.shards.reader.decode_jpeg", lambda *_, **__: decoded.append(1) or 1 / 0)
+    monkeypatch.setattr(
+        "alpro.shards.reader.decode_jpeg", lambda *_, **__: decoded.append(1) or 1 / 0
+    )
     if kept:
-        assert all(np.array_equal(reader[n].frames([3, 3]), np.repeat(first[n], 2, axis=0)) for n in (0, 1))
+        assert all(
+            np.array_equal(reader[n].frames([3, 3]), np.repeat(first[n], 2, axis=0)) for n in (0, 1)
+        )
         assert not np.array_equal(first[0], first[1])
     else:
         with pytest.raises(Unreadable):
@@ -220,7 +279,9 @@ def test_jpegs_have_the_pixels_that_pillow_reads(mode):
     image = Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode)
     for options in ({"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}):
         image.save(file := io.BytesIO(), "JPEG", **options)
-        assert np.array_equal(decode_jpeg(file.getvalue()), np.asarray(Image.open(file).convert("RGB")))
+        assert np.array_equal(
+            decode_jpeg(file.getvalue()), np.asarray(Image.open(file).convert("RGB"))
+        )
         for size in (len(file.getvalue()) // 2, 3):
             with pytest.raises(Exception, match=r"(?i)truncated|identify"):
                 decode_jpeg(file.getvalue()[:size])

@@ -10,7 +10,16 @@ from fsspec.registry import known_implementations
 
 from alpro.errors import InputError
 from alpro.shards import storage
-from alpro.shards.storage import TooLarge, exists, identities, is_url, join, local_copy, read_range, resolve
+from alpro.shards.storage import (
+    TooLarge,
+    exists,
+    identities,
+    is_url,
+    join,
+    local_copy,
+    read_range,
+    resolve,
+)
 from tests.conftest import one_line
 
 CONTENT = bytes(range(256)) * 40
@@ -67,7 +76,9 @@ def test_a_cached_listing_does_not_hide_a_file(memory, monkeypatch):
     """As stores list a folder once, and another machine writes files."""
     system, cached = type(fsspec.filesystem("memory")), ["listing"]
     monkeypatch.setattr(system, "invalidate_cache", lambda self, path=None: cached.clear())
-    monkeypatch.setattr(system, "info", lambda self, path: {"type": "file"} if not cached else 1 / 0)
+    monkeypatch.setattr(
+        system, "info", lambda self, path: {"type": "file"} if not cached else 1 / 0
+    )
     assert exists(f"{memory}/new.bin")
 
 
@@ -77,7 +88,9 @@ def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path):
         fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{name}", b"x")
     (tmp_path / "folder.tar").mkdir()
     locations = storage.listing(folder, ".tar")
-    assert locations == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")] or locations[2:3] == [
+    assert locations == [join(folder, name) for name in ("a.tar", "b.tar", "ü c.tar")] or locations[
+        2:3
+    ] == [
         f"{folder}/folder.tar"  # a server's page does not say that it is a folder
     ]
     assert copied(locations[-1]) == b"x"
@@ -127,7 +140,10 @@ CAUSED, BROKEN = FileNotFoundError("a"), FileNotFoundError("a")
 CAUSED.__cause__, BROKEN.__cause__ = ConnectionError("lost"), Answer(500)
 
 
-REPEATED = [([TimeoutError("slow"), RuntimeError("lost"), None], None), ([RuntimeError("lost")], OSError)]
+REPEATED = [
+    ([TimeoutError("slow"), RuntimeError("lost"), None], None),
+    ([RuntimeError("lost")], OSError),
+]
 REPEATED += [([CAUSED], OSError), ([BROKEN], OSError)]
 FINAL = [([FileNotFoundError("a")], FileNotFoundError), ([PermissionError("a")], OSError)]
 FINAL += [([Answer(403)], OSError), ([OSError(28, "No space left on device")], OSError)]
@@ -135,7 +151,9 @@ FINAL += [([Answer(403)], OSError), ([OSError(28, "No space left on device")], O
 
 @pytest.mark.parametrize(("errors", "kind"), REPEATED + FINAL)
 @pytest.mark.parametrize("method", ["cat_file", "get_file"])
-def test_failed_requests_are_repeated_unless_that_is_of_no_use(memory, monkeypatch, method, errors, kind):
+def test_failed_requests_are_repeated_unless_that_is_of_no_use(
+    memory, monkeypatch, method, errors, kind
+):
     system = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", CONTENT)
     monkeypatch.setattr(storage, "RETRY_DELAYS", (0, 0))
@@ -176,8 +194,14 @@ def test_a_name_is_joined_to_a_folder():
     cases += [("zip://in::s3://b/c.zip", "a.mp4", "zip://in/a.mp4::s3://b/c.zip")]
     cases += [("zip://::s3://b/c.zip", "a.mp4", "zip://a.mp4::s3://b/c.zip")]
     cases += [("https://h/c", "what? #1 ü.mp4", "https://h/c/what%3F%20%231%20%C3%BC.mp4")]
-    cases += [("s3://b/c", "what? #1.mp4", "s3://b/c/what? #1.mp4"), ("s3://b/c", "gs://d/e", "gs://d/e")]
-    cases += [("s3://b/c", "/data/a.tar", Path("/data/a.tar")), (Path("/c"), "s3://b/a.tar", "s3://b/a.tar")]
+    cases += [
+        ("s3://b/c", "what? #1.mp4", "s3://b/c/what? #1.mp4"),
+        ("s3://b/c", "gs://d/e", "gs://d/e"),
+    ]
+    cases += [
+        ("s3://b/c", "/data/a.tar", Path("/data/a.tar")),
+        (Path("/c"), "s3://b/a.tar", "s3://b/a.tar"),
+    ]
     for folder, name, joined in (*cases, (Path("/c"), "a.tar", Path("/c/a.tar"))):
         assert join(folder, name) == joined
         if not is_url(name) and not name.startswith("/") and "?" not in name:
@@ -188,9 +212,19 @@ def test_a_name_is_joined_to_a_folder():
 def test_a_row_may_refer_to_its_folder_or_the_network():
     data, cached = Path("/data"), "filecache::s3://b/data"
     cases = [(data, "a/b.mp4", Path("/data/a/b.mp4")), (data, "/data/b.mp4", Path("/data/b.mp4"))]
-    cases += [(data, "file:///data/b.mp4", Path("/data/b.mp4")), (data, "a::b.mp4", Path("/data/a::b.mp4"))]
-    cases += [("s3://b/data", "a/./c.mp4", "s3://b/data/a/c.mp4"), (cached, "c.mp4", f"{cached}/c.mp4")]
-    cases += [(root, url, url) for root in (data, "s3://b/data") for url in ("https://host/b.mp4", "s3://other/c.mp4")]
+    cases += [
+        (data, "file:///data/b.mp4", Path("/data/b.mp4")),
+        (data, "a::b.mp4", Path("/data/a::b.mp4")),
+    ]
+    cases += [
+        ("s3://b/data", "a/./c.mp4", "s3://b/data/a/c.mp4"),
+        (cached, "c.mp4", f"{cached}/c.mp4"),
+    ]
+    cases += [
+        (root, url, url)
+        for root in (data, "s3://b/data")
+        for url in ("https://host/b.mp4", "s3://other/c.mp4")
+    ]
     cases += [(root, f"{root}/c.mp4", f"{root}/c.mp4") for root in ("memory://b/data", cached)]
     # Escaped dots are part of a name.
     cases += [(data, "%2e%2e/a.mp4", Path("/data/%2e%2e/a.mp4"))]
@@ -210,12 +244,17 @@ blockcache::filecache::s3://b/c.mp4 dir::zip://a::file:///etc
 """
 
 
-@pytest.mark.parametrize("root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"])
+@pytest.mark.parametrize(
+    "root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"]
+)
 def test_a_row_cannot_refer_to_other_local_files(root):
     for path in OUTSIDE.split():
         with one_line("is outside the data folder"):
             resolve(root, path)
-    for url in ("filecache::s3://b/data", "memory://b/data"):  # a name cannot lengthen the chain of its manifest
+    for url in (
+        "filecache::s3://b/data",
+        "memory://b/data",
+    ):  # a name cannot lengthen the chain of its manifest
         with pytest.raises(InputError):
             resolve(url, "1x::file:///etc/passwd")
 
@@ -241,6 +280,9 @@ def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
     with pytest.raises(TooLarge), local_copy(place, 2499, tmp_path, member):
         pass
     member.offset = len(CONTENT) - 2400
-    with pytest.raises(EOFError, match=r"ends inside a/b\.MP4"), local_copy(place, 2500, tmp_path, member):
+    with (
+        pytest.raises(EOFError, match=r"ends inside a/b\.MP4"),
+        local_copy(place, 2500, tmp_path, member),
+    ):
         pass
     assert not list(tmp_path.glob(".fetched.*"))

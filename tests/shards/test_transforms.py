@@ -11,13 +11,23 @@ from PIL import Image
 from alpro.shards import sampling
 from alpro.shards import transforms as module
 from alpro.shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order
-from alpro.shards.transforms import SIDES, augment_image, augment_video, crop_box, random_crop, squash
+from alpro.shards.transforms import (
+    SIDES,
+    augment_image,
+    augment_video,
+    crop_box,
+    random_crop,
+    squash,
+)
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
 def test_a_random_crop_is_the_same_place_in_every_frame():
-    frames, corners = np.arange(120).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0), set()
+    frames, corners = (
+        np.arange(120).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0),
+        set(),
+    )
     for seed in range(40):
         cropped = random_crop(frames, 0.5, np.random.default_rng(seed))
         assert cropped.shape == (5, 5, 6, 3)
@@ -53,9 +63,14 @@ def test_a_crop_has_the_drawn_area_and_aspect_ratio():
     assert 0.19 < min(areas) < 0.21
     assert 0.73 < min(ratios) < 0.76
     assert 1.31 < max(ratios) < 1.36
-    assert np.mean(np.array(heights) == 200) < 0.05  # cut to fit, a quarter of the crops would be as high as the image
+    assert (
+        np.mean(np.array(heights) == 200) < 0.05
+    )  # cut to fit, a quarter of the crops would be as high as the image
     for width, height, box in ((400, 10, (193, 0, 13, 10)), (10, 400, (0, 193, 10, 13))):
-        drawn = {crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO) for seed in range(20)}
+        drawn = {
+            crop_box(width, height, np.random.default_rng(seed), (0.9, 1.0), RATIO)
+            for seed in range(20)
+        }
         assert drawn == {box}  # if nothing fits, the largest central crop
 
 
@@ -104,7 +119,9 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
     """Of videos the operation, of images the flip behind the crop."""
     assert module.VIDEO_OPERATIONS[-1] is module.mirror
     flips = []
-    monkeypatch.setattr(module, "VIDEO_OPERATIONS", [*[lambda p, s: p] * 3, lambda p, s: flips.append(1) or p])
+    monkeypatch.setattr(
+        module, "VIDEO_OPERATIONS", [*[lambda p, s: p] * 3, lambda p, s: flips.append(1) or p]
+    )
     monkeypatch.setattr(module, "IMAGE_OPERATIONS", [lambda p, s: p])
     monkeypatch.setattr(module, "random_resized_crop", lambda frame, size, rng: frame)
 
@@ -117,7 +134,13 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch):
         for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
             assert flipped(kind, text) == 0
         assert flipped(kind, "a bright leftover light") > 5
-    for text in ("Rightside up", "the left-hander", "on the leftmost", "it turns clockwise", "anti-clockwise"):
+    for text in (
+        "Rightside up",
+        "the left-hander",
+        "on the leftmost",
+        "it turns clockwise",
+        "anti-clockwise",
+    ):
         assert SIDES.search(text)
     for text in ("brightly leftover", "an upright clock", "clockwork", "he writes"):
         assert not SIDES.search(text)
@@ -168,13 +191,29 @@ def moved(frame: np.ndarray) -> tuple[float, float]:
 def test_each_operation_does_what_its_name_says_to_the_official_side():
     """A dot up and to the right of the middle. By the official code at level 5 of 10: 5 pixels, a shear of 0.15 from
     the upper left corner, 15 degrees counter-clockwise."""
-    plain = ["identity", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"]
+    plain = [
+        "identity",
+        "brightness",
+        "sharpness",
+        "shear_x",
+        "shear_y",
+        "translate_x",
+        "translate_y",
+        "rotate",
+    ]
     assert [operation.__name__ for operation in module.IMAGE_OPERATIONS] == plain
-    assert [operation.__name__ for operation in module.VIDEO_OPERATIONS] == [*plain, "contrast", "mirror"]
+    assert [operation.__name__ for operation in module.VIDEO_OPERATIONS] == [
+        *plain,
+        "contrast",
+        "mirror",
+    ]
     dot = np.full((2, 40, 40, 3), 60, np.uint8)
     dot[:, 8:12, 28:32] = 255
     strength, operations = module.VIDEO_STRENGTH, module.VIDEO_OPERATIONS
-    done = {op.__name__: np.stack([module.apply([op], frame, strength) for frame in dot]) for op in operations}
+    done = {
+        op.__name__: np.stack([module.apply([op], frame, strength) for frame in dot])
+        for op in operations
+    }
     for frames in done.values():
         assert frames.shape == dot.shape
         assert np.array_equal(frames[0], frames[1])
@@ -186,7 +225,10 @@ def test_each_operation_does_what_its_name_says_to_the_official_side():
     assert moved(done["mirror"][0]) == (39 - column, row)
     assert moved(done["shear_x"][0]) == pytest.approx((column + 0.15 * row, row), abs=0.6)
     assert moved(done["shear_y"][0]) == pytest.approx((column, row + 0.15 * column), abs=0.6)
-    before, after = (np.degrees(np.arctan2(19.5 - y, x - 19.5)) for x, y in (moved(dot[0]), moved(done["rotate"][0])))
+    before, after = (
+        np.degrees(np.arctan2(19.5 - y, x - 19.5))
+        for x, y in (moved(dot[0]), moved(done["rotate"][0]))
+    )
     assert after - before == pytest.approx(15, abs=3)
 
 
@@ -197,7 +239,9 @@ seeds = st.integers(0, 2**31)
 
 @few
 @given(available, st.integers(1, 20))
-def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(available: int, count: int):
+def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
+    available: int, count: int
+):
     starts = sampling.segment_starts(available, count)
     assert len(starts) == count
     assert starts[0] == 0
@@ -210,23 +254,42 @@ def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
 
 def test_frames_between_against_a_table():
     tenths, pause = np.arange(10) / 10, np.array([0.0, 0.1, 0.2, 10.2, 10.3])
-    cases = [(tenths, None, None, (0, 10)), (tenths, 0.2, 0.5, (2, 5)), (tenths, 0.24, 0.46, (2, 5))]  # the nearest
-    cases += [(tenths, 0.26, 0.44, (3, 4)), (tenths, 0.61, 0.63, (6, 7)), (tenths, 0.5, 0.5, (5, 5))]  # short ones
+    cases = [
+        (tenths, None, None, (0, 10)),
+        (tenths, 0.2, 0.5, (2, 5)),
+        (tenths, 0.24, 0.46, (2, 5)),
+    ]  # the nearest
+    cases += [
+        (tenths, 0.26, 0.44, (3, 4)),
+        (tenths, 0.61, 0.63, (6, 7)),
+        (tenths, 0.5, 0.5, (5, 5)),
+    ]  # short ones
     cases += [(tenths, 0.94, None, (9, 10)), (tenths, 0.5, 7.0, (5, 10))]
     cases += [(tenths, 0.96, None, (10, 10))]  # half a frame and more behind the last
-    cases += [(pause, 4.0, 6.0, (2, 3)), (pause, 6.0, 10.3, (3, 4))]  # what is shown during the pause
+    cases += [
+        (pause, 4.0, 6.0, (2, 3)),
+        (pause, 6.0, 10.3, (3, 4)),
+    ]  # what is shown during the pause
     cases += [(tenths[:1], 0.0, 0.2, (0, 1)), (tenths[:1], 3.0, None, (1, 1))]
     for times, start, end, expected in cases:
         assert frames_between(times, start, end) == expected
 
 
 def test_the_last_frame_lasts_as_long_as_most_of_the_16_before_it():
-    for steps, seconds in (([1.0] * 20 + [0.1] * 16, 0.1), ([0.1, 0.1, 5.0], 0.1), ([2.0], 2.0), ([], 1.0)):
+    for steps, seconds in (
+        ([1.0] * 20 + [0.1] * 16, 0.1),
+        ([0.1, 0.1, 5.0], 0.1),
+        ([2.0], 2.0),
+        ([], 1.0),
+    ):
         assert sampling.last_frame_seconds(np.cumsum([0.0, *steps])) == pytest.approx(seconds)
 
 
 @few
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.lists(st.floats(0, 5), min_size=1, max_size=5))
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=30),
+    st.lists(st.floats(0, 5), min_size=1, max_size=5),
+)
 def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[float]):
     times = np.concatenate([[0.0], np.cumsum(steps) / 1000])
     cuts = sorted({round(cut, 2) for cut in cuts if cut < times[-1]})
@@ -245,7 +308,9 @@ def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[f
 
 @few
 @given(st.sampled_from([frames_in_halves, frames_at_random]), available, st.integers(1, 20), seeds)
-def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(draw, available: int, count: int, seed: int):
+def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
+    draw, available: int, count: int, seed: int
+):
     """Half of them are from each half of the clip, or from anywhere."""
     frames = draw(available, count, np.random.default_rng(seed))
     assert frames == sorted(frames)
@@ -282,5 +347,8 @@ def test_groups_and_their_members_are_shuffled_each_time():
     rng = np.random.default_rng(0)
     first, second = grouped_order(groups, rng), grouped_order(groups, rng)
     assert groups[first].tolist() != groups[second].tolist()
-    members = [order[groups[order] == 0].tolist() for order in (grouped_order(groups, rng) for _ in range(5))]
+    members = [
+        order[groups[order] == 0].tolist()
+        for order in (grouped_order(groups, rng) for _ in range(5))
+    ]
     assert len({tuple(m) for m in members}) > 1

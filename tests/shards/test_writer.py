@@ -23,7 +23,15 @@ from alpro.stages.index_shards import check_frames
 from tests.conftest import one_line
 from tests.shards.conftest import damaged, headers_of, pack
 
-ABOUT = {"version": 1, "id": "a", "kind": "video", "split": "train", "group": "g", "captions": ["x"], "questions": []}
+ABOUT = {
+    "version": 1,
+    "id": "a",
+    "kind": "video",
+    "split": "train",
+    "group": "g",
+    "captions": ["x"],
+    "questions": [],
+}
 ABOUT |= {"duration": 1.0, "width": 2, "height": 2, "source": "a.mp4"}
 JSON = json.dumps(ABOUT).encode()
 
@@ -37,7 +45,9 @@ def write(path: Path, samples: list[tuple[Row, Clip]]) -> Path:
 
 
 @pytest.fixture
-def samples(make_row: Callable[..., Row], smooth_clip: Callable[..., Clip]) -> list[tuple[Row, Clip]]:
+def samples(
+    make_row: Callable[..., Row], smooth_clip: Callable[..., Clip]
+) -> list[tuple[Row, Clip]]:
     return [(make_row(name), smooth_clip(seed)) for seed, name in enumerate(["a", "b/c", "ü 雪"])]
 
 
@@ -58,7 +68,9 @@ def archive(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_the_bytes_depend_on_the_samples_alone_and_member_names_have_a_hash_of_the_id(samples, tmp_path, monkeypatch):
+def test_the_bytes_depend_on_the_samples_alone_and_member_names_have_a_hash_of_the_id(
+    samples, tmp_path, monkeypatch
+):
     """And the frame number; not the shard or the position in it."""
     first = write(tmp_path / "one.tar", samples).read_bytes()
     monkeypatch.setattr("time.time", lambda: 2e9)  # another day
@@ -74,7 +86,9 @@ def test_the_bytes_depend_on_the_samples_alone_and_member_names_have_a_hash_of_t
     assert keys[-1] == "ca978112ca1bbdcafac231b39a23dc4d"  # sha256sum of "a"
 
 
-def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(samples, tmp_path: Path):
+def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(
+    samples, tmp_path: Path
+):
     with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
         writer.write(*samples[0])
         assert not (tmp_path / "a.tar").exists()
@@ -82,9 +96,18 @@ def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
-def test_the_index_has_the_metadata_and_the_places_of_the_members(make_row, samples, tmp_path: Path):
+def test_the_index_has_the_metadata_and_the_places_of_the_members(
+    make_row, samples, tmp_path: Path
+):
     question = Question(question="what?", answer="雪", type="what")
-    row = make_row("a", captions=("one", "zwei é"), questions=(question,), split="test", kind="image", group="g")
+    row = make_row(
+        "a",
+        captions=("one", "zwei é"),
+        questions=(question,),
+        split="test",
+        kind="image",
+        group="g",
+    )
     samples[0] = (row, samples[0][1])
     path = write(tmp_path / "a.tar", samples)
     index, content = index_shard(path), path.read_bytes()
@@ -96,7 +119,9 @@ def test_the_index_has_the_metadata_and_the_places_of_the_members(make_row, samp
     about |= {"duration": 2.5, "width": 64, "height": 48}
     assert {name: index[name][0].as_py() for name in INDEX.names[:10]} == about
     for entry, (row, clip) in zip(index.to_pylist(), samples, strict=True):
-        about = json.loads(content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]])
+        about = json.loads(
+            content[entry["json_offset"] : entry["json_offset"] + entry["json_size"]]
+        )
         assert (about["id"], about["frames"]) == (row.id, 3)
         places = zip(entry["frame_offsets"], entry["frame_sizes"], strict=True)
         jpegs = [content[offset : offset + size] for offset, size in places]
@@ -117,7 +142,13 @@ def test_shards_of_other_tools_are_indexed(archive):
     """Other keys, frames out of order and of other digits, samples in between one another; names as `tar -c .` writes
     them, with the folder itself."""
     folder = ("./", special(tarfile.DIRTYPE))
-    members = [folder, ("x.1.jpg", b"1"), ("y.json", JSON), ("./x.json", JSON), ("././x.0.jpg", b"00")]
+    members = [
+        folder,
+        ("x.1.jpg", b"1"),
+        ("y.json", JSON),
+        ("./x.json", JSON),
+        ("././x.0.jpg", b"00"),
+    ]
     x, y = index_shard(archive(*members, ("y.007.jpg", b"777"))).to_pylist()
     assert (x["key"], x["frame_sizes"]) == ("x", [2, 1])  # frames by number
     assert (y["key"], y["frame_sizes"]) == ("y", [3])
@@ -125,7 +156,17 @@ def test_shards_of_other_tools_are_indexed(archive):
 
 SAMPLE = (("0.json", JSON), ("0.00.jpg", b"x"))
 NEITHER = "is neither <key>.json nor"
-NAMES = ["0.pkl", "0.pickle", "0.json.pkl", "0.00.jpg.pkl", "0.npy", "0.jpg", "0.².jpg", "0.mp4", "README"]
+NAMES = [
+    "0.pkl",
+    "0.pickle",
+    "0.json.pkl",
+    "0.00.jpg.pkl",
+    "0.npy",
+    "0.jpg",
+    "0.².jpg",
+    "0.mp4",
+    "README",
+]
 NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
 
@@ -133,13 +174,26 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, ta
 def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
     for members, message in (
         *(((*SAMPLE, (name, b"\x80\x04.")), f"{name[-5:]}' {NEITHER}") for name in NAMES),
-        *(((*SAMPLE, (name, special(kind))), NEITHER) for kind in LINKS for name in ("1.00.jpg", "./folder")),
+        *(
+            ((*SAMPLE, (name, special(kind))), NEITHER)
+            for kind in LINKS
+            for name in ("1.00.jpg", "./folder")
+        ),
         ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
-        *(((*SAMPLE, (name, JSON)), f"duplicate member '{name}'") for name in ("0.json", "0.00.jpg", "0.0.jpg")),
+        *(
+            ((*SAMPLE, (name, JSON)), f"duplicate member '{name}'")
+            for name in ("0.json", "0.00.jpg", "0.0.jpg")
+        ),
         (SAMPLE[:1], "sample 0 has no json or no frames"),
         (SAMPLE[1:], "sample 0 has no json or no frames"),
-        *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")),
-        ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "0.json' has 16777217 bytes, the limit is 16777216"),
+        *(
+            ((("0.json", text), SAMPLE[1]), "sample 0: ")
+            for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")
+        ),
+        (
+            (("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]),
+            "0.json' has 16777217 bytes, the limit is 16777216",
+        ),
     ):
         path = archive(*members)
         with one_line(str(path), message):
@@ -149,16 +203,30 @@ def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
 def test_missing_and_invalid_fields_raise_an_error_and_unknown_values_are_allowed(archive):
     cases = [(name, None) for name in sorted(ABOUT.keys() - {"version"})]  # missing
     cases += [("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)]
-    cases += [("width", 2**40), ("height", 2**31), ("width", -1), ("height", -(2**40)), ("version", 2)]
+    cases += [
+        ("width", 2**40),
+        ("height", 2**31),
+        ("width", -1),
+        ("height", -(2**40)),
+        ("version", 2),
+    ]
     cases += [("captions", value) for value in ("a dog", ["a dog", ""], [" \n"])]
-    cases += [("questions", ["what?"]), ("questions", [{"question": "what?", "answer": " ", "type": "what"}])]
+    cases += [
+        ("questions", ["what?"]),
+        ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
+    ]
     for field, value in (*cases, ("split", "dev"), ("frames", 2)):  # of which one is there
         about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
         path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])  # NaN as Python writes it
-        with one_line("foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"):
+        with one_line(
+            "foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"
+        ):
             index_shard(path)
     for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
-        assert index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows == 1
+        assert (
+            index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows
+            == 1
+        )
 
 
 def test_webdataset_reads_metadata_and_frames(clips):
@@ -167,7 +235,9 @@ def test_webdataset_reads_metadata_and_frames(clips):
     shards, reader = sorted(map(str, clips.glob("train-*.tar"))), ShardReader(clips, "train")
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
     assert len(samples) == len(reader)
-    assert [sample["json"] for sample in samples] == [reader[number].about for number in range(len(reader))]
+    assert [sample["json"] for sample in samples] == [
+        reader[number].about for number in range(len(reader))
+    ]
     frames = sorted(key for key in samples[0] if key.endswith(".jpg"))
     assert len(frames) == len(reader[0]) == 8
     assert all((reader[0].frames([n])[0] == samples[0][frames[n]]).all() for n in (0, 7))
@@ -177,7 +247,9 @@ def test_webdataset_reads_metadata_and_frames(clips):
 def corpus(make_row, smooth_clip, tmp_path) -> Path:
     with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
         for seed in range(4):
-            writer.write(make_row(f"v{seed}"), smooth_clip(seed, 3 - 2 * (seed > 1)))  # the last are below 10 KB
+            writer.write(
+                make_row(f"v{seed}"), smooth_clip(seed, 3 - 2 * (seed > 1))
+            )  # the last are below 10 KB
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     return tmp_path
 
@@ -207,7 +279,9 @@ def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
 def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_error(corpus):
     content, known = (corpus / "a.tar").read_bytes(), index_shard(corpus / "a.tar")
     headers = headers_of(content)
-    ended = [content[:at] + bytes(len(content) - at) for at in range(0, len(content), BLOCK)]  # zeros to the end
+    ended = [
+        content[:at] + bytes(len(content) - at) for at in range(0, len(content), BLOCK)
+    ]  # zeros to the end
     whole, rejected, refused = 0, 0, 0
     for changed in (*damaged(content, headers), *ended):
         (corpus / "a.tar").write_bytes(changed)
@@ -240,7 +314,10 @@ def test_a_file_without_samples_is_no_shard(tmp_path):
 def test_the_error_names_the_byte_and_the_reason():
     content = pack(("a.json", b"{}"), ("b.json", b"[]"))
     whole = list(tar_members(io.BytesIO(content)))
-    assert [(member.name, member.offset, member.size) for member in whole] == [("a.json", 512, 2), ("b.json", 1536, 2)]
+    assert [(member.name, member.offset, member.size) for member in whole] == [
+        ("a.json", 512, 2),
+        ("b.json", 1536, 2),
+    ]
     flipped = bytearray(content)
     flipped[1024] ^= 1
     for changed, message in (
@@ -263,19 +340,27 @@ def test_the_error_names_the_byte_and_the_reason():
 def test_names_and_sizes_of_every_format_are_those_of_tarfile():
     name = "folder/" + "ü" * 200 + ".json"
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        members = [("x" * 90 + ".json" if form == tarfile.USTAR_FORMAT else name, b"1" * 700), ("b", b""), ("c", b"3")]
+        members = [
+            ("x" * 90 + ".json" if form == tarfile.USTAR_FORMAT else name, b"1" * 700),
+            ("b", b""),
+            ("c", b"3"),
+        ]
         content = pack(*members, form=form)
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             expected = [(member.name, member.offset_data, member.size) for member in tar]
         found = list(tar_members(io.BytesIO(content)))
         assert [(member.name, member.offset, member.size) for member in found] == expected
-        assert [member.read(io.BytesIO(content)) for member in found] == [data for _, data in members]
+        assert [member.read(io.BytesIO(content)) for member in found] == [
+            data for _, data in members
+        ]
     # A link has no data whatever its header says; a sparse file has other bytes than its data.
     link, sparse = tarfile.TarInfo("link"), tarfile.TarInfo("sparse")
     link.type, link.size = tarfile.SYMTYPE, 700
     sparse.type = tarfile.GNUTYPE_SPARSE
     content = link.tobuf() + sparse.tobuf() + pack(("a.json", b"{}"))[: 4 * BLOCK]
-    members = [(member.name, member.size, member.is_file) for member in tar_members(io.BytesIO(content))]
+    members = [
+        (member.name, member.size, member.is_file) for member in tar_members(io.BytesIO(content))
+    ]
     assert members == [("link", 0, False), ("sparse", 0, False), ("a.json", 2, True)]
 
 

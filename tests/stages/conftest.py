@@ -20,7 +20,9 @@ from tests.power_cut import cut_everywhere
 
 def contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder, by its path."""
-    return {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def write_manifest(folder: Path, rows: list[dict]) -> Path:
@@ -50,7 +52,9 @@ def power_cuts(tmp_path, monkeypatch, record_property):
 
     def cut(step: Step, make: Callable, every: int, names: Collection[str] = ()) -> int:
         store = Store(tmp_path / "disk")
-        monkeypatch.setattr("alpro.pipeline.store.artifacts.versions", dict)  # seconds, for all the runs
+        monkeypatch.setattr(
+            "alpro.pipeline.store.artifacts.versions", dict
+        )  # seconds, for all the runs
 
         def job() -> None:
             with store.lock(step):
@@ -61,7 +65,9 @@ def power_cuts(tmp_path, monkeypatch, record_property):
             folder = store.folder(step)
             record = read_record(folder)
             assert list(verify([(folder, record)])) == []
-            return {name: record["contents"][name] for name in names or record["contents"]}, record["metrics"]
+            return {name: record["contents"][name] for name in names or record["contents"]}, record[
+                "metrics"
+            ]
 
         counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
         record_property(step.stage, counts)

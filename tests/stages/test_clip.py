@@ -29,8 +29,17 @@ CPU = torch.device("cpu")
 
 
 def configured(folder, **changes) -> train_prompter.Config:
-    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "clip": str(folder)}
-    values |= {"batch_size": 4, "lr": 1e-2, "max_text_tokens": 24, "log_every": 1, "model": {"video": {"frames": 3}}}
+    values = {
+        "phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
+        "clip": str(folder),
+    }
+    values |= {
+        "batch_size": 4,
+        "lr": 1e-2,
+        "max_text_tokens": 24,
+        "log_every": 1,
+        "model": {"video": {"frames": 3}},
+    }
     values |= {"contrast": "batch", "accumulation_steps": 2}
     return train_prompter.Config.model_validate(values | changes)
 
@@ -50,9 +59,21 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
 
 
 def test_training_changes_both_towers_and_temporal_attention(trained, folder):
-    before, after = load_towers(configured(folder), CPU).model, load_clip(str(trained / "model")).model
-    changed = {name for name, value in after.state_dict().items() if (value != before.state_dict()[name]).any()}
-    for part in ("clip.vision_model.", "clip.text_model.", "temporal.0.attn.proj", "clip.logit_scale"):
+    before, after = (
+        load_towers(configured(folder), CPU).model,
+        load_clip(str(trained / "model")).model,
+    )
+    changed = {
+        name
+        for name, value in after.state_dict().items()
+        if (value != before.state_dict()[name]).any()
+    }
+    for part in (
+        "clip.vision_model.",
+        "clip.text_model.",
+        "temporal.0.attn.proj",
+        "clip.logit_scale",
+    ):
         assert any(name.startswith(part) for name in changed), part
     lines = [line for line in read_metrics(trained / "metrics.jsonl") if "train/loss_vtc" in line]
     assert len(lines) == 4
@@ -64,7 +85,9 @@ def objective(folder) -> PrompterObjective:
     with torch.no_grad():
         for temporal in loaded.model.temporal:  # so that temporal attention does something
             temporal.attn.proj.weight.normal_(std=0.3)
-    return PrompterObjective(loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std).eval()
+    return PrompterObjective(
+        loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std
+    ).eval()
 
 
 @pytest.fixture
@@ -80,7 +103,9 @@ def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
     return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
 
 
-def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activations(objective, batch, resources):
+def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activations(
+    objective, batch, resources
+):
     """DistributedDataParallel waits for all of them."""
     losses_of(objective, batch)[0].backward()
     expected = gradients(objective)
@@ -93,7 +118,10 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
     assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
     for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
         for layer in tower.encoder.layers:
-            layer.training, layer.self_attn.dropout = True, 0.0  # only then activations are recomputed
+            layer.training, layer.self_attn.dropout = (
+                True,
+                0.0,
+            )  # only then activations are recomputed
     losses_of(objective, batch)[0].backward()
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
@@ -102,13 +130,19 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
 def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
     clip = clip_folders["clip"]
     dropping = {"phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.5}]}
-    wrong = {"vit": {"vit": "vit_tiny_patch16_224.a"}, "bert": {"bert": "b"}, "muon": {"optimizer": "muon"}}
+    wrong = {
+        "vit": {"vit": "vit_tiny_patch16_224.a"},
+        "bert": {"bert": "b"},
+        "muon": {"optimizer": "muon"},
+    }
     for key, changes in (wrong | {"patch_dropping": dropping}).items():
         with pytest.raises(ValueError, match=key):
             configured(clip, **changes)
     with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower
         load_towers(configured(clip, max_text_tokens=30), CPU)
-    with pytest.raises(InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"):
+    with pytest.raises(
+        InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"
+    ):
         load_config("own_videos", str(tmp_path), ["train_prompter.clip=a/clip"])
 
 
@@ -130,15 +164,30 @@ def cached(folder, vocabulary, tmp_path_factory, resources):
 def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
     """The artifact of two steps of pre-training with all losses, on batches of videos and of images."""
     out = tmp_path_factory.mktemp("pretrain")
-    values = {"phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}], "model": tiny_model()}
+    values = {
+        "phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
+        "model": tiny_model(),
+    }
     values |= {"normalization": "corpus", "batch_size": 4, "lr": 1e-3, "max_text_tokens": 16}
-    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips, "stills": stills}
+    inputs = {
+        "tokenizer": vocabulary,
+        "vocabulary": vocabulary,
+        "prompts": cached,
+        "clips": clips,
+        "stills": stills,
+    }
     pretrain.run(pretrain.Config(**values, threshold=0.0, log_every=1), inputs, out, resources)
     return out
 
 
-def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(cached, folder, vocabulary):
-    prompts, entities, named = read_prompts(cached), read_entities(vocabulary), load_clip(str(folder))
+def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(
+    cached, folder, vocabulary
+):
+    prompts, entities, named = (
+        read_prompts(cached),
+        read_entities(vocabulary),
+        load_clip(str(folder)),
+    )
     for of, templates in TEMPLATES.kinds.items():
         expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
         torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
@@ -146,7 +195,9 @@ def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(cac
 
 def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
     """The model's normalization stays its own: not that of the prompter, as if there were none."""
-    losses = [line for line in read_metrics(pretraining / "metrics.jsonl") if "train/loss_pem" in line]
+    losses = [
+        line for line in read_metrics(pretraining / "metrics.jsonl") if "train/loss_pem" in line
+    ]
     assert len(losses) == 4
     assert all(line["train/loss_pem"] > 0.1 for line in losses)
     assert all(line["train/pseudo_labels_kept"] == 1 for line in losses)
@@ -159,9 +210,13 @@ def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
     assert not any("clip" in name for name in folder.model.state_dict())
 
 
-def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, vocabulary, tiny_model, clips, training):
+def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(
+    cached, vocabulary, tiny_model, clips, training
+):
     phases = training(("clips",)).phases
-    config = pretrain.Config(phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16)
+    config = pretrain.Config(
+        phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16
+    )
     inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
     prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
     assert isinstance(prompter, ClipFolder)
@@ -170,18 +225,33 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(cached, v
     prompts = read_prompts(cached)
     arguments = preprocessing.mean, preprocessing.std, prompter.normalized(CPU), prompts
     objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(), 0.0)
-    frames, boxes = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8), torch.tensor([[0, 1, 2, 3]] * 2)
+    frames, boxes = (
+        torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8),
+        torch.tensor([[0, 1, 2, 3]] * 2),
+    )
     black = frames.clone()
     black[..., :8, :], black[..., 16:] = 0, 0
-    for kind in ("video", "image"):  # crops in the patches of the student, with the normalization of the prompter
-        expected = prompter.model.probabilities(prompter.normalized(CPU).pixels(black), prompts[kind])
-        torch.testing.assert_close(objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4)
+    for kind in (
+        "video",
+        "image",
+    ):  # crops in the patches of the student, with the normalization of the prompter
+        expected = prompter.model.probabilities(
+            prompter.normalized(CPU).pixels(black), prompts[kind]
+        )
+        torch.testing.assert_close(
+            objective.pseudo_labels(frames, boxes, kind), expected, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prompts(
     cached, pretraining, sample, vocabulary, clips, tmp_path, resources
 ):
-    inputs = {"pretrained": pretraining, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    inputs = {
+        "pretrained": pretraining,
+        "vocabulary": vocabulary,
+        "prompts": cached,
+        "clips": clips,
+    }
     config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
     zero_shot.run(config, inputs, tmp_path, resources)
     keys = {row["what"] for row in read_json(tmp_path / "results.json")}
@@ -199,7 +269,9 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
         model.match(["a box"], [video])
 
 
-def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_was_trained(folders, tmp_path):
+def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_was_trained(
+    folders, tmp_path
+):
     prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
     prompter.preprocessing = prompter.preprocessing.model_copy(update={"mean": (0.1, 0.2, 0.3)})
     prompter.save_pretrained(tmp_path / "model")
@@ -221,6 +293,8 @@ def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path,
         return encode_texts(prompter.model.eval(), prompter.tokenizer, [text], 64).features[0]
 
     for number, entity in enumerate(entities):
-        torch.testing.assert_close(prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0
+        )
         mean = (embedded(f"A photo of a {entity}.") + embedded(f"one {entity}")) / 2
         torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=0)

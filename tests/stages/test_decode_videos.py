@@ -26,11 +26,16 @@ BROKEN = {  # the sample's broken items and their rejects
     "broken-silent": "no text",
     "broken-missing": "missing",
 }
-CLIPS = Config(manifest="clips.jsonl", frames=8, size=40, samples_per_shard=16)  # as the fixture decodes them
+CLIPS = Config(
+    manifest="clips.jsonl", frames=8, size=40, samples_per_shard=16
+)  # as the fixture decodes them
 
 
 def manifest_rows(sample: Path, corpus: str) -> dict[str, dict]:
-    return {row["id"]: row for row in map(json.loads, (sample / f"{corpus}.jsonl").read_text().splitlines())}
+    return {
+        row["id"]: row
+        for row in map(json.loads, (sample / f"{corpus}.jsonl").read_text().splitlines())
+    }
 
 
 @pytest.mark.parametrize("corpus", ["clips", "lessons", "stills"])
@@ -44,11 +49,17 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
     for number in (0, len(reader) - 1):
         about = reader[number].about
         row = rows[about["id"]]
-        assert (about["captions"], about["split"], about["group"]) == (row["captions"], row["split"], row["group"])
+        assert (about["captions"], about["split"], about["group"]) == (
+            row["captions"],
+            row["split"],
+            row["group"],
+        )
         assert [q["answer"] for q in about["questions"]] == [q["answer"] for q in row["questions"]]
         assert about["meta"]["things"] == row["things"]
         assert (about["width"], about["height"]) == (48, 48)
-        assert reader[number].frames().shape == ((1, 40, 40, 3) if corpus == "stills" else (8, 40, 40, 3))
+        assert reader[number].frames().shape == (
+            (1, 40, 40, 3) if corpus == "stills" else (8, 40, 40, 3)
+        )
 
 
 def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
@@ -57,19 +68,31 @@ def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     assert contents(done) == contents(clips)
     index = pq.read_table(clips / "index.parquet").to_pylist()
     items, broken = len(manifest_rows(sample, "clips")), len(BROKEN)
-    expected = {"items": items, "samples": items - broken, "rejected": broken, "videos": items - broken, "images": 0}
+    expected = {
+        "items": items,
+        "samples": items - broken,
+        "rejected": broken,
+        "videos": items - broken,
+        "images": 0,
+    }
     expected |= {"train": items - broken - 16, "validation": 8, "test": 8, "linked": 0}
-    assert counts == expected | {name: sum(len(row[name]) for row in index) for name in ("captions", "questions")}
+    assert counts == expected | {
+        name: sum(len(row[name]) for row in index) for name in ("captions", "questions")
+    }
     statistics = read_json(clips / "statistics.json")
     assert statistics["reasons"] == Counter(BROKEN.values())
-    assert statistics["hours"] == pytest.approx(counts["videos"] / 3600, abs=1e-4)  # 8 frames at 8 a second
+    assert statistics["hours"] == pytest.approx(
+        counts["videos"] / 3600, abs=1e-4
+    )  # 8 frames at 8 a second
     test = [row for row in index if row["split"] == "test"]
     texts = {name: [sum(len(row[name]) for row in test)] * 2 for name in ("captions", "questions")}
     assert statistics["splits"]["test"] == {"items": [8, 8], **texts}
 
 
 def test_shards_are_identical_for_one_and_two_workers(clips, decode_sample, tmp_path, resources):
-    two = decode_sample(tmp_path, "clips", resources.model_copy(update={"workers": 2}), samples_per_shard=16)
+    two = decode_sample(
+        tmp_path, "clips", resources.model_copy(update={"workers": 2}), samples_per_shard=16
+    )
     assert contents(two) == contents(clips)
 
 
@@ -79,12 +102,16 @@ def decoded_units(monkeypatch) -> list[str]:
     done: list[str] = []
     process_unit = decode_videos.process_unit
     monkeypatch.setattr(
-        decode_videos, "process_unit", lambda unit, **rest: (done.append(unit.name), process_unit(unit, **rest))[1]
+        decode_videos,
+        "process_unit",
+        lambda unit, **rest: (done.append(unit.name), process_unit(unit, **rest))[1],
     )
     return done
 
 
-@pytest.mark.parametrize("damage", ["no json", "empty json", "empty index.parquet", "empty rejects.parquet"])
+@pytest.mark.parametrize(
+    "damage", ["no json", "empty json", "empty index.parquet", "empty rejects.parquet"]
+)
 def test_an_interrupted_run_resumes_with_the_unfinished_unit(
     clips, sample, tmp_path, resources, inline_pool, decoded_units, capsys, damage
 ):
@@ -106,8 +133,15 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
     tmp_path, inline_pool, resources, monkeypatch, decoded_units, cause
 ):
     """Units whose files have changed, or whose rejects were transient."""
-    rows = [{"id": name, "captions": ["a wall"], "split": split} for name, split in zip("abc", SPLITS, strict=True)]
-    source, out, media = write_manifest(tmp_path / "data", rows), tmp_path / "out", tmp_path / "data" / "b.png"
+    rows = [
+        {"id": name, "captions": ["a wall"], "split": split}
+        for name, split in zip("abc", SPLITS, strict=True)
+    ]
+    source, out, media = (
+        write_manifest(tmp_path / "data", rows),
+        tmp_path / "out",
+        tmp_path / "data" / "b.png",
+    )
     out.mkdir()
     config, whole = Config(size=16), media.read_bytes()
     with monkeypatch.context() as patch:
@@ -116,9 +150,13 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
         else:
             original = decode_videos.decode_image
             patch.setattr(
-                decode_videos, "decode_image", lambda p, *a, **k: (too_slow if p == media else original)(p, *a, **k)
+                decode_videos,
+                "decode_image",
+                lambda p, *a, **k: (too_slow if p == media else original)(p, *a, **k),
             )
-        with pytest.raises(InputError, match=r"1 of 3 items are rejected, more than max_reject_share = 0\.2"):
+        with pytest.raises(
+            InputError, match=r"1 of 3 items are rejected, more than max_reject_share = 0\.2"
+        ):
             decode_videos.run(config, {"data": source}, out, resources)
     decoded_units.clear()
     if cause == "a broken file":
@@ -133,10 +171,18 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
 
 def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     asked = [{"question": "what is it?", "answer": "a wall"}]
-    rows = [{"id": "asked", "questions": asked}, {"id": "captioned", "captions": ["a wall"]}, {"id": "silent"}]
+    rows = [
+        {"id": "asked", "questions": asked},
+        {"id": "captioned", "captions": ["a wall"]},
+        {"id": "silent"},
+    ]
     outcome, out = decode_rows(rows, max_reject_share=0.4)
     assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "captioned"}
-    assert (outcome.counts["captions"], outcome.counts["questions"], outcome.counts["rejected"]) == (1, 1, 1)
+    assert (
+        outcome.counts["captions"],
+        outcome.counts["questions"],
+        outcome.counts["rejected"],
+    ) == (1, 1, 1)
     with pytest.raises(InputError, match="no rows of these kinds"):
         decode_rows(rows, kinds="video")
 
@@ -154,7 +200,11 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
 
 
 SHOTS = [  # clips of four videos, each of which have a caption in common
-    {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"], "color": (40 * v, 60 * n, 90)}
+    {
+        "id": f"star_{video}_{n}",
+        "captions": [f"{video} {n}", f"all of {video}"],
+        "color": (40 * v, 60 * n, 90),
+    }
     for v, video in enumerate(("AB", "CD", "EF", "GH"))
     for n in range(3)
 ]
@@ -164,7 +214,9 @@ def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows, capsys):
     """Without one, a hint says so."""
     decode_rows([{**row} for row in SHOTS], validation=0.3, test=0.3)
     assert "hint: the names of 12 files differ only in a number" in capsys.readouterr().err
-    outcome, out = decode_rows([{**row} for row in SHOTS], group_pattern=r"star_(\w+)_\d+", validation=0.3, test=0.3)
+    outcome, out = decode_rows(
+        [{**row} for row in SHOTS], group_pattern=r"star_(\w+)_\d+", validation=0.3, test=0.3
+    )
     index = pq.read_table(out / "index.parquet").to_pylist()
     assert len({(row["group"], row["split"]) for row in index}) == 4
     assert {row["split"] for row in index} == set(SPLITS)
@@ -181,5 +233,9 @@ def test_temporary_files_of_killed_processes_are_deleted(tmp_path, resources, da
     for name in (*stale, "a.tar"):
         (tmp_path / "out" / name).write_bytes(b"x")
     assert open_parts(tmp_path / "out", resources.model_copy(update={"dask": dask})) == parts
-    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    left = {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert left == ({"a.tar", *stale} if dask else {"a.tar"})

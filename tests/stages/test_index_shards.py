@@ -31,7 +31,9 @@ def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tu
     """index(shards, **config): the artifact of a folder or URL of shards, and the outcome of the stage."""
 
     def run(shards, out: str = "indexed", **config) -> tuple[Path, Outcome]:
-        outcome = index_shards.run(index_shards.Config(**config), {"shards": shards}, tmp_path / out, resources)
+        outcome = index_shards.run(
+            index_shards.Config(**config), {"shards": shards}, tmp_path / out, resources
+        )
         return tmp_path / out, outcome
 
     return run
@@ -65,7 +67,10 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
     assert np.allclose(statistics["std"], expected["std"], atol=0.02)
     assert outcome.counts["items"] == outcome.counts["samples"] == len(ShardReader(clips))
-    assert (outcome.counts["shards"], outcome.counts["rejected"]) == (len(list(shards.iterdir())), 0)
+    assert (outcome.counts["shards"], outcome.counts["rejected"]) == (
+        len(list(shards.iterdir())),
+        0,
+    )
     for split in ("train", "validation", "test"):
         numbers = {name: [count, count] for name, (count, _) in expected["splits"][split].items()}
         assert statistics["splits"][split] == numbers
@@ -73,7 +78,9 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert (artifact / "pictures" / "samples.png").is_file()
     assert not list(artifact.rglob("*.tar"))  # the copies are gone
     named = set(read_index(artifact)["shard"].to_pylist())
-    assert named == {f"{shards if place == 'here' else memory}/{shard.name}" for shard in shards.iterdir()}
+    assert named == {
+        f"{shards if place == 'here' else memory}/{shard.name}" for shard in shards.iterdir()
+    }
 
 
 def test_statistics_are_those_of_the_training_frames(index, corpus_of, tmp_path):
@@ -82,20 +89,41 @@ def test_statistics_are_those_of_the_training_frames(index, corpus_of, tmp_path)
     def mean(*splits: str) -> list[float]:
         brightness = {"train": 51, "validation": 255, "test": 102}
         rows = [
-            {"id": s, "kind": "image", "split": s, "frames": np.full((1, 8, 8, 3), brightness[s], np.uint8)}
+            {
+                "id": s,
+                "kind": "image",
+                "split": s,
+                "frames": np.full((1, 8, 8, 3), brightness[s], np.uint8),
+            }
             for s in splits
         ]
-        return statistics_of(index(corpus_of(tmp_path / f"{splits}", rows), f"of {splits}")[0])["mean"]
+        return statistics_of(index(corpus_of(tmp_path / f"{splits}", rows), f"of {splits}")[0])[
+            "mean"
+        ]
 
     assert mean("train", "validation", "test") == [0.2] * 3
     assert mean("test") == [0.4] * 3
 
 
-def test_overlap_with_training_is_listed_counted_and_printed(index, corpus_of, tmp_path, memory, capsys):
+def test_overlap_with_training_is_listed_counted_and_printed(
+    index, corpus_of, tmp_path, memory, capsys
+):
     """Equal captions, and frames that look like those of a training sample."""
-    samples = [("train", "a"), ("train", "b"), ("test", "a"), ("test", "c"), ("validation", "d"), ("validation", "b")]
-    rows = [{"id": f"{n}", "split": split, "captions": (text, f"of {n}")} for n, (split, text) in enumerate(samples)]
-    rows[1]["frames"] = rows[3]["frames"] = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    samples = [
+        ("train", "a"),
+        ("train", "b"),
+        ("test", "a"),
+        ("test", "c"),
+        ("validation", "d"),
+        ("validation", "b"),
+    ]
+    rows = [
+        {"id": f"{n}", "split": split, "captions": (text, f"of {n}")}
+        for n, (split, text) in enumerate(samples)
+    ]
+    rows[1]["frames"] = rows[3]["frames"] = np.random.default_rng(0).integers(
+        0, 256, (6, 8, 8, 3), dtype=np.uint8
+    )
     corpus = corpus_of(tmp_path / "corpus", rows)
     artifact, outcome = index(corpus)
     table = pq.read_table(artifact / "overlap.parquet").to_pylist()
@@ -105,15 +133,22 @@ def test_overlap_with_training_is_listed_counted_and_printed(index, corpus_of, t
         ("5", "validation", True, False),
     ]
     counts = {name: count for name, count in outcome.counts.items() if "in_training" in name}
-    expected = {f"{name}_in_training": 1 for name in ("test_captions", "test_frames", "validation_captions")}
+    expected = {
+        f"{name}_in_training": 1 for name in ("test_captions", "test_frames", "validation_captions")
+    }
     assert counts == expected
     overlap = statistics_of(artifact)["overlap"]["test"]
     assert overlap == {"items": 2, "captions": 1, "compared": 2, "frames": 1}
-    assert outcome.warnings[1].startswith("test: 1 of 2 items share a caption with a training item, and 1 of 2 look")
+    assert outcome.warnings[1].startswith(
+        "test: 1 of 2 items share a caption with a training item, and 1 of 2 look"
+    )
     assert "\n".join(outcome.warnings) in capsys.readouterr().err
     in_store(corpus / "all.tar")
     there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
-    assert there == overlap | {"compared": 0, "frames": 0}  # frames at a URL would be a request each
+    assert there == overlap | {
+        "compared": 0,
+        "frames": 0,
+    }  # frames at a URL would be a request each
 
 
 @pytest.mark.parametrize("place", ["here", "in a store"])
@@ -137,32 +172,48 @@ def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, inde
     Path(row["shard"]).write_bytes(content)
     artifact, outcome = index(shards, "again", max_reject_share=0.5)
     (reject,) = rejects_of(artifact)
-    assert (reject["id"], reject["path"], reject["reason"]) == (row["id"], row["shard"], "unreadable")
+    assert (reject["id"], reject["path"], reject["reason"]) == (
+        row["id"],
+        row["shard"],
+        "unreadable",
+    )
     assert reject["detail"].startswith("frame ")
     assert row["id"] not in read_index(artifact)["id"].to_pylist()
     assert outcome.counts["rejected"] == 1
     splits = statistics_of(artifact)["splits"]
     assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
-    with pytest.raises(InputError, match=r"1 of \d+ items are rejected, more than max_reject_share = 0.001"):
+    with pytest.raises(
+        InputError, match=r"1 of \d+ items are rejected, more than max_reject_share = 0.001"
+    ):
         index(shards, "strict", max_reject_share=0.001)
 
 
 def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_of, tmp_path):
     first, second = sorted(shards.iterdir())[0], shards / "zz.tar"
     shutil.copy(first, second)
-    with pytest.raises(InputError, match=rf"{second}: id '.*' is also in {first}; ids must be unique"):
+    with pytest.raises(
+        InputError, match=rf"{second}: id '.*' is also in {first}; ids must be unique"
+    ):
         index(shards)
     other = corpus_of(tmp_path / "other", [{"id": "another", "captions": ("a dog",)}])
     shutil.copy(other / "all.tar", second)
-    with pytest.raises(InputError, match=rf"zz.tar: video frames of 8 x 8, but 40 x 40 in {first};"):
+    with pytest.raises(
+        InputError, match=rf"zz.tar: video frames of 8 x 8, but 40 x 40 in {first};"
+    ):
         index(shards, "sizes")
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_kinds_selects_one_kind_of_samples(index, corpus_of, tmp_path, kind):
-    rows = [{"id": f"{k}{n}", "kind": k, "captions": ("x",)} for k in ("video", "image") for n in range(2)]
+    rows = [
+        {"id": f"{k}{n}", "kind": k, "captions": ("x",)}
+        for k in ("video", "image")
+        for n in range(2)
+    ]
     _, outcome = index(corpus_of(tmp_path / "both", rows), kinds=kind)
-    assert (outcome.counts["videos"], outcome.counts["images"]) == ((2, 0) if kind == "video" else (0, 2))
+    assert (outcome.counts["videos"], outcome.counts["images"]) == (
+        (2, 0) if kind == "video" else (0, 2)
+    )
 
 
 def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
@@ -180,11 +231,15 @@ def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["a frame", "a caption", "a sample"])
-def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(shards, index, clips, change):
+def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
+    shards, index, clips, change
+):
     """Not the frame that is decoded for validation; a caption of the same length; the last sample of its shard."""
     shutil.copy(clips / "index.parquet", shards)
     rows = read_index(clips).to_pylist()
-    row = rows[0] if change != "a sample" else [r for r in rows if r["shard"] == rows[0]["shard"]][-1]
+    row = (
+        rows[0] if change != "a sample" else [r for r in rows if r["shard"] == rows[0]["shard"]][-1]
+    )
     content = bytearray((shards / row["shard"]).read_bytes())
     if change == "a frame":
         content[row["frame_offsets"][0] + 300] ^= 1

@@ -19,9 +19,14 @@ EVERY = [pytest.param(47, id="some"), pytest.param(1, id="all", marks=pytest.mar
 
 @pytest.mark.parametrize("every", EVERY)
 def test_decoding(tmp_path, inline_pool, resources, power_cuts, every):
-    rows = [{"id": f"v{n}", "captions": ["a wall"], "split": "train", "color": (n, 9, 9)} for n in range(5)]
+    rows = [
+        {"id": f"v{n}", "captions": ["a wall"], "split": "train", "color": (n, 9, 9)}
+        for n in range(5)
+    ]
     source = write_manifest(tmp_path / "data", [*rows, {"id": "silent"}])
-    step = Step("decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1))
+    step = Step(
+        "decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1)
+    )
     make = lambda _, out: decode_videos.run(step.config, {"data": source}, out, resources)  # noqa: E731
     assert power_cuts(step, make, every) > 50
 
@@ -29,7 +34,9 @@ def test_decoding(tmp_path, inline_pool, resources, power_cuts, every):
 def batches(sources, *arguments, **options):
     """Embeddings of the sources, without decoding them."""
     for source in sources:
-        videos = SimpleNamespace(features=torch.tensor([[len(source.id), ord(source.id[-1])]]).float())
+        videos = SimpleNamespace(
+            features=torch.tensor([[len(source.id), ord(source.id[-1])]]).float()
+        )
         yield SimpleNamespace(sources={0: source}, decoded=[0], errors={}, videos=videos)
 
 
@@ -37,11 +44,16 @@ def batches(sources, *arguments, **options):
 def test_indexing(tmp_path, monkeypatch, every, record_property):
     monkeypatch.setattr(index_module, "MAX_PARTS", 2)  # they are merged at the end
     empty = dict.fromkeys(index_module.ITEMS.names)
-    items = [empty | {"id": f"v{n}", "path": str(tmp_path / f"{n}.mp4"), "kind": "video"} for n in range(7)]
+    items = [
+        empty | {"id": f"v{n}", "path": str(tmp_path / f"{n}.mp4"), "kind": "video"}
+        for n in range(7)
+    ]
     folder = tmp_path / "disk" / "index"
 
     def job() -> None:
-        add_videos(folder, SimpleNamespace(batches=batches), About(model="m", digest="d"), list(items))
+        add_videos(
+            folder, SimpleNamespace(batches=batches), About(model="m", digest="d"), list(items)
+        )
 
     def result() -> dict:
         index = Index.open(folder)

@@ -9,7 +9,15 @@ import pytest
 from alpro.files import checksum, digest
 from alpro.shards.sample import scene as grammar
 from alpro.shards.sample.draw import render
-from alpro.shards.sample.scene import COLORS, DIRECTIONS, REVERSED, THING_KINDS, Scene, Thing, draw_scene
+from alpro.shards.sample.scene import (
+    COLORS,
+    DIRECTIONS,
+    REVERSED,
+    THING_KINDS,
+    Scene,
+    Thing,
+    draw_scene,
+)
 from alpro.stages import render_sample
 from alpro.stages.render_sample import Config
 from tests.stages.conftest import contents
@@ -54,12 +62,17 @@ def test_a_seed_gives_the_same_bytes_also_after_an_interruption_and_another_seed
 
 def test_the_same_frames_give_the_same_video(tmp_path):
     """Uninitialised memory of the encoder has no effect."""
-    config, rng = Config(seed=3, size=48, frames=8, **SMALL | {"clips": 4}), np.random.default_rng(0)
+    config, rng = (
+        Config(seed=3, size=48, frames=8, **SMALL | {"clips": 4}),
+        np.random.default_rng(0),
+    )
     for item in render_sample.clips(config):
         frames = render(item.scene, config.frames, config.size)
         checksums = set()
         for _ in range(4):
-            garbage = [rng.integers(0, 256, int(size), np.uint8) for size in rng.integers(100, 200_000, 40)]
+            garbage = [
+                rng.integers(0, 256, int(size), np.uint8) for size in rng.integers(100, 200_000, 40)
+            ]
             del garbage
             render_sample.encode_video(frames, tmp_path / "clip.mp4")
             checksums.add(checksum(tmp_path / "clip.mp4"))
@@ -74,12 +87,19 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
 def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time(corpus, whole):
     unseen = {item.scene.main.combination for item in whole["clips"] if item.row["unseen"]}
     assert len(unseen) == 0.5 * (DEFAULT.validation + DEFAULT.test)
-    shown = [s for item in whole[corpus] if item.row["split"] == "train" for s in (item.scene, item.scene.reverse())]
+    shown = [
+        s
+        for item in whole[corpus]
+        if item.row["split"] == "train"
+        for s in (item.scene, item.scene.reverse())
+    ]
     assert not unseen & set().union(*map(combinations, shown))
 
 
 def test_test_captions_are_unique_describe_one_clip_and_half_of_the_clips_is_unseen(whole):
-    captions = [c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]]
+    captions = [
+        c for item in whole["clips"] if item.row["split"] != "train" for c in item.row["captions"]
+    ]
     assert len(set(captions)) == len(captions) == DEFAULT.validation + DEFAULT.test
     for split, count in (("validation", DEFAULT.validation), ("test", DEFAULT.test)):
         marks = [item.row["unseen"] for item in whole["clips"] if item.row["split"] == split]
@@ -94,7 +114,11 @@ def test_reversed_clips_differ_only_in_motion_and_share_a_group(corpus, whole):
     rows = {item.row["id"]: item.row for item in whole[corpus]}
     backwards = [row for name, row in rows.items() if name.endswith("-back")]
     assert len(backwards) > 50
-    moving = {i.row["group"] for i in whole[corpus] if i.row["split"] == "train" and i.scene.main.motion in REVERSED}
+    moving = {
+        i.row["group"]
+        for i in whole[corpus]
+        if i.row["split"] == "train" and i.scene.main.motion in REVERSED
+    }
     assert {row["group"] for row in backwards} == moving
     for row in backwards:
         twin = rows[row["id"].removesuffix("-back")]
@@ -140,7 +164,9 @@ def test_the_position_of_a_thing(motion, time, x, y, radius, angle):
 def test_a_moving_thing_moves_in_the_frames():
     scene = Scene((Thing("ball", "red", "right", 0.5, 0.5, 0.2, 0.7),), None)
     red = render(scene, 3, 40)[..., 0].astype(float) - render(scene, 3, 40)[..., 2]
-    centres = [(frame.clip(60) - 60).sum(0) @ np.arange(40) / (frame.clip(60) - 60).sum() for frame in red]
+    centres = [
+        (frame.clip(60) - 60).sum(0) @ np.arange(40) / (frame.clip(60) - 60).sum() for frame in red
+    ]
     assert centres == pytest.approx([0.15 * 40, 0.5 * 40, 0.85 * 40], abs=2)
 
 
@@ -154,7 +180,10 @@ def answers(scene: Scene, question: str) -> set[str]:
     if question.startswith("what"):
         captions = " ".join(words[1:])
         phrases = {m: set(p) for m, p in grammar.OTHER_MOTIONS.items()}
-        phrases |= {d: {f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]} for d in DIRECTIONS}
+        phrases |= {
+            d: {f"{go} {where}" for go in grammar.GO for where in grammar.WHERE[d]}
+            for d in DIRECTIONS
+        }
         return {t.kind for t in scene.things if captions in phrases[t.motion]}
     if question.startswith("how many"):
         return {grammar.NUMBERS[len(scene.things) - 1]}

@@ -19,7 +19,13 @@ from alpro.models.word_pieces import WordPieces, load_tokenizer
 from alpro.models.word_pieces import train_tokenizer as train
 from alpro.models.words import Templates, read_word_list
 from alpro.stages import build_vocabulary, finetune_qa, train_tokenizer
-from alpro.stages.build_vocabulary import Candidate, Config, exclusion_reason, nouns_of, select_words
+from alpro.stages.build_vocabulary import (
+    Candidate,
+    Config,
+    exclusion_reason,
+    nouns_of,
+    select_words,
+)
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
 from alpro.stages.vocabulary.nouns import count_words, load_tagger, tag_unit
@@ -38,7 +44,11 @@ def words_of(**counts: int) -> list[Candidate]:
 @pytest.mark.parametrize(
     ("counts", "config", "chosen"),
     [
-        ({"tree": 5, "ball": 7, "star": 5, "box": 5, "moon": 2}, {"entities": 3}, "ball box star"),  # by the alphabet
+        (
+            {"tree": 5, "ball": 7, "star": 5, "box": 5, "moon": 2},
+            {"entities": 3},
+            "ball box star",
+        ),  # by the alphabet
         ({"ball": 3, "box": 2, "star": 1}, {"entities": 4}, "ball box"),  # few
         ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
         ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
@@ -54,7 +64,16 @@ def test_entities_are_the_most_frequent_nouns_for_things(counts, config, chosen)
 
 
 def test_left_out_nouns_have_a_reason():
-    words = words_of(video=90, x2=80, animal=70, ball=60, box=50, s=40, internationalizationinternational=30, photos=20)
+    words = words_of(
+        video=90,
+        x2=80,
+        animal=70,
+        ball=60,
+        box=50,
+        s=40,
+        internationalizationinternational=30,
+        photos=20,
+    )
     words += words_of(fish=2, rarity=1)
     words += nouns_of(Counter({("talks", True): 39, ("talks", False): 61}))
     config = Config(entities=2, exclude=("animal",))
@@ -75,19 +94,43 @@ def test_left_out_nouns_have_a_reason():
     ]
 
 
-@pytest.mark.parametrize(("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")])
+@pytest.mark.parametrize(
+    ("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")]
+)
 def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
-    words = Counter({("dog", True): 9, ("play", True): 3, ("play", False): 7, ("up", True): 2, ("up", False): 98})
+    words = Counter(
+        {
+            ("dog", True): 9,
+            ("play", True): 3,
+            ("play", False): 7,
+            ("up", True): 2,
+            ("up", False): 98,
+        }
+    )
     config = Config(min_noun_share=share)
-    assert " ".join(noun.name for noun in nouns_of(words) if not exclusion_reason(noun, config, set())) == chosen
+    assert (
+        " ".join(noun.name for noun in nouns_of(words) if not exclusion_reason(noun, config, set()))
+        == chosen
+    )
 
 
-def test_only_training_captions_are_read_and_samples_without_are_counted_and_listed(corpus_of, tmp_path, resources):
+def test_only_training_captions_are_read_and_samples_without_are_counted_and_listed(
+    corpus_of, tmp_path, resources
+):
     rows = [
         {"id": "one", "captions": ["a dog is sleeping", "a dog and a cat"]},
         {"id": "two", "captions": ["a cat is sleeping", "a cat is sleeping"]},
-        {"id": "silent", "questions": [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]},
-        {"id": "validation", "split": "validation", "captions": ["a horse", "a horse runs", "a horse stands"]},
+        {
+            "id": "silent",
+            "questions": [
+                {"question": "which xylophone is it?", "answer": "none", "type": "which"}
+            ],
+        },
+        {
+            "id": "validation",
+            "split": "validation",
+            "captions": ["a horse", "a horse runs", "a horse stands"],
+        },
         {"id": "test", "split": "test", "captions": ["a cow", "a cow runs", "a cow stands"]},
     ]
     small = corpus_of(tmp_path / "small", rows)
@@ -102,7 +145,9 @@ def test_only_training_captions_are_read_and_samples_without_are_counted_and_lis
 
 
 def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resources):
-    folder = corpus_of(tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}])
+    folder = corpus_of(
+        tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}]
+    )
     with pytest.raises(InputError, match="no captions"):
         build_vocabulary.run(Config(entities=2), {"corpus": folder}, tmp_path, resources)
 
@@ -130,7 +175,9 @@ CAPTIONS = [  # constructions that are frequent in captions and rare in treebank
 
 
 def test_the_embedded_tagger_tags_the_nouns_of_captions():
-    results = {caption: (set(tagged_nouns(caption)), set(nouns.split())) for caption, nouns in CAPTIONS}
+    results = {
+        caption: (set(tagged_nouns(caption)), set(nouns.split())) for caption, nouns in CAPTIONS
+    }
     wrong = {caption: actual - expected for caption, (actual, expected) in results.items()}
     assert not any(wrong.values()), wrong
     missed = [word for actual, expected in results.values() for word in expected - actual]
@@ -141,13 +188,30 @@ def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
     words = count_words(captions, "embedded", resources)
     others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
-    assert words == {("dog", True): 4, ("cat", True): 1} | {(word, False): count for word, count in others.items()}
+    assert words == {("dog", True): 4, ("cat", True): 1} | {
+        (word, False): count for word, count in others.items()
+    }
 
 
 def captions_of(number: int) -> Counter[str]:
     """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them more than once."""
     rng = random.Random(3)
-    words = ["a", "the", "man", "dog", "cooks", "talks", "dance", "plays", "striped", "hits", "up", "s", "show", "cut"]
+    words = [
+        "a",
+        "the",
+        "man",
+        "dog",
+        "cooks",
+        "talks",
+        "dance",
+        "plays",
+        "striped",
+        "hits",
+        "up",
+        "s",
+        "show",
+        "cut",
+    ]
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 14))) for _ in range(number)]
     return Counter({text: rng.randint(1, 3) for text in texts})
 
@@ -187,7 +251,12 @@ def other_tagger(tmp_path_factory) -> str:
     nlp = spacy.load(nouns.EMBEDDED)
     nlp.add_pipe("sentencizer", first=True)
     nlp.add_pipe("attribute_ruler").add([[{"LOWER": "gizmo"}]], {"POS": "NOUN"})
-    known = {"heads": [1, 1], "deps": ["A", "ROOT"], "entities": ["O", "U-A"], "cats": {"A": 1.0, "B": 0.0}}
+    known = {
+        "heads": [1, 1],
+        "deps": ["A", "ROOT"],
+        "entities": ["O", "U-A"],
+        "cats": {"A": 1.0, "B": 0.0},
+    }
     example = Example.from_dict(nlp.make_doc("a gizmo"), known)
     for name in ("parser", "ner", "textcat"):
         nlp.add_pipe(name).initialize(lambda: [example], nlp=nlp)
@@ -200,7 +269,11 @@ def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
     assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", True] == 1
 
 
-TEXTS = ["a red ball moves to the left", "two shapes, a green box and a blue star", "a fish swims in the sea"] * 2
+TEXTS = [
+    "a red ball moves to the left",
+    "two shapes, a green box and a blue star",
+    "a fish swims in the sea",
+] * 2
 
 
 def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_no_others(
@@ -210,28 +283,50 @@ def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_
     asked = [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]
     train = {"a": {"captions": ["a dog is sleeping", "a cat"]}, "b": {"questions": asked}}
     texts = ["ζεβρα", "wyvern wyvern wyvern"]
-    asked = [{"question": f"which {text} is it?", "answer": text, "type": "which"} for text in texts]
-    more = [{"id": s, "split": s, "captions": texts, "questions": asked} for s in ("validation", "test")]
+    asked = [
+        {"question": f"which {text} is it?", "answer": text, "type": "which"} for text in texts
+    ]
+    more = [
+        {"id": s, "split": s, "captions": texts, "questions": asked} for s in ("validation", "test")
+    ]
     outputs = []
     for number, held_out in enumerate(([], more)):
         out = tmp_path / f"out {number}"
-        corpora = {name: corpus_of(out / name, [{"id": name, **row}, *held_out]) for name, row in train.items()}
-        counts = train_tokenizer.run(train_tokenizer.Config(word_pieces=200), corpora, out, resources).counts
+        corpora = {
+            name: corpus_of(out / name, [{"id": name, **row}, *held_out])
+            for name, row in train.items()
+        }
+        counts = train_tokenizer.run(
+            train_tokenizer.Config(word_pieces=200), corpora, out, resources
+        ).counts
         outputs.append((out / "tokenizer.json").read_text())
     assert outputs[0] == outputs[1]
     tokenizer = Tokenizer.from_str(outputs[1])
     assert counts == {"captions": 2, "word_pieces": tokenizer.get_vocab_size()}
     assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
-    for text in (*(kind[0].replace("{}", "dog") for kind in Templates().kinds.values()), "which xylophone is it?"):
+    for text in (
+        *(kind[0].replace("{}", "dog") for kind in Templates().kinds.values()),
+        "which xylophone is it?",
+    ):
         assert "[UNK]" not in tokenizer.encode(text).tokens
 
 
 def test_a_trained_tokenizer_uses_berts_format():
     tokenizer = train(TEXTS, 120)
     encoded = tokenizer.encode("A RED ball")
-    assert encoded.tokens == ["[CLS]", *tokenizer.encode("a red ball", add_special_tokens=False).tokens, "[SEP]"]
+    assert encoded.tokens == [
+        "[CLS]",
+        *tokenizer.encode("a red ball", add_special_tokens=False).tokens,
+        "[SEP]",
+    ]
     assert tokenizer.decode(encoded.ids) == "a red ball"
-    assert [tokenizer.token_to_id(t) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
+    assert [tokenizer.token_to_id(t) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert tokenizer.encode("☃").tokens == ["[CLS]", "[UNK]", "[SEP]"]
     assert tokenizer.get_vocab_size() <= 120
 
@@ -239,7 +334,9 @@ def test_a_trained_tokenizer_uses_berts_format():
 def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
     given = train(TEXTS, 120)
     given.save(str(tmp_path / "given.json"))
-    train_tokenizer.run(train_tokenizer.Config(tokenizer=str(tmp_path / "given.json")), {}, tmp_path, resources)
+    train_tokenizer.run(
+        train_tokenizer.Config(tokenizer=str(tmp_path / "given.json")), {}, tmp_path, resources
+    )
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab() == given.get_vocab()
 
 
@@ -249,9 +346,14 @@ def test_tokenizer_training_is_deterministic():
         "import json, sys; from alpro.models.word_pieces import train_tokenizer; "
         "print(train_tokenizer(json.load(sys.stdin), 30).to_str(), end='')"
     )
-    texts = [*TEXTS, *5 * ["zebras swim"]]  # of which "zebras" is a piece of such a small tokenizer by its count alone
+    texts = [
+        *TEXTS,
+        *5 * ["zebras swim"],
+    ]  # of which "zebras" is a piece of such a small tokenizer by its count alone
     command = [sys.executable, "-c", program]
-    process = subprocess.run(command, input=json.dumps(texts[::-1]), capture_output=True, text=True, cwd=ROOT)
+    process = subprocess.run(
+        command, input=json.dumps(texts[::-1]), capture_output=True, text=True, cwd=ROOT
+    )
     assert process.stdout == train(Counter(texts), 30).to_str(), process.stderr
     assert "zebras" in train(texts, 30).get_vocab()
     assert "zebras" not in train(dict.fromkeys(texts, 1), 30).get_vocab()
@@ -265,11 +367,18 @@ def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
     trained.save(str(tmp_path / "tokenizer.json"))
     by_json = load_tokenizer(str(tmp_path))
     by_file = load_tokenizer(str(tmp_path / "tokenizer.json"))
-    assert by_words.decode(by_words.encode("a red ball").ids) == "a red ball"  # special tokens are not decoded
+    assert (
+        by_words.decode(by_words.encode("a red ball").ids) == "a red ball"
+    )  # special tokens are not decoded
     with pytest.raises(InputError, match="no such file or folder"):
         load_tokenizer(str(tmp_path / "nothing" / "here"))
     text = "A red FISH, unknowable"
-    assert by_words.encode(text).ids == by_json.encode(text).ids == by_file.encode(text).ids == trained.encode(text).ids
+    assert (
+        by_words.encode(text).ids
+        == by_json.encode(text).ids
+        == by_file.encode(text).ids
+        == trained.encode(text).ids
+    )
 
 
 def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
@@ -294,7 +403,10 @@ def test_a_broken_tokenizer_file_raises_an_input_error(name, tmp_path):
 
 
 def test_every_format_gives_the_words_in_order(tmp_path):
-    lists = {"list.json": '[" dog", "hot dog ", "3"]', "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}'}
+    lists = {
+        "list.json": '[" dog", "hot dog ", "3"]',
+        "ans2label.json": '{"hot dog": 1, "3": 2, "dog": 0}',
+    }
     lists |= {"lines.txt": "dog\nhot dog\n\n3\n", "unigrams.txt": "dog 120\nhot dog\t80\n3 7\n"}
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
@@ -305,8 +417,14 @@ def test_every_format_gives_the_words_in_order(tmp_path):
 
 def test_other_formats_raise_a_one_line_error(tmp_path):
     for name, text, message in (
-        *(("a.json", text, "neither a list of words") for text in ("null", '["a", 6]', '"dog"', '["dog", " "]')),
-        *(("a.json", f'{{"a": {one}, "b": {two}}}', "not 0 to 1, each once") for one, two in ((0, 0), (1, 2), (0, 2))),
+        *(
+            ("a.json", text, "neither a list of words")
+            for text in ("null", '["a", 6]', '"dog"', '["dog", " "]')
+        ),
+        *(
+            ("a.json", f'{{"a": {one}, "b": {two}}}', "not 0 to 1, each once")
+            for one, two in ((0, 0), (1, 2), (0, 2))
+        ),
         ("a.json", '{"dog": true}', "the numbers of its words"),
         ("a.json", "[", "cannot be read"),
         ("a.txt", "dog\ncat\ndog\n", "duplicate word 'dog'"),
@@ -323,21 +441,36 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"))
     (tmp_path / "out").mkdir()
     counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
-    assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == ["video", "zebra", "thing"]
+    assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == [
+        "video",
+        "zebra",
+        "thing",
+    ]
     (left_out,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
     assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
     assert (counts["entities"], counts["left_out"]) == (3, 1)
     with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
-        build_vocabulary.run(config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources)
+        build_vocabulary.run(
+            config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources
+        )
 
 
 def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tmp_path, resources):
     """In the order of the head; all words are used, independent of `answers`."""
     (tmp_path / "ans2label.json").write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "batch_size": 4, "frames": 2, "answers": 2}
-    config = finetune_qa.Config.model_validate(values | {"answers_file": str(tmp_path / "ans2label.json")})
+    values = {
+        "phases": [{"corpora": ["clips"], "steps": 1}],
+        "batch_size": 4,
+        "frames": 2,
+        "answers": 2,
+    }
+    config = finetune_qa.Config.model_validate(
+        values | {"answers_file": str(tmp_path / "ans2label.json")}
+    )
     (tmp_path / "out").mkdir()
-    finetune_qa.run(config, {"model": folders["pretrain"], "clips": clips}, tmp_path / "out", resources)
+    finetune_qa.run(
+        config, {"model": folders["pretrain"], "clips": clips}, tmp_path / "out", resources
+    )
     model = tmp_path / "out" / "model"
     assert json.loads((model / "answers.json").read_text()) == ["left", "one", "zebra"]
     with safe_open(model / "model.safetensors", "pt") as weights:
@@ -346,7 +479,9 @@ def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tm
 
 def test_the_default_templates_are_the_official_ones():
     def official(*names):
-        return tuple(f"A {name} of {article} {{}}." for name in names for article in ("a", "the", "one"))
+        return tuple(
+            f"A {name} of {article} {{}}." for name in names for article in ("a", "the", "one")
+        )
 
     videos = official("footage", "video", "portrait", "video footage")
     images = official("photo", "picture", "good photo", "good picture")
@@ -354,7 +489,12 @@ def test_the_default_templates_are_the_official_ones():
 
 
 def test_a_template_has_exactly_one_placeholder():
-    assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {"ein", "film", "x", "foto"}
+    assert Templates(video=("Ein Film: {}!",), image=("{} (2x Foto)",)).words() == {
+        "ein",
+        "film",
+        "x",
+        "foto",
+    }
     for wrong in ("A dog.", "{} and {}", ""):
         for kind in ("video", "image"):
             with pytest.raises(ValidationError, match="the place of the entity"):

@@ -17,13 +17,24 @@ from tests.shards.conftest import damaged, headers_of, pack, rows_and_rejects
 
 
 def about(key: str, **more) -> dict:
-    columns = {"url": f"https://host.example/watch?v={key}", "key": key, "status": "success", "error_message": None}
+    columns = {
+        "url": f"https://host.example/watch?v={key}",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+    }
     return columns | {"videoid": int(key.strip("./").partition("_")[0])} | more
 
 
-def members(key: str, caption: str | None = None, extension: str = "mp4", size: int = 200, **more) -> dict[str, bytes]:
+def members(
+    key: str, caption: str | None = None, extension: str = "mp4", size: int = 200, **more
+) -> dict[str, bytes]:
     text = {} if caption is None else {f"{key}.txt": caption.encode()}
-    return {f"{key}.{extension}": key.encode() * size, **text, f"{key}.json": json.dumps(about(key, **more)).encode()}
+    return {
+        f"{key}.{extension}": key.encode() * size,
+        **text,
+        f"{key}.json": json.dumps(about(key, **more)).encode(),
+    }
 
 
 def scan(folder: Path) -> tuple[dict[str, Row], list[Reject]]:
@@ -37,13 +48,23 @@ def downloads(tmp_path) -> Path:
     folder = tmp_path / "webvid"
     folder.mkdir()
     keys = [f"00000000{number}" for number in (0, 1, 3)]
-    first = [members(key, "" if key.endswith("3") else f"caption  of {key}\n", split="train") for key in keys]
+    first = [
+        members(key, "" if key.endswith("3") else f"caption  of {key}\n", split="train")
+        for key in keys
+    ]
     (folder / "00000.tar").write_bytes(pack(*(item for sample in first for item in sample.items())))
-    secret = {"url": "https://me:pw@host.example", "status": "failed_to_download", "error_message": "HTTP Error 404"}
+    secret = {
+        "url": "https://me:pw@host.example",
+        "status": "failed_to_download",
+        "error_message": "HTTP Error 404",
+    }
     failed = about("000000004", status="failed_to_subsample", error_message="no cuts")
     table = [*map(about, keys), about("000000002", **secret), failed]
     pq.write_table(pa.Table.from_pylist(table), folder / "00000.parquet")
-    clips = [members(f"./000010000_{n:03d}", caption="a cut", clips=[[0, 1]], videoid=1) for n in range(2)]
+    clips = [
+        members(f"./000010000_{n:03d}", caption="a cut", clips=[[0, 1]], videoid=1)
+        for n in range(2)
+    ]
     (folder / "00001.tar").write_bytes(pack(*(item for sample in clips for item in sample.items())))
     return folder
 
@@ -52,7 +73,9 @@ def test_captions_statuses_and_clips_are_read(downloads):
     form, _ = scan_source(downloads)
     assert form == "shards of video2dataset or img2dataset"
     rows, rejects = scan(downloads)
-    assert {name: (row.captions, row.group or row.name, row.split) for name, row in rows.items()} == {
+    assert {
+        name: (row.captions, row.group or row.name, row.split) for name, row in rows.items()
+    } == {
         "000000000": (("caption of 000000000",), "000000000", "train"),
         "000000001": (("caption of 000000001",), "000000001", "train"),
         "000000003": ((), "000000003", "train"),
@@ -61,15 +84,26 @@ def test_captions_statuses_and_clips_are_read(downloads):
     }
     row = rows["000000001"]
     assert row.meta == {"videoid": 1, "url": "https://host.example/watch?v=000000001"}
-    assert (row.file_name, row.kind, row.path) == ("000000001.mp4", "video", downloads / "00000.tar")
+    assert (row.file_name, row.kind, row.path) == (
+        "000000001.mp4",
+        "video",
+        downloads / "00000.tar",
+    )
     assert row.path.read_bytes()[row.member.offset :][: row.member.size] == b"000000001" * 200
     assert [(r.id, r.path, r.reason, r.detail) for r in rejects] == [
         ("000000002", "", "not fetched", "failed_to_download: HTTP Error 404"),
-        ("000000004", "https://host.example/watch?v=000000004", "not fetched", "failed_to_subsample: no cuts"),
+        (
+            "000000004",
+            "https://host.example/watch?v=000000004",
+            "not fetched",
+            "failed_to_subsample: no cuts",
+        ),
     ]
 
 
-def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(downloads, memory, monkeypatch):
+def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(
+    downloads, memory, monkeypatch
+):
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0,))
     store = fsspec.filesystem("memory")
     in_store(*downloads.iterdir())
@@ -93,13 +127,19 @@ def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(downloads, 
 def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, beside):
     """Flips in the bytes of media may stay unseen, so that the media are compared only where the headers are hit."""
     keys = [f"{number:05d}" for number in range(4)]
-    parts = [item for key in keys for item in members(key, f"c{int(key)}", size=2000, split="test").items()]
+    parts = [
+        item
+        for key in keys
+        for item in members(key, f"c{int(key)}", size=2000, split="test").items()
+    ]
     content, shard = pack(*parts), tmp_path / "00000.tar"
     if beside == "table":
         table = pa.Table.from_pylist([{"key": key, "status": "success"} for key in keys])
         pq.write_table(table, shard.with_suffix(".parquet"))
     headers = headers_of(content)
-    ranges = (range(at + 512, at + 512 + len(data)) for at, (_, data) in zip(headers, parts, strict=True))
+    ranges = (
+        range(at + 512, at + 512 + len(data)) for at, (_, data) in zip(headers, parts, strict=True)
+    )
     in_data = {byte for place in ranges for byte in place}
     for changed in damaged(content, headers):
         shard.write_bytes(changed)
@@ -168,8 +208,16 @@ def test_an_invalid_sample_is_a_reject(tmp_path):
 
 def test_what_is_kept_of_a_sample(tmp_path):
     """The video rather than a picture of it; short columns; the group of a clip only if the sample says that it is."""
-    more = {"note": "x" * 1001, "title": "x" * 1000, "list": [1], "page": "https://me:pw@host/a", "sha256": "0"}
-    sample = {"00_000.jpg": b"2"} | members("00_000", caption="a dog", **more) | {"00_000.png": b"3"}
+    more = {
+        "note": "x" * 1001,
+        "title": "x" * 1000,
+        "list": [1],
+        "page": "https://me:pw@host/a",
+        "sha256": "0",
+    }
+    sample = (
+        {"00_000.jpg": b"2"} | members("00_000", caption="a dog", **more) | {"00_000.png": b"3"}
+    )
     (tmp_path / "0.tar").write_bytes(pack(*sample.items(), *members("1", "a cat", "JPG").items()))
     row, image = scan(tmp_path)[0].values()
     assert (row.file_name, row.kind, row.group, row.name) == ("00_000.mp4", "video", "", "00_000")

@@ -41,7 +41,11 @@ def units_of(rows: list[Row], **how) -> list[DecodeUnit]:
 
 def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
     """The rows with their splits, in their original order."""
-    done = {row.id: row for unit in units_of(rows, validation=validation, test=test, seed=seed) for row in unit.rows}
+    done = {
+        row.id: row
+        for unit in units_of(rows, validation=validation, test=test, seed=seed)
+        for row in unit.rows
+    }
     return [done[row.id] for row in rows]
 
 
@@ -59,7 +63,9 @@ def rows_of(groups: list[int], split: str = "") -> list[Row]:
     st.sets(st.integers(0, 59)),
     st.randoms(use_true_random=False),
 )
-def test_a_generated_split_depends_on_the_group_alone(groups: list[int], seed: int, removed: set[int], random):
+def test_a_generated_split_depends_on_the_group_alone(
+    groups: list[int], seed: int, removed: set[int], random
+):
     """Groups stay whole; rows that are added, removed, reordered or change their texts move no other row."""
     rows = rows_of(groups)
     done = assign_splits(rows, validation=0.2, test=0.1, seed=seed)
@@ -67,24 +73,39 @@ def test_a_generated_split_depends_on_the_group_alone(groups: list[int], seed: i
     split_of = {row.group: row.split for row in done}
     assert {(row.group, row.split) for row in done} == split_of.items()  # one split for each group
     kept = [row for number, row in enumerate(rows) if number not in removed]
-    changed = random.sample([row.model_copy(update={"captions": ("new",)}) for row in kept], len(kept))
+    changed = random.sample(
+        [row.model_copy(update={"captions": ("new",)}) for row in kept], len(kept)
+    )
     added = [row.model_copy(update={"id": f"new {row.id}"}) for row in rows_of(list(range(40, 50)))]
     for row in assign_splits([*added, *changed], validation=0.2, test=0.1, seed=seed):
         assert row.split == split_of.get(row.group, row.split)
 
 
 def test_generated_splits_have_the_given_shares():
-    splits = [row.split for row in assign_splits(rows_of(list(range(600))), validation=0.2, test=0.1, seed=0)]
+    splits = [
+        row.split
+        for row in assign_splits(rows_of(list(range(600))), validation=0.2, test=0.1, seed=0)
+    ]
     assert abs(splits.count("test") - 60) < 22  # three standard deviations of a drawn number
     assert abs(splits.count("validation") - 120) < 30
     assert {row.split for row in assign_splits(rows_of([1, 2, 3]), 0.0, 0.0, 0)} == {"train"}
-    assert {row.split for row in assign_splits(rows_of([1, 2, 3]), 0.6, 0.6, 0)} <= {"test", "validation"}
+    assert {row.split for row in assign_splits(rows_of([1, 2, 3]), 0.6, 0.6, 0)} <= {
+        "test",
+        "validation",
+    }
     # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51; a corpus keeps its splits
     drawn = [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 0)]
     assert drawn == ["tr", "va", "tr", "te", "tr", "tr", "va", "tr"]
     assert drawn != [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 1)]
-    given = [Row(id=f"of {name}", path=Path("a"), kind="video", split=name) for name in ("", "test", "validation")]
-    assert [row.split for row in assign_splits(given, 0.5, 0.5, 0)] == ["train", "test", "validation"]
+    given = [
+        Row(id=f"of {name}", path=Path("a"), kind="video", split=name)
+        for name in ("", "test", "validation")
+    ]
+    assert [row.split for row in assign_splits(given, 0.5, 0.5, 0)] == [
+        "train",
+        "test",
+        "validation",
+    ]
 
 
 def files(*names: str, **more) -> list[Row]:
@@ -93,7 +114,14 @@ def files(*names: str, **more) -> list[Row]:
 
 HINTED = r"(.+?)_\d+\.[^.]+$"
 CLIPS = [
-    *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_CD_12.mp4", "star_EF_1.mp4"),
+    *(
+        "star_AB_0.mp4",
+        "star_AB_1.mp4",
+        "star_CD_10.mp4",
+        "star_CD_11.mp4",
+        "star_CD_12.mp4",
+        "star_EF_1.mp4",
+    ),
     *("star_EF_2.mp4", "one.mp4", "two.mp4"),
 ]
 
@@ -103,16 +131,30 @@ def test_clips_of_the_same_videos_are_hinted_at():
         (files(*CLIPS), True),
         (files(*(f"tv/{name}" for name in CLIPS)), True),
         (files(*CLIPS, split="train"), False),  # the rows have splits
-        ([row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")], False),  # the rows have groups
+        (
+            [row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")],
+            False,
+        ),  # the rows have groups
         (files(*(f"video{n}.mp4" for n in range(9))), False),  # that is the name of the data set
         (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), False),
         # Five and six files of one name beside three small groups: rather collections of videos than the clips of one.
-        (files(*CLIPS, *(f"auto_{n}.mp4" for n in range(6)), *(f"more_{n}.mp4" for n in range(5))), True),
+        (
+            files(
+                *CLIPS, *(f"auto_{n}.mp4" for n in range(6)), *(f"more_{n}.mp4" for n in range(5))
+            ),
+            True,
+        ),
         (files(*(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))), False),
         (files("one.mp4", "two.mp4", "three.mp4"), False),
         (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), False),
         # Windows of a file count as one file.
-        ([*(row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])), *files("b", "c")], False),
+        (
+            [
+                *(row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])),
+                *files("b", "c"),
+            ],
+            False,
+        ),
         ([], False),
     ):
         with plan_of(rows, validation=0.2, test=0.2) as plan:
@@ -124,7 +166,11 @@ def test_clips_of_the_same_videos_are_hinted_at():
             pattern = hint.partition("group_pattern = '")[2].partition("'")[0]
             assert pattern.endswith(HINTED)
             groups = filter(None, (re.search(pattern, row.name) for row in rows))
-            assert {match[1].rpartition("/")[2] for match in groups} == {"star_AB", "star_CD", "star_EF"}
+            assert {match[1].rpartition("/")[2] for match in groups} == {
+                "star_AB",
+                "star_CD",
+                "star_EF",
+            }
         for other in ({}, {"validation": 0.2, "group_pattern": HINTED if expected else ""}):
             with plan_of(rows, **other) as plan:  # all for training; as the hint says
                 assert plan.group_hint() == ""
@@ -132,10 +178,14 @@ def test_clips_of_the_same_videos_are_hinted_at():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30), st.integers(1, 9)
+    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
+    st.integers(1, 9),
 )
 def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
-    rows = [Row(id=str(n), path=Path("a"), kind=kind, split=split) for n, (split, kind) in enumerate(items)]
+    rows = [
+        Row(id=str(n), path=Path("a"), kind=kind, split=split)
+        for n, (split, kind) in enumerate(items)
+    ]
     units = units_of(rows, max_rows=most)
     assert sorted(row.id for unit in units for row in unit.rows) == sorted(row.id for row in rows)
     assert len({unit.name for unit in units}) == len(units)
@@ -157,18 +207,30 @@ def test_adding_or_removing_a_row_changes_few_units():
     new = rows[0].model_copy(update={"id": "new"})
     before = contents(units_of(rows, max_rows=16))
     assert len(before) > 25
-    for changed in (rows[:70] + rows[71:], [*rows[:70], new, *rows[70:]], [new, *rows], [*rows, new]):
+    for changed in (
+        rows[:70] + rows[71:],
+        [*rows[:70], new, *rows[70:]],
+        [new, *rows],
+        [*rows, new],
+    ):
         assert len(before - contents(units_of(changed, max_rows=16))) <= 4
 
 
 def test_rejects_are_kept_in_order_and_texts_are_counted():
     bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
     still = Row(id="b", path=Path("b"), kind="image", captions=("z",))
-    with plan_of([bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), still, bad[1]]) as planned:
+    with plan_of(
+        [bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), still, bad[1]]
+    ) as planned:
         assert list(planned.rejects()) == bad
-        assert (list(planned.numbers), list(planned.places)) == ([0, 1], ["train-video-00000", "train-image-00000"])
+        assert (list(planned.numbers), list(planned.places)) == (
+            [0, 1],
+            ["train-video-00000", "train-image-00000"],
+        )
         assert planned.texts_by_split()["train"] == {"items": 2, "captions": 3, "questions": 0}
-    with plan_of([*bad, still, Row(id="a", path=Path("a"), kind="video")], kinds="image") as planned:
+    with plan_of(
+        [*bad, still, Row(id="a", path=Path("a"), kind="video")], kinds="image"
+    ) as planned:
         assert [row.id for unit in planned.units() for row in unit.rows] == ["b"]
         assert planned.texts_by_split()["train"] == {"items": 1, "captions": 1, "questions": 0}
 
@@ -178,7 +240,13 @@ def test_a_row_is_planned_as_it_was_imported():
     asked = [{"question": "what?", "answer": "a dog", "type": "what"}]
     common = {"kind": "video", "split": "train", "group": "g"}
     rows = [
-        Row(id="a", path="zip://in/a.mp4::s3://bucket/b.zip", start=1.5, meta={"a": [1, None]}, **common),
+        Row(
+            id="a",
+            path="zip://in/a.mp4::s3://bucket/b.zip",
+            start=1.5,
+            meta={"a": [1, None]},
+            **common,
+        ),
         Row(id="b", path=Path("/b.tar"), member=member, **common),
         Row(id="c", path=Path("/c.mp4"), captions=("x",), questions=asked, **common),
     ]
@@ -191,7 +259,13 @@ def test_a_row_is_planned_as_it_was_imported():
         assert list(planned.rows(np.array([2]))) == [rows[2]]
 
 
-CLIP_NAMES = ["tv/star_ABC_0.mp4", "tv/star_ABC_1.mp4", "star_DE_10.mp4", "other.mp4", "https://host/star_ABC_2.mp4"]
+CLIP_NAMES = [
+    "tv/star_ABC_0.mp4",
+    "tv/star_ABC_1.mp4",
+    "star_DE_10.mp4",
+    "other.mp4",
+    "https://host/star_ABC_2.mp4",
+]
 
 
 def test_a_pattern_gives_the_group_of_rows_without_one():
@@ -199,12 +273,22 @@ def test_a_pattern_gives_the_group_of_rows_without_one():
     for pattern, groups in (
         (r"star_(\w+)_\d+", ["ABC", "ABC", "DE", "other.mp4", "ABC", "mine"]),
         (r"star_[A-Z]+", ["star_ABC", "star_ABC", "star_DE", "other.mp4", "star_ABC", "mine"]),
-        (HINTED, ["tv/star_ABC", "tv/star_ABC", "star_DE", "other.mp4", "https://host/star_ABC", "mine"]),
-        (r"^(tv)/|^\w+_10", ["tv", "tv", "star_DE_10", "other.mp4", "https://host/star_ABC_2.mp4", "mine"]),
+        (
+            HINTED,
+            ["tv/star_ABC", "tv/star_ABC", "star_DE", "other.mp4", "https://host/star_ABC", "mine"],
+        ),
+        (
+            r"^(tv)/|^\w+_10",
+            ["tv", "tv", "star_DE_10", "other.mp4", "https://host/star_ABC_2.mp4", "mine"],
+        ),
         ("", [*CLIP_NAMES, "mine"]),
     ):
         for shares in ({}, {"validation": 0.3, "test": 0.3}):
-            done = {row.id: row for unit in units_of(rows, group_pattern=pattern, **shares) for row in unit.rows}
+            done = {
+                row.id: row
+                for unit in units_of(rows, group_pattern=pattern, **shares)
+                for row in unit.rows
+            }
             assert [done[row.id].group for row in rows] == groups
             assert len({(row.group, row.split) for row in done.values()}) == len(set(groups))
     with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'a\.mp4'"):
@@ -224,21 +308,37 @@ def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]
     """Records, each with the row that it means: windows of videos, ones with a question, images, and empty windows."""
     for number, kind in enumerate(kinds):
         name, end = (f"{number}.jpg", "") if kind == IMAGE else (f"{number}.mp4", "@1.5-3")
-        texts = {"split": "test" if number % 2 else "train", "source": "tv", "caption": f'a "dog", {number} — läuft'}
+        texts = {
+            "split": "test" if number % 2 else "train",
+            "source": "tv",
+            "caption": f'a "dog", {number} — läuft',
+        }
         window = {} if kind == IMAGE else {"start": 1.5, "end": 1.5 if kind == BAD else 3.0}
         asked = {"questions": ASKED} if kind == QUESTION else {}
         row = None
         if kind != BAD:
             files = {"id": f"{number}{end}", "path": folder / name, "name": name, "group": name}
-            said = {"captions": (texts["caption"],), "split": texts["split"], "meta": {"source": "tv"}}
-            row = Row(kind="image" if kind == IMAGE else "video", **files, **said, **window, **asked)
-        yield {"path": name, **texts, **window} | {key: json.dumps(value) for key, value in asked.items()}, row
+            said = {
+                "captions": (texts["caption"],),
+                "split": texts["split"],
+                "meta": {"source": "tv"},
+            }
+            row = Row(
+                kind="image" if kind == IMAGE else "video", **files, **said, **window, **asked
+            )
+        yield (
+            {"path": name, **texts, **window}
+            | {key: json.dumps(value) for key, value in asked.items()},
+            row,
+        )
 
 
 def write(folder: Path, form: str, kinds: list[str]) -> Path:
     path, rows = folder / f"m.{form}", [record for record, _ in records(kinds, folder)]
     if form.startswith("json"):
-        lines = json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+        lines = (
+            json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+        )
         path.write_bytes(gzip.compress(lines.encode()) if form.endswith("gz") else lines.encode())
         return path
     table = [{column: row.get(column) for column in COLUMNS} for row in rows]
@@ -260,7 +360,10 @@ def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
     with TemporaryDirectory() as name:
         imported = import_source(write(Path(name), form, kinds), Path(name) / "manifests")
         plan, about = DecodePlan(imported), imported.about
-        assert (about["rows"], about["rejects"]) == (len(kinds) - kinds.count(BAD), kinds.count(BAD))
+        assert (about["rows"], about["rejects"]) == (
+            len(kinds) - kinds.count(BAD),
+            kinds.count(BAD),
+        )
         assert about["questions"] == (QUESTION in kinds)
         rows = {row.id: row for unit in plan.units() for row in unit.rows}
         assert rows == {row.id: row for _, row in records(kinds, Path(name)) if row}
@@ -271,15 +374,21 @@ def imported_again(monkeypatch, source: Path, first: Manifest, **how) -> bool:
     """Whether a second import reads the records again."""
     read = []
     scan = manifest.scan_source
-    monkeypatch.setattr(manifest, "scan_source", lambda *place: (read.append(place), scan(*place))[1])
+    monkeypatch.setattr(
+        manifest, "scan_source", lambda *place: (read.append(place), scan(*place))[1]
+    )
     again = import_source(source, first.folder.parent, **how)
     monkeypatch.undo()
     assert (again.folder == first.folder) == (not read)
-    assert [folder.name for folder in first.folder.parent.iterdir()] == [again.folder.name]  # no earlier one stays
+    assert [folder.name for folder in first.folder.parent.iterdir()] == [
+        again.folder.name
+    ]  # no earlier one stays
     return bool(read)
 
 
-def test_an_unchanged_source_is_imported_once_and_an_unusable_one_leaves_nothing(tmp_path, monkeypatch):
+def test_an_unchanged_source_is_imported_once_and_an_unusable_one_leaves_nothing(
+    tmp_path, monkeypatch
+):
     source = write(tmp_path, "jsonl", [GOOD, QUESTION])
     first = import_source(source, tmp_path / "manifests")
     assert not imported_again(monkeypatch, source, first)
@@ -307,7 +416,12 @@ def test_a_changed_folder_is_imported_again(tmp_path, monkeypatch):
     (folder / "deep").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "deep/c.mp4", "a.txt", "deep/c.txt"):
         (folder / name).write_text("a dog")
-    for name in ("deep/c.txt", "b.txt", "deep/d.mp4", ""):  # a changed text, a new one, a new video, a removed one
+    for name in (
+        "deep/c.txt",
+        "b.txt",
+        "deep/d.mp4",
+        "",
+    ):  # a changed text, a new one, a new video, a removed one
         first = import_source(folder, tmp_path / "manifests")
         assert not imported_again(monkeypatch, folder, first)
         (folder / name).write_text("another one") if name else (folder / "deep" / "c.mp4").unlink()
@@ -318,13 +432,21 @@ def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path
     videos, table = tmp_path / "videos", tmp_path / "train.jsonl"
     videos.mkdir()
     (videos / "a.webm").touch()
-    table.write_text('{"clip_name": "a", "caption": "a dog"}\n{"clip_name": "b", "caption": "a cat"}\n')
+    table.write_text(
+        '{"clip_name": "a", "caption": "a dog"}\n{"clip_name": "b", "caption": "a cat"}\n'
+    )
     first = import_source(videos, tmp_path / "manifests", {"train": table})
     assert not imported_again(monkeypatch, videos, first, annotations={"train": table})
     (videos / "b.webm").touch()
     assert imported_again(monkeypatch, videos, first, annotations={"train": table})
-    for how in ({"annotations": {"test": table}}, {"annotations": {"train": table}, "root": videos}):
-        assert import_source(videos, tmp_path / "manifests", **how).folder.name[:16] != first.folder.name[:16]
+    for how in (
+        {"annotations": {"test": table}},
+        {"annotations": {"train": table}, "root": videos},
+    ):
+        assert (
+            import_source(videos, tmp_path / "manifests", **how).folder.name[:16]
+            != first.folder.name[:16]
+        )
     beside = import_source(table, tmp_path / "manifests")
     (tmp_path / "a.mp4").touch()  # the videos of a file of a data set lie beside it
     assert import_source(table, tmp_path / "manifests").folder != beside.folder

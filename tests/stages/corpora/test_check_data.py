@@ -19,7 +19,11 @@ def rows(count: int, **more) -> list[dict]:
 
 def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data", rows(30))
-    lines = [{"path": "gone.png", "caption": "x"}, {"path": "item1x.png", "id": "silent"}, {"caption": "no path"}]
+    lines = [
+        {"path": "gone.png", "caption": "x"},
+        {"path": "item1x.png", "id": "silent"},
+        {"caption": "no path"},
+    ]
     lines.append({"path": "https://host.example/a.mp4", "caption": "x"})
     with manifest.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -35,7 +39,9 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     assert report["decoded"]["items"] == 5
     assert report["problems"] == []
     assert json.loads(json.dumps(report)) == report
-    assert check_data(manifest, CONFIG.model_copy(update={"kinds": "image"}))["kinds"] == {"image": 32}
+    assert check_data(manifest, CONFIG.model_copy(update={"kinds": "image"}))["kinds"] == {
+        "image": 32
+    }
     print_check(report)
     assert "1 missing files" in capsys.readouterr().out
 
@@ -52,7 +58,9 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
 def test_a_missing_test_split_is_a_problem_with_its_reason(items, changes, why, tmp_path):
     manifest = write_manifest(tmp_path / "data", [dict(item) for item in items])
     config = CONFIG.model_copy(update=changes)
-    (problem,) = [p for p in check_data(manifest, config, samples=1)["problems"] if "test split" in p]
+    (problem,) = [
+        p for p in check_data(manifest, config, samples=1)["problems"] if "test split" in p
+    ]
     assert why in problem
     counts, reason = items_of_split(manifest, config, "test", {}, None, tmp_path)
     assert counts == {"items": 0, "captions": 0, "questions": 0}
@@ -86,18 +94,34 @@ def test_a_folder_without_texts_and_its_tables_are_named(tmp_path):
     assert "no captions and no questions" in check_data(folder, CONFIG, samples=2)["problems"]
     for name in ("a.jsonl", "b.jsonl"):  # a single one is the manifest
         (folder / name).write_text('{"path": "video0.png", "caption": "a cat"}\n')
-    assert any("a.jsonl, b.jsonl" in problem for problem in check_data(folder, CONFIG, samples=2)["problems"])
+    assert any(
+        "a.jsonl, b.jsonl" in problem
+        for problem in check_data(folder, CONFIG, samples=2)["problems"]
+    )
 
 
 def test_long_and_shared_texts_are_counted(tmp_path, capsys):
     """Texts that training cuts, with [CLS] and [SEP], and captions that it has too."""
-    splits = {"train": ["a cat", "a dog"], "validation": ["a bird"], "test": ["a dog", "an owl, which hoots at night"]}
+    splits = {
+        "train": ["a cat", "a dog"],
+        "validation": ["a bird"],
+        "test": ["a dog", "an owl, which hoots at night"],
+    }
     items = [{"id": name, "captions": texts, "split": name} for name, texts in splits.items()]
-    items.append({"id": "silent", "split": "test", "questions": [{"question": "which one is it?", "answer": "x"}]})
+    items.append(
+        {
+            "id": "silent",
+            "split": "test",
+            "questions": [{"question": "which one is it?", "answer": "x"}],
+        }
+    )
     manifest = write_manifest(tmp_path / "data", items)
     lengths = {"pretrain": 8, "finetune_retrieval": 9, "finetune_qa": 6}
     report = check_data(manifest, CONFIG, samples=1, max_text_tokens=lengths)
-    cut = {stage: (values["of"], values["texts"], values["cut"]) for stage, values in report["long_texts"].items()}
+    cut = {
+        stage: (values["of"], values["texts"], values["cut"])
+        for stage, values in report["long_texts"].items()
+    }
     assert cut == {
         "pretrain": ("captions", 5, 1),
         "finetune_retrieval": ("captions", 5, 0),
@@ -110,5 +134,7 @@ def test_long_and_shared_texts_are_counted(tmp_path, capsys):
     assert "pretrain.max_text_tokens = 8 cuts at least 1 of 5 captions (20.0%)" in out
     assert "1 of 2 test items have a caption" in out
     items[2]["captions"] = []
-    asked = check_data(write_manifest(tmp_path / "data", items), CONFIG, samples=1, max_text_tokens=lengths)
+    asked = check_data(
+        write_manifest(tmp_path / "data", items), CONFIG, samples=1, max_text_tokens=lengths
+    )
     assert any(problem.startswith("no test captions") for problem in asked["problems"])

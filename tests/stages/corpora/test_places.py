@@ -34,15 +34,24 @@ def downloads(sample, tmp_path) -> Path:
     rows = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
     for number in (0, 1, 3):
         key, caption = f"00000000{number}", "" if number == 3 else f"caption  of {number}"
-        members += [(f"{key}.mp4", (sample / rows[number]["path"]).read_bytes()), (f"{key}.txt", caption.encode())]
+        members += [
+            (f"{key}.mp4", (sample / rows[number]["path"]).read_bytes()),
+            (f"{key}.txt", caption.encode()),
+        ]
         members += [(f"{key}.json", json.dumps(about(key, split="train")).encode())]
     (folder / "00000.tar").write_bytes(pack(*members))
-    failed = about("000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found")
+    failed = about(
+        "000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found"
+    )
     pq.write_table(pa.Table.from_pylist([failed]), folder / "00000.parquet")
     (folder / "00000_stats.json").write_text('{"count": 4, "successes": 3}')
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(buffer, "JPEG")
-    pictures = [(f"10000{n}.{end}", data) for n in "01" for end, data in (("jpg", buffer.getvalue()), ("txt", b"red"))]
+    pictures = [
+        (f"10000{n}.{end}", data)
+        for n in "01"
+        for end, data in (("jpg", buffer.getvalue()), ("txt", b"red"))
+    ]
     (folder / "00001.tar").write_bytes(pack(*pictures))
     return folder
 
@@ -57,18 +66,24 @@ def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resour
     report = check_data(downloads, CONFIG)
     assert (report["form"], report["items"]) == ("shards of video2dataset or img2dataset", 6)
     assert report["kinds"] == {"video": 3, "image": 2}
-    assert report["bad_rows"]["examples"] == ["000000002: failed_to_download: HTTP Error 404: Not Found"]
+    assert report["bad_rows"]["examples"] == [
+        "000000002: failed_to_download: HTTP Error 404: Not Found"
+    ]
     assert report["decoded"] == {"items": 5, "rejected": {}, "examples": []}
 
     loose, lines = tmp_path / "loose", []
     loose.mkdir()
     for row in (row for row in scan_source(downloads)[1] if isinstance(row, Row)):
-        (loose / row.file_name).write_bytes(row.path.read_bytes()[row.member.offset :][: row.member.size])
+        (loose / row.file_name).write_bytes(
+            row.path.read_bytes()[row.member.offset :][: row.member.size]
+        )
         known = row.model_dump(include={"id", "captions", "split"})
         lines.append({"path": row.file_name, **known, **row.meta, "group": row.group or row.name})
     (loose / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     decode_videos.run(CONFIG, {"data": loose / "manifest.jsonl"}, other, resources)
-    assert [p.read_bytes() for p in sorted(out.glob("*.tar"))] == [p.read_bytes() for p in sorted(other.glob("*.tar"))]
+    assert [p.read_bytes() for p in sorted(out.glob("*.tar"))] == [
+        p.read_bytes() for p in sorted(other.glob("*.tar"))
+    ]
 
 
 def test_the_digest_is_that_of_the_shards(downloads, tmp_path):
@@ -85,7 +100,10 @@ def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
     member = Member(name="a.mp4", offset=512, size=1 << 30)
     whole = Row(id="a", path=downloads / "00000.tar", member=member, kind="video")
     for limit, reason in ((1 << 40, r"unreadable: .*ends inside a\.mp4"), (100, "too large")):
-        with pytest.raises(decode_videos.DecodeError, match=reason), decode_videos.fetched(whole, limit, downloads):
+        with (
+            pytest.raises(decode_videos.DecodeError, match=reason),
+            decode_videos.fetched(whole, limit, downloads),
+        ):
             pass
     assert not list(downloads.glob(".fetched.*"))
 
@@ -105,19 +123,29 @@ def manifest(sample: Path, tmp_path: Path) -> Path:
     return folder / "manifest.jsonl"
 
 
-def decoded(source: Location, out: Path, resources: Resources, **config) -> tuple[dict[str, bytes], dict[str, str]]:
+def decoded(
+    source: Location, out: Path, resources: Resources, **config
+) -> tuple[dict[str, bytes], dict[str, str]]:
     """The shards by their names, and the reasons of rejects by their ids."""
     settings = decode_videos.Config(frames=4, size=32, max_reject_share=0.8, **config)
     decode_videos.run(settings, {"data": source}, out, resources)
     return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(out)
 
 
-def test_a_remote_manifest_gives_the_same_shards(manifest, tmp_path, served, memory, inline_pool, resources):
+def test_a_remote_manifest_gives_the_same_shards(
+    manifest, tmp_path, served, memory, inline_pool, resources
+):
     """So does a local one with remote videos, as the tables of large data sets have. A changed video changes the
     fingerprint."""
     in_store(*manifest.parent.iterdir())
-    url, rows = served(manifest.parent)[0], [json.loads(line) for line in manifest.read_text().splitlines()]
-    links = [row | {"path": f"{url}/{row['path'].replace(' ', '%20').replace('#', '%23')}"} for row in rows]
+    url, rows = (
+        served(manifest.parent)[0],
+        [json.loads(line) for line in manifest.read_text().splitlines()],
+    )
+    links = [
+        row | {"path": f"{url}/{row['path'].replace(' ', '%20').replace('#', '%23')}"}
+        for row in rows
+    ]
     (tmp_path / "links.jsonl").write_text("\n".join(map(json.dumps, links)))
     here = decoded(manifest, tmp_path / "here", resources)
     assert (len(here[0]), here[1]) == (1, {"gone": "missing"})
@@ -140,7 +168,10 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
     for name in ("here", "there"):
         (tmp_path / f"{name}.png").write_bytes(bytes(10_001))
     paths = {
-        "not fetched": [f"http://127.0.0.1:{free_port()}/a.png", "http://no.such.host.invalid/b.mp4"],
+        "not fetched": [
+            f"http://127.0.0.1:{free_port()}/a.png",
+            "http://no.such.host.invalid/b.mp4",
+        ],
         "too large": ["here.png", f"{served(tmp_path)[0]}/there.png"],
         "": ["a.png"],
     }
@@ -148,5 +179,8 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
     rows = [{"id": path, "path": path, "caption": "x", "split": "train"} for path in expected]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shards, rejected = decoded(tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000)
-    assert (len(shards), rejected) == (1, {path: reason for path, reason in expected.items() if reason})
+    assert (len(shards), rejected) == (
+        1,
+        {path: reason for path, reason in expected.items() if reason},
+    )
     assert digest_data(tmp_path / "m.jsonl", Digests(tmp_path / "digests.sqlite"))

@@ -31,7 +31,9 @@ def test_the_maximum_reject_share_is_accepted(decode_rows, capsys):
     rows = [{"id": "captioned", **WALL}, {"id": "silent"}]
     assert decode_rows(rows, max_reject_share=0.5)[0].counts["rejected"] == 1
     assert "1 of 2 items are rejected (1 no text): " in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"1 of 2 items are rejected.*max_reject_share = 0.49.*\(1 no text\)"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 items are rejected.*max_reject_share = 0.49.*\(1 no text\)"
+    ):
         decode_rows(rows, max_reject_share=0.49)
 
 
@@ -40,7 +42,9 @@ def decode_with(monkeypatch, errors: dict[str, BaseException]) -> None:
     original = decode_videos.decode_image
 
     def decode(path, *args, **options):
-        assert sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_DATA)[0] > 0  # the limit of memory
+        assert (
+            sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_DATA)[0] > 0
+        )  # the limit of memory
         if path.stem in errors:
             raise errors[path.stem]
         return original(path, *args, **options)
@@ -49,9 +53,15 @@ def decode_with(monkeypatch, errors: dict[str, BaseException]) -> None:
 
 
 def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
-    errors = {"long": OverflowError("int too big"), "odd": AssertionError(), "io": OSError(5, "Input/output error")}
+    errors = {
+        "long": OverflowError("int too big"),
+        "odd": AssertionError(),
+        "io": OSError(5, "Input/output error"),
+    }
     decode_with(monkeypatch, errors | {"large": MemoryError()})
-    outcome, out = decode_rows([{"id": name, **WALL} for name in (*errors, "large", "good")], max_reject_share=1)
+    outcome, out = decode_rows(
+        [{"id": name, **WALL} for name in (*errors, "large", "good")], max_reject_share=1
+    )
     assert (outcome.counts["samples"], outcome.counts["rejected"]) == (1, 4)
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     assert [(row["reason"], row["detail"]) for row in rejects] == [
@@ -64,7 +74,8 @@ def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
 
 @pytest.mark.parametrize("place", ["local_copy", "decode_image"])
 @pytest.mark.parametrize(
-    "error", [InputError("no PyAV"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+    "error",
+    [InputError("no PyAV"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()],
 )
 def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, place, error):
     monkeypatch.setattr(decode_videos, place, Mock(side_effect=error))
@@ -73,7 +84,11 @@ def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, 
 
 
 def test_items_without_texts_do_not_count_as_expected(decode_rows, monkeypatch):
-    rows = [{"id": "captioned", "captions": ["a wall"]}, {"id": "silent"}, {"id": "cut", "captions": ["x", "y"]}]
+    rows = [
+        {"id": "captioned", "captions": ["a wall"]},
+        {"id": "silent"},
+        {"id": "cut", "captions": ["x", "y"]},
+    ]
     decode_with(monkeypatch, {"cut": DecodeError("unreadable")})
     outcome, out = decode_rows([row | {"split": "test"} for row in rows], max_reject_share=1)
     assert outcome.counts["rejected"] == 2
@@ -81,10 +96,14 @@ def test_items_without_texts_do_not_count_as_expected(decode_rows, monkeypatch):
     assert statistics == {"items": [1, 2], "captions": [1, 3], "questions": [0, 0]}
 
 
-def test_data_without_texts_or_a_decoder_fails_before_decoding(tmp_path, resources, inline_pool, monkeypatch):
+def test_data_without_texts_or_a_decoder_fails_before_decoding(
+    tmp_path, resources, inline_pool, monkeypatch
+):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.mp4").write_bytes(b"a video")
-    with pytest.raises(InputError, match=r"no captions and no questions; .* in a \.txt file of the same name"):
+    with pytest.raises(
+        InputError, match=r"no captions and no questions; .* in a \.txt file of the same name"
+    ):
         decode_videos.run(Config(), {"data": tmp_path}, tmp_path / "out", resources)
     (tmp_path / "b.txt").write_text("a wall")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -103,14 +122,26 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     (data / "clip.mp4").symlink_to(next((sample / "videos").glob("train-*.mp4")))
     (data / "linked").symlink_to(sample / "images")  # large folders of videos are often linked
     Image.new("RGB", (20, 10)).save(data / "a.png")
-    names = ["folder.mp4", "pipe.mp4", "loop.mp4", "a.png/below.mp4", 300 * "x" + ".mp4", "gone.mp4", "lost.png"]
+    names = [
+        "folder.mp4",
+        "pipe.mp4",
+        "loop.mp4",
+        "a.png/below.mp4",
+        300 * "x" + ".mp4",
+        "gone.mp4",
+        "lost.png",
+    ]
     names += ["tube.png", "zero.mp4"]
-    rows = [{"path": name, **WALL} for name in [*names, "a.png", "clip.mp4", "linked/still-00000.jpg"]]
+    rows = [
+        {"path": name, **WALL} for name in [*names, "a.png", "clip.mp4", "linked/still-00000.jpg"]
+    ]
     rows += [{"path": "clip.mp4", "id": "stamp", "start": 1.7e18, **WALL}]
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999, **WALL}]
     (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(size=16, frames=2, max_reject_share=1)
-    counts = decode_videos.run(config, {"data": data / "m.jsonl"}, tmp_path / "out", resources).counts
+    counts = decode_videos.run(
+        config, {"data": data / "m.jsonl"}, tmp_path / "out", resources
+    ).counts
     rejects = rejects_of(tmp_path / "out")
     assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
     assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
@@ -136,7 +167,9 @@ class DyingDecoder(decode_videos.Config):
 
 def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
     limits = []
-    monkeypatch.setattr(decode_videos, "exit_after", lambda seconds: limits.append(seconds) or nullcontext())
+    monkeypatch.setattr(
+        decode_videos, "exit_after", lambda seconds: limits.append(seconds) or nullcontext()
+    )
     outcome, _ = decode_rows([{"id": name, **WALL} for name in "abc"], timeout=7)
     assert (outcome.counts["samples"], limits) == (3, [7 + 30] * 3)
 
@@ -152,7 +185,9 @@ def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize(("crashes", "tries"), [(0, 1), (1, 2), (2, 3)])
-def test_an_item_during_which_a_process_died_is_decoded_apart(decode_rows, monkeypatch, tmp_path, crashes, tries):
+def test_an_item_during_which_a_process_died_is_decoded_apart(
+    decode_rows, monkeypatch, tmp_path, crashes, tries
+):
     """Twice in a process of its own; then a video by ffmpeg, and an image is a reject. Only this item."""
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "parts" / "train-image-00000.suspects").write_text("1")

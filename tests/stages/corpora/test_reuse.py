@@ -15,15 +15,21 @@ from alpro.stages.execution.interface import Outcome, Resources
 from tests.stages.conftest import contents, too_slow, write_manifest
 
 
-def decode_images(rows: list[dict], folder: Path, resources: Resources, **config) -> tuple[Outcome, Path]:
+def decode_images(
+    rows: list[dict], folder: Path, resources: Resources, **config
+) -> tuple[Outcome, Path]:
     """Decodes images of the rows, as an artifact beside earlier ones of the same folder.
 
     Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are not in the manifest.
     """
     out = folder / "artifacts" / f"run {len(list(folder.glob('artifacts/*')))}"
     out.mkdir(parents=True)
-    files = [{key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows]
-    source = write_manifest(folder / "data", [{k: v for k, v in row.items() if k not in files[0]} for row in rows])
+    files = [
+        {key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows
+    ]
+    source = write_manifest(
+        folder / "data", [{k: v for k, v in row.items() if k not in files[0]} for row in rows]
+    )
     for row, file in zip(rows, files, strict=True):  # unchanged images keep their time
         path = folder / "data" / f"{row['id']}.png"
         path.write_bytes(path.read_bytes() + file["more"])
@@ -38,7 +44,8 @@ def shards(folder: Path) -> dict[str, tuple[str, ...]]:
     """The ids of each shard, by the SHA-256 of its file."""
     table = pq.read_table(folder / "index.parquet").to_pylist()
     return {
-        checksum(path): tuple(row["id"] for row in table if row["shard"] == path.name) for path in folder.glob("*.tar")
+        checksum(path): tuple(row["id"] for row in table if row["shard"] == path.name)
+        for path in folder.glob("*.tar")
     }
 
 
@@ -60,7 +67,14 @@ SILENT = {"id": "silent", "split": "train"}
         ([*WALLS, SILENT], 24, False),
         ([*WALLS, SILENT], 24, True),
     ],
-    ids=["a new row", "a removed row", "another caption", "another picture", "no links", "the same"],
+    ids=[
+        "a new row",
+        "a removed row",
+        "another caption",
+        "another picture",
+        "no links",
+        "the same",
+    ],
 )
 def test_only_shards_with_new_or_changed_rows_are_decoded(
     rows, linked, links, tmp_path, resources, inline_pool, monkeypatch
@@ -75,18 +89,33 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(
     same = len(rows) > 25 or rows == [*WALLS, SILENT]
     assert linked <= outcome.counts["linked"] <= (24 if same else 23)
     assert outcome.counts["rejected"] == 1
-    assert sorted(ShardReader(new).column("id").to_pylist()) == sorted(row["id"] for row in rows if row != SILENT)
-    assert sum(len(ids) for sha, ids in shards(new).items() if sha in shards(old)) == outcome.counts["linked"]
+    assert sorted(ShardReader(new).column("id").to_pylist()) == sorted(
+        row["id"] for row in rows if row != SILENT
+    )
+    assert (
+        sum(len(ids) for sha, ids in shards(new).items() if sha in shards(old))
+        == outcome.counts["linked"]
+    )
     assert contents(old) == before
     alone, apart = decode_images(rows, tmp_path / "apart", resources)
     assert alone.counts["linked"] == 0
     # Only units.parquet depends on the location of the files.
-    finished = {name: sha for name, sha in contents(apart).items() if "parts/" not in name and "units" not in name}
+    finished = {
+        name: sha
+        for name, sha in contents(apart).items()
+        if "parts/" not in name and "units" not in name
+    }
     assert finished.items() <= contents(new).items()
 
 
 OTHER_SETTINGS = {"frames": 8, "size": 20, "timeout": 30.0, "max_bytes": 10**6}
-WITHOUT_EFFECT = {"validation": 0.3, "test": 0.3, "seed": 7, "max_reject_share": 1.0, "kinds": "image"}
+WITHOUT_EFFECT = {
+    "validation": 0.3,
+    "test": 0.3,
+    "seed": 7,
+    "max_reject_share": 1.0,
+    "kinds": "image",
+}
 
 
 def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
@@ -96,7 +125,10 @@ def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
     _, old = decode_images(rows, tmp_path, resources)
     for changes, linked in ((OTHER_SETTINGS, 0), (WITHOUT_EFFECT, 4)):
         for name, value in changes.items():
-            assert decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"] == linked, name
+            assert (
+                decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"]
+                == linked
+            ), name
     manifest = (tmp_path / "data" / "items.jsonl").read_text()
     for change in ({"touched": 2}, {"more": b"more"}):
         outcome, new = decode_images([rows[0] | change, *rows[1:]], tmp_path, resources)
@@ -109,7 +141,9 @@ def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
     assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
 
 
-@pytest.mark.parametrize("damage", ["train-image-00001.tar", "units.parquet", "index.parquet", "rejects.parquet"])
+@pytest.mark.parametrize(
+    "damage", ["train-image-00001.tar", "units.parquet", "index.parquet", "rejects.parquet"]
+)
 def test_corrupt_shards_and_tables_are_not_reused(tmp_path, resources, inline_pool, damage):
     """In a folder whose name has a meaning in URLs."""
     _, old = decode_images([*WALLS, SILENT], tmp_path / "w#1 ?%20", resources)

@@ -20,7 +20,10 @@ from alpro.stages.execution.interface import Resources
 
 def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
     """Writes the numbers of items that a corpus has, and was to have."""
-    splits = {split: {name: [0, 0] for name in ("items", "captions", "questions")} for split in ("train", "validation")}
+    splits = {
+        split: {name: [0, 0] for name in ("items", "captions", "questions")}
+        for split in ("train", "validation")
+    }
     (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
     also_in_training(folder)
     return folder
@@ -28,8 +31,13 @@ def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
 
 def also_in_training(folder: Path, **splits: str) -> None:
     """Writes the items, each with its split, that share a caption with a training item."""
-    rows = [{"id": name, "split": split, "captions": True, "frames": False} for name, split in splits.items()]
-    schema = pa.schema({"id": pa.string(), "split": pa.string(), "captions": pa.bool_(), "frames": pa.bool_()})
+    rows = [
+        {"id": name, "split": split, "captions": True, "frames": False}
+        for name, split in splits.items()
+    ]
+    schema = pa.schema(
+        {"id": pa.string(), "split": pa.string(), "captions": pa.bool_(), "frames": pa.bool_()}
+    )
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "overlap.parquet")
 
 
@@ -40,11 +48,18 @@ class Reading(Alpro):
     A clip matches the text that names what it is, and a question is answered by it.
     """
 
-    def __init__(self, shape: ModelConfig, answers: list[str], words: dict[int, int], certainty: float):
+    def __init__(
+        self, shape: ModelConfig, answers: list[str], words: dict[int, int], certainty: float
+    ):
         super().__init__(shape, answers=len(answers))
         self.multimodal_encoder, self.vtm_head = Pairing(), Matching()
         self.qa_head = Answering(len(answers))
-        self.words, self.seen, self.lengths, self.certainty = words, list[Tensor](), set[int](), certainty
+        self.words, self.seen, self.lengths, self.certainty = (
+            words,
+            list[Tensor](),
+            set[int](),
+            certainty,
+        )
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         self.seen.append(frames)
@@ -61,7 +76,11 @@ class Reading(Alpro):
         self.lengths.add(int(mask.sum(1).max()))
         last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
         place = torch.tensor([self.words.get(int(word), 3) for word in last])
-        return nn.functional.one_hot(place, self.config.text.width).float()[:, None].expand(-1, ids.shape[1], -1)
+        return (
+            nn.functional.one_hot(place, self.config.text.width)
+            .float()[:, None]
+            .expand(-1, ids.shape[1], -1)
+        )
 
     def project_video(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]
@@ -75,7 +94,9 @@ class Pairing(nn.Module):
     def project(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def pairs(self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor) -> Tensor:
+    def pairs(
+        self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor
+    ) -> Tensor:
         return torch.stack([text[of_text, 0], qkv[of_video, 0]], dim=1)
 
 
@@ -119,7 +140,9 @@ def clips_of_brightness(tmp_path, corpus_of):
 def reading(tiny_model, monkeypatch):
     """reading(task, mean, std, certainty): the fake model of a folder, which is loaded wherever one is."""
 
-    def make(task: str = "retrieval", mean: float = 0.5, std: float = 0.25, certainty: float = 1.0) -> Reading:
+    def make(
+        task: str = "retrieval", mean: float = 0.5, std: float = 0.25, certainty: float = 1.0
+    ) -> Reading:
         own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
         answers = ["rising", "falling", "other"]
@@ -132,7 +155,9 @@ def reading(tiny_model, monkeypatch):
     return make
 
 
-def evaluated(module, corpus: Path, out: Path, models: tuple[str, ...], **config: object) -> dict[str, dict[str, Any]]:
+def evaluated(
+    module, corpus: Path, out: Path, models: tuple[str, ...], **config: object
+) -> dict[str, dict[str, Any]]:
     """The rows of results.json by name."""
     out.mkdir()
     inputs = {"clips": corpus} | {name: Path(name) for name in models}

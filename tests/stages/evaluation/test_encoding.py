@@ -45,7 +45,9 @@ def encoded(model) -> tuple[Texts, Videos]:
     """Seven texts of five lengths and five videos of random tokens."""
     width = model.config.text.width
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
-    texts = Texts(torch.randn(len(LENGTHS), max(LENGTHS), width), mask, torch.randn(len(LENGTHS), 8))
+    texts = Texts(
+        torch.randn(len(LENGTHS), max(LENGTHS), width), mask, torch.randn(len(LENGTHS), 8)
+    )
     return texts, Videos(torch.randn(5, 17, width), torch.randn(5, 8))
 
 
@@ -110,7 +112,9 @@ def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespac
         return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
     texts, videos = (torch.arange(count).view(-1, 1, 1).float() for count in margins.shape)
-    model = SimpleNamespace(multimodal_encoder=SimpleNamespace(project=lambda t: t, pairs=pairs), vtm_head=head)
+    model = SimpleNamespace(
+        multimodal_encoder=SimpleNamespace(project=lambda t: t, pairs=pairs), vtm_head=head
+    )
     features = Texts(texts, torch.ones(len(texts), 1), torch.from_numpy(similarity))
     return model, features, Videos(videos, torch.eye(len(videos)))
 
@@ -127,11 +131,16 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, 
     scores = match_top_k(*by_hand(margins, similarity), k)
     (alone,) = match_top_k(*by_hand(margins, similarity), k, directions=("t2v",))
     assert np.array_equal(alone.argsort(1, kind="stable"), scores[0].argsort(1, kind="stable"))
-    for ranked, margin, similar in ((scores[0], margins, similarity), (scores[1].T, margins.T, similarity.T)):
+    for ranked, margin, similar in (
+        (scores[0], margins, similarity),
+        (scores[1].T, margins.T, similarity.T),
+    ):
         for row, of_row, like in zip(ranked, margin, similar, strict=True):
             matched = np.isclose(row, of_row + like, atol=1e-5)
             assert matched.sum() == min(k, len(row))
-            assert (not matched.all() and like[matched].min() >= like[~matched].max()) or matched.all()
+            assert (
+                not matched.all() and like[matched].min() >= like[~matched].max()
+            ) or matched.all()
             assert row[matched].min() > row[~matched].max(initial=-np.inf)
             assert np.diff(row[~matched][like[~matched].argsort()]).min(initial=0) >= 0
 
@@ -149,20 +158,27 @@ def gallery(clips):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=1e-4
+    )
 
 
 @torch.no_grad()
 def test_a_gallery_is_scored_by_matching_and_by_similarity(scorer, gallery):
     texts, videos = scorer.encode(gallery)
     assert replace(scorer, length=5).encode(gallery)[0].mask.sum(1).max() == 5
-    close(encode_texts(scorer.encoder.model, scorer.tokenizer, gallery.texts, 24, batch=3).features, texts.features)
+    close(
+        encode_texts(scorer.encoder.model, scorer.tokenizer, gallery.texts, 24, batch=3).features,
+        texts.features,
+    )
     scores, similarity = scorer.score(gallery)
     close(similarity, texts.features @ videos.features.T)
     model = scorer.encoder.model
     for text, video in [(0, 0), (0, 7), (3, 5), (7, 1)]:
         one = slice(text, text + 1)
-        logits = model.match(texts.tokens[one], texts.mask[one], videos.tokens[video : video + 1])[0]
+        logits = model.match(texts.tokens[one], texts.mask[one], videos.tokens[video : video + 1])[
+            0
+        ]
         close(scores[text, video], logits[1] - logits[0])
     few = replace(scorer, top_k=2)
     close(few.score(gallery)[0], match_top_k(model, texts, videos, 2))
@@ -182,7 +198,9 @@ def test_pairs_are_chosen_and_scored_in_float32_under_autocast(scorer, gallery, 
         assert torch.equal(similarities(texts.features, videos.features), similarity)
         for actual, exact in zip(some.score(gallery), (expected, similarity), strict=True):
             assert actual.dtype == "float32"
-            torch.testing.assert_close(torch.from_numpy(actual), torch.as_tensor(exact), atol=0.1, rtol=0)
+            torch.testing.assert_close(
+                torch.from_numpy(actual), torch.as_tensor(exact), atol=0.1, rtol=0
+            )
 
 
 def test_a_question_is_answered_as_it_is_alone(scorer, clips):
@@ -198,7 +216,9 @@ def test_a_question_is_answered_as_it_is_alone(scorer, clips):
     assert not torch.allclose(reordered, whole)
 
 
-def test_the_device_holds_the_tokens_of_few_questions_at_a_time(scorer, corpus_of, tmp_path, monkeypatch):
+def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
+    scorer, corpus_of, tmp_path, monkeypatch
+):
     """However many questions there are: what is encoded together is a batch of questions and the videos of some."""
     asked = [{"question": f"what is it {n}?", "answer": "a", "type": "what"} for n in range(3)]
     rows = [{"id": str(n), "split": "test", "questions": asked} for n in range(7)]
@@ -207,7 +227,11 @@ def test_the_device_holds_the_tokens_of_few_questions_at_a_time(scorer, corpus_o
     sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": []}
     for name, seen in sizes.items():
         call = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest))
+        monkeypatch.setattr(
+            model,
+            name,
+            lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest),
+        )
     monkeypatch.setattr(scorer_module, "VIDEOS", 3)
     monkeypatch.setattr(scorer_module, "QUESTIONS", 4)
     close(scorer.answer(questions), whole)

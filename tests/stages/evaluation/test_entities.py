@@ -44,7 +44,12 @@ def test_what_is_known_to_be_in_a_sample(meta, captions, truth):
 
 ROWS = [
     {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
-    {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # none that is known
+    {
+        "id": "b",
+        "split": "test",
+        "meta": {"entities": ["moon"]},
+        "captions": ["x"],
+    },  # none that is known
     {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x", "y"]},
     {"id": "d", "split": "test", "kind": "image", "meta": {"entities": ["box"]}, "captions": ["x"]},
     {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
@@ -62,7 +67,9 @@ def test_accuracy_is_over_the_clips_with_a_known_entity(folder, monkeypatch):
 
     def encode(encoder, reader, numbers):
         encoded.extend(numbers)
-        return Videos(torch.zeros(0), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]]))
+        return Videos(
+            torch.zeros(0), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
+        )
 
     monkeypatch.setattr(entities_module, "encode_videos", encode)
     actual = entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "test"))
@@ -72,7 +79,9 @@ def test_accuracy_is_over_the_clips_with_a_known_entity(folder, monkeypatch):
         Named("c", "x | y", ["ball", "star"], "star"),
         Named("d", "x", ["box"], "ball"),
     ]
-    assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(200 / 3)  # "ball", in two of three
+    assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(
+        200 / 3
+    )  # "ball", in two of three
 
 
 def test_nothing_known_is_no_score(folder, tmp_path):
@@ -91,18 +100,24 @@ class Halves(nn.Module):
         video = SimpleNamespace(grid=grid, frames=2, image_size=8)
         self.config, self.seen = SimpleNamespace(video=video), list[Tensor]()
 
-    def pseudo_labels(self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor) -> Tensor:
+    def pseudo_labels(
+        self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor
+    ) -> Tensor:
         self.seen.append(boxes)
         assert frames.shape == (len(boxes), 2, 3, 8, 8)
         assert (black == -1).all()  # -mean / std
         certain = torch.tensor([0.6, 0.3, 0.1])
-        return torch.stack([certain.roll(int(box[1] > 0)) * (1 if box[0] == 0 else 0.5) for box in boxes])
+        return torch.stack(
+            [certain.roll(int(box[1] > 0)) * (1 if box[0] == 0 else 0.5) for box in boxes]
+        )
 
 
 def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(folder):
     reader, model = ShardReader(folder, "test", exclude={"d"}), Halves(grid=4)
     encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3)
-    actual, again = (entities_of_crops(encoder, torch.eye(3), ENTITIES, reader, 20) for _ in range(2))
+    actual, again = (
+        entities_of_crops(encoder, torch.eye(3), ENTITIES, reader, 20) for _ in range(2)
+    )
     boxes = [box for boxes in model.seen for box in boxes.tolist()]
     assert [crop.id for crop in actual] == ["a", "c"] * 20
     assert [list(crop.box) for crop in (*actual, *again)] == boxes
@@ -138,7 +153,12 @@ def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
         ("of these, labels with p >= 0.6", 1, pytest.approx(100), pytest.approx(100)),
         ("share that PEM keeps", 6, pytest.approx(400 / 6), None),
         ("share of labels with p >= 0.6", 5, pytest.approx(20), None),
-        ("expected calibration error", 5, pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5), None),
+        (
+            "expected calibration error",
+            5,
+            pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5),
+            None,
+        ),
     ]
     table = pq.read_table(tmp_path / "entity_crops.parquet").to_pylist()
     assert table[3] | {"kept": True} == table[3]
@@ -148,7 +168,9 @@ def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
     results = Results("test", tmp_path)
     add_crops(results, some[:1], ENTITIES, 0.2)  # none that is kept
     values = {row["name"]: row["value"] for row in results.rows}
-    assert values == {f"entity_crops/{k}": v for k, v in (("acc", 100), ("kept", 0), ("sure", 0), ("ece", 90))}
+    assert values == {
+        f"entity_crops/{k}": v for k, v in (("acc", 100), ("kept", 0), ("sure", 0), ("ece", 90))
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,7 +180,11 @@ def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
         ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 4, 4), ["ball", "star"]),
         ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),  # half of it exactly
         ({"ball": [[0.25, 0, 0.76, 0.5]]}, (0, 0, 2, 4), []),
-        ({"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),  # at one of two times
+        (
+            {"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]},
+            (0, 0, 2, 2),
+            ["ball"],
+        ),  # at one of two times
         ({"ball": [[-1, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
         ({"ball": [[0, 0, 0.25, 0.25]], "star": [[0.5, 0.5, 1, 1]]}, (2, 2, 2, 2), ["star"]),
         ({}, (0, 0, 4, 4), []),
@@ -170,5 +196,7 @@ def test_what_a_crop_shows(places, box, shown):
 
 
 def test_a_label_is_in_the_interval_of_its_probability_and_1_in_the_last():
-    actual = calibration(np.array([1.0, 0.05, 0.9, 0.48, 0.42]), np.array([True, False, False, True, False]))
+    actual = calibration(
+        np.array([1.0, 0.05, 0.9, 0.48, 0.42]), np.array([True, False, False, True, False])
+    )
     assert actual == [(1, 0.05, 0.0), (2, pytest.approx(0.45), 0.5), (2, 0.95, 0.5)]

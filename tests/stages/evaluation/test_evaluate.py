@@ -30,13 +30,35 @@ def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
     scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
     labels = Labels(["v0", "v1", "v2"], ["ball 0", "ball 1", "ball 2"], np.eye(3, dtype=bool))
     add_retrieval(results, "by hand", "hand", scores, labels)
-    rows = [[row[key] for key in ("direction", "metric", "value", "chance", "items")] for row in results.rows]
-    expected = {"R@1": (pytest.approx(200 / 3), pytest.approx(100 / 3)), "R@5": (100, 100), "R@10": (100, 100)}
+    rows = [
+        [row[key] for key in ("direction", "metric", "value", "chance", "items")]
+        for row in results.rows
+    ]
+    expected = {
+        "R@1": (pytest.approx(200 / 3), pytest.approx(100 / 3)),
+        "R@5": (100, 100),
+        "R@10": (100, 100),
+    }
     expected["MdR"] = 1, 2
-    assert rows == [[way, metric, *values, 3] for way in ("t2v", "v2t") for metric, values in expected.items()]
+    assert rows == [
+        [way, metric, *values, 3] for way in ("t2v", "v2t") for metric, values in expected.items()
+    ]
     last = {"name": "hand/v2t/MdR", "table": "retrieval", "what": "by hand", "direction": "v2t"}
-    last |= {"protocol": "all pairs", "metric": "MdR", "value": 1, "low": 0, "high": 0, "unit": "rank"}
-    last |= {"higher_is_better": False, "statistic": "median", "items": 3, "videos": 3, "independent_videos": 3.0}
+    last |= {
+        "protocol": "all pairs",
+        "metric": "MdR",
+        "value": 1,
+        "low": 0,
+        "high": 0,
+        "unit": "rank",
+    }
+    last |= {
+        "higher_is_better": False,
+        "statistic": "median",
+        "items": 3,
+        "videos": 3,
+        "independent_videos": 3.0,
+    }
     assert results.rows[-1] | {"low": 0, "high": 0} == last | {"chance": 2.0, "baseline": "chance"}
     assert results.metrics["test/hand/t2v/R1"] == pytest.approx(200 / 3)
     rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
@@ -71,10 +93,14 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     """Captions for retrieval, questions for question answering: not videos, which may have many of either."""
     question = {"question": "what?", "answer": "ball", "type": "what"}
     row = {"id": "a", "split": "test", "captions": ["a ball"], "questions": [question]}
-    folder = statistics(corpus_of(tmp_path, [row]), items=(1, 2), captions=(20, 40), questions=(90, 100))
+    folder = statistics(
+        corpus_of(tmp_path, [row]), items=(1, 2), captions=(20, 40), questions=(90, 100)
+    )
     both = EvaluationConfig(retrieval="a", qa="a", min_decoded_share=0.5)
     assert check_items(both, "a", folder) == [("captions", 20, 40), ("questions", 90, 100)]
-    assert check_items(EvaluationConfig(qa="a", min_decoded_share=0.9), "a", folder) == [("questions", 90, 100)]
+    assert check_items(EvaluationConfig(qa="a", min_decoded_share=0.9), "a", folder) == [
+        ("questions", 90, 100)
+    ]
     with pytest.raises(InputError, match="90 of 100"):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     with pytest.raises(InputError, match="20 of 40"):
@@ -92,8 +118,12 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
         check_items(both, "a", folder)
 
 
-@pytest.mark.parametrize(("module", "model", "top_k"), [(evaluate, "retrieval", 2), (zero_shot, "pretrained", 0)])
-def test_evaluation_in_bfloat16(module, model, top_k, clips_of_brightness, reading, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "model", "top_k"), [(evaluate, "retrieval", 2), (zero_shot, "pretrained", 0)]
+)
+def test_evaluation_in_bfloat16(
+    module, model, top_k, clips_of_brightness, reading, tmp_path, monkeypatch
+):
     """The scores of the fake model are exact in bfloat16."""
     reading("retrieval" if module is evaluate else "pretrain")
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
@@ -111,7 +141,9 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
     reading("qa")
     wanted = {"retrieval": "clips", "qa": "clips", "controls": ("shuffled", "reversed"), "top_k": 3}
     wanted["contrasts"] = (("rising", "falling"),)
-    rows = evaluated(evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted)
+    rows = evaluated(
+        evaluate, clips_of_brightness, out := tmp_path / "out", ("retrieval", "qa"), **wanted
+    )
     table = pq.read_table(out / "scores.parquet")
     captions = {"light rising", "light falling"}
     texts = {"t2v": captions, "v2t": captions, "": {"how does it go?"}}
@@ -120,18 +152,28 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
         part = table.filter(pc.equal(table["score"], name))
         values, ids = part["value"].to_numpy(), part["id"].to_pylist()
         assert len(values) == row["items"]
-        assert row["value"] == {"mean": np.mean, "median": np.median}[row["statistic"]](values), name
+        assert row["value"] == {"mean": np.mean, "median": np.median}[row["statistic"]](values), (
+            name
+        )
         assert sorted(ids) == ["down0", "down1", "up0", "up1"]
         interval = bootstrap_interval(values, np.array(ids, object), row["statistic"])
         assert (row["low"], row["high"]) == (interval or (None, None)), name
         assert set(part["text"].to_pylist()) == texts[row["direction"]]
-    protocols = {name.split("/")[0]: row["protocol"] for name, row in rows.items() if row["table"] == "retrieval"}
+    protocols = {
+        name.split("/")[0]: row["protocol"]
+        for name, row in rows.items()
+        if row["table"] == "retrieval"
+    }
     names = ("retrieval", "retrieval_shuffled", "retrieval_reversed")
-    assert protocols == {"retrieval": "top 3, 4 frames"} | {f"{name}_vtc": "all pairs, 4 frames" for name in names}
+    assert protocols == {"retrieval": "top 3, 4 frames"} | {
+        f"{name}_vtc": "all pairs, 4 frames" for name in names
+    }
     assert rows["retrieval_vtc/t2v/R1"]["what"] == "fine-tuned by similarity"
 
 
-def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path, corpus_of, reading):
+def test_answers_with_the_most_frequent_answer_of_training_beside_them(
+    tmp_path, corpus_of, reading
+):
     """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise, with the frames
     and lengths of its training: a joined configuration sets those of retrieval."""
     rows = []
@@ -142,7 +184,9 @@ def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path,
     rows.append(rows[-1] | {"id": "train", "split": "train"})  # "falling"
     reader = reading("qa")
     corpus = statistics(corpus_of(tmp_path / "corpus", rows), captions=(4, 4), questions=(4, 4))
-    actual = evaluated(evaluate, corpus, tmp_path / "out", ("qa",), qa="clips", frames=2, max_text_tokens=3)
+    actual = evaluated(
+        evaluate, corpus, tmp_path / "out", ("qa",), qa="clips", frames=2, max_text_tokens=3
+    )
     assert ({frames.shape[1] for frames in reader.seen}, max(reader.lengths) > 4) == ({4}, True)
     assert set(actual) == {"qa/acc", "qa/acc_how"}
     assert (actual["qa/acc"]["value"], actual["qa/acc"]["chance"]) == (75, 25)
@@ -158,12 +202,16 @@ def test_answers_with_the_most_frequent_answer_of_training_beside_them(tmp_path,
 
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
-def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips_of_brightness, reading, tmp_path):
+def test_frames_and_texts_have_the_length_that_is_asked_for(
+    module, model, clips_of_brightness, reading, tmp_path
+):
     """By default those of the model; the paper's zero-shot scores are of 8 frames, its pre-training has 4."""
     reader = reading(mean=0.25, std=0.5)
     before = reader.video_encoder.time_embed.detach().clone()
     evaluated(module, clips_of_brightness, tmp_path / "own", (model,), retrieval="clips")
-    brightness = float(reader.seen[0][0, 0].mean())  # of "up0": 40 at the beginning, with the model's normalization
+    brightness = float(
+        reader.seen[0][0, 0].mean()
+    )  # of "up0": 40 at the beginning, with the model's normalization
     assert brightness == pytest.approx((40 / 255 - 0.25) / 0.5, abs=0.05)
     assert {frames.shape[1] for frames in reader.seen} == {4}
     assert reader.lengths == {4}  # [CLS] light rising [SEP]
@@ -178,7 +226,9 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(module, model, clips
 
 
 @pytest.mark.parametrize(("module", "model"), [(evaluate, "retrieval"), (zero_shot, "pretrained")])
-def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, tmp_path, module, model):
+def test_items_that_training_has_too_are_left_out(
+    clips_of_brightness, reading, tmp_path, module, model
+):
     """By default, and the note below every table of scores says how many. With `exclude_overlap = false` they are
     evaluated, and the note says so."""
     reading("qa")
@@ -186,37 +236,59 @@ def test_items_that_training_has_too_are_left_out(clips_of_brightness, reading, 
     models = (model, "qa") if module is evaluate else (model,)
     wanted = {"retrieval": "clips"} | ({"qa": "clips"} if module is evaluate else {})
     left = evaluated(module, clips_of_brightness, tmp_path / "left", models, **wanted)
-    whole = evaluated(module, clips_of_brightness, tmp_path / "whole", models, **wanted, exclude_overlap=False)
+    whole = evaluated(
+        module, clips_of_brightness, tmp_path / "whole", models, **wanted, exclude_overlap=False
+    )
     name = "retrieval" if module is evaluate else "zero_shot"
     assert (whole[f"{name}/t2v/R1"]["items"], left[f"{name}/t2v/R1"]["items"]) == (4, 3)
     assert (left["left_out/clips"]["metric"], left["left_out/clips"]["value"]) == ("1 of 4", 25)
-    assert (whole["also_in_training/clips"]["metric"], "left_out/clips" in whole) == ("1 of 4", False)
+    assert (whole["also_in_training/clips"]["metric"], "left_out/clips" in whole) == (
+        "1 of 4",
+        False,
+    )
     ids = pq.read_table(tmp_path / "left" / f"{name}_t2v.parquet")["id"].to_pylist()
     assert sorted(ids) == ["down1", "up0", "up1"]
     if module is evaluate:
         assert (whole["qa/acc"]["items"], left["qa/acc"]["items"]) == (4, 3)
     for rows, title in ((left, "Left out: with the caption"), (whole, "With the caption")):
         *scores, overlap = tables({"score": list(rows.values())})
-        assert [table.title for table in scores] == ["Retrieval", "Question answering"][: len(models)]
+        assert [table.title for table in scores] == ["Retrieval", "Question answering"][
+            : len(models)
+        ]
         assert (overlap.title.startswith(title), "1 of 4" in str(overlap.lines)) == (True, True)
 
 
 @pytest.mark.parametrize("prompter", ["prompter", "prompts"])
-def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_path, monkeypatch, prompter):
+def test_entities_are_scored_with_the_prompter_alone(
+    clips_of_brightness, tmp_path, monkeypatch, prompter
+):
     """That in the prompts, if there is no other. Clips that training has, too, are left out."""
     also_in_training(clips_of_brightness, down0="test")
-    clips, seen = [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")], []
+    clips, seen = (
+        [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")],
+        [],
+    )
     loaded = SimpleNamespace(normalized=lambda device: None)
-    monkeypatch.setattr(zero_shot, "load_prompter", lambda path, device: seen.append(path) or loaded)
+    monkeypatch.setattr(
+        zero_shot, "load_prompter", lambda path, device: seen.append(path) or loaded
+    )
     monkeypatch.setattr(zero_shot, "read_prompts", lambda path: {"video": torch.zeros(0)})
     monkeypatch.setattr(zero_shot, "read_entities", lambda path: ["ball", "box", "star"])
-    monkeypatch.setattr(zero_shot, "entities_of_clips", lambda e, p, n, reader: seen.append(reader) or clips)
+    monkeypatch.setattr(
+        zero_shot, "entities_of_clips", lambda e, p, n, reader: seen.append(reader) or clips
+    )
     models = tuple({prompter: 1, "prompts": 1, "vocabulary": 1})
     actual = evaluated(zero_shot, clips_of_brightness, tmp_path / "out", models, qa="clips")
     assert str(seen[0]) == prompter
     assert seen[1].column("id").to_pylist() == ["up0", "up1", "down1"]
     row = actual["entities/acc"]
-    assert (row["value"], row["low"], row["high"], row["chance"], row["items"]) == (50.0, 0.0, 100.0, 50.0, 2)
+    assert (row["value"], row["low"], row["high"], row["chance"], row["items"]) == (
+        50.0,
+        0.0,
+        100.0,
+        50.0,
+        2,
+    )
     assert set(actual) == {"left_out/clips", "entities/acc"}
     assert pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist() == [
         {"score": "entities/acc", "id": "a", "text": "a ball", "value": 100.0},
@@ -224,23 +296,32 @@ def test_entities_are_scored_with_the_prompter_alone(clips_of_brightness, tmp_pa
     ]
 
 
-def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(corpus_of, tmp_path, monkeypatch):
+def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(
+    corpus_of, tmp_path, monkeypatch
+):
     """Of each text n of six, n others rank above its own video."""
     rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
     scores, drawn = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2, []
     picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
     monkeypatch.setattr(gallery, "retrieval_picture", picture)
     items = Gallery.of(corpus_of(tmp_path, rows), "test")
-    gallery.draw_searches(items, scores, gallery.extremes(items, scores, each=2), tmp_path / "picture.png")
+    gallery.draw_searches(
+        items, scores, gallery.extremes(items, scores, each=2), tmp_path / "picture.png"
+    )
     assert [text for text, _, _ in drawn] == ["ball 0", "ball 1", "ball 4", "ball 5"]
-    assert [note.split()[-3:] for _, note, _ in drawn] == [[str(n), "of", "6"] for n in (1, 2, 5, 6)]
+    assert [note.split()[-3:] for _, note, _ in drawn] == [
+        [str(n), "of", "6"] for n in (1, 2, 5, 6)
+    ]
     assert "v4" in drawn[2][1]
     assert [right for _, _, right in drawn[2][2]] == [False] * 4
     assert ("v1", True) in [result[1:] for result in drawn[1][2]]
 
 
 def asked(*answers: str) -> list[dict]:
-    return [{"question": f"what is it {n}?", "answer": answer, "type": "what"} for n, answer in enumerate(answers)]
+    return [
+        {"question": f"what is it {n}?", "answer": answer, "type": "what"}
+        for n, answer in enumerate(answers)
+    ]
 
 
 @pytest.fixture
@@ -251,7 +332,12 @@ def corpus(corpus_of, tmp_path):
         {"id": "b", "questions": asked("box", "arrow", "ball")},
         {"id": "c", "captions": ["four"]},
         {"id": "d", "captions": ["five", "six"]},
-        {"id": "test", "split": "test", "captions": ["seven"], "questions": asked("moon", "moon", "moon")},
+        {
+            "id": "test",
+            "split": "test",
+            "captions": ["seven"],
+            "questions": asked("moon", "moon", "moon"),
+        },
     ]
     return corpus_of(tmp_path, rows)
 
@@ -263,8 +349,18 @@ def test_captions_and_questions_know_their_videos(corpus):
     assert captions.video_of_text.tolist() == [0, 1, 1, 2, 3, 3]
     assert captions.labels.relevant.argmax(1).tolist() == captions.video_of_text.tolist()
     assert captions.labels.relevant.sum() == 6
-    assert (questions.ids, questions.numbers, questions.video_ids) == (["a", "b"], [0, 2], ["a", "a", "b", "b", "b"])
-    assert [question["answer"] for question in questions.items] == ["box", "ball", "box", "arrow", "ball"]
+    assert (questions.ids, questions.numbers, questions.video_ids) == (
+        ["a", "b"],
+        [0, 2],
+        ["a", "a", "b", "b", "b"],
+    )
+    assert [question["answer"] for question in questions.items] == [
+        "box",
+        "ball",
+        "box",
+        "arrow",
+        "ball",
+    ]
     assert questions.texts[1:3] == ["what is it 1?", "what is it 0?"]
     assert Gallery.of(corpus, "train", exclude={"a", "c"}).ids == ["captioned", "d"]
     assert Questions.of(corpus, "validation").texts == []
@@ -276,7 +372,13 @@ def test_captions_and_questions_know_their_videos(corpus):
         (3, 1, ["a", "captioned", "c"], ["one", "two", "four"], [0, 1, 2]),
         (2, 0, ["a", "captioned"], ["one", "two", "three"], [0, 1, 1]),
         (0, 1, ["a", "captioned", "c", "d"], ["one", "two", "four", "five"], [0, 1, 2, 3]),
-        (0, 0, ["a", "captioned", "c", "d"], ["one", "two", "three", "four", "five", "six"], [0, 1, 1, 2, 3, 3]),
+        (
+            0,
+            0,
+            ["a", "captioned", "c", "d"],
+            ["one", "two", "three", "four", "five", "six"],
+            [0, 1, 1, 2, 3, 3],
+        ),
     ],
 )
 def test_the_first_videos_and_captions(corpus, videos, captions, ids, texts, of):
@@ -289,12 +391,17 @@ def test_the_queries_of_each_direction():
     """A text is a query about its first video; a video with all its texts; one without any is none."""
     relevant = np.array([[0, 1, 1], [0, 1, 0]], bool)
     labels = Labels(["a", "b", "c"], ["x", "y"], relevant)
-    for direction, ids, texts in (("t2v", ["b", "b"], ["x", "y"]), ("v2t", ["b", "c"], ["x | y", "x"])):
+    for direction, ids, texts in (
+        ("t2v", ["b", "b"], ["x", "y"]),
+        ("v2t", ["b", "c"], ["x | y", "x"]),
+    ):
         queries = labels.queries(direction)
         assert (queries.ids.tolist(), queries.texts.tolist()) == (ids, texts)
 
 
-def test_answers_are_the_most_frequent_of_training_alone_with_ties_in_alphabetical_order(corpus, corpus_of, tmp_path):
+def test_answers_are_the_most_frequent_of_training_alone_with_ties_in_alphabetical_order(
+    corpus, corpus_of, tmp_path
+):
     assert frequent_answers([corpus], 10) == ["ball", "box", "arrow"]
     assert frequent_answers([corpus, corpus], 2) == ["ball", "box"]
     folder = corpus_of(tmp_path / "one", [{"id": "a", "questions": asked("ball", "ball")}])

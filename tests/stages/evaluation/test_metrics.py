@@ -36,7 +36,9 @@ def test_ranks_of_one_query(scores, right, place, first, second):
     assert actual.recall(2) == pytest.approx([second])
 
 
-scores_of = st.integers(2, 8).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float)))
+scores_of = st.integers(2, 8).flatmap(
+    lambda n: arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float))
+)
 
 
 def relevant_of(video_of_text, videos: int = 0) -> np.ndarray:
@@ -69,7 +71,9 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
     constant = np.zeros(relevant.shape)
     expected = retrieval_metrics(constant, relevant)
     for way, ranks in ranks_of(constant, relevant).items():
-        chance = {score.metric.key: score.chance for score in retrieval_scores(ranks, Queries.of([], []))}
+        chance = {
+            score.metric.key: score.chance for score in retrieval_scores(ranks, Queries.of([], []))
+        }
         for k in (1, 5, 10):
             assert chance[f"R{k}"] == pytest.approx(expected[f"{way}/R{k}"])
         reached = [ranks.recall(k).mean() for k in range(1, ranks.gallery + 1)]
@@ -80,9 +84,19 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
 
 # scores, the videos of the texts, expected ranks by text and by video with a text
 DIRECTIONS = [
-    ([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]], [0, 0, 0, 1], [1, 2, 1, 1], [1, 3]),  # several captions
+    (
+        [[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]],
+        [0, 0, 0, 1],
+        [1, 2, 1, 1],
+        [1, 3],
+    ),  # several captions
     ([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], [0, 1], [1, 1], [2, 2]),  # a matrix for each direction
-    ([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]], [0, 2], [2, 2], [2, 1]),  # a video without a text is no query
+    (
+        [[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]],
+        [0, 2],
+        [2, 2],
+        [2, 1],
+    ),  # a video without a text is no query
     ([[0.5, np.nan], [0.4, np.nan]], [0, 1], [1, 2], [1, 1.5]),  # the lowest score
 ]
 
@@ -99,7 +113,10 @@ def test_ranks_of_both_directions(scores, own, texts, videos):
 
 
 def test_accuracies_have_their_labels_items_and_baselines():
-    asked = [{"question": q, "answer": a, "type": t} for q, a, t in (("1", "x", "how_many"), ("2", "y", "how_many"))]
+    asked = [
+        {"question": q, "answer": a, "type": t}
+        for q, a, t in (("1", "x", "how_many"), ("2", "y", "how_many"))
+    ]
     asked.append({"question": "3", "answer": "z", "type": "who"})
     scores = accuracy_scores(["x", "x", "z"], ["x", "y", "x"], asked, ["a", "a", "b"])
     assert [(s.metric.key, s.metric.label, s.value, s.items, s.chance) for s in scores] == [
@@ -114,7 +131,14 @@ def test_accuracies_have_their_labels_items_and_baselines():
 
 def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_type():
     """ "how": a tie, so the first in the alphabet; "where": never seen, so the most frequent of all."""
-    train = [("what", "ball"), ("what", "ball"), ("what", "box"), ("how", "two"), ("how", "one"), ("who", "box")]
+    train = [
+        ("what", "ball"),
+        ("what", "ball"),
+        ("what", "box"),
+        ("how", "two"),
+        ("how", "one"),
+        ("who", "box"),
+    ]
     train += [("who", "box"), ("who", "box"), ("how", "box")]
     trained = [{"type": kind, "answer": answer} for kind, answer in train]
     asked = [{"type": kind} for kind in ("what", "how", "where", "who")]
@@ -124,7 +148,11 @@ def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_typ
 
 
 def test_a_model_is_selected_by_the_recalls_of_both_directions():
-    values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {"v2t/R1": 70.0, "v2t/R5": 80.0, "v2t/R10": 90.0}
+    values = {f"t2v/R{k}": 10.0 for k in (1, 5, 10)} | {
+        "v2t/R1": 70.0,
+        "v2t/R5": 80.0,
+        "v2t/R10": 90.0,
+    }
     assert mean_recall(values | {"t2v/MdR": 1000.0, "v2t/MdR": 1000.0}) == 45.0
 
 
@@ -140,12 +168,17 @@ def test_a_model_is_selected_by_the_recalls_of_both_directions():
     ],
 )
 def test_average_precision_by_hand(scores, relevant, precision):
-    score = average_precision(np.array([scores], float), np.array([relevant], bool), Queries.of(["a"], ["x"]))
+    score = average_precision(
+        np.array([scores], float), np.array([relevant], bool), Queries.of(["a"], ["x"])
+    )
     assert (score.metric.label, score.value) == ("mAP", pytest.approx(100 * precision))
 
 
 def test_its_chance_level_is_that_of_random_scores():
-    rng, relevant = np.random.default_rng(0), np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
+    rng, relevant = (
+        np.random.default_rng(0),
+        np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool),
+    )
     queries = Queries.of(["a", "b"], ["x", "y"])
     scores = [average_precision(rng.random((2, 13)), relevant, queries) for _ in range(4000)]
     assert np.mean([score.value for score in scores]) == pytest.approx(scores[0].chance, rel=0.01)

@@ -17,19 +17,31 @@ CONTROLS = ["reversed", "shuffled", "single_frame"]
 
 
 @pytest.mark.parametrize("stage", ["zero_shot", pytest.param("evaluate", marks=pytest.mark.long)])
-def test_two_processes_have_the_results_of_one(stage, folders, vocabulary, clips, two_ranks, resources, tmp_path):
+def test_two_processes_have_the_results_of_one(
+    stage, folders, vocabulary, clips, two_ranks, resources, tmp_path
+):
     """With all kinds of models."""
     inputs = folders | {"pretrained": folders["pretrain"], "clips": clips, "vocabulary": vocabulary}
-    config = {"retrieval": "clips", "qa": "clips"} | ({"controls": CONTROLS} if stage == "evaluate" else {})
+    config = {"retrieval": "clips", "qa": "clips"} | (
+        {"controls": CONTROLS} if stage == "evaluate" else {}
+    )
     files = {}
     for name in ("alone", "shared"):
         out, work = tmp_path / name / "out", tmp_path / name / "work.json"
         out.mkdir(parents=True)
-        values = {"inputs": {key: str(path) for key, path in inputs.items()}, "resources": resources.model_dump()}
+        values = {
+            "inputs": {key: str(path) for key, path in inputs.items()},
+            "resources": resources.model_dump(),
+        }
         work.write_text(json.dumps({"stage": stage, "config": config, "out": str(out), **values}))
-        ends = [run_stage.main(work)] if name == "alone" else two_ranks(Path(run_stage.__file__), work)
+        ends = (
+            [run_stage.main(work)] if name == "alone" else two_ranks(Path(run_stage.__file__), work)
+        )
         assert set(ends) == {0}
-        files[name] = {path.name: path.read_bytes() for path in (work.with_name("result.json"), *out.rglob("*.*"))}
+        files[name] = {
+            path.name: path.read_bytes()
+            for path in (work.with_name("result.json"), *out.rglob("*.*"))
+        }
     assert files["alone"].keys() >= {"results.json", "scores.parquet"}
     assert files["shared"] == files["alone"]
 

@@ -53,7 +53,8 @@ def test_the_interval_of_two_videos_is_between_their_scores():
 
 
 @pytest.mark.parametrize(
-    ("values", "videos"), [([100.0, 0.0], ["a", "a"]), ([100.0, 100.0, 100.0], ["a", "b", "c"]), ([5.0], ["a"])]
+    ("values", "videos"),
+    [([100.0, 0.0], ["a", "a"]), ([100.0, 100.0, 100.0], ["a", "b", "c"]), ([5.0], ["a"])],
 )
 def test_there_is_no_interval_of_one_video_or_of_equal_values(values, videos):
     assert bootstrap_interval(np.array(values), np.array(videos, object), "mean") is None
@@ -65,7 +66,9 @@ def test_the_interval_of_a_share_is_the_binomial_one():
     right = np.repeat([100.0, 0.0], 50)
     once = bootstrap_interval(right, np.arange(100), "mean")
     assert once == pytest.approx((40.2, 59.8), abs=1)
-    assert bootstrap_interval(np.repeat(right, 10), np.repeat(np.arange(100), 10), "mean") == pytest.approx(once)
+    assert bootstrap_interval(
+        np.repeat(right, 10), np.repeat(np.arange(100), 10), "mean"
+    ) == pytest.approx(once)
     independent = bootstrap_interval(np.repeat(right, 10), np.arange(1000), "mean")
     assert independent == pytest.approx((46.9, 53.1), abs=0.5)
 
@@ -76,7 +79,10 @@ queries = st.lists(st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2,
 @settings(max_examples=60, deadline=None)
 @given(queries, st.sampled_from(["mean", "median"]))
 def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, statistic):
-    videos, values = np.array([f"v{v}" for v, _ in rows], object), np.array([float(x) for _, x in rows])
+    videos, values = (
+        np.array([f"v{v}" for v, _ in rows], object),
+        np.array([float(x) for _, x in rows]),
+    )
     interval = bootstrap_interval(values, videos, statistic)
     if interval is None:
         assert len(set(videos)) == 1 or len(set(values)) == 1
@@ -84,7 +90,9 @@ def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, stati
     low, high = interval
     assert values.min() <= low <= value_of(values, statistic) <= high <= values.max()
     assert bootstrap_interval(values[::-1], videos[::-1], statistic) == pytest.approx(interval)
-    assert bootstrap_interval(values * 2 + 1, videos, statistic) == pytest.approx((low * 2 + 1, high * 2 + 1))
+    assert bootstrap_interval(values * 2 + 1, videos, statistic) == pytest.approx(
+        (low * 2 + 1, high * 2 + 1)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,7 +101,10 @@ def test_a_difference_is_within_its_interval_and_turns_with_the_sides(rows, stat
     """Equal results, where the seed is negative, do not differ."""
     videos, a = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
     b = np.random.default_rng(seed).permutation(a) if seed >= 0 else a
-    there, back = paired_difference(a, b, videos, statistic), paired_difference(b, a, videos, statistic)
+    there, back = (
+        paired_difference(a, b, videos, statistic),
+        paired_difference(b, a, videos, statistic),
+    )
     assert there.difference == there.b - there.a == -back.difference
     assert there.p == back.p
     assert 1 / (PERMUTATIONS + 1) <= there.p <= 1
@@ -113,7 +124,9 @@ def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much():
     assert (actual.difference, actual.low, actual.high) == pytest.approx((10, 10, 10))
     assert actual.p == pytest.approx(2 / 64, abs=0.012)
     # Three questions of each video are exchanged together, so there is no more evidence.
-    again = paired_difference(np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3), "mean")
+    again = paired_difference(
+        np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3), "mean"
+    )
     assert again == pytest.approx(actual)
 
 
@@ -136,11 +149,14 @@ def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
     assert len(parts) == -(-PERMUTATIONS // 33)
     assert np.concatenate(parts).mean() == pytest.approx(0.5, abs=0.02)
     values, video = np.arange(30.0), np.arange(30)
-    assert medians(values, video, whole).tolist() == [np.median(np.repeat(values, r)) for r in whole.astype(int)]
+    assert medians(values, video, whole).tolist() == [
+        np.median(np.repeat(values, r)) for r in whole.astype(int)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("queries", "videos"), [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)]
+    ("queries", "videos"),
+    [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)],
 )
 def test_videos_with_most_of_the_queries_count_for_less(queries, videos):
     ids = np.array([f"v{n}" for n, count in enumerate(queries) for _ in range(count)])
@@ -175,8 +191,12 @@ def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
 
 
 def test_each_score_has_both_values_and_the_difference(tmp_path):
-    a = evaluation(tmp_path / "a", (ACCURACY, [0, 0, 100, 0, 0], QUESTIONS), (MDR, [9, 8, 1], clips(0, 1, 2)))
-    b = evaluation(tmp_path / "b", (MDR, [2, 5, 1], clips(0, 1, 2)), (ACCURACY, [100, 0, 100, 0, 0], QUESTIONS))
+    a = evaluation(
+        tmp_path / "a", (ACCURACY, [0, 0, 100, 0, 0], QUESTIONS), (MDR, [9, 8, 1], clips(0, 1, 2))
+    )
+    b = evaluation(
+        tmp_path / "b", (MDR, [2, 5, 1], clips(0, 1, 2)), (ACCURACY, [100, 0, 100, 0, 0], QUESTIONS)
+    )
     compared = compare(a, b)
     assert [(row["name"], d.a, d.b, d.difference) for row, d in compared.scores] == [
         ("qa/acc", 20, 40, 20),
@@ -196,7 +216,9 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
         (ENTITY_ACCURACY, [0, 100, 0], clips(0, 1, 2)),
         (MDR, [1], clips(0)),
     )
-    b = evaluation(tmp_path / "b", (ACCURACY, [0.0] * 5, QUESTIONS), (ENTITY_ACCURACY, [100, 0], clips(1, 3)))
+    b = evaluation(
+        tmp_path / "b", (ACCURACY, [0.0] * 5, QUESTIONS), (ENTITY_ACCURACY, [100, 0], clips(1, 3))
+    )
     compared = compare(a, b)
     assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
     assert compared.other_queries == {"entities/acc": (3, 2, 1)}
@@ -210,7 +232,10 @@ def test_different_test_sets_are_a_mistake(tmp_path):
     with pytest.raises(InputError, match="retrieval/MdR has 3 and 3 queries, 0 of them shared"):
         compare(mine, seeded)
     a = evaluation(tmp_path / "evaluate" / "0123456789", (ACCURACY, [0.0] * 5, QUESTIONS))
-    b = evaluation(tmp_path / "evaluate" / "abcdefghij", (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))))
+    b = evaluation(
+        tmp_path / "evaluate" / "abcdefghij",
+        (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))),
+    )
     c = evaluation(tmp_path / "zero_shot" / "abcdefghij", (MDR, [1, 2], clips(0, 1)))
     (tmp_path / "pretrain").mkdir()
     for other, named in (

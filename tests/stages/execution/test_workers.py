@@ -44,7 +44,11 @@ def test_a_unit_that_always_crashes_raises_an_error(tmp_path, monkeypatch):
 def test_deaths_are_counted_only_in_succession(tmp_path, monkeypatch):
     """Each of two units kills its process once; between them another unit ends."""
     monkeypatch.setattr(workers, "MAX_DEATHS", 1)
-    results = list(run_units([0, 1, 2, 3], partial(note, folder=tmp_path, crashing=(0, 2)), Resources(workers=1)))
+    results = list(
+        run_units(
+            [0, 1, 2, 3], partial(note, folder=tmp_path, crashing=(0, 2)), Resources(workers=1)
+        )
+    )
     assert sorted(results) == [(number, 10 * number) for number in range(4)]
 
 
@@ -136,12 +140,19 @@ def test_a_killed_dask_worker_changes_no_byte(clips, decode_sample, tmp_path, mo
 
     monkeypatch.setattr(distributed.Client, "_gather", lose)
     (tmp_path / "there").mkdir()
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
         resources = Resources(dask=cluster.scheduler_address, device="cpu")
-        results = list(run_units(range(7), partial(note, folder=tmp_path, crashing=(2, 5)), resources))
+        results = list(
+            run_units(range(7), partial(note, folder=tmp_path, crashing=(2, 5)), resources)
+        )
         made = contents(decode_sample(tmp_path / "there", "clips", resources, samples_per_shard=16))
     assert sorted(results) == [(number, 10 * number) for number in range(7)]
-    final = [{name: sha for name, sha in some.items() if "parts" not in name} for some in (made, contents(clips))]
+    final = [
+        {name: sha for name, sha in some.items() if "parts" not in name}
+        for some in (made, contents(clips))
+    ]
     assert final[0] == final[1]
 
 

@@ -36,9 +36,13 @@ class Steps:
         return 10
 
 
-def run_of(objective: Objective, config: TrainingConfig, out: Path, world: World | None = None) -> TrainingRun:
+def run_of(
+    objective: Objective, config: TrainingConfig, out: Path, world: World | None = None
+) -> TrainingRun:
     """A training run in one process, to update by hand."""
-    return TrainingRun(objective.train(), Steps(), config, out, world or ALONE, Resources(device="cpu"))
+    return TrainingRun(
+        objective.train(), Steps(), config, out, world or ALONE, Resources(device="cpu")
+    )
 
 
 def sample_rows(
@@ -49,7 +53,9 @@ def sample_rows(
         {
             "id": f"{prefix}{n}",
             "kind": kind,
-            "captions": [f"the red ball moves {word}" for word in ("left", "right", "up")[:captions]],
+            "captions": [
+                f"the red ball moves {word}" for word in ("left", "right", "up")[:captions]
+            ],
             "group": f"{prefix}{n // group}",
             **more,
         }
@@ -65,7 +71,9 @@ def corpus(corpus_of, tmp_path_factory):
     def make(count: int, **overrides):
         key = (count, *sorted(overrides.items()))
         if key not in cache:
-            cache[key] = corpus_of(tmp_path_factory.mktemp("corpus"), sample_rows(count, **overrides))
+            cache[key] = corpus_of(
+                tmp_path_factory.mktemp("corpus"), sample_rows(count, **overrides)
+            )
         return cache[key]
 
     return make
@@ -79,7 +87,9 @@ def steps_of(tokenizer, training):
         corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
     ) -> TrainingDataset:
         config = training(tuple(corpora), steps, **config)
-        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.55, 0.75))
+        examples = Examples(
+            unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.55, 0.75)
+        )
         return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make
@@ -109,7 +119,10 @@ def full_disk(size: int) -> Iterator[None]:
 @contextmanager
 def loading_processes(count: int) -> Iterator[None]:
     """So many processes load batches, as where there is a GPU."""
-    loader, more = dataset.DataLoader, {"num_workers": count, "prefetch_factor": 1 if count else None}
+    loader, more = (
+        dataset.DataLoader,
+        {"num_workers": count, "prefetch_factor": 1 if count else None},
+    )
     with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
         yield
 
@@ -150,7 +163,9 @@ class Run:
         resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
-        return TrainingRun(self.trained, data, self.config, self.out, ALONE, resources).train(validate, self.select)
+        return TrainingRun(self.trained, data, self.config, self.out, ALONE, resources).train(
+            validate, self.select
+        )
 
     def interrupt(self, before: int) -> None:
         """A SIGTERM as step `before` begins."""
@@ -185,9 +200,18 @@ class Run:
 def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
     """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
     corpora = {"clips": clips, "stills": stills}
-    monkeypatch.setattr(loop, "MIN_SAVE_INTERVAL_RATIO", 0)  # runs so short have no time between checkpoints
+    monkeypatch.setattr(
+        loop, "MIN_SAVE_INTERVAL_RATIO", 0
+    )  # runs so short have no time between checkpoints
 
-    def make(name: str, objective=PrompterObjective, dropout: float = 0.0, steps: int = 8, run=(), **changes) -> Run:
+    def make(
+        name: str,
+        objective=PrompterObjective,
+        dropout: float = 0.0,
+        steps: int = 8,
+        run=(),
+        **changes,
+    ) -> Run:
         config = training(tuple(corpora), steps, **changes)
         shape = tiny_model(tokenizer.get_vocab_size(), dropout)
         kind = Prompter if issubclass(objective, PrompterObjective) else Alpro

@@ -9,15 +9,43 @@ from torch.nn.parallel import DistributedDataParallel
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective, QaObjective
+from alpro.stages.training.objective import (
+    MatchingObjective,
+    Objective,
+    PrompterObjective,
+    QaObjective,
+)
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
-VIDEO = {"image_size": 16, "patch_size": 4, "frames": 2, "width": 16, "depth": 1, "heads": 2, "drop_path": 0.0}
-TEXT = {"vocab_size": WORDS, "width": 16, "depth": 2, "fusion_layer": 1, "heads": 2, "max_length": 16, "dropout": 0.0}
+VIDEO = {
+    "image_size": 16,
+    "patch_size": 4,
+    "frames": 2,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "drop_path": 0.0,
+}
+TEXT = {
+    "vocab_size": WORDS,
+    "width": 16,
+    "depth": 2,
+    "fusion_layer": 1,
+    "heads": 2,
+    "max_length": 16,
+    "dropout": 0.0,
+}
 NORM = [0.5] * 3, [0.25] * 3
 WEIGHTS = {"vtm": 1.5, "mlm": 0.5, "pem": 2.0}
-NAMES = ("prompter", "matching", "matching in pools of 2", "matching in pools of 4", "pretrain", "qa")
+NAMES = (
+    "prompter",
+    "matching",
+    "matching in pools of 2",
+    "matching in pools of 4",
+    "pretrain",
+    "qa",
+)
 
 
 def whole_batch() -> Batch:
@@ -45,10 +73,17 @@ def whole_batch() -> Batch:
 
 
 def objective_of(
-    name: str, dropout: float = 0.0, weights: dict[str, float] | None = None, threshold: float = 0.64, pool: int = 0
+    name: str,
+    dropout: float = 0.0,
+    weights: dict[str, float] | None = None,
+    threshold: float = 0.64,
+    pool: int = 0,
 ) -> Objective:
     """An objective of NAMES, the same each time. Pre-training with weights, WEIGHTS by default, in pools of `pool`."""
-    sizes: dict[str, Any] = {"video": VIDEO | {"drop_path": dropout}, "text": TEXT | {"dropout": dropout}}
+    sizes: dict[str, Any] = {
+        "video": VIDEO | {"drop_path": dropout},
+        "text": TEXT | {"dropout": dropout},
+    }
     config = ModelConfig.model_validate(sizes | {"embed_dim": 8, "init": "scratch"})
     torch.manual_seed(0)
     if name == "prompter":
@@ -83,10 +118,16 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
         objective = objective_of(name)
         if rank == 0:  # as for the picture of pseudo-labels: nothing is asked of the other ranks
             objective.labeled(part)
-        module = DistributedDataParallel(objective, find_unused_parameters=True) if ranks > 1 else objective
+        module = (
+            DistributedDataParallel(objective, find_unused_parameters=True)
+            if ranks > 1
+            else objective
+        )
         mine = objective.labeled(part)
         loss, _ = module(mine, objective.step_counts([mine]))
         loss.backward()
         actual[f"{name}/loss"] = loss.detach()
-        actual |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+        actual |= {
+            f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None
+        }
     return actual

@@ -29,14 +29,25 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
-from tests.stages.training.part_of_a_batch import SIZE, TEXT, VIDEO, losses_and_gradients, whole_batch
+from tests.stages.training.part_of_a_batch import (
+    SIZE,
+    TEXT,
+    VIDEO,
+    losses_and_gradients,
+    whole_batch,
+)
 
 RUNS = {
     "plain": {"steps": 4},
     "muon": {"steps": 2, "optimizer": "muon", "mixed_precision": False},
     "accumulated": {"steps": 2, "accumulation_steps": 2},
     "in one piece": {"steps": 2, "pool": 4},
-    "contrast over the batch": {"steps": 2, "pool": 4, "accumulation_steps": 2, "contrast": "batch"},
+    "contrast over the batch": {
+        "steps": 2,
+        "pool": 4,
+        "accumulation_steps": 2,
+        "contrast": "batch",
+    },
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
     "dropout": {"steps": 4, "dropout": 0.5, "optimizer": "muon"},
@@ -68,7 +79,9 @@ class Batches:
         places = np.arange(SIZE).reshape(accumulation_steps, world.size, -1)[:, world.rank].ravel()
         whole = whole_batch()
         whole.masked = whole.labels = whole.boxes = whole.answers = None
-        self.batch = replace(whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places])
+        self.batch = replace(
+            whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places]
+        )
 
     def __len__(self) -> int:
         return self.steps
@@ -80,15 +93,40 @@ class Batches:
             yield replace(self.batch, step=step)
 
 
-def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", dropout=0.0, stop=-1, pool=0, **more):
+def train(
+    out: Path,
+    world: World,
+    steps: int,
+    accumulation_steps=1,
+    spoil="",
+    dropout=0.0,
+    stop=-1,
+    pool=0,
+    **more,
+):
     """One run; returns its weights by name, and what was noted: which values the first dropout kept, and how many
     micro-batches did not average their gradients over the ranks."""
-    values = {"video": VIDEO, "text": TEXT | {"dropout": dropout}, "embed_dim": 8, "init": "scratch"}
+    values = {
+        "video": VIDEO,
+        "text": TEXT | {"dropout": dropout},
+        "embed_dim": 8,
+        "init": "scratch",
+    }
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(device="cpu", checkpoint_interval=3600)
     config = Config.model_validate(
-        {"phases": [{"corpora": ["x"], "steps": steps}], "batch_size": SIZE, "accumulation_steps": accumulation_steps}
-        | {"negative_pool_size": pool, "lr": 1e-2, "warmup_ratio": 0.0, "log_every": 4 if steps == 4 else 1, **more}
+        {
+            "phases": [{"corpora": ["x"], "steps": steps}],
+            "batch_size": SIZE,
+            "accumulation_steps": accumulation_steps,
+        }
+        | {
+            "negative_pool_size": pool,
+            "lr": 1e-2,
+            "warmup_ratio": 0.0,
+            "log_every": 4 if steps == 4 else 1,
+            **more,
+        }
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
@@ -103,7 +141,9 @@ def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", d
     def note(_: nn.Module, args: tuple[Tensor], result: Tensor) -> None:
         noted.setdefault("kept", (result != 0).float())
 
-    next(part for part in objective.modules() if isinstance(part, nn.Dropout)).register_forward_hook(note)
+    next(
+        part for part in objective.modules() if isinstance(part, nn.Dropout)
+    ).register_forward_hook(note)
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
@@ -120,7 +160,9 @@ def train(out: Path, world: World, steps: int, accumulation_steps=1, spoil="", d
 def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
         save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
-    save_file(losses_and_gradients(world.rank, world.size), out / f"objectives.{world.rank}.safetensors")
+    save_file(
+        losses_and_gradients(world.rank, world.size), out / f"objectives.{world.rank}.safetensors"
+    )
 
 
 if __name__ == "__main__":

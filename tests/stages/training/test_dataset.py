@@ -35,20 +35,32 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 
 @settings(max_examples=16)
-@given(st.sampled_from([(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (4, 2), (2, 4)]), st.integers(0, 3))
-def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips, steps_of, shape, step):
+@given(
+    st.sampled_from([(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (4, 2), (2, 4)]),
+    st.integers(0, 3),
+)
+def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
+    clips, steps_of, shape, step
+):
     """What is contrasted with what does not depend on how many processes share a batch."""
     ranks, parts = shape
     config = {"mlm": 0.3, "patch_dropping": 0.4, "crops": 0.5, "accumulation_steps": parts}
     whole = steps_of({"clips": clips}, **config)[step]
-    batches = [steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step] for rank in range(ranks)]
+    batches = [
+        steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step] for rank in range(ranks)
+    ]
     of_ranks = [batch.split(parts) for batch in batches]
     found = [own[part] for part in range(parts) for own in of_ranks]
     assert [len(part.ids) for part in found] == [8 // ranks // parts] * ranks * parts
     assert [name for part in found for name in part.ids] == whole.ids
     for name in ("video", "frames", "boxes", "kept"):
         assert torch.equal(torch.cat([getattr(part, name) for part in found]), getattr(whole, name))
-    for name, filler in (("text", 0), ("mask", 0), ("masked", 0), ("labels", -100)):  # each as long as its longest text
+    for name, filler in (
+        ("text", 0),
+        ("mask", 0),
+        ("masked", 0),
+        ("labels", -100),
+    ):  # each as long as its longest text
         rows = [row for part in found for row in getattr(part, name)]
         for row, expected in zip(rows, getattr(whole, name), strict=True):
             length = min(len(row), len(expected))
@@ -57,14 +69,18 @@ def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(clips
 
 
 def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
-    clip, frame = (steps_of({"stills": stills}, 1, repeat_images=repeat)[0].frames for repeat in (True, False))
+    clip, frame = (
+        steps_of({"stills": stills}, 1, repeat_images=repeat)[0].frames for repeat in (True, False)
+    )
     assert clip.shape[1] == 4
     assert torch.equal(clip[:, :1], frame)
     assert torch.equal(clip, frame.expand_as(clip))
 
 
 def test_dropped_patches_change_nothing_else(clips, steps_of):
-    whole, half = (steps_of({"clips": clips}, 4, mlm=0.3, patch_dropping=share) for share in (0.0, 0.5))
+    whole, half = (
+        steps_of({"clips": clips}, 4, mlm=0.3, patch_dropping=share) for share in (0.0, 0.5)
+    )
     for step in range(4):
         batch = half[step]
         assert batch.kept.shape == (len(batch.ids), 8)
@@ -83,11 +99,15 @@ def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, s
         assert_equal(replace(batch, boxes=None, uniforms=None), replace(plain[step], uniforms=None))
     crops = [width * height / 16 for _, _, width, height in boxes if (width, height) != (4, 4)]
     assert all(0.5 < area <= 0.75 for area in crops)
-    assert len(crops) / max(1, len(boxes)) == pytest.approx(share, abs=0.12)  # four standard deviations
+    assert len(crops) / max(1, len(boxes)) == pytest.approx(
+        share, abs=0.12
+    )  # four standard deviations
 
 
 def test_phases_differ_in_grouping(corpus, steps_of):
-    phases = [{"corpora": ("a",), "steps": 6, "group_batches": grouped} for grouped in (True, False)]
+    phases = [
+        {"corpora": ("a",), "steps": 6, "group_batches": grouped} for grouped in (True, False)
+    ]
     data = steps_of({"a": corpus(12, group=3)}, phases=phases, batch_size=6)
     order = [int(name[1:]) // 3 for name in sample_ids(data)]
     apart = [len(set(order[start : start + 3])) for start in range(0, 72, 3)]
@@ -98,7 +118,10 @@ def test_phases_differ_in_grouping(corpus, steps_of):
 def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenizer):
     counts = [2, 1, 0, 3]
     words = ("left", "right", "up")
-    rows = [{"id": f"v{n}", "captions": [f"{word} ball" for word in words[:k]]} for n, k in enumerate(counts)]
+    rows = [
+        {"id": f"v{n}", "captions": [f"{word} ball" for word in words[:k]]}
+        for n, k in enumerate(counts)
+    ]
     data = steps_of({"a": corpus_of(tmp_path, rows)}, 1, "caption", batch_size=6)
     assert (len(data.sources[0]), data.skipped) == (6, 1)
     batch = data[0]
@@ -110,7 +133,9 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
 
 def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of, tokenizer):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(tmp_path, [*sample_rows(3), *sample_rows(2, captions=0, prefix="q", questions=question)])
+    corpus = corpus_of(
+        tmp_path, [*sample_rows(3), *sample_rows(2, captions=0, prefix="q", questions=question)]
+    )
     steps = steps_of({"a": corpus}, 3, batch_size=3)
     assert (set(sample_ids(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
     questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
@@ -120,16 +145,28 @@ def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, st
     assert questions[0].text[0, : len(asked)].tolist() == asked
     unknown = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=("nine",))
     assert unknown[0].answers.tolist() == [-100, -100]
-    silent = corpus_of(tmp_path / "silent", sample_rows(4, captions=0, prefix="s", questions=question))
+    silent = corpus_of(
+        tmp_path / "silent", sample_rows(4, captions=0, prefix="s", questions=question)
+    )
     both = steps_of({"a": corpus, "b": silent}, 3, batch_size=3)
-    assert (set(sample_ids(both)), both.skipped) == ({"v0", "v1", "v2"}, 2 + 4)  # a corpus without any is counted too
+    assert (set(sample_ids(both)), both.skipped) == (
+        {"v0", "v1", "v2"},
+        2 + 4,
+    )  # a corpus without any is counted too
 
 
-def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(clips, corpus, steps_of):
-    one, other = (steps_of({"clips": clips}, 10, seed=seed, mlm=0.3, patch_dropping=0.5) for seed in (1, 2))
+def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(
+    clips, corpus, steps_of
+):
+    one, other = (
+        steps_of({"clips": clips}, 10, seed=seed, mlm=0.3, patch_dropping=0.5) for seed in (1, 2)
+    )
     assert sample_ids(one) != sample_ids(other)
     assert {name.split("-")[0] for name in sample_ids(one) + sample_ids(other)} == {"train"}
-    shared = one.example(one.sources[0], 0, 3, 0.5), other.example(other.sources[0], 0, 3, 0.5)  # of the same sample
+    shared = (
+        one.example(one.sources[0], 0, 3, 0.5),
+        other.example(other.sources[0], 0, 3, 0.5),
+    )  # of the same sample
     for drawn in ("frames", "masked", "box", "uniforms", "kept"):
         assert not np.array_equal(*(example[drawn] for example in shared)), drawn
     two = {name: corpus(6, prefix=name) for name in "ab"}
@@ -139,7 +176,11 @@ def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(cl
 
 
 def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
-    corpora = {"a": corpus(5, prefix="a"), "b": corpus(6, prefix="b"), "c": corpus(4, prefix="c", kind="image")}
+    corpora = {
+        "a": corpus(5, prefix="a"),
+        "b": corpus(6, prefix="b"),
+        "c": corpus(4, prefix="c", kind="image"),
+    }
     phases = [
         {"corpora": ("a",), "steps": 3},
         {"corpora": ("b",), "steps": 4},
@@ -160,8 +201,13 @@ def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
     corpora = {"a": corpus(4, prefix="a"), "b": corpus(12, prefix="b")}
     by_size = steps_of(corpora, 2000)
     assert (by_size.source_of == 0).mean() == pytest.approx(0.25, abs=0.03)
-    corpora = {**two_kinds, "b": corpus(40, prefix="b")}  # 7 videos and 5 images share the weight of their corpus
-    by_weight = steps_of(corpora, phases=[{"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}])
+    corpora = {
+        **two_kinds,
+        "b": corpus(40, prefix="b"),
+    }  # 7 videos and 5 images share the weight of their corpus
+    by_weight = steps_of(
+        corpora, phases=[{"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}]
+    )
     shares = [(by_weight.source_of == number).mean() for number in range(3)]
     assert shares == pytest.approx([0.75 * 7 / 12, 0.75 * 5 / 12, 0.25], abs=0.03)
 
@@ -188,13 +234,19 @@ def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_pr
     config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
     for ranks in (1, 3, 6, 12, 24):
         config.check_division(ranks)
-    with pytest.raises(InputError, match="negative_pool_size 8 and the 12 pairs per process and micro-batch"):
+    with pytest.raises(
+        InputError, match="negative_pool_size 8 and the 12 pairs per process and micro-batch"
+    ):
         config.check_division(2)
     for ranks, parts in ((5, 2), (1, 7), (2, 48)):
-        with pytest.raises(InputError, match=f"48 is not a multiple of {ranks} processes x {parts} accumulation_steps"):
+        with pytest.raises(
+            InputError,
+            match=f"48 is not a multiple of {ranks} processes x {parts} accumulation_steps",
+        ):
             config.model_copy(update={"accumulation_steps": parts}).check_division(ranks)
     with pytest.raises(
-        ValidationError, match="negative_pool_size 16 does not divide batch_size / accumulation_steps = 24"
+        ValidationError,
+        match="negative_pool_size 16 does not divide batch_size / accumulation_steps = 24",
     ):
         MatchingConfig.model_validate(wanted | {"negative_pool_size": 16})
 
@@ -218,7 +270,9 @@ def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[B
 @pytest.fixture(scope="module")
 def two_kinds(corpus_of, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("two_kinds")
-    mixed = sample_rows(7, prefix="v", captions=2, group=2) + sample_rows(5, kind="image", prefix="i")
+    mixed = sample_rows(7, prefix="v", captions=2, group=2) + sample_rows(
+        5, kind="image", prefix="i"
+    )
     return {"mixed": corpus_of(folder / "mixed", mixed)}
 
 
@@ -235,7 +289,12 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
 ):
     """A run that is restarted at any steps, with any number of loading processes each time, has on every rank the
     batches of an uninterrupted run; and each example of a source is used once before any is used again."""
-    overrides = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
+    overrides = {
+        "batch_size": ranks * per_rank,
+        "group_batches": together,
+        "seed": seed,
+        "mlm": 0.3,
+    }
     ends = [*sorted(end for end, _ in restarts), 10]
     workers = [count for _, count in restarts] + [0]
     seen: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
@@ -243,7 +302,9 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
     for rank in range(ranks):
         actual: list[Batch] = []
         for end, count in zip(ends, workers, strict=True):
-            data = steps_of(two_kinds, 10, rank=rank, ranks=ranks, **overrides)  # a fresh process has no state
+            data = steps_of(
+                two_kinds, 10, rank=rank, ranks=ranks, **overrides
+            )  # a fresh process has no state
             actual += loaded(data, len(actual), end, count)
         for step in range(10):
             assert_equal(actual[step], whole[rank][step])

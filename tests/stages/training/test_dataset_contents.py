@@ -17,7 +17,13 @@ def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, step
     """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
     frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
     data = steps_of({"a": corpus_of(tmp_path, sample_rows(8, frames=frames))}, 6, sampling=sampling)
-    drawn = torch.cat([data[step].frames for step in range(6)]).float().mean(dim=(2, 3, 4)).div(30).round()
+    drawn = (
+        torch.cat([data[step].frames for step in range(6)])
+        .float()
+        .mean(dim=(2, 3, 4))
+        .div(30)
+        .round()
+    )
     early = (drawn < 4).sum(1)
     assert (early == 2).all() == (sampling == "halves")
     assert len({tuple(row) for row in drawn.tolist()}) > 10
@@ -34,7 +40,9 @@ def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, st
     assert len(widths) == 2
     for part in data[0].split(8):
         longest = int(part.mask.sum())
-        assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {part.text.shape}
+        assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {
+            part.text.shape
+        }
         assert part.text.shape[1] == -(-longest // 8) * 8
     apart = steps_of(corpora, 8, accumulation_steps=4, ranks=2)
     assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
@@ -42,12 +50,31 @@ def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, st
 
 def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
     """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
-    words = ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball", "red", "big", "and", "or", "so", "on"]
+    words = [
+        "a",
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "ball",
+        "red",
+        "big",
+        "and",
+        "or",
+        "so",
+        "on",
+    ]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
-    rows = [{"id": "short", "captions": ["a"]}, {"id": "long", "captions": ["a red ball and a big red ball"]}]
+    rows = [
+        {"id": "short", "captions": ["a"]},
+        {"id": "long", "captions": ["a red ball and a big red ball"]},
+    ]
     corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
-    batch = TrainingDataset(training(corpora, 1, batch_size=2), corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3))[0]
+    batch = TrainingDataset(
+        training(corpora, 1, batch_size=2), corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3)
+    )[0]
     for tokens in (batch.text, batch.masked):
         assert set(tokens[batch.mask == 0].tolist()) == {1}
 
@@ -75,20 +102,31 @@ def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
     for row, mask in zip(batch.text, batch.mask, strict=True):
         words = row[mask > 0].tolist()
         assert len(words) <= 6
-        assert (words[0], words[-1]) == (tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]"))
+        assert (words[0], words[-1]) == (
+            tokenizer.token_to_id("[CLS]"),
+            tokenizer.token_to_id("[SEP]"),
+        )
         assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
 
 
-def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(clips, stills, steps_of, monkeypatch):
+def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(
+    clips, stills, steps_of, monkeypatch
+):
     """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
     seen = []
-    monkeypatch.setattr(dataset, "augment_video", lambda frames, text, rng: seen.append((frames, text)) or frames)
+    monkeypatch.setattr(
+        dataset, "augment_video", lambda frames, text, rng: seen.append((frames, text)) or frames
+    )
     batches = steps_of({"clips": clips}, 3, "question", augmentation="official", random_crop=0.5)
     assert {batches[step].frames.shape for step in range(3)} == {(8, 4, 3, 20, 20)}
     assert {frames.shape for frames, _ in seen} == {(4, 20, 20, 3)}
     assert {text.split("? ")[-1] for _, text in seen} & {"left", "right", "up", "down"}
     seen.clear()
-    monkeypatch.setattr(dataset, "augment_image", lambda frame, size, *more: seen.append(more) or frame[:size, :size])
+    monkeypatch.setattr(
+        dataset,
+        "augment_image",
+        lambda frame, size, *more: seen.append(more) or frame[:size, :size],
+    )
     assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
     assert all(text for text, _ in seen)
 
@@ -117,9 +155,15 @@ def test_cut_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, token
     texts = ["red ball", "how many balls are there?"]
     length = {text: len(tokenizer.encode(text).ids) for text in texts}
     limit = length[texts[1]] - 1
-    (line,) = steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit).cut_texts()
-    assert line == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are cut"
-    longer = steps_of({"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1)
+    (line,) = steps_of(
+        {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit
+    ).cut_texts()
+    assert (
+        line == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are cut"
+    )
+    longer = steps_of(
+        {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1
+    )
     assert list(longer.cut_texts()) == []
     (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).cut_texts()
     assert line.startswith("a: 6 of 6 captions have more")
@@ -163,5 +207,7 @@ def test_kept_patches_are_a_subset_of_which_every_patch_is_equally_often():
         assert len(kept) == count
         assert (np.diff(kept) > 0).all()
         assert 0 <= kept[0] <= kept[-1] < grid**2
-    counts = np.bincount(np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16)
+    counts = np.bincount(
+        np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16
+    )
     assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations

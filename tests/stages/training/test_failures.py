@@ -28,7 +28,9 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
 
     def lose_a_loading_process() -> None:
         with loading_processes(1):
-            broken.start(before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()])
+            broken.start(
+                before=3, stop=lambda: [child.kill() for child in multiprocessing.active_children()]
+            )
 
     # A separate process: torch remembers loading processes, and reports a death at any later time.
     process = multiprocessing.get_context("fork").Process(target=lose_a_loading_process)
@@ -41,12 +43,16 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
 
 
 @pytest.mark.parametrize(("dies", "step"), [(True, 0), (True, 3), (False, 3)])
-def test_an_error_means_a_lost_loading_process_only_if_one_has_died(new_run, dies, step, monkeypatch):
+def test_an_error_means_a_lost_loading_process_only_if_one_has_died(
+    new_run, dies, step, monkeypatch
+):
     """Whatever torch and the code below it raise, depending on the moment."""
     monkeypatch.setattr(loop, "LOST_SECONDS", 60.0 if dies else 0.0)
     child = multiprocessing.get_context("fork").Process(target=multiprocessing.Event().wait)
     load = dataset.TrainingDataset.loader
-    monkeypatch.setattr(dataset.TrainingDataset, "loader", lambda *arguments: child.start() or load(*arguments))
+    monkeypatch.setattr(
+        dataset.TrainingDataset, "loader", lambda *arguments: child.start() or load(*arguments)
+    )
 
     def fail() -> None:
         if dies:
@@ -70,7 +76,10 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
     with full_disk(40_000):
         broken.kill(before=6)
     output = capfd.readouterr().err
-    assert "no checkpoint written after step 4: File too large; a restart resumes from step 3" in output
+    assert (
+        "no checkpoint written after step 4: File too large; a restart resumes from step 3"
+        in output
+    )
     assert broken.checkpoints == ["step-00000002", "step-00000003"]
     broken.start()
     assert "continuing from step 3 of 8" in capfd.readouterr().err
@@ -89,27 +98,39 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
 
 
 @pytest.mark.parametrize("unit", ["sample", "caption"])
-def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(unit, clips, steps_of, tmp_path):
+def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(
+    unit, clips, steps_of, tmp_path
+):
     """The official code puts another one there without a word (departure 7). It is no caption of the same sample."""
     shutil.copytree(clips, tmp_path / "broken")
-    *broken, following = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][:3]
+    *broken, following = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][
+        :3
+    ]
     for row in broken:
         content = bytearray((shard := tmp_path / "broken" / row["shard"]).read_bytes())
         for offset, size in zip(row["frame_offsets"], row["frame_sizes"], strict=True):
             content[offset : offset + min(size, 64)] = bytes(min(size, 64))
         shard.write_bytes(content)
     lost = [row["id"] for row in broken]
-    whole, mended = (steps_of({"clips": folder}, 30, unit=unit) for folder in (clips, tmp_path / "broken"))
+    whole, mended = (
+        steps_of({"clips": folder}, 30, unit=unit) for folder in (clips, tmp_path / "broken")
+    )
     replaced = 0
-    for one, other in zip(map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True):
+    for one, other in zip(
+        map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True
+    ):
         gone = [name for name in one.ids if name in lost]
-        assert [line.partition(", frame ")[0].rpartition(": ")[2] for line in other.unreadable] == gone
+        assert [
+            line.partition(", frame ")[0].rpartition(": ")[2] for line in other.unreadable
+        ] == gone
         assert other.ids == [following["id"] if name in lost else name for name in one.ids]
         replaced += len(gone)
     assert replaced > (2 if unit == "sample" else 0)
 
 
-def test_a_corpus_without_a_readable_sample_is_an_error_of_one_line(clips, steps_of, tmp_path, resources):
+def test_a_corpus_without_a_readable_sample_is_an_error_of_one_line(
+    clips, steps_of, tmp_path, resources
+):
     shutil.copytree(clips, tmp_path / "broken")
     for shard in (tmp_path / "broken").glob("*.tar"):
         shard.write_bytes(b"")
@@ -140,10 +161,16 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
     """At once, without waiting for the limit; a silent one at the limit."""
     resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
     work, result = tmp_path / "work.json", tmp_path / "result.json"
-    work.write_text(json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources}))
+    work.write_text(
+        json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources})
+    )
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
-    command += [Path(__file__).with_name("part_of_a_failure.py"), work, how]  # whose ranks end with it
+    command += [
+        Path(__file__).with_name("part_of_a_failure.py"),
+        work,
+        how,
+    ]  # whose ranks end with it
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
     message = ended.stderr
     assert ended.returncode != 0

@@ -19,7 +19,13 @@ from alpro.stages.training import metrics
 from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.metrics import Mean, MetricsFile, chance_levels, losses_at_chance, read_metrics
+from alpro.stages.training.metrics import (
+    Mean,
+    MetricsFile,
+    chance_levels,
+    losses_at_chance,
+    read_metrics,
+)
 from alpro.stages.training.objective import Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate
 from tests.stages.training.conftest import full_disk, run_of
@@ -56,7 +62,9 @@ def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     if interrupted:
         run.interrupt(4)
-    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, the last being step 6;"):
+    with pytest.raises(
+        InputError, match=r"not finite in 5 consecutive steps, the last being step 6;"
+    ):
         run.start()
 
 
@@ -79,14 +87,21 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
     final = chosen.start()
     assert final == {"validation/score": 3.0, "selected_step": 4.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in chosen.weights.items())
-    assert [line["validation/score"] for line in chosen.lines if "validation/score" in line] == [1.0, 3.0, 2.0, 3.0]
+    assert [line["validation/score"] for line in chosen.lines if "validation/score" in line] == [
+        1.0,
+        3.0,
+        2.0,
+        3.0,
+    ]
 
 
 @pytest.mark.parametrize(
     ("times", "steps"),
     [(1, [10]), (3, [4, 7, 10]), (4, [3, 5, 8, 10]), (6, [2, 4, 5, 7, 9, 10])],
 )
-def test_validations_are_equally_spaced_and_the_last_is_at_the_end(training, tmp_path, times, steps):
+def test_validations_are_equally_spaced_and_the_last_is_at_the_end(
+    training, tmp_path, times, steps
+):
     run = run_of(objective_of("prompter"), training(validation={"times": times}), tmp_path)
     assert [step for step in range(1, 11) if run.is_validated(step)] == steps
 
@@ -102,7 +117,9 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
 
 def test_micro_batches_are_one_step_on_their_mean(new_run):
     """Clipped to gradients of about AdamW's epsilon, so that the step depends on their length."""
-    run = new_run("run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0, max_grad_norm=1e-4)
+    run = new_run(
+        "run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0, max_grad_norm=1e-4
+    )
     run.start()
     torch.manual_seed(run.config.seed)
     objective = run.build().train()
@@ -119,7 +136,9 @@ def test_micro_batches_are_one_step_on_their_mean(new_run):
         torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(new_run, monkeypatch):
+def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(
+    new_run, monkeypatch
+):
     """By a clock that goes on by a second each time it is read, and by a week in a validation."""
     clock = [0.0]
 
@@ -135,7 +154,9 @@ def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(
     run = new_run("run", run={"validate": validate}, validation={"times": 4}, warmup_ratio=0.4)
     run.start()
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "train/lr" in line]
-    assert [line["train/lr"] for line in lines] == [learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)]
+    assert [line["train/lr"] for line in lines] == [
+        learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)
+    ]
     assert min(line["train/samples_per_second"] for line in lines) > 0.1
 
 
@@ -172,7 +193,9 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
     assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [0, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("count", "share", "allowed"), [(9, 0.0, True), (10, 0.6, False), (10, 0.63, True)])
+@pytest.mark.parametrize(
+    ("count", "share", "allowed"), [(9, 0.0, True), (10, 0.6, False), (10, 0.63, True)]
+)
 def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowed):
     """Of the 16 of the first two steps; fewer than ten never end a run."""
     run = with_data(new_run("run", steps=4, max_unreadable_share=share), damaged(*[1] * count))
@@ -180,7 +203,10 @@ def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowe
         run.start()
         assert run.lines[-1]["train/unreadable"] == count
     else:
-        with pytest.raises(InputError, match=r"10 of 16 examples cannot be read, more than max_unreadable_share = 0.6"):
+        with pytest.raises(
+            InputError,
+            match=r"10 of 16 examples cannot be read, more than max_unreadable_share = 0.6",
+        ):
             run.start()
 
 
@@ -213,16 +239,24 @@ def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
 
 def lines(**losses: list[float]) -> list[dict[str, float]]:
     """A line of metrics.jsonl for each value, and a line of a validation."""
-    return [{f"train/loss_{name}": value} for name, values in losses.items() for value in values] + [{"validation": 1}]
+    return [
+        {f"train/loss_{name}": value} for name, values in losses.items() for value in values
+    ] + [{"validation": 1}]
 
 
 @pytest.mark.parametrize(
     ("losses", "warned"),
     [
-        ({"vtc": [9.0, 2.08, 2.07, 2.09]}, ["loss_vtc ended at 2.080; a model that has learned nothing has 2.079"]),
+        (
+            {"vtc": [9.0, 2.08, 2.07, 2.09]},
+            ["loss_vtc ended at 2.080; a model that has learned nothing has 2.079"],
+        ),
         ({"vtc": [2.08, 2.08, 2.0, 1.9]}, []),
         ({"vtm": [0.64]}, ["loss_vtm ended at 0.640; a model that has learned nothing has 0.637"]),
-        ({"vtm": [0.6], "qa": [1.6]}, ["loss_qa ended at 1.600; a model that has learned nothing has 1.609"]),
+        (
+            {"vtm": [0.6], "qa": [1.6]},
+            ["loss_qa ended at 1.600; a model that has learned nothing has 1.609"],
+        ),
         ({"mlm": [9.0]}, []),
         ({}, []),
     ],
@@ -230,12 +264,18 @@ def lines(**losses: list[float]) -> list[dict[str, float]]:
 def test_losses_that_stayed_at_chance_are_named(training, losses, warned):
     """ln 8 pairs: 2.079; a third of the pairs match: 0.637; ln 5 answers: 1.609."""
     config = training(("a",), 1, batch_size=8)
-    assert [line.partition(":")[0] for line in losses_at_chance(lines(**losses), config, answers=5)] == warned
+    assert [
+        line.partition(":")[0] for line in losses_at_chance(lines(**losses), config, answers=5)
+    ] == warned
 
 
 def test_contrast_is_over_a_micro_batch_unless_it_is_over_the_batch(training):
     halves = training(("a",), 1, batch_size=8, accumulation_steps=2)
-    assert chance_levels(halves, 1) == {"vtc": math.log(4), "vtm": pytest.approx(0.6365, abs=1e-4), "qa": 0}
+    assert chance_levels(halves, 1) == {
+        "vtc": math.log(4),
+        "vtm": pytest.approx(0.6365, abs=1e-4),
+        "qa": 0,
+    }
     assert chance_levels(halves.model_copy(update={"contrast": "batch"}), 1)["vtc"] == math.log(8)
 
 
@@ -247,10 +287,14 @@ def step(training, tmp_path):
     """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step without clipping."""
 
     def take(objective: Objective, batch: Batch, parts: int = 1, contrast: str = "batch") -> Step:
-        config = training(accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1)
+        config = training(
+            accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1
+        )
         run = run_of(objective, config, tmp_path)
         run.update(batch)
-        return run.mean.read(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+        return run.mean.read(), {
+            name: p.grad for name, p in objective.named_parameters() if p.grad is not None
+        }
 
     return take
 
@@ -266,7 +310,9 @@ def step(training, tmp_path):
         ("qa", "", "micro_batch"),
     ],
 )
-def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, off, contrast, parts, dropped, step):
+def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
+    name, off, contrast, parts, dropped, step
+):
     """Masked words, kept samples, valid negatives and known answers differ in number between the micro-batches, and two
     captions of one video are in different ones."""
     weights, batch = WEIGHTS | ({off: 0.0} if off else {}), whole_batch()
@@ -276,8 +322,12 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(name, of
         batch.kept = torch.from_numpy(np.stack([keep_patches(4, dropped, rng) for _ in batch.ids]))
     pool = 8 // parts
     name += f" {pool}" if "pools" in name else ""
-    expected_metrics, expected = step(objective_of(name, weights=weights, pool=pool), replace(batch))
-    metrics, gradients = step(objective_of(name, weights=weights, pool=pool), replace(batch), parts, contrast)
+    expected_metrics, expected = step(
+        objective_of(name, weights=weights, pool=pool), replace(batch)
+    )
+    metrics, gradients = step(
+        objective_of(name, weights=weights, pool=pool), replace(batch), parts, contrast
+    )
     assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
     assert gradients.keys() == expected.keys()
     assert len(gradients) > 20
@@ -301,7 +351,12 @@ DROPPING = {"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}
     ],
 )
 def test_contrast_over_the_batch_is_refused_where_it_cannot_be(stage, values, key):
-    values = {"phases": [{"corpora": ["clips"], "steps": 1}], "accumulation_steps": 2, "contrast": "batch", **values}
+    values = {
+        "phases": [{"corpora": ["clips"], "steps": 1}],
+        "accumulation_steps": 2,
+        "contrast": "batch",
+        **values,
+    }
     if key:
         with pytest.raises(ValidationError, match=key):
             stage(batch_size=8, **values)

@@ -19,11 +19,42 @@ from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 # Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
 # `_local_scalar_dense` is item(), tolist(), float(), bool() and `if tensor`; `multinomial` looks whether its weights
 # are valid.
-WAIT = {"_local_scalar_dense", "item", "is_nonzero", "allclose", "equal", "multinomial", "nonzero", "nonzero_numpy"}
-WAIT |= {"argwhere", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "bincount"}
-BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # so do these where the index is boolean
-BY_FORM = {"where.default", "repeat_interleave.Tensor", "repeat_interleave.self_Tensor"}  # and these forms of others
-AWAY = {"tolist", "numpy", "cpu", "__array__"}  # these methods leave the device; on a CPU they are no operations
+WAIT = {
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "allclose",
+    "equal",
+    "multinomial",
+    "nonzero",
+    "nonzero_numpy",
+}
+WAIT |= {
+    "argwhere",
+    "masked_select",
+    "unique_dim",
+    "_unique",
+    "_unique2",
+    "unique_consecutive",
+    "bincount",
+}
+BY_INDEX = {
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+}  # so do these where the index is boolean
+BY_FORM = {
+    "where.default",
+    "repeat_interleave.Tensor",
+    "repeat_interleave.self_Tensor",
+}  # and these forms of others
+AWAY = {
+    "tolist",
+    "numpy",
+    "cpu",
+    "__array__",
+}  # these methods leave the device; on a CPU they are no operations
 
 
 class Operations(TorchDispatchMode):
@@ -31,8 +62,13 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        masks = name in BY_INDEX and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        form = f"{name}.{function._overloadname}" in BY_FORM and (kwargs or {}).get("output_size") is None
+        masks = name in BY_INDEX and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        form = (
+            f"{name}.{function._overloadname}" in BY_FORM
+            and (kwargs or {}).get("output_size") is None
+        )
         waits = name in WAIT or masks or form
         assert not waits, f"{function} waits for the device"
         return function(*args, **kwargs or {})
@@ -74,7 +110,9 @@ def test_a_step_reads_nothing_back(name, off, contrast, training, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["prompter", "matching", "pretrain", "qa"])
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="requires a GPU: PyTorch warns about synchronizations"
+)
 def test_a_step_on_a_gpu_does_not_synchronize(name, training, tmp_path):
     device = torch.device("cuda")
     objective = objective_of(name, dropout=0.1).to(device)

@@ -39,7 +39,11 @@ def batch() -> Batch:
 def gradients(loss: Tensor, objective: Objective) -> dict[str, Tensor]:
     objective.zero_grad()
     loss.backward()
-    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {
+        name: p.grad
+        for name, p in objective.model.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
 
 
 def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[str, Tensor]:
@@ -47,7 +51,9 @@ def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[st
     model, count = objective.model, len(batch.ids)
     video = model.encode_video(objective.pixels(batch.frames))
     text, masked = (model.encode_text(ids, batch.mask) for ids in (batch.text, batch.masked))
-    similarity = model.project_video(video) @ model.project_text(text).T / model.clamped_temperature()
+    similarity = (
+        model.project_video(video) @ model.project_text(text).T / model.clamped_temperature()
+    )
     same = batch.video[:, None] == batch.video[None]
     losses = {"vtc": vtc_loss(similarity, similarity.T, torch.arange(count), same)}
     if isinstance(model, Alpro):
@@ -56,21 +62,34 @@ def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[st
         excluded = same | (pool[:, None] != pool[None])
         videos, valid = hard_negatives(likely.T, excluded, batch.uniforms[:, 0])
         texts, _ = hard_negatives(likely, excluded, batch.uniforms[:, 1])
-        pairs = ((text, batch.mask, video), (text, batch.mask, video[videos]), (text[texts], batch.mask[texts], video))
+        pairs = (
+            (text, batch.mask, video),
+            (text, batch.mask, video[videos]),
+            (text[texts], batch.mask[texts], video),
+        )
         logits = torch.cat([model.match(*pair) for pair in pairs])
-        used, label = torch.cat([valid.new_ones(count), valid, valid]), torch.tensor([1] * count + [0] * 2 * count)
+        used, label = (
+            torch.cat([valid.new_ones(count), valid, valid]),
+            torch.tensor([1] * count + [0] * 2 * count),
+        )
         losses["vtm"] = F.cross_entropy(logits[used], label[used])
     if batch.pseudo_labels is not None:
-        patches = model.fuse(text, batch.mask, video)[:, batch.text.shape[1] + 1 :].unflatten(1, (4, 4))
+        patches = model.fuse(text, batch.mask, video)[:, batch.text.shape[1] + 1 :].unflatten(
+            1, (4, 4)
+        )
         kept = [n for n in range(count) if batch.pseudo_labels[n].max() >= objective.threshold]
         shown = []
         for n in kept:
             left, top, width, height = batch.boxes[n].tolist()
             shown.append(patches[n, top : top + height, left : left + width].flatten(0, 1).mean(0))
-        losses["pem"] = F.cross_entropy(model.pem_head(torch.stack(shown)), batch.pseudo_labels[kept])
+        losses["pem"] = F.cross_entropy(
+            model.pem_head(torch.stack(shown)), batch.pseudo_labels[kept]
+        )
     if getattr(model, "mlm_head", None):
         words = model.mlm_scores(model.fuse(masked, batch.mask, video)[:, : batch.text.shape[1]])
-        losses["mlm"] = F.cross_entropy(words[batch.labels != -100], batch.labels[batch.labels != -100])
+        losses["mlm"] = F.cross_entropy(
+            words[batch.labels != -100], batch.labels[batch.labels != -100]
+        )
     if getattr(model, "qa_head", None):
         known = batch.answers != -100
         answers = model.answer(text, batch.mask, video)
@@ -92,10 +111,15 @@ WITHOUT = [{}, *({name: 0.0} for name in ("vtc", "vtm", "mlm", "pem"))]
         ("pretrain", {"threshold": 0.0}, True),
     ],
 )
-def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train(name, changes, uniform, batch):
+def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train(
+    name, changes, uniform, batch
+):
     objective = objective_of(name, **changes)
     if uniform:
-        objective.uniform_negatives, batch.max_masked = True, 0  # as without VTC; and where the number is not known
+        objective.uniform_negatives, batch.max_masked = (
+            True,
+            0,
+        )  # as without VTC; and where the number is not known
     batch = objective.labeled(replace(batch, boxes=None) if name == "prompter" else batch)
     if "pem" in objective.losses:
         assert 1 < (batch.pseudo_labels.amax(1) >= 0.64).sum() < 7
@@ -104,9 +128,13 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
     loss, metrics = objective(batch, objective.step_counts([batch]))
     actual = gradients(loss, objective)
     by_hand = losses_by_hand(objective, replace(batch), uniform)
-    assert {f"loss_{each}" for each in objective.losses} == {key for key in metrics if key.startswith("loss_")}
+    assert {f"loss_{each}" for each in objective.losses} == {
+        key for key in metrics if key.startswith("loss_")
+    }
     for each in objective.losses:
-        torch.testing.assert_close(metrics[f"loss_{each}"], by_hand[each].detach(), atol=1e-5, rtol=1e-5, msg=each)
+        torch.testing.assert_close(
+            metrics[f"loss_{each}"], by_hand[each].detach(), atol=1e-5, rtol=1e-5, msg=each
+        )
     total = sum(by_hand[each] * weight for each, weight in weights.items())
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-5)
     expected = gradients(total, objective)
@@ -119,7 +147,9 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
     assert without == objective.unused_parameters
 
 
-def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_the_temperature(batch):
+def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_the_temperature(
+    batch,
+):
     exact, expected = losses_of(objective_of("pretrain", threshold=0.0), batch)
     with torch.autocast("cpu", torch.bfloat16):
         loss, metrics = losses_of(objective_of("pretrain", threshold=0.0), batch)
@@ -159,7 +189,8 @@ def test_no_loss_reads_a_dropped_patch(name, batch):
     shown = torch.zeros(8, 16, dtype=torch.bool).scatter(1, kept, True).view(-1, 1, 1, 4, 4)
     shown = shown.repeat_interleave(4, dim=3).repeat_interleave(4, dim=4)
     torch.testing.assert_close(
-        losses_of(objective, batch), losses_of(objective, replace(batch, frames=batch.frames * shown))
+        losses_of(objective, batch),
+        losses_of(objective, replace(batch, frames=batch.frames * shown)),
     )
     whole, _ = losses_of(objective, replace(batch, kept=None))
     assert not torch.equal(losses_of(objective, batch)[0], whole)
@@ -169,7 +200,12 @@ def test_the_prompter_sees_its_crops_black_outside(batch):
     """As PEM shows them: black before normalization."""
     objective = objective_of("prompter").eval()
     whole = torch.tensor([[0, 0, 4, 4]]).expand(8, -1)
-    inside = box_mask(batch.boxes, 4).view(-1, 1, 1, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    inside = (
+        box_mask(batch.boxes, 4)
+        .view(-1, 1, 1, 4, 4)
+        .repeat_interleave(4, 3)
+        .repeat_interleave(4, 4)
+    )
     by_hand = replace(batch, frames=torch.where(inside, batch.frames, 0), boxes=whole)
     seen = objective.encode_video(batch)
     torch.testing.assert_close(seen, objective.encode_video(by_hand))
@@ -178,17 +214,23 @@ def test_the_prompter_sees_its_crops_black_outside(batch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of_the_kind(kind, batch):
+def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of_the_kind(
+    kind, batch
+):
     """As in the official code: outside the crop a pixel is black, -mean / std, and not the mean grey, 0."""
     objective = objective_of("pretrain", dropout=0.5).train()
     assert not any(p.requires_grad for p in objective.prompter.parameters())
     cut = torch.zeros_like(batch.frames)
-    for number, (left, top, width, height) in enumerate((batch.boxes * 4).tolist()):  # patches of 4 pixels
+    for number, (left, top, width, height) in enumerate(
+        (batch.boxes * 4).tolist()
+    ):  # patches of 4 pixels
         inside = (number, ..., slice(top, top + height), slice(left, left + width))
         cut[inside] = batch.frames[inside]
     prompter = objective.prompter.eval()
     features = prompter.model.project_video(prompter.model.encode_video(prompter.pixels(cut)))
-    expected = (features @ getattr(objective, f"{kind}_prompts").T / prompter.model.clamped_temperature()).softmax(1)
+    expected = (
+        features @ getattr(objective, f"{kind}_prompts").T / prompter.model.clamped_temperature()
+    ).softmax(1)
     objective.train()
     assert not objective.prompter.training
     with torch.enable_grad():
@@ -204,7 +246,9 @@ def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and
     loss, metrics = losses_of(objective, nothing)
     assert (metrics["loss_pem"], metrics["pseudo_labels_kept"], metrics["loss_mlm"]) == (0, 0, 0)
     loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in objective.model.parameters() if p.grad is not None)
+    assert all(
+        torch.isfinite(p.grad).all() for p in objective.model.parameters() if p.grad is not None
+    )
     assert losses_of(objective_of("qa"), replace(batch, answers=torch.full((8,), -100)))[0] == 0
 
 
@@ -238,12 +282,16 @@ def test_frames_are_scaled_normalized_and_resized():
 def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
     """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked words, kept samples
     are those of all. The official code counts by the rank within a machine."""
-    first, second = (load_file(two_ranks_trained / f"objectives.{rank}.safetensors") for rank in range(2))
+    first, second = (
+        load_file(two_ranks_trained / f"objectives.{rank}.safetensors") for rank in range(2)
+    )
     whole = losses_and_gradients(0, 1)
     assert len(whole) > 20 * len(NAMES)
     assert first.keys() == second.keys() == whole.keys()
     for key, value in whole.items():
-        found = [(first[key] + second[key]) / 2] if key.endswith("/loss") else [first[key], second[key]]
+        found = (
+            [(first[key] + second[key]) / 2] if key.endswith("/loss") else [first[key], second[key]]
+        )
         for half in found:
             torch.testing.assert_close(half, value, atol=1e-5, rtol=1e-5, msg=key)
 
@@ -261,12 +309,16 @@ def pretraining(tiny_model, tokenizer) -> PretrainObjective:
 def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:
     """The results of each call of a method."""
     results, method = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *args: results.append(result := method(*args)) or result)
+    monkeypatch.setattr(
+        owner, name, lambda *args: results.append(result := method(*args)) or result
+    )
     return results
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
-def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, tokenizer, monkeypatch, kept_share):
+def test_validation_of_pem_is_over_the_crops_that_it_keeps(
+    pretraining, clips, tokenizer, monkeypatch, kept_share
+):
     """In batches of two, of which the last has one crop."""
     gallery, objective = Gallery.of(clips, "validation").first(5, 1), pretraining.eval()
     calls = ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
@@ -275,7 +327,9 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(pretraining, clips, t
     assert [len(part) for part in labels] == [2, 2, 1]
     labels, logits = torch.cat(labels), torch.cat(logits)
     best = labels.amax(1)
-    objective.threshold = float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0
+    objective.threshold = (
+        float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0
+    )
     kept = best >= objective.threshold
     assert kept.float().mean() == pytest.approx(kept_share)
     right = (labels.argmax(1) == logits.argmax(1)) & kept

@@ -26,7 +26,9 @@ RATES = [
 @pytest.mark.parametrize(("steps", "warmup", "last", "shares"), RATES)
 def test_the_learning_rate_of_every_step(steps, warmup, last, shares, training):
     config = training(lr=2.0, warmup_ratio=warmup, min_lr_ratio=last)
-    assert [learning_rate(step, steps, config) / 2 for step in range(steps)] == pytest.approx(shares)
+    assert [learning_rate(step, steps, config) / 2 for step in range(steps)] == pytest.approx(
+        shares
+    )
 
 
 @pytest.fixture
@@ -35,12 +37,20 @@ def objective(tiny_model):
     return Objective(Alpro(tiny_model(), entities=4, answers=3), [0.5] * 3, [0.5] * 3)
 
 
-PLACE_AND_TIME = ("pos_embed", "time_embed", "cls_token", "position_embeddings", "token_type_embeddings")
+PLACE_AND_TIME = (
+    "pos_embed",
+    "time_embed",
+    "cls_token",
+    "position_embeddings",
+    "token_type_embeddings",
+)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @torch.no_grad()
-def test_weights_decay_but_biases_norms_and_embeddings_of_place_and_time_do_not(objective, optimizer):
+def test_weights_decay_but_biases_norms_and_embeddings_of_place_and_time_do_not(
+    objective, optimizer
+):
     """With a gradient of zero nothing is done but decay: by lr x weight_decay of the weight, and no more."""
     optimizer = build_optimizer(objective, encoder(optimizer, lr=0.5, weight_decay=0.1))
     for parameter in objective.parameters():
@@ -48,7 +58,9 @@ def test_weights_decay_but_biases_norms_and_embeddings_of_place_and_time_do_not(
     optimizer.step()
     for name, parameter in objective.named_parameters():
         spared = parameter.ndim < 2 or any(part in name for part in PLACE_AND_TIME)
-        torch.testing.assert_close(parameter, torch.full_like(parameter, 1.0 if spared else 0.95), msg=name)
+        torch.testing.assert_close(
+            parameter, torch.full_like(parameter, 1.0 if spared else 0.95), msg=name
+        )
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.98), 1e-6)
 
@@ -90,14 +102,22 @@ def give_gradient(model: nn.Module, seed: int, spoiled: float = 0.0) -> None:
 def all_of(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """Weights and the optimiser's whole state."""
     state = optimizer.state_dict()["state"]
-    values = {f"{number}.{key}": torch.as_tensor(v) for number, of in state.items() for key, v in of.items()}
+    values = {
+        f"{number}.{key}": torch.as_tensor(v)
+        for number, of in state.items()
+        for key, v in of.items()
+    }
     assert {key.split(".")[-1] for key in values} >= {"exp_avg", "exp_avg_sq", "step"}
     return dict(model.state_dict()) | values
 
 
-@pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"])
+@pytest.mark.parametrize(
+    "spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"]
+)
 @pytest.mark.parametrize("bad", [(), (0,), (2,), (0, 1, 3), (4,)])
-def test_a_skipped_step_changes_nothing_and_another_is_that_of_the_optimizer(bad, spoiled, stepping):
+def test_a_skipped_step_changes_nothing_and_another_is_that_of_the_optimizer(
+    bad, spoiled, stepping
+):
     """To the last bit, in weights and state."""
     model, optimizer = stepping()
     other, plain = stepping()
@@ -124,7 +144,9 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
             give_gradient(one, seed)
         for optimizer in optimizers:
             step_if(optimizer, YES)
-    moved = {f"0.{name}.weight" for name in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")}
+    moved = {
+        f"0.{name}.weight" for name in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
+    }
     for name, value in model.state_dict().items():
         assert torch.equal(value, plain.state_dict()[name]) == (name not in moved), name
     parameters = dict(model.named_parameters())
@@ -147,6 +169,9 @@ def test_muon_steps_along_nesterov_momentum():
     for seed in range(3):
         give_gradient(model, seed)
         momentum = 0.95 * momentum + 0.05 * weight.grad
-        expected = weight.detach() - 0.1 * optim.orthogonalized((0.05 * weight.grad + 0.95 * momentum)[None])[0]
+        expected = (
+            weight.detach()
+            - 0.1 * optim.orthogonalized((0.05 * weight.grad + 0.95 * momentum)[None])[0]
+        )
         step_if(optimizer, YES)
         assert torch.allclose(weight, expected, atol=1e-5)

@@ -17,7 +17,9 @@ NOTED = {"kept", "apart", "starts"}
 @pytest.fixture(scope="module")
 def both(two_ranks_trained):
     """both(run): what the two ranks have after a run."""
-    return lambda run: [load_file(two_ranks_trained / f"{run}.{rank}.safetensors") for rank in range(2)]
+    return lambda run: [
+        load_file(two_ranks_trained / f"{run}.{rank}.safetensors") for rank in range(2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,10 @@ def lines(two_ranks_trained):
     def read(run: str) -> list[dict[str, float]]:
         names = "loss loss_vtc loss_vtm in_batch_recall grad_norm skipped_steps"
         kept = ["step", *(f"train/{name}" for name in names.split())]
-        actual = [json.loads(line) for line in (two_ranks_trained / run / "metrics.jsonl").read_text().splitlines()]
+        actual = [
+            json.loads(line)
+            for line in (two_ranks_trained / run / "metrics.jsonl").read_text().splitlines()
+        ]
         return [{name: line[name] for name in kept if name in line} for line in actual]
 
     return read
@@ -54,7 +59,9 @@ def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_pat
     one, two = weights(alone(tmp_path, run)), weights(both(run)[0])
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-4, msg=name)
-    single = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+    single = [
+        json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+    ]
     for line, other in zip(lines(run), single, strict=True):
         assert line == pytest.approx({name: other[name] for name in line}, rel=1e-3)
 
@@ -68,7 +75,9 @@ def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(bot
     for line, other in zip(lines("contrast over the batch"), lines("in one piece"), strict=True):
         assert line == pytest.approx(other, rel=1e-4)
     accumulated = weights(both("accumulated")[0])
-    assert not all(torch.allclose(value, accumulated[name], atol=1e-3) for name, value in one.items())
+    assert not all(
+        torch.allclose(value, accumulated[name], atol=1e-3) for name, value in one.items()
+    )
 
 
 def test_gradients_are_averaged_once_a_step_with_its_last_part(both):
@@ -79,7 +88,11 @@ def test_gradients_are_averaged_once_a_step_with_its_last_part(both):
 @pytest.mark.parametrize("run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"])
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lines, tmp_path):
     """What is left is the weights after the first step; the means are of that step alone."""
-    once = weights(train(tmp_path / "once", World(0, 1, torch.device("cpu")), steps=2, spoil=RUNS[run]["spoil"]))
+    once = weights(
+        train(
+            tmp_path / "once", World(0, 1, torch.device("cpu")), steps=2, spoil=RUNS[run]["spoil"]
+        )
+    )
     for actual in both(run):
         for name, value in weights(actual).items():
             torch.testing.assert_close(value, once[name], atol=1e-4, rtol=1e-4, msg=name)
@@ -102,4 +115,6 @@ def test_metrics_after_a_resume_are_means_over_all_steps_and_ranks(lines, both):
     assert [actual["starts"] for actual in both("resumed")] == [2, 2]
     assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("dropout")]
     for whole, resumed in zip(both("dropout"), both("resumed"), strict=True):
-        assert [name for name, value in weights(whole).items() if not torch.equal(value, resumed[name])] == []
+        assert [
+            name for name, value in weights(whole).items() if not torch.equal(value, resumed[name])
+        ] == []

@@ -21,7 +21,9 @@ OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
 def assert_same(one, other) -> None:
     """Two runs ended with the same weights to the last bit, and the same lines of metrics."""
-    differing = [name for name, weight in one.weights.items() if not torch.equal(weight, other.weights[name])]
+    differing = [
+        name for name, weight in one.weights.items() if not torch.equal(weight, other.weights[name])
+    ]
     assert differing == []
     assert one.lines == other.lines
 
@@ -39,7 +41,9 @@ BATCH = {"accumulation_steps": 2, "contrast": "batch"}
     ],
     ids=["the first step", "several times, dropout", "hard negatives", "contrast over the batch"],
 )
-def test_an_interrupted_run_has_the_same_weights_and_metrics(new_run, stops, objective, dropout, settings):
+def test_an_interrupted_run_has_the_same_weights_and_metrics(
+    new_run, stops, objective, dropout, settings
+):
     whole, broken = (new_run(name, objective, dropout, **settings) for name in ("whole", "broken"))
     whole.start()
     assert [line["step"] for line in whole.lines] == [2, 4, 6, 8]
@@ -55,7 +59,9 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_
     whole.start()
     broken.kill(before=5)
     with open(broken.out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 6, "time": 0, "train/loss": 1.5}\n{"step": 6, "ti')  # cut off while it was written
+        file.write(
+            '{"step": 6, "time": 0, "train/loss": 1.5}\n{"step": 6, "ti'
+        )  # cut off while it was written
     with monkeypatch.context() as patch:  # ranks that see different files
         patch.setattr(loop, "all_reduce_max", lambda values, device: [5, -4])
         with pytest.raises(InputError, match="checkpoints of steps 4 and 5"):
@@ -97,7 +103,12 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, spo
     for name in broken.checkpoints[-count:]:
         spoil(broken.out / "checkpoints" / name / file)
     other = broken.build()  # of another rank, which reads the same and deletes nothing
-    state = Checkpoints(broken.out / "checkpoints").restore(other, build_optimizer(other, broken.config), rank=1) or {}
+    state = (
+        Checkpoints(broken.out / "checkpoints").restore(
+            other, build_optimizer(other, broken.config), rank=1
+        )
+        or {}
+    )
     assert (state.get("step"), len(broken.checkpoints)) == (5 if count == 1 else None, 2)
     capfd.readouterr()
     broken.start()
@@ -129,7 +140,9 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
     trial = new_run("trial", run=run, validation={"times": 4})
     trial.start()
     peak = [line["validation/moved"] for line in trial.lines if "validation/moved" in line][1]
-    whole, broken = (new_run(name, run=run, validation={"times": 4}) for name in ("whole", "broken"))
+    whole, broken = (
+        new_run(name, run=run, validation={"times": 4}) for name in ("whole", "broken")
+    )
     final = whole.start()
     assert final["selected_step"] == 4
     broken.interrupt(before)
@@ -139,7 +152,11 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
 
 def test_best_weights_are_kept_while_a_checkpoint_refers_to_them(new_run):
     scores = iter([1.0, 2.0, 3.0, 4.0])
-    run = {"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score", **OFTEN}
+    run = {
+        "validate": lambda _: {"validation/score": next(scores)},
+        "select": "validation/score",
+        **OFTEN,
+    }
     killed = new_run("run", run=run, validation={"times": 4})
     killed.kill(before=6)
     # Checkpoints of steps 5 and 6 are kept; the best so far was that of step 4, then of step 6.
@@ -149,7 +166,10 @@ def test_best_weights_are_kept_while_a_checkpoint_refers_to_them(new_run):
 
 def test_corrupt_best_weights_are_an_error(new_run):
     scores = iter([2.0, 1.0, 0.5, 0.1])
-    validate = {"validate": lambda _: {"validation/score": next(scores)}, "select": "validation/score"}
+    validate = {
+        "validate": lambda _: {"validation/score": next(scores)},
+        "select": "validation/score",
+    }
     run = new_run("run", run=validate, validation={"times": 4})
     run.interrupt(5)
     damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)
@@ -157,9 +177,14 @@ def test_corrupt_best_weights_are_an_error(new_run):
         run.start()
 
 
-@pytest.mark.parametrize("every", [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "every", [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
+)
 def test_training(new_run, power_cuts, every):
-    validate = {"validate": lambda model: {"score": float(sum(p.sum() for p in model.parameters()))}, "select": "score"}
+    validate = {
+        "validate": lambda model: {"score": float(sum(p.sum() for p in model.parameters()))},
+        "select": "score",
+    }
     run = new_run("run", steps=3, run={**validate, "checkpoint_interval": 1e-9}, log_every=1)
     step = Step("train_prompter", "train_prompter", StageConfig())
 
@@ -167,7 +192,9 @@ def test_training(new_run, power_cuts, every):
         run.out = out
         metrics = run.start()
         write_tensors(trainable(run.trained), out / "model.safetensors")
-        lines = {f"{line['step']}/{name}": value for line in run.lines for name, value in line.items()}
+        lines = {
+            f"{line['step']}/{name}": value for line in run.lines for name, value in line.items()
+        }
         return Outcome({}, metrics | lines)
 
     with torch.random.fork_rng():

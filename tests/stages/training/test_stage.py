@@ -31,10 +31,16 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
 
     def run(name: str, **config) -> ModelFolder:
         (tmp_path / name).mkdir()
-        values = {"phases": [{"corpora": ["clips"], "steps": 1}], "model": tiny_model(), "weights": NO_LOSSES}
+        values = {
+            "phases": [{"corpora": ["clips"], "steps": 1}],
+            "model": tiny_model(),
+            "weights": NO_LOSSES,
+        }
         values |= {"batch_size": 2, "max_text_tokens": 16, "validation": {"videos": 2}}
         inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
-        pretrain.run(pretrain.Config.model_validate(values | config), inputs, tmp_path / name, resources)
+        pretrain.run(
+            pretrain.Config.model_validate(values | config), inputs, tmp_path / name, resources
+        )
         return ModelFolder.from_pretrained(tmp_path / name / "model")
 
     return run
@@ -49,7 +55,9 @@ def tuned(folders, clips, tmp_path, resources):
         values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
         values |= {"validation": {"videos": 2}, **config}
         inputs = {"model": folders["pretrain"], "clips": clips}
-        outcome = stage.run(stage.Config.model_validate(values), inputs, tmp_path / "tuned", resources)
+        outcome = stage.run(
+            stage.Config.model_validate(values), inputs, tmp_path / "tuned", resources
+        )
         return outcome, ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
 
     return run
@@ -68,7 +76,13 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
 
 @pytest.mark.parametrize(
     ("pool", "parts", "compiled", "expected"),
-    [(0, 1, False, True), (4, 1, False, False), (8, 1, False, True), (4, 2, False, True), (2, 2, True, True)],
+    [
+        (0, 1, False, True),
+        (4, 1, False, False),
+        (8, 1, False, True),
+        (4, 2, False, True),
+        (2, 2, True, True),
+    ],
 )
 def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     pool, parts, compiled, expected, training, tiny_model, tokenizer, tmp_path, monkeypatch
@@ -78,7 +92,9 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     model = Alpro(tiny_model(tokenizer.get_vocab_size()))
     objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
     made = Training(ModelFolder("retrieval", model, tokenizer), objective, None)
-    monkeypatch.setattr(stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu"))))
+    monkeypatch.setattr(
+        stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu")))
+    )
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
     monkeypatch.setattr(stage, "TrainingDataset", dataset)
     config = training(("a",), accumulation_steps=parts)
@@ -89,24 +105,58 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
 EFFECTS = {
-    **{"phases": [{"corpora": ["clips"], "steps": 3}], "seed": 1, "batch_size": 4, "accumulation_steps": 2},
-    **{"lr": 2e-3, "warmup_ratio": 0.9, "min_lr_ratio": 0.5, "weight_decay": 0.1, "max_grad_norm": 0.01},
+    **{
+        "phases": [{"corpora": ["clips"], "steps": 3}],
+        "seed": 1,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+    },
+    **{
+        "lr": 2e-3,
+        "warmup_ratio": 0.9,
+        "min_lr_ratio": 0.5,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.01,
+    },
     **{"max_text_tokens": 6, "sampling": "random", "random_crop": 0.5, "augmentation": "official"},
-    **{"mixed_precision": False, "optimizer": "muon", "normalization": "half", "negative_pool_size": 2},
+    **{
+        "mixed_precision": False,
+        "optimizer": "muon",
+        "normalization": "half",
+        "negative_pool_size": 2,
+    },
     **{"weights": {"pem": 0.0, "mlm": 0.5}, "mlm_probability": 0.5, "negatives": "uniform"},
 }
 # These have no effect on the weights, or need images, accumulation, a prompter or other files: see their own tests.
-OTHERS = {"log_every", "max_unreadable_share", "repeat_images", "contrast", "threshold", "start", "vit", "bert"}
+OTHERS = {
+    "log_every",
+    "max_unreadable_share",
+    "repeat_images",
+    "contrast",
+    "threshold",
+    "start",
+    "vit",
+    "bert",
+}
 
 
 def test_every_key_has_an_effect(pretrained, monkeypatch):
     monkeypatch.setattr("alpro.models.precision.WIDE", 1)
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: True)
     assert EFFECTS.keys() | OTHERS | {"model", "validation"} == pretrain.Config.model_fields.keys()
-    base = {"phases": [{"corpora": ["clips"], "steps": 2}], "batch_size": 8, "lr": 1e-3, "weights": {"pem": 0.0}}
+    base = {
+        "phases": [{"corpora": ["clips"], "steps": 2}],
+        "batch_size": 8,
+        "lr": 1e-3,
+        "weights": {"pem": 0.0},
+    }
     before = weights(pretrained("base", **base))
     assert torch.equal(before, weights(pretrained("again", **base)))
-    unchanged = [k for k, v in EFFECTS.items() if torch.equal(before, weights(pretrained(k, **base | {k: v})))]
+    unchanged = [
+        k
+        for k, v in EFFECTS.items()
+        if torch.equal(before, weights(pretrained(k, **base | {k: v})))
+    ]
     assert unchanged == []
 
 
@@ -117,27 +167,42 @@ def test_a_start_decides_the_initial_weights_and_not_the_seed(pretrained, tmp_pa
     assert torch.equal(weights(started), weights(other))
 
 
-def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(pretrained, tokenizer, tiny_model, tmp_path):
+def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
+    pretrained, tokenizer, tiny_model, tmp_path
+):
     """Also one with as many: its word embeddings are of the same shape, and of other words. Which encoders differ is in
     tests/models/test_folder.py."""
     size = tokenizer.get_vocab_size()
-    words = train_tokenizer({f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size)
+    words = train_tokenizer(
+        {f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size
+    )
     assert words.get_vocab_size() == size
     shape = tiny_model(size)
-    other = shape.model_copy(update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})})
-    for name, start in {"other word pieces": (shape, words), "activation is gelu": (other, tokenizer)}.items():
-        folder = ModelFolder("pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)])
+    other = shape.model_copy(
+        update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})}
+    )
+    for name, start in {
+        "other word pieces": (shape, words),
+        "activation is gelu": (other, tokenizer),
+    }.items():
+        folder = ModelFolder(
+            "pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)]
+        )
         folder.save_pretrained(tmp_path / name)
         with pytest.raises(InputError, match=f"^pretrain.start: .*{name}"):
             pretrained(f"from {name}", start=str(tmp_path / name))
 
 
-def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(tuned, monkeypatch, capsys):
+def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
+    tuned, monkeypatch, capsys
+):
     """As on a GPU, or on a processor that has it; the weights are float32 all the same."""
     monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
     seen = set[torch.dtype]()
     forward = Mlp.forward
-    monkeypatch.setattr(Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y)
+    monkeypatch.setattr(
+        Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y
+    )
     outcome, folder = tuned(finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4)
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
@@ -160,18 +225,31 @@ def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, tuned
 @pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(stage, tuned):
     folder = tuned(stage, max_text_tokens=11)[1]
-    assert (folder.entities, folder.model.pem_head, folder.model.mlm_head) == ([], None, None)  # not trained any more
+    assert (folder.entities, folder.model.pem_head, folder.model.mlm_head) == (
+        [],
+        None,
+        None,
+    )  # not trained any more
     assert folder.preprocessing.max_text_tokens == 11
     assert folder.model.config.video.frames == 2
 
 
 def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
     """Also one of as many, whose classes would be others."""
-    start = ModelFolder("qa", Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2), tokenizer, answers=["a", "b"])
+    start = ModelFolder(
+        "qa",
+        Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2),
+        tokenizer,
+        answers=["a", "b"],
+    )
     heads = [
-        stage.fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2] for answers in (["a", "b"], ["b", "a"])
+        stage.fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2]
+        for answers in (["a", "b"], ["b", "a"])
     ]
-    assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [True, False]
+    assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [
+        True,
+        False,
+    ]
 
 
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path):
