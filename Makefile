@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools# what tests and lint need beyond
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile# Python compiles what is imported
-TYPES := $(VENV)/types# the package `alpro` as mypy finds it: links to the folders
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 export PYTHONDONTWRITEBYTECODE =# otherwise every process compiles every module again
@@ -40,11 +39,10 @@ test: $(TOOLS) ## the tests, about three minutes on two cores
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about twenty minutes
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
-lint: $(TOOLS) ## ruff and mypy
+lint: $(TOOLS) ## ruff, mypy and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(TYPES)/alpro && ln -sfn $(CURDIR)/alpro/*.py $(addprefix $(CURDIR)/,models shards stages inference pipeline) $(TYPES)/alpro/
-	MYPYPATH=$(TYPES) $(BIN)/mypy
+	$(BIN)/mypy
 
 bench: $(TOOLS) ## the benchmarks, each a table with a ratio against its baseline
 	@for program in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$program || exit 1; done

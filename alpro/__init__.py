@@ -1,18 +1,33 @@
-"""ALPRO as a staged pipeline. `from alpro import Index, Model` is the Python interface to a trained model."""
+"""ALPRO as a staged pipeline. `from alpro import Index, Model` is the Python interface to a trained model.
 
+The package is one folder of modules that all rooms use, and a link to each room: `alpro/models` is
+`models`. Only this file, the public face of the package, names a room above it, and only when a
+name is used: importing torch takes seconds, and the command line does not need it.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
     from alpro.inference.model import Model
 
-__all__ = ["Index", "Model"]
+__all__ = ["Index", "Model", "__version__"]
+
+MODULES = {"Index": "alpro.inference.index", "Model": "alpro.inference.model"}
+
+try:
+    __version__ = version("alpro-pipeline")
+except PackageNotFoundError:  # a checkout on the path that is not installed
+    __version__ = "unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch only if a model is used: the command line does not need it."""
-    if name in __all__:
-        from importlib import import_module
-
-        return getattr(import_module(f"alpro.inference.{name.lower()}"), name)
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -52,10 +52,11 @@ class Hit:
     @property
     def remarks(self) -> list[str]:
         """The note, and the time that a window and its neighbors cover."""
-        own = self.span is None or self.span == (self.item["start"], self.item["end"])
-        return [self.note] * bool(self.note) + (
-            [] if own else ["neighbors fit too: {:g}-{:g} s".format(*self.span)]
-        )  # type: ignore[misc]
+        remarks = [self.note] if self.note else []
+        if self.span not in (None, (self.item["start"], self.item["end"])):
+            start, end = self.span
+            remarks.append(f"neighbors fit too: {start:g}-{end:g} s")
+        return remarks
 
     def json(self) -> dict[str, Any]:
         about = {name: self.item[name] for name in (*TEXTS, *SECONDS)} | {

@@ -432,16 +432,16 @@ def common_tags() -> dict[str, str]:
 @cache
 def git_commit() -> str:
     """The commit of this code, with + where files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).parents[2]
+    file = Path(__file__).resolve()  # alpro/pipeline is a link, and git follows none
+    root = file.parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", str(Path(__file__))
-        )  # installed elsewhere: a repository of the user's
+        # Fails where the package is installed inside a repository of the user's.
+        git("ls-files", "--error-unmatch", str(file))
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

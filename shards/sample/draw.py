@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw
 
 from alpro.shards.sample.scene import COLORS, Scene, Thing
 
+Color = tuple[int, int, int]
+
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
 # Colors of the marks, which differ from the named colors.
@@ -102,14 +104,16 @@ class _Pen:
     def at(self, x: float, y: float) -> tuple[float, float]:
         return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
 
-    def disc(self, fill, x=0.0, y=0.0, rx=1.0, ry=None):
+    def disc(
+        self, fill: Color, x: float = 0.0, y: float = 0.0, rx: float = 1.0, ry: float | None = None
+    ) -> None:
         ry = rx if ry is None else ry
         self.draw.ellipse([self.at(x - rx, y - ry), self.at(x + rx, y + ry)], fill=fill)
 
-    def box(self, fill, left, top, right, bottom):
+    def box(self, fill: Color, left: float, top: float, right: float, bottom: float) -> None:
         self.draw.rectangle([self.at(left, top), self.at(right, bottom)], fill=fill)
 
-    def polygon(self, fill, *points):
+    def polygon(self, fill: Color, *points: tuple[float, float]) -> None:
         self.draw.polygon([self.at(*p) for p in points], fill=fill)
 
 

@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
 from alpro.log import progress
 from alpro.shards.reader import index_batches
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
+
+if TYPE_CHECKING:
+    from spacy import Language
 
 Words = Counter[tuple[str, bool]]  # lower-cased words, as nouns and as other parts of speech
 CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
@@ -89,7 +92,7 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
 
 
 @lru_cache(maxsize=1)
-def load_tagger(name: str):
+def load_tagger(name: str) -> "Language":
     """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or folder.
 
     Only the components for tagging are kept. Raises InputError if spaCy or the pipeline is missing.
