@@ -29,6 +29,7 @@ if [ "$SLURM_PROCID" -eq 0 ]; then
     --set resources.nodes="$SLURM_NNODES" --set resources.rendezvous="$rendezvous"
 fi
 until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
+export PYTHONSAFEPATH=1 # nothing is imported from the current folder
 exec python -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" --rdzv-backend c10d \
   --rdzv-endpoint "$rendezvous" --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
 ' alpro-nodes "$@" &

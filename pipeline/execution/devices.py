@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from alpro.errors import InputError
+from alpro.interpreter import interpreter
 from alpro.pipeline.store.artifacts import acquired, lock_number
 from alpro.stages.execution.interface import STOP, Resources
 
@@ -43,7 +43,7 @@ def visible_devices(resources: Resources) -> dict[str, str]:
 @cache
 def device_uuids(visible: str | None) -> list[str]:
     """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks."""
-    command = [sys.executable, "-c", UUIDS]
+    command = interpreter("-c", UUIDS)
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.interpreter import interpreter, protect_descendants
 from alpro.log import PLAIN, TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
@@ -118,11 +119,12 @@ def run_stage(
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:
     """The command line of a stage's process or processes."""
-    module = ["-m", "alpro.pipeline.execution.run_stage", str(file)]
+    module = ("-m", "alpro.pipeline.execution.run_stage", str(file))
     nodes = resources.nodes if stage in TRAININGS else 1
     if resources.processes * nodes == 1 or stage not in SEVERAL:
-        return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", __name__, "--log-dir", os.devnull]  # not a folder that stays
+        return interpreter(*module)
+
+    torchrun = interpreter("-m", __name__, "--log-dir", os.devnull)  # not a folder that stays
     torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
@@ -202,6 +204,7 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_INTERRUPTED)
 
+    protect_descendants()  # a person starts this program on other nodes
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # for its own handler: not this one
     signal.signal(signal.SIGTERM, stop)
     main()

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from alpro.interpreter import interpreter
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
-MODULE = [sys.executable, "-m"]
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
 START_SECONDS, POLL_SECONDS = 600.0, 0.1  # the first start creates the databases
 GRACE_SECONDS = 60.0  # for workers, whose runs write checkpoints; Prefect gives them 30
@@ -48,7 +47,7 @@ class Programs:
     def start(self, name: str, module: list[str], environment: Mapping[str, str]) -> None:
         with open(self.logs / f"{name}.log", "ab") if self.logs else nullcontext() as log:
             self.running[name] = subprocess.Popen(
-                with_parent([*MODULE, *module]),
+                with_parent(interpreter("-m", *module)),
                 env=environment,
                 cwd=self.logs,
                 stdin=subprocess.DEVNULL,
@@ -202,22 +201,15 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             "mlflow", ["mlflow", "server", *address, str(mlflow_port), *artifacts], server
         )
         count = subprocess.check_output(
-            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+            interpreter("-c", "import torch; print(torch.cuda.device_count())")
         )
         gpus = max(int(count), 1)
         running.until(lambda: answers(f"{prefect}/api/health") and answers(f"{mlflow}/health"))
         for pool, limit in (("cpu", []), ("gpu", ["--limit", str(gpus)])):
             options = ["--pool", pool, "--type", "process", *limit]
             running.start(f"worker-{pool}", ["prefect", "worker", "start", *options], worker)
-        deploy = [
-            *MODULE,
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--all",
-            "--prefect-file",
-            str(DEPLOYMENTS),
-        ]
+        words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+        deploy = interpreter("-m", *words)
 
         def deployed() -> bool:  # not before the workers have created their pools
             with open(workspace / "logs" / "deploy.log", "ab") as log:

@@ -1,7 +1,7 @@
 """Child processes that end with their parent, by the kernel.
 
-`python -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives SIGTERM when the thread
-that started it ends, however that happens: a training writes a checkpoint then. This works on Linux only.
+`python -P -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives SIGTERM when the
+thread that started it ends, however that happens: a training writes a checkpoint then. This works on Linux only.
 """
 
 import ctypes
@@ -10,12 +10,14 @@ import signal
 import sys
 from contextlib import suppress
 
+from alpro.interpreter import interpreter, protect_descendants
+
 PR_SET_PDEATHSIG = 1
 
 
 def with_parent(command: list[str]) -> list[str]:
     """The command line of a program that ends with this process."""
-    return [sys.executable, "-m", "alpro.stages.execution.lifecycle", str(os.getpid()), *command]
+    return interpreter("-m", "alpro.stages.execution.lifecycle", str(os.getpid()), *command)
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
@@ -32,5 +34,6 @@ def signal_group(leader: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
+    protect_descendants()
     end_with_parent(int(sys.argv[1]), signal.SIGTERM)
     os.execvp(sys.argv[2], sys.argv[2:])

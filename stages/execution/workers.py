@@ -26,6 +26,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from alpro.errors import InputError
+from alpro.interpreter import interpreter
 from alpro.stages.execution.interface import Resources, cores
 from alpro.stages.execution.lifecycle import end_with_parent
 
@@ -174,11 +175,8 @@ def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: fl
     process ends without a result, and TimeoutError after `seconds`.
     """
     call = pickle.dumps((seconds, function, arguments))
-    command = [
-        sys.executable,
-        "-c",
-        "from alpro.stages.execution.workers import subprocess_main; subprocess_main()",
-    ]
+    program = "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"
+    command = interpreter("-c", program)
     path = os.pathsep.join(filter(None, sys.path))
     environment, timeout = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
     try:

@@ -97,7 +97,8 @@ def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_ot
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert (
-        "python -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 " in line
+        "python -P -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 "
+        in line
     )
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
@@ -120,30 +121,31 @@ def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
     assert threads(DATA, 1, 2) is None  # it has no model
 
 
-ALONE = [sys.executable, "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-m", "alpro.pipeline.execution.launch", "--log-dir", "/dev/null"]
+ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage", "work.json"]
+TORCHRUN = [sys.executable, "-P", "-m", "alpro.pipeline.execution.launch"]
+TORCHRUN += ["--log-dir", "/dev/null"]
 TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
 def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
     file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
     meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
-    module = [*ALONE[1:-1], str(file)]
+    module = [*ALONE[2:-1], str(file)]
     for stage in STAGES:
         several = stage in (*TRAININGS, "zero_shot", "evaluate")
         many = (
             [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
             if several
-            else [sys.executable, *module]
+            else [*ALONE[:2], *module]
         )
-        assert command(stage, file, Resources()) == [sys.executable, *module]
+        assert command(stage, file, Resources()) == [*ALONE[:2], *module]
         assert command(stage, file, Resources(processes=4)) == many
         expected = (
             [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
         )
         assert command(stage, file, Resources(processes=4, **nodes)) == expected
         if stage in TRAININGS:
-            assert command(stage, file, Resources(**nodes))[5] == "--nproc-per-node=1"
+            assert command(stage, file, Resources(**nodes))[6] == "--nproc-per-node=1"
 
 
 @pytest.mark.parametrize(
@@ -233,10 +235,10 @@ def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
         from alpro.stages.execution.lifecycle import with_parent
         command = with_parent([sys.executable, "-c", sys.argv[1]])
         if sys.argv[2] == "before":
-            command[3] = "1"
+            command[4] = "1"
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         first, second = child.stdout.readline().strip(), child.stdout.readline().strip()
-        print(first, second, child.wait() if command[3] == "1" else "")
+        print(first, second, child.wait() if command[4] == "1" else "")
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)"""
     done = subprocess.run(

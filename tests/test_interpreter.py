@@ -1,0 +1,47 @@
+"""Nothing of the current folder runs: people work in folders of downloaded data."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from alpro.interpreter import interpreter
+from alpro.pipeline.execution.launch import run_group
+
+ROOT = Path(__file__).parents[1]
+SHADOWING = ("queue", "calendar", "secrets", "token", "prefect", "av", "ctypes", "multiprocessing")
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch) -> Path:
+    """A current folder with files named like modules, each of which leaves a mark when it is imported."""
+    for name in SHADOWING:
+        program = f"import pathlib; pathlib.Path({str(tmp_path)!r}, 'ran').write_text('{name}')"
+        (tmp_path / f"{name}.py").write_text(program)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_no_child_imports_from_the_current_folder(downloads, monkeypatch):
+    """Neither a program that this project starts, nor what a library starts in it."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    program = textwrap.dedent("""
+        import ctypes, queue, multiprocessing, subprocess, sys
+        multiprocessing.set_start_method("spawn")
+        if __name__ == "__main__":
+            with multiprocessing.Pool(1) as pool:
+                assert pool.map(abs, [-3]) == [3]
+            plain = [sys.executable, "-c", "import calendar, secrets, token, ctypes"]
+            subprocess.run(plain, check=True)""")
+    lines: list[str] = []
+    assert run_group(interpreter("-c", program), (), lines.append) == 0, lines
+    assert not (downloads / "ran").exists()
+
+
+def test_one_function_makes_the_command_of_a_child():
+    """A plain `python -m` or `python -c` has the current folder first on its path."""
+    rooms = ("alpro", "models", "shards", "stages", "inference", "pipeline")
+    sources = {path.resolve() for room in rooms for path in (ROOT / room).rglob("*.py")}
+    naming = {path.name for path in sources if re.search(r"sys\.executable", path.read_text())}
+    assert naming == {"interpreter.py"}
