@@ -21,12 +21,12 @@ class ModelConfig(BaseModel):
 
     video: VideoConfig = VideoConfig()
     text: TextConfig = TextConfig()
-    embed_dim: int = Field(256, ge=2, description="dimension of video and text embeddings")
+    embed_dim: int = Field(default=256, ge=2, description="dimension of video and text embeddings")
     temperature: float = Field(
-        0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss"
+        default=0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss"
     )
     init: Literal["bert", "scratch"] = Field(
-        "bert",
+        default="bert",
         description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training from random weights",
     )
 

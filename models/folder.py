@@ -30,7 +30,7 @@ class Preprocessing(BaseModel):
 
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
-    max_text_tokens: int = Field(30, ge=2)
+    max_text_tokens: int = Field(default=30, ge=2)
 
 
 class FolderConfig(BaseModel):

@@ -16,16 +16,16 @@ class TextConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(30522, ge=5, description="vocabulary size, word pieces")
-    width: int = Field(768, ge=8, description="hidden size")
-    depth: int = Field(12, ge=2, description="layers of both encoders together")
+    vocab_size: int = Field(default=30522, ge=5, description="vocabulary size, word pieces")
+    width: int = Field(default=768, ge=8, description="hidden size")
+    depth: int = Field(default=12, ge=2, description="layers of both encoders together")
     fusion_layer: int = Field(
-        6, ge=1, description="layers of the text encoder; the others fuse text and video"
+        default=6, ge=1, description="layers of the text encoder; the others fuse text and video"
     )
-    heads: int = Field(12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP / width")
-    max_length: int = Field(512, ge=8, description="position embeddings")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
+    heads: int = Field(default=12, ge=1, description="attention heads")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden size of the MLP / width")
+    max_length: int = Field(default=512, ge=8, description="position embeddings")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout probability")
 
     @model_validator(mode="after")
     def _cut(self) -> "TextConfig":

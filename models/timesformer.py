@@ -22,23 +22,28 @@ class VideoConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(224, ge=16, description="height and width of a frame, pixels")
-    patch_size: int = Field(16, ge=4, description="height and width of a patch, pixels")
+    image_size: int = Field(default=224, ge=16, description="height and width of a frame, pixels")
+    patch_size: int = Field(default=16, ge=4, description="height and width of a patch, pixels")
     stem: Literal["patch", "conv"] = Field(
-        "patch",
+        default="patch",
         description="embedding of patches: linear (patch), or convolutions for training from random weights (conv)",
     )
-    frames: int = Field(4, ge=1, description="frames of a clip")
-    width: int = Field(768, ge=8, description="hidden size")
-    depth: int = Field(12, ge=1, description="blocks")
-    heads: int = Field(12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden size of the MLP / width")
-    pre_norm: bool = Field(False, description="layer norm before the first block, as in CLIP")
+    frames: int = Field(default=4, ge=1, description="frames of a clip")
+    width: int = Field(default=768, ge=8, description="hidden size")
+    depth: int = Field(default=12, ge=1, description="blocks")
+    heads: int = Field(default=12, ge=1, description="attention heads")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden size of the MLP / width")
+    pre_norm: bool = Field(
+        default=False, description="layer norm before the first block, as in CLIP"
+    )
     activation: Literal["gelu", "quick_gelu"] = Field(
-        "gelu", description="activation of the MLPs; quick_gelu: OpenAI's CLIP"
+        default="gelu", description="activation of the MLPs; quick_gelu: OpenAI's CLIP"
     )
     drop_path: float = Field(
-        0.1, ge=0, lt=1, description="stochastic depth rate of the last block, linear from 0"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="stochastic depth rate of the last block, linear from 0",
     )
 
     @model_validator(mode="after")

@@ -19,12 +19,12 @@ class Templates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: tuple[str, ...] = Field(
-        tuple(OFFICIAL["video"]),
+        default=tuple(OFFICIAL["video"]),
         min_length=1,
         description="templates for videos; {} is replaced by the entity",
     )
     image: tuple[str, ...] = Field(
-        tuple(OFFICIAL["image"]),
+        default=tuple(OFFICIAL["image"]),
         min_length=1,
         description="templates for images; {} is replaced by the entity",
     )

@@ -60,8 +60,8 @@ class Row(BaseModel):
     kind: Kind
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
-    start: float | None = Field(None, ge=0, le=MAX_SECONDS)
-    end: float | None = Field(None, gt=0, le=MAX_SECONDS)
+    start: float | None = Field(default=None, ge=0, le=MAX_SECONDS)
+    end: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of the same source, which stay in one split
     name: str = (
@@ -106,7 +106,7 @@ class SampleMetadata(BaseModel):
     width: int = Field(ge=0, le=MAX_SIDE)
     height: int = Field(ge=0, le=MAX_SIDE)
     source: str
-    frames: int = Field(0, ge=0)  # that the writer wrote; 0: not known
+    frames: int = Field(default=0, ge=0)  # that the writer wrote; 0: not known
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

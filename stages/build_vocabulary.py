@@ -31,23 +31,28 @@ LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 class Config(StageConfig):
     """Selection of entities."""
 
-    entities: int = Field(1000, ge=2, description="maximum number of entities (M in the paper)")
+    entities: int = Field(
+        default=1000, ge=2, description="maximum number of entities (M in the paper)"
+    )
     entities_file: str = Field(
-        "",
+        default="",
         description="a file of entities instead of nouns: a JSON list, or lines with a word and perhaps its count",
         json_schema_extra=FILE,
     )
     tagger: str = Field(
-        "embedded",
+        default="embedded",
         description="embedded: the English tagger of this package; else an installed spaCy pipeline",
         json_schema_extra=file_or_word("embedded"),
     )
     exclude: tuple[str, ...] = Field(
-        tuple(NON_OBJECTS.split()),
+        default=tuple(NON_OBJECTS.split()),
         description="nouns that are never entities; default: amounts, kinds, places",
     )
     min_noun_share: float = Field(
-        0.4, ge=0, le=1, description="minimum fraction of a word's occurrences that are nouns"
+        default=0.4,
+        ge=0,
+        le=1,
+        description="minimum fraction of a word's occurrences that are nouns",
     )
     templates: Templates = Templates()
 

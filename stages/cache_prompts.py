@@ -28,7 +28,7 @@ class Config(StageConfig):
 
     templates: Templates = Templates()
     prompter: str = Field(
-        "",
+        default="",
         description="a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a folder",
         json_schema_extra=FILE_OR_NAME,
     )

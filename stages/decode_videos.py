@@ -52,37 +52,41 @@ BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, o
 class Config(StageConfig):
     """How a corpus is decoded."""
 
-    manifest: str = Field("", description="name of a manifest of the rendered sample")
+    manifest: str = Field(default="", description="name of a manifest of the rendered sample")
     frames: int = Field(
-        16,
+        default=16,
         ge=1,
         description="stored frames per video: the first of each of this many equal segments",
     )
     size: int = Field(
-        256,
+        default=256,
         ge=16,
         description="height and width of a stored frame, in pixels; of an image, the shorter side",
     )
-    timeout: float = Field(60.0, gt=0, description="seconds after which a video is rejected")
-    max_bytes: int = Field(4 * 2**30, ge=1, description="maximum file size in bytes")
-    samples_per_shard: int = Field(256, ge=1, description="maximum items per shard, with rejects")
+    timeout: float = Field(
+        default=60.0, gt=0, description="seconds after which a video is rejected"
+    )
+    max_bytes: int = Field(default=4 * 2**30, ge=1, description="maximum file size in bytes")
+    samples_per_shard: int = Field(
+        default=256, ge=1, description="maximum items per shard, with rejects"
+    )
     validation: float = Field(
-        0.1, ge=0, lt=1, description="probability of the validation split, if none is named"
+        default=0.1, ge=0, lt=1, description="probability of the validation split, if none is named"
     )
     test: float = Field(
-        0.1, ge=0, lt=1, description="probability of the test split, if none is named"
+        default=0.1, ge=0, lt=1, description="probability of the test split, if none is named"
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(default=0, ge=0, description="seed of the split")
     group_pattern: str = Field(
-        "",
+        default="",
         description="regular expression for the path of an item without a group: its first capturing group, or "
         "the whole match, is the group",
     )
     max_reject_share: float = Field(
-        0.2, ge=0, le=1, description="maximum fraction of rejected items"
+        default=0.2, ge=0, le=1, description="maximum fraction of rejected items"
     )
     kinds: Literal["all", "video", "image"] = Field(
-        "all", description="which items of the manifest to decode"
+        default="all", description="which items of the manifest to decode"
     )
 
     @field_validator("group_pattern")

@@ -27,13 +27,13 @@ class Config(EvaluationConfig):
     """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and `seed`."""
 
     controls: tuple[ControlName, ...] = Field(
-        (),
+        default=(),
         description="shuffled, reversed, single_frame (the best one as a still clip), text_only (questions "
         "without the video)",
     )
-    seed: int = Field(0, ge=0, description="seed of the shuffled frames")
+    seed: int = Field(default=0, ge=0, description="seed of the shuffled frames")
     contrasts: tuple[tuple[str, str], ...] = Field(
-        (), description="pairs of answers to compare, such as left and right"
+        default=(), description="pairs of answers to compare, such as left and right"
     )
 
 

@@ -23,10 +23,12 @@ VERSION = 6  # a head of other answers starts anew
 class Config(TrainingConfig):
     """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
 
-    frames: int = Field(16, ge=1, description="frames of a clip; the time embedding is resized")
-    answers: int = Field(1500, ge=2, description="answers, the most frequent in training")
+    frames: int = Field(
+        default=16, ge=1, description="frames of a clip; the time embedding is resized"
+    )
+    answers: int = Field(default=1500, ge=2, description="answers, the most frequent in training")
     answers_file: str = Field(
-        "",
+        default="",
         description="a file of answers instead: a JSON object of answer to index, a JSON list or lines",
         json_schema_extra=FILE,
     )

@@ -20,7 +20,9 @@ class Config(MatchingConfig):
     """Fine-tuning for retrieval; the official values are those of `msrvtt_retrieval`."""
 
     validation: MatchingValidation = MatchingValidation()
-    frames: int = Field(8, ge=1, description="frames of a clip; the time embedding is resized")
+    frames: int = Field(
+        default=8, ge=1, description="frames of a clip; the time embedding is resized"
+    )
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:

@@ -46,10 +46,10 @@ class Config(StageConfig):
     """Which samples of the shards are in the corpus."""
 
     kinds: Literal["all", "video", "image"] = Field(
-        "all", description="which samples of the shards to index"
+        default="all", description="which samples of the shards to index"
     )
     max_reject_share: float = Field(
-        0.2, ge=0, le=1, description="maximum fraction of rejected samples"
+        default=0.2, ge=0, le=1, description="maximum fraction of rejected samples"
     )
 
 

@@ -32,19 +32,22 @@ class Config(EncoderConfig, MatchingConfig):
 
     weights: LossWeights = LossWeights()
     start: str = Field(
-        "scratch",
+        default="scratch",
         description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or the path of an "
         "ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
     mlm_probability: float = Field(
-        0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
+        default=0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
     )
     threshold: float = Field(
-        0.2, ge=0, le=1, description="PEM ignores crops whose most likely entity is less probable"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="PEM ignores crops whose most likely entity is less probable",
     )
     negatives: Literal["hard", "uniform"] = Field(
-        "hard", description="negatives of VTM: by similarity, or uniform"
+        default="hard", description="negatives of VTM: by similarity, or uniform"
     )
 
     @model_validator(mode="after")

@@ -33,20 +33,20 @@ TIMES = 5  # at which a row states the places of its things
 class Config(StageConfig):
     """Sizes of the corpora of the [sample](sample.md)."""
 
-    seed: int = Field(0, ge=0, description="seed of everything that is rendered")
+    seed: int = Field(default=0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(
-        150, ge=0, description="scenes of `lessons`, each with a clip and its reverse"
+        default=150, ge=0, description="scenes of `lessons`, each with a clip and its reverse"
     )
     clips: int = Field(
-        900,
+        default=900,
         ge=1,
         description="training scenes of `clips`; those with a direction also have a reversed clip",
     )
-    stills: int = Field(1600, ge=0, description="images of `stills`")
-    validation: int = Field(120, ge=4, description="clips for validation")
-    test: int = Field(200, ge=4, description="clips for testing")
-    size: int = Field(96, ge=32, multiple_of=2, description="height and width, pixels")
-    frames: int = Field(16, ge=4, description="frames per clip, at 8 frames per second")
+    stills: int = Field(default=1600, ge=0, description="images of `stills`")
+    validation: int = Field(default=120, ge=4, description="clips for validation")
+    test: int = Field(default=200, ge=4, description="clips for testing")
+    size: int = Field(default=96, ge=32, multiple_of=2, description="height and width, pixels")
+    frames: int = Field(default=16, ge=4, description="frames per clip, at 8 frames per second")
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":

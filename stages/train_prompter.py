@@ -29,9 +29,11 @@ class Crops(StageConfig):
     """Training clips that show a crop of the frame, black outside, as PEM asks the prompter (section 3.2.2). Their
     captions are unchanged. Without them, the probabilities of a crop mean little: the prompter never saw one."""
 
-    share: float = Field(0.0, ge=0, le=1, description="fraction of the examples that show a crop")
+    share: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the examples that show a crop"
+    )
     area: tuple[float, float] = Field(
-        (0.3, 0.75), description="smallest and largest fraction of the frame in a crop"
+        default=(0.3, 0.75), description="smallest and largest fraction of the frame in a crop"
     )
 
     @model_validator(mode="after")
@@ -55,7 +57,7 @@ class Config(EncoderConfig):
     crops: Crops = Crops()
 
     clip: str = Field(
-        "",
+        default="",
         description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only video.frames applies",
         json_schema_extra=FILE_OR_NAME,
     )

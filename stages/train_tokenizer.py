@@ -21,11 +21,13 @@ class Config(StageConfig):
     """The tokenizer of all models."""
 
     tokenizer: str = Field(
-        "train",
+        default="train",
         description="train: from the captions; else a tokenizer.json, or a BERT's folder or hub name",
         json_schema_extra=file_or_word("train"),
     )
-    word_pieces: int = Field(8000, ge=50, description="maximum word pieces of a trained tokenizer")
+    word_pieces: int = Field(
+        default=8000, ge=50, description="maximum word pieces of a trained tokenizer"
+    )
     templates: Templates = Templates()
 
 

@@ -29,7 +29,10 @@ class Config(EvaluationConfig):
     """Zero-shot evaluation; its keys are set in `[evaluate]`, except `threshold`, which is that of `[pretrain]`."""
 
     threshold: float = Field(
-        0.2, ge=0, le=1, description="minimum probability of the pseudo-labels that PEM keeps"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="minimum probability of the pseudo-labels that PEM keeps",
     )
 
 

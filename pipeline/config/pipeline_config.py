@@ -33,20 +33,20 @@ class Corpus(DecodeVideos):
     sample), `data` and `shards`."""
 
     data: str = Field(
-        "",
+        default="",
         description="a manifest, a folder of videos, or a URL; relative to this file, in --set to the current folder",
     )
     shards: str = Field(
-        "",
+        default="",
         description="existing shards: a folder or URL with *.tar files, relative like `data`; only `kinds` and "
         "`max_reject_share` apply",
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
-        {},
+        default={},
         description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list videos",
     )
     root: str = Field(
-        "",
+        default="",
         description="folder that the names in `annotations` are relative to; of absolute names, the folder that "
         "corresponds to `data`",
     )
@@ -85,15 +85,17 @@ class PipelineConfig(BaseModel):
         description="name of the pipeline, and of its experiment in MLflow",
     )
     pretrained: str = Field(
-        "",
+        default="",
         description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
     )
     render_sample: RenderSample | None = Field(
-        None, description="the sample corpus; without this table, no corpus is rendered"
+        default=None, description="the sample corpus; without this table, no corpus is rendered"
     )
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
-    model: ModelConfig = Field(ModelConfig(), description="sizes of the prompter and of ALPRO")
-    templates: Templates = Field(Templates(), description="the prompts")
+    model: ModelConfig = Field(
+        default=ModelConfig(), description="sizes of the prompter and of ALPRO"
+    )
+    templates: Templates = Field(default=Templates(), description="the prompts")
     train_tokenizer: TrainTokenizer = TrainTokenizer()
     build_vocabulary: BuildVocabulary = BuildVocabulary()
     train_prompter: TrainPrompter | None = None

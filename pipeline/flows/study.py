@@ -40,21 +40,21 @@ class Study(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
-        "", pattern=r"^[\w-]*$"
+        default="", pattern=r"^[\w-]*$"
     )  # of the experiment in MLflow; default: the name of the file
     config: str = "sample"  # the path of a file is relative to the study file
-    changes: tuple[str, ...] = Field((), alias="set")  # of all variants
+    changes: tuple[str, ...] = Field(default=(), alias="set")  # of all variants
     until: str = Field(
-        "", pattern=f"^({'|'.join(STAGES)})?$"
+        default="", pattern=f"^({'|'.join(STAGES)})?$"
     )  # the last stage to run; default: the whole pipeline
-    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
     scores: tuple[str, ...] = Field(
-        SCORES, min_length=1
+        default=SCORES, min_length=1
     )  # of the printed table; `*` matches any characters
     # The changes of each, by its name in the table and in MLflow.
-    variants: dict[str, tuple[str, ...]] = Field({"base": ()}, min_length=1)
+    variants: dict[str, tuple[str, ...]] = Field(default={"base": ()}, min_length=1)
 
 
 def load_study(source: str) -> Study:

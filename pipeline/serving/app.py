@@ -85,18 +85,23 @@ class Of(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    clip: int | None = Field(None, ge=0, description="number of a clip of the index")
-    k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
+    clip: int | None = Field(default=None, ge=0, description="number of a clip of the index")
+    k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="number of results")
 
 
 class Search(Of):
-    text: str = Field("", max_length=MAX_TEXT, description="what the videos should show")
-    offset: int = Field(0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages")
+    text: str = Field(default="", max_length=MAX_TEXT, description="what the videos should show")
+    offset: int = Field(
+        default=0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages"
+    )
     filter: list[str] = Field(
-        [], max_length=20, description="conditions, such as kind=video or date>=2024-01-01"
+        default=[], max_length=20, description="conditions, such as kind=video or date>=2024-01-01"
     )
     rerank: int | None = Field(
-        None, ge=0, le=MAX_RESULTS, description="of the best clips, those to rank by matching"
+        default=None,
+        ge=0,
+        le=MAX_RESULTS,
+        description="of the best clips, those to rank by matching",
     )
 
 
@@ -106,10 +111,10 @@ class Question(Of):
 
 class Region(Of):
     box: str = Field(
-        "", max_length=100, description="left,top,width,height as fractions of the frame"
+        default="", max_length=100, description="left,top,width,height as fractions of the frame"
     )
     text: str = Field(
-        "", max_length=MAX_TEXT, description="caption, which a model of pretrain reads"
+        default="", max_length=MAX_TEXT, description="caption, which a model of pretrain reads"
     )
 
 

@@ -18,28 +18,30 @@ TASKS = {"captions": "retrieval", "questions": "qa"}
 class EvaluationConfig(StageConfig):
     """Settings of every evaluation: corpora, split, protocol and shape of the inputs."""
 
-    retrieval: str = Field("", description="corpus for retrieval; empty: none")
-    qa: str = Field("", description="corpus for question answering; empty: none")
+    retrieval: str = Field(default="", description="corpus for retrieval; empty: none")
+    qa: str = Field(default="", description="corpus for question answering; empty: none")
     split: Literal["validation", "test"] = Field(
-        "test", description="split to evaluate; validation for choices"
+        default="test", description="split to evaluate; validation for choices"
     )
-    top_k: int = Field(0, ge=0, description=TOP_K)
+    top_k: int = Field(default=0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(
-        0.99, ge=0, le=1, description="minimum fraction of decoded items of the split"
+        default=0.99, ge=0, le=1, description="minimum fraction of decoded items of the split"
     )
-    frames: int = Field(0, ge=0, description="frames of a clip in retrieval; 0: as in training")
+    frames: int = Field(
+        default=0, ge=0, description="frames of a clip in retrieval; 0: as in training"
+    )
     max_text_tokens: int = Field(
-        0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training"
+        default=0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training"
     )
     exclude_overlap: bool = Field(
-        True,
+        default=True,
         description="exclude items that share a caption or similar frames with a training item (overlap.parquet)",
     )
     mixed_precision: bool = Field(
-        True, description="encoders in bfloat16 where training would use it"
+        default=True, description="encoders in bfloat16 where training would use it"
     )
     entity_crops: int = Field(
-        0,
+        default=0,
         ge=0,
         description="random crops of each clip for scores of the prompter; 0: whole clips only",
     )

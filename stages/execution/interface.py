@@ -61,35 +61,41 @@ class Resources(StageConfig):
     stochastic depth and rounding."""
 
     workers: int = Field(
-        0, ge=0, description="processes that decode and load data; 0: one per core"
+        default=0, ge=0, description="processes that decode and load data; 0: one per core"
     )
     processes: int = Field(
-        1,
+        default=1,
         ge=1,
         description="processes on this machine that share a training or an evaluation (torchrun)",
     )
     max_stages: int = Field(
-        1,
+        default=1,
         ge=1,
         description="stages that run at the same time; on a CPU, their models share its cores, each has its own GPUs",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU if there is one"
+        default="auto", description="auto: a GPU if there is one"
     )
     checkpoint_activations: bool = Field(
-        False, description="repeat forward passes: less memory, more time"
+        default=False, description="repeat forward passes: less memory, more time"
     )
-    compile: bool = Field(False, description="torch.compile the encoders' layers for training")
-    nodes: int = Field(1, ge=1, description="machines that train together, each with `processes`")
+    compile: bool = Field(
+        default=False, description="torch.compile the encoders' layers for training"
+    )
+    nodes: int = Field(
+        default=1, ge=1, description="machines that train together, each with `processes`"
+    )
     rendezvous: str = Field(
-        "", description="host:port of this machine, which the other nodes connect to"
+        default="", description="host:port of this machine, which the other nodes connect to"
     )
     rank_timeout: float = Field(
-        600.0, gt=0, description="seconds that training processes wait for each other"
+        default=600.0, gt=0, description="seconds that training processes wait for each other"
     )
-    dask: str = Field("", description="address of a Dask scheduler for decoding and tagging")
+    dask: str = Field(
+        default="", description="address of a Dask scheduler for decoding and tagging"
+    )
     checkpoint_interval: float = Field(
-        60.0, gt=0, description="seconds between checkpoints of a training"
+        default=60.0, gt=0, description="seconds between checkpoints of a training"
     )
 
     @model_validator(mode="after")

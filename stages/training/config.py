@@ -17,16 +17,17 @@ class Phase(StageConfig):
 
     corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
     weights: tuple[float, ...] = Field(
-        (), description="relative number of steps per corpus; empty: by number of examples"
+        default=(), description="relative number of steps per corpus; empty: by number of examples"
     )
-    steps: int = Field(0, ge=0, description="optimizer steps; set either steps or epochs")
-    epochs: float = Field(0, ge=0, description="passes over the examples")
+    steps: int = Field(default=0, ge=0, description="optimizer steps; set either steps or epochs")
+    epochs: float = Field(default=0, ge=0, description="passes over the examples")
 
     group_batches: bool = Field(
-        False, description="put samples of a group into one batch, as negatives of each other"
+        default=False,
+        description="put samples of a group into one batch, as negatives of each other",
     )
     patch_dropping: float = Field(
-        0,
+        default=0,
         ge=0,
         lt=1,
         description="fraction of the patches that training drops (FLIP); not with PEM",
@@ -46,18 +47,22 @@ class Phase(StageConfig):
 class Validation(StageConfig):
     """Validation frequency, and how much of the validation split of each corpus is used."""
 
-    times: int = Field(1, ge=1, description="validations, equally spaced; the last at the end")
-    videos: int = Field(0, ge=0, description="validation videos per corpus, the first ones; 0: all")
+    times: int = Field(
+        default=1, ge=1, description="validations, equally spaced; the last at the end"
+    )
+    videos: int = Field(
+        default=0, ge=0, description="validation videos per corpus, the first ones; 0: all"
+    )
 
 
 class ContrastValidation(Validation):
     """Validation of retrieval by similarity (VTC)."""
 
     videos: int = Field(
-        500, ge=0, description="validation videos per corpus, the first ones; 0: all"
+        default=500, ge=0, description="validation videos per corpus, the first ones; 0: all"
     )
     captions: int = Field(
-        1, ge=0, description="captions per video that are queries, the first ones; 0: all"
+        default=1, ge=0, description="captions per video that are queries, the first ones; 0: all"
     )
 
 
@@ -65,69 +70,78 @@ class MatchingValidation(Validation):
     """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
     captions: int = Field(
-        0, ge=0, description="captions per video that are queries, the first ones; 0: all"
+        default=0, ge=0, description="captions per video that are queries, the first ones; 0: all"
     )
-    top_k: int = Field(0, ge=0, description=TOP_K)
+    top_k: int = Field(default=0, ge=0, description=TOP_K)
 
 
 class TrainingConfig(StageConfig):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
-    seed: int = Field(0, ge=0, description="random seed")
+    seed: int = Field(default=0, ge=0, description="random seed")
     batch_size: int = Field(
-        256, ge=1, description="examples per optimizer step, over all processes"
+        default=256, ge=1, description="examples per optimizer step, over all processes"
     )
     accumulation_steps: int = Field(
-        1, ge=1, description="micro-batches per step (gradient accumulation)"
+        default=1, ge=1, description="micro-batches per step (gradient accumulation)"
     )
     contrast: Literal["micro_batch", "batch"] = Field(
-        "micro_batch",
+        default="micro_batch",
         description="pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and "
         "needs negative_pool_size where it exists)",
     )
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up"
+        default=0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up"
     )
     min_lr_ratio: float = Field(
-        0.0, ge=0, le=1, description="final learning rate of the linear decay, as a fraction of lr"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="final learning rate of the linear decay, as a fraction of lr",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices of transformer layers; AdamW trains the rest"
+        default="adamw",
+        description="muon: for the matrices of transformer layers; AdamW trains the rest",
     )
     weight_decay: float = Field(
-        1e-3, ge=0, description="weight decay, except of biases, norms and position embeddings"
+        default=1e-3,
+        ge=0,
+        description="weight decay, except of biases, norms and position embeddings",
     )
-    max_grad_norm: float = Field(20.0, gt=0, description="maximum L2 norm of the gradient")
+    max_grad_norm: float = Field(default=20.0, gt=0, description="maximum L2 norm of the gradient")
     max_text_tokens: int = Field(
-        30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]"
+        default=30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]"
     )
     sampling: Literal["halves", "random"] = Field(
-        "halves",
+        default="halves",
         description="random frames in order, as many from each half of the clip (halves) or from all of it (random)",
     )
     random_crop: float = Field(
-        0.875,
+        default=0.875,
         gt=0,
         le=1,
         description="side of the random crop as a fraction of the frame; 1: no crop",
     )
     repeat_images: bool = Field(
-        True, description="an image is a clip of equal frames; false: one frame"
+        default=True, description="an image is a clip of equal frames; false: one frame"
     )
     augmentation: Literal["none", "official"] = Field(
-        "none",
+        default="none",
         description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
         "says left or right",
     )
     max_unreadable_share: float = Field(
-        0.01, ge=0, le=1, description="maximum fraction of unreadable examples, which are replaced"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="maximum fraction of unreadable examples, which are replaced",
     )
     validation: Validation = Validation()
-    log_every: int = Field(10, ge=1, description="steps between logged metrics (means)")
+    log_every: int = Field(default=10, ge=1, description="steps between logged metrics (means)")
     mixed_precision: bool = Field(
-        True, description="bfloat16 on hardware that computes it; on a CPU from width 96"
+        default=True, description="bfloat16 on hardware that computes it; on a CPU from width 96"
     )
 
     @property
@@ -153,7 +167,7 @@ class MatchingConfig(TrainingConfig):
     """Settings of the stages that train video-text matching."""
 
     negative_pool_size: int = Field(
-        0,
+        default=0,
         ge=0,
         description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. The paper: "
         "16, the batch of a GPU",
@@ -189,18 +203,18 @@ class EncoderConfig(TrainingConfig):
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
     vit: str = Field(
-        "",
+        default="",
         description="pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of transformers",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
-        "",
+        default="",
         description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder",
         json_schema_extra=FILE_OR_NAME,
     )
 
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
-        "clip",
+        default="clip",
         description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP). "
         "Pre-training uses those of a trained prompter",
     )

@@ -31,10 +31,10 @@ from alpro.stages.training.objective import (
 class LossWeights(StageConfig):
     """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed; all 0: no training."""
 
-    vtc: float = Field(1.0, ge=0, description="video-text contrast")
-    vtm: float = Field(1.0, ge=0, description="video-text matching")
-    mlm: float = Field(1.0, ge=0, description="masked language modeling")
-    pem: float = Field(1.0, ge=0, description="prompting entity modeling")
+    vtc: float = Field(default=1.0, ge=0, description="video-text contrast")
+    vtm: float = Field(default=1.0, ge=0, description="video-text matching")
+    mlm: float = Field(default=1.0, ge=0, description="masked language modeling")
+    pem: float = Field(default=1.0, ge=0, description="prompting entity modeling")
 
 
 class PretrainObjective(MatchingObjective):
