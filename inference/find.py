@@ -1,12 +1,13 @@
-"""Finds the model that a person names: a folder, or an artifact of a workspace by its fingerprint or its stage."""
+"""Finds the model that a person names: a folder, an artifact of a workspace, or a CLIP of the hub."""
 
 import hashlib
 from pathlib import Path
 
-from alpro.artifact import artifacts, check_artifact, find_artifact, read_record
+from alpro.artifact import artifacts, check_artifact, read_record
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
-from alpro.models.clip_prompter import is_hub_name
+from alpro.models.clip_prompter import hub_folder, is_hub_name
+from alpro.names import find_artifact, named_artifacts
 from alpro.stages.evaluation.encoding import model_folder
 
 WEIGHTS = (
@@ -22,14 +23,13 @@ OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
 PROMPTS = "prompts.safetensors"
 
 
-def find_model(name: str | Path, workspace: Path, hub: bool = False) -> Path:
-    """The folder of a model: `name` itself, or that of the artifact that it names, see `find_artifact`. With `hub`, a
-    name of the hub stands for itself: it is that of a CLIP or SigLIP. Raises InputError unless exactly one is
-    found."""
+def find_model(name: str | Path, workspace: Path) -> Path:
+    """The folder of a model: `name` itself, that of the artifact that it names, see `find_artifact`, or that of a CLIP
+    or SigLIP of the hub, which is downloaded. Raises InputError unless exactly one is found."""
     folder = Path(name).expanduser()
-    if hub and is_hub_name(str(name)):
-        return folder
     if not folder.is_dir():
+        if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):
+            return hub_folder(str(name))
         folder, _ = find_artifact(name, workspace)
     if not has_model(folder) and not (folder / PROMPTS).is_file():
         raise InputError(f"{folder}: not a model folder: it has no config.json")

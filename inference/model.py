@@ -119,8 +119,8 @@ class Model:
         device: Device = "auto",
         dtype: Dtype = "auto",
     ) -> "Model":
-        """Loads a model folder, or the model of an artifact by its fingerprint or the first characters of it, or that
-        of the newest artifact of a stage by its name; or a CLIP or SigLIP by its name on the hub.
+        """Loads a model folder; or the model of an artifact, by its fingerprint or the first characters of it, by its
+        stage (that of the last command) or by CONFIG/STAGE; or a CLIP or SigLIP by its name on the hub.
 
         prompts: the artifact of cache_prompts with the entities of a prompter; by default the newest in the workspace
         that was embedded with it, if there is any. dtype: of the encoders' matrix products, auto: as in training;
@@ -128,7 +128,7 @@ class Model:
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
-        folder = find_model(name, Path(workspace), hub=True)
+        folder = find_model(name, Path(workspace))
         folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
         target = pick_device(Resources(device=device))
         loaded = load_prompter(folder, target)

@@ -38,6 +38,7 @@ from alpro.models.word_pieces import WordPieces
 TYPES = {"clip": 77, "siglip": 64}
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
 DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
 # Its table of weights that it does not use, such as these and heads; `load_pretrained` says what is wrong.
 logging.getLogger("transformers.modeling_utils").addFilter(
@@ -234,6 +235,50 @@ def is_hub_name(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
+def snapshot(name: str, local_files_only: bool = False) -> Path:
+    """The folder of the files of a model of the hub, ORGANIZATION/MODEL or ORGANIZATION/MODEL@REVISION, in the hub's
+    cache. Raises what huggingface_hub raises. local_files_only: nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    folder = Path()
+    for files in (["*.json", "*.txt", "*.model", "*.safetensors"], ["pytorch_model.bin"]):
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=files,
+                local_files_only=local_files_only,
+            )
+        )
+        if any(folder.glob("*.safetensors")):  # the CLIPs of OpenAI have none
+            break
+    return folder
+
+
+def hub_folder(name: str) -> Path:
+    """The folder of a CLIP or SigLIP of the hub in its cache, downloaded if it is not there. Raises InputError, which
+    says how to get it by hand, if that fails or if it is another kind of model."""
+    try:
+        folder = snapshot(name, local_files_only=True)
+        complete = any((folder / file).is_file() for file in WEIGHTS)
+    except Exception:  # not in the cache
+        complete = False
+    try:
+        folder = folder if complete else snapshot(name)
+    except Exception as error:  # no network, no such model: each library raises its own type
+        repository, _, revision = name.partition("@")
+        options = f" --revision {revision}" if revision else ""
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{name}: no artifact of this name, and it cannot be downloaded ({reason}); where there is a network: "
+            f"hf download {repository}{options} --local-dir clip, and name the folder clip"
+        ) from error
+    if not is_clip(folder):
+        raise InputError(f"{name}: it has no config.json of a {' or '.join(TYPES)}")
+    return folder
+
+
 def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
     """Raises InputError for what is no CLIP or SigLIP, or takes shorter texts, as far as that is known without a
     download."""
@@ -319,15 +364,10 @@ def load_clip(
 def pretrained_config(name: str) -> Any:
     """The configuration of a model of transformers, of anyone; its `name_or_path` has the other files. Raises
     ValueError for a folder with pipes or devices, and what transformers raises."""
-    from huggingface_hub import snapshot_download
     from transformers import AutoConfig
 
-    repository, _, revision = name.partition("@")
-    if revision and not Path(name).is_dir():
-        for files in (["*.json", "*.txt", "*.model", "*.safetensors"], ["pytorch_model.bin"]):
-            name = snapshot_download(repository, revision=revision, allow_patterns=files)
-            if any(Path(name).glob("*.safetensors")):  # the CLIPs of OpenAI have none
-                break
+    if "@" in name and not Path(name).is_dir():
+        name = str(snapshot(name))
     for file in Path(name).iterdir() if Path(name).is_dir() else ():
         if not file.is_file() and not file.is_dir():
             raise ValueError(f"{file.name} is not a regular file")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from alpro.artifact import find_artifact
 from alpro.errors import InputError
+from alpro.names import find_artifact
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,

@@ -2,6 +2,7 @@
 These files import nothing slow before a command runs, so that `--help` and usage errors are immediate."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -83,14 +84,11 @@ def execute(arguments: Sequence[str]) -> int:
     except InputError as error:
         return failed(f"error: {error}")
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()  # fails again if what reads the output has ended, such as `head`
-        except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # Python would flush it at exit, and fail
-            return EXIT_BROKEN_PIPE
-        raise
+        if not output_has_no_reader():
+            raise
+        # Python would flush it at exit, and fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except Exception as error:
         from alpro.shards.storage import DISK_FULL
         from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
@@ -105,6 +103,13 @@ def execute(arguments: Sequence[str]) -> int:
         return failed(
             f"error: {place}{error.strerror}; free some disk space and run again to resume"
         )
+
+
+def output_has_no_reader() -> bool:
+    """Whether what reads this command's output has ended, such as `head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLERR)
+    return bool(poll.poll(0))
 
 
 def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:

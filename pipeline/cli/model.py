@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from alpro.artifact import find_artifact
 from alpro.errors import InputError
 from alpro.inputs import parse_box
 from alpro.log import log
+from alpro.names import find_artifact
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
@@ -320,8 +320,8 @@ def evaluate(
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.evaluation.comparison import Comparison, compare
 
-    folder = models.folder(model, hub=True)
-    other = models.folder(baseline, hub=True) if baseline else None
+    folder = models.folder(model)
+    other = models.folder(baseline) if baseline else None
     items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
     prompter, prompts = find_prompter(folder, follow=True)
     loaded, theirs = models.load(folder), models.load(other) if other else None

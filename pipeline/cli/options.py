@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from alpro.artifact import find_artifact
 from alpro.errors import InputError
+from alpro.names import find_artifact, named_artifacts
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -50,10 +49,13 @@ Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path("workspace")
 ARTIFACT = (
-    "A stage (its newest artifact is taken), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
-    "STAGE@FINGERPRINT, or a folder."
+    "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (that of a configuration, whatever ran "
+    "since), a fingerprint as `alpro artifacts ls` prints it or its first characters, STAGE@FINGERPRINT, or a folder."
 )
-MODEL = f"A model folder, models:/NAME@ALIAS of the registry, or an artifact: {ARTIFACT[0].lower()}{ARTIFACT[1:]}"
+MODEL = (
+    "A model folder, a CLIP or SigLIP of the hub (openai/clip-vit-base-patch16), models:/NAME@ALIAS of the registry, "
+    f"or an artifact: {ARTIFACT[0].lower()}{ARTIFACT[1:]}"
+)
 Artifact = Annotated[str, Parameter(help=ARTIFACT)]
 Named = Annotated[str, Parameter(help=MODEL)]
 
@@ -95,13 +97,12 @@ class Models:
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
 
-    def folder(self, name: str, hub: bool = False) -> Path:
-        """The folder of the model that a person names; with `hub`, maybe a name of the hub. Raises InputError if there
-        is none."""
+    def folder(self, name: str) -> Path:
+        """The folder of the model that a person names. Raises InputError if there is none."""
         from alpro.inference.find import find_model
 
         if not name.startswith("models:/"):
-            return find_model(name, self.workspace, hub)
+            return find_model(name, self.workspace)
         from alpro.pipeline.tracking.registry import registered_folder
 
         database = self.workspace.resolve() / "mlflow.db"
@@ -126,17 +127,20 @@ class Models:
         return next((model for one in found if (model := load(*one)).names_entities), None)
 
     def videos(self, name: str) -> "Location":
-        """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace."""
+        """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace. Raises
+        InputError if there is no such thing."""
         from alpro.shards.storage import absolute
 
         videos = absolute(name)
-        if (
-            isinstance(videos, Path)
-            and not videos.exists()
-            and re.fullmatch(r"[\w-]+(@\w+)?", name)
-        ):
-            videos, _ = find_artifact(name, self.workspace)
-        return videos
+        if not isinstance(videos, Path) or videos.exists():
+            return videos
+        if not named_artifacts(name, self.workspace):
+            raise InputError(
+                f"{name}: no such file or folder of videos, and no decoded corpus of this name in "
+                f"{self.workspace / 'artifacts'}"
+            )
+        folder, _ = find_artifact(name, self.workspace)
+        return folder
 
 
 @Parameter(name="*")

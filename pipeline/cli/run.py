@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log
+from alpro.names import record_run
 from alpro.pipeline.cli.model import evaluate
 from alpro.pipeline.cli.options import Models, RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES
@@ -64,12 +65,13 @@ def run(
     if options.dry_run:  # the exit status is that of the run
         return
     report = report_file(root, plan)
+    parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
     existing = [] if options.tracking_uri else finished_steps(plan, report)
     if existing:
         log.info("every artifact exists: no run was started")
+        record_run(root, parameters, {step.name: step.fingerprint for step in existing})
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
-        parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
         folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
     print_results(
         {name: Path(folder) for name, folder in folders.items()}, root, report, options.json

@@ -19,6 +19,7 @@ from prefect.states import Cancelling, Completed, Failed, State
 from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.log import log
+from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
@@ -125,6 +126,8 @@ class PipelineRun:
             ],
         }
         artifacts = list(self.artifacts.values())
+        fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
+        record_run(self.workspace, self.arguments, fingerprints)
         report = write_report(report_file(self.workspace, self.plan), about, artifacts)
         self.tracker.log_pipeline(self.run, artifacts, [report, report.with_suffix(".json")])
         if not at_terminal():  # the command line prints it below the results

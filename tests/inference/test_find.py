@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 
-from alpro.artifact import RECORD_VERSION, find_artifact
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.inference.find import find_model, find_prompter, model_digest
 from alpro.inference.model import Model
+from alpro.names import find_artifact, record_run
 
 STEPS5 = {"config": "own_videos", "changes": ["finetune_qa.steps=5"]}
 
@@ -75,31 +76,60 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(artifact, tmp_path,
     assert find_artifact("decode_videos@ab", tmp_path)[1]["name"] == "decode_videos ab"
 
 
-def test_a_trial_after_the_last_whole_run_is_not_taken_by_its_stage(artifact, tmp_path):
-    def run(name, started, mark, stage="", state="finished"):
-        steps = [
-            {"stage": "finetune_qa", "fingerprint": mark * 32},
-            {"stage": "pretrain", "fingerprint": "c" * 64},
-        ]
-        values = {"state": state, "stage": stage, "started": started, "steps": steps}
-        write_json(tmp_path / "reports" / f"{name}.json", values)
+def test_a_stage_is_that_of_the_last_command_and_config_stage_stays(artifact, tmp_path):
+    full = artifact(
+        "finetune_qa", "cd", "2026-01-01T00:00:00", arguments={"config": "sample", "changes": []}
+    )
+    trial = artifact(
+        "finetune_qa", "ef", "2026-02-01T00:00:00", arguments=STEPS5 | {"config": "sample"}
+    )
+    other = artifact(
+        "finetune_qa",
+        "ab",
+        "2026-01-15T00:00:00",
+        arguments={"config": "/x/mine.toml", "changes": ["a=1"]},
+    )
 
-    artifact("finetune_qa", "cd", "2026-01-01T00:00:00")
-    trial = artifact("finetune_qa", "ef", "2026-02-01T00:00:00", arguments=STEPS5)
-    other = artifact("train_prompter", "aa")  # the runs had none of this stage
-    (tmp_path / "reports").mkdir()
-    run("whole", "2026-01-01", "cd")
-    run("one-stage", "2026-02-01", "ef", stage="finetune_qa")
-    run("failed", "2026-02-02", "ef", state="failed")
-    (tmp_path / "reports" / "other.json").write_text("[")
-    with pytest.raises(
-        InputError, match=r"finetune_qa@efefefef .*steps=5.* or finetune_qa@cdcdcdcd"
-    ):
-        find_model("finetune_qa", tmp_path)
-    assert find_model("finetune_qa@ef", tmp_path) == trial
-    assert find_model("train_prompter", tmp_path) == other
-    run("later", "2026-03-01", "ef")
+    def command(mark, config="sample", changes=()):
+        arguments = {"config": config, "data": "", "changes": list(changes), "stage": ""}
+        record_run(tmp_path, arguments, {"finetune_qa": mark * 32})
+
+    assert find_model("finetune_qa", tmp_path) == trial  # by the records alone
+    assert find_model("sample/finetune_qa", tmp_path) == full
+    assert find_model("mine/finetune-qa", tmp_path) == other
+    command("cd")  # it built nothing: it found what it needed
+    assert find_model("finetune_qa", tmp_path) == full
+    command("ef", changes=STEPS5["changes"])
+    (tmp_path / "runs.jsonl").open("a").write('{"at": "2099", "artif')  # the power failed
     assert find_model("finetune_qa", tmp_path) == trial
+    assert find_model("sample/finetune_qa", tmp_path) == full
+    command("cd", config="own_videos")
+    assert find_model("own_videos/finetune_qa", tmp_path) == full
+    shutil.rmtree(full)
+    assert find_model("finetune_qa", tmp_path) == trial
+    assert find_model("sample/finetune_qa", tmp_path) == trial  # what is left of it
+    with pytest.raises(InputError, match=r"own_videos/finetune_qa: .*no artifact of this name"):
+        find_model("own_videos/finetune_qa", tmp_path)
+
+
+def test_the_corpora_of_the_last_command_alone_are_the_choice(artifact, tmp_path):
+    clips, stills, mine = (
+        artifact(
+            "decode_videos", mark, "2026-01-01", name=f"decode_videos {name}", arguments=arguments
+        )
+        for mark, name, arguments in (
+            ("ab", "clips", {"config": "sample"}),
+            ("cd", "stills", {"config": "sample"}),
+            ("ef", "data", {"config": "from_clip"}),
+        )
+    )
+    arguments = {"config": "from_clip", "data": "videos", "changes": [], "stage": ""}
+    record_run(tmp_path, arguments, {"decode_videos data": "ef" * 32})
+    assert find_artifact("decode_videos", tmp_path)[0] == mine
+    assert find_artifact("decode_videos stills", tmp_path)[0] == stills
+    with pytest.raises(InputError, match=r"sample/decode_videos: several artifacts.*clips.*"):
+        find_artifact("sample/decode_videos", tmp_path)
+    assert find_artifact("decode_videos@ab", tmp_path)[0] == clips
 
 
 def test_the_prompter_of_a_model_and_its_prompts(artifact):
@@ -151,3 +181,32 @@ def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(
     (folder / "model" / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json"):
         model_digest(folder)
+
+
+def test_a_name_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
+    """Downloaded once, and as the hub's own cache has it; without a network, one line says what to do."""
+    cache, asked = tmp_path / "cache", []
+
+    def download(repository, revision, allow_patterns, local_files_only):
+        asked.append((repository, revision, local_files_only))
+        if local_files_only and not cache.exists():
+            raise FileNotFoundError("not in the cache")
+        if repository == "nobody/nothing":
+            raise ConnectionError("Name or service not known")
+        if not cache.exists():
+            cache.mkdir()
+            (cache / "config.json").write_text('{"model_type": "clip"}')
+            (cache / "model.safetensors").write_text("")
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(
+        InputError, match="hf download nobody/nothing --revision v1 --local-dir clip"
+    ):
+        find_model("nobody/nothing@v1", tmp_path)
+    asked.clear()
+    assert [find_model("openai/clip", tmp_path) for _ in range(2)] == [cache, cache]
+    assert asked == [("openai/clip", None, local) for local in (True, False, True)]
+    (cache / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="openai/clip: it has no config.json of a clip or siglip"):
+        find_model("openai/clip", tmp_path)

@@ -1,0 +1,210 @@
+"""The names of artifacts: which artifact of a workspace STAGE, CONFIG/STAGE or a fingerprint stands for.
+
+runs.jsonl in the workspace has a line for each `alpro run` with the artifacts that it built or found. An artifact that
+no line has, because its run was killed or because it was copied here, counts as that of the command in its record.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from alpro.artifact import Record, artifacts, read_record
+from alpro.errors import InputError
+from alpro.log import log
+
+RUNS = "runs.jsonl"
+STAGE_NAME = re.compile(
+    r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?(@(?P<mark>[0-9a-f]+))?"
+)
+
+Artifact = tuple[Path, Record]  # its folder and its record
+
+
+@dataclass(frozen=True)
+class Use:
+    """The artifacts of one stage that one command built or found."""
+
+    at: str
+    config: str
+    changes: int
+    found: tuple[Artifact, ...]
+
+
+def record_run(
+    workspace: Path, arguments: Mapping[str, Any], fingerprints: Mapping[str, str]
+) -> None:
+    """Appends a command to the runs of a workspace.
+
+    arguments: its config, data, changes and stage. fingerprints: of what it built or found, by the names of the steps.
+    """
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: arguments[name] for name in ("config", "data", "changes", "stage")},
+        "artifacts": dict(fingerprints),
+    }
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    # A single write to a file that is open for appending: lines of two commands do not mix.
+    with (workspace / RUNS).open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        cut = file.read(1) not in (b"", b"\n")  # by a power failure
+        file.write(("\n" * cut + text).encode())
+
+
+def find_artifact(name: str | Path, workspace: Path) -> Artifact:
+    """The artifact that a person names, with its record.
+
+    name: its folder; its fingerprint or the first characters of it; STAGE, for the artifact that the last command built
+    or found for the stage; CONFIG/STAGE, for that of the configuration with the fewest changed values, and of equal
+    ones the last; `STAGE CORPUS`; STAGE@FINGERPRINT. A line names the artifact that a stage stands for. Raises
+    InputError if there is none, or more than one.
+    """
+    folder, root = Path(name).expanduser(), workspace / "artifacts"
+    if record := read_record(folder):
+        return folder, record
+
+    found = named_artifacts(str(name), workspace)
+    if len(found) == 1:
+        if "@" not in str(name) and not is_fingerprint(str(name)):
+            log.info(f"{name}: {described(found[0][1])}")
+        return found[0]
+
+    if "@" in str(name) or is_fingerprint(str(name)):
+        what = (
+            f"{len(found)} artifacts start" if found else "no such folder, and no artifact starts"
+        )
+        raise InputError(f"{name}: {what} with it in {root}; `alpro artifacts ls` lists them")
+    if not found:
+        raise InputError(
+            f"{name}: no such folder, and no artifact of this name in {root}; `alpro artifacts ls` lists all"
+        )
+    listed = " or ".join(
+        f"{record['stage']}@{described(record, record['name'])}" for _, record in reversed(found)
+    )
+    raise InputError(f"{name}: several artifacts; name one: {listed}")
+
+
+def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
+    """All artifacts that a name may stand for: none, or several if it is not clear."""
+    root = workspace / "artifacts"
+    if is_fingerprint(name):
+        return starting_with(name, artifacts(root, f"*/{name[:16]}*"))
+    match = STAGE_NAME.fullmatch(name)
+    if not match:
+        return []
+    stage = match["stage"].replace("-", "_")
+    present = artifacts(root, f"{stage}/*")
+    if match["mark"]:
+        return starting_with(match["mark"], present)
+
+    if match["corpus"]:
+        step = f"{stage} {match['corpus']}"
+        present = [(folder, record) for folder, record in present if record["name"] == step]
+    uses = uses_of(present, workspace)
+    if match["config"]:
+        uses = [use for use in uses if use.config == match["config"]]
+        fewest = min((use.changes for use in uses), default=0)
+        uses = [use for use in uses if use.changes == fewest]
+    return list(uses[-1].found) if uses else []
+
+
+def kept_by_name(workspace: Path) -> set[str]:
+    """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands for."""
+    by_stage: dict[str, list[Artifact]] = {}
+    for folder, record in artifacts(workspace / "artifacts"):
+        by_stage.setdefault(record["stage"], []).append((folder, record))
+
+    kept: set[str] = set()
+    for stage, present in by_stage.items():
+        configs = {use.config for use in uses_of(present, workspace)}
+        for name in (stage, *(f"{config}/{stage}" for config in configs)):
+            kept |= {record["fingerprint"] for _, record in named_artifacts(name, workspace)}
+    return kept
+
+
+def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
+    """Which commands built or found the artifacts of one stage, the last one at the end."""
+    by_fingerprint = {record["fingerprint"]: (folder, record) for folder, record in present}
+    logged: list[Use] = []
+    latest = ""
+    for run in logged_runs(workspace):
+        found = [
+            by_fingerprint[mark] for mark in run["artifacts"].values() if mark in by_fingerprint
+        ]
+        if found:
+            # Lines are in order, also where the clock went back.
+            latest = max(latest, run["at"])
+            changes = len(run["changes"])
+            logged.append(Use(latest, config_name(run["config"]), changes, tuple(found)))
+
+    # By command, and in it by the name of the step: the newest counts.
+    built: dict[str, dict[str, Artifact]] = {}
+    for folder, record in present:
+        arguments = record.get("run", {}).get("arguments") or {}
+        made = built.setdefault(json.dumps(arguments, sort_keys=True), {})
+        made[record["name"]] = folder, record
+    recorded = [use_of_records(tuple(made.values())) for made in built.values()]
+    return sorted([*recorded, *logged], key=attrgetter("at"))
+
+
+def use_of_records(found: tuple[Artifact, ...]) -> Use:
+    """The use of artifacts by the command that their records name."""
+    runs = [record.get("run", {}) for _, record in found]
+    arguments = runs[0].get("arguments") or {}
+    return Use(
+        at=max(run.get("at", "") for run in runs),
+        config=config_name(arguments.get("config", "")),
+        changes=len(arguments.get("changes", ())),
+        found=found,
+    )
+
+
+def logged_runs(workspace: Path) -> list[dict[str, Any]]:
+    """The lines of runs.jsonl. A line that a power failure has cut is left out."""
+    try:
+        lines = (workspace / RUNS).read_text("utf-8", "replace").splitlines()
+    except OSError:  # no command has run here
+        return []
+    runs = []
+    for line in lines:
+        try:
+            run = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(run, dict) and isinstance(run.get("artifacts"), dict):
+            runs.append({"at": "", "config": "", "changes": []} | run)
+    return runs
+
+
+def config_name(config: str) -> str:
+    """The name of a configuration that a person gave by name, or by its file.
+
+    >>> config_name("studies/mine.toml")
+    'mine'
+    """
+    return config.replace("\\", "/").rpartition("/")[2].removesuffix(".toml")
+
+
+def is_fingerprint(name: str) -> bool:
+    return bool(re.fullmatch(r"[0-9a-f]+", name))
+
+
+def starting_with(mark: str, found: list[Artifact]) -> list[Artifact]:
+    return [(folder, record) for folder, record in found if record["fingerprint"].startswith(mark)]
+
+
+def described(record: Record, name: str = "") -> str:
+    """An artifact in a line: the start of its fingerprint, its name if it is given, the configuration of its run with
+    its changes, and when."""
+    run = record.get("run", {})
+    arguments = run.get("arguments") or {}
+    made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()
+    parts = (name, made_by, run.get("at", "")[:16].replace("T", " "))
+    details = ", ".join(part for part in parts if part)
+    return record["fingerprint"][:8] + (f" ({details})" if details else "")
