@@ -208,5 +208,5 @@ def test_a_name_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
     assert [find_model("openai/clip", tmp_path) for _ in range(2)] == [cache, cache]
     assert asked == [("openai/clip", None, local) for local in (True, False, True)]
     (cache / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="openai/clip: it has no config.json of a clip or siglip"):
+    with pytest.raises(InputError, match=r"openai/clip: it has no config.json of a clip or siglip"):
         find_model("openai/clip", tmp_path)
