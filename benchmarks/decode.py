@@ -28,7 +28,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from alpro.shards.decoding import decode_video, ffmpeg_binary
+from alpro.shards.decoding import decode_video
+from alpro.shards.ffmpeg_decoder import ffmpeg_binary
 
 Task = tuple[
     Path, float | None, float | None

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.models.word_pieces import train_tokenizer
-from alpro.shards.decoding import Clip
+from alpro.shards.clip import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages import cache_prompts

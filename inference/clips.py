@@ -9,7 +9,8 @@ import numpy as np
 
 from alpro.errors import InputError
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.decoding import Clip, DecodeError, decode_image, decode_video
+from alpro.shards.clip import Clip, DecodeError
+from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Row

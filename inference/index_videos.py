@@ -23,7 +23,7 @@ from alpro.inference.index import (
     source_of,
 )
 from alpro.inference.model import BATCH, Model
-from alpro.shards.decoding import video_seconds
+from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import known_form, scan_manifest, scan_source

@@ -28,7 +28,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
-from alpro.shards.decoding import DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.stages.cache_prompts import read_prompts
 from alpro.stages.evaluation.encoding import (
     Texts,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.files import publish, temporary_name
-from alpro.shards.decoding import Clip
+from alpro.shards.clip import Clip
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, tar_members
 

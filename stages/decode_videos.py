@@ -14,15 +14,8 @@ from pydantic import Field, field_validator
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log, progress
-from alpro.shards.decoding import (
-    Clip,
-    DecodeError,
-    Decoder,
-    Limits,
-    decode_image,
-    decode_video,
-    memory_limit,
-)
+from alpro.shards.clip import Clip, DecodeError, Limits
+from alpro.shards.decoding import Decoder, decode_image, decode_video, memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.annotations import ANNOTATION_FILES
 from alpro.shards.sources.manifest import import_source

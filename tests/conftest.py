@@ -421,7 +421,7 @@ def corpus_of() -> Callable[..., Path]:
     """
     import pyarrow.parquet as pq
 
-    from alpro.shards.decoding import Clip
+    from alpro.shards.clip import Clip
     from alpro.shards.schema import Row
     from alpro.shards.writer import ShardWriter, index_shard
 

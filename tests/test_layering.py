@@ -24,9 +24,13 @@ ONLY_IN = {  # packages that one room or file may import
     "spacy": "stages/vocabulary/nouns.py",
     "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
-    "av": ("shards/decoding.py", "stages/render_sample.py", "inference/hub/processing_alpro.py"),
-    "ffmpeg": "shards/decoding.py",
-    "imageio_ffmpeg": "shards/decoding.py",
+    "av": (
+        "shards/pyav_decoder.py",
+        "stages/render_sample.py",
+        "inference/hub/processing_alpro.py",
+    ),
+    "ffmpeg": "shards/ffmpeg_decoder.py",
+    "imageio_ffmpeg": "shards/ffmpeg_decoder.py",
     "fsspec": "shards/storage.py",
 }
 # Of pipeline/, each imports only those before it.

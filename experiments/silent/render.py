@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from alpro.shards.decoding import Clip
+from alpro.shards.clip import Clip
 from alpro.shards.sample.draw import SPRITE, background, draw_shape, paste
 from alpro.shards.sample.scene import THING_KINDS, Thing
 from alpro.shards.schema import Row

@@ -204,7 +204,7 @@ def entities(  # noqa: PLR0913 - options of a command
 def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: bool) -> None:
     """Prints words with their probabilities, best first. Raises InputError if the video cannot be decoded."""
     from alpro.pipeline.reports.terminal import print_rows
-    from alpro.shards.decoding import DecodeError
+    from alpro.shards.clip import DecodeError
 
     if Path(video).is_dir():
         raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")

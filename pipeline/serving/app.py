@@ -27,7 +27,7 @@ from alpro.inference.index import Index, source_of
 from alpro.inference.model import Model
 from alpro.inference.search import listed, search, similar
 from alpro.inputs import WHOLE, parse_box
-from alpro.shards.decoding import DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.shards.schema import Row
 from alpro.shards.storage import located, suffix
 

@@ -36,7 +36,7 @@ from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.pipeline.config.pipeline_config import FILES_OR_NAMES
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.shards.decoding import ffmpeg_version
+from alpro.shards.ffmpeg_decoder import ffmpeg_version
 from alpro.shards.storage import Location, absolute, located
 from alpro.stages.execution.interface import STOP, Outcome, StageConfig
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alpro.shards.decoding import DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.manifest import TABLES
 from alpro.shards.sources.plan import DecodePlan

@@ -36,8 +36,10 @@ from alpro.inference.search import (
     similar,
     similar_hits,
 )
-from alpro.shards.decoding import DecodeError, ffmpeg_binary, video_seconds
+from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video as decode
+from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import read_index
 from alpro.shards.schema import Row
 

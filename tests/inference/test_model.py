@@ -11,7 +11,7 @@ from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference.clips import load_frames
 from alpro.inference.model import Model
-from alpro.shards.decoding import DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.gallery import Gallery

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro.shards.decoding import Clip, DecodeError, Limits, decode_video
+from alpro.shards.clip import Clip, DecodeError, Limits
+from alpro.shards.decoding import decode_video
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import scan_manifest
 from alpro.shards.tar import tar_members
@@ -140,7 +141,7 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def refusal(path: Path, decoder: str, limits: Limits = Limits(), **more) -> str:  # noqa: B008
+def refusal(path: Path, decoder: str, limits: Limits = Limits(), **more) -> str:
     """Why a video is not decoded, in a line without its path, which the row has."""
     with pytest.raises(DecodeError) as error:
         decode_video(path, 4, 32, decoder=decoder, limits=limits, **more)

@@ -10,15 +10,11 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards import decoding
-from alpro.shards.decoding import (
-    DecodeError,
-    Limits,
-    decode_image,
-    decode_video,
-    ffmpeg_binary,
-    video_seconds,
-)
+from alpro.shards import ffmpeg_decoder, pyav_decoder
+from alpro.shards.clip import DecodeError, Limits
+from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.pyav_decoder import video_seconds
 from tests.shards.conftest import refusal
 
 every_decoder = pytest.mark.parametrize("decoder", ["pyav", "ffmpeg", "auto"])
@@ -60,8 +56,8 @@ def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder
 def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
     """How many timestamps are read of a video, and how many frames are decoded."""
     timestamps, frames_from, were_read, were_decoded = (
-        decoding._timestamps,
-        decoding._frames_from,
+        pyav_decoder._timestamps,
+        pyav_decoder._frames_from,
         [],
         [],
     )
@@ -76,8 +72,8 @@ def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
         were_decoded.append(len(frames))
         return iter(frames)
 
-    monkeypatch.setattr(decoding, "_timestamps", read)
-    monkeypatch.setattr(decoding, "_frames_from", decoded)
+    monkeypatch.setattr(pyav_decoder, "_timestamps", read)
+    monkeypatch.setattr(pyav_decoder, "_frames_from", decoded)
     x264 = "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0"
     path = make_video("a.mp4", 40, {"g": "20", "x264-params": x264})
     decode_video(path, 2, 32, decoder="pyav")  # frames 0 and 20: two key frames
@@ -161,7 +157,7 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
         (1, "[h264 @ 0x1] get_buffer() failed\n", "too much memory: more than 2048 MiB"),
         (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
     ):
-        assert str(decoding._ffmpeg_error(code, log, Limits())) == reason
+        assert str(ffmpeg_decoder._ffmpeg_error(code, log, Limits())) == reason
 
 
 def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from alpro.shards import decoding
-from alpro.shards.decoding import DecodeError, decode_video
+from alpro.shards import pyav_decoder
+from alpro.shards.clip import DecodeError
+from alpro.shards.decoding import decode_video
 
 DECODERS = ("pyav", "ffmpeg")
 
@@ -144,8 +145,8 @@ def test_frames_equal_those_of_decoding_everything(
         start, end = window[0] / rate or None, None if window[1] == FRAMES else window[1] / rate
         wanted = [window[0] + i * (window[1] - window[0]) // count for i in range(count)]
         for far in (10.0, 0.05):  # a short video is read like an hour-long one
-            monkeypatch.setattr(decoding, "FAR_SECONDS", far)
-            monkeypatch.setattr(decoding, "BACK_SECONDS", 0.2)
+            monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", far)
+            monkeypatch.setattr(pyav_decoder, "BACK_SECONDS", 0.2)
             try:
                 clip = decode_video(path, count, 32, start, end, decoder="pyav")
                 equal = (clip.frames == np.stack(whole)[wanted]).all(axis=(1, 2, 3))

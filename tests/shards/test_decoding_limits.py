@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alpro.shards import decoding
-from alpro.shards.decoding import DecodeError, Limits, decode_image, decode_video
+from alpro.shards import clip, decoding, ffmpeg_decoder, pyav_decoder
+from alpro.shards.clip import DecodeError, Limits
+from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reason
 from alpro.stages import decode_videos
@@ -45,7 +46,7 @@ class Clock:
 def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch):
     """Before it opens the file, while it reads packets and while it decodes; in any thread. The next starts anew."""
     path, whole, reasons = make_video("a.mp4", 24), Clock(), []
-    monkeypatch.setattr(decoding, "time", whole)
+    monkeypatch.setattr(clip, "time", whole)
     decode_video(path, 4, 32, decoder="pyav")
     assert (
         whole.readings > 2 * 24
@@ -53,7 +54,7 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
 
     def decode_slowly() -> None:
         for readings in range(1, whole.readings):
-            monkeypatch.setattr(decoding, "time", Clock(readings))
+            monkeypatch.setattr(clip, "time", Clock(readings))
             reasons.append(refusal(path, "auto", Limits(timeout=10)))
 
     thread = threading.Thread(target=decode_slowly)
@@ -61,7 +62,7 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
     thread.join()
     assert reasons == ["too slow: longer than 10 s"] * (whole.readings - 1)
     assert refusal(path, "ffmpeg", Limits(timeout=0)) == "too slow: longer than 0 s"
-    monkeypatch.setattr(decoding, "time", Clock())
+    monkeypatch.setattr(clip, "time", Clock())
     assert numbers(decode_video(path, 2, 32, decoder="pyav")) == [0, 12]
 
 
@@ -72,8 +73,8 @@ def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
         time.ahead += 0.5
         raise DecodeError("unreadable")
 
-    monkeypatch.setattr(decoding, "time", time)
-    monkeypatch.setattr(decoding, "_decode_with_pyav", slow)
+    monkeypatch.setattr(clip, "time", time)
+    monkeypatch.setattr(decoding, "decode_with_pyav", slow)
     given, communicate = [], subprocess.Popen.communicate
     monkeypatch.setattr(
         subprocess.Popen,
@@ -99,7 +100,7 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(
         raise subprocess.TimeoutExpired(self.args, timeout)
 
     path = make_video("a.mp4", 4)
-    monkeypatch.setattr(decoding, "ffmpeg_binary", lambda: str(stuck))
+    monkeypatch.setattr(ffmpeg_decoder, "ffmpeg_binary", lambda: str(stuck))
     monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
     assert refusal(path, "ffmpeg", Limits(timeout=60)) == "too slow: longer than 60 s"
     wait_for_end(int(child.read_text()))
@@ -165,7 +166,7 @@ def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, monkeypatch)
         f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n"
     )
     asked.chmod(0o755)
-    monkeypatch.setattr(decoding, "ffmpeg_binary", lambda: str(asked))
+    monkeypatch.setattr(ffmpeg_decoder, "ffmpeg_binary", lambda: str(asked))
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
     assert int((tmp_path / "limit").read_text()) == most
 
@@ -201,8 +202,8 @@ def test_corrupt_frames_are_not_kept(make_video):
 
 def test_a_missing_segment_is_rejected(make_video, monkeypatch):
     """The index at the beginning names frames that were cut off."""
-    monkeypatch.setattr(decoding, "FAR_SECONDS", 0.5)
-    monkeypatch.setattr(decoding, "BACK_SECONDS", 0.5)
+    monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", 0.5)
+    monkeypatch.setattr(pyav_decoder, "BACK_SECONDS", 0.5)
     content = make_video(
         "a.mp4", 60, {"g": "5"}, picture=noise, container={"movflags": "faststart"}
     ).read_bytes()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards.decoding import Clip
+from alpro.shards.clip import Clip
 from alpro.shards.reader import ShardReader, Unreadable, decode_jpeg, read_index
 from alpro.shards.schema import Question, Row
 from alpro.shards.writer import ShardWriter, index_shard

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards.decoding import Clip
+from alpro.shards.clip import Clip
 from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.schema import INDEX, Question, Reject, Row
 from alpro.shards.sources.downloads import scan_downloads

@@ -12,7 +12,7 @@ from alpro.artifact import read_record
 from alpro.files import checksum
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
-from alpro.shards.decoding import DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from tests.power_cut import cut_everywhere

@@ -16,7 +16,8 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.shards.decoding import DecodeError, decode_image
+from alpro.shards.clip import DecodeError
+from alpro.shards.decoding import decode_image
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config

@@ -1,0 +1,100 @@
+"""A clip of decoded frames, the request for it, its limits, and the reason why a file has none."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
+from alpro.shards.schema import MAX_SECONDS, Reason
+
+# Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
+# protocol is a plain file.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
+)
+# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd, a frame that
+# already has the target size comes out darker by 1 of 255.
+SCALING = ("bicubic", "accurate_rnd")
+MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
+
+
+class DecodeError(Exception):
+    """A file could not be decoded: a documented reason and details."""
+
+    def __init__(self, reason: Reason, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames (n, size, size, 3) uint8, the duration in seconds, and the original width and height in pixels."""
+
+    frames: np.ndarray
+    duration: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits for decoding one file."""
+
+    timeout: float = 60.0  # seconds
+    memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
+    max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
+
+    def check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels or max(width, height) > MAX_SIDE_PIXELS:
+            raise DecodeError("too large", f"{width} x {height} pixels")
+
+    def too_slow(self) -> DecodeError:
+        return DecodeError("too slow", f"longer than {self.timeout:g} s")
+
+    def too_much_memory(self) -> DecodeError:
+        return DecodeError("too much memory", f"more than {self.memory / 2**20:.0f} MiB")
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """`count` frames of a file between `start` and `end` seconds, at `size` x `size`. The time limit starts now."""
+
+    path: Path
+    count: int
+    size: int
+    start: float | None
+    end: float | None
+    limits: Limits
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def seconds_left(self) -> float:
+        """Time until the limit. Raises DecodeError if it is over."""
+        left = self.began + self.limits.timeout - time.monotonic()
+        if left <= 0:
+            raise self.limits.too_slow()
+        return left
+
+    def choose(self, times: np.ndarray) -> tuple[np.ndarray, float]:
+        """The frames to decode, as indices into times (seconds from the first frame, ascending), and the duration."""
+        total = float(times[-1]) + (last_frame_seconds(times) if len(times) > 1 else 0.0)
+        if total > MAX_SECONDS:
+            raise DecodeError("unreadable", f"it would last {total:.0f} seconds")
+        first, last = frames_between(times, self.start, self.end)
+        if first >= last:
+            window = f"between {self.start or 0:g} and {'the end' if self.end is None else f'{self.end:g}'} s"
+            raise DecodeError("no frames", f"{window}; the video has {times[-1]:.2f} s")
+        end = total if self.end is None else min(total, self.end)
+        return first + np.array(segment_starts(last - first, self.count)), max(
+            0.0, end - (self.start or 0.0)
+        )
+
+
+def error_text(error: BaseException) -> str:
+    """The message of an error, without the file name (the row has it) and the error number."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -1,0 +1,157 @@
+"""Decodes videos with the ffmpeg binary, in a process of its own.
+
+Two passes from the start of the file: the times of all frames, then the requested frames.
+"""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from alpro.errors import InputError
+from alpro.shards.clip import CONTAINERS, SCALING, Clip, ClipRequest, DecodeError, Limits
+
+FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
+# Frames of a program stream may have no time of their own. One whose guessed time is not after the last frame's follows
+# that frame.
+PROGRAM_STREAM = b"\0\0\1\xba"
+ASCENDING = "if(between(PREV_OUTPTS-PTS,0,1/TB),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
+
+
+def decode_with_ffmpeg(request: ClipRequest) -> Clip:
+    """Raises DecodeError with the reason, and InputError if ffmpeg or ffmpeg-python is not installed."""
+    try:
+        import ffmpeg
+    except ImportError as error:
+        raise InputError(
+            f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'"
+        ) from error
+    allowed = {"protocol_whitelist": "file,pipe", "format_whitelist": CONTAINERS}
+    source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)[
+        "V"
+    ]  # no cover images
+    # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes, checksum.
+    listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
+    with open(request.path, "rb") as file:
+        timed = source.filter("setpts", ASCENDING) if file.read(4) == PROGRAM_STREAM else source
+    lines = _ffmpeg(timed.output("pipe:", **listing), request).decode().splitlines()
+    times = np.array([int(line.split(",")[2]) for line in lines if not line.startswith("#")]) / 1e6
+    if not len(times) or (np.diff(times) < 0).any():
+        raise DecodeError(
+            "unreadable",
+            "frame times are not ascending" if len(times) else "no frame could be decoded",
+        )
+    width, height = map(
+        int, next(line for line in lines if line.startswith("#dimensions")).split()[2].split("x")
+    )
+    request.limits.check_size(width, height)
+    indices, duration = request.choose(times - times[0])
+    wanted, inverse = np.unique(indices, return_inverse=True)
+    frames = source.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
+    frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
+    raw = {
+        "format": "rawvideo",
+        "pix_fmt": "gbrp",
+        "fps_mode": "passthrough",
+        "frames:v": len(wanted),
+    }
+    planes = np.frombuffer(_ffmpeg(frames.output("pipe:", **raw), request), np.uint8)
+    if planes.size != len(wanted) * 3 * request.size**2:
+        raise DecodeError("unreadable", "frames are missing")
+    green_blue_red = planes.reshape(len(wanted), 3, request.size, request.size)[inverse]
+    return Clip(
+        np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)),
+        duration,
+        width,
+        height,
+    )
+
+
+def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
+    """What ffmpeg writes, with limits of time and memory. The first error stops it: it would conceal errors with parts
+    of other frames. Raises DecodeError."""
+    import ffmpeg
+
+    # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock error.
+    options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-loglevel", "error", "-xerror")
+    command = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
+    command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
+    left, pipe = request.seconds_left(), subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    try:
+        if hasattr(resource, "prlimit"):  # Linux
+            with suppress(ProcessLookupError):  # it may have ended
+                max_bytes = request.limits.memory + FFMPEG_BYTES
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))
+                # If this process is killed, nothing else stops ffmpeg, which may run forever.
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(left) + 2, int(left) + 3))
+        written, log = process.communicate(timeout=left)
+    except subprocess.TimeoutExpired:
+        raise request.limits.too_slow() from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise _ffmpeg_error(
+            process.returncode, log.decode("utf-8", errors="replace"), request.limits
+        )
+    return written
+
+
+def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
+    """The first error in ffmpeg's log: the later ones follow from it."""
+    if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
+        return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
+    if "matches no streams" in log:
+        return DecodeError("no video")
+    if size := re.search(r"size (\d+)x(\d+) (?:is invalid|exceeds)", log):
+        empty = "0" in size.groups()
+        return DecodeError("unreadable" if empty else "too large", f"{size[1]} x {size[2]} pixels")
+    if "Cannot allocate memory" in log or "get_buffer() failed" in log:
+        return limits.too_much_memory()
+    # Not the cause are the exit codes of ffmpeg's threads.
+    messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
+    causes = [
+        text
+        for text in messages
+        if text and not text.startswith(("Task finished", "Terminating thread"))
+    ]
+    return DecodeError(
+        "unreadable", causes[0].split(" /")[0] if causes else "no frame could be decoded"
+    )
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_version() -> str:
+    """The version that the ffmpeg binary reports. Raises InputError if it is missing or does not run."""
+    binary = ffmpeg_binary()
+    try:
+        output = subprocess.run(
+            [binary, "-version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(f"{binary}: does not run: {error}") from error
+    return output.partition("\n")[0].removeprefix("ffmpeg version ").partition(" Copyright")[0]
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_binary() -> str:
+    """The ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError if neither exists."""
+    if path := shutil.which("ffmpeg"):
+        return path
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # RuntimeError: imageio-ffmpeg without a binary
+        raise InputError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None
