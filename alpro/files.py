@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -112,7 +112,8 @@ def use_default_mode(path: Path) -> None:
     """Gives a file the mode of new files: those of safetensors are readable by their owner alone."""
     umask = os.umask(0o077)  # it cannot be read without being set
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    with suppress(OSError):  # a disk without modes: CIFS or gcsfuse of another user
+        path.chmod(0o666 & ~umask)
 
 
 def read_json(path: Path) -> Any:

@@ -4,16 +4,9 @@ Python puts the current folder first on the import path of `python -m` and `pyth
 of downloaded data, whose `queue.py` or `calendar.py` would then run in place of a module of the standard library.
 """
 
-import os
 import sys
 
 
 def interpreter(*arguments: str) -> list[str]:
     """The command line of a Python program that imports nothing from the current folder."""
     return [sys.executable, "-P", *arguments]
-
-
-def protect_descendants() -> None:
-    """Keeps the current folder off the import path of interpreters that libraries start from this process on:
-    torchrun's ranks, the runs of a Prefect worker, the servers of MLflow, the children of multiprocessing."""
-    os.environ["PYTHONSAFEPATH"] = "1"

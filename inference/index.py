@@ -16,13 +16,14 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder, write_json
 from alpro.inference.find import find_model, model_digest
 from alpro.inference.model import Model
+from alpro.locks import acquire
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
 from alpro.shards.storage import absolute, located
@@ -212,14 +213,15 @@ def check_digest(index: Path, about: About, model: Path | str, digest: str) -> N
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
     """Raises InputError if another process changes the index, or if the folder cannot be written."""
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock")
     try:
         make_folder(folder)
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{folder}: another process is changing this index") from None
+        free = acquire(lock, blocking=False)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror or error}") from error
+    if not free:
+        raise InputError(f"{folder}: another process is changing this index")
+
     try:
         yield
     finally:

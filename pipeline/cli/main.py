@@ -11,8 +11,8 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError, Parameter
 
+from alpro.environment import prepare
 from alpro.errors import InputError
-from alpro.interpreter import protect_descendants
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
@@ -41,7 +41,7 @@ for group in (inputs.data_group, inputs.config_group, artifacts.group, index.gro
 
 def main() -> None:
     """Entry point. Without arguments it prints the help."""
-    protect_descendants()
+    prepare()
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

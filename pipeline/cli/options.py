@@ -104,12 +104,15 @@ class Models:
         if not name.startswith("models:/"):
             return find_model(name, self.workspace)
         from alpro.pipeline.tracking.registry import registered_folder
+        from alpro.pipeline.tracking.relocation import relocate
 
         database = self.workspace.resolve() / "mlflow.db"
         if not self.tracking_uri and not database.is_file():  # MLflow would create it
             raise InputError(
                 f"{name}: no MLflow store {database}; name the server with --tracking-uri"
             )
+        if not self.tracking_uri:
+            relocate(database.parent)
         return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
 
     def load(self, folder: Path, prompts: Path | None = None) -> "Model":

@@ -1,6 +1,7 @@
 """`alpro serve`, `alpro up` and `alpro ui`: servers of this machine, until Ctrl-C."""
 
 import os
+import re
 import socket
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ def serve(  # noqa: PLR0913 - options of a command
     host: str = "127.0.0.1",
     port: Port = 7860,
     token_file: File | None = None,
+    public_name: str = "",
     models: Models = Models(),
 ) -> None:
     """Serve a page and an API to search videos, ask questions and name entities.
@@ -41,14 +43,29 @@ def serve(  # noqa: PLR0913 - options of a command
         host: Address to listen on.
         port: Port to listen on.
         token_file: A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
+        public_name: The NAME or NAME:PORT of a TLS proxy before it, such as search.example.com; needs a token.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
 
     token = token_of(host, token_file)
+    check_public_name(public_name, token)
     check_port("--port", port, host)
     app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
-    guard.serve(guard.guarded(app, host, token), host, port)
+    guard.serve(guard.guarded(app, host, token, public_name), host, port)
+
+
+def check_public_name(name: str, token: str) -> None:
+    """Raises InputError if a proxy's name is no name, or if others could do without a token."""
+    if name and not re.fullmatch(r"[\w.-]+(:\d+)?", name):
+        raise InputError(
+            f"--public-name {name}: only the name that browsers show, such as search.example.com, or with its port"
+        )
+    if name and not token:
+        raise InputError(
+            f"--public-name {name}: other machines need a token; write one with `openssl rand -hex 32 > token`, and "
+            "add --token-file token"
+        )
 
 
 def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
@@ -144,6 +161,7 @@ def up(
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """Serve the MLflow pages on this machine, and print their address."""
     from alpro.pipeline.flows import servers
+    from alpro.pipeline.tracking.relocation import relocate
     from alpro.pipeline.tracking.tracker import start_page
 
     check_workspace(workspace.resolve())
@@ -166,7 +184,8 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
         "--workers",
         "1",
     ]
-    page = start_page(store)
+    relocate(workspace.resolve())
+    page = start_page(store) or "/#/experiments"
     with servers.programs(workspace.resolve() / "logs") as running:
         running.start("mlflow", ["mlflow", "server", *options], environment)
         running.until(lambda: servers.answers(f"{address}/health"))

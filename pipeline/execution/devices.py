@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
-from alpro.pipeline.store.artifacts import acquired, lock_number
+from alpro.locks import acquire, lock_number
 from alpro.stages.execution.interface import STOP, Resources
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -67,7 +67,7 @@ def reserved(
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            with suppress(PermissionError):  # another user has just created it
+            with suppress(OSError):  # another user has just created it, or the disk has no modes
                 folder.chmod(0o777)
         names = {
             folder / f"{identity.replace('/', '_')}.lock": name
@@ -96,7 +96,8 @@ def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
     other."""
     taken: dict[Path, FileLock] = {}
     for file in files:
-        if acquired(lock := FileLock(file, mode=0o666, thread_local=False)):
+        lock = FileLock(file, mode=0o666, thread_local=False)
+        if acquire(lock, blocking=False):
             taken[file] = lock
         if len(taken) == count:
             return taken

@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from alpro.environment import forget_ranks, protect_descendants
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.interpreter import interpreter, protect_descendants
+from alpro.interpreter import interpreter
 from alpro.log import PLAIN, TIMES, log
 from alpro.pipeline.execution.devices import VISIBLE, reserved, visible_devices
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
+    EXIT_INPUT_ERROR,
     EXIT_INTERRUPTED,
     STOP,
     Interrupted,
@@ -34,6 +37,7 @@ SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
 GRACE_SECONDS = (
     45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30
 )
+TRACKER_SECONDS = 2.0  # for Python's resource tracker, after the process that it serves has ended
 
 
 def run_stage(
@@ -112,6 +116,10 @@ def run_stage(
             f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
             "the same command resumes"
         )
+    if status == EXIT_INPUT_ERROR:  # a full disk has no place for the result file either
+        raise InputError(
+            f"{step.name}: stopped by the error above; unfinished results are in {out}"
+        )
     raise StageFailed(
         f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}"
     )
@@ -148,18 +156,10 @@ def run_group(
     the group lives, even if this process is killed. `settings` are added to the environment.
     """
     piped = say is not None
-    more = {**(settings or {}), **({TIMES: "0"} if piped else {})}  # Prefect's log adds times
-    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on
-    # two cores, with OpenMP's default 1.1 to 2.4; on idle cores it is as fast. Huge pages: 0.87 of the time.
     process = subprocess.Popen(
         with_parent(arguments),
         start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which ends the group
-        env={
-            "GOMP_SPINCOUNT": "10000",
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-            **os.environ,
-            **more,
-        },
+        env=group_environment(settings or {}, piped),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if piped else None,
@@ -167,24 +167,54 @@ def run_group(
         text=True,
         errors="replace",
     )
-    reader = (
-        threading.Thread(target=_read_lines, args=(process, say), daemon=True) if piped else None
-    )
-    if reader:
+    reader = None
+    if piped:
+        reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
         reader.start()
+
     try:
         with STOP.get().signals(process.pid):
-            return process.wait()
+            status = process.wait()
     except BaseException:  # they have time to write a checkpoint
         signal_group(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
+        _wait_for_the_rest(process.pid)
         raise
+    else:
+        if status != 0:
+            _wait_for_the_rest(process.pid)
+        return status
     finally:
         signal_group(process.pid, signal.SIGKILL)  # whatever is left
         process.wait()
         if reader:
             reader.join(timeout=5)
+
+
+def group_environment(settings: Mapping[str, str], piped: bool) -> dict[str, str]:
+    """The environment of a stage's processes. A variable that the user sets is left as it is, except the ranks of a
+    pod or a job."""
+    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on
+    # two cores, with OpenMP's default 1.1 to 2.4; on idle cores it is as fast. Huge pages: 0.87 of the time.
+    defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    environment = {**defaults, **os.environ, **settings}
+    if piped:
+        environment[TIMES] = "0"  # Prefect's log adds times
+    forget_ranks(environment)
+    return environment
+
+
+def _wait_for_the_rest(leader: int) -> None:
+    """Waits until the group of a process that did not finish is gone, for some seconds: the resource tracker of
+    multiprocessing removes the semaphores of killed processes."""
+    end = time.monotonic() + TRACKER_SECONDS
+    while time.monotonic() < end:
+        try:
+            os.killpg(leader, 0)
+        except OSError:
+            return
+        time.sleep(0.02)
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:

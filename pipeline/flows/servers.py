@@ -8,17 +8,25 @@ import atexit
 import os
 import signal
 import socket
+import ssl
 import subprocess
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from alpro.environment import reach_this_machine
+from alpro.errors import InputError
 from alpro.interpreter import interpreter
+from alpro.locks import acquire
+from alpro.pipeline.tracking.relocation import relocate
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 
@@ -45,10 +53,13 @@ class Programs:
         self.logs, self.running = logs, dict[str, subprocess.Popen]()
 
     def start(self, name: str, module: list[str], environment: Mapping[str, str]) -> None:
+        """Starts `python -m MODULE...`. uvicorn, which all servers run on, is kept from importing from the current
+        folder, which it would put first on its path."""
+        variables = {**environment, "UVICORN_APP_DIR": sysconfig.get_path("stdlib")}
         with open(self.logs / f"{name}.log", "ab") if self.logs else nullcontext() as log:
             self.running[name] = subprocess.Popen(
                 with_parent(interpreter("-m", *module)),
-                env=environment,
+                env=variables,
                 cwd=self.logs,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -96,32 +107,28 @@ def start_temporary_server() -> Callable[[], None]:
 
     Prefect starts one by itself, too, but only when its first client asks, and in the process group of the command,
     where Ctrl-C ends it before the flow's state is reported. This one starts while the command imports its modules.
+    Raises InputError if the lock of the start cannot be taken.
     """
-    if os.environ.get("PREFECT_API_URL"):
-        return lambda: None
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        return lambda: check_server(named)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    starting = FileLock(
-        Path(os.environ["PREFECT_HOME"]) / "starting.lock"
-    )  # two would create the database at once
-    starting.acquire()
-    app = [
-        "uvicorn",
-        "--factory",
-        "prefect.server.api.server:create_app",
-        "--port",
-        str(port),
-        "--log-level",
-        "error",
-    ]
-    environment = {
+
+    # Two would create the database at once.
+    starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
+    acquire(starting)
+
+    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    options = ["--port", str(port), "--log-level", "error"]
+    settings = {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
     server = Programs()
-    server.start("Prefect's server", app, os.environ | environment | guarded(address))
+    server.start("Prefect's server", [*app, *options], os.environ | settings | guarded(address))
     atexit.register(server.end)
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
@@ -130,6 +137,23 @@ def start_temporary_server() -> Callable[[], None]:
         starting.release()
 
     return wait
+
+
+def check_server(url: str) -> None:
+    """Raises InputError if no server answers at the address in PREFECT_API_URL."""
+    place = urlsplit(url).netloc.rpartition("@")[2] or url
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except HTTPError:
+        return  # it answers; Prefect knows how to log in
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # Prefect has settings of its own for certificates
+        raise InputError(
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with `alpro up`, or unset "
+            "the variable: a command then has a server of its own"
+        ) from error
 
 
 def guarded(address: str, *more: str) -> dict[str, str]:
@@ -144,11 +168,13 @@ def guarded(address: str, *more: str) -> dict[str, str]:
 
 @contextmanager
 def programs(logs: Path) -> Iterator[Programs]:
-    """Programs that end at the end of the body."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore it, programs would too
-    logs.mkdir(exist_ok=True)
+    """Programs that end at the end of the body. Raises InputError if the folder of their logs cannot be created."""
+    # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{logs}: {error.strerror}; the servers write their logs there") from error
     started = Programs(logs)
     try:
         yield started
@@ -162,71 +188,102 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
 
     workspace: absolute. Artifacts, reports, logs, and both databases unless the environment names others.
     """
-    prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
-    common = {name: value for name, value in os.environ.items() if name not in DATABASES}
-    common |= {
-        "PREFECT_HOME": str(workspace / "prefect"),
-        "PREFECT_API_URL": f"{prefect}/api",
-        "DO_NOT_TRACK": "1",
-    }
-    common |= {"PREFECT_WORKER_QUERY_SECONDS": "3"} | dict.fromkeys(
-        ("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"
-    )
-    server = common | guarded(prefect, f"http://localhost:{prefect_port}")
-    server |= {
-        "PREFECT_SERVER_UI_API_URL": f"{prefect}/api",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    server |= {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}",
-    }
-    server |= {name: os.environ[name] for name in DATABASES if name in os.environ}
-    worker = common | {"ALPRO_WORKSPACE": str(workspace), "ALPRO_TRACKING_URI": mlflow}
-    worker.pop("ALPRO_COMMAND_LINE", None)
+    prefect = f"http://127.0.0.1:{prefect_port}"
+    mlflow = f"http://127.0.0.1:{mlflow_port}"
+    server, worker = environments(workspace, prefect, prefect_port, mlflow)
     address = ["--host", "127.0.0.1", "--port"]
-    artifacts = [
-        "--no-serve-artifacts",
-        "--default-artifact-root",
-        (workspace / "mlflow").as_uri(),
-        "--workers",
-        "1",
-    ]
+    files = ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri()]
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
+        relocate(workspace)
+
     with programs(workspace / "logs") as running:
-        print("starting Prefect and MLflow", flush=True)
+        say("starting Prefect and MLflow; the first start creates their databases, about a minute")
         running.start(
             "prefect", ["prefect", "server", "start", *address, str(prefect_port)], server
         )
         running.start(
-            "mlflow", ["mlflow", "server", *address, str(mlflow_port), *artifacts], server
+            "mlflow",
+            ["mlflow", "server", *address, str(mlflow_port), *files, "--workers", "1"],
+            server,
         )
         count = subprocess.check_output(
             interpreter("-c", "import torch; print(torch.cuda.device_count())")
         )
         gpus = max(int(count), 1)
-        running.until(lambda: answers(f"{prefect}/api/health") and answers(f"{mlflow}/health"))
+        running.until(lambda: answers(f"{prefect}/api/health"))
+        say("Prefect answers; starting the workers, waiting for MLflow")
         for pool, limit in (("cpu", []), ("gpu", ["--limit", str(gpus)])):
             options = ["--pool", pool, "--type", "process", *limit]
             running.start(f"worker-{pool}", ["prefect", "worker", "start", *options], worker)
-        words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-        deploy = interpreter("-m", *words)
+        running.until(lambda: answers(f"{mlflow}/health"))
+        say("MLflow answers; registering the deployments once the workers have made their pools")
+        running.until(lambda: deployed(workspace / "logs" / "deploy.log", worker))
+        page = runs_page(mlflow, workspace)
 
-        def deployed() -> bool:  # not before the workers have created their pools
-            with open(workspace / "logs" / "deploy.log", "ab") as log:
-                return (
-                    subprocess.call(
-                        deploy, env=common, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                    )
-                    == 0
-                )
-
-        running.until(deployed)
-        print(
-            f"Prefect    {prefect}\nMLflow     {mlflow}/#/experiments?workflowType=machine_learning\n"
+        say(
+            f"Prefect    {prefect}\nMLflow     {mlflow}{page}\n"
             f"workspace  {workspace}\nlogs       {workspace / 'logs'}\n"
             f"workers    cpu; gpu, {gpus} run{'s' if gpus > 1 else ''} at a time\n"
-            f"Start a run on Prefect's page, or in another terminal:\n  export PREFECT_API_URL={prefect}/api\n"
-            "  prefect deployment run alpro/alpro -p config=sample --watch\nCtrl-C stops everything.",
-            flush=True,
+            f"Start a run on Prefect's page, or in another terminal:\n  export PREFECT_API_URL={prefect}/api"
+            f"{proxy_line()}\n"
+            "  prefect deployment run alpro/alpro -p config=sample --watch\nCtrl-C stops everything."
         )
         running.until(lambda: False, seconds=float("inf"))
+
+
+def environments(
+    workspace: Path, prefect: str, prefect_port: int, mlflow: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The environments of the servers and of the workers of `alpro up`."""
+    common = {name: value for name, value in os.environ.items() if name not in DATABASES}
+    common |= {
+        "PREFECT_HOME": str(workspace / "prefect"),
+        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
+        "DO_NOT_TRACK": "1",
+    }
+    reach_this_machine(common)
+
+    server = common | guarded(prefect, f"http://localhost:{prefect_port}")
+    server |= {
+        "PREFECT_SERVER_UI_API_URL": f"{prefect}/api",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}",
+    }
+    server |= {name: os.environ[name] for name in DATABASES if name in os.environ}
+
+    worker = common | {"ALPRO_WORKSPACE": str(workspace), "ALPRO_TRACKING_URI": mlflow}
+    worker.pop("ALPRO_COMMAND_LINE", None)
+    return server, worker
+
+
+def deployed(log: Path, environment: Mapping[str, str]) -> bool:
+    """Registers the deployments; returns whether that succeeded. It fails until the workers have made their pools."""
+    words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+    with open(log, "ab") as output:
+        status = subprocess.call(
+            interpreter("-m", *words),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    return status == 0
+
+
+def runs_page(mlflow: str, workspace: Path) -> str:
+    """The path of the page that lists the runs of the newest experiment; in a new store that of the sample."""
+    from alpro.pipeline.tracking.tracker import Tracker, start_page
+
+    return start_page(mlflow) or start_page(Tracker.open(mlflow, workspace, "sample").uri)
+
+
+def proxy_line() -> str:
+    """What a terminal needs besides, in which a proxy is set: Prefect's own command would ask it for this machine."""
+    proxies = urllib.request.getproxies().keys() & {"http", "all"}
+    return "\n  export NO_PROXY=$NO_PROXY,127.0.0.1,localhost" if proxies else ""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

@@ -18,12 +18,13 @@ from prefect.states import Cancelling, Completed, Failed, State
 
 from alpro.artifact import Record
 from alpro.errors import InputError
+from alpro.locks import lock_number
 from alpro.log import log
 from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
-from alpro.pipeline.store.artifacts import Step, lock_number
+from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.tracker import (
     VALIDATED,
     Tracker,

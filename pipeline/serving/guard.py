@@ -28,8 +28,11 @@ class Guard:
     """Refuses requests without the token if there is one, and those of pages of other sites. A name that is made to
     resolve to this machine is known by Host, which `guarded` checks; other pages by Sec-Fetch-Site and Origin."""
 
-    def __init__(self, app: ASGIApp, token: str = ""):
-        self.app, self.token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str = "", public_name: str = ""):
+        self.app = app
+        self.token = token.encode()
+        # What a browser names as the origin of the page that a TLS proxy passes on, whatever Host the proxy sends.
+        self.public_origin = f"https://{public_name}".lower().encode() if public_name else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -45,9 +48,14 @@ class Guard:
         if scope["type"] != "http":
             return None
         headers = dict(scope["headers"])
-        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
+        origin = headers.get(b"origin")
+        own_page = origin in (None, self.public_origin)
+        if origin is not None and not own_page:
+            own_page = origin.partition(b"://")[2] == headers.get(b"host")
+
+        site = headers.get(b"sec-fetch-site", b"none")
         foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
-        if foreign or (origin is not None and origin.partition(b"://")[2] != headers.get(b"host")):
+        if foreign or not own_page:
             return PlainTextResponse("a page of another site", 403)
         if self.token and not compare_digest(
             password(headers.get(b"authorization", b"")), self.token
@@ -67,11 +75,14 @@ def password(authorization: bytes) -> bytes:
         return b""
 
 
-def guarded(app: ASGIApp, host: str, token: str = "") -> ASGIApp:
-    """An application within the checks. host: the address that it listens on."""
-    return TrustedHostMiddleware(
-        Guard(app, token), [*LOCAL] if host in LOCAL else ["*"], www_redirect=False
-    )
+def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> ASGIApp:
+    """An application within the checks. host: the address that it listens on. public_name: NAME or NAME:PORT of the
+    TLS proxy before it, as browsers show it."""
+    names = ["*"]
+    if host in LOCAL:
+        names = [*LOCAL, *([public_name.partition(":")[0].lower()] if public_name else [])]
+    guard = Guard(app, token, public_name)
+    return TrustedHostMiddleware(guard, names, www_redirect=False)
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from huggingface_hub import constants
 
 from alpro.artifact import (
@@ -34,6 +34,7 @@ from alpro.artifact import (
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
+from alpro.locks import acquire
 from alpro.pipeline.config.pipeline_config import FILES_OR_NAMES
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.shards.ffmpeg_decoder import ffmpeg_version
@@ -131,7 +132,7 @@ class Store:
         lock = FileLock(folder.with_suffix(".lock"))
         try:
             make_folder(folder.parent)
-            while not acquired(lock):
+            while not acquire(lock, blocking=False):
                 if announce:
                     announce(f"{step.name}: waits for another run that makes it")
                 announce = None
@@ -238,17 +239,15 @@ class Store:
             )
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)
-            if not acquired(lock):
+            if not acquire(lock, blocking=False):
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is done"
                 )
             lock.release()
-        with FileLock(
-            folder.with_suffix(".lock")
-        ):  # a run that needs it now waits, and builds it again
-            (folder / RECORD).unlink(
-                missing_ok=True
-            )  # first, so that no record describes an incomplete folder
+        # A run that needs the artifact now waits, and builds it again.
+        with FileLock(folder.with_suffix(".lock")):
+            # First, so that no record describes an incomplete folder.
+            (folder / RECORD).unlink(missing_ok=True)
             sync(folder)
             shutil.rmtree(folder)
 
@@ -258,22 +257,6 @@ def check_inputs(locations: Iterable[Location | str]) -> None:
     for location in locations:
         if isinstance(folder := located(str(location)), Path):
             check_artifact(folder)
-
-
-def acquired(lock: FileLock) -> bool:
-    """Acquires a lock if it is free."""
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    return True
-
-
-def lock_number(lock: FileLock) -> int:
-    """The open file of a lock that is held, for child processes to inherit: it is free when all of them have ended."""
-    number = lock._context.lock_file_fd
-    assert number is not None
-    return number
 
 
 def write_record(

@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +29,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.entities import (
+    Experiment,
+    LifecycleStage,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
@@ -38,8 +45,10 @@ from pydantic import ValidationError
 from alpro.artifact import Record, flatten, read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write
+from alpro.locks import acquire
 from alpro.log import log
 from alpro.pipeline.reports.results import HEADLINES
+from alpro.pipeline.tracking.relocation import relocate
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
@@ -99,31 +108,32 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":
-        """The store at `uri`, or, if it is empty, the SQLite file of a workspace. Creates the experiment if it does not
-        exist. Raises InputError."""
+        """The store at `uri`, or, if it is empty, the SQLite file of a workspace, an absolute path. Creates the
+        experiment if it does not exist. Raises InputError, also for an experiment that was deleted: MLflow would take
+        no run of it."""
+        local = not uri
         uri = uri or f"sqlite:///{workspace / 'mlflow.db'}"
         database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-        # Two pipelines that start at once would both create the tables of a new database.
-        lock = FileLock(f"{database}.lock") if database else nullcontext()
+        if local:
+            relocate(workspace)
         try:
-            with lock:
-                if database and not database.exists():
-                    create_store(database, workspace / "mlflow")
+            with created(database, workspace):
                 client = MlflowClient(uri)
                 existing = client.get_experiment_by_name(experiment)
-                location = (
-                    (workspace / "mlflow" / experiment).resolve().as_uri() if database else None
-                )
-                identity = (
-                    existing.experiment_id
-                    if existing
-                    else client.create_experiment(experiment, location, KIND)
-                )
-                if not existing or VIEW_TAG not in existing.tags:
+                if existing is None:
+                    location = (workspace / "mlflow" / experiment).resolve().as_uri()
+                    identity = client.create_experiment(
+                        experiment, location if database else None, KIND
+                    )
+                else:
+                    identity = existing.experiment_id
+                    check_experiment(existing, uri)
+                if existing is None or VIEW_TAG not in existing.tags:
                     client.set_experiment_tag(identity, VIEW_TAG, json.dumps(SHOWN))
-        except (
-            Exception
-        ) as error:  # of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there
+        except InputError:
+            raise
+        except Exception as error:
+            # Of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there.
             raise unusable(uri, error) from error
         return cls(client, identity, uri, experiment)
 
@@ -357,6 +367,35 @@ class Tracker:
                 return None
 
 
+@contextmanager
+def created(database: Path | None, workspace: Path) -> Iterator[None]:
+    """A lock on an SQLite store, which exists within: two pipelines that start at once would both create its tables.
+    None: a server."""
+    if database is None:
+        yield
+        return
+    lock = FileLock(f"{database}.lock")
+    acquire(lock)
+    try:
+        if not database.exists():
+            create_store(database, workspace / "mlflow")
+        yield
+    finally:
+        lock.release()
+
+
+def check_experiment(experiment: Experiment, uri: str) -> None:
+    """Raises InputError if an experiment was deleted."""
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        command = (
+            f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {experiment.experiment_id}"
+        )
+        raise InputError(
+            f"MLflow store {uri}: the experiment {experiment.name!r} was deleted, and takes no runs; restore it "
+            f"({command}), or choose another name: --set name=OTHER"
+        )
+
+
 def create_store(database: Path, files: Path) -> None:
     """Creates an SQLite store under another name, which is renamed: a store whose tables are not all there, because its
     process was killed or the disk is full, can never be opened again."""
@@ -365,16 +404,16 @@ def create_store(database: Path, files: Path) -> None:
 
 
 def start_page(uri: str) -> str:
-    """The path of the page of the newest experiment in MLflow's server, or of the list of experiments. Raises
-    InputError."""
+    """The path, in MLflow's server, of the page that lists the runs of the newest experiment; empty if there is none
+    but MLflow's own. Raises InputError."""
     try:
         newest = MlflowClient(uri).search_experiments(
-            order_by=["last_update_time DESC"], max_results=1
+            order_by=["last_update_time DESC"], max_results=1, filter_string="name != 'Default'"
         )
     except Exception as error:
         raise unusable(uri, error) from error
     if not newest:
-        return f"/#/experiments?{PAGES}"
+        return ""
     return f"/#/experiments/{newest[0].experiment_id}/runs?{PAGES}&viewStateShareKey={VIEW}"
 
 

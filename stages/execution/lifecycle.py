@@ -10,7 +10,8 @@ import signal
 import sys
 from contextlib import suppress
 
-from alpro.interpreter import interpreter, protect_descendants
+from alpro.environment import protect_descendants
+from alpro.interpreter import interpreter
 
 PR_SET_PDEATHSIG = 1
 

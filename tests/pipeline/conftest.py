@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -44,7 +45,14 @@ def mlflow_store(build_once) -> Callable[[Path], None]:
 
         create_store(out / "mlflow.db", out / "mlflow")
 
-    return lambda workspace: shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)
+    def copy(workspace: Path) -> None:
+        from alpro.pipeline.tracking import relocation
+
+        shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)
+        with patch.object(relocation, "log"):
+            relocation.relocate(workspace.resolve())
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -580,7 +580,7 @@ def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
     example = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     for name, video in zip("ab", sorted((sample / "videos").glob("test-*.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
-    assert re.findall(r"Model\.load\(\"(\w+)\"\)", example) == [
+    assert re.findall(r"Model\.load\(\s*\"(\w+)\"\s*\)", example) == [
         "finetune_retrieval",
         "finetune_qa",
         "cache_prompts",

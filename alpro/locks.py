@@ -1,0 +1,35 @@
+"""Locks of files, which the kernel releases when the last process that has them open ends."""
+
+import errno
+
+from filelock import FileLock, Timeout
+
+from alpro.errors import InputError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def acquire(lock: FileLock, blocking: bool = True) -> bool:
+    """Acquires a lock; returns whether this process has it. Without `blocking`, it does not wait for another's.
+
+    Raises InputError if the file system has no locks: without them, two runs would write the same files.
+    """
+    try:
+        lock.acquire(blocking=blocking)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise InputError(
+            f"{lock.lock_file}: this disk has no file locks ({error.strerror}); choose a folder on a local disk, or "
+            "mount this one with locks (NFS version 4, or lockd; Lustre: the option flock)"
+        ) from error
+    return True
+
+
+def lock_number(lock: FileLock) -> int:
+    """The open file of a lock that is held, for child processes to inherit: it is free when all of them have ended."""
+    number = lock._context.lock_file_fd
+    assert number is not None
+    return number

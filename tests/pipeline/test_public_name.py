@@ -1,0 +1,72 @@
+"""`alpro serve` behind a proxy with TLS, with the requests that nginx and Caddy pass on."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from alpro.errors import InputError
+from alpro.pipeline.cli.serve import check_public_name
+from alpro.pipeline.serving.guard import guarded
+
+TOKEN = "0123456789abcdef"
+SAME = {"Sec-Fetch-Site": "same-origin"}
+
+
+def ask(public_name: str, **headers: str) -> int:
+    """The status of an upload from the page."""
+    app = FastAPI()
+    app.post("/api/search")(lambda: {})
+    client = TestClient(guarded(app, "127.0.0.1", TOKEN, public_name))
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    authorized = {"Authorization": f"Bearer {TOKEN}"}
+    return client.post("/api/search", headers=authorized | SAME | named).status_code
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "origin"),
+    [
+        ("search.example.com", "search.example.com", "https://search.example.com"),
+        ("127.0.0.1:7860", "search.example.com", "https://search.example.com"),  # nginx by default
+        ("search.example.com", "search.example.com:8443", "https://search.example.com:8443"),
+        ("search.example.com:8443", "search.example.com:8443", "https://search.example.com:8443"),
+        ("search.example.com", "Search.Example.com", "https://search.example.com"),
+        ("localhost:7860", "search.example.com", "http://localhost:7860"),  # on the machine itself
+    ],
+)
+def test_requests_of_a_proxy_are_those_of_its_page(host, name, origin):
+    assert ask(name, Host=host, Origin=origin) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "origin", "status"),
+    [
+        ("search.example.com", "", "https://search.example.com", 400),
+        ("127.0.0.1:7860", "", "https://search.example.com", 403),
+        ("other.example.com", "search.example.com", "https://search.example.com", 400),
+        ("127.0.0.1:7860", "search.example.com", "https://evil.example.com", 403),
+        ("127.0.0.1:7860", "search.example.com", "http://search.example.com", 403),  # without TLS
+        ("127.0.0.1:7860", "search.example.com", "https://search.example.com:8443", 403),
+        ("127.0.0.1:7860", "search.example.com", "https://search.example.com.evil.com", 403),
+        ("127.0.0.1:7860", "search.example.com", "null", 403),
+    ],
+)
+def test_other_names_and_origins_are_refused(host, name, origin, status):
+    assert ask(name, Host=host, Origin=origin) == status
+
+
+def test_a_page_of_another_site_is_refused_whatever_its_origin():
+    headers = {"Host": "127.0.0.1:7860", "Sec_Fetch_Site": "cross-site"}
+    assert ask("search.example.com", **headers) == 403
+
+
+@pytest.mark.parametrize("name", ["https://search.example.com", "a b", "search.example.com/path"])
+def test_the_public_name_is_a_name(name):
+    with pytest.raises(InputError, match="--public-name"):
+        check_public_name(name, TOKEN)
+
+
+def test_a_public_name_needs_a_token():
+    with pytest.raises(InputError, match="token"):
+        check_public_name("search.example.com", "")
+    check_public_name("search.example.com:8443", TOKEN)
+    check_public_name("", "")

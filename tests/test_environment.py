@@ -1,0 +1,93 @@
+"""What a shell, a proxy, a job of a cluster, a container or a disk sets or lacks."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from alpro.environment import forget_ranks, have_a_home, reach_this_machine
+from alpro.errors import InputError
+from alpro.files import use_default_mode
+from alpro.locks import acquire
+from alpro.pipeline.execution.launch import group_environment
+
+
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        ({}, "127.0.0.1,localhost"),
+        ({"NO_PROXY": "s3.corp.example"}, "s3.corp.example,127.0.0.1,localhost"),
+        ({"no_proxy": "a, .b "}, "a,.b,127.0.0.1,localhost"),
+        ({"NO_PROXY": "a,localhost", "no_proxy": "b"}, "a,localhost,b,127.0.0.1"),
+        ({"NO_PROXY": "*"}, "*,127.0.0.1,localhost"),
+    ],
+)
+def test_this_machine_is_reached_past_proxies_and_the_users_hosts_stay(given, hosts):
+    environment = {"HTTP_PROXY": "http://proxy:3128", **given}
+    for _ in range(2):  # a program of this project starts another
+        reach_this_machine(environment)
+        assert environment == {
+            "HTTP_PROXY": "http://proxy:3128",
+            "NO_PROXY": hosts,
+            "no_proxy": hosts,
+        }
+
+
+def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
+    ranks = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+    ranks |= {"MASTER_ADDR": "host", "MASTER_PORT": "29500", "PET_NNODES": "2"}
+    ranks |= {"TORCHELASTIC_RUN_ID": "x", "ROLE_NAME": "worker"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+
+    environment = group_environment({"OMP_NUM_THREADS": "3"}, piped=True)
+    assert ranks.keys().isdisjoint(environment)
+    assert environment["NCCL_DEBUG"] == "INFO"
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+    forget_ranks(os.environ)
+    assert ranks.keys().isdisjoint(os.environ)
+
+
+def test_a_user_without_a_home_has_one(monkeypatch):
+    environment: dict[str, str] = {}
+    have_a_home(environment)
+    assert environment == {}
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    have_a_home(environment)
+    assert environment == {"HOME": "/"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_disk_without_locks_is_one_line_with_what_to_do(number, tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for blocking in (True, False):
+        with pytest.raises(InputError, match=r"no file locks.*local disk") as raised:
+            acquire(FileLock(tmp_path / "a.lock"), blocking)
+        assert str(tmp_path) in str(raised.value)
+
+
+def test_a_lock_that_another_has_is_not_waited_for(tmp_path):
+    with FileLock(tmp_path / "a.lock", is_singleton=False):
+        assert not acquire(FileLock(tmp_path / "a.lock", is_singleton=False), blocking=False)
+    assert acquire(FileLock(tmp_path / "a.lock"), blocking=False)
+
+
+def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):
+    def chmod(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (file := tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(os, "chmod", chmod)
+    use_default_mode(file)
+    assert file.read_bytes() == b"weights"
