@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, artifacts, read_record
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.log import log
 
@@ -65,7 +66,9 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     ones the last; `STAGE CORPUS`; STAGE@FINGERPRINT. A line names the artifact that a stage stands for. Raises
     InputError if there is none, or more than one.
     """
-    folder, root = Path(name).expanduser(), workspace / "artifacts"
+    refuse_credentials("model or artifact", str(name))
+    folder = Path(name).expanduser()
+    root = workspace / "artifacts"
     if record := read_record(folder):
         return folder, record
 

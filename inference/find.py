@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from alpro.artifact import artifacts, check_artifact, read_record
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
 from alpro.models.clip_prompter import hub_folder, is_hub_name
@@ -26,6 +27,7 @@ PROMPTS = "prompts.safetensors"
 def find_model(name: str | Path, workspace: Path) -> Path:
     """The folder of a model: `name` itself, that of the artifact that it names, see `find_artifact`, or that of a CLIP
     or SigLIP of the hub, which is downloaded. Raises InputError unless exactly one is found."""
+    refuse_credentials("model", str(name))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -29,7 +30,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.credentials import refuse_credentials
+from alpro.credentials import redacted, refuse_credentials
 from alpro.errors import InputError
 from alpro.files import file_state
 from alpro.shards.schema import Member
@@ -98,7 +99,8 @@ def located(text: Location) -> Location:
 
 def absolute(text: Location, base: Path | None = None) -> Location:
     """Makes a location absolute: a relative path is resolved in `base` (default: current folder), `~` is expanded.
-    Raises InputError for a link to itself."""
+    Raises InputError for a link to itself, and for a URL with credentials."""
+    refuse_credentials("address", text)
     location = located(text)
     if isinstance(location, str):
         return location
@@ -250,7 +252,15 @@ def call_store(
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of a store, in a line, without the credentials that it may repeat. Of an answer over HTTP, only the
+    status: its reason is a text of the server."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
+        return f"HTTP status {status} ({phrase})"
+
+    message = redacted(" ".join(str(error).split()))
+    return message or type(error).__name__
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:

@@ -2,13 +2,14 @@
 progress with the time left, and none with -q."""
 
 import io
+import json
 import re
 import sys
 
 import pytest
 
 import alpro.log
-from alpro.credentials import has_credentials, refuse_credentials
+from alpro.credentials import has_credentials, redacted, refuse_credentials
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
 from alpro.log import PLAIN, TIMES, log, progress
@@ -110,6 +111,22 @@ WITHOUT = [
     "zip://a.mp4::https://host/b.zip",
     "/a/b?c@d",
     "a text, sig=a",
+    "http://nas:8080/a@2x.jpg",
+    "http://localhost:8000/@fs/a.mp4",
+    "https://host/?of=https%3A%2F%2Fother%2Fa.mp4",
+    "hf://datasets/user/name@main/a.mp4",
+    *(
+        f"https://host/a.mp4?{query}"
+        for query in (
+            "sign=left",
+            "key_frame=1",
+            "session_count=1",
+            "auth=0",
+            "key=clips/a.mp4",
+            "monkey=7&compass=north&author=me&max_tokens=7",
+            "md5=d41d8cd98f00b204e9800998ecf8427e",
+        )
+    ),
 ]
 WITH = [
     "https://me:pw@host/a.mp4",
@@ -133,6 +150,23 @@ WITH = [
         f"https://host/a.mp4?{query}"
         for query in ("id=7&X-Amz-Signature=x", "name=x::y&sig=x", "%73ig=x")
     ),
+    # Passwords that look like a path, a query, a port or a link, and a bucket's name that is one.
+    "https://u:/secret@h/v.mp4",
+    "https://u:?secret@h/v.mp4",
+    "https://u:1234567/secret@h/v.mp4",
+    "https://u:80/secret@h.org/v.mp4",
+    "https://u:a::s3://secret@h",
+    "s3://secret@bucket/v.mp4",
+    "http:/u:secret@h/v.mp4",  # as Path writes it
+    "https://host/?of=https%3A%2F%2Fu%3Apw%40h%2Fv.mp4",
+    *(
+        f"https://host/a.mp4?{name}=3f9Kq"
+        for name in (
+            *("authtoken", "refreshtoken", "clientsecret", "secretkey", "privatekey", "passphrase"),
+            *("PHPSESSID", "md5", "otp", "wstoken", "idtoken", "userpass", "passcode", "bearer"),
+            *("key", "auth", "session", "sign", "sid", "Key-Pair-Id", "oauth_token", "csrftoken"),
+        )
+    ),
 ]
 
 
@@ -150,6 +184,11 @@ def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp
         with one_line() as path:
             resolve(tmp_path, url)
         places = [setting, path]
+        for nested in ({"urls": ["https://h/a.mp4", url]}, {"of": {"page": [{"url": url}]}}):
+            manifest.write_text(json.dumps({"path": "a.mp4", "caption": "a dog", **nested}))
+            with one_line(f"line 1 of the manifest: {next(iter(nested))}") as row:
+                list(scan_manifest(manifest))
+            places.append(row)
         for key in ("path", "id", "group", "page"):
             kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
             manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
@@ -157,6 +196,22 @@ def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp
                 list(scan_manifest(manifest))
             places.append(row)
         assert not any("hush" in str(place.value) for place in places)
+
+
+def test_messages_of_others_lose_the_credentials_that_they_repeat():
+    for message in (
+        "401: no Basic bmV0dXNlcjpodXNoIQ==",
+        "wrong: bmV0dXNlcjpodXNoIQ",
+        "Bearer hush. is not valid",
+        "see https://me:hush@host/a.mp4 or s3://b/a.mp4?x=1&sig=hush",
+        "user=me password: hush",
+    ):
+        shown = redacted(message)
+        assert "***" in shown
+        assert "hush" not in shown
+        assert "bmV0" not in shown
+    harmless = "No such file: https://host/videos/internationalization.mp4?id=7"
+    assert redacted(harmless) == harmless
 
 
 # The log.

@@ -11,6 +11,7 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError, Parameter
 
+from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
 from alpro.errors import InputError
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
@@ -75,6 +76,7 @@ def execute(arguments: Sequence[str]) -> int:
     ]:
         return failed(f"error: {wrong[0]!a}: this argument is not UTF-8")
     try:
+        check_addresses(arguments)
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         sys.stdout.flush()
         return status
@@ -110,6 +112,18 @@ def output_has_no_reader() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLERR)
     return bool(poll.poll(0))
+
+
+def check_addresses(arguments: Sequence[str]) -> None:
+    """Raises InputError for a URL with credentials, before anything stores or repeats it: also the list of processes
+    shows it."""
+    option = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-") and equals:
+            refuse_credentials(name, value)
+        refuse_credentials(option or "address", argument)
+        option = argument if argument.startswith("-") and not equals else ""
 
 
 def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from alpro.artifact import flatten
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.log import log, warn_once
@@ -94,6 +95,7 @@ def shipped(folder: Path = CONFIGS) -> list[str]:
 
 def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
     """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
+    refuse_credentials("--config", source)
     path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
         if file.is_file():
@@ -117,9 +119,13 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 def read_toml(path: Path) -> Values:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
+
+    for key, value in flatten(values).items():
+        refuse_credentials(f"{path}: {key}", value)
+    return values
 
 
 def tables(values: Any, *path: str) -> Iterator[Values]:
@@ -301,6 +307,7 @@ def with_sizes(values: Values) -> dict[str, Values]:
 def apply_change(values: Values, change: str) -> None:
     """Applies "a.b=value" to nested values; the value is parsed as TOML, or else is plain text."""
     key, equals, text = change.partition("=")
+    refuse_credentials(f"--set {key.strip()}", text)
     if not equals or not key.strip():
         raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
     try:

@@ -18,6 +18,7 @@ from mlflow.types.schema import ColSpec, Schema
 
 from alpro import Model
 from alpro.artifact import Record
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.pipeline.tracking.tracker import Tracker, unusable
 
@@ -81,6 +82,8 @@ def registered_folder(uri: str, name: str) -> Path:
 
     Raises InputError if the store does not have it.
     """
+    refuse_credentials("model", name)
+    refuse_credentials("--tracking-uri", uri)
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-from alpro.credentials import has_credentials
+from alpro.credentials import contains_credentials, redacted
 from alpro.errors import InputError
 from alpro.shards.schema import (
     IMAGE_EXTENSIONS,
@@ -100,13 +100,13 @@ def is_meta(value: Any) -> bool:
 def not_fetched(key: str, about: Record, otherwise: str) -> Reject:
     """The reject of a download that failed, with its status and message, or another reason."""
     texts = (str(about.get(name) or "") for name in ("status", "error_message"))
-    detail = ": ".join(text for text in texts if text not in SUCCESS) or otherwise
+    detail = redacted(": ".join(text for text in texts if text not in SUCCESS)) or otherwise
     return Reject(id=key, path=str(about.get("url") or ""), reason="not fetched", detail=detail)
 
 
 def without_credentials(record: Record) -> Record:
     """The columns without URLs that contain a password: nothing is fetched from them again."""
-    return {k: v for k, v in record.items() if not (isinstance(v, str) and has_credentials(v))}
+    return {key: value for key, value in record.items() if not contains_credentials(value)}
 
 
 def is_downloads(data: Location) -> bool:

@@ -75,8 +75,34 @@ MISTAKES = {
     "test item": [f"run {more} --data {{tmp}}/one.jsonl" for more in ("", "--dry-run")],
     "no test item has captions": ["run train_prompter --config from_clip --data {tmp}/one.jsonl"],
     "no test item has questions": ["run --data {tmp}/asked.jsonl"],
-    "corpora.data.data": [
-        f"run --data http://{url}" for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")
+    "a signature": [
+        *(
+            f"run --data http://{url}"
+            for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")
+        ),
+        *(
+            f"{command}http://me:hush@host/m.jsonl"
+            for command in (
+                *(
+                    "index add index ",
+                    "eval model ",
+                    "model ask model ",
+                    "search index text --model ",
+                ),
+                *(
+                    "run --config ",
+                    "run --config=",
+                    "run --pretrained ",
+                    "run --data=",
+                    "data check ",
+                ),
+                *(
+                    "run --set train_prompter.clip=",
+                    "artifacts show ",
+                    "artifacts log --tracking-uri ",
+                ),
+            )
+        ),
     ],
     "line 1 of the manifest: path": ["run --data {tmp}/secret.jsonl"],
     "--tracking-uri": [

@@ -20,7 +20,7 @@ from alpro.shards.storage import (
     read_range,
     resolve,
 )
-from tests.conftest import one_line
+from tests.conftest import RangeServer, one_line
 
 CONTENT = bytes(range(256)) * 40
 
@@ -286,3 +286,19 @@ def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
     ):
         pass
     assert not list(tmp_path.glob(".fetched.*"))
+
+
+def test_a_server_that_repeats_credentials_in_its_reason_is_quoted_by_its_status_alone(
+    monkeypatch, served
+):
+    """As one that is reached with a name and a password of ~/.netrc."""
+    url, _ = served()
+    monkeypatch.setattr(
+        RangeServer,
+        "send_head",
+        lambda self: self.send_error(401, "no Basic bmV0OmhVU0g= net:HUSH"),
+    )
+    with pytest.raises(OSError, match="HTTP status 401") as error:
+        copied(f"{url}/a.mp4")
+    assert "HUSH" not in str(error.value)
+    assert "bmV0" not in str(error.value)
