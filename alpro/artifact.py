@@ -128,6 +128,16 @@ def readable_checksum(path: Path) -> str:
         return ""
 
 
+def require(folder: Path, name: str) -> Path:
+    """The path of a required file of an artifact. Raises InputError if it is missing."""
+    path = folder / name
+    if not path.exists():
+        raise InputError(
+            f"{folder}: {name} is missing; delete this folder and run again to rebuild it"
+        )
+    return path
+
+
 def what_to_do(folder: Path) -> str:
     return f"restore it, or delete {folder} to rebuild the artifact"
 

@@ -25,7 +25,7 @@ from alpro.shards.storage import (
     suffix,
 )
 from alpro.shards.transforms import squash
-from alpro.stages.execution.workers import map_ahead
+from alpro.threads import map_ahead
 
 Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)

@@ -7,9 +7,9 @@ from alpro.artifact import artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
+from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import hub_folder, is_hub_name
 from alpro.names import find_artifact, named_artifacts
-from alpro.stages.evaluation.encoding import model_folder
 
 WEIGHTS = (
     "model.safetensors",

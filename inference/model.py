@@ -19,18 +19,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
-from alpro.inference.find import PROMPTS, find_model, find_prompter
-from alpro.inputs import WHOLE, Box, check_text, patches_of
-from alpro.log import progress
-from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder, load_labels
-from alpro.models.losses import box_mask
-from alpro.models.precision import autocast, precision
-from alpro.shards.clip import DecodeError
-from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.evaluation.encoding import (
+from alpro.inference.encoding import (
     Texts,
     Videos,
     embed_texts,
@@ -39,8 +31,16 @@ from alpro.stages.evaluation.encoding import (
     match,
     match_all,
 )
-from alpro.stages.execution.interface import Resources, require
-from alpro.stages.training.distributed import pick_device
+from alpro.inference.find import PROMPTS, find_model, find_prompter
+from alpro.inference.prompts import read_prompts
+from alpro.inputs import WHOLE, Box, check_text, patches_of
+from alpro.log import progress
+from alpro.models.alpro import Alpro
+from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.losses import box_mask
+from alpro.models.precision import autocast, precision
+from alpro.models.ranks import pick_device
+from alpro.shards.clip import DecodeError
 
 PathLike = str | Path
 Device = Literal["auto", "cpu", "cuda"]
@@ -130,7 +130,7 @@ class Model:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
         folder = find_model(name, Path(workspace))
         folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
-        target = pick_device(Resources(device=device))
+        target = pick_device(device)
         loaded = load_prompter(folder, target)
         kind = (
             precision(loaded.model.config.video.width, target)

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import torch
 
 from alpro.errors import InputError
+from alpro.inference.encoding import Texts, match
 from alpro.inference.index import Index, Item, source_of
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.storage import identities, located
-from alpro.stages.evaluation.encoding import Texts, match
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")

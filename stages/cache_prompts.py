@@ -2,22 +2,19 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import InputError
 from alpro.files import write_json
+from alpro.inference.encoding import embed_texts, load_prompter
+from alpro.inference.prompts import read_entities
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder, write_tensors
+from alpro.models.ranks import pick_device
 from alpro.models.words import Templates
-from alpro.stages.evaluation.encoding import embed_texts, load_prompter
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
-from alpro.stages.training.distributed import pick_device
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig
 
 VERSION = 5
 MAX_PROMPT_TOKENS = 64
@@ -40,7 +37,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json. A configured prompter is copied
     to model/: the later stages then use these weights, whatever becomes of the folder or the hub.
     """
-    device = pick_device(resources)
+    device = pick_device(resources.device)
     if config.prompter:
         prompter: ModelFolder = load_clip(config.prompter, device)
         prompter.save_pretrained(out / "model")
@@ -65,24 +62,3 @@ def embed(
     texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
     return features.view(len(words), len(templates), -1).mean(dim=1)
-
-
-def read_entities(vocabulary: Path) -> list[str]:
-    """The entities of a build_vocabulary artifact, in order."""
-    return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
-
-
-def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E). Raises InputError if they
-    are missing, or not readable as such."""
-    file = require(folder, "prompts.safetensors")
-    try:
-        prompts = load_file(file) if file.is_file() else {}
-    except SafetensorError as error:
-        raise InputError(f"{file}: not readable: {error}") from error
-    if "video" not in prompts or not all(
-        value.dim() == 2 and value.is_floating_point() and value.isfinite().all()
-        for value in prompts.values()
-    ):
-        raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
-    return prompts

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field, model_validator
 
 from alpro.errors import InputError
+from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelFolder
 from alpro.models.words import read_word_list
 from alpro.shards.reader import read_index
-from alpro.stages.evaluation.encoding import load_model
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Outcome, Resources
 from alpro.stages.training.config import TrainingConfig

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelFolder
-from alpro.stages.evaluation.encoding import load_model
 from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.config import MatchingConfig, MatchingValidation

@@ -8,17 +8,18 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.artifact import require
 from alpro.errors import InputError
+from alpro.inference.encoding import load_model, load_prompter
+from alpro.inference.prompts import read_entities, read_prompts
 from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipFolder
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
-from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encoding import load_model, load_prompter
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
-from alpro.stages.execution.interface import Outcome, Resources, file_or_word, require
+from alpro.stages.execution.interface import Outcome, Resources, file_or_word
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective

@@ -11,12 +11,13 @@ import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
+from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig, require
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective

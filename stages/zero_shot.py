@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from alpro.inference.encoding import load_prompter
+from alpro.inference.prompts import read_entities, read_prompts
 from alpro.shards.reader import ShardReader
-from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encoding import load_prompter
 from alpro.stages.evaluation.entities import (
     add_crops,
     add_entities,

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alpro.inference.encoding import load_model
+from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.alpro import Alpro, mean_inside
 from alpro.models.folder import ModelFolder
 from alpro.models.losses import box_mask, kept_labels
 from alpro.shards.reader import ShardReader
 from alpro.stages import pretrain
-from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encoding import load_model
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import Counts, Metrics

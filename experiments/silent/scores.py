@@ -7,10 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.alpro import Alpro, Prompter
-from alpro.shards.reader import ShardReader
-from alpro.stages.cache_prompts import read_prompts
-from alpro.stages.evaluation.encoding import (
+from alpro.inference.encoding import (
     Texts,
     encode_texts,
     encode_videos,
@@ -21,6 +18,9 @@ from alpro.stages.evaluation.encoding import (
     sample_frames,
     similarities,
 )
+from alpro.inference.prompts import read_prompts
+from alpro.models.alpro import Alpro, Prompter
+from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.entities import SURE, calibration, entities_in_crop
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import retrieval_metrics

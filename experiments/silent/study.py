@@ -28,6 +28,8 @@ from scipy.stats import t as student
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.inference.prompts import read_entities
+from alpro.models.ranks import pick_device
 from alpro.stages import (
     build_vocabulary,
     cache_prompts,
@@ -36,9 +38,7 @@ from alpro.stages import (
     train_prompter,
     train_tokenizer,
 )
-from alpro.stages.cache_prompts import read_entities
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.distributed import pick_device
 from experiments.silent.arms import ARMS, PROMPTERS, pretrain_arm
 from experiments.silent.render import ABSENT, CORPORA, NOUNS, write_shards
 from experiments.silent.scores import scores_of, teacher_scores
@@ -140,7 +140,7 @@ def study(options: argparse.Namespace) -> Scores:
     write_json(out / "sizes.json", sizes)
     options.results.mkdir(parents=True, exist_ok=True)
     scores: Scores = {arm: {} for arm in options.arms}
-    device, inputs = pick_device(resources), dict[str, Path]()
+    device, inputs = pick_device(resources.device), dict[str, Path]()
     for seed in options.seeds:
         for name in options.arms:
             row = (

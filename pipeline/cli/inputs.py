@@ -78,8 +78,8 @@ def check(
         samples: Number of items to decode.
     """
     from alpro.pipeline.config.load import load_config
+    from alpro.pipeline.plan.check_data import check_data
     from alpro.shards.storage import located
-    from alpro.stages.corpora.check_data import check_data
 
     settings = load_config(config, data, list(set))
     corpus = settings.corpora["data"]

@@ -313,11 +313,11 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.inference.evaluate import evaluate, labeled
     from alpro.inference.find import find_prompter
     from alpro.models.clip_prompter import ClipFolder
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
+    from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
 
     folder = models.folder(model)

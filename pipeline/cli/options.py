@@ -76,8 +76,8 @@ class Source:
         """The changes of `--set`, after those of `--pretrained`."""
         if not self.pretrained:
             return list(self.set)
+        from alpro.inference.encoding import model_folder
         from alpro.inference.find import find_model
-        from alpro.stages.evaluation.encoding import model_folder
 
         named = self.pretrained
         if not Path(named, "config.json").expanduser().is_file():

@@ -29,9 +29,9 @@ from alpro.stages.execution.interface import (
     Resources,
     StageFailed,
     Stopped,
-    cores,
 )
 from alpro.stages.execution.lifecycle import signal_group, with_parent
+from alpro.threads import cores
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
 GRACE_SECONDS = (

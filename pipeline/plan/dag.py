@@ -21,12 +21,12 @@ from alpro.pipeline.config.pipeline_config import (
     PipelineConfig,
     is_word,
 )
+from alpro.pipeline.plan.check_data import items_of_split
 from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.sources.manifest import has_questions
 from alpro.shards.storage import Location, located
 from alpro.stages import EVALUATIONS, STAGES
-from alpro.stages.corpora.check_data import items_of_split
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.index_shards import Config as IndexConfig

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.stages.evaluation.encoding import Reorder
+from alpro.inference.encoding import Reorder
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.scorer import Scorer

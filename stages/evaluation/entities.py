@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alpro.inference.encoding import encode_videos, sample_frames, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.encoding import encode_videos, sample_frames, similarities
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
     CAPTIONS,

@@ -6,10 +6,11 @@ from typing import Literal
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.shards.reader import ShardReader
-from alpro.stages.execution.interface import StageConfig, require
+from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.config import TOP_K
 
 TASKS = {"captions": "retrieval", "questions": "qa"}

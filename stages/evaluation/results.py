@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import torch
 
 from alpro.files import write_json
+from alpro.inference.encoding import width_of
 from alpro.log import log
 from alpro.models.precision import autocast, name_of, precision
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
-from alpro.stages.evaluation.encoding import width_of
 from alpro.stages.evaluation.metrics import Metric, Score
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items
 from alpro.stages.evaluation.statistics import bootstrap_interval, independent_videos

@@ -10,10 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.log import progress
-from alpro.models.alpro import Alpro
-from alpro.models.frames import NormalizedModel
-from alpro.stages.evaluation.encoding import (
+from alpro.inference.encoding import (
     VIDEOS,
     Reorder,
     Texts,
@@ -26,9 +23,12 @@ from alpro.stages.evaluation.encoding import (
     score,
     similarities,
 )
+from alpro.log import progress
+from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
+from alpro.models.ranks import world_size
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig
-from alpro.stages.training.distributed import world_size
 
 QUESTIONS = 256  # that are encoded together
 

@@ -11,17 +11,17 @@ import torch
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
+from alpro.inference.encoding import encode_texts, sample_frames, similarities
 from alpro.log import log
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import box_mask, kept_labels
-from alpro.stages.evaluation.encoding import encode_texts, sample_frames, similarities
+from alpro.models.ranks import rank
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import accuracy_scores
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
-from alpro.stages.training.distributed import rank
 from alpro.stages.training.loop import Validate
 from alpro.stages.training.pretrain_objective import PretrainObjective
 

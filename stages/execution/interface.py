@@ -1,21 +1,19 @@
 """What stages share with those who run them: configuration, resources, outcome, errors and exit statuses, and a request
 to stop."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from alpro.errors import InputError
 from alpro.stages.execution.lifecycle import signal_group
+from alpro.threads import cores
 
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
 EXIT_INTERRUPTED = (
@@ -49,11 +47,6 @@ class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Resources(StageConfig):
@@ -123,16 +116,6 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     precision: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
-
-
-def require(folder: Path, name: str) -> Path:
-    """The path of a required file of an artifact. Raises InputError if it is missing."""
-    path = folder / name
-    if not path.exists():
-        raise InputError(
-            f"{folder}: {name} is missing; delete this folder and run again to rebuild it"
-        )
-    return path
 
 
 class Stop:

@@ -27,12 +27,11 @@ from typing import Any, TypeVar
 
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
-from alpro.stages.execution.interface import Resources, cores
+from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.lifecycle import end_with_parent
 
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
-MAX_THREADS = 16  # of a machine with many cores
 MAX_DEATHS = (
     50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
 )
@@ -44,24 +43,6 @@ EXIT_TIMEOUT = 70  # exit status of a process that exceeds its time limit
 
 class WorkerDied(Exception):
     """A worker process crashed or was killed."""
-
-
-def map_ahead(function: Callable[[UnitT], Result], items: Iterable[UnitT]) -> Iterator[Result]:
-    """function(item) of each item in order, computed in threads, at most two items a thread ahead.
-
-    `items` may be a generator without an end; it is read no further than that.
-    """
-    count, pending = min(MAX_THREADS, cores()), deque[Future[Result]]()
-    pool = ThreadPoolExecutor(count)
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= 2 * count:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

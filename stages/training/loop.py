@@ -22,6 +22,7 @@ from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.precision import autocast, precision
+from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
@@ -29,13 +30,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import (
-    World,
-    all_reduce_max,
-    all_reduce_sum,
-    distributed,
-    gather,
-)
+from alpro.stages.training.distributed import World, distributed
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if

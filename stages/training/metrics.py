@@ -15,8 +15,8 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.files import atomic_write, sync
 from alpro.log import log
+from alpro.models.ranks import all_reduce_sum
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import all_reduce_sum
 
 CHANCE_SHARE = 0.98  # of the level, from which on a loss counts as being there
 LAST_VALUES = 3  # the last values that are averaged

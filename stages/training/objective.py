@@ -14,9 +14,9 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, DualEncoder, crop
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
+from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Unit
-from alpro.stages.training.distributed import all_reduce_sum, gather, rank, world_size
 
 Metrics = dict[str, Tensor]
 Counts = Mapping[

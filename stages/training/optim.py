@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from alpro.models.attention import Attention
 from alpro.models.precision import WIDE, precision
+from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.distributed import is_own, merge
 
 NO_DECAY = {
     "pos_embed",
@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
                 finite > 0, gradient, momentum
             )  # a product with 0 would keep what is not finite
             momentum.lerp_(gradient, 1 - MOMENTUM)
-            if is_own(number):
+            if belongs_to_this_rank(number):
                 direction = gradient.lerp(momentum, MOMENTUM).view(parts, -1, matrix.shape[1])
                 alike[direction.shape[1:]].append((updates[number], direction))
         for pairs in alike.values():
@@ -74,7 +74,7 @@ class Muon(torch.optim.AdamW):
                 pairs, results.split([len(d) for _, d in pairs]), strict=True
             ):
                 torch.mul(result.reshape(-1), finite, out=update)
-        merge(merged)
+        all_reduce_(merged)
         decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.mul_(decay).add_(update.view_as(matrix), alpha=-group["lr"])

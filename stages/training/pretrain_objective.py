@@ -15,10 +15,10 @@ from torch import Tensor
 from alpro.models.alpro import Alpro, crop
 from alpro.models.frames import NormalizedModel, scale_frames
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
+from alpro.models.ranks import world_size
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Unit
-from alpro.stages.training.distributed import world_size
 from alpro.stages.training.objective import (
     Counts,
     MatchingObjective,

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from alpro.artifact import require
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import name_of
-from alpro.stages.execution.interface import Outcome, Resources, require
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed

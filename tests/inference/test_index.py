@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference import index as index_module
-from alpro.inference.evaluate import labeled
 from alpro.inference.index import ITEMS, Index, rows_of
 from alpro.inference.index_videos import (
     add_videos,
@@ -42,6 +41,7 @@ from alpro.shards.ffmpeg_decoder import ffmpeg_binary
 from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import read_index
 from alpro.shards.schema import Row
+from alpro.stages.evaluation.any_model import labeled
 
 TEXT = "a red ball moves left"
 
@@ -139,7 +139,7 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr("alpro.stages.execution.workers.cores", lambda: 1)
+    monkeypatch.setattr("alpro.threads.cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         update(interrupted())
     kept = len(opened(tmp_path))

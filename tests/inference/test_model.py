@@ -185,7 +185,7 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
     model, read, decoded, waiting = models["bare"], [], [], []
     frames = load_frames(videos[0], model.folder.model.config.video)
-    monkeypatch.setattr("alpro.stages.execution.workers.cores", lambda: 2)
+    monkeypatch.setattr("alpro.threads.cores", lambda: 2)
     monkeypatch.setattr(clips_module, "load_frames", lambda *_: decoded.append(1) or frames)
 
     def files():

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers.utils.logging import enable_progress_bar
 
+from alpro.inference.encoding import embed_texts
 from alpro.models.clip_prompter import ClipFolder, ClipPrompter, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
-from alpro.stages.evaluation.encoding import embed_texts
 from tests.conftest import REVISION, one_line
 
 TEXTS = ["a photo of a dog.", "A Photo of the BALL.", "one cat"]

@@ -12,13 +12,13 @@ from pyarrow import csv
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import digest, write_json
-from alpro.inference.evaluate import Threshold, encode, labeled, labels_of
+from alpro.inference.encoding import match_top_k
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
 from alpro.models.folder import ModelFolder
 from alpro.stages import decode_videos
-from alpro.stages.evaluation.encoding import match_top_k
+from alpro.stages.evaluation.any_model import Threshold, encode, labeled, labels_of
 from tests.conftest import in_store
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.test_cli import call
@@ -489,7 +489,7 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(
 
 
 def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("alpro.inference.evaluate.RERANKED", 3)
+    monkeypatch.setattr("alpro.stages.evaluation.any_model.RERANKED", 3)
     scored(RETRIEVAL, data, "--out", tmp_path / "out")
     best = {
         row["text"]: row["best"]

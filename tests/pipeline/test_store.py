@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.artifact import read_record
+from alpro.artifact import read_record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
@@ -20,7 +20,7 @@ from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Step, Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped, require
+from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped
 from tests.conftest import REVISION
 from tests.pipeline.conftest import write_artifact
 

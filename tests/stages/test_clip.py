@@ -8,15 +8,15 @@ import torch
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.inference.encoding import encode_texts
 from alpro.inference.model import Model
+from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipFolder, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.models.words import Templates
 from alpro.pipeline.config.load import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
-from alpro.stages.cache_prompts import read_entities, read_prompts
-from alpro.stages.evaluation.encoding import encode_texts
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers

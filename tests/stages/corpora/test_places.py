@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alpro.pipeline.plan.check_data import check_data
 from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.shards.schema import Member, Row
 from alpro.shards.sources.manifest import scan_source
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
-from alpro.stages.corpora.check_data import check_data
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from tests.conftest import in_store

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alpro.inference.encoding import Videos
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import entities as entities_module
-from alpro.stages.evaluation.encoding import Videos
 from alpro.stages.evaluation.entities import (
     Named,
     add_crops,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from alpro.inference import encoding
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation import encoding
 from alpro.stages.evaluation.controls import Shuffle
 
 CONTROLS = ["reversed", "shuffled", "single_frame"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.inference.encoding import match_all, match_top_k
 from alpro.models.alpro import Alpro, Prompter
 from alpro.shards.reader import Unreadable
-from alpro.stages.evaluation.encoding import match_all, match_top_k
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.evaluation.scorer import Scorer

@@ -12,12 +12,13 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.attention import Mlp
 from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
-from alpro.stages.training.distributed import World, pick_device
+from alpro.stages.training.distributed import World
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, measure_preprocessing
 from tests.stages.training.conftest import Killed
@@ -69,9 +70,9 @@ def weights(folder: ModelFolder) -> torch.Tensor:
 
 def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device(Resources(device="cpu")) == pick_device(Resources()) == torch.device("cpu")
+    assert pick_device("cpu") == pick_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="no GPU"):
-        pick_device(Resources(device="cuda"))
+        pick_device("cuda")
 
 
 @pytest.mark.parametrize(

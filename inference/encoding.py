@@ -23,12 +23,12 @@ from alpro.models.clip_prompter import is_clip, is_hub_name, load_clip, words_of
 from alpro.models.folder import ModelFolder
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
+from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
-from alpro.stages.execution.workers import map_ahead
-from alpro.stages.training.distributed import is_own, merge
+from alpro.threads import map_ahead
 
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
@@ -145,7 +145,7 @@ def encode_videos(
     own = [
         slice(start, start + batch)
         for i, start in enumerate(range(0, len(numbers), batch))
-        if is_own(i)
+        if belongs_to_this_rank(i)
     ]
     parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
     samples = (
@@ -158,7 +158,7 @@ def encode_videos(
             tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
         if own:
             tokens[part] = encoded
-    merge(tokens)
+    all_reduce_(tokens)
     with float32(device):
         return Videos(tokens, encoder.model.project_video(tokens).float())
 
@@ -209,7 +209,7 @@ def score(
             size = batch or (PAIRS if tokens.is_cuda else max(1, CPU_VALUES // tokens[0].numel()))
             for chosen in batches(pairs[part, 0], lengths, size):
                 advance(len(chosen))
-                if not (own := is_own(next(number))) and scores is not None:
+                if not (own := belongs_to_this_rank(next(number))) and scores is not None:
                     continue
                 rows = part[chosen]
                 few, place = np.unique(pairs[rows, 0], return_inverse=True)
@@ -225,7 +225,7 @@ def score(
                 if own:
                     scores[torch.from_numpy(rows).to(device)] = output
     assert scores is not None
-    return merge(scores)
+    return all_reduce_(scores)
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:

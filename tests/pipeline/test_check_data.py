@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from alpro.pipeline.cli.inputs import print_check
-from alpro.stages.corpora.check_data import check_data, items_of_split
+from alpro.pipeline.plan.check_data import check_data, items_of_split
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest
 

@@ -10,11 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from alpro.models.alpro import Alpro
-from alpro.models.frames import NormalizedModel
-from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation import scorer as scorer_module
-from alpro.stages.evaluation.encoding import (
+from alpro.inference.encoding import (
     Texts,
     Videos,
     batches,
@@ -25,6 +21,10 @@ from alpro.stages.evaluation.encoding import (
     score,
     similarities,
 )
+from alpro.models.alpro import Alpro
+from alpro.models.frames import NormalizedModel
+from alpro.shards.reader import ShardReader
+from alpro.stages.evaluation import scorer as scorer_module
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.training.objective import QaObjective
@@ -55,7 +55,7 @@ def encoded(model) -> tuple[Texts, Videos]:
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
-    monkeypatch.setattr("alpro.stages.evaluation.encoding.VIDEOS", 3)
+    monkeypatch.setattr("alpro.inference.encoding.VIDEOS", 3)
     texts, videos = encoded
     pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)

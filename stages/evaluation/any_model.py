@@ -13,6 +13,7 @@ from torch import nn
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
+from alpro.inference.encoding import Videos, match_top_k, score, similarities
 from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
@@ -24,7 +25,6 @@ from alpro.shards.sources.manifest import import_source, scan_source
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.encoding import Videos, match_top_k, score, similarities
 from alpro.stages.evaluation.entities import Named, add_entities, true_entities
 from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction

@@ -1,0 +1,90 @@
+"""This process among the ranks of a distributed run, and collectives that are no-ops in a single process."""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alpro.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def pick_device(name: Device, local: int = 0) -> torch.device:
+    """The device of a name; `auto` is a GPU if there is one. Of several GPUs it is the one with index `local`.
+
+    Raises InputError for `cuda` if there is no GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    """The global rank of this process; 0 without distributed training."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(local: Tensor) -> Tensor:
+    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
+    return cast(Tensor, _Gather.apply(local)) if dist.is_initialized() else local
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The sum of the ranks' gradients of this rank's part."""
+        (gradient,) = gradients
+        return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
+
+
+def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
+    """Elementwise maximum over all ranks; for flags, whether any rank sets it."""
+    if not dist.is_initialized():
+        return values
+    maxima = torch.tensor([float(value) for value in values], device=device)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
+
+
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient."""
+    summed = local.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(summed)
+    return summed
+
+
+def belongs_to_this_rank(batch: int) -> bool:
+    """Whether this rank computes a batch, by its index: the ranks take turns. Afterwards `all_reduce_` gives every rank
+    the results of all."""
+    return batch % world_size() == rank()
+
+
+def all_reduce_(results: Tensor) -> Tensor:
+    """Sums a tensor over all ranks, in place, and returns it.
+
+    Each rank has filled in the batches that belong to it and left zeros elsewhere. So each value comes from one rank,
+    and does not depend on the number of ranks.
+    """
+    if dist.is_initialized():
+        dist.all_reduce(results)
+    return results
