@@ -8,8 +8,7 @@ scores.py. The printed table has their means, and the differences to the first a
 with Student's 95 % intervals over the seeds; they say nothing about other starts and prompters, of which there is one.
 
 A study that was stopped continues when it is started again with the same options. Each row, a small JSON file in
---results, is computed once: several sessions share the work by committing them. --draw: another corpus, start and
-prompter, so that the intervals over draws are of these too.
+--results, is computed once. --draw: another corpus, start and prompter, so that the intervals over draws are of these too.
 """
 
 import argparse

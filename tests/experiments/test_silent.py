@@ -33,7 +33,7 @@ def test_a_run_at_tiny_sizes(tmp_path, monkeypatch, capsys):
     assert {name: value for name, value in head["scores"].items() if name != "pointing"} == one[
         "scores"
     ]
-    shutil.rmtree(tmp_path / "work")  # another session, which has the rows only
+    shutil.rmtree(tmp_path / "work")  # rows alone are enough
     assert study.main([*tiny, "--seeds", "0", "1", "--arms", "none", "head on none"]) == 0
     assert len(trained) == 6
     assert study.main([*tiny, "--stills", "26"]) == 2
