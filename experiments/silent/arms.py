@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,25 +13,33 @@ from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.alpro import Alpro, mean_inside
 from alpro.models.folder import ModelFolder
 from alpro.models.losses import box_mask, kept_labels
-from alpro.shards.reader import ShardReader
 from alpro.stages import pretrain
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import Counts, Metrics
 from alpro.stages.training.pretrain_objective import PretrainObjective
 from alpro.stages.training.stage import Training, train, with_vocab_size
-
-Labels = Literal["prompter", "permuted", "true"]
-Things = list[dict[str, Any]]  # each with `kind`, and `x`, `y`, `radius` as fractions of the frame
+from experiments.silent.labels import (
+    Labels,
+    Things,
+    TrueLabels,
+    arm_labels,
+    kept_by_mixture,
+    things_of,
+)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to pre-train. labels: of PEM; prompter: which of PROMPTERS names them; start: the weights
-    before training, the common start or those of another arm with the same seed; only_head: nothing but PEM's head is
-    trained. every_patch: PEM's loss is the mean of those of the patches of a crop, not that of their mean. power: of
-    the labels, before they are normalized again; above 1 they are sharper, as with a temperature of their own. changes:
-    further keys of `[pretrain]`."""
+    """One way to pre-train.
+
+    labels: of PEM. prompter: the name of the teacher that labels crops. start: the weights before
+    training, the common start or those of another arm with the same seed. only_head: nothing but
+    PEM's head is trained. every_patch: PEM's loss is the mean of those of the patches of a crop,
+    not that of their mean. power: of the labels, before they are normalized again; above 1 they
+    are sharper. share: of the true labels that a mixture keeps. changes: further keys of
+    `[pretrain]`.
+    """
 
     labels: Labels = "prompter"
     prompter: str = "prompter"
@@ -40,6 +47,7 @@ class Arm:
     only_head: bool = False
     every_patch: bool = False
     power: float = 1.0
+    share: float = 1.0
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +58,7 @@ PROMPTERS: dict[str, dict[str, Any]] = {
     "crops": {"crops": CROPS, "optimizer": "muon", "lr": 1.5e-3},
 }
 WITHOUT_PEM = {"weights": {"pem": 0}}
+ALL_KEPT = {"threshold": 0.0}
 ARMS = {
     "none": Arm(changes=WITHOUT_PEM),
     "prompter": Arm(),
@@ -57,9 +66,9 @@ ARMS = {
     "permuted": Arm("permuted"),
     # The same with a prompter that was trained on crops, and what may make more of its labels.
     "crops": Arm(prompter="crops"),
-    "crops, all kept": Arm(prompter="crops", changes={"threshold": 0.0}),
-    "crops, sharper": Arm(prompter="crops", power=4.0, changes={"threshold": 0.0}),
-    "crops, every patch": Arm(prompter="crops", every_patch=True, changes={"threshold": 0.0}),
+    "crops, all kept": Arm(prompter="crops", changes=ALL_KEPT),
+    "crops, sharper": Arm(prompter="crops", power=4.0, changes=ALL_KEPT),
+    "crops, every patch": Arm(prompter="crops", every_patch=True, changes=ALL_KEPT),
     # Whether places are in the patches without PEM: a head on the frozen model of `none`.
     "head on none": Arm(
         start="none", only_head=True, changes={"weights": {"vtc": 0, "vtm": 0, "mlm": 0}}
@@ -70,33 +79,33 @@ ARMS = {
 class SilentObjective(PretrainObjective):
     """Pre-training where PEM has the labels of an arm.
 
-    true: the share of each entity in the area of the things that a crop shows; things: those of each still, by id.
-    permuted: each crop has the prompter's label of another sample of the batch, in the loss and not in pictures of the
-    labels.
+    Permuted labels are used in the loss and not in pictures of the labels. Further arguments are
+    those of `PretrainObjective`, by name.
     """
 
-    arm = Arm()
-
-    def use(self, arm: Arm, entities: list[str], things: dict[str, Things]) -> "SilentObjective":
-        self.arm, self.known, self.things = (
-            arm,
-            {name: i for i, name in enumerate(entities)},
-            things,
-        )
-        return self
+    def __init__(self, arm: Arm, truth: TrueLabels, **arguments: Any):
+        super().__init__(**arguments)
+        self.arm = arm
+        self.truth = truth
 
     def labeled(self, batch: Batch) -> Batch:
-        if self.arm.labels != "true" or "pem" not in self.losses or batch.pseudo_labels is not None:
+        """The batch with the labels of the arm, unless it has labels or PEM is off."""
+        if "pem" not in self.losses or batch.pseudo_labels is not None:
+            return batch
+        if self.arm.labels in ("prompter", "permuted"):
             return super().labeled(batch)
+
         assert batch.boxes is not None
-        grid, boxes = self.model.config.video.grid, batch.boxes.tolist()
-        labels = [
-            true_labels(self.things[i], box, grid, self.known)
-            for i, box in zip(batch.ids, boxes, strict=True)
-        ]
-        return replace(
-            batch, pseudo_labels=torch.from_numpy(np.stack(labels)).to(batch.boxes.device)
-        )
+        true = self.truth.of(batch.ids, batch.boxes)
+        kept = kept_by_mixture(batch.ids, batch.boxes, self.arm.share)
+
+        # The prompter is asked only where its labels count.
+        of_prompter = true
+        if self.arm.labels == "errors":
+            asked = super().labeled(batch).pseudo_labels
+            assert asked is not None
+            of_prompter = asked
+        return replace(batch, pseudo_labels=arm_labels(self.arm.labels, true, of_prompter, kept))
 
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         labels = batch.pseudo_labels
@@ -105,43 +114,22 @@ class SilentObjective(PretrainObjective):
             labels = labels.roll(1, 0)
         if self.arm.power != 1:
             labels = F.normalize(labels**self.arm.power, p=1, dim=1)
+
         loss, metrics = super().entities(replace(batch, pseudo_labels=labels), patches, counts)
         if self.arm.every_patch:
-            assert self.model.pem_head is not None
-            assert batch.boxes is not None
-            inside = box_mask(batch.boxes, self.model.config.video.grid)
-            of_patches = -(
-                self.model.pem_head(patches).float().log_softmax(2) @ labels[:, :, None]
-            ).squeeze(2)
-            each = mean_inside(of_patches[:, :, None], inside).squeeze(1)
-            loss = (each * kept_labels(labels, self.threshold)).sum() / counts["pem"]
+            loss = self.loss_of_patches(batch, patches, labels) / counts["pem"]
         return loss, metrics
 
+    def loss_of_patches(self, batch: Batch, patches: Tensor, labels: Tensor) -> Tensor:
+        """The sum over the kept samples of the mean loss of the patches (B, P, D) of a crop."""
+        assert self.model.pem_head is not None
+        assert batch.boxes is not None
+        inside = box_mask(batch.boxes, self.model.config.video.grid)
 
-def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, int]) -> np.ndarray:
-    """The share (M,) of each entity in the area of the things that a crop shows; zeros if it shows none.
-
-    Each thing counts as a square. box: left, top, width, height in patches. entities: their positions by name.
-    """
-    start, size = np.array(box).reshape(2, 2) / grid
-    labels = np.zeros(len(entities), np.float32)
-    for thing in things:
-        if thing["kind"] in entities:
-            place = np.array([thing["x"], thing["y"]])
-            sides = np.minimum(place + thing["radius"], start + size) - np.maximum(
-                place - thing["radius"], start
-            )
-            labels[entities[thing["kind"]]] += np.maximum(sides, 0).prod()
-    return labels / (labels.sum() or 1)
-
-
-def things_of(corpus: Path, split: str) -> dict[str, Things]:
-    """The things of each still of a split, by its id."""
-    reader = ShardReader(corpus, split, "image")
-    return {
-        about["id"]: about["meta"]["things"]
-        for about in (reader[n].about for n in range(len(reader)))
-    }
+        log_probabilities = self.model.pem_head(patches).float().log_softmax(2)  # (B, P, M)
+        of_patches = -(log_probabilities @ labels[:, :, None])  # (B, P, 1)
+        of_samples = mean_inside(of_patches, inside).squeeze(1)
+        return (of_samples * kept_labels(labels, self.threshold)).sum()
 
 
 def pretrain_arm(
@@ -149,17 +137,14 @@ def pretrain_arm(
 ) -> Outcome:
     """Pre-trains with the labels of an arm; config, inputs and results are those of `pretrain.run`."""
     entities = read_entities(inputs["vocabulary"])
-    things = {
-        name: of
-        for corpus in config.corpora
-        for name, of in things_of(inputs[corpus], "train").items()
-    }
+    things: dict[str, Things] = {}
+    for corpus in config.corpora:
+        things |= things_of(inputs[corpus], "train")
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, device)
-        prompts = {
-            kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()
-        }
+        prompts = read_prompts(inputs["prompts"]) if prompter else {}
+
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
         pretrain.copy_start(folder, load_model(Path(config.start), device))
@@ -167,13 +152,20 @@ def pretrain_arm(
             assert model.pem_head
             model.requires_grad_(False)
             model.pem_head.requires_grad_(True)
-        teacher = prompter.normalized(device) if prompter else None
-        norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        masking = {"mlm_probability": config.mlm_probability}
+
         objective = SilentObjective(
-            model, *norm, teacher, prompts, *losses, config.negative_pool_size, **masking
+            arm,
+            TrueLabels(entities, things, model.config.video.grid),
+            model=model,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            prompter=prompter.normalized(device) if prompter else None,
+            prompts={kind: features.to(device) for kind, features in prompts.items()},
+            weights=config.weights,
+            threshold=config.threshold,
+            negative_pool_size=config.negative_pool_size,
+            mlm_probability=config.mlm_probability,
         )
-        objective.to(device).use(arm, entities, things)
-        return Training(folder, objective, None)
+        return Training(folder, objective.to(device), None)
 
     return train(build, config, inputs, out, resources)

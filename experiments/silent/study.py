@@ -7,8 +7,9 @@ captions that the student sees. Then every arm (arms.py) is pre-trained with eve
 scores.py. The printed table has their means, and the differences to the first arm paired by seed,
 with Student's 95 % intervals over the seeds; they say nothing about other starts and prompters, of which there is one.
 
-A study that was stopped continues when it is started again with the same options. Each row, a small JSON file in
---results, is computed once. --draw: another corpus, start and prompter, so that the intervals over draws are of these too.
+A study that was stopped continues when it is started again with the same options. Each row, a small
+JSON file in --results, is computed once. --draw: another corpus, start and prompter, so that the
+intervals over draws are of these too.
 """
 
 import argparse
