@@ -6,16 +6,20 @@ starts it and reads that. It needs neither Prefect nor MLflow.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from alpro.errors import InputError
 from alpro.files import os_errors, read_json, write_json
 from alpro.shards.storage import DISK_FULL, located
+from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 from alpro.stages.execution.lifecycle import end_with_parent
 
@@ -48,6 +52,11 @@ def main(file: Path) -> int:
         if exit_.code != EXIT_INTERRUPTED:
             raise
         return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED, quiet=True)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        line = out_of_memory(work["stage"], error)
+        return stop(result, {"error": line}, EXIT_INPUT_ERROR, quiet=launched)
     if int(os.environ.get("RANK", 0)) == 0:
         write_json(result, asdict(outcome))
     return 0
@@ -69,6 +78,34 @@ def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -
     return status
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, that of a GPU or of this machine."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # most stages run without it
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
+    message = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "CUBLAS_STATUS_ALLOC_FAILED" in message
+        or "DefaultCPUAllocator" in message
+    )
+
+
+def out_of_memory(stage: str, error: Exception) -> str:
+    """One line: what ran out of memory, and which settings need less."""
+    reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+    if stage not in TRAININGS:
+        return f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
+    return (
+        f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes the "
+        "same batch in smaller parts, or set resources.checkpoint_activations=true, which needs far "
+        "less memory and a third more time; then run again"
+    )
+
+
 def run(work: dict) -> Outcome:
     """Runs the stage that a work file describes."""
     module = import_module(f"alpro.stages.{work['stage']}")
@@ -78,10 +115,36 @@ def run(work: dict) -> Outcome:
     return module.run(config, inputs, Path(work["out"]), resources)
 
 
-if __name__ == "__main__":
+def end(status: int) -> NoReturn:
+    """Ends this process and its children at once, whatever state they are in.
+
+    Python's own exit joins child processes, and the loading processes of a training ignore SIGTERM; threads of gloo or
+    NCCL may abort the process during that exit.
+    """
+    try:
+        # A second signal, or the death of a child, does not interrupt the end.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_IGN)
+        for child in multiprocessing.active_children():
+            child.kill()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:  # nobody reads the output, or a handler raised
+        os._exit(status)
+
+
+def start(file: Path) -> NoReturn:
+    """Runs `main` and ends the process with its status, or with 1 and a traceback if it raises anything."""
     # Where a training does not write a checkpoint: leaves contexts, which end the processes of a pool.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_INTERRUPTED))
-    status = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # threads of gloo or NCCL may abort the process during Python's shutdown
+    status = 1
+    try:
+        status = main(file)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        end(status)
+
+
+if __name__ == "__main__":
+    start(Path(sys.argv[1]))

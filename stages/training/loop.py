@@ -191,10 +191,14 @@ class Run:
                                 log.info(f"stopped after step {step}")
                             raise SystemExit(EXIT_INTERRUPTED)
                     clock.last_step = time.monotonic()
-            except InputError:
+            except (InputError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
-                if not lost_process(loading):
+                try:
+                    lost = lost_process(loading)
+                except RuntimeError:  # of torch's handler of SIGCHLD, which raises once, anywhere
+                    lost = lost_process(loading)
+                if not lost:
                     raise
                 # The error may interrupt a step: only the last checkpoint is consistent.
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -367,11 +371,14 @@ def lost_process(processes: set[BaseProcess]) -> bool:
     The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
     replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
     """
-    return (
-        bool(wait([process.sentinel for process in processes], LOST_SECONDS))
-        if processes
-        else False
-    )
+    if not processes:
+        return False
+    ended = wait([process.sentinel for process in processes], LOST_SECONDS)
+    for process in processes:
+        if process.sentinel in ended:
+            # Its files are closed before the kernel sends SIGCHLD: no handler of it runs later.
+            process.join(LOST_SECONDS)
+    return bool(ended)
 
 
 def configure_layers(objective: Objective, resources: Resources) -> None:

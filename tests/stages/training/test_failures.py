@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,79 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
     assert "continue from the last checkpoint" in capfd.readouterr().err
     broken.start()
     assert_same(whole, broken)
+
+
+def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
+    """The exit status of the program of a stage that calls `stage`. The test fails if it does not end."""
+
+    def program() -> None:
+        os.setsid()
+        run_stage.run = lambda work: stage()
+        run_stage.start(folder / "work.json")
+
+    (folder / "work.json").write_text(json.dumps({"out": str(folder), "stage": "pretrain"}))
+    process = multiprocessing.get_context("fork").Process(target=program)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    if ended is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert ended is not None
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (RuntimeError("CUDA error: unspecified launch failure"), 1, "Traceback"),
+        (KeyboardInterrupt(), 1, "KeyboardInterrupt"),
+        (SystemExit(0), 1, "SystemExit"),
+        (MemoryError(), EXIT_INPUT_ERROR, "accumulation_steps"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            EXIT_INPUT_ERROR,
+            "checkpoint_activations",
+        ),
+    ],
+)
+def test_any_error_ends_a_stage_with_loading_processes(
+    error, status, message, new_run, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOST_SECONDS", 0.0)
+
+    def fail() -> None:
+        raise error
+
+    def stage() -> None:
+        with loading_processes(2):
+            new_run("run").start(before=3, stop=fail)
+
+    assert status_of_a_stage(stage, tmp_path) == status
+    result = tmp_path / "result.json"
+    assert message in (result.read_text() if result.exists() else capfd.readouterr().err)
+
+
+def test_a_loading_process_that_dies_while_its_loss_is_examined_interrupts_the_stage(
+    new_run, tmp_path, capfd, monkeypatch
+):
+    """torch's handler of SIGCHLD then raises in `lost_process` itself."""
+    wait = loop.wait
+
+    def kill_and_wait(sentinels: list[int], seconds: float) -> list:
+        for child in multiprocessing.active_children():
+            child.kill()
+        return wait(sentinels, seconds)
+
+    def fail() -> None:
+        raise ConnectionResetError("by a loading process that is about to die")
+
+    def stage() -> None:
+        with loading_processes(2):
+            new_run("run").start(before=3, stop=fail)
+
+    monkeypatch.setattr(loop, "wait", kill_and_wait)
+    assert status_of_a_stage(stage, tmp_path) == EXIT_INTERRUPTED
+    assert "continue from the last checkpoint" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("dies", "step"), [(True, 0), (True, 3), (False, 3)])
