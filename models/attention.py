@@ -4,6 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# CUDA starts at most this many blocks in the dimension that holds the batch; more fail with "invalid configuration".
+MAX_SEQUENCES = 65_535
+# The fused kernels of a GPU compute tiles of this many queries and keys, however short a sequence is.
+TILE = 128
+MAX_PACKED = 16  # tokens of the longest sequence that is packed with others into a tile
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
@@ -37,15 +43,66 @@ class Attention(nn.Module):
         return self.output(q, k, v, mask)
 
     def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        # The backward pass of the fused kernel in bfloat16 on a CPU: 66 ms of 8 x 197 tokens, products 45 ms.
-        slow = q.dtype == torch.bfloat16 and not q.is_cuda and q.requires_grad
-        attend = attention_by_products if slow else F.scaled_dot_product_attention
-        out = attend(q, k, v, attn_mask=mask, dropout_p=self.dropout * self.training)
+        dropout = self.dropout * self.training
+        if q.is_cuda:
+            out = attention_on_gpu(q, k, v, mask, dropout)
+        elif q.dtype == torch.bfloat16 and q.requires_grad:
+            # The backward pass of the fused kernel on a CPU: 66 ms of 8 x 197 tokens, products 45 ms.
+            out = attention_by_products(q, k, v, mask, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attention_on_gpu(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """As F.scaled_dot_product_attention, for any number of sequences; short ones share the tiles of the kernel.
+
+    The temporal attention of a clip has a sequence of a few frames for each patch.
+    """
+    if mask is None and not dropout and 1 < q.shape[2] <= MAX_PACKED and q.shape == k.shape:
+        packed = sequences_in_a_tile(len(q), q.shape[2])
+        if packed > 1:
+            return packed_attention(q, k, v, packed)
+    if len(q) <= MAX_SEQUENCES:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    parts = []
+    for start in range(0, len(q), MAX_SEQUENCES):
+        part = slice(start, start + MAX_SEQUENCES)
+        own = mask[part] if mask is not None and len(mask) == len(q) else mask
+        parts.append(
+            F.scaled_dot_product_attention(q[part], k[part], v[part], own, dropout_p=dropout)
+        )
+    return torch.cat(parts)
+
+
+def sequences_in_a_tile(sequences: int, length: int) -> int:
+    """The largest divisor of the number of sequences, of so many that they fit a tile together."""
+    fitting = range(1, max(1, TILE // length) + 1)
+    return max(number for number in fitting if sequences % number == 0)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
+    """Attention within sequences (B, heads, L, D), of which `packed` are one sequence of the kernel.
+
+    A mask keeps them apart. By the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time:
+    alone, a sequence fills 3 % of a tile.
+    """
+    _, heads, length, width = q.shape
+    number = torch.arange(packed * length, device=q.device) // length
+    mask = number[:, None] == number[None]
+
+    def pack(x: Tensor) -> Tensor:
+        x = x.unflatten(0, (-1, packed)).transpose(1, 2)
+        return x.reshape(-1, heads, packed * length, width)
+
+    out = attention_on_gpu(pack(q), pack(k), pack(v), mask)
+    return out.unflatten(2, (packed, length)).transpose(1, 2).reshape(q.shape)
 
 
 def attention_by_products(

@@ -116,6 +116,11 @@ class ClipPrompter(DualEncoder):
         self.temporal.to(self.clip.logit_scale.device)
         self.set_frames(frames)
 
+    def layers(self) -> list[nn.Module]:
+        """The layers of both towers, with those of temporal attention."""
+        towers = self.clip.vision_model, self.clip.text_model
+        return [*self.temporal, *(layer for tower in towers for layer in tower.encoder.layers)]
+
     def unfreeze(self, frames: int) -> None:
         """Makes it trainable, with temporal attention for clips of `frames` frames."""
         if not self.temporal:

@@ -110,8 +110,11 @@ class Block(nn.Module):
 
         keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
         """
-        cls, patches = x[:, :1], x[:, 1:].unflatten(1, (frames, -1))
+        # `split`, not slices: the gradient of a slice is a tensor of zeros of the size of x.
+        cls, patches = x.split((1, x.shape[1] - 1), dim=1)
+        patches = patches.unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
+
         y = patches.transpose(1, 2).reshape(b * n, t, d)
         y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
         patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
@@ -121,9 +124,10 @@ class Block(nn.Module):
             torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d)
         )
         y = drop_path(self.attn(y, first=1 if cls_only else None), keep, 1).unflatten(0, (b, t))
-        x = cls + y[:, :, 0].mean(dim=1, keepdim=True)
+        cls_update, update = y.split((1, y.shape[2] - 1), dim=2)
+        x = cls + cls_update.mean(dim=1)
         if not cls_only:
-            x = torch.cat([x, (patches + y[:, :, 1:]).reshape(b, t * n, d)], dim=1)
+            x = torch.cat([x, (patches + update).reshape(b, t * n, d)], dim=1)
         return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
@@ -193,11 +197,10 @@ class TimeSformer(nn.Module):
                 x = block(*args)
         # Normalize the tokens of each frame, then average over time (the paper's temporal mean pooling).
         x = self.norm(x)
-        return (
-            x
-            if cls_only
-            else torch.cat([x[:, :1], x[:, 1:].unflatten(1, (t, -1)).mean(dim=1)], dim=1)
-        )
+        if cls_only:
+            return x
+        cls, patches = x.split((1, x.shape[1] - 1), dim=1)
+        return torch.cat([cls, patches.unflatten(1, (t, -1)).mean(dim=1)], dim=1)
 
     def set_frames(self, frames: int) -> None:
         """Changes the number of frames of a clip; the time embedding is resized."""

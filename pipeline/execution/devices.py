@@ -19,6 +19,7 @@ FOLDER = Path(
     "/var/tmp/alpro-devices"
 )  # of the locks, for all users; jobs of a cluster have a /tmp of their own
 POLL_SECONDS = 1.0
+DRIVER = Path("/proc/driver/nvidia/version")
 UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
 
 
@@ -42,9 +43,34 @@ def visible_devices(resources: Resources) -> dict[str, str]:
 
 @cache
 def device_uuids(visible: str | None) -> list[str]:
-    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks."""
+    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks.
+
+    Raises InputError with CUDA's reason if it cannot use them, as with a driver that is too old.
+    """
     command = interpreter("-c", UUIDS)
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode == 0:
+        return asked.stdout.split()
+
+    import torch
+
+    lines = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+    reason = lines[-1].partition(": ")[2] or lines[-1]
+    needed = f"this torch ({torch.__version__}) needs a driver for CUDA {torch.version.cuda}"
+    raise InputError(
+        f"there is a GPU, but CUDA cannot use it: {reason.strip()} Driver {driver_version()}; {needed}; "
+        "update the driver, install a torch for its CUDA, or set resources.device=cpu"
+    )
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver on this machine."""
+    with suppress(OSError):
+        words = DRIVER.read_text().split()
+        versions = [word for word in words if word[0].isdigit() and "." in word]
+        if versions:
+            return versions[0]
+    return "of unknown version"
 
 
 @contextmanager

@@ -89,6 +89,9 @@ def run_stage(
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, more_locks):
         settings = {VISIBLE: ",".join(devices)} if devices else {}
+        if devices and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+            settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
         if with_model and not gpus and beside * count > 1 and "OMP_NUM_THREADS" not in os.environ:
             settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))

@@ -73,7 +73,8 @@ class Resources(StageConfig):
         default=False, description="repeat forward passes: less memory, more time"
     )
     compile: bool = Field(
-        default=False, description="torch.compile the encoders' layers for training"
+        default=True,
+        description="torch.compile the encoders' layers for training, on a GPU and from width 512 on",
     )
     nodes: int = Field(
         default=1, ge=1, description="machines that train together, each with `processes`"
@@ -88,7 +89,7 @@ class Resources(StageConfig):
         default="", description="address of a Dask scheduler for decoding and tagging"
     )
     checkpoint_interval: float = Field(
-        default=60.0, gt=0, description="seconds between checkpoints of a training"
+        default=600.0, gt=0, description="seconds between checkpoints of a training"
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 so that a checkpoint stores the position in the data as one number."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ MAX_MEASURED = (
 )
 MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
 PREFETCH_BATCHES = 32  # batches in shared memory per training process
+PREFETCH_BYTES = 2**31  # and their bytes
+SHARED_MEMORY = Path("/dev/shm")  # where loading processes leave their batches
 
 
 class CorpusExamples:
@@ -318,22 +321,50 @@ class TrainingDataset(Dataset[Batch]):
             frame, (self.of.frames if self.config.repeat_images else 1, *frame.shape[1:])
         )
 
+    def batch_bytes(self, step: int) -> int:
+        """The bytes of the frames of a step's batch on this rank, from one example."""
+        source = self.sources[self.source_of[min(step, len(self) - 1)]]
+        example = self.readable(source, 0, 0, 0.0, [])
+        return example["frames"].nbytes * (self.config.batch_size // self.ranks)
+
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
         """The batches from step `first` on, in order; on a GPU worker processes, which start at once, prefetch them."""
         # On a CPU, worker processes would compete with training for the same cores.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
-        workers = max(1, resources.worker_count // local) if device.type == "cuda" else 0
+        workers, ahead = 0, None
+        if device.type == "cuda":
+            # The training processes of this machine share its cores and its shared memory.
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            batches = batches_ahead(self.batch_bytes(first), shared_memory() // local)
+            workers = max(1, min(resources.worker_count // local, batches))
+            ahead = max(1, min(4, batches // workers))
         loader = DataLoader(
             _ErrorsAsItems(self),
             batch_size=None,
             sampler=range(first, len(self)),
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            prefetch_factor=max(1, min(4, PREFETCH_BATCHES // workers)) if workers else None,
+            prefetch_factor=ahead,
             worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # otherwise the loader advances the restored global generator
         )
         return map(_raise_errors, iter(loader))
+
+
+def shared_memory() -> int:
+    """Free bytes of shared memory on this machine; on a system without its folder, no limit is known."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 2 * PREFETCH_BYTES
+
+
+def batches_ahead(batch_bytes: int, available: int) -> int:
+    """How many batches loading processes may hold. Raises InputError if one does not fit into half of the available
+    bytes of shared memory: a write beyond its end would kill the process (bus error)."""
+    number = min(PREFETCH_BATCHES, min(PREFETCH_BYTES, available // 2) // batch_bytes)
+    if number or batch_bytes <= available // 2:
+        return max(1, number)
+    raise InputError(
+        f"{SHARED_MEMORY} has {available / 2**20:.0f} MiB free for each training process, and a batch has "
+        f"{batch_bytes / 2**20:.0f}; start the container with --shm-size=16g, or lower batch_size"
+    )
 
 
 @lru_cache(2**16)

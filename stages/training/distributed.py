@@ -52,4 +52,6 @@ def distributed(module: torch.nn.Module) -> DistributedDataParallel:
         "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     )  # since PyTorch 2.13
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    # Gradients are views of what is reduced: one copy of them less in memory.
+    options["gradient_as_bucket_view"] = True
     return DistributedDataParallel(module, **options)

@@ -1,13 +1,16 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
 import multiprocessing
+import os
 import resource
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +46,8 @@ MIN_SAVE_INTERVAL_RATIO = (
 )
 LOST_SECONDS = 10.0  # for a loading process that is dying to end
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
+MIN_COMPILED_WIDTH = 512  # the smallest hidden size whose layers are compiled
+MAX_GRAPHS = 32  # of one type of layer
 
 Validate = Callable[[], dict[str, float]]
 
@@ -110,7 +115,10 @@ class Run:
         self.dtype = training_precision(objective, config, world)
         for name in objective.unused_parameters:  # otherwise DDP needs find_unused_parameters
             getattr(objective.model, name).requires_grad_(False)
-        configure_layers(objective, resources)
+        compiled = are_layers_compiled(objective, resources, world)
+        configure_layers(objective, compiled, resources.checkpoint_activations)
+        if world.device.type == "cuda":
+            objective.cast_frozen_(self.dtype)
         if world.rank:  # otherwise dropout is the same on every rank
             torch.manual_seed(config.seed + world.rank)
         self.optimizer = build_optimizer(objective, config)
@@ -381,25 +389,48 @@ def lost_process(processes: set[BaseProcess]) -> bool:
     return bool(ended)
 
 
-def configure_layers(objective: Objective, resources: Resources) -> None:
+def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:
+    """Whether a training compiles its layers: on a GPU with what torch.compile needs, of models that are large enough
+    for the minutes of compilation to pay."""
+    if not resources.compile or world.device.type != "cuda":
+        return False
+    if objective.model.config.video.width < MIN_COMPILED_WIDTH:
+        return False
+    compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    if find_spec("triton") and any(shutil.which(name) for name in compilers if name):
+        return True
+    if world.main:
+        log.warning("the layers are not compiled: torch.compile needs triton and a C compiler")
+    return False
+
+
+def configure_layers(
+    objective: Objective, compiled: bool = False, checkpoint_activations: bool = False
+) -> None:
     """Sets up activation checkpointing and compilation of the encoders' layers.
 
     Layers are compiled one by one (regional compilation): layers of one type share compiled code, and collectives,
     sampling and losses are not compiled.
     """
-    if resources.compile:  # no graph breaks at DDP bucket boundaries
+    if compiled:
+        # No graph breaks at DDP bucket boundaries.
         torch._dynamo.config.optimize_ddp = False
+        # Pre-training with images as one frame and contrast over the batch has ten graphs of a block: above the
+        # default of 8, the others would stay eager.
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+
     for module in objective.modules():
         if isinstance(module, TimeSformer | Layers):
-            module.checkpoint_activations = resources.checkpoint_activations
-        if (
-            isinstance(module, ClipPrompter)
-            and module.temporal
-            and resources.checkpoint_activations
-        ):
+            module.checkpoint_activations = checkpoint_activations
+        if isinstance(module, ClipPrompter) and module.temporal and checkpoint_activations:
             module.clip.gradient_checkpointing_enable({"use_reentrant": False})
-        if resources.compile and isinstance(module, Block | Layer):
-            module.compile(dynamic=False)
+        if not compiled:
+            continue
+
+        layers = [module] if isinstance(module, Block | Layer) else []
+        layers = module.layers() if isinstance(module, ClipPrompter) else layers
+        for layer in layers:
+            layer.compile(dynamic=False)
 
 
 @contextmanager

@@ -92,6 +92,10 @@ class Objective(NormalizedModel):
         """The batch with pseudo-labels, if the objective uses any."""
         return batch
 
+    def cast_frozen_(self, dtype: torch.dtype) -> None:
+        """Casts the matrices of a frozen model to the type of their products, once: autocast keeps no copies of
+        weights that are not trained, and would cast them in every pass."""
+
     def shares_texts(self, pairs: int) -> bool:
         """Whether ranks with this many pairs each use texts of each other, which then need one length."""
         return False

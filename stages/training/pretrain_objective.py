@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, crop
 from alpro.models.frames import NormalizedModel, scale_frames
@@ -78,6 +78,15 @@ class PretrainObjective(MatchingObjective):
         if self.prompter:
             self.prompter.eval()  # frozen: no dropout in the pseudo-labels
         return self
+
+    def cast_frozen_(self, dtype: torch.dtype) -> None:
+        if self.prompter is None:
+            return
+        teacher = self.prompter.model
+        projections = {teacher.video_proj, teacher.text_proj}  # which stay in float32
+        for module in teacher.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections:
+                module.to(dtype)
 
     @property
     def examples(self) -> Examples:

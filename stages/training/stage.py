@@ -19,7 +19,12 @@ from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
-from alpro.stages.training.loop import Run, Validate, training_precision
+from alpro.stages.training.loop import (
+    Run,
+    Validate,
+    are_layers_compiled,
+    training_precision,
+)
 from alpro.stages.training.metrics import losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective
 
@@ -64,7 +69,8 @@ def train(
         folder, objective = training.folder, training.objective
         # Texts have one length where ranks use those of each other, and where a new one compiles the layers again.
         local = config.batch_size // (world.size * config.accumulation_steps)
-        one_length = resources.compile or objective.shares_texts(local)
+        compiled = are_layers_compiled(objective, resources, world)
+        one_length = compiled or objective.shares_texts(local)
         ranks = world.rank, world.size
         data = TrainingDataset(
             config, inputs, folder.tokenizer, objective.examples, *ranks, one_length

@@ -33,10 +33,11 @@ from alpro.stages.execution.interface import (
     Stop,
     Stopped,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_line
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step(
     "pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
@@ -450,18 +451,32 @@ def test_devices_have_the_names_of_cuda_and_an_identity(monkeypatch):
     devices.device_uuids.cache_clear()
 
 
+def test_a_driver_that_is_too_old_is_one_line_with_its_version(monkeypatch, tmp_path):
+    """NVML counts the GPU, but CUDA cannot use it."""
+    reason = "The NVIDIA driver on your system is too old (found version 12040)."
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5 2024\n")
+    monkeypatch.setattr(devices, "DRIVER", driver)
+    monkeypatch.setattr(devices, "UUIDS", f"raise RuntimeError({reason!r})")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    devices.device_uuids.cache_clear()
+    with one_line("too old", "550.54.15", "resources.device=cpu"):
+        visible_devices(Resources())
+
+
 def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
     monkeypatch.setattr(
         launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"}
     )
     monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
-    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1"}
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1", **ALLOCATOR}
     assert len(group["locks"]) == 3
     run_stage(
         CACHE, tmp_path, Store(tmp_path), Resources(processes=2)
     )  # it is neither training nor evaluation
-    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0", **ALLOCATOR}
 
 
 @pytest.mark.long

@@ -37,12 +37,15 @@ class Steps:
 
 
 def run_of(
-    objective: Objective, config: TrainingConfig, out: Path, world: World | None = None
+    objective: Objective,
+    config: TrainingConfig,
+    out: Path,
+    world: World | None = None,
+    resources: Resources | None = None,
 ) -> TrainingRun:
     """A training run in one process, to update by hand."""
-    return TrainingRun(
-        objective.train(), Steps(), config, out, world or ALONE, Resources(device="cpu")
-    )
+    resources = resources or Resources(device="cpu")
+    return TrainingRun(objective.train(), Steps(), config, out, world or ALONE, resources)
 
 
 def sample_rows(

@@ -16,7 +16,8 @@ from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.dataset import TrainingDataset
+from alpro.stages.training.dataset import TrainingDataset, batches_ahead
+from tests.conftest import one_line
 from tests.stages.training.conftest import loading_processes, sample_rows
 
 
@@ -316,3 +317,14 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
         for epoch in range(0, len(seen[kind]), count):
             once = seen[kind][epoch : epoch + count]
             assert len(set(once)) == len(once), f"epoch {epoch // count}: a sample twice"
+
+
+def test_batches_ahead_are_bounded_by_their_bytes_and_the_shared_memory():
+    """A container has 64 MiB of it by default."""
+    mib = 2**20
+    assert batches_ahead(1 * mib, 2**40) == 32
+    assert batches_ahead(256 * mib, 2**40) == 8
+    assert batches_ahead(256 * mib, 1024 * mib) == 2
+    assert batches_ahead(4096 * mib, 2**40) == 1
+    with one_line("/dev/shm", "64 MiB", "--shm-size"):
+        batches_ahead(118 * mib, 64 * mib)

@@ -15,7 +15,6 @@ from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
-from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
@@ -170,7 +169,7 @@ def test_compiled_equals_eager(name, batch):
     found = []
     for compiled in (False, True):
         objective = objective_of(name)
-        configure_layers(objective, Resources(compile=compiled))
+        configure_layers(objective, compiled)
         loss, metrics = losses_of(objective, batch)
         found.append(gradients(loss, objective) | metrics)
     eager, actual = found

@@ -98,9 +98,10 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     )
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
     monkeypatch.setattr(stage, "TrainingDataset", dataset)
+    monkeypatch.setattr(stage, "are_layers_compiled", lambda *_: compiled)
     config = training(("a",), accumulation_steps=parts)
     with pytest.raises(Killed):
-        stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu", compile=compiled))
+        stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu"))
     assert dataset.call_args.args[-1] is expected
 
 

@@ -1,0 +1,61 @@
+"""Attention as on a GPU, on a CPU: short sequences in one tile, and more than a kernel takes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alpro.models import attention
+from alpro.models.attention import attention_on_gpu, packed_attention, sequences_in_a_tile
+
+
+def heads_of(sequences: int, length: int) -> list[torch.Tensor]:
+    """Queries, keys and values (B, 2, L, 8), with gradients."""
+    generator = torch.Generator().manual_seed(length)
+    shape = sequences, 2, length, 8
+    return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(12, 4), (7, 16), (10, 3), (13, 8)])
+def test_packed_sequences_attend_to_themselves_only(sequences, length):
+    expected = F.scaled_dot_product_attention(*(x := heads_of(sequences, length)))
+    gradients = torch.autograd.grad(expected.square().sum(), x)
+
+    packed = sequences_in_a_tile(sequences, length)
+    actual = packed_attention(*x, packed)
+
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual.square().sum(), x), gradients)
+    torch.testing.assert_close(attention_on_gpu(*x), expected)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length", "packed"),
+    [(32 * 196, 4, 32), (16 * 196, 8, 16), (196, 16, 7), (13, 8, 13), (131, 4, 1), (5, 200, 1)],
+)
+def test_as_many_sequences_share_a_tile_as_divide_their_number(sequences, length, packed):
+    assert sequences_in_a_tile(sequences, length) == packed
+
+
+@pytest.mark.parametrize("masked", ["none", "each", "all"])
+def test_more_sequences_than_a_kernel_takes_are_computed_in_parts(masked, monkeypatch):
+    x = heads_of(11, 20)
+    lengths = torch.arange(11)[:, None, None, None] + 5
+    masks = {
+        "none": None,
+        "each": torch.arange(20)[None, None, None] < lengths,
+        "all": torch.eye(20, dtype=torch.bool),
+    }
+    mask = masks[masked]
+    expected = F.scaled_dot_product_attention(*x, mask)
+
+    sizes = []
+    fused = F.scaled_dot_product_attention
+
+    def record(q, *arguments, **options):
+        sizes.append(len(q))
+        return fused(q, *arguments, **options)
+
+    monkeypatch.setattr(attention, "MAX_SEQUENCES", 4)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    torch.testing.assert_close(attention_on_gpu(*x, mask), expected)
+    assert sizes == [4, 4, 3]
