@@ -121,12 +121,23 @@ class ClipPrompter(DualEncoder):
         towers = self.clip.vision_model, self.clip.text_model
         return [*self.temporal, *(layer for tower in towers for layer in tower.encoder.layers)]
 
-    def unfreeze(self, frames: int) -> None:
-        """Makes it trainable, with temporal attention for clips of `frames` frames."""
+    def unfreeze(self, frames: int, layers: int = -1) -> None:
+        """Makes it trainable, with temporal attention for clips of `frames` frames.
+
+        layers: of each tower, the last ones are trained, with all that follows them; -1: everything.
+        """
         if not self.temporal:
             self.add_temporal(frames)
         self.set_frames(frames)
         self.requires_grad_(True)
+        if layers >= 0:
+            for tower in (self.clip.vision_model, self.clip.text_model):
+                frozen = len(tower.encoder.layers) - layers
+                tower.embeddings.requires_grad_(False)
+                for layer in tower.encoder.layers[: max(0, frozen)]:
+                    layer.requires_grad_(False)
+            if self.clip.config.model_type == "clip":
+                self.clip.vision_model.pre_layrnorm.requires_grad_(False)
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
             self.clip.logit_bias.requires_grad_(False)
 

@@ -65,6 +65,13 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
     return maxima.tolist()
 
 
+def broadcast(tensors: list[Tensor]) -> None:
+    """Gives all ranks the values of rank 0, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def all_reduce_sum(local: Tensor) -> Tensor:
     """Sum over all ranks, without gradient."""
     summed = local.detach().clone()

@@ -4,6 +4,7 @@ Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is
 frames, so that this fine-tunes what is otherwise the baseline.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,18 @@ from alpro.errors import InputError
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
 from alpro.models.folder import ModelFolder
+from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
+from alpro.stages.training.loop import Validate
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
-VERSION = 7
+VERSION = 8  # of a CLIP, the best weights on validation
+
+SELECTED = "validation/vtc/mean_recall"
 
 
 class Crops(StageConfig):
@@ -62,6 +67,31 @@ class Config(EncoderConfig):
         description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only video.frames applies",
         json_schema_extra=FILE_OR_NAME,
     )
+    new_lr: float = Field(
+        0.0,
+        ge=0,
+        description="peak learning rate of the temporal attention that `clip` gets; 0: lr",
+    )
+    trained_layers: int = Field(
+        -1,
+        ge=-1,
+        description="last layers of each tower of `clip` that are trained, with all that follows them; -1: "
+        "everything; 0: temporal attention, final norms and projections",
+    )
+    interpolate: bool = Field(
+        False,
+        description="keep the best weights on validation between those of `clip` and the trained ones (WiSE-FT)",
+    )
+
+    @property
+    def new_lr_scale(self) -> float:
+        return self.new_lr / self.lr if self.new_lr else 1.0
+
+    @model_validator(mode="after")
+    def _only_of_towers(self) -> "Config":
+        if not self.clip and (self.new_lr or self.trained_layers >= 0 or self.interpolate):
+            raise ValueError("new_lr, trained_layers and interpolate are for the towers of `clip`")
+        return self
 
     @model_validator(mode="after")
     def _both_towers(self) -> "Config":
@@ -88,11 +118,27 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         objective = PrompterObjective(
             folder.model, *norm, config.crops.share, config.crops.area
         ).to(device)
+        validate = validate_contrast(objective, inputs, folder.tokenizer, config, out)
+        if not config.clip or validate is None:
+            return Training(folder, objective, validate)
+        # The paper's prompter has its last weights; a short training of a CLIP may lose on the way.
         return Training(
-            folder, objective, validate_contrast(objective, inputs, folder.tokenizer, config, out)
+            folder,
+            objective,
+            partial(with_mean_recall, validate),
+            select=SELECTED,
+            interpolates=config.interpolate,
         )
 
     return train(build, config, inputs, out, resources)
+
+
+def with_mean_recall(validate: Validate) -> dict[str, float]:
+    """The metrics of a validation, and the mean of the recalls, by which weights are selected."""
+    values = validate()
+    prefix = SELECTED.removesuffix("mean_recall")
+    recalls = {name.removeprefix(prefix): value for name, value in values.items()}
+    return values | {SELECTED: mean_recall(recalls)}
 
 
 def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> ModelFolder:
@@ -109,5 +155,5 @@ def load_towers(config: Config, device: torch.device) -> ClipFolder:
     check_clip(
         config.clip, "train_prompter.clip", config.max_text_tokens
     )  # also of the hub: it was downloaded
-    folder.model.unfreeze(config.model.video.frames)
+    folder.model.unfreeze(config.model.video.frames, config.trained_layers)
     return folder

@@ -145,6 +145,11 @@ class TrainingConfig(StageConfig):
     )
 
     @property
+    def new_lr_scale(self) -> float:
+        """The learning rate of modules that the initial weights lack, as a multiple of `lr`."""
+        return 1.0
+
+    @property
     def contrasts_whole_batch(self) -> bool:
         """Whether contrast goes beyond a micro-batch."""
         return self.contrast == "batch" and self.accumulation_steps > 1

@@ -223,7 +223,7 @@ class Run:
         """One optimizer step on this rank's part of the global batch, without a device synchronization."""
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         features, rows = None, []
         with self.autocast():
@@ -318,10 +318,7 @@ class Run:
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
         """Validates in the precision of training, and saves the weights if they are the best so far."""
-        self.objective.eval()
-        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
-            values = validate()
-        self.objective.train()
+        values = self.measure(validate)
         self.file.write(self.state.step, values)
         if select and values[select] > self.state.best:
             self.state.best, self.state.best_step, self.state.best_metrics = (
@@ -340,6 +337,14 @@ class Run:
             if select
             else values
         )
+
+    def measure(self, validate: Validate) -> dict[str, float]:
+        """The metrics of the present weights, in the precision of training."""
+        self.objective.eval()
+        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+            values = validate()
+        self.objective.train()
+        return values
 
     def best_weights(self, step: int) -> Path:
         """The file of the weights after `step`, which were the best on validation at that time."""

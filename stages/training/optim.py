@@ -24,6 +24,7 @@ NO_DECAY = {
     "token_type_embeddings",
 }
 NO_DECAY |= {"position_embedding"}  # of a CLIP
+NEW = {"temporal"}  # modules that a CLIP gets beside its own weights
 BETAS, EPS = (0.9, 0.98), 1e-6
 
 MOMENTUM, ITERATIONS = 0.95, 5
@@ -95,29 +96,37 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers. Weight decay is on matrices
-    only: not on biases, norms, position and time embeddings, temperature."""
+    """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
+
+    Weight decay is on matrices only: not on biases, norms, position and time embeddings, temperature. Modules that are
+    new beside the initial weights have groups with an `lr_scale`.
+    """
     layers = [m for m in model.modules() if isinstance(m, Block | Layer)]
     hidden = {id(p): 1 for m in layers for p in m.parameters() if p.ndim == 2}
     hidden |= {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}
     muon = config.optimizer == "muon"
-    decayed, not_decayed, matrices = (
-        list[nn.Parameter](),
-        list[nn.Parameter](),
-        list[nn.Parameter](),
-    )
+    matrices = list[nn.Parameter]()
+    decays = defaultdict[tuple[bool, bool], list[nn.Parameter]](list)  # by new, decayed
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if muon and id(parameter) in hidden:
             matrices.append(parameter)
             continue
-        excluded = parameter.ndim < 2 or any(part in NO_DECAY for part in name.split("."))
-        (not_decayed if excluded else decayed).append(parameter)
+        parts = set(name.split("."))
+        is_new = config.new_lr_scale != 1 and bool(parts & NEW)
+        decays[is_new, parameter.ndim >= 2 and not parts & NO_DECAY].append(parameter)
+
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
+        {"params": decays[False, True], "weight_decay": config.weight_decay},
+        {"params": decays[False, False], "weight_decay": 0.0},
     ]
+    for decayed in (True, False):
+        if decays[True, decayed]:
+            decay = config.weight_decay if decayed else 0.0
+            group = {"params": decays[True, decayed], "weight_decay": decay}
+            groups.append({**group, "lr_scale": config.new_lr_scale})
+
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)

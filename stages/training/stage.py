@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from alpro.artifact import require
 from alpro.files import read_json
@@ -16,9 +18,11 @@ from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
+from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.loop import (
     Run,
     Validate,
@@ -43,7 +47,8 @@ class Training:
 
     folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. validate: the
     validation function, if any; select: the metric for model selection (empty: the last weights are the result). draw:
-    called by rank 0 with the data set before training. An objective without losses skips training and validates the
+    called by rank 0 with the data set before training. interpolates: the result is the best on validation between the
+    initial weights and the trained ones (needs `select`). An objective without losses skips training and validates the
     initial weights.
     """
 
@@ -52,6 +57,7 @@ class Training:
     validate: Validate | None
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
+    interpolates: bool = False
 
 
 def train(
@@ -88,9 +94,14 @@ def train(
             if training.draw:
                 training.draw(data)
         if objective.losses:
-            metrics = Run(objective, data, config, out, world, resources).train(
-                training.validate, training.select
-            )
+            initial = dict[str, Tensor]()
+            if training.interpolates:
+                initial = {k: v.to("cpu", copy=True) for k, v in trainable(objective).items()}
+            run = Run(objective, data, config, out, world, resources)
+            metrics = run.train(training.validate, training.select)
+            if training.interpolates and training.validate:
+                validate = partial(run.measure, training.validate)
+                metrics |= interpolate_(objective, initial, validate, training.select)
         elif training.validate:
             objective.eval()
             with torch.no_grad():

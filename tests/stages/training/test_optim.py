@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro
 from alpro.models.text import Layer, TextConfig
+from alpro.stages.train_prompter import Config as PrompterConfig
 from alpro.stages.training import optim
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import Objective
@@ -175,3 +176,25 @@ def test_muon_steps_along_nesterov_momentum():
         )
         step_if(optimizer, YES)
         assert torch.allclose(weight, expected, atol=1e-5)
+
+
+def test_new_modules_have_a_learning_rate_of_their_own():
+    """The temporal attention of a CLIP; its decay is that of the others."""
+    model = nn.Module()
+    model.old = nn.Linear(2, 2)
+    model.temporal = nn.Linear(2, 2)
+    config = PrompterConfig(
+        phases=[{"corpora": ["a"], "steps": 1}], clip="x", lr=1e-3, new_lr=2e-2, weight_decay=0.1
+    )
+    groups = build_optimizer(model, config).param_groups
+    found = {
+        id(parameter): (group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert [found[id(parameter)] for parameter in model.parameters()] == [
+        (1.0, 0.1),
+        (1.0, 0.0),
+        (pytest.approx(20.0), 0.1),
+        (pytest.approx(20.0), 0.0),
+    ]
