@@ -17,7 +17,7 @@ FOLDERS = (
 LINES_OF_A_FILE = 550
 TO_BE_SPLIT = {"tests/pipeline/test_flow.py", "tests/inference/test_index.py"}
 # These two guard the user: a commit that raises one says why.
-KEYS = 137
+KEYS = 140
 OPTIONS = 42
 
 

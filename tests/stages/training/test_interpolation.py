@@ -19,11 +19,11 @@ def test_the_best_share_of_a_fine_tuning_is_kept(best_at, share):
     nn.init.constant_(model.weight, 4.0)
 
     metrics = interpolate_(
-        model, before, lambda: {METRIC: -abs(float(model.weight) - best_at)}, METRIC
+        model, before, lambda: {METRIC: -abs(float(model.weight.detach()) - best_at)}, METRIC
     )
 
-    assert float(model.weight) == 4.0 * share
-    assert float(model.bias) == 7.0
+    assert float(model.weight.detach()) == 4.0 * share
+    assert float(model.bias.detach()) == 7.0
     assert metrics["interpolation_share"] == share
     rows = [metrics[f"{METRIC}/interpolated/{one}"] for one in ("0", "0.25", "0.5", "0.75", "1")]
     assert rows == [-abs(weight - best_at) for weight in (0.0, 1.0, 2.0, 3.0, 4.0)]
