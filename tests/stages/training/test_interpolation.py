@@ -1,7 +1,6 @@
 """Weights between those before and after a fine-tuning, chosen on validation."""
 
 import pytest
-import torch
 from torch import nn
 
 from alpro.stages.training.checkpoint import trainable
