@@ -104,7 +104,7 @@ def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
 
 
 def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activations(
-    objective, batch, resources
+    objective, batch
 ):
     """DistributedDataParallel waits for all of them."""
     losses_of(objective, batch)[0].backward()
@@ -114,7 +114,7 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
     for module in objective.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    configure_layers(objective, resources.model_copy(update={"checkpoint_activations": True}))
+    configure_layers(objective, checkpoint_activations=True)
     assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
     for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
         for layer in tower.encoder.layers:
@@ -125,6 +125,17 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
     losses_of(objective, batch)[0].backward()
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_only_the_last_layers_of_each_tower_are_trained(folder):
+    towers = load_towers(configured(folder, trained_layers=1), torch.device("cpu")).model
+    *first, last = towers.clip.vision_model.encoder.layers
+    trained = {name for name, weight in towers.named_parameters() if weight.requires_grad}
+    assert not any(weight.requires_grad for layer in first for weight in layer.parameters())
+    assert all(weight.requires_grad for weight in last.parameters())
+    assert not any(".embeddings." in name for name in trained)
+    assert any(name.startswith("temporal.0") for name in trained)
+    assert any("layernorm" in name or "layer_norm" in name for name in trained)
 
 
 def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
