@@ -5,6 +5,7 @@ once index.json names it, so an interrupted run keeps every finished part, and a
 index.json does not name is deleted before any other change. rejects.parquet has the files that could not be decoded.
 """
 
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder, write_json
@@ -57,6 +59,8 @@ PART = pa.schema([*ITEMS, ("embedding", pa.list_(pa.float32()))])
 REJECTED = pa.schema([*REJECTS, *(field for field in ITEMS if field.name not in REJECTS.names)])
 CLIP = ("id", "path", "kind", "start", "end", "caption", "columns")  # what people see of an item
 Item = dict[str, Any]  # a row of ITEMS
+Signature = tuple[str, str, str]  # see `signature_of`
+WHAT_TO_DO = "delete this folder, and create the index again"
 
 
 class About(BaseModel):
@@ -103,15 +107,18 @@ class Index:
                 if read_about(folder).parts != about.parts:  # another process merged them
                     continue
                 line = (str(error).splitlines() or [type(error).__name__])[0]
-                raise InputError(
-                    f"{folder}: corrupt: {line}; delete this folder, and create the index again"
-                ) from error
+                raise InputError(f"{folder}: corrupt: {line}; {WHAT_TO_DO}") from error
         rows = pa.concat_tables([PART.empty_table(), *parts])
         vectors = [
             chunk.flatten().to_numpy().reshape(len(chunk), -1)
             for chunk in rows["embedding"].chunks
             if chunk
         ]
+        widths = {part.shape[1] for part in vectors}
+        if len(widths) > 1:
+            raise InputError(
+                f"{folder}: corrupt: embeddings of {' and '.join(map(str, sorted(widths)))} numbers; {WHAT_TO_DO}"
+            )
         embeddings = np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
         return cls(
             folder,
@@ -164,19 +171,30 @@ def read_about(folder: Path) -> About:
             f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index"
         )
     try:
-        return About.model_validate_json(file.read_text())
-    except (OSError, ValidationError) as error:
+        about = About.model_validate_json(file.read_text())
+    except OSError as error:  # the index may be whole: it must not be deleted
+        raise InputError(f"{file}: {error.strerror}; make it readable for this user") from error
+    except ValueError as error:  # pydantic's, or not UTF-8
         line = str(error).splitlines()[0]
-        raise InputError(
-            f"{file}: cannot be read: {line}; delete {folder}, and create the index again"
-        ) from error
+        raise InputError(f"{file}: cannot be read: {line}; {WHAT_TO_DO}") from error
+    foreign = [name for name in about.parts if not re.fullmatch(r"\w+", name)]
+    if foreign:
+        raise InputError(f"{file}: {foreign[0]!r} is not the name of a part; {WHAT_TO_DO}")
+    return about
 
 
 def read_part(file: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of a part, or the rejects."""
-    return (
-        pq.ParquetFile(file).read().cast(schema)
-    )  # as a data set, folders named NAME=VALUE would be columns
+    """The rows of a part, or the rejects. Raises ValueError for rows that no run writes."""
+    # As a data set, folders named NAME=VALUE would be columns.
+    table = pq.ParquetFile(file).read().cast(schema)
+    if table["path"].null_count:
+        raise ValueError(f"{file.name}: a clip without a path")
+    if "embedding" in schema.names:
+        vectors = table["embedding"]
+        widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
+        if len(widths) > 1 or None in widths or pc.list_flatten(vectors).null_count:
+            raise ValueError(f"{file.name}: embeddings that are missing, or of several lengths")
+    return table
 
 
 def source_of(item: Item) -> Row | Sample:
@@ -191,8 +209,12 @@ def source_of(item: Item) -> Row | Sample:
 
 def key_of(item: Item) -> str:
     """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains now."""
-    window = item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
-    return f"{item['path']}\n{window}"
+    return f"{item['path']}\n{window_of(item)}"
+
+
+def window_of(item: Item) -> str:
+    """What an item is in its file: a sample of a shard, or a window."""
+    return item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
 
 
 def rows_of(table: pa.Table) -> Iterator[Item]:
@@ -208,6 +230,12 @@ def check_digest(index: Path, about: About, model: Path | str, digest: str) -> N
             f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of {model} "
             f"({digest[:8]}); choose another folder for the index"
         )
+
+
+def signature_of(item: Item) -> Signature:
+    """What stays the same of an item if the folder of its file moves: size and time of the file, its name, and the
+    window, or the sample in a shard."""
+    return item["identity"], PurePath(item["path"]).name, window_of(item)
 
 
 @contextmanager
@@ -229,8 +257,7 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 class IndexWriter:
-    """Changes an index, within `changing`. The paths of all items are in memory (0.2 GB for a million), and all of the
-    index while parts are merged."""
+    """Changes an index, within `changing`. The whole index is in memory, twice while parts are merged."""
 
     def __init__(self, folder: Path, about: About):
         self.folder, self.about = folder, about
@@ -247,6 +274,11 @@ class IndexWriter:
         self.bad_rows = list[Reject]()  # of the manifest of this run
         self.items, self.embeddings = list[Item](), list[np.ndarray]()  # of the next part
         self.last = time.monotonic()
+        self.moved = dict[str, str]()  # the keys of clips whose files moved, by their new keys
+        self.old = index  # whose embeddings they keep
+        self.places = dict[Signature, int]()  # the rows of the index, by what stays of a moved file
+        for number, row in enumerate(rows_of(index.items)):
+            self.places[signature_of(row)] = number
 
     def state(self, item: Item) -> str:
         """Whether an item is new, changed, or known. A file that could not be fetched is new."""
@@ -271,6 +303,20 @@ class IndexWriter:
         if len(self.items) >= PART_CLIPS or time.monotonic() - self.last > PART_SECONDS:
             self.commit()
 
+    def take_over(self, item: Item) -> bool:
+        """Adds a new clip with the embedding that the index has of it under a path where it no longer is, if its
+        folder moved. Returns whether it has."""
+        number = self.places.get(signature_of(item))
+        if number is None or not item["identity"]:
+            return False
+        before = self.old.item(number)
+        path = located(before["path"])
+        if not isinstance(path, Path) or path.exists():
+            return False
+        self.moved[key_of(item)] = key_of(before)
+        self.add(item, self.old.embeddings[number])
+        return True
+
     def reject(self, item: Item, reason: Reason, detail: str) -> None:
         """Adds a file that could not be decoded. What the index had of it goes with `finish`."""
         reject = Reject(id=item["id"], path=item["path"], reason=reason, detail=detail)
@@ -290,6 +336,7 @@ class IndexWriter:
         """Adds the last part and writes the rejects; merges the parts if there are many, or if clips were replaced,
         rejected or are `gone` (the keys of those to remove)."""
         self.commit()
+        gone = {*gone, *self.moved.values()}
         rejects = [row for key, row in self.rejects.items() if key not in gone]
         table = pa.Table.from_pylist([*rejects, *map(vars, self.bad_rows)], REJECTED)
         with atomic_write(self.folder / REJECTS_FILE) as temporary:

@@ -23,6 +23,7 @@ from alpro.inference.index import (
     source_of,
 )
 from alpro.inference.model import BATCH, Model
+from alpro.log import log
 from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
@@ -213,7 +214,8 @@ def _add(
                 continue
             if about.window:
                 current[item["path"]] = item["identity"]
-            if (state := writer.state(item)) == "known":
+            state = writer.state(item)
+            if state == "known" or (state == "new" and writer.take_over(item)):
                 counts.skipped += 1
                 continue
             counts.replaced += state == "changed"
@@ -235,6 +237,8 @@ def _add(
     writer.finish(
         {key for key, old in writer.identities() if current.get(key.split("\n")[0], old) != old}
     )
+    if writer.moved:
+        log.info(f"{len(writer.moved)} clips have moved: the index has their new paths")
     return counts
 
 

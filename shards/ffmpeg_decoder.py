@@ -10,172 +10,106 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.clip import (
-    CONTAINERS,
-    SCALING,
-    Clip,
-    ClipRequest,
-    DecodeError,
-    Limits,
-    remux_hint,
-)
+from alpro.shards.clip import CONTAINERS, SCALING, Clip, ClipRequest, DecodeError, Limits
 
 FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
-# Frames of a program stream may have no time of their own. One whose guessed time is not after the
-# last frame's follows that frame.
+# Frames of a program stream may have no time of their own. One whose guessed time is not after the last frame's follows
+# that frame.
 PROGRAM_STREAM = b"\0\0\1\xba"
 ASCENDING = "if(between(PREV_OUTPTS-PTS,0,1/TB),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
 
 
 def decode_with_ffmpeg(request: ClipRequest) -> Clip:
-    """Raises DecodeError with the reason, and InputError if ffmpeg or ffmpeg-python is missing."""
+    """Raises DecodeError with the reason, and InputError if ffmpeg or ffmpeg-python is not installed."""
     try:
         import ffmpeg
     except ImportError as error:
-        message = f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'"
-        raise InputError(message) from error
-
-    # If the size of the picture changes, the filters stay: a new `select` would count from 0.
-    opened = ffmpeg.input(
-        "",
-        max_pixels=request.limits.max_pixels,
-        threads=1,
-        reinit_filter=0,
-        protocol_whitelist="file,pipe",
-        format_whitelist=CONTAINERS,
-    )
-    source = opened["V:0"]  # the first video stream that is not a cover
-
-    listing = _list_frames(source, request)
-    request.limits.check_size(listing.width, listing.height)
-    indices, duration = request.choose(listing.times - listing.times[0])
-    wanted, inverse = np.unique(indices, return_inverse=True)
-    frames = _select_frames(source, wanted.tolist(), listing.is_rotated, request)
-    return Clip(frames[inverse], duration, listing.width, listing.height)
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The times of all frames (n,) in seconds, ascending, and the size of the first when upright.
-
-    is_rotated: ffmpeg turns or mirrors the frames before it filters them.
-    """
-
-    times: np.ndarray
-    width: int
-    height: int
-    is_rotated: bool
-
-
-def _list_frames(source: Any, request: ClipRequest) -> _Listing:
-    """Raises DecodeError if there is no frame, or if the times are not ascending."""
+        raise InputError(
+            f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'"
+        ) from error
+    allowed = {"protocol_whitelist": "file,pipe", "format_whitelist": CONTAINERS}
+    source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)[
+        "V"
+    ]  # no cover images
+    # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes, checksum.
+    listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
     with open(request.path, "rb") as file:
-        is_program_stream = file.read(4) == PROGRAM_STREAM
-    timed = source.filter("setpts", ASCENDING) if is_program_stream else source
-    # A line a frame: stream, times of decoding and presentation in microseconds, duration, bytes,
-    # checksum.
-    listing = timed.output(
-        "pipe:", format="framecrc", enc_time_base="1:1000000", fps_mode="passthrough"
+        timed = source.filter("setpts", ASCENDING) if file.read(4) == PROGRAM_STREAM else source
+    lines = _ffmpeg(timed.output("pipe:", **listing), request).decode().splitlines()
+    times = np.array([int(line.split(",")[2]) for line in lines if not line.startswith("#")]) / 1e6
+    if not len(times) or (np.diff(times) < 0).any():
+        raise DecodeError(
+            "unreadable",
+            "frame times are not ascending" if len(times) else "no frame could be decoded",
+        )
+    width, height = map(
+        int, next(line for line in lines if line.startswith("#dimensions")).split()[2].split("x")
     )
-    written, log = _ffmpeg(listing, request, "info")
-    lines = written.decode().splitlines()
-
-    microseconds = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
-    times = np.array(microseconds) / 1e6
-    if not len(times):
-        raise DecodeError("unreadable", "no frame could be decoded")
-    if (np.diff(times) < 0).any():
-        raise DecodeError("unreadable", "frame times are not ascending")
-    dimensions = next(line for line in lines if line.startswith("#dimensions"))
-    width, height = map(int, dimensions.split()[2].split("x"))
-    is_rotated = re.search("display ?matrix", log, re.IGNORECASE) is not None
-    return _Listing(times, width, height, is_rotated=is_rotated)
-
-
-def _select_frames(
-    source: Any, wanted: list[int], is_rotated: bool, request: ClipRequest
-) -> np.ndarray:
-    """The frames with these numbers (n, size, size, 3) uint8. Raises DecodeError if one is missing."""
-    size = request.size
-    selected = source.filter("select", "+".join(f"eq(n,{number})" for number in wanted))
-    # The filter takes chroma to be centred between two pixels. PyAV and most players take it to be on
-    # the left one, as MPEG-2 and H.264 define, which after a rotation is no longer on the left.
-    position = {} if is_rotated else {"in_h_chr_pos": 0}
-    scaled = selected.filter("scale", size, size, flags="+".join(SCALING), **position)
-    raw = scaled.output(
-        "pipe:",
-        format="rawvideo",
-        pix_fmt="gbrp",
-        fps_mode="passthrough",
-        **{"frames:v": len(wanted)},
-    )
-    written, _ = _ffmpeg(raw, request, "error")
-    planes = np.frombuffer(written, np.uint8)
-    if planes.size != len(wanted) * 3 * size**2:
+    request.limits.check_size(width, height)
+    indices, duration = request.choose(times - times[0])
+    wanted, inverse = np.unique(indices, return_inverse=True)
+    frames = source.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
+    frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
+    raw = {
+        "format": "rawvideo",
+        "pix_fmt": "gbrp",
+        "fps_mode": "passthrough",
+        "frames:v": len(wanted),
+    }
+    planes = np.frombuffer(_ffmpeg(frames.output("pipe:", **raw), request), np.uint8)
+    if planes.size != len(wanted) * 3 * request.size**2:
         raise DecodeError("unreadable", "frames are missing")
-    green_blue_red = planes.reshape(len(wanted), 3, size, size)
-    return np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1))
+    green_blue_red = planes.reshape(len(wanted), 3, request.size, request.size)[inverse]
+    return Clip(
+        np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)),
+        duration,
+        width,
+        height,
+    )
 
 
-def _ffmpeg(
-    output: Any, request: ClipRequest, level: Literal["error", "info"]
-) -> tuple[bytes, str]:
-    """What ffmpeg writes, and its log of this level, with limits of time and memory.
-
-    Raises DecodeError.
-
-    The first error stops it: it would conceal errors with parts of other frames.
-    """
+def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
+    """What ffmpeg writes, with limits of time and memory. The first error stops it: it would conceal errors with parts
+    of other frames. Raises DecodeError."""
     import ffmpeg
 
     # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock error.
-    options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-xerror")
-    logging = ("-loglevel", f"level+{level}")
-    command = ffmpeg.compile(output.global_args(*options, *logging), cmd=ffmpeg_binary())
+    options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-loglevel", "error", "-xerror")
+    command = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
     command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
-    seconds = request.seconds_left()
+    left, pipe = request.seconds_left(), subprocess.PIPE
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
     )
-
     try:
         if hasattr(resource, "prlimit"):  # Linux
             with suppress(ProcessLookupError):  # it may have ended
                 max_bytes = request.limits.memory + FFMPEG_BYTES
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))
                 # If this process is killed, nothing else stops ffmpeg, which may run forever.
-                cpu_seconds = (int(seconds) + 2, int(seconds) + 3)
-                resource.prlimit(process.pid, resource.RLIMIT_CPU, cpu_seconds)
-        written, log_bytes = process.communicate(timeout=seconds)
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(left) + 2, int(left) + 3))
+        written, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-    log = log_bytes.decode("utf-8", "replace")
     if process.returncode:
-        error = ffmpeg_error(process.returncode, log, request.limits)
-        if error.reason == "unreadable":
-            error.detail += remux_hint(request.path)
-        raise error
-    return written, log
+        raise _ffmpeg_error(
+            process.returncode, log.decode("utf-8", errors="replace"), request.limits
+        )
+    return written
 
 
-def ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
-    """The first error in ffmpeg's log, whose lines have their level: the later ones follow from it."""
+def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
+    """The first error in ffmpeg's log: the later ones follow from it."""
     if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
         return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
     if "matches no streams" in log:
@@ -185,14 +119,16 @@ def ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
         return DecodeError("unreadable" if empty else "too large", f"{size[1]} x {size[2]} pixels")
     if "Cannot allocate memory" in log or "get_buffer() failed" in log:
         return limits.too_much_memory()
-
     # Not the cause are the exit codes of ffmpeg's threads.
-    errors = [line for line in log.splitlines() if "[error] " in line or "[fatal] " in line]
-    messages = [line.strip().split("] ")[-1] for line in errors]
-    consequences = ("Task finished", "Terminating thread")
-    causes = [text for text in messages if text and not text.startswith(consequences)]
-    detail = causes[0].split(" /")[0] if causes else "no frame could be decoded"
-    return DecodeError("unreadable", detail)
+    messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
+    causes = [
+        text
+        for text in messages
+        if text and not text.startswith(("Task finished", "Terminating thread"))
+    ]
+    return DecodeError(
+        "unreadable", causes[0].split(" /")[0] if causes else "no frame could be decoded"
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,13 +1,11 @@
 """Decodes videos with PyAV, in this process.
 
-Timestamps are read first, without decoding. They determine the requested frames, which are then
-decoded from the key frame before each, or from the frame before it if no key frame lies in between.
-Frames are bit-exact with those of decoding everything (tests/shards/test_decoding_formats.py).
+Timestamps are read first, without decoding. They determine the requested frames, which are then decoded from the key
+frame before each, or from the frame before it if no key frame lies in between. Frames are bit-exact with those of
+decoding everything (tests/shards/test_decoding.py).
 """
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,35 +22,13 @@ from alpro.shards.clip import (
     Limits,
     error_text,
 )
-from alpro.shards.sampling import last_frame_seconds
-from alpro.shards.schema import MAX_SECONDS
 
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9
-# and AV1 carry statistics from every frame to the next.
+# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
+# statistics from every frame to the next.
 CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-FAR_SECONDS = 10.0  # a window that starts later is read from BACK_SECONDS before it
-BACK_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """What the packets tell of a video's frames, in units of the stream's time base.
-
-    shown (n,): when the frames that the window needs are presented, ascending.
-    keys (k, 2): when the key frames are presented and decoded, in the order of the file.
-    origin: when the video's first frame is presented.
-    is_complete: the packets were read from the first one on.
-    by_order: the decoder reorders the frames, and the container states only the order in which they
-    are decoded, as an MP4 without composition offsets does. The frame that the decoder returns k-th
-    is then shown at shown[k].
-    """
-
-    shown: np.ndarray
-    keys: np.ndarray
-    origin: int
-    is_complete: bool
-    by_order: bool
+FAR_SECONDS, BACK_SECONDS = 10.0, 5.0  # a window after the first is read from the second before it
+MIN_BYTES_PER_SECOND = 100  # a still picture at one frame a second has more
 
 
 def _pyav() -> Any:
@@ -63,48 +39,33 @@ def _pyav() -> Any:
     return av
 
 
-def _open(path: Path, seconds: float, options: dict[str, str] | None = None) -> Any:
-    """The container at `path`; opening it and each read may take `seconds`.
-
-    Texts of the container that are not UTF-8, such as a title in Latin-1, are not an error.
-    """
-    return _pyav().open(
-        str(path),
-        options=OPEN_OPTIONS | (options or {}),
-        timeout=(seconds, seconds),
-        metadata_errors="ignore",
-    )
-
-
 def decode_with_pyav(request: ClipRequest) -> Clip:
-    """Raises DecodeError with the reason, and InputError if PyAV is not installed."""
-    av = _pyav()
-    limits = request.limits
-    # FFmpeg enforces this limit, too, if the size changes within the video.
-    max_pixels = {"max_pixels": str(limits.max_pixels)}
-
+    av, limits = _pyav(), request.limits
+    max_pixels = {
+        "max_pixels": str(limits.max_pixels)
+    }  # also enforced if the size changes within the video
+    left = request.seconds_left()
     try:
-        with _open(request.path, request.seconds_left(), max_pixels) as container:
+        with av.open(
+            str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)
+        ) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
-            # If the container has no size, FFmpeg looks for it in the first frames, within the limit.
-            if not codec.width:
+            if (
+                not codec.width
+            ):  # FFmpeg probes frames for the size if the container has none, within the limit
                 raise DecodeError("unreadable", "frames without a size, or larger than the limit")
-            # One thread: a pool has a worker per core.
-            codec.thread_count = 1
-            codec.thread_type = "NONE"
-            codec.options = max_pixels
-
-            timeline = _read_timeline(container, stream, request)
-            seconds = (timeline.shown - timeline.origin) * float(stream.time_base)
-            indices, duration = request.choose(seconds)
-            wanted, inverse = np.unique(indices, return_inverse=True)
-
-            decode = _frames_by_order if timeline.by_order else _frames_by_time
-            decoded = decode(container, stream, wanted, timeline, request)
-            frames, width, height = _draw(decoded, len(wanted), request)
-            return Clip(frames[inverse], duration, width, height)
+            codec.thread_count, codec.thread_type, codec.options = (
+                1,
+                "NONE",
+                max_pixels,
+            )  # a pool has a worker per core
+            times, keys, origin = _timestamps(container, stream, request)
+            indices, duration = request.choose((times - origin) * float(stream.time_base))
+            wanted, inverse = np.unique(times[indices], return_inverse=True)
+            frames, *size = _decode(container, stream, wanted.tolist(), keys, request)
+            return Clip(frames[inverse], duration, *size)
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
         raise limits.too_slow() from None
     except (av.FFmpegError, ValueError, EOFError) as error:
@@ -112,7 +73,7 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
 
 
 def _video_stream(container: Any) -> Any:
-    """The first video stream that is not a cover or thumbnail. Raises DecodeError without one."""
+    """The first video stream that is not a cover or thumbnail."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -123,310 +84,174 @@ def _video_stream(container: Any) -> Any:
     raise DecodeError("no video")
 
 
-def video_seconds(path: Path, timeout: float = Limits().timeout) -> float:
-    """The length of a video by the times of its packets, without decoding frames.
+def video_seconds(path: Path) -> float:
+    """The length of a video as its container states it, without reading the frames.
 
-    A length that the container states is only a hint: it may be missing, as in a stream of a browser,
-    or wrong. The packets from shortly before it are read; all of them, if it leads nowhere.
-
-    0 if the file has no length that packets tell in `timeout` seconds: decoding it tells why. Raises
-    InputError if PyAV is not installed.
+    0 if it is unknown, if the file cannot be read (decoding it tells why), or if a second would have less than
+    MIN_BYTES_PER_SECOND, as after a flipped bit. Raises InputError if PyAV is not installed.
     """
     av = _pyav()
-    deadline = time.monotonic() + timeout
     try:
-        with _open(path, timeout) as container:
-            seconds = _seconds_from_end(container, _video_stream(container), deadline)
-        if not seconds:
-            with _open(path, timeout) as container:
-                seconds = _seconds_of_packets(container, _video_stream(container), None, deadline)
+        with av.open(str(path), options=OPEN_OPTIONS) as container:
+            stream = _video_stream(container)
+            length = (
+                stream.duration * stream.time_base
+                if stream.duration
+                else (container.duration or 0) / av.time_base
+            )
+        return float(length) if 0 < length * MIN_BYTES_PER_SECOND <= path.stat().st_size else 0.0
     except (av.FFmpegError, OSError, ValueError, DecodeError):
         return 0.0
-    return seconds if seconds <= MAX_SECONDS else 0.0
 
 
-def _seconds_from_end(container: Any, stream: Any, deadline: float) -> float:
-    """The length of a video, from the packets around the end that the container states.
-
-    0 if it states none, or if there are no packets.
-    """
-    av = _pyav()
-    if stream.duration:
-        stated = float(stream.duration * stream.time_base)
-    else:
-        stated = (container.duration or 0) / av.time_base
-    if stated <= 0 or stream.start_time is None:
-        return 0.0
-
-    near_end = max(0.0, stated - BACK_SECONDS) / float(stream.time_base)
-    try:
-        # An edit list hides packets before `start_time`; in an AVI with B frames, it is a frame early.
-        first = next(container.demux(stream)).pts
-        origin = stream.start_time if first is None else max(first, stream.start_time)
-        container.seek(origin + int(near_end), stream=stream)
-        return _seconds_of_packets(container, stream, origin, deadline)
-    except (av.FFmpegError, OverflowError):  # a container without an index, or a senseless length
-        return 0.0
-
-
-def _seconds_of_packets(container: Any, stream: Any, origin: int | None, deadline: float) -> float:
-    """The seconds from `origin`, or from the first frame, to the end of the last packet's frame.
-
-    0 with fewer than two packets, or, from `origin`, if a frame has no time of presentation. Raises
-    DecodeError after the deadline.
-    """
-    shown: list[int | None] = []
-    decoded: list[int | None] = []
-    for packet in container.demux(stream):
-        if time.monotonic() > deadline:
-            raise DecodeError("too slow")
-        if packet.size and not packet.is_discard:
-            shown.append(packet.pts)
-            decoded.append(packet.dts)
-
-    # The packets of some containers only have times of decoding; those of a bare stream have none.
-    has_times = None not in shown
-    if len(shown) < 2 or (origin is not None and not has_times):
-        return 0.0
-    times = [value for value in (shown if has_times else decoded) if value is not None]
-    if len(times) < 2:
-        return float(len(shown) / stream.guessed_rate) if stream.guessed_rate else 0.0
-    seconds = np.sort(np.array(times, np.int64)) * float(stream.time_base)
-    first = seconds[0] if origin is None else origin * float(stream.time_base)
-    return float(seconds[-1] - first + last_frame_seconds(seconds))
-
-
-def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeline:
-    """The timeline of the frames that the window needs. Raises DecodeError.
-
-    A window far from the start is read from a key frame before it.
-    """
-    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the order
-    # of the file.
-    kind = container.format.name
-    if kind == "mpeg" or (kind == "avi" and stream.codec_context.has_b_frames):
+def _timestamps(
+    container: Any, stream: Any, request: ClipRequest
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
+    presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
+    kind, codec = container.format.name, stream.codec_context
+    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the order of the file.
+    if kind == "mpeg" or (kind == "avi" and codec.has_b_frames):
         raise DecodeError("unreadable", "no unique timestamps to seek")
-
-    far = (request.start or 0.0) > FAR_SECONDS
-    timeline = _read_packets(container, stream, request, far)
-    if timeline.by_order and not timeline.is_complete:
-        # Frames are counted from the first one on.
-        container.seek(stream.start_time or 0, stream=stream)
-        timeline = _read_packets(container, stream, request, far=False)
-    return timeline
-
-
-def _read_packets(container: Any, stream: Any, request: ClipRequest, far: bool) -> _Timeline:
-    """The timeline from the container's position, or, if `far`, from a key frame before the window,
-    up to the first frame after the window."""
-    codec = stream.codec_context
-    is_mp4 = container.format.name.startswith("mov")
-    is_vp8 = codec.name == "vp8"
-    second = float(1 / stream.time_base)
-    start = request.start or 0.0
-    end = request.end
-
-    origin = stream.start_time or 0
-    after = np.inf  # when the first frame after the window is presented
+    second, vp8 = float(1 / stream.time_base), codec.name == "vp8"
+    start, end, far = request.start or 0.0, request.end, (request.start or 0.0) > FAR_SECONDS
+    origin, after = stream.start_time or 0, np.inf
     if far:
         if not next(container.demux(stream)).is_keyframe:
             raise DecodeError("unreadable", "no key frame at the start")
         container.seek(int(origin + (start - BACK_SECONDS) * second), stream=stream)
-
-    times = list[int]()
-    keys = list[tuple[int, int]]()
-    packets = 0
-    is_reordered = False
-    latest = -np.inf
+    times, keys, count = list[int](), list[tuple[int, int]](), 0
     for packet in container.demux(stream):
         request.seconds_left()
         if not packet.size or not (keys or packet.is_keyframe):
             continue
         if packet.is_corrupt or packet.pts is None:
             raise DecodeError("unreadable", "frames that are corrupt or without a timestamp")
-        packets += 1
+        count += 1
         if packet.is_keyframe:
             keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        is_reordered = is_reordered or packet.pts < latest
-        latest = packet.pts
-
         # Not shown are frames before the start of an edit list, and VP8's reference frames.
-        if not packet.is_discard and not (is_vp8 and not memoryview(packet)[0] >> 4 & 1):
+        if not packet.is_discard and not (vp8 and not memoryview(packet)[0] >> 4 & 1):
             times.append(packet.pts)
-            if not far:
-                origin = min(packet.pts, origin if len(times) > 1 else packet.pts)
+            origin = origin if far else min(packet.pts, origin if len(times) > 1 else packet.pts)
             if end is not None and packet.pts >= origin + end * second:
                 after = min(after, packet.pts)
-        # No later frame is in the window, nor is one the first after it.
-        if packet.dts is not None and packet.dts >= after:
+        if (
+            packet.dts is not None and packet.dts >= after
+        ):  # no later frame is in the window, nor the first after it
             break
     else:
         # An edit list may omit whole groups of frames, which are then missing from MP4's index.
         index = stream.index_entries
-        if far and len(index):
-            is_truncated = index[len(index) - 1].timestamp > max(times, default=0)
-        else:
-            is_truncated = packets < (len(index) if is_mp4 else stream.frames)
-        if is_truncated:
+        expected = len(index) if kind.startswith("mov") else stream.frames
+        if (
+            index[len(index) - 1].timestamp > max(times, default=0)
+            if far and len(index)
+            else count < expected
+        ):
             raise DecodeError("unreadable", "truncated: frames in the index are missing")
-
     ascending = np.sort(np.array(times, np.int64))
-    starts_late = far and bool(times) and ascending[0] > origin + start * second
-    if not times or starts_late or (np.diff(ascending) == 0).any():
+    if (
+        not times
+        or (far and ascending[0] > origin + start * second)
+        or (np.diff(ascending) == 0).any()
+    ):
         raise DecodeError("unreadable", "no frames with unique timestamps")
-    by_order = is_mp4 and codec.has_b_frames and not is_reordered
-    return _Timeline(ascending, np.array(keys), origin, is_complete=not far, by_order=by_order)
+    return ascending, np.array(keys), origin
 
 
-def _frames_by_time(
-    container: Any,
-    stream: Any,
-    wanted: np.ndarray,
-    timeline: _Timeline,
-    request: ClipRequest,
-) -> Iterator[Any]:
-    """The frames with these indices into `timeline.shown`, ascending, found by their times.
+def _decode(
+    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: ClipRequest
+) -> tuple[np.ndarray, int, int]:
+    """The frames with these timestamps, which are ascending, and their width and height when upright.
 
-    Those that the decoder does not return are left out. Raises DecodeError for a corrupt frame.
+    Raises DecodeError if one is missing or corrupt.
     """
-    codec = stream.codec_context
-    keys = timeline.keys
+    codec, canvas, drawn, size = stream.codec_context, _Canvas(request.limits), 0, (0, 0)
+    frames = np.empty((len(wanted), request.size, request.size, 3), np.uint8)
 
-    def key_before(timestamp: int) -> tuple[int, int]:
-        place = int(np.searchsorted(keys[:, 0], timestamp, side="right")) - 1
-        presented, decoded = keys[max(0, place)].tolist()
-        return presented, decoded
+    def key_before(timestamp: int) -> list[int]:
+        return keys[max(0, int(np.searchsorted(keys[:, 0], timestamp, side="right")) - 1)].tolist()
 
-    for (presented, decoded), group in groupby(timeline.shown[wanted].tolist(), key_before):
+    for (presented, decoded), group in groupby(wanted, key_before):
         run = list(group)
         container.seek(decoded, stream=stream)
         if codec.is_open:
             codec.flush_buffers()
-
-        due = iter(run)
-        next_due: int | None = next(due)
         latest = -np.inf
         for frame in _frames_from(container, stream, presented, set(run), request):
             if frame.pts is None or frame.pts <= latest:
                 raise DecodeError("unreadable", "frame times are not ascending")
             latest = frame.pts
-            # A corrupt frame is concealed and affects others. Those that are presented before the key
-            # frame may refer to frames before it.
+            # A corrupt frame is concealed and affects others. Those that are presented before the key frame may refer
+            # to frames before it.
             if frame.is_corrupt and latest >= min(presented, run[0]):
                 raise DecodeError("unreadable", "corrupt frames")
-            if latest == next_due:
-                yield frame
-                next_due = next(due, None)
-
-
-def _frames_by_order(
-    container: Any,
-    stream: Any,
-    wanted: np.ndarray,
-    timeline: _Timeline,
-    request: ClipRequest,
-) -> Iterator[Any]:
-    """The frames with these indices into `timeline.shown`, ascending, counted from the first one.
-
-    Raises DecodeError for a corrupt frame.
-    """
-    container.seek(int(timeline.keys[0, 1]), stream=stream)
-    due = set(wanted.tolist())
-    returned = 0
-    for packet in container.demux(stream):  # the last packet is empty and flushes the decoder
-        request.seconds_left()
-        for frame in packet.decode():
-            if frame.is_corrupt:
-                raise DecodeError("unreadable", "corrupt frames")
-            if returned in due:
-                yield frame
-            returned += 1
-        if returned > wanted[-1]:
-            return
+            if drawn < len(wanted) and latest == wanted[drawn]:
+                size = canvas.draw(frame, frames[drawn])
+                drawn += 1
+    if drawn < len(wanted):
+        raise DecodeError(
+            "unreadable",
+            f"corrupt, or decoding skips frames ({drawn} of {len(wanted)} were decoded)",
+        )
+    return frames, *size
 
 
 def _frames_from(
     container: Any, stream: Any, key: int, wanted: set[int], request: ClipRequest
 ) -> Iterator[Any]:
-    """The frames from the key frame with this timestamp up to the last wanted one.
-
-    Unreferenced frames are only decoded if they are wanted.
-    """
-    codec = stream.codec_context
-    reached = False
+    """The frames from the key frame with this timestamp up to the last wanted one; unreferenced ones only if they are
+    wanted."""
+    codec, reached = stream.codec_context, False
     for packet in container.demux(stream):
         request.seconds_left()
         reached = reached or packet.pts == key
-        if not reached:
-            continue
-        if codec.name in CODECS_WITH_UNREFERENCED_FRAMES:
-            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        yield from codec.decode(packet)
-        wanted.discard(packet.pts)
-        if not wanted:
-            yield from codec.decode(None)  # those that the decoder holds
-            return
-
-
-def _draw(decoded: Iterator[Any], count: int, request: ClipRequest) -> tuple[np.ndarray, int, int]:
-    """Frames (count, size, size, 3) uint8, and the width and height of the last one when upright.
-
-    Raises DecodeError if fewer frames were decoded.
-    """
-    canvas = _Canvas(request.limits)
-    frames = np.empty((count, request.size, request.size, 3), np.uint8)
-    drawn = 0
-    width = height = 0
-    for frame in decoded:
-        width, height = canvas.draw(frame, frames[drawn])
-        drawn += 1
-    if drawn < count:
-        detail = f"corrupt, or decoding skips frames ({drawn} of {count} were decoded)"
-        raise DecodeError("unreadable", detail)
-    return frames, width, height
+        if reached:
+            if codec.name in CODECS_WITH_UNREFERENCED_FRAMES:
+                codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from codec.decode(packet)
+            wanted.discard(packet.pts)
+            if not wanted:
+                yield from codec.decode(None)  # those that the decoder holds
+                return
 
 
 class _Canvas:
-    """Draws the frames of a video upright and scaled.
-
-    It keeps the scaler and the orientation from frame to frame.
-    """
+    """Draws the frames of a video upright and scaled. It keeps the scaler and the orientation from frame to frame."""
 
     def __init__(self, limits: Limits) -> None:
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        self.limits = limits
-        self.scaler = VideoReformatter()
+        self.limits, self.scaler = limits, VideoReformatter()
         self.matrix: tuple[int, ...] | None = None
         self.scaling = sum(Interpolation[name.upper()] for name in SCALING)
 
     def draw(self, frame: Any, out: np.ndarray) -> tuple[int, int]:
         """Writes a frame to (size, size, 3) uint8. Returns its width and height when upright."""
         self.limits.check_size(frame.width, frame.height)
-        self.matrix = self.matrix or _display_matrix(frame)
-        a, b, c, d = self.matrix
-        is_rotated = abs(b) > abs(a)
-        across = c if is_rotated else a
-        down = b if is_rotated else d
+        a, b, c, d = self.matrix = self.matrix or _display_matrix(frame)
+        rotated = abs(b) > abs(a)
+        across, down = (c, b) if rotated else (a, d)
         out = out[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
-
         # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
-        size = len(out)
         scaled = self.scaler.reformat(
-            frame, size, size, "gbrp", interpolation=self.scaling, threads=1
+            frame, len(out), len(out), "gbrp", interpolation=self.scaling, threads=1
         )
-        out[:] = scaled.to_ndarray().transpose((1, 0, 2) if is_rotated else (0, 1, 2))
-        return (frame.height, frame.width) if is_rotated else (frame.width, frame.height)
+        out[:] = scaled.to_ndarray().transpose((1, 0, 2) if rotated else (0, 1, 2))
+        return (frame.height, frame.width) if rotated else (frame.width, frame.height)
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...]:
     """The display matrix (a, b, c, d) of a frame: the point (x, y) is shown at (ax + cy, bx + dy)."""
     from av.sidedata.sidedata import Type
 
-    # Read from a small copy: a frame and its side data form a reference cycle until the next garbage
-    # collection.
-    copy = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1)
-    side = copy.side_data.get(Type.DISPLAYMATRIX)
-    if side is None:
-        return 1, 0, 0, 1
-    return tuple(np.frombuffer(side, np.int32)[[0, 1, 3, 4]].tolist())
+    # Read from a small copy: a frame and its side data form a reference cycle until the next garbage collection.
+    side = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1).side_data.get(
+        Type.DISPLAYMATRIX
+    )
+    return (
+        (1, 0, 0, 1)
+        if side is None
+        else tuple(np.frombuffer(side, np.int32)[[0, 1, 3, 4]].tolist())
+    )

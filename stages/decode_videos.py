@@ -105,7 +105,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     overlap.parquet and pictures/samples.png.
     """
     source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
-    parts = open_parts(out, resources)
+    parts = open_parts(out)
     annotations = {
         name: path for name, path in inputs.items() if name.partition(".")[0] in ANNOTATION_FILES
     }

@@ -84,7 +84,7 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
         ShardUnit(f"{number:06d}", shard)
         for number, shard in enumerate(list_shards(inputs["shards"]))
     ]
-    open_parts(out, resources)
+    open_parts(out)
     process = partial(process_unit, config=config, out=out)
     with progress("indexing", len(units), "shards") as advance:
         run_unfinished(

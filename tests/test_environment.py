@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from filelock import FileLock
 from alpro.environment import forget_ranks, have_a_home, reach_this_machine
 from alpro.errors import InputError
 from alpro.files import use_default_mode
+from alpro.interpreter import interpreter
 from alpro.locks import acquire
+from alpro.pipeline.cli.main import execute
 from alpro.pipeline.execution.launch import group_environment
 
 
@@ -91,3 +95,30 @@ def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chmod", chmod)
     use_default_mode(file)
     assert file.read_bytes() == b"weights"
+
+
+def test_a_command_without_standard_output_writes_into_no_file(tmp_path):
+    """A shell's `>&-` closes it: the next file that is opened would have its number."""
+    program = """
+        import os
+        from alpro.pipeline.cli.main import execute, open_standard_files
+        os.close(1)
+        open_standard_files()
+        with open("data", "w") as file:
+            print("a line for the terminal", flush=True)
+            status = execute(["artifacts", "ls"])
+        os._exit(status)"""
+    command = interpreter("-c", textwrap.dedent(program))
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "data").read_bytes() == b""
+
+
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    (folder := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert execute(["artifacts", "ls"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the current folder was deleted or moved; cd to another one\n"
+    )

@@ -42,6 +42,7 @@ for group in (inputs.data_group, inputs.config_group, artifacts.group, index.gro
 
 def main() -> None:
     """Entry point. Without arguments it prints the help."""
+    open_standard_files()
     prepare()
     received: list[int] = []
 
@@ -67,6 +68,26 @@ def main() -> None:
     sys.exit(status)
 
 
+def open_standard_files() -> None:
+    """Opens what a shell has closed (`alpro run >&-`): the next file to be opened would be standard output, and
+    programs would print into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it has the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+
+
+def check_folder() -> None:
+    """Raises InputError if the current folder is gone: libraries end the process when they ask for it."""
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd is the same
+    except OSError as error:
+        raise InputError("the current folder was deleted or moved; cd to another one") from error
+
+
 def execute(arguments: Sequence[str]) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
     if wrong := [
@@ -76,6 +97,7 @@ def execute(arguments: Sequence[str]) -> int:
     ]:
         return failed(f"error: {wrong[0]!a}: this argument is not UTF-8")
     try:
+        check_folder()
         check_addresses(arguments)
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         sys.stdout.flush()

@@ -3,30 +3,45 @@
 `alpro run` calls `start`; deployments in prefect.yaml are the flow `alpro`, each with a stage and a work pool.
 """
 
+import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import prefect
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.context import FlowRunContext
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
+from pydantic import Field
 
+from alpro.environment import prepare
 from alpro.errors import InputError
+from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.tasks import PipelineRun, announce, make, title_of
+from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, make
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
-from alpro.pipeline.tracking.tracker import Tracker, stage_title
-from alpro.stages import EVALUATIONS
+from alpro.pipeline.tracking.contents import changed_keys, first_line, run_title, stage_title
+from alpro.pipeline.tracking.tracker import Tracker
+from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
 from alpro.stages.execution.lifecycle import end_with_parent
+
+# The form of a deployment's run offers these as choices. A configuration may also be a file.
+Configuration = (
+    Annotated[str, Field(title="one that ships", json_schema_extra={"enum": shipped()})]
+    | Annotated[str, Field(title="a TOML file")]
+)
+StageName = Annotated[str, Field(json_schema_extra={"enum": ["", *STAGES]})]
 
 
 def start(
@@ -41,53 +56,113 @@ def start(
 
     arguments: config, data, changes and stage, as of `alpro`. title (default: `title_of`), tags: of the run in MLflow.
     """
-    title, terminate = title or title_of(plan, arguments), signal.getsignal(signal.SIGTERM)
+    title = title or title_of(plan, arguments)
+    terminate = signal.getsignal(signal.SIGTERM)
 
-    def body(
-        config: str, data: str, changes: list[str], stage: str
-    ) -> dict[str, str]:  # Prefect's page shows them
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere Prefect sets no handler
-            signal.signal(
-                signal.SIGTERM, terminate
-            )  # its handler hides from the command what ended it
-        return run(plan, arguments, workspace, tracking_uri, {}, title, tags)
+    # Prefect's page shows the parameters.
+    def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str] | State:
+        # Prefect's handler hides from the command what ended it. Elsewhere than in the main thread it sets none.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
+        return reported(
+            lambda: run(plan, arguments, workspace, tracking_uri, title=title, tags=tags)
+        )
 
-    return Flow(body, name="alpro", persist_result=False)(**arguments)
+    flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
+    return flow(**arguments)
 
 
-@prefect.flow(name="alpro", persist_result=False)
+def run_name() -> str:
+    """The name of a run from its parameters alone: it stands before the plan, which may fail."""
+    parameters = flow_run.parameters
+    config = Path(str(parameters.get("config", ""))).stem
+    given = {name: parameters.get(name) or "" for name in ("stage", "data")}
+    return run_title(config, "", given | {"changes": parameters.get("changes") or []})
+
+
+@prefect.flow(name="alpro", flow_run_name=run_name, persist_result=False)
 def alpro(
-    config: str = "sample",
+    config: Configuration = "sample",
     data: str = "",
     changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
-    stage: str = "",
-) -> dict[str, str]:
-    """A deployment's run of every step that has no cached result. Relative paths are relative to the workspace.
+    stage: StageName = "",
+    parent_run: str = "",
+) -> Any:
+    """Every step that has no cached result, as the run of a deployment, or called from Python. Returns the folder of
+    each artifact. Relative paths are relative to the workspace, in Python to the current folder.
 
     Args:
         config: A configuration that ships, or a TOML file.
         data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
         changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
         stage: Only this stage and its missing inputs. Empty: the whole pipeline.
+        parent_run: The run in MLflow that this one is a part of; the pipeline sets it. Leave it empty.
     """
     arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
+
+    def work() -> dict[str, str]:
+        workspace = deployed_workspace() if deployment.id else called_workspace()
+        plan = planned(stage, config, data, changes, workspace)
+        uri = os.environ.get("ALPRO_TRACKING_URI", "")
+        title = title_of(plan, arguments)
+        return run(
+            plan, arguments, workspace, uri, deployments=elsewhere(), title=title, parent=parent_run
+        )
+
+    return reported(work)
+
+
+def deployed_workspace() -> Path:
+    """The workspace of a worker, which becomes the current folder: Prefect starts a run in a temporary one. Such a
+    process ends with its worker. Raises InputError."""
     end_with_parent(os.getppid(), signal.SIGTERM)
+    prepare()
     workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
     if not workspace.is_absolute():
         raise InputError(
             f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}"
         )
     workspace.mkdir(parents=True, exist_ok=True)
-    os.chdir(workspace)  # Prefect started this process in a temporary folder
-    plan = planned(stage, config, data, changes, workspace.resolve())
-    uri, title = os.environ.get("ALPRO_TRACKING_URI", ""), title_of(plan, arguments)
-    return run(plan, arguments, workspace.resolve(), uri, elsewhere(), title)
+    os.chdir(workspace)
+    return workspace.resolve()
+
+
+def called_workspace() -> Path:
+    """The workspace of a flow that a person calls in Python, or as a part of another flow."""
+    workspace = Path(os.environ.get("ALPRO_WORKSPACE", "workspace")).resolve()
+    workspace.mkdir(parents=True, exist_ok=True)
+    return workspace
+
+
+def reported(work: Callable[[], dict[str, str]]) -> dict[str, str] | State:
+    """What `work` returns, or the state of a run that ended by an error which is no bug: its message is one line."""
+    try:
+        return work()
+    except EXPECTED as error:
+        return failure(error)
+
+
+class WithoutTraceback(logging.Filter):
+    """Replaces the traceback of an error that is no bug by its line, in the logs of runs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, EXPECTED):
+            record.msg = first_line(error)
+            record.args = None
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(WithoutTraceback())
 
 
 def elsewhere() -> dict[str, str]:
-    """The deployments of single stages in other work pools than that of this run, by the names of the stages."""
+    """The deployments of single stages in other work pools than that of this run, by the names of the stages. None for
+    a run without a deployment: it runs every stage itself."""
+    if not deployment.id:
+        return {}
     with get_client(sync_client=True) as client:
         own = client.read_deployment(deployment.id).work_pool_name
         found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))
@@ -99,36 +174,72 @@ def elsewhere() -> dict[str, str]:
     return {other.name: f"alpro/{other.name}" for other in others}
 
 
-def run(
+def title_of(plan: Planned, arguments: dict[str, Any]) -> str:
+    """The name of a run: what it changes, its stage and data, the configuration and the last step's fingerprint."""
+    return run_title(plan.settings.name, plan.steps[-1].fingerprint, arguments)
+
+
+def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     plan: Planned,
     arguments: dict[str, Any],
     workspace: Path,
     tracking_uri: str,
-    deployments: dict[str, str],
+    *,
     title: str,
+    deployments: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
+    parent: str = "",
 ) -> dict[str, str]:
-    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact."""
+    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact.
+
+    parent: the run in MLflow of the pipeline that this run is a part of. Its stages are logged there, and the pipeline
+    writes the report.
+    """
     settings, steps, store = plan
     check_files(steps, store)
-    tracker, about = Tracker.open(tracking_uri, workspace, settings.name), dict(tags or {})
-    if (context := FlowRunContext.get()) and context.flow_run:
-        about["prefect_flow_run"] = str(context.flow_run.id)
+    tracker = Tracker.open(tracking_uri, workspace, settings.name)
+    mlflow_run: AbstractContextManager[str]
+    if parent:
+        mlflow_run = nullcontext(parent)
+    else:
+        about = dict(tags or {}) | named_flow_run(title)
+        changed = settings.model_dump(mode="json", exclude_defaults=True)
+        mlflow_run = tracker.run(title, changed, about)
+        tracker.show_columns(changed_keys(arguments["changes"]))
+
+    with mlflow_run as run_id:
+        current = PipelineRun(
+            plan, arguments, workspace, deployments or {}, tracker=tracker, run=run_id, title=title
+        )
+        if parent:
+            run_steps(current)
+        else:
+            run_with_report(current)
+    return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
+
+
+def named_flow_run(title: str) -> dict[str, str]:
+    """Gives Prefect's run its full name. Returns the tags of MLflow's run that lead to it."""
+    context = FlowRunContext.get()
+    if not context or not context.flow_run:
+        return {}
+    if context.flow_run.name != title:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=title)
-    changed = settings.model_dump(mode="json", exclude_defaults=True)
-    with tracker.run(title, changed, about) as mlflow_run:
-        current = PipelineRun(plan, arguments, workspace, deployments, tracker, mlflow_run, title)
+    return {"prefect_flow_run": str(context.flow_run.id)}
+
+
+def run_with_report(current: PipelineRun) -> None:
+    """Runs the steps, and writes the report, also of a run that fails."""
+    try:
+        run_steps(current)
+    except BaseException as error:
         try:
-            run_steps(current)
-        except BaseException as error:
-            try:
-                current.write_report(error)
-            except Exception as problem:  # must not hide why it failed
-                announce(f"no report of the run that failed: {problem}")
-            raise
-        current.write_report(None)
-    return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
+            current.write_report(error)
+        except Exception as problem:  # must not hide why it failed
+            announce(f"no report of the run that failed: {problem}")
+        raise
+    current.write_report(None)
 
 
 def run_steps(current: PipelineRun) -> None:

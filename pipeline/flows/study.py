@@ -115,7 +115,7 @@ def run_study(
     the titles of the runs that failed: one does not stop the others. Raises InputError before the first run if files
     are missing."""
     from alpro.pipeline.flows import flow
-    from alpro.pipeline.tracking.tracker import status_after
+    from alpro.pipeline.tracking.contents import status_after
 
     for member in members:
         check_files(member.plan.steps, member.plan.store)

@@ -10,11 +10,14 @@ from typing import Any
 
 from httpx import HTTPError
 from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.deployments import run_deployment
+from prefect.exceptions import MissingContextError
 from prefect.states import Cancelling, Completed, Failed, State
+from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
 from alpro.errors import InputError
@@ -24,18 +27,15 @@ from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
+from alpro.pipeline.reports.summary import summary
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.tracker import (
-    VALIDATED,
-    Tracker,
-    first_line,
-    git_commit,
-    stage_title,
-    status_after,
-)
+from alpro.pipeline.tracking.contents import first_line, git_commit, stage_title, status_after
+from alpro.pipeline.tracking.tracker import VALIDATED, Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
+# What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a stop, a disk.
+EXPECTED = (InputError, StageFailed, Interrupted, OSError)
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 RETRY_SECONDS = [
     1.0,
@@ -90,25 +90,40 @@ class PipelineRun:
         )
 
     def write_report(self, error: BaseException | None) -> None:
-        """Writes the report, and a summary as JSON beside it, and logs the results to MLflow. error: what ended the
-        run, if it did not finish."""
+        """Writes the report, and a summary as JSON beside it, and shows the results in MLflow and Prefect. error: what
+        ended the run, if it did not finish."""
+        about = self.about(error)
+        artifacts = list(self.artifacts.values())
+        fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
+        record_run(self.workspace, self.arguments, fingerprints)
+        report = write_report(report_file(self.workspace, self.plan), about, artifacts)
+
+        page = self.tracker.address(self.run)
+        links = {"MLflow": page, "report": f"{page}/artifacts" if page else ""}
+        context = FlowRunContext.get()
+        flow_run = context.flow_run if context and not at_terminal() else None
+        if flow_run:  # the server of a command ends with it
+            links["Prefect"] = url_for("flow-run", flow_run.id) or ""
+        text = f"{summary(about, artifacts, links)}\nReport: `{report}`\n"
+        self.tracker.log_pipeline(
+            self.run, artifacts, [report, report.with_suffix(".json")], description=text
+        )
+        if not at_terminal():  # the command line prints it below the results
+            announce(f"report: {report}")
+        if flow_run:
+            create_markdown_artifact(text, key="results", description=self.title)
+
+    def about(self, error: BaseException | None) -> dict[str, Any]:
+        """The summary of the run, as it is written beside the report."""
         settings, steps, _ = self.plan
-        left = "unfinished" if error else "unused"
-        states = {name: "cached" if name in self.cached else "built" for name in self.found}
-        states |= {
-            name: "failed"
-            for name, own in self.failures.items()
-            if not isinstance(own, Interrupted)
-        }
-        about = {
+        state = FINISHED
+        if error is not None:
+            state = FAILED if status_after(error) == "FAILED" else STOPPED
+        return {
             "title": self.title,
             "name": settings.name,
             "stage": self.arguments["stage"],
-            "state": FINISHED
-            if error is None
-            else FAILED
-            if status_after(error) == "FAILED"
-            else STOPPED,
+            "state": state,
             "reason": first_line(error) if error else "",
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
@@ -121,27 +136,20 @@ class PipelineRun:
                     "stage": step.stage,
                     "fingerprint": step.fingerprint,
                     "inputs": [source.name for source in step.inputs.values()],
-                    "state": states.get(step.name, left),
+                    "state": self.state_of(step, finished=error is None),
                 }
                 for step in steps
             ],
         }
-        artifacts = list(self.artifacts.values())
-        fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
-        record_run(self.workspace, self.arguments, fingerprints)
-        report = write_report(report_file(self.workspace, self.plan), about, artifacts)
-        self.tracker.log_pipeline(self.run, artifacts, [report, report.with_suffix(".json")])
-        if not at_terminal():  # the command line prints it below the results
-            announce(f"report: {report}")
 
-
-def title_of(plan: Planned, arguments: Mapping[str, Any]) -> str:
-    """The name of a run, which differs where pages cut it: the configuration and the last step's fingerprint, then the
-    stage, the data and the changes."""
-    settings, steps, _ = plan
-    changes, data = " ".join(arguments["changes"]), Path(arguments["data"]).name
-    parts = (f"{settings.name} {steps[-1].fingerprint[:6]}", arguments["stage"], data, changes)
-    return " · ".join(part for part in parts if part)
+    def state_of(self, step: Step, finished: bool) -> str:
+        """What became of a step, in a word."""
+        error = self.failures.get(step.name)
+        if error and not isinstance(error, Interrupted):
+            return "failed"
+        if step.name in self.found:
+            return "cached" if step.name in self.cached else "built"
+        return "unused" if finished else "unfinished"
 
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
@@ -169,12 +177,16 @@ def make(title: str, number: str, current: PipelineRun, step: Step) -> State | N
     try:
         STOP.get().wait(0)
         return find_or_build(number, current, step)
-    except Interrupted as error:
-        return Failed(
-            name="Interrupted", message=f"{first_line(error)}; the next run continues", data=error
-        )
-    except (InputError, StageFailed, OSError) as error:
-        return Failed(message=first_line(error), data=error)
+    except EXPECTED as error:
+        return failure(error)
+
+
+def failure(error: BaseException) -> State:
+    """The state of a run or a task that ended by an error which is no bug. Its message is one line."""
+    if isinstance(error, Interrupted):
+        message = f"{first_line(error)}; the next run continues"
+        return Failed(name="Interrupted", message=message, data=error)
+    return Failed(message=first_line(error), data=error)
 
 
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
@@ -219,7 +231,7 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
     """Runs a step as the run of a deployment in another work pool, and waits for its end. It has the same parameters,
     and finds its inputs in the shared workspace. Cancels it if the pipeline stops. Raises StageFailed."""
     name = current.elsewhere[step.stage]
-    parameters = {**current.arguments, "stage": step.stage}
+    parameters = {**current.arguments, "stage": step.stage, "parent_run": current.run}
     # Not timeout=None: that does not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name, parameters=parameters, timeout=0, flow_run_name=stage_title(step.description)
@@ -263,5 +275,11 @@ def announce(text: str) -> None:
 
 
 def say() -> Callable[[str], None] | None:
-    """Where the output of a stage's process goes: None for this terminal, else line by line to Prefect's log."""
-    return None if at_terminal() else get_run_logger().info
+    """Where the output of a stage's process goes: line by line to the log of Prefect's run; None for this terminal, of
+    the command line or of a person who calls the flow's function without Prefect."""
+    if at_terminal():
+        return None
+    try:
+        return get_run_logger().info
+    except MissingContextError:
+        return None

@@ -156,6 +156,9 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
 def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> list[Table]:
     """Compares artifacts of evaluations, the first with each of the others. Raises InputError as `compare` does."""
     names = [folder.name[:8] for folder, _ in artifacts]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{repeated[0]}: named twice; name two runs")
     (first, _), *others = artifacts
     compared = [compare(first, folder) for folder, _ in others]
     lines = differences(

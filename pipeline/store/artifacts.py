@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
@@ -272,7 +272,7 @@ def write_record(
         "precision": outcome.precision,
         "contents": describe_contents(folder, outcome.sha256),
         "versions": versions() | hub_commits(description),
-        "run": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **run_info},
+        "run": {"at": time_after(folder.parent.parent), **run_info},
     }
     sync_tree(folder)
     record[SUM] = sum_of(record)
@@ -282,6 +282,17 @@ def write_record(
     for stale in folder.rglob(".*.part"):  # of killed processes
         stale.unlink(missing_ok=True)
     return record
+
+
+def time_after(root: Path) -> str:
+    """The time of a new record: now, but after all others of the store. Their order is that in which artifacts were
+    built, also if the clock was set back between two of them."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    times = [record["run"]["at"] for _, record in artifacts(root) if "at" in record.get("run", {})]
+    newest = datetime.fromisoformat(max(times)) if times else now
+    if newest.tzinfo is None:
+        newest = newest.replace(tzinfo=UTC)
+    return (newest + timedelta(seconds=1) if now < newest else now).isoformat()
 
 
 def versions() -> dict[str, str]:

@@ -9,24 +9,14 @@ Only opening the store raises an error. After that, what MLflow does not take is
 side, so each call names its run.
 """
 
-import getpass
 import json
-import logging
-import os
 import re
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
-from importlib import import_module
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
 
 from filelock import FileLock
 from mlflow.entities import (
@@ -39,8 +29,8 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
 
 from alpro.artifact import Record, flatten, read_record
 from alpro.errors import InputError
@@ -48,28 +38,35 @@ from alpro.files import atomic_write
 from alpro.locks import acquire
 from alpro.log import log
 from alpro.pipeline.reports.results import HEADLINES
+from alpro.pipeline.tracking.contents import (
+    common_tags,
+    datasets_of,
+    distinct,
+    first_line,
+    headlines,
+    metric_name,
+    params_of,
+    read_table,
+    rounded,
+    stage_title,
+    status_after,
+)
 from alpro.pipeline.tracking.relocation import relocate
 from alpro.stages import EVALUATIONS, STAGES
-from alpro.stages.execution.interface import Interrupted
 from alpro.stages.training.metrics import read_metrics
 
-for _name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables...", and the like
-    logging.getLogger(_name).setLevel(logging.WARNING)
-for _name in (
-    "urllib3.connectionpool",
-    "mlflow.store.db.utils",
-):  # each retry, and tracebacks of failed calls
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-
 FOLLOW_SECONDS = 2.0
-PAUSE_SECONDS = (
-    30.0  # without calls after one that MLflow did not answer: each may take a connection timeout
-)
+SYSTEM_SECONDS = 10.0  # between values of CPU, memory and GPU
+# Without calls after one that MLflow did not answer: each may take a connection timeout.
+PAUSE_SECONDS = 30.0
 TABLES = (
     "results.json",
-    *(f"{n}.parquet" for n in ("retrieval_t2v", "entities", "left_out", "rejects", "qa")),
+    "retrieval_t2v.parquet",
+    "entities.parquet",
+    "left_out.parquet",
+    "rejects.parquet",
+    "qa.parquet",
 )
-TABLE_ROWS = 500
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "alpro"  # of MLflow's table and charts of runs, by its key in addresses
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -79,8 +76,10 @@ SHOWN: dict[str, Any] = {
     "compareRunSections": [SECTION],
     "compareRunCharts": [],
     "isAccordionReordered": True,
+    "selectedColumns": [f"metrics.`{name}`" for name in HEADLINES],
 }
-SHOWN["selectedColumns"] = [f"metrics.`{name}`" for name in HEADLINES]
+CHANGED_COLUMNS = 8  # of values that runs changed, in that table
+NOTE = "mlflow.note.content"  # the description of a run, in Markdown
 PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
 # The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
 # an evaluation, is logged with it, too.
@@ -170,38 +169,92 @@ class Tracker:
     def stage_run(
         self, about: Record, folder: Path, parent: str = "", tags: dict[str, str] | None = None
     ) -> Iterator[str]:
-        """The run of a stage for the time of the body. Logs its metrics while the stage writes them, and its artifact
-        if the body leaves a finished one in `folder`.
+        """The run of a stage for the time of the body, nested in `parent`. Logs its metrics while the stage writes
+        them, with those of the machine if it trains, and its artifact if the body leaves a finished one in `folder`.
 
         about: the record of the artifact, or what is known of it before.
         """
-        tags = {"stage": about["stage"], "fingerprint": about["fingerprint"]} | (tags or {})
-        with self.run(stage_title(about), params_of(about), tags, parent) as run:
-            with self._followed(run, folder):
+        with self._described(about, folder, parent, tags or {}) as run:
+            with self._followed(run, folder), self._monitored(run, about["stage"]):
                 yield run
             if record := read_record(folder):
                 self._result(run, folder, record)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Logs all of a finished artifact as a run of its stage. Returns the run's id."""
-        with self.stage_run(record, folder) as run:
-            return run
+        with self._described(record, folder, "", {}) as run:
+            with self._followed(run, folder):
+                pass  # its metrics are all there
+            self._result(run, folder, record)
+        return run
 
-    def log_pipeline(self, run: str, artifacts: Artifacts, files: list[Path]) -> None:
-        """Logs to the run of a pipeline what its stages have reached, and files. MLflow's pages start with the metric
-        that is logged first, and a comparison plots it: the headline scores."""
-        scores, training = dict[str, float](), dict[str, float]()
+    @contextmanager
+    def _described(
+        self, about: Record, folder: Path, parent: str, tags: dict[str, str]
+    ) -> Iterator[str]:
+        """The run of a stage, with its parameters, tags and data sets."""
+        known = {"stage": about["stage"], "fingerprint": about["fingerprint"]}
+        with self.run(stage_title(about), params_of(about), known | tags, parent) as run:
+            if datasets := datasets_of(folder, about):
+                self._log(run, "log_inputs", datasets=datasets)
+            yield run
+
+    @contextmanager
+    def _monitored(self, run: str, stage: str) -> Iterator[None]:
+        """Logs how busy the machine is during a training: CPU, memory, disk, network and GPUs. One that takes less
+        than `SYSTEM_SECONDS` has no values."""
+        if not run or STAGES[stage].kind != "training":
+            yield
+            return
+        monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def log_pipeline(
+        self, run: str, artifacts: Artifacts, files: list[Path], description: str
+    ) -> None:
+        """Logs to the run of a pipeline what its stages have reached, its corpora, files and a description in Markdown.
+        MLflow's pages start with the metric that is logged first, and a comparison plots it: the headline scores."""
+        scores = dict[str, float]()
+        training = dict[str, float]()
         for _, record in artifacts:
             if record["stage"] in EVALUATIONS:
                 scores |= record["metrics"]
             else:
-                training |= {
-                    f"training/{record['stage']}/{key}": value
-                    for key, value in record["metrics"].items()
-                }
-        self.log_metrics(run, headlines(scores) | scores | training)
+                prefix = f"training/{record['stage']}"
+                training |= {f"{prefix}/{key}": value for key, value in record["metrics"].items()}
+        self.log_metrics(run, rounded(headlines(scores) | scores) | training)
+
+        corpora = [one for folder, record in artifacts for one in datasets_of(folder, record)]
+        if corpora:
+            self._log(run, "log_inputs", datasets=distinct(corpora))
         for file in files:
             self._log(run, "log_artifact", str(file))
+        self._log(run, "set_tag", NOTE, description)
+
+    def show_columns(self, keys: list[str]) -> None:
+        """Adds parameters, the values that a run changes, to the columns of the page that lists the runs."""
+        wanted = [f"params.`{key}`" for key in keys]
+        found = self._call(lambda: self.client.get_experiment(self.experiment))
+        if not found or not wanted:
+            return
+        view = json.loads(found.tags.get(VIEW_TAG) or json.dumps(SHOWN))
+        others = [column for column in view["selectedColumns"] if column not in wanted]
+        changed = [*wanted, *(column for column in others if column.startswith("params."))]
+        scores = [column for column in others if not column.startswith("params.")]
+        view["selectedColumns"] = changed[:CHANGED_COLUMNS] + scores
+        self._call(
+            lambda: self.client.set_experiment_tag(self.experiment, VIEW_TAG, json.dumps(view))
+        )
+
+    def address(self, run: str) -> str:
+        """Where a server shows a run; empty if the store is a file."""
+        if not run or not self.uri.startswith("http"):
+            return ""
+        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{run}"
 
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
@@ -257,9 +310,9 @@ class Tracker:
         step = lines[-1]["step"] if lines else 0
         numbers = dict(record["metrics"])
         if stage in EVALUATIONS:
-            short = headlines(numbers)
+            short = rounded(headlines(numbers))
             self._scores(run, record, short, step)
-            numbers = short | numbers
+            numbers = short | rounded(numbers)
         else:
             if STAGES[stage].kind == "training" and (folder / "model").is_dir():
                 model = self._model(run, folder, record, step)
@@ -419,91 +472,3 @@ def start_page(uri: str) -> str:
 
 def unusable(uri: str, error: Exception) -> InputError:
     return InputError(f"MLflow store {uri}: not usable: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    """The message of an error as a line; the kind of the error if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def status_after(error: BaseException) -> str:
-    """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
-    stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
-    return "KILLED" if stopped else "FAILED"
-
-
-def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """The headline scores of an evaluation under their short names; metrics: by split and name, as in its record."""
-    by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
-    return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
-
-
-def stage_title(record: Record) -> str:
-    """The name of a stage's run: its name, and its fingerprint."""
-    return f"{record['name']} · {record['fingerprint'][:8]}"
-
-
-def params_of(record: Record) -> dict[str, Any]:
-    """The values of a stage's configuration that are not the defaults; artifact.json has all of them."""
-    config = import_module(f"alpro.stages.{record['stage']}").Config
-    try:
-        values = config.model_validate(record["config"]).model_dump(
-            mode="json", exclude_defaults=True
-        )
-    except ValidationError:  # of another version of this project
-        values = record["config"]
-    return {record["stage"]: values}
-
-
-def common_tags() -> dict[str, str]:
-    """Where a run comes from: commit, machine and user, also in MLflow's own columns."""
-    commit = git_commit()
-    tags = {"commit": commit, "host": socket.gethostname()}
-    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
-    with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
-        tags["mlflow.user"] = getpass.getuser()
-    return tags | (
-        {"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {}
-    )
-
-
-@cache
-def git_commit() -> str:
-    """The commit of this code, with + where files differ from it; "unknown" outside a checkout."""
-    file = Path(__file__).resolve()  # alpro/pipeline is a link, and git follows none
-    root = file.parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # Fails where the package is installed inside a repository of the user's.
-        git("ls-files", "--error-unmatch", str(file))
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and _ - . : / and spaces, 250 of them.
-
-    >>> metric_name("test/qa/acc_what's")
-    'test/qa/acc_what_s'
-    """
-    return re.sub(r"[^\w\-.:/ ]", "_", name)[:250]
-
-
-def read_table(path: Path) -> Any:
-    """The first rows of a table as a data frame with plain columns."""
-    import pandas as pd
-
-    frame = (pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)).head(
-        TABLE_ROWS
-    )
-    for column in frame.columns:
-        if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
-            frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
-    return frame

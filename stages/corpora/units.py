@@ -32,18 +32,14 @@ from alpro.stages.execution.workers import run_units
 UnitT = TypeVar("UnitT")
 
 
-def open_parts(out: Path, resources: Resources) -> Path:
-    """Creates the folder of the parts, and deletes temporary files of killed processes in `out`.
-
-    With Dask nothing is deleted: its tasks may still run after their pipeline is killed.
-    """
+def open_parts(out: Path) -> Path:
+    """Creates the folder of the parts, and deletes temporary files of killed processes in `out`."""
     parts = out / "parts"
     make_folder(parts)
-    if not resources.dask:
-        for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
-            if stale.is_dir():
-                shutil.rmtree(stale)
-            stale.unlink(missing_ok=True)
+    for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        stale.unlink(missing_ok=True)
     return parts
 
 

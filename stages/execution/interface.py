@@ -85,9 +85,6 @@ class Resources(StageConfig):
     rank_timeout: float = Field(
         default=600.0, gt=0, description="seconds that training processes wait for each other"
     )
-    dask: str = Field(
-        default="", description="address of a Dask scheduler for decoding and tagging"
-    )
     checkpoint_interval: float = Field(
         default=600.0, gt=0, description="seconds between checkpoints of a training"
     )

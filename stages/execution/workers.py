@@ -1,4 +1,4 @@
-"""Runs units of work in processes on this machine, or on a Dask cluster.
+"""Runs units of work in processes on this machine.
 
 A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The processes are
 then replaced, and the units that were running start again. The unit itself records what killed its process.
@@ -17,7 +17,6 @@ from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
     ProcessPoolExecutor,
-    ThreadPoolExecutor,
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
@@ -32,12 +31,9 @@ from alpro.stages.execution.lifecycle import end_with_parent
 
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
-MAX_DEATHS = (
-    50  # consecutive deaths of workers, without a finished unit in between, before the stage fails
-)
+# Consecutive deaths of workers, without a finished unit in between, before the stage fails.
+MAX_DEATHS = 50
 START_SECONDS = 60.0  # time for a process to start on a busy machine
-DASK_UNITS = 256  # submitted at a time: machines may join a cluster at any time
-CONNECT_SECONDS = 10
 EXIT_TIMEOUT = 70  # exit status of a process that exceeds its time limit
 
 
@@ -49,10 +45,6 @@ class WorkerDied(Exception):
 def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
     """Submits functions with picklable arguments that write their results to files. Leaving the context by an exception
     kills its processes: their units can be repeated."""
-    if resources.dask:
-        with dask_cluster(resources.dask) as submit:
-            yield submit
-        return
     # Spawned, not forked: a fork would copy the locks of the caller's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, context, initialize_worker) as pool:
@@ -73,25 +65,6 @@ def initialize_worker() -> None:
     end_with_parent(parent.pid, signal.SIGKILL)
 
 
-@contextmanager
-def dask_cluster(address: str) -> Iterator[Callable[..., Future]]:
-    """Submits to the Dask scheduler at an address. A worker that dies has its units run by another; after four
-    deaths the future raises KilledWorker. Raises InputError where Dask is not installed or no scheduler answers."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("resources.dask needs Dask: pip install 'alpro-pipeline[dask]'") from None
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except OSError as error:
-        raise InputError(
-            f"resources.dask = {address}: no Dask scheduler answers there ({error})"
-        ) from error
-    # Closing the client first ends the threads. Dask's own executor fails if a worker dies while a result is fetched.
-    with ThreadPoolExecutor(DASK_UNITS) as threads, client:
-        yield lambda *call: threads.submit(lambda: client.submit(*call, pure=False).result())
-
-
 def run_units(
     units: Iterable[UnitT], function: Callable[[UnitT], Result], resources: Resources
 ) -> Iterator[tuple[UnitT, Result]]:
@@ -104,14 +77,16 @@ def run_units(
     pending = iter(units)
     lost = deque(islice(pending, 1))
     deaths: set[BaseException] = set()  # all futures of a broken pool have the same exception
-    max_running = DASK_UNITS if resources.dask else 2 * resources.worker_count
+    max_running = 2 * resources.worker_count
+
     while lost:  # once, and again with a new pool after a process died
         running: dict[Future, UnitT] = {}
         broken = False
         with work_pool(resources) as submit:
             while True:
                 while not broken and len(running) < max_running:
-                    if (unit := lost.popleft() if lost else next(pending, None)) is None:
+                    unit = lost.popleft() if lost else next(pending, None)
+                    if unit is None:
                         break
                     try:
                         running[submit(function, unit)] = unit
@@ -120,12 +95,12 @@ def run_units(
                         broken = True
                 if not running:
                     break
+
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    unit, error = running.pop(future), future.exception()
-                    if isinstance(error, BrokenProcessPool) or (
-                        error and type(error).__name__ == "KilledWorker"
-                    ):
-                        broken |= isinstance(error, BrokenProcessPool)
+                    unit = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        broken = True
                         deaths.add(error)
                         lost.append(unit)
                     else:
@@ -152,20 +127,22 @@ def exit_after(seconds: float) -> Iterator[None]:
 def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
     """Calls a function in a subprocess, which may crash or hang, and returns or raises its result.
 
-    It does not use multiprocessing, since Dask's daemonic processes cannot have children. Raises WorkerDied if the
-    process ends without a result, and TimeoutError after `seconds`.
+    It is a program of its own, and no child of multiprocessing, so that neither a crash nor prints of native code reach
+    this process. Raises WorkerDied if the process ends without a result, and TimeoutError after `seconds`.
     """
     call = pickle.dumps((seconds, function, arguments))
     program = "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"
     command = interpreter("-c", program)
     path = os.pathsep.join(filter(None, sys.path))
-    environment, timeout = {**os.environ, "PYTHONPATH": path}, seconds + START_SECONDS
+    environment = {**os.environ, "PYTHONPATH": path}
+    timeout = seconds + START_SECONDS
     try:
         process = subprocess.run(
             command, input=call, stdout=subprocess.PIPE, timeout=timeout, env=environment
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"longer than {timeout:g} s") from None
+
     if process.returncode == EXIT_TIMEOUT:
         raise TimeoutError(f"longer than {seconds:g} s")
     if process.returncode:

@@ -41,22 +41,20 @@ TAGGING = {
     "morphologizer",
     "attribute_ruler",
 }
-_tagging = (
-    threading.Lock()
-)  # a Dask worker may have threads; a pipeline's vocabulary is not thread-safe
+_tagging = threading.Lock()  # a pipeline's vocabulary is not thread-safe
 
 
 def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
     """Counts the words of captions (which have counts themselves), nouns apart."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
     tag = partial(tag_unit, tagger=tagger)
-    few = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT or resources.worker_count == 1
-    local = few and not resources.dask
+    few = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
+    here = few or resources.worker_count == 1
+    tagged = ((unit, tag(unit)) for unit in units) if here else run_units(units, tag, resources)
+
     total: Words = Counter()
     with progress("tagging", len(captions), "captions") as advance:
-        for unit, counted in (
-            ((u, tag(u)) for u in units) if local else run_units(units, tag, resources)
-        ):
+        for unit, counted in tagged:
             total.update(counted)
             advance(len(unit[0]))
     return total

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
@@ -13,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import UUID
 
 import pytest
 
@@ -248,3 +250,51 @@ def of_shards(folder: str | Path, tmp_path: Path) -> str:
     path = tmp_path / "of_shards.toml"
     path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
     return str(path)
+
+
+STAGES = [
+    "render_sample",
+    "decode_videos clips",
+    "decode_videos stills",
+    "train_tokenizer",
+    "build_vocabulary",
+]
+STAGES += [
+    "train_prompter",
+    "cache_prompts",
+    "pretrain",
+    "zero_shot",
+    "finetune_retrieval",
+    "finetune_qa",
+    "evaluate",
+]
+RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
+
+
+def newest_runs() -> tuple[Any, dict[UUID, Any]]:
+    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded their final states."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+        def recorded() -> list[Any]:
+            found = client.read_task_runs(flow_run_filter=only)
+            return (
+                found
+                if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES)
+                else []
+            )
+
+        return run, {one.id: one for one in wait_for(recorded, 600)}
+
+
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,25 +1,14 @@
-"""The DAG end to end at its smallest size: artifacts, cache, MLflow. One pipeline is run and then looked at."""
+"""The DAG end to end at its smallest size: artifacts, cache, MLflow, documentation. One pipeline is run and then looked
+at."""
 
 import json
 import re
 import shutil
-import signal
-import threading
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import MagicMock
-from uuid import UUID
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
-from prefect.client.orchestration import get_client
-from prefect.client.schemas import FlowRun, TaskRun
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -28,64 +17,29 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.config.load import load_config
-from alpro.pipeline.flows import flow, tasks
+from alpro.pipeline.flows import flow
 from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.reports.results import HEADLINES
-from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.checksums import verify
+from alpro.pipeline.tracking.contents import rounded
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.metrics import RETRIEVAL
-from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import (
+    RUN_STAGE,
+    STAGES,
     TINY,
     alpro,
+    newest_runs,
     of_shards,
     runs,
     states_of,
-    statuses_of,
-    summary_of,
-    wait_for,
 )
 
 pytestmark = pytest.mark.usefixtures("prefect")
-STAGES = [
-    "render_sample",
-    "decode_videos clips",
-    "decode_videos stills",
-    "train_tokenizer",
-    "build_vocabulary",
-]
-STAGES += [
-    "train_prompter",
-    "cache_prompts",
-    "pretrain",
-    "zero_shot",
-    "finetune_retrieval",
-    "finetune_qa",
-    "evaluate",
-]
-RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
-
-
-def newest_runs() -> tuple[FlowRun, dict[UUID, TaskRun]]:
-    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded their final states."""
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-
-        def recorded() -> list[TaskRun]:
-            found = client.read_task_runs(flow_run_filter=only)
-            return (
-                found
-                if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES)
-                else []
-            )
-
-        return run, {one.id: one for one in wait_for(recorded, 600)}
 
 
 def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace):
@@ -142,6 +96,18 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(
         pretrain.data.metrics
     )
+    corpora = {f"decode_videos {name}" for name in ("clips", "stills")}
+    marks = {name.split(" ")[1]: Path(first[name]).name for name in corpora}
+    of_pretrain = {one.dataset.name: one.dataset.digest for one in pretrain.inputs.dataset_inputs}
+    assert of_pretrain.items() <= marks.items()
+    assert of_pretrain
+    of_run = {one.dataset.name: one.dataset for one in parent.inputs.dataset_inputs}
+    assert {name: one.digest for name, one in of_run.items()} == marks
+    assert json.loads(of_run["clips"].source) == {"uri": first["decode_videos clips"]}
+
+    note = parent.data.tags["mlflow.note.content"]
+    assert "| Fine-tuned" in note or "| fine-tuned" in note
+    assert "No value was changed" in note
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
 
     def listed(run, folder):
@@ -226,10 +192,9 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
     for name, folder in first.items():
         prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
-        repeated = {
-            f"{prefix}{metric}": value
-            for metric, value in read_record(Path(folder))["metrics"].items()
-        }
+        metrics = read_record(Path(folder))["metrics"]
+        shown = rounded(metrics) if name in EVALUATIONS else metrics
+        repeated = {f"{prefix}{metric}": value for metric, value in shown.items()}
         assert repeated.items() <= parent.data.metrics.items(), name
     newest_flow, tasks = newest_runs()
     assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate']).name[:6]}"
@@ -300,8 +265,8 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
         "changes": ["a=1", "b=2"],
         "stage": "evaluate",
     }
-    title = f"tiny {Path(first['evaluate']).name[:6]} · evaluate · films · a=1 b=2"
-    assert tasks.title_of(planned("", TINY, "", [], workspace), arguments) == title
+    title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate']).name[:6]}"
+    assert flow.title_of(planned("", TINY, "", [], workspace), arguments) == title
 
 
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):
@@ -328,248 +293,6 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
         pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)
     ]
     assert entities[0] == entities[1]
-
-
-CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
-FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "limit", "most", "beside"),  # beside: how many stages with a model share the cores
-    [
-        (CORPORA, 1, 1, {}),
-        (FINE_TUNING, 2, 2, {"finetune_retrieval": 2, "finetune_qa": 2}),
-        (FINE_TUNING[1:], 2, 1, {"finetune_qa": 1}),  # the other one is cached
-        (["pretrain.lr=7e-4"], 2, 1, {"pretrain": 1}),  # the others need it
-    ],
-)
-def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_only_what_depends_on_it(
-    changes, limit, most, beside, first, workspace, monkeypatch, capsys
-):
-    seen = SimpleNamespace(running=0, most=0, started={})
-    changed = threading.Condition()
-
-    def fail(step: Step, *others: object) -> Outcome:
-        with changed:
-            seen.started[step.name] = others[-1]
-            seen.running += 1
-            seen.most = max(seen.most, seen.running)
-            changed.notify_all()
-            assert changed.wait_for(lambda: seen.most >= most, timeout=120)
-            seen.running -= 1
-        raise StageFailed(f"{step.name} broke")
-
-    monkeypatch.setattr(RUN_STAGE, fail)
-    monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
-    changes = [*changes, f"resources.max_stages={limit}"]
-    with pytest.raises(StageFailed) as raised:
-        alpro(TINY, changes=changes, workspace=workspace)
-    in_order = [name for name in STAGES if name in seen.started]
-    assert (len(in_order), seen.most, str(raised.value)) == (
-        len(changes) - 1,
-        most,
-        f"{in_order[0]} broke",
-    )
-    assert limit == 2 or list(seen.started) == in_order
-    assert beside.items() <= seen.started.items()
-    printed = capsys.readouterr().err
-    assert all(f"{name}: failed: {name} broke" in printed for name in in_order)
-    assert "evaluate: skipped" in printed
-    assert statuses_of(workspace) == dict.fromkeys(["", *in_order], "FAILED")
-    summary, states = summary_of(workspace, changes), states_of(workspace, changes)
-    assert (summary["state"], summary["reason"]) == ("failed", f"{in_order[0]} broke")
-    assert {name for name in STAGES if states[name] == "failed"} == seen.started.keys()
-    assert (states["render_sample"], states["evaluate"]) == ("cached", "unfinished")
-
-
-@pytest.fixture
-def interruptible():
-    """A shell's background jobs ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_killed(
-    first, workspace, monkeypatch
-):
-    running = threading.Barrier(2)
-
-    def run_until_stopped(*_: object) -> Outcome:
-        if running.wait(120) == 0:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        STOP.get().wait(120)
-        raise AssertionError("not stopped")
-
-    monkeypatch.setattr(RUN_STAGE, run_until_stopped)
-    monkeypatch.setattr(flow, "GRACE_SECONDS", 600)  # they end because they are asked to
-    changes = [*FINE_TUNING, "resources.max_stages=2"]
-    with pytest.raises(KeyboardInterrupt):
-        alpro(TINY, changes=changes, workspace=workspace)
-    assert statuses_of(workspace) == {
-        "": "KILLED",
-        "finetune_retrieval": "KILLED",
-        "finetune_qa": "KILLED",
-    }
-    assert summary_of(workspace, changes)["state"] == "stopped"
-    assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
-
-
-@pytest.mark.parametrize(
-    ("errors", "seed", "times", "state"),
-    [
-        ([Interrupted("evaluate: it received SIGTERM")], 101, 2, "Completed"),
-        ([Interrupted("evaluate: lost")] * 4, 102, 4, "Interrupted"),
-        ([InputError("a: no\ncaptions")], 103, 1, "Failed"),
-        ([Stopped("evaluate was stopped")], 104, 1, "Interrupted"),
-        ([OSError("a bug")], 105, 1, "Failed"),
-    ],
-)
-def test_only_an_interrupted_stage_runs_again(
-    errors, seed, times, state, first, workspace, monkeypatch
-):
-    left, tried = list(errors), []
-
-    def work(step: Step, out: Path, *_: object) -> Outcome:
-        tried.append(step.name)
-        if left:
-            raise left.pop(0)
-        shutil.copy(Path(first["evaluate"]) / "results.json", out)
-        return Outcome({"items": 1})
-
-    monkeypatch.setattr(RUN_STAGE, work)
-    monkeypatch.setattr(tasks.make, "retry_delay_seconds", [0, 0, 0])
-    with nullcontext() if state == "Completed" else pytest.raises(type(errors[0])):
-        alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
-    assert tried == ["evaluate"] * times
-    (found,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
-    assert found.name == state
-    assert "\n" not in (found.message or "")
-
-
-def client_of(*states: object) -> MagicMock:
-    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which may be an error."""
-    stages = [
-        ("finetune_qa", "gpu"),
-        ("evaluate", "gpu"),
-        ("build_vocabulary", "cpu"),
-        ("nightly", "gpu"),
-    ]
-    client = MagicMock()
-    client.__enter__.return_value = client
-    client.read_deployment.return_value.work_pool_name = "cpu"
-    client.read_deployments.return_value = [
-        SimpleNamespace(
-            name=name,
-            work_pool_name=pool,
-            parameters={"stage": name.replace("nightly", "pretrain")},
-        )
-        for name, pool in stages
-    ]
-    found = [
-        state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states
-    ]
-    client.read_flow_run.side_effect = found
-    return client
-
-
-@pytest.fixture
-def deployed(first, workspace, monkeypatch):
-    """deployed(client, changes): runs `alpro` as the run of a deployment; the deployments that it starts, each with its
-    parameters. `build` does their work, in the same workspace."""
-
-    def start(client: MagicMock, changes: list[str], build: bool = True) -> list[tuple[str, dict]]:
-        started = []
-
-        def run_deployment(
-            name: str, parameters: dict, timeout: int, flow_run_name: str
-        ) -> SimpleNamespace:
-            started.append((name, parameters))
-            if build:
-                alpro(
-                    TINY,
-                    changes=parameters["changes"],
-                    stage=parameters["stage"],
-                    workspace=workspace,
-                )
-            return SimpleNamespace(id="r", name="blue-fox")
-
-        for module in (flow, tasks):
-            monkeypatch.setattr(module, "get_client", lambda sync_client: client)
-        monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-        monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
-        monkeypatch.setattr(tasks, "run_deployment", run_deployment)
-        monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
-        monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
-        monkeypatch.chdir(workspace)
-        flow.alpro(TINY, changes=changes)
-        return started
-
-    return start
-
-
-@pytest.mark.usefixtures("copied")
-def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deployed, workspace):
-    changes = ["finetune_qa.lr=2e-3"]
-    client = client_of(
-        Running(), httpx.ConnectError("refused"), AwaitingRetry(), Completed(), Completed()
-    )
-    started = deployed(client, changes)
-    parameters = {"config": TINY, "data": "", "changes": changes}
-    assert started == [
-        (f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")
-    ]
-    states = states_of(workspace, changes)
-    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == (
-        "cached",
-        "built",
-        "built",
-    )
-    assert (
-        client.update_flow_run.call_args_list[0].kwargs["name"]
-        == summary_of(workspace, changes)["title"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        (Failed(message="no captions"), "no captions"),
-        (Crashed(), "finetune_qa"),
-        (Completed(), "does not exist"),
-    ],
-)
-def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(state, message, deployed):
-    with pytest.raises(StageFailed, match=message):
-        deployed(client_of(state), ["finetune_qa.lr=3e-3"], build=False)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
-    client, main = client_of(), threading.main_thread().ident
-
-    def stop(one: str) -> SimpleNamespace:
-        if client.read_flow_run.call_count == 2:
-            signal.pthread_kill(main, signal.SIGINT)
-            STOP.get()._requested.wait(120)
-        return SimpleNamespace(state=Running())
-
-    client.read_flow_run.side_effect = stop
-    with pytest.raises(KeyboardInterrupt):
-        deployed(client, ["finetune_qa.lr=4e-3"], build=False)
-    assert [call.args[1].name for call in client.set_flow_run_state.call_args_list] == [
-        "Cancelling"
-    ]
-
-
-def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
-    monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-    monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
-    for workspace in ("", "relative/folder"):
-        monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
-        with pytest.raises(InputError, match="ALPRO_WORKSPACE"):
-            flow.alpro(TINY)
 
 
 # The documentation of a finished pipeline.

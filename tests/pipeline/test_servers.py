@@ -51,8 +51,10 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
     monkeypatch.setattr(
         servers, "answers", lambda url: url.startswith("http://127") and len(commands) == 1
     )
+    checked: list[str] = []
+    monkeypatch.setattr(servers, "check_server", checked.append)
     servers.start_temporary_server()()
-    assert commands == []
+    assert (commands, checked) == ([], ["http://host/api"])
     os.environ |= {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     wait = servers.start_temporary_server()
     port = commands[0][commands[0].index("--port") + 1]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -458,3 +459,19 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
     alpro(many, "show", "dd")
     assert "To build it again" not in capsys.readouterr().out
+
+
+def test_a_clock_that_was_set_back_changes_no_order(store, monkeypatch):
+    """`gc` and the name of a stage take the last artifact for the newest."""
+    times = iter(("2026-12-01T10:00:00+00:00", "2016-12-01T10:00:00+00:00"))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone: object = None) -> datetime:
+            return datetime.fromisoformat(next(times))
+
+    monkeypatch.setattr(artifacts_module, "datetime", Clock)
+    for seed in (1, 2):
+        store.make(sample_step(seed=seed), lambda step, out: Outcome(), {})
+    assert [record["config"]["seed"] for _, record in store.all()] == [1, 2]
+    assert [record["config"]["seed"] for _, record in store.unreachable()] == [1]

@@ -21,8 +21,9 @@ from alpro.files import digest, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking import tracker as module
+from alpro.pipeline.tracking.contents import TABLE_ROWS, read_table
 from alpro.pipeline.tracking.registry import registered_folder
-from alpro.pipeline.tracking.tracker import TABLE_ROWS, Tracker, read_table
+from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.finetune_retrieval import Config
 from tests.conftest import one_line

@@ -224,18 +224,16 @@ def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows, capsys):
     assert "hint" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dask", ["", "tcp://127.0.0.1:1"])
-def test_temporary_files_of_killed_processes_are_deleted(tmp_path, resources, dask):
-    """Not with Dask, whose tasks can outlive the pipeline that sent them."""
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path):
     parts = tmp_path / "out" / "parts"
     (parts / ".manifest.1.part").mkdir(parents=True)
     stale = [".a.tar.1.part", "parts/.fetched.1.mp4", "parts/.manifest.1.part/manifest.parquet"]
     for name in (*stale, "a.tar"):
         (tmp_path / "out" / name).write_bytes(b"x")
-    assert open_parts(tmp_path / "out", resources.model_copy(update={"dask": dask})) == parts
+    assert open_parts(tmp_path / "out") == parts
     left = {
         str(path.relative_to(tmp_path / "out"))
         for path in (tmp_path / "out").rglob("*")
         if path.is_file()
     }
-    assert left == ({"a.tar", *stale} if dask else {"a.tar"})
+    assert left == {"a.tar"}

@@ -1,4 +1,4 @@
-"""Units in a pool or on a Dask cluster: each is done once, whatever becomes of the processes that do them."""
+"""Units in a pool: each is done once, whatever becomes of the processes that do them."""
 
 import os
 import signal
@@ -121,43 +121,3 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, wait_for_end):
     parent.kill()
     parent.wait()
     wait_for_end(worker)
-
-
-@pytest.mark.long
-def test_a_killed_dask_worker_changes_no_byte(clips, decode_sample, tmp_path, monkeypatch):
-    """Its units are done again; a result counts whose worker dies once it was fetched. Processes of an earlier pipeline
-    may still write, so no temporary file is deleted."""
-    from tests.stages.conftest import contents  # not above: every worker imports this module
-
-    distributed = pytest.importorskip("distributed")
-    gather = distributed.Client._gather
-
-    async def lose(client, futures, **options):
-        results = await gather(client, futures, **options)
-        for future in futures:
-            future._state.lose()
-        return results
-
-    monkeypatch.setattr(distributed.Client, "_gather", lose)
-    (tmp_path / "there").mkdir()
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        resources = Resources(dask=cluster.scheduler_address, device="cpu")
-        results = list(
-            run_units(range(7), partial(note, folder=tmp_path, crashing=(2, 5)), resources)
-        )
-        made = contents(decode_sample(tmp_path / "there", "clips", resources, samples_per_shard=16))
-    assert sorted(results) == [(number, 10 * number) for number in range(7)]
-    final = [
-        {name: sha for name, sha in some.items() if "parts" not in name}
-        for some in (made, contents(clips))
-    ]
-    assert final[0] == final[1]
-
-
-def test_a_scheduler_that_does_not_answer_is_a_mistake(free_port, monkeypatch):
-    monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.1)
-    resources = Resources(dask=f"tcp://127.0.0.1:{free_port()}", device="cpu")
-    with pytest.raises(InputError, match="no Dask scheduler"):
-        list(workers.run_units([0], print, resources))

@@ -1,0 +1,58 @@
+"""A run in a few lines of Markdown, for the pages of MLflow and Prefect: results, changes, links."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alpro.artifact import Record
+from alpro.pipeline.reports.results import Table, main_table, rows
+
+
+def summary(
+    run: Mapping[str, Any],
+    artifacts: Sequence[tuple[Path, Record]],
+    links: Mapping[str, str],
+) -> str:
+    """What a run reached, what it changed, and where to read on.
+
+    Args:
+        run: the summary of the run, as it is beside its report.
+        artifacts: of its steps, in order.
+        links: addresses by the words that stand for them; one without an address is left out.
+    """
+    arguments = run["arguments"]
+    parts = [f"**{run['state']}**" + (f": {run['reason']}" if run["reason"] else "")]
+
+    table = main_table(rows(artifacts))
+    if table:
+        parts.append(markdown_table(table))
+    else:
+        parts.append("No stage of this run evaluates a model.")
+
+    changes = "\n".join(f"- `{change}`" for change in arguments["changes"])
+    parts.append(f"**Changed values**\n\n{changes}" if changes else "No value was changed.")
+
+    source = f"Configuration `{arguments['config']}`"
+    source += f", data `{arguments['data']}`" if arguments["data"] else ""
+    parts.append(f"{source}, commit `{run['commit']}`.")
+
+    named = [f"[{words}]({address})" for words, address in links.items() if address]
+    if named:
+        parts.append(" · ".join(named))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, with its note below."""
+    lines = [table.heads, ["---"] * len(table.heads), *table.lines]
+    text = "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
+    return f"{text}\n\n{table.note}".strip()
+
+
+def escaped(cell: str) -> str:
+    """A text as a cell, which a bar or a line break would end.
+
+    >>> escaped("a|b")
+    'a\\\\|b'
+    """
+    return cell.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,244 @@
+"""The flow as the run of a deployment, with stages in other pools; and called from Python."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import httpx
+import prefect
+import pytest
+from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ParameterTypeError
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
+
+from alpro import stages
+from alpro.errors import InputError
+from alpro.pipeline.flows import flow, tasks
+from alpro.stages.execution.interface import STOP, StageFailed
+from tests.pipeline.conftest import (
+    STAGES,
+    TINY,
+    in_process,
+    runs,
+    states_of,
+    summary_of,
+)
+
+pytestmark = pytest.mark.usefixtures("prefect")
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch) -> None:
+    """These runs are not of the command line, which other tests call."""
+    monkeypatch.delenv("ALPRO_COMMAND_LINE", raising=False)
+
+
+def client_of(*states: object) -> MagicMock:
+    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which may be an error."""
+    stages = [
+        ("finetune_qa", "gpu"),
+        ("evaluate", "gpu"),
+        ("build_vocabulary", "cpu"),
+        ("nightly", "gpu"),
+    ]
+    client = MagicMock()
+    client.__enter__.return_value = client
+    client.read_deployment.return_value.work_pool_name = "cpu"
+    client.read_deployments.return_value = [
+        SimpleNamespace(
+            name=name,
+            work_pool_name=pool,
+            parameters={"stage": name.replace("nightly", "pretrain")},
+        )
+        for name, pool in stages
+    ]
+    found = [
+        state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states
+    ]
+    client.read_flow_run.side_effect = found
+    return client
+
+
+@pytest.fixture
+def deployed(first, workspace, monkeypatch):
+    """deployed(client, changes): runs `alpro` as the run of a deployment; the deployments that it starts, each with its
+    parameters. `build` does their work, in the same workspace, as a worker of their pool would."""
+
+    def start(client: MagicMock, changes: list[str], build: bool = True) -> list[tuple[str, dict]]:
+        started = []
+
+        def run_deployment(
+            name: str, parameters: dict, timeout: int, flow_run_name: str
+        ) -> SimpleNamespace:
+            started.append((name, parameters))
+            if build:
+                client.read_deployment.return_value.work_pool_name = "gpu"
+                with in_process():
+                    flow.alpro(**parameters)
+                client.read_deployment.return_value.work_pool_name = "cpu"
+            return SimpleNamespace(id="r", name="blue-fox")
+
+        for module in (flow, tasks):
+            monkeypatch.setattr(module, "get_client", lambda sync_client: client)
+        monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
+        monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
+        monkeypatch.setattr(tasks, "run_deployment", run_deployment)
+        monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
+        monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
+        monkeypatch.chdir(workspace)
+        flow.alpro(TINY, changes=changes)
+        return started
+
+    return start
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deployed, workspace):
+    """In MLflow, all stages are in the one run of the pipeline."""
+    changes = ["finetune_qa.lr=2e-3"]
+    before = len(runs(workspace)[0])
+    client = client_of(
+        Running(), httpx.ConnectError("refused"), AwaitingRetry(), Completed(), Completed()
+    )
+    started = deployed(client, changes)
+    (parent, *others), nested = runs(workspace)
+    parameters = {
+        "config": TINY,
+        "data": "",
+        "changes": changes,
+        "parent_run": parent.info.run_id,
+    }
+    assert started == [
+        (f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")
+    ]
+    states = states_of(workspace, changes)
+    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == (
+        "cached",
+        "built",
+        "built",
+    )
+    title = summary_of(workspace, changes)["title"]
+    assert client.update_flow_run.call_args_list[0].kwargs["name"] == title
+    assert title.startswith("lr=2e-3 · tiny ")
+
+    assert len(others) == before
+    stages = {run.data.tags["stage"] for run in nested[parent.info.run_id]}
+    assert stages == {"finetune_qa", "evaluate"}
+    assert "- `finetune_qa.lr=2e-3`" in parent.data.tags["mlflow.note.content"]
+    experiment = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").get_experiment_by_name("tiny")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])
+    assert view["selectedColumns"][0] == "params.`finetune_qa.lr`"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (Failed(message="no captions"), "no captions"),
+        (Crashed(), "finetune_qa"),
+        (Completed(), "does not exist"),
+    ],
+)
+def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(state, message, deployed):
+    with pytest.raises(StageFailed, match=message):
+        deployed(client_of(state), ["finetune_qa.lr=3e-3"], build=False)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
+    client, main = client_of(), threading.main_thread().ident
+
+    def stop(one: str) -> SimpleNamespace:
+        if client.read_flow_run.call_count == 2:
+            signal.pthread_kill(main, signal.SIGINT)
+            STOP.get()._requested.wait(120)
+        return SimpleNamespace(state=Running())
+
+    client.read_flow_run.side_effect = stop
+    with pytest.raises(KeyboardInterrupt):
+        deployed(client, ["finetune_qa.lr=4e-3"], build=False)
+    assert [call.args[1].name for call in client.set_flow_run_state.call_args_list] == [
+        "Cancelling"
+    ]
+
+
+def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
+    monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
+    monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
+    for workspace in ("", "relative/folder"):
+        monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
+        with pytest.raises(InputError, match="ALPRO_WORKSPACE"):
+            flow.alpro(TINY)
+
+
+def folders_of(result: dict[str, str]) -> dict[str, str]:
+    """The folders of a run by their names, without the workspace."""
+    return {name: Path(folder).name for name, folder in result.items()}
+
+
+def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
+    """Called, with other options, as a part of another flow, and without Prefect. The workspace is in the current
+    folder, or where the variable says."""
+    monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
+
+    @prefect.flow
+    def outer() -> dict[str, str]:
+        return flow.alpro(TINY, stage="train_tokenizer")
+
+    expected = {name: Path(first[name]).name for name in STAGES[:4] if name != STAGES[2]}
+    for call in (
+        lambda: flow.alpro(config=TINY, stage="train_tokenizer"),
+        lambda: flow.alpro.with_options(retries=0)(TINY, stage="train_tokenizer"),
+        lambda: flow.alpro.fn(TINY, stage="train_tokenizer"),
+        outer,
+    ):
+        assert folders_of(call()).items() >= {STAGES[3]: expected[STAGES[3]]}.items()
+    assert Path.cwd() != workspace
+
+
+def newest_flow_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+    return run
+
+
+def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatch, caplog):
+    """The run has its name although it has no plan."""
+    monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
+    changes = ["finetune_retrieval.lrr=1"]
+    with pytest.raises(InputError, match="did you mean 'lr'"):
+        flow.alpro(TINY, changes=changes)
+    run = newest_flow_run()
+    assert run.name == "lrr=1 · tiny"
+    assert run.state.type.value == "FAILED"
+    assert "did you mean 'lr'" in run.state.message
+    assert "\n" not in run.state.message
+    assert "Traceback" not in caplog.text
+
+
+def test_the_form_offers_configurations_and_stages_and_takes_a_file():
+    properties = flow.alpro.parameters.properties
+    assert properties["stage"]["enum"] == ["", *stages.STAGES]
+    choices, file = properties["config"]["anyOf"]
+    assert {"sample", "from_clip", "own_videos"} <= set(choices["enum"])
+    assert file["type"] == "string"
+    assert "enum" not in file
+    with pytest.raises(ParameterTypeError):
+        flow.alpro.validate_parameters({"changes": 3})
+
+
+def test_a_run_of_prefect_shows_its_results(first, workspace, monkeypatch):
+    monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
+    flow.alpro(TINY)
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[newest_flow_run().id]))
+    with get_client(sync_client=True) as client:
+        (artifact,) = client.read_artifacts(flow_run_filter=only)
+    assert (artifact.key, artifact.type) == ("results", "markdown")
+    assert "| --- |" in artifact.data
+    assert "finished" in artifact.data
