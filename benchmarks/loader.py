@@ -28,6 +28,7 @@ from decode import render
 from alpro.models.word_pieces import train_tokenizer
 from alpro.shards import reader as shard_reader
 from alpro.shards.decoding import decode_video
+from alpro.shards.sources.manifest import import_source
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
@@ -56,8 +57,12 @@ def main() -> None:
         ]
         for file in files:
             file.with_suffix(".txt").write_text(f"clip {file.stem}: {CAPTION}")
+        manifest = import_source(videos, Path(temporary) / "manifests").folder
         decode_videos.run(
-            decode_videos.Config(validation=0, test=0), {"data": videos}, corpus, Resources()
+            decode_videos.Config(validation=0, test=0),
+            decode_videos.Inputs(manifest=manifest),
+            corpus,
+            Resources(),
         )
         shard_reader.MAX_KEPT_BYTES = 0  # every frame is decoded, as in a large corpus
         methods: dict[str, Callable[[int], float]] = {

@@ -119,7 +119,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
 
     torch.manual_seed(0)
     config = render_sample.Config(lessons=0, clips=videos, stills=0, validation=4, test=4)
-    render_sample.run(config, {}, folder, Resources(workers=1))
+    render_sample.run(config, render_sample.Inputs(), folder, Resources(workers=1))
     rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
     chosen = [
         row | {"path": str(folder / row["path"])} for row in rows if row.get("split") == "train"

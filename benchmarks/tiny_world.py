@@ -163,7 +163,7 @@ def run_stage(
     """Trains a stage, from a checkpoint in `out` if there is one."""
     module = import_module(f"alpro.stages.{stage}")
     out.mkdir(parents=True, exist_ok=True)
-    module.run(module.Config.model_validate(config), inputs, out, resources)
+    module.run(module.Config.model_validate(config), module.Inputs.of(inputs), out, resources)
 
 
 def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resources) -> None:
@@ -172,7 +172,12 @@ def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resour
         inputs["prompter"], inputs["prompts"] = out, out.with_name("prompts")
         inputs["prompts"].mkdir(exist_ok=True)
         config = cache_prompts.Config.model_validate({"templates": TEMPLATES})
-        cache_prompts.run(config, inputs, inputs["prompts"], resources)
+        cache_prompts.run(
+            config,
+            cache_prompts.Inputs(vocabulary=inputs["vocabulary"], prompter=out),
+            inputs["prompts"],
+            resources,
+        )
     elif stage == "pretrain":
         inputs["model"] = out
 

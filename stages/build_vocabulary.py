@@ -10,7 +10,16 @@ from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.models.words import Templates, read_word_list
-from alpro.stages.execution.interface import FILE, Outcome, Resources, StageConfig, file_or_word
+from alpro.stages.execution.interface import (
+    FILE,
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageConfig,
+    StageInputs,
+    file_or_word,
+)
 from alpro.stages.vocabulary.nouns import Words, count_words, read_captions
 
 VERSION = 4
@@ -66,9 +75,22 @@ class Candidate:
     occurrences: int
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: decoded corpora. Writes entities.parquet, left_out.parquet and rejects.parquet."""
-    captions, without = read_captions(inputs)
+class Inputs(StageInputs):
+    """Decoded corpora."""
+
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """For pre-training, on its corpora."""
+    if pipeline.pretrain is None:
+        return None
+    return Needs(pipeline.build_vocabulary, corpora=pipeline.pretrain.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes entities.parquet, left_out.parquet and rejects.parquet."""
+    captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
     if config.entities_file:
         entities, left_out = first_entities(config)

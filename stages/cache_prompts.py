@@ -14,7 +14,15 @@ from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelFolder, write_tensors
 from alpro.models.ranks import pick_device
 from alpro.models.words import Templates
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import (
+    FILE_OR_NAME,
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageConfig,
+    StageInputs,
+)
 
 VERSION = 5
 MAX_PROMPT_TOKENS = 64
@@ -31,19 +39,35 @@ class Config(StageConfig):
     )
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `vocabulary`, and `prompter` unless it is configured.
+class Inputs(StageInputs):
+    """The entities, and the trained prompter unless another one is configured."""
 
-    Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json. A configured prompter is copied
-    to model/: the later stages then use these weights, whatever becomes of the folder or the hub.
+    vocabulary: Path
+    prompter: Path | None = None
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """Where pre-training needs a prompter."""
+    if not pipeline.uses_prompter:
+        return None
+    stages = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
+    return Needs(pipeline.cache_prompts, stages)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json.
+
+    A configured prompter is copied to model/: the later stages then use these weights, whatever becomes of the folder
+    or the hub.
     """
     device = pick_device(resources.device)
     if config.prompter:
         prompter: ModelFolder = load_clip(config.prompter, device)
         prompter.save_pretrained(out / "model")
     else:
-        prompter = load_prompter(inputs["prompter"], device)
-    entities = read_entities(inputs["vocabulary"])
+        assert inputs.prompter is not None
+        prompter = load_prompter(inputs.prompter, device)
+    entities = read_entities(inputs.vocabulary)
     prompts = {
         kind: embed(prompter.model, prompter.tokenizer, entities, templates)
         for kind, templates in config.templates.kinds.items()

@@ -1,7 +1,7 @@
 """Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or rejects.parquet."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,7 @@ from alpro.log import log, progress
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import Decoder, decode_image, decode_video, memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
-from alpro.shards.sources.annotations import ANNOTATION_FILES
-from alpro.shards.sources.manifest import import_source
+from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
@@ -35,7 +34,7 @@ from alpro.stages.corpora.units import (
     run_unfinished,
     write_unit,
 )
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
 VERSION = 11
@@ -96,20 +95,26 @@ class Config(StageConfig):
 UNIT_SETTINGS = {"frames", "size", "timeout", "max_bytes"}
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `data`, a manifest, a folder of shards of video2dataset, or a folder of videos, the latter with optional
-    annotation files by split, and the `root` that their names are relative to; or `sample`, the rendered sample, with
-    Config.manifest in it. `manifests`: the folder in which the source is already imported.
+class Inputs(StageInputs):
+    """The imported source, a folder that `import_source` has filled; or the rendered sample, with Config.manifest in
+    it, which only exists when the stage runs, so that the stage imports it."""
 
-    Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py), statistics.json,
+    manifest: Path | None = None
+    sample: Path | None = None
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py), statistics.json,
     overlap.parquet and pictures/samples.png.
     """
-    source = inputs["sample"] / config.manifest if config.manifest else inputs["data"]
     parts = open_parts(out)
-    annotations = {
-        name: path for name, path in inputs.items() if name.partition(".")[0] in ANNOTATION_FILES
-    }
-    plan = plan_of(config, source, annotations, inputs.get("root"), inputs.get("manifests", parts))
+    if inputs.sample:
+        manifest = import_source(inputs.sample / config.manifest, parts)
+    else:
+        assert inputs.manifest is not None
+        manifest = Manifest(inputs.manifest)
+    source = manifest.about["source"]
+    plan = plan_of(config, manifest)
     check_texts(source, plan)
     if hint := plan.group_hint():
         log.info(f"hint: {hint}")
@@ -122,18 +127,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
     return outcome
 
 
-def plan_of(
-    config: Config,
-    source: Location,
-    annotations: Mapping[str, Path] | None,
-    root: Path | None,
-    cache: Path,
-) -> DecodePlan:
-    """The plan of decoding a source, which is imported to the folder `cache`."""
-    manifest = import_source(source, cache, annotations, root)
-    shares = config.validation, config.test
+def plan_of(config: Config, manifest: Manifest) -> DecodePlan:
+    """The plan of decoding an imported source."""
     return DecodePlan(
-        manifest, config.kinds, config.group_pattern, *shares, config.seed, config.samples_per_shard
+        manifest,
+        config.kinds,
+        config.group_pattern,
+        config.validation,
+        config.test,
+        config.seed,
+        config.samples_per_shard,
     )
 
 

@@ -18,7 +18,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.results import Results, evaluating
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_answers, add_rankers
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
 VERSION = f"15 {TABLE_VERSION}"
 
@@ -37,17 +37,35 @@ class Config(EvaluationConfig):
     )
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: the models `retrieval` and `qa`, or one of them, and the corpora by name.
+class Inputs(StageInputs):
+    """The fine-tuned models, or one of them; the corpora of the evaluation."""
 
-    Writes results.json and per-query tables.
-    """
-    evaluations = {
-        "retrieval": (config.retrieval, retrieval),
-        "qa": (config.qa, question_answering),
-    }
-    tasks = [task for model, (corpus, task) in evaluations.items() if corpus and model in inputs]
-    with evaluating(config, inputs, out, resources) as (results, device):
+    retrieval: Path | None = None
+    qa: Path | None = None
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """Where the pipeline fine-tunes a model, or starts from one that is fine-tuned, unless it fine-tunes it again."""
+    config: Config = pipeline.evaluate
+    tunings = {"retrieval": pipeline.finetune_retrieval, "qa": pipeline.finetune_qa}
+    is_tuned = pipeline.start_task in tunings and tunings[pipeline.start_task] is None
+    if not (config.corpora and (is_tuned or any(tunings.values()))):
+        return None
+    stages = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
+    folders = {pipeline.start_task: pipeline.start} if is_tuned and pipeline.start else {}
+    return Needs(config, stages, folders, config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes results.json and per-query tables."""
+    tasks = []
+    if config.retrieval and inputs.retrieval:
+        tasks.append(retrieval)
+    if config.qa and inputs.qa:
+        tasks.append(question_answering)
+    models = [inputs.retrieval, inputs.qa]
+    with evaluating(config, inputs.corpora, models, out, resources) as (results, device):
         with progress("evaluating", len(tasks), "tasks") as advance:
             for task in tasks:
                 task(config, inputs, results, device)
@@ -55,12 +73,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         return results.outcome()
 
 
-def retrieval(
-    config: Config, inputs: dict[str, Path], results: Results, device: torch.device
-) -> None:
+def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.device) -> None:
     """Retrieval by the fine-tuned model, by each of its scores; controls."""
-    model = Scorer.load(config, inputs["retrieval"], device)
-    corpus = inputs[config.retrieval]
+    assert inputs.retrieval is not None
+    model = Scorer.load(config, inputs.retrieval, device)
+    corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
     scored = model.score(gallery)
     add_rankers(results, "fine-tuned", "retrieval", model, gallery.labels, scored)
@@ -76,12 +93,13 @@ def retrieval(
 
 
 def question_answering(
-    config: Config, inputs: dict[str, Path], results: Results, device: torch.device
+    config: Config, inputs: Inputs, results: Results, device: torch.device
 ) -> None:
     """Accuracy by type with the most frequent training answer as chance level; two-way accuracy; controls."""
     config = config.model_copy(update={"frames": 0, "max_text_tokens": 0})  # those are of retrieval
-    model = Scorer.load(config, inputs["qa"], device)
-    corpus = inputs[config.qa]
+    assert inputs.qa is not None
+    model = Scorer.load(config, inputs.qa, device)
+    corpus = inputs.corpora[config.qa]
     questions = Questions.of(corpus, config.split, excluded(config, corpus))
     asked = (
         questions.items,

@@ -12,7 +12,7 @@ from alpro.models.folder import ModelFolder
 from alpro.models.words import read_word_list
 from alpro.shards.reader import read_index
 from alpro.stages.evaluation.validation import validate_qa
-from alpro.stages.execution.interface import FILE, Outcome, Resources
+from alpro.stages.execution.interface import FILE, Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
@@ -42,15 +42,32 @@ class Config(TrainingConfig):
         return self
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation."""
+class Inputs(StageInputs):
+    """The pre-trained model, and the corpora of the phases."""
+
+    model: Path
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    config: Config | None = pipeline.finetune_qa
+    if config is None:
+        return None
+    folders = {"model": pipeline.start} if pipeline.start else {}
+    return Needs(config, {"model": "pretrain"}, folders, config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes model/ with the best weights on validation."""
 
     def build(device: torch.device) -> Training:
-        start = load_model(inputs["model"], device)
+        start = load_model(inputs.model, device)
         if config.answers_file:
             answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
         else:
-            answers = frequent_answers([inputs[name] for name in config.corpora], config.answers)
+            answers = frequent_answers(
+                [inputs.corpora[name] for name in config.corpora], config.answers
+            )
         model = fine_tuned(start, config.frames, device, answers)
         objective = QaObjective(
             model, start.preprocessing.mean, start.preprocessing.std, answers
@@ -58,10 +75,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         return Training(
             ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),
             objective,
-            *validate_qa(objective, inputs, start.tokenizer, answers, config),
+            *validate_qa(objective, inputs.corpora, start.tokenizer, answers, config),
         )
 
-    return train(build, config, inputs, out, resources)
+    return train(build, config, inputs.corpora, out, resources)
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.validation import validate_retrieval
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
@@ -25,19 +25,34 @@ class Config(MatchingConfig):
     )
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `model`, and the corpora of the phases by name. Writes model/ with the best weights on validation,
+class Inputs(StageInputs):
+    """The pre-trained model, and the corpora of the phases."""
+
+    model: Path
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    config: Config | None = pipeline.finetune_retrieval
+    if config is None:
+        return None
+    folders = {"model": pipeline.start} if pipeline.start else {}
+    return Needs(config, {"model": "pretrain"}, folders, config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes model/ with the best weights on validation,
     and whether they rank better by similarity or by matching there."""
 
     def build(device: torch.device) -> Training:
-        start = load_model(inputs["model"], device)
+        start = load_model(inputs.model, device)
         model = fine_tuned(start, config.frames, device)
         mean, std = start.preprocessing.mean, start.preprocessing.std
         objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(device)
         return Training(
             ModelFolder("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
             objective,
-            *validate_retrieval(objective, inputs, start.tokenizer, config),
+            *validate_retrieval(objective, inputs.corpora, start.tokenizer, config),
         )
 
-    return train(build, config, inputs, out, resources)
+    return train(build, config, inputs.corpora, out, resources)

@@ -36,7 +36,7 @@ from alpro.stages.corpora.units import (
     run_unfinished,
     write_unit,
 )
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 
 VERSION = 4
 COUNT_NAMES = ("items", "captions", "questions")
@@ -78,11 +78,16 @@ def list_shards(folder: Location) -> list[Location]:
     return shards
 
 
-def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resources) -> Outcome:
-    """inputs: `shards`, a folder or URL with *.tar files. Writes the output of decode_videos except the shards."""
+class Inputs(StageInputs):
+    """A folder or URL with *.tar files."""
+
+    shards: Location
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes the output of decode_videos except the shards."""
     units = [
-        ShardUnit(f"{number:06d}", shard)
-        for number, shard in enumerate(list_shards(inputs["shards"]))
+        ShardUnit(f"{number:06d}", shard) for number, shard in enumerate(list_shards(inputs.shards))
     ]
     open_parts(out)
     process = partial(process_unit, config=config, out=out)
@@ -95,7 +100,7 @@ def run(config: Config, inputs: dict[str, Location], out: Path, resources: Resou
     local = all(
         isinstance(unit.shard, Path) for unit in units
     )  # at a URL, every sample takes a request
-    complete(outcome, inputs["shards"], out, config.max_reject_share, COMPARED if local else 0)
+    complete(outcome, inputs.shards, out, config.max_reject_share, COMPARED if local else 0)
     return outcome
 
 

@@ -19,7 +19,14 @@ from alpro.models.folder import ModelFolder, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
-from alpro.stages.execution.interface import Outcome, Resources, file_or_word
+from alpro.stages.execution.interface import (
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageInputs,
+    file_or_word,
+)
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
@@ -73,20 +80,40 @@ class Config(EncoderConfig, MatchingConfig):
         return self.weights.pem > 0 or self.start == "prompter"
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `tokenizer`, `vocabulary`, the corpora of the phases by name; `prompter` and `prompts` if
-    `config.needs_prompter`, or only `prompts`, of a CLIP or SigLIP.
+class Inputs(StageInputs):
+    """The tokenizer, the entities and the corpora of the phases; a trained prompter and its prompts if
+    `Config.needs_prompter`, or only the prompts, which then have a CLIP or SigLIP beside them."""
 
-    Writes model/ and pictures/.
-    """
-    entities = read_entities(inputs["vocabulary"])
+    tokenizer: Path
+    vocabulary: Path
+    prompter: Path | None = None
+    prompts: Path | None = None
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    config: Config | None = pipeline.pretrain
+    if config is None:
+        return None
+    stages = {
+        "tokenizer": "train_tokenizer",
+        "vocabulary": "build_vocabulary",
+        "prompter": "train_prompter",
+        "prompts": "cache_prompts",
+    }
+    return Needs(config, stages, corpora=config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes model/ and pictures/."""
+    entities = read_entities(inputs.vocabulary)
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
-        if prompter:
+        if prompter and inputs.prompts:
             prompts = {
-                kind: value.to(device) for kind, value in read_prompts(inputs["prompts"]).items()
+                kind: value.to(device) for kind, value in read_prompts(inputs.prompts).items()
             }
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
@@ -109,27 +136,24 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         return Training(
             folder,
             objective,
-            validate_pretraining(objective, inputs, tokenizer, config, out),
+            validate_pretraining(objective, inputs.corpora, tokenizer, config, out),
             draw=draw if config.weights.pem else None,
         )
 
-    return train(build, config, inputs, out, resources)
+    return train(build, config, inputs.corpora, out, resources)
 
 
 def load_teacher(
-    config: Config, inputs: dict[str, Path], device: torch.device
+    config: Config, inputs: Inputs, device: torch.device
 ) -> tuple[ModelFolder | None, Tokenizer, Preprocessing]:
     """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
     trained prompter. A CLIP or SigLIP keeps its own."""
-    teacher = (
-        load_prompter(inputs.get("prompter", inputs["prompts"]), device)
-        if config.needs_prompter
-        else None
-    )
+    source = inputs.prompter or inputs.prompts
+    teacher = load_prompter(source, device) if config.needs_prompter and source else None
     if teacher and not isinstance(teacher, ClipFolder):
         return teacher, teacher.tokenizer, teacher.preprocessing
-    tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
-    return teacher, tokenizer, measure_preprocessing(config, inputs)
+    tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
+    return teacher, tokenizer, measure_preprocessing(config, inputs.corpora)
 
 
 def copy_start(own: ModelFolder, start: ModelFolder) -> None:

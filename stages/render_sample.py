@@ -23,7 +23,14 @@ from alpro.shards.sample.scene import (
     evaluation_scenes,
     training_scene,
 )
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import (
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageConfig,
+    StageInputs,
+)
 from alpro.stages.execution.workers import run_units
 
 VERSION = 6
@@ -79,7 +86,15 @@ class Item:
     row: dict[str, Any]
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
+class Inputs(StageInputs):
+    """None: everything is drawn."""
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    return Needs(pipeline.render_sample) if pipeline.render_sample else None
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Writes videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
     items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):

@@ -19,7 +19,15 @@ from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
 from alpro.models.folder import ModelFolder
 from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.evaluation.validation import validate_contrast
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, Resources, StageConfig
+from alpro.stages.execution.interface import (
+    FILE_OR_NAME,
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageConfig,
+    StageInputs,
+)
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.loop import Validate
@@ -106,8 +114,24 @@ class Config(EncoderConfig):
         return self
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `tokenizer`, and the decoded corpora of the phases by name. Writes model/."""
+class Inputs(StageInputs):
+    """The tokenizer, except for the towers of a CLIP, which has its own; the corpora of the phases."""
+
+    tokenizer: Path | None = None
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """Where pre-training needs a prompter, and no other one is configured."""
+    config: Config | None = pipeline.train_prompter
+    if config is None or not pipeline.uses_prompter or pipeline.cache_prompts.prompter:
+        return None
+    stages = {} if config.clip else {"tokenizer": "train_tokenizer"}
+    return Needs(config, stages, corpora=config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes model/."""
 
     def build(device: torch.device) -> Training:
         folder: ModelFolder = (
@@ -118,7 +142,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
         objective = PrompterObjective(
             folder.model, *norm, config.crops.share, config.crops.area
         ).to(device)
-        validate = validate_contrast(objective, inputs, folder.tokenizer, config, out)
+        validate = validate_contrast(objective, inputs.corpora, folder.tokenizer, config, out)
         if not config.clip or validate is None:
             return Training(folder, objective, validate)
         # The paper's prompter has its last weights; a short training of a CLIP may lose on the way.
@@ -130,7 +154,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources
             interpolates=config.interpolate,
         )
 
-    return train(build, config, inputs, out, resources)
+    return train(build, config, inputs.corpora, out, resources)
 
 
 def with_mean_recall(validate: Validate) -> dict[str, float]:
@@ -141,12 +165,13 @@ def with_mean_recall(validate: Validate) -> dict[str, float]:
     return values | {SELECTED: mean_recall(recalls)}
 
 
-def untrained(config: Config, inputs: dict[str, Path], device: torch.device) -> ModelFolder:
+def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelFolder:
     """A prompter with the configured sizes, initial weights and normalization."""
-    tokenizer = Tokenizer.from_file(str(require(inputs["tokenizer"], "tokenizer.json")))
+    assert inputs.tokenizer is not None
+    tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
     config.load_initial(model)
-    return ModelFolder("prompter", model, tokenizer, measure_preprocessing(config, inputs))
+    return ModelFolder("prompter", model, tokenizer, measure_preprocessing(config, inputs.corpora))
 
 
 def load_towers(config: Config, device: torch.device) -> ClipFolder:

@@ -11,7 +11,15 @@ from pydantic import Field
 
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.models.words import Templates
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig, file_or_word
+from alpro.stages.execution.interface import (
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageConfig,
+    StageInputs,
+    file_or_word,
+)
 from alpro.stages.vocabulary.nouns import read_captions, read_questions
 
 VERSION = 1
@@ -31,16 +39,34 @@ class Config(StageConfig):
     templates: Templates = Templates()
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: decoded corpora, none for a tokenizer that is not trained. Writes tokenizer.json."""
+class Inputs(StageInputs):
+    """Decoded corpora; none for a tokenizer that is not trained."""
+
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """For pre-training, on its corpora. Another one's tokenizer reads no captions, and depends on no other key."""
+    config: Config = pipeline.train_tokenizer
+    if pipeline.pretrain is None:
+        return None
+    if config.tokenizer != "train":
+        return Needs(Config(tokenizer=config.tokenizer))
+    return Needs(config, corpora=pipeline.pretrain.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes tokenizer.json."""
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
-        captions, _ = read_captions(inputs)
+        captions, _ = read_captions(inputs.corpora)
         prompts = Counter(
             template.replace("{}", "")
             for template in config.templates.video + config.templates.image
         )
-        tokenizer = train_tokenizer(captions + read_questions(inputs) + prompts, config.word_pieces)
+        tokenizer = train_tokenizer(
+            captions + read_questions(inputs.corpora) + prompts, config.word_pieces
+        )
         counts = {"captions": captions.total()}
     else:
         tokenizer = load_tokenizer(config.tokenizer)

@@ -20,7 +20,7 @@ from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.results import Results, evaluating
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_rankers
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
 VERSION = f"12 {TABLE_VERSION}"
 
@@ -36,39 +36,72 @@ class Config(EvaluationConfig):
     )
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, resources: Resources) -> Outcome:
-    """inputs: `pretrained`, or `prompter`, `prompts` and `vocabulary`, or all of them; and the corpora by name. Without
-    `prompter`, it is the one in `prompts`.
+class Inputs(StageInputs):
+    """The pre-trained model for retrieval; the prompts and the entities for the accuracy of the prompter, which is the
+    one beside the prompts if it was not trained; the corpora of the evaluation."""
 
-    Writes results.json and per-query tables.
+    pretrained: Path | None = None
+    vocabulary: Path | None = None
+    prompter: Path | None = None
+    prompts: Path | None = None
+    corpora: dict[str, Path]
+
+
+def needs(pipeline: Pipeline) -> Needs | None:
+    """Where there is a pre-trained model to search with, or a prompter that names entities.
+
+    The corpus of questions only matters for the entities, where there is no retrieval.
     """
-    with evaluating(config, inputs, out, resources) as (results, device):
-        if config.retrieval and "pretrained" in inputs:
+    values = pipeline.evaluate.model_dump(include=set(Config.model_fields))
+    if pipeline.evaluate.retrieval:
+        values["qa"] = ""
+    if pipeline.pretrain:
+        values["threshold"] = pipeline.pretrain.threshold
+    config = Config.model_validate(values)
+    searches = config.retrieval and pipeline.start_task in ("", "pretrained")
+    if not (config.corpora and (searches or pipeline.uses_prompter)):
+        return None
+
+    stages = {"pretrained": "pretrain"}
+    if pipeline.uses_prompter:
+        stages |= {
+            "vocabulary": "build_vocabulary",
+            "prompter": "train_prompter",
+            "prompts": "cache_prompts",
+        }
+    folders = {pipeline.start_task: pipeline.start} if pipeline.start else {}
+    return Needs(config, stages, folders, config.corpora)
+
+
+def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
+    """Writes results.json and per-query tables."""
+    models = [inputs.pretrained, inputs.prompter, inputs.prompts]
+    with evaluating(config, inputs.corpora, models, out, resources) as (results, device):
+        if config.retrieval and inputs.pretrained:
             retrieval(config, inputs, results, device)
-        if "prompts" in inputs:
+        if inputs.prompts:
             entities(config, inputs, results, device)
         return results.outcome()
 
 
-def retrieval(
-    config: Config, inputs: dict[str, Path], results: Results, device: torch.device
-) -> None:
+def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.device) -> None:
     """Retrieval by the pre-trained model, by each of its scores."""
-    model, corpus = Scorer.load(config, inputs["pretrained"], device), inputs[config.retrieval]
+    assert inputs.pretrained is not None
+    model = Scorer.load(config, inputs.pretrained, device)
+    corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
     add_rankers(results, "zero-shot", "zero_shot", model, gallery.labels, model.score(gallery))
 
 
-def entities(
-    config: Config, inputs: dict[str, Path], results: Results, device: torch.device
-) -> None:
+def entities(config: Config, inputs: Inputs, results: Results, device: torch.device) -> None:
     """Accuracy of the prompter's most likely entity per clip, and on random crops of the clips."""
-    encoder = load_prompter(inputs.get("prompter", inputs["prompts"]), device).normalized(device)
-    prompts, names = (
-        read_prompts(inputs["prompts"])["video"].to(device),
-        read_entities(inputs["vocabulary"]),
-    )
-    corpus = inputs[config.retrieval or config.qa]
+    assert inputs.prompts is not None
+    assert inputs.vocabulary is not None
+    encoder = load_prompter(inputs.prompter or inputs.prompts, device).normalized(device)
+    prompts = read_prompts(inputs.prompts)["video"].to(device)
+    names = read_entities(inputs.vocabulary)
+
+    corpus = inputs.corpora[config.retrieval or config.qa]
     reader = ShardReader(corpus, config.split, "video", excluded(config, corpus))
     add_entities(results, entities_of_clips(encoder, prompts, names, reader), names)
     if config.entity_crops:

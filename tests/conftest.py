@@ -208,7 +208,9 @@ def sample(build_once, resources) -> Path:
     config = render_sample.Config(
         lessons=6, clips=16, stills=12, validation=8, test=8, size=48, frames=8, seed=1
     )
-    return build_once("sample", lambda out: render_sample.run(config, {}, out, resources))
+    return build_once(
+        "sample", lambda out: render_sample.run(config, render_sample.Inputs(), out, resources)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -220,10 +222,19 @@ def decode_sample(sample, resources) -> Callable[..., Path]:
         config = decode_videos.Config(
             **{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes}
         )
-        decode_videos.run(config, {"sample": sample}, out, resources)
+        decode_videos.run(config, decode_videos.Inputs.of({"sample": sample}), out, resources)
         return out
 
     return decode
+
+
+def decode_data(config: Any, data: Path | str, out: Path, resources: Any) -> Any:
+    """Decodes data of a user's, which is imported before, as the plan does. Returns the outcome."""
+    from alpro.shards.sources.manifest import import_source
+    from alpro.stages import decode_videos
+
+    manifest = import_source(data, out / "parts").folder
+    return decode_videos.run(config, decode_videos.Inputs(manifest=manifest), out, resources)
 
 
 def decoded(corpus: str, **config: Any) -> Any:
@@ -254,8 +265,15 @@ def vocabulary(build_once, corpora, resources) -> Path:
     from alpro.stages import build_vocabulary, train_tokenizer
 
     def build(out: Path) -> None:
-        build_vocabulary.run(build_vocabulary.Config(entities=8), corpora, out, resources)
-        train_tokenizer.run(train_tokenizer.Config(word_pieces=300), corpora, out, resources)
+        build_vocabulary.run(
+            build_vocabulary.Config(entities=8), build_vocabulary.Inputs.of(corpora), out, resources
+        )
+        train_tokenizer.run(
+            train_tokenizer.Config(word_pieces=300),
+            train_tokenizer.Inputs.of(corpora),
+            out,
+            resources,
+        )
 
     return build_once("vocabulary", build)
 
@@ -314,7 +332,9 @@ def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[st
             folder.save_pretrained(root / folder.task / "model")
         inputs = {"prompter": root / "prompter", "vocabulary": vocabulary}
         (root / "prompts").mkdir()
-        cache_prompts.run(cache_prompts.Config(), inputs, root / "prompts", resources)
+        cache_prompts.run(
+            cache_prompts.Config(), cache_prompts.Inputs.of(inputs), root / "prompts", resources
+        )
 
     root = build_once("folders", build)
     return {name: root / name for name in ("prompter", "pretrain", "retrieval", "qa", "prompts")}

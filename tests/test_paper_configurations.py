@@ -112,7 +112,11 @@ def make(config, folder: Path) -> dict[str, Path]:
         inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(
             step.paths
         )
-        store.make(step, lambda s, out, i=inputs: s.module.run(s.config, i, out, RESOURCES), {})
+        store.make(
+            step,
+            lambda s, out, i=inputs: s.module.run(s.config, s.module.Inputs.of(i), out, RESOURCES),
+            {},
+        )
         folders[step.name] = store.folder(step)
     return folders
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.stages import TRAININGS
-from alpro.stages.decode_videos import Config, run
+from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
-from tests.conftest import ROOT
+from tests.conftest import ROOT, decode_data
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).resolve()
 
@@ -117,7 +117,7 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
         {"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = run(Config(frames=16, size=64), {"data": manifest}, tmp_path, Resources(workers=2))
+    outcome = decode_data(Config(frames=16, size=64), manifest, tmp_path, Resources(workers=2))
     rejects = {
         row["path"]: row["reason"]
         for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()

@@ -133,17 +133,17 @@ class SilentObjective(PretrainObjective):
 
 
 def pretrain_arm(
-    arm: Arm, config: pretrain.Config, inputs: dict[str, Path], out: Path, resources: Resources
+    arm: Arm, config: pretrain.Config, inputs: pretrain.Inputs, out: Path, resources: Resources
 ) -> Outcome:
     """Pre-trains with the labels of an arm; config, inputs and results are those of `pretrain.run`."""
-    entities = read_entities(inputs["vocabulary"])
+    entities = read_entities(inputs.vocabulary)
     things: dict[str, Things] = {}
     for corpus in config.corpora:
-        things |= things_of(inputs[corpus], "train")
+        things |= things_of(inputs.corpora[corpus], "train")
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, device)
-        prompts = read_prompts(inputs["prompts"]) if prompter else {}
+        prompts = read_prompts(inputs.prompts) if prompter and inputs.prompts else {}
 
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
@@ -168,4 +168,4 @@ def pretrain_arm(
         )
         return Training(folder, objective.to(device), None)
 
-    return train(build, config, inputs, out, resources)
+    return train(build, config, inputs.corpora, out, resources)

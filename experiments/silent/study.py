@@ -226,8 +226,13 @@ def train_arm(
     }
     values |= {"seed": seed, "start": str(start / "model")}
     config = pretrain.Config.model_validate(values)
-    given = {key: inputs[key] for key in ("first", "tokenizer", "vocabulary")}
-    given |= {"prompter": inputs[arm.prompter], "prompts": inputs[f"prompts of {arm.prompter}"]}
+    given = pretrain.Inputs(
+        tokenizer=inputs["tokenizer"],
+        vocabulary=inputs["vocabulary"],
+        prompter=inputs[arm.prompter],
+        prompts=inputs[f"prompts of {arm.prompter}"],
+        corpora={"first": inputs["first"]},
+    )
     folder = out / "runs" / f"{slug(name)}-{seed}"
     return once(folder, lambda folder: pretrain_arm(arm, config, given, folder, resources))
 
@@ -241,7 +246,9 @@ def stage(
 ) -> Path:
     """The folder of a stage's result."""
     config = module.Config.model_validate(values)
-    return once(folder, lambda folder: module.run(config, inputs, folder, resources))
+    return once(
+        folder, lambda folder: module.run(config, module.Inputs.of(inputs), folder, resources)
+    )
 
 
 def once(folder: Path, work: Callable[[Path], Outcome]) -> Path:

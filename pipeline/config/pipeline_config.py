@@ -1,5 +1,6 @@
 """The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen object."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -7,11 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from alpro.credentials import refuse_credentials
+from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
+from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.models.words import Templates
 from alpro.shards.sources.annotations import keyed
-from alpro.stages import INPUTS, STAGES, TRAININGS
+from alpro.stages import STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
@@ -212,14 +215,48 @@ class PipelineConfig(BaseModel):
                 )
         return self
 
+    @property
+    def uses_prompter(self) -> bool:
+        """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
+        return self.pretrain is not None and self.pretrain.needs_prompter
+
+    @property
+    def start(self) -> Path | None:
+        """The model folder that the pipeline starts from, instead of pre-training."""
+        return Path(self.pretrained) if self.pretrained else None
+
+    @property
+    def start_task(self) -> str:
+        """The task of the model in `start`: pretrained, retrieval or qa; empty without one. Raises InputError if the
+        folder has no model that is pre-trained or fine-tuned."""
+        if self.start is None:
+            return ""
+        try:
+            task = read_task(self.start)
+        except ValueError as error:
+            raise InputError(f"pretrained: {error}") from error
+        if task == "prompter":
+            raise InputError(
+                f"pretrained: {self.start} is a prompter; give a model of pre-training or fine-tuning"
+            )
+        return "pretrained" if task == "pretrain" else task
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """The training stages that this pipeline has, by name."""
         configs = {stage: getattr(self, stage) for stage in TRAININGS}
         return {stage: config for stage, config in configs.items() if config is not None}
 
 
-# The class of each stage's table. decode_videos and index_shards are configured by [corpora.NAME], zero_shot by
-# [evaluate].
+# The table of a stage that shares that of another one. decode_videos and index_shards are configured by [corpora.NAME].
+TABLE_OF = {"zero_shot": "evaluate"}
+# The names of inputs, which no corpus can have: an artifact's record lists both by name.
+INPUTS = {
+    name
+    for stage in STAGES
+    for name in import_module(f"alpro.stages.{stage}").Inputs.model_fields
+    if name != "corpora"
+}
+# The class of each stage's table.
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     name: next(
         kind for kind in (*get_args(field.annotation), field.annotation) if isinstance(kind, type)

@@ -110,7 +110,7 @@ def run(work: dict) -> Outcome:
     """Runs the stage that a work file describes."""
     module = import_module(f"alpro.stages.{work['stage']}")
     config = module.Config.model_validate(work["config"])
-    inputs = {name: located(path) for name, path in work["inputs"].items()}
+    inputs = module.Inputs.of({name: located(path) for name, path in work["inputs"].items()})
     resources = Resources.model_validate(work["resources"])
     return module.run(config, inputs, Path(work["out"]), resources)
 

@@ -194,7 +194,7 @@ def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None
     settings, _, store = current.plan
     folder = store.folder(step)
     exists = store.find(step) is not None
-    if STAGES[step.stage].kind != "data":
+    if STAGES[step.stage] != "data":
         check_test_items(current.plan)
     if not exists and step.stage in current.elsewhere:
         run_elsewhere(current, step, number)

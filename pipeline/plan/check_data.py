@@ -12,7 +12,7 @@ from typing import Any
 
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
-from alpro.shards.sources.manifest import TABLES
+from alpro.shards.sources.manifest import TABLES, Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
 from alpro.stages.decode_videos import Config, decode, fetched, plan_of
@@ -34,7 +34,7 @@ def check_data(
     """
     limits = max_text_tokens or {}
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
-        plan = plan_of(config, data, annotations, root, Path(name))
+        plan = plan_of(config, import_source(data, Path(name), annotations, root))
         bad = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
         report = {
             "data": str(data),
@@ -166,17 +166,9 @@ def why_no_split(
     )
 
 
-def items_of_split(
-    data: Location,
-    config: Config,
-    split: str,
-    annotations: Mapping[str, Path],
-    root: Path | None,
-    cache: Path,
-) -> tuple[dict[str, int], str]:
-    """The items, captions and questions that a split of a source will have, and why it has none, or an empty string.
-    cache: the folder of imported manifests."""
-    plan = plan_of(config, data, annotations, root, cache)
+def items_of_split(manifest: Manifest, config: Config, split: str) -> tuple[dict[str, int], str]:
+    """The items, captions and questions that a split of a source will have, and why it has none, or an empty string."""
+    plan = plan_of(config, manifest)
     splits = plan.texts_by_split()
     return splits[split], "" if splits[split]["items"] else why_no_split(
         split, splits, config, split_source(plan)

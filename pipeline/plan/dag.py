@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,27 +11,23 @@ from alpro.artifact import flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.clip_prompter import check_clip
-from alpro.models.folder import read_task
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import (
     FILES,
     FILES_OR_NAMES,
-    Corpus,
+    TABLE_OF,
     PipelineConfig,
     is_word,
 )
 from alpro.pipeline.plan.check_data import items_of_split
-from alpro.pipeline.plan.digests import Digests, digest_data, digest_model, digest_shards
+from alpro.pipeline.plan.corpora import corpus_steps
+from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.artifacts import Step, Store
-from alpro.shards.sources.manifest import has_questions
-from alpro.shards.storage import Location, located
-from alpro.stages import EVALUATIONS, STAGES
+from alpro.shards.sources.manifest import Manifest, has_questions
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
-from alpro.stages.execution.interface import StageConfig
-from alpro.stages.index_shards import Config as IndexConfig
-from alpro.stages.train_tokenizer import Config as TrainTokenizer
-from alpro.stages.zero_shot import Config as ZeroShot
+from alpro.stages.execution.interface import Needs
 
 
 class Planned(NamedTuple):
@@ -57,136 +53,27 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
 
 
 def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
-    """The DAG, in an order in which it can run: a step for each stage of STAGES that the configuration asks for, with
-    the inputs that are declared there."""
-    folder = Path(config.pretrained) if config.pretrained else None
-    task = model_task(folder) if folder else ""
-    configs = stage_configs(config, task)
-    made: dict[str, Step] = {}  # by stage
+    """The DAG, in an order in which it can run: a step for each corpus, and for each stage that the configuration asks
+    for, with the inputs that the stage's `needs` names."""
+    built: dict[str, Step] = {}  # by stage
     corpora: dict[str, Step] = {}
-    for stage, declared in STAGES.items():
-        if stage == "decode_videos":  # a step for each corpus, of index_shards if it names shards
-            for name, corpus in config.corpora.items():
-                corpora[name] = decoding(name, corpus, made.get("render_sample"), digests)
-        if (values := configs[stage]) is None:
+    steps: list[Step] = []
+    for stage in STAGES:
+        if stage in CORPUS_STAGES:
+            if not corpora:
+                corpora = corpus_steps(config.corpora, built, digests)
+                steps += corpora.values()
             continue
-        inputs = {name: made[source] for name, source in declared.inputs.items() if source in made}
-        if stage == "train_prompter" and config.train_prompter and config.train_prompter.clip:
-            inputs.pop("tokenizer")  # a CLIP has its own
-        if stage == "zero_shot" and "prompts" not in inputs:
-            inputs.pop("vocabulary", None)  # only entities need it
-        if (
-            declared.corpora and getattr(values, "tokenizer", "train") == "train"
-        ):  # another one reads no captions
-            read = config.pretrain if declared.kind == "text" else values
-            inputs |= {name: corpora[name] for name in getattr(read, "corpora", corpora)}
-        given = {"finetune_retrieval": "model", "finetune_qa": "model", "zero_shot": task}
-        given |= {"evaluate": task} if is_evaluated(config, task) else {}
-        paths = {given[stage]: folder} if folder and stage in given else {}
-        made[stage] = with_files(Step(stage, stage, values, inputs, paths=paths), digests)
-    steps = list(made.values())
-    after = 1 if "render_sample" in made else 0
-    return [*steps[:after], *corpora.values(), *steps[after:]]
+        needs: Needs | None = import_module(f"alpro.stages.{stage}").needs(config)
+        if needs is None:
+            continue
 
-
-def stage_configs(config: PipelineConfig, task: str) -> dict[str, StageConfig | None]:
-    """The configuration of each stage, None for those that are not part of the pipeline. task: that of the model folder
-    `pretrained`, empty without one."""
-    configs: dict[str, StageConfig | None] = {
-        stage: getattr(config, stage, None) for stage in STAGES
-    }
-    prompts = config.pretrain is not None and config.pretrain.needs_prompter
-    if config.pretrain is None:
-        configs |= {"train_tokenizer": None, "build_vocabulary": None}
-    elif (
-        tokenizer := config.train_tokenizer.tokenizer
-    ) != "train":  # of the other keys, it depends on none
-        configs["train_tokenizer"] = TrainTokenizer(tokenizer=tokenizer)
-    if not prompts:
-        configs |= {"train_prompter": None, "cache_prompts": None}
-    elif config.cache_prompts.prompter:
-        configs["train_prompter"] = None
-    before = zero_shot_config(config)
-    if before.corpora and (prompts or (before.retrieval and task in ("", "pretrained"))):
-        configs["zero_shot"] = before
-    fine_tuned = config.finetune_retrieval or config.finetune_qa
-    if not (config.evaluate.corpora and (fine_tuned or is_evaluated(config, task))):
-        configs["evaluate"] = None
-    return configs
-
-
-def is_evaluated(config: PipelineConfig, task: str) -> bool:
-    """Whether `evaluate` reads the model folder `pretrained`: one that is fine-tuned for a task, unless this pipeline
-    fine-tunes it again."""
-    again = {"retrieval": config.finetune_retrieval, "qa": config.finetune_qa}
-    return task in again and again[task] is None
-
-
-def zero_shot_config(config: PipelineConfig) -> ZeroShot:
-    """The part of `[evaluate]` that the stage `zero_shot` reads, and PEM's threshold. The corpus of questions only
-    matters to it, for the prompter's entities, where there is no retrieval."""
-    values = config.evaluate.model_dump(include=set(ZeroShot.model_fields))
-    values |= {"qa": ""} if config.evaluate.retrieval else {}
-    values |= {"threshold": config.pretrain.threshold} if config.pretrain else {}
-    return ZeroShot.model_validate(values)
-
-
-def model_task(folder: Path) -> str:
-    """The name of a model folder among the inputs of evaluate: its task."""
-    try:
-        task = read_task(folder)
-    except ValueError as error:
-        raise InputError(f"pretrained: {error}") from error
-    if task == "prompter":
-        raise InputError(
-            f"pretrained: {folder} is a prompter; give a model of pre-training or fine-tuning"
-        )
-    return "pretrained" if task == "pretrain" else task
-
-
-def decoding(name: str, corpus: Corpus, sample: Step | None, digests: Digests) -> Step:
-    """The step that makes one corpus: of the rendered sample, of files whose contents are in its fingerprint, or of
-    shards that are there already. `missing` says why the files cannot be read on this machine."""
-    if corpus.manifest:
-        assert sample is not None
-        return Step("decode_videos", f"decode_videos {name}", corpus.decoding, {"sample": sample})
-    source, annotations, root = (
-        located(corpus.shards or corpus.data),
-        corpus.annotation_files,
-        corpus.names_root,
-    )
-    paths: dict[str, Location]
-    if corpus.shards:
-        index, paths = (
-            IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share),
-            {"shards": source},
-        )
-        step = Step("index_shards", f"index_shards {name}", index, paths=paths)
-    else:
-        paths = {"data": source, **annotations, "manifests": digests.manifests} | (
-            {"root": root} if root else {}
-        )
-        step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, paths=paths)
-
-    def contents(ask: bool) -> str:
-        if corpus.shards:
-            return digest_shards(source, digests)
-        return digest_data(source, digests, annotations, root, ask)
-
-    def unchanged() -> bool:
-        try:
-            return contents(ask=False) == before
-        except InputError:  # it cannot be read any more
-            return False
-
-    try:
-        before = contents(ask=True)
-    except InputError as error:
-        return replace(step, missing=str(error))
-    # A corpus at a URL is not checked again: a store may describe the same file differently each time.
-    here = all(isinstance(path, Path) for path in step.paths.values())
-    files = {"shards" if corpus.shards else "data": before}
-    return replace(step, files=files, unchanged=unchanged if here else None)
+        inputs = {name: built[source] for name, source in needs.stages.items() if source in built}
+        inputs |= {name: corpora[name] for name in needs.corpora}
+        step = Step(stage, stage, needs.config, inputs, paths=needs.folders)
+        built[stage] = with_files(step, digests)
+        steps.append(built[stage])
+    return steps
 
 
 def with_files(step: Step, digests: Digests) -> Step:
@@ -233,9 +120,8 @@ def digest_files(path: Path, digests: Digests) -> str:
 def check_text_lengths(steps: list[Step], folder: Path) -> None:
     """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
     limit = read_json(folder / "config.json").get("model", {}).get("text", {}).get("max_length")
-    tables = {"zero_shot": "evaluate"}
     lengths = {
-        tables.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0)
+        TABLE_OF.get(step.stage, step.stage): getattr(step.config, "max_text_tokens", 0)
         for step in steps
     }
     if limit is not None and (long := [stage for stage, n in lengths.items() if padded(n) > limit]):
@@ -263,15 +149,10 @@ def check_test_items(plan: Planned) -> None:
             if store.find(decoded):
                 check_items(config, name, store.folder(decoded))
                 continue
-            if not corpus.data:
+            if "manifest" not in decoded.paths:
                 continue
-            files, cache = (
-                (corpus.annotation_files, corpus.names_root),
-                Path(str(decoded.paths["manifests"])),
-            )
-            counts, why = items_of_split(
-                located(corpus.data), corpus.decoding, config.split, *files, cache
-            )
+            manifest = Manifest(Path(decoded.paths["manifest"]))
+            counts, why = items_of_split(manifest, corpus.decoding, config.split)
             for column, task in TASKS.items():
                 if getattr(config, task) == name and not counts[column]:
                     reason = f": {why}" if why else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.log import progress
-from alpro.shards.sources.manifest import import_source
+from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards
 
@@ -136,7 +136,13 @@ def digest_data(
     Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False` it
     is that of the last time.
     """
-    manifest = import_source(source, digests.manifests, annotations, root)
+    return digest_manifest(
+        import_source(source, digests.manifests, annotations, root), digests, ask
+    )
+
+
+def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> str:
+    """The digest of an imported source, as `digest_data`."""
     everything = hashlib.sha256(manifest.about["digest"].encode())
     with progress("reading files", manifest.about["rows"], "rows") as advance:
         for batch in manifest.batches(["path"]):

@@ -59,9 +59,10 @@ class Step:
     files: Mapping[str, str] = field(
         default_factory=dict
     )  # outside files: name, or STAGE.KEY, to SHA-256 or version
-    paths: Mapping[str, Location] = field(
-        default_factory=dict
-    )  # their locations; not part of the fingerprint
+    # Inputs that no step builds, such as a model folder of the user's. Only their digests in `files` count.
+    paths: Mapping[str, Location] = field(default_factory=dict)
+    # The user's files that an input in `paths` was imported from.
+    sources: Mapping[str, Location] = field(default_factory=dict)
     unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
     missing: str = (
         ""  # why the outside files cannot be read on this machine; the step cannot run then
@@ -87,7 +88,9 @@ class Step:
             "name": self.name,
             "fingerprint": self.fingerprint,
             **self._recipe(),
-            "paths": {name: str(absolute(path)) for name, path in self.paths.items()},
+            "paths": {
+                name: str(absolute(path)) for name, path in {**self.sources, **self.paths}.items()
+            },
         }
 
     def _recipe(self) -> dict[str, Any]:
@@ -161,9 +164,7 @@ class Store:
                 UNFINISHED
             ):  # results from the changed files must not be reused if the files are restored
                 shutil.rmtree(folder / name, ignore_errors=True)
-            where = " or ".join(
-                str(path) for name, path in step.paths.items() if name != "manifests"
-            )
+            where = " or ".join(map(str, (step.sources or step.paths).values()))
             raise InputError(
                 f"{step.name}: its input files changed during the run ({where}); run again"
             )

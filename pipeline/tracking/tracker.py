@@ -314,7 +314,7 @@ class Tracker:
             self._scores(run, record, short, step)
             numbers = short | rounded(numbers)
         else:
-            if STAGES[stage].kind == "training" and (folder / "model").is_dir():
+            if STAGES[stage] == "training" and (folder / "model").is_dir():
                 model = self._model(run, folder, record, step)
                 validated = [key for key in VALIDATED if key in numbers]
                 self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)

@@ -4,7 +4,7 @@ A score of any evaluation gets its interval, and its part in a comparison, from 
 the queries and not their mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,14 +47,14 @@ class Results:
     queries: list[pa.Table] = field(default_factory=list)  # the parts of scores.parquet
 
     @classmethod
-    def of(cls, config: EvaluationConfig, inputs: dict[str, Path], out: Path) -> "Results":
+    def of(cls, config: EvaluationConfig, corpora: dict[str, Path], out: Path) -> "Results":
         """Creates results; the first rows report items that could not be decoded or are also in training, if any.
 
         Raises InputError as `check_items` does.
         """
         results = cls(config.split, out)
         for name in config.corpora:
-            for column, decoded, annotated in check_items(config, name, inputs[name]):
+            for column, decoded, annotated in check_items(config, name, corpora[name]):
                 if decoded < annotated:
                     results.add_share(
                         "decoded",
@@ -64,8 +64,8 @@ class Results:
                         decoded,
                         annotated,
                     )
-            if shared := len(also_in_training(inputs[name], config.split)):
-                items = len(ShardReader(inputs[name], config.split))
+            if shared := len(also_in_training(corpora[name], config.split)):
+                items = len(ShardReader(corpora[name], config.split))
                 table = "left_out" if config.exclude_overlap else "also_in_training"
                 results.add_share(table, name, f"items of {name}", table, shared, items)
         return results
@@ -148,7 +148,11 @@ class Results:
 
 @contextmanager
 def evaluating(
-    config: EvaluationConfig, inputs: dict[str, Path], out: Path, resources: Resources
+    config: EvaluationConfig,
+    corpora: dict[str, Path],
+    models: Sequence[Path | None],
+    out: Path,
+    resources: Resources,
 ) -> Iterator[tuple[Results, torch.device]]:
     """The results of an evaluation and this process's device, in the precision of the configuration. Several processes
     share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
@@ -156,9 +160,9 @@ def evaluating(
         init_distributed(resources) as world,
         nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
     ):
-        width = max(width_of(folder) for folder in inputs.values())
+        width = max(width_of(model) for model in models if model)
         dtype = precision(width, world.device, config.mixed_precision)
-        results = Results.of(config, inputs, Path(folder))
+        results = Results.of(config, corpora, Path(folder))
         results.precision = name_of(dtype)
         if world.main:
             log.info(f"matrix products in {results.precision}, on {world.device.type}")

@@ -3,15 +3,18 @@ to stop."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
+from alpro.errors import InputError
+from alpro.shards.storage import Location
 from alpro.stages.execution.lifecycle import signal_group
 from alpro.threads import cores
 
@@ -47,6 +50,85 @@ class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageInputs(BaseModel):
+    """Base of every stage's inputs: frozen, a folder for each name. A stage that reads corpora has a field `corpora`,
+    their folders by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, locations: Mapping[str, Location]) -> Self:
+        """The inputs from locations by name, as a work file and an artifact's record list them: a name that is no
+        field stands for a corpus. Raises InputError for a required input that is missing, and for an unknown name."""
+        fields = cls.model_fields.keys() - {"corpora"}
+        values: dict[str, Any] = {name: locations[name] for name in fields & locations.keys()}
+        others = {name: path for name, path in locations.items() if name not in fields}
+        if "corpora" in cls.model_fields:
+            values["corpora"] = others
+        else:
+            values |= others
+
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            stage = cls.__module__.rpartition(".")[2]
+            raise InputError(f"{stage}: input {name}: {first['msg']}") from error
+
+
+class Pipeline(Protocol):
+    """What a stage's `needs` asks of the configuration of a pipeline: its tables, None for a stage that is left out."""
+
+    @property
+    def render_sample(self) -> Any: ...
+    @property
+    def train_tokenizer(self) -> Any: ...
+    @property
+    def build_vocabulary(self) -> Any: ...
+    @property
+    def train_prompter(self) -> Any: ...
+    @property
+    def cache_prompts(self) -> Any: ...
+    @property
+    def pretrain(self) -> Any: ...
+    @property
+    def finetune_retrieval(self) -> Any: ...
+    @property
+    def finetune_qa(self) -> Any: ...
+    @property
+    def evaluate(self) -> Any: ...
+
+    @property
+    def uses_prompter(self) -> bool:
+        """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
+        ...
+
+    @property
+    def start(self) -> Path | None:
+        """The model folder that the pipeline starts from, instead of pre-training."""
+        ...
+
+    @property
+    def start_task(self) -> str:
+        """The task of the model in `start`: pretrained, retrieval or qa; empty without one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """How a stage takes part in a pipeline: its configuration, and where its inputs come from.
+
+    stages: by input, the stage that builds it; an input of a stage that the pipeline leaves out is left out, too.
+    folders: by input, a model folder of the user's. corpora: the names of the corpora that it reads.
+    """
+
+    config: StageConfig
+    stages: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    corpora: Sequence[str] = ()
 
 
 class Resources(StageConfig):

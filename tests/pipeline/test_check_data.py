@@ -7,6 +7,7 @@ from PIL import Image
 
 from alpro.pipeline.cli.inputs import print_check
 from alpro.pipeline.plan.check_data import check_data, items_of_split
+from alpro.shards.sources.manifest import import_source
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest
 
@@ -62,10 +63,11 @@ def test_a_missing_test_split_is_a_problem_with_its_reason(items, changes, why, 
         p for p in check_data(manifest, config, samples=1)["problems"] if "test split" in p
     ]
     assert why in problem
-    counts, reason = items_of_split(manifest, config, "test", {}, None, tmp_path)
+    imported = import_source(manifest, tmp_path / "cache")
+    counts, reason = items_of_split(imported, config, "test")
     assert counts == {"items": 0, "captions": 0, "questions": 0}
     assert why in reason
-    counts, reason = items_of_split(manifest, config, "train", {}, None, tmp_path)
+    counts, reason = items_of_split(imported, config, "train")
     assert (counts["items"] > 0, reason) == (True, "")
 
 

@@ -264,7 +264,7 @@ def work(tmp_path) -> Path:
     described = {
         "stage": "decode_videos",
         "config": {"size": 64, "frames": 8},
-        "inputs": {"data": str(tmp_path)},
+        "inputs": {"manifest": str(tmp_path)},
     }
     write_json(out / "work.json", described | {"out": str(out), "resources": resources})
     return out / "work.json"
@@ -300,7 +300,7 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp
     status, result, (config, inputs, out, resources) = run(outcome)
     assert (status, Outcome(**result)) == (0, outcome)
     assert (config.size, config.frames) == (64, 8)
-    assert (inputs, out) == ({"data": tmp_path}, tmp_path / "out")
+    assert (inputs, out) == (decode_videos.Inputs(manifest=tmp_path), tmp_path / "out")
     assert (resources.workers, resources.device) == (3, "cpu")
 
 

@@ -19,7 +19,7 @@ from alpro.inference.search import search
 from alpro.models.folder import ModelFolder
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.any_model import Threshold, encode, labeled, labels_of
-from tests.conftest import in_store
+from tests.conftest import decode_data, in_store
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest
@@ -393,7 +393,7 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
     source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
     config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=3)
     corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
-    decode_videos.run(config, {"data": source}, corpus, resources)
+    decode_data(config, source, corpus, resources)
     model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
     shutil.copytree(
         next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model", model / "model"

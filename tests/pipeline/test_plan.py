@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,11 +21,12 @@ from alpro.errors import InputError
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
-from alpro.pipeline.plan.dag import check_files, decoding, plan, reason, required
+from alpro.pipeline.plan.corpora import decode_step, index_step
+from alpro.pipeline.plan.dag import check_files, plan, reason, required
 from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES
+from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES, cache_prompts
 from tests.conftest import REVISION
 from tests.pipeline.conftest import TINY, of_shards
 from tests.stages.conftest import write_manifest
@@ -54,17 +56,29 @@ def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
 
 
 def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, tmp_path):
-    """Of the sample, and of existing shards: together they have every arrow."""
+    """Of the sample, and of existing shards and other data: together they have every input."""
     (tmp_path / "a.tar").write_bytes(b"shard")
-    of_others = plan(load_config(of_shards(tmp_path, tmp_path)), digests)
-    for step in [*steps_of().values(), *of_others]:
-        inputs = {name: other.stage for name, other in step.inputs.items()}
-        corpora = {name for name, stage in inputs.items() if stage in CORPUS_STAGES}
-        declared = STAGES[step.stage]
-        assert declared.corpora == bool(corpora)
-        assert {name: stage for name, stage in inputs.items() if name not in corpora} == {
-            name: stage for name, stage in declared.inputs.items() if name != "sample" or inputs
-        }
+    of_shards_alone = plan(load_config(of_shards(tmp_path, tmp_path)), digests)
+    rows = [{"id": "wall", "captions": ["wall"], "split": "train"}]
+    data = Corpus(data=str(write_manifest(tmp_path / "data", rows)))
+    given: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    for step in [*steps_of().values(), *of_shards_alone, decode_step("walls", data, digests)]:
+        locations = {name: Path(other.name) for name, other in step.inputs.items()}
+        inputs = step.module.Inputs.of(locations | dict(step.paths))
+        corpora = {name for name, other in step.inputs.items() if other.stage in CORPUS_STAGES}
+        assert getattr(inputs, "corpora", {}).keys() == corpora
+        given[step.stage] |= {name for name, value in inputs if value}
+    declared = {
+        stage: {*import_module(f"alpro.stages.{stage}").Inputs.model_fields} for stage in STAGES
+    }
+    assert given == declared
+
+
+def test_an_input_that_is_missing_or_unknown_is_named():
+    with pytest.raises(InputError, match="cache_prompts: input vocabulary"):
+        cache_prompts.Inputs.of({})
+    with pytest.raises(InputError, match="cache_prompts: input words"):
+        cache_prompts.Inputs.of({"vocabulary": Path("a"), "words": Path("b")})
 
 
 def test_an_input_is_built_only_for_a_step_that_runs():
@@ -349,9 +363,8 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
         (tmp_path / "a.tar").write_bytes(b"two, and more" if folder == tmp_path else b"one")
         store.pipe_file("/bucket/corpus/a.tar", b"two")
         assert fingerprint(folder) != before
-    step = decoding(
-        "films", Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25), None, digests
-    )
+    corpus = Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25)
+    step = index_step("films", corpus, digests)
     assert (step.config.kinds, step.config.max_reject_share) == ("image", 0.25)
     steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), digests)
     with pytest.raises(InputError, match="no such folder of shards"):
@@ -366,16 +379,16 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
     write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
     corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
     for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
-        before = decoding("films", corpus, None, digests)
+        before = decode_step("films", corpus, digests)
         assert (before.missing, before.unchanged()) == ("", True)
         write(file, content)
         assert not before.unchanged()
-        assert decoding("films", corpus, None, digests).fingerprint != before.fingerprint
+        assert decode_step("films", corpus, digests).fingerprint != before.fingerprint
     store, found = fsspec.filesystem("memory"), []
     store.pipe_file("/bucket/corpus/m.jsonl", b'{"path": "a.mp4", "caption": "x"}')
     for content in (b"one", b"two"):  # of the same manifest
         store.pipe_file("/bucket/corpus/a.mp4", content)
-        found.append(decoding("films", Corpus(data=f"{memory}/m.jsonl"), None, digests))
+        found.append(decode_step("films", Corpus(data=f"{memory}/m.jsonl"), digests))
     assert found[0].fingerprint != found[1].fingerprint
 
 
@@ -393,9 +406,13 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(
     )
 
     def make() -> tuple[Path, dict]:
-        step = decoding("walls", corpus, None, Digests(tmp_path / "digests.sqlite"))
+        step = decode_step("walls", corpus, Digests(tmp_path / "digests.sqlite"))
         made = store.make(
-            step, lambda _, out: step.module.run(step.config, step.paths, out, resources), {}
+            step,
+            lambda _, out: step.module.run(
+                step.config, step.module.Inputs.of(step.paths), out, resources
+            ),
+            {},
         )
         return store.folder(step), made["counts"]
 

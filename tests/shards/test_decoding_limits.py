@@ -22,7 +22,7 @@ from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reason
 from alpro.stages import decode_videos
-from tests.conftest import ROOT
+from tests.conftest import ROOT, decode_data
 from tests.shards.conftest import refusal
 from tests.shards.test_decoding_formats import moving
 
@@ -341,7 +341,7 @@ def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, reso
     config = decode_videos.Config(
         frames=4, size=32, timeout=10, max_reject_share=1, samples_per_shard=64
     )
-    decode_videos.run(config, {"data": tmp_path / "manifest.jsonl"}, out, resources)
+    decode_data(config, tmp_path / "manifest.jsonl", out, resources)
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     print(f"{count} files: {dict(Counter(row['reason'] for row in rejects))} are rejects")
     assert {row["reason"] for row in rejects} <= set(get_args(Reason))

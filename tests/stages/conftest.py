@@ -13,8 +13,8 @@ from alpro.files import checksum
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.pipeline.store.checksums import verify
 from alpro.shards.clip import DecodeError
-from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
+from tests.conftest import decode_data
 from tests.power_cut import cut_everywhere
 
 
@@ -84,6 +84,6 @@ def decode_rows(tmp_path, inline_pool, resources):
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         source = write_manifest(tmp_path / "data", rows)
-        return decode_videos.run(Config(size=16, **config), {"data": source}, out, resources), out
+        return decode_data(Config(size=16, **config), source, out, resources), out
 
     return decode

@@ -54,7 +54,7 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     """The artifact of four steps on batches of videos and of images."""
     out = tmp_path_factory.mktemp("train_prompter")
     inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips, "stills": stills}
-    train_prompter.run(configured(folder), inputs, out, resources)
+    train_prompter.run(configured(folder), train_prompter.Inputs.of(inputs), out, resources)
     return out
 
 
@@ -166,7 +166,7 @@ def cached(folder, vocabulary, tmp_path_factory, resources):
     source = shutil.copytree(folder, tmp_path_factory.mktemp("source") / "clip")
     out = tmp_path_factory.mktemp("prompts")
     config = cache_prompts.Config(templates=TEMPLATES, prompter=str(source))
-    cache_prompts.run(config, {"vocabulary": vocabulary}, out, resources)
+    cache_prompts.run(config, cache_prompts.Inputs.of({"vocabulary": vocabulary}), out, resources)
     shutil.rmtree(source)
     return out
 
@@ -187,7 +187,12 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
         "clips": clips,
         "stills": stills,
     }
-    pretrain.run(pretrain.Config(**values, threshold=0.0, log_every=1), inputs, out, resources)
+    pretrain.run(
+        pretrain.Config(**values, threshold=0.0, log_every=1),
+        pretrain.Inputs.of(inputs),
+        out,
+        resources,
+    )
     return out
 
 
@@ -264,7 +269,7 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
         "clips": clips,
     }
     config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
-    zero_shot.run(config, inputs, tmp_path, resources)
+    zero_shot.run(config, zero_shot.Inputs.of(inputs), tmp_path, resources)
     keys = {row["what"] for row in read_json(tmp_path / "results.json")}
     assert "prompter" in keys
     assert any("crops" in key for key in keys)
@@ -295,7 +300,12 @@ def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_
 def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):
     """Of one template for videos and of two for images."""
     inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
-    cache_prompts.run(cache_prompts.Config(templates=TEMPLATES), inputs, tmp_path, resources)
+    cache_prompts.run(
+        cache_prompts.Config(templates=TEMPLATES),
+        cache_prompts.Inputs.of(inputs),
+        tmp_path,
+        resources,
+    )
     prompts, entities = read_prompts(tmp_path), cache_prompts.read_entities(vocabulary)
     assert json.loads((tmp_path / "entities.json").read_text()) == entities
     prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")

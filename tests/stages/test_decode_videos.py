@@ -16,6 +16,7 @@ from alpro.shards.schema import SPLITS
 from alpro.stages import decode_videos
 from alpro.stages.corpora.units import open_parts
 from alpro.stages.decode_videos import Config
+from tests.conftest import decode_data
 from tests.stages.conftest import contents, rejects_of, too_slow, write_manifest
 
 BROKEN = {  # the sample's broken items and their rejects
@@ -64,7 +65,9 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
 
 def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     done = shutil.copytree(clips, tmp_path / "clips")
-    counts = decode_videos.run(CLIPS, {"sample": sample}, done, resources).counts
+    counts = decode_videos.run(
+        CLIPS, decode_videos.Inputs.of({"sample": sample}), done, resources
+    ).counts
     assert contents(done) == contents(clips)
     index = pq.read_table(clips / "index.parquet").to_pylist()
     items, broken = len(manifest_rows(sample, "clips")), len(BROKEN)
@@ -122,7 +125,7 @@ def test_an_interrupted_run_resumes_with_the_unfinished_unit(
     if kind == "no":
         (out / "parts" / f"train-video-00001.{part}").unlink()
     (out / "train-video-00001.tar").write_bytes(b"half a shard")
-    decode_videos.run(CLIPS, {"sample": sample}, out, resources)
+    decode_videos.run(CLIPS, decode_videos.Inputs.of({"sample": sample}), out, resources)
     assert decoded_units == ["train-video-00001"]
     assert contents(out) == contents(clips)
     assert ("train-video-00001 is made again" in capsys.readouterr().err) == (kind == "empty")
@@ -157,14 +160,14 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
         with pytest.raises(
             InputError, match=r"1 of 3 items are rejected, more than max_reject_share = 0\.2"
         ):
-            decode_videos.run(config, {"data": source}, out, resources)
+            decode_data(config, source, out, resources)
     decoded_units.clear()
     if cause == "a broken file":
         media.write_bytes(whole)  # which changes its time
-    assert decode_videos.run(config, {"data": source}, out, resources).counts["rejected"] == 0
+    assert decode_data(config, source, out, resources).counts["rejected"] == 0
     assert decoded_units == ["validation-image-00000"]
     Image.new("RGB", (40, 30), "red").save(media)  # a file that changes afterwards
-    decode_videos.run(config, {"data": source}, out, resources)
+    decode_data(config, source, out, resources)
     assert decoded_units == ["validation-image-00000"] * 2
     assert ShardReader(out, "validation")[0].frames()[0, 0, 0, 0] > 200
 

@@ -32,7 +32,10 @@ def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tu
 
     def run(shards, out: str = "indexed", **config) -> tuple[Path, Outcome]:
         outcome = index_shards.run(
-            index_shards.Config(**config), {"shards": shards}, tmp_path / out, resources
+            index_shards.Config(**config),
+            index_shards.Inputs.of({"shards": shards}),
+            tmp_path / out,
+            resources,
         )
         return tmp_path / out, outcome
 

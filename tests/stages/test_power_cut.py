@@ -9,8 +9,8 @@ from alpro.inference import index as index_module
 from alpro.inference.index import About, Index
 from alpro.inference.index_videos import add_videos
 from alpro.pipeline.store.artifacts import Step
-from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
+from tests.conftest import decode_data
 from tests.power_cut import cut_everywhere
 from tests.stages.conftest import write_manifest
 
@@ -27,7 +27,7 @@ def test_decoding(tmp_path, inline_pool, resources, power_cuts, every):
     step = Step(
         "decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1)
     )
-    make = lambda _, out: decode_videos.run(step.config, {"data": source}, out, resources)  # noqa: E731
+    make = lambda _, out: decode_data(step.config, source, out, resources)  # noqa: E731
     assert power_cuts(step, make, every) > 50
 
 

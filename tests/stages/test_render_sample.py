@@ -42,7 +42,9 @@ SMALL = {"lessons": 1, "clips": 2, "stills": 2, "validation": 4, "test": 4}
 
 def render_small(out: Path, resources, seed: int) -> dict[str, str]:
     out.mkdir(exist_ok=True)
-    render_sample.run(Config(seed=seed, size=32, frames=4, **SMALL), {}, out, resources)
+    render_sample.run(
+        Config(seed=seed, size=32, frames=4, **SMALL), render_sample.Inputs(), out, resources
+    )
     return {name: digest for name, digest in contents(out).items() if not name.endswith(".mp4")}
 
 

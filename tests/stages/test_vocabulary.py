@@ -134,7 +134,9 @@ def test_only_training_captions_are_read_and_samples_without_are_counted_and_lis
         {"id": "test", "split": "test", "captions": ["a cow", "a cow runs", "a cow stands"]},
     ]
     small = corpus_of(tmp_path / "small", rows)
-    outcome = build_vocabulary.run(Config(entities=2), {"small": small}, tmp_path, resources)
+    outcome = build_vocabulary.run(
+        Config(entities=2), build_vocabulary.Inputs.of({"small": small}), tmp_path, resources
+    )
     table = pq.read_table(tmp_path / "entities.parquet").to_pylist()
     assert table == [{"entity": "cat", "count": 3}, {"entity": "dog", "count": 2}]
     assert (outcome.counts["captions"], outcome.counts["distinct_captions"]) == (4, 3)
@@ -149,7 +151,9 @@ def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resource
         tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}]
     )
     with pytest.raises(InputError, match="no captions"):
-        build_vocabulary.run(Config(entities=2), {"corpus": folder}, tmp_path, resources)
+        build_vocabulary.run(
+            Config(entities=2), build_vocabulary.Inputs.of({"corpus": folder}), tmp_path, resources
+        )
 
 
 def tagged_nouns(*captions: str) -> Counter[str]:
@@ -297,7 +301,10 @@ def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_
             for name, row in train.items()
         }
         counts = train_tokenizer.run(
-            train_tokenizer.Config(word_pieces=200), corpora, out, resources
+            train_tokenizer.Config(word_pieces=200),
+            train_tokenizer.Inputs.of(corpora),
+            out,
+            resources,
         ).counts
         outputs.append((out / "tokenizer.json").read_text())
     assert outputs[0] == outputs[1]
@@ -335,7 +342,10 @@ def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
     given = train(TEXTS, 120)
     given.save(str(tmp_path / "given.json"))
     train_tokenizer.run(
-        train_tokenizer.Config(tokenizer=str(tmp_path / "given.json")), {}, tmp_path, resources
+        train_tokenizer.Config(tokenizer=str(tmp_path / "given.json")),
+        train_tokenizer.Inputs.of({}),
+        tmp_path,
+        resources,
     )
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab() == given.get_vocab()
 
@@ -440,7 +450,9 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     monkeypatch.setattr(build_vocabulary, "count_words", None)  # no noun is counted
     config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"))
     (tmp_path / "out").mkdir()
-    counts = build_vocabulary.run(config, corpora, tmp_path / "out", resources).counts
+    counts = build_vocabulary.run(
+        config, build_vocabulary.Inputs.of(corpora), tmp_path / "out", resources
+    ).counts
     assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == [
         "video",
         "zebra",
@@ -451,7 +463,10 @@ def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monk
     assert (counts["entities"], counts["left_out"]) == (3, 1)
     with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
         build_vocabulary.run(
-            config.model_copy(update={"entities": 5}), corpora, tmp_path / "out", resources
+            config.model_copy(update={"entities": 5}),
+            build_vocabulary.Inputs.of(corpora),
+            tmp_path / "out",
+            resources,
         )
 
 
@@ -469,7 +484,10 @@ def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tm
     )
     (tmp_path / "out").mkdir()
     finetune_qa.run(
-        config, {"model": folders["pretrain"], "clips": clips}, tmp_path / "out", resources
+        config,
+        finetune_qa.Inputs.of({"model": folders["pretrain"], "clips": clips}),
+        tmp_path / "out",
+        resources,
     )
     model = tmp_path / "out" / "model"
     assert json.loads((model / "answers.json").read_text()) == ["left", "one", "zebra"]

@@ -18,7 +18,7 @@ from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
-from tests.conftest import in_store
+from tests.conftest import decode_data, in_store
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
 from tests.stages.conftest import rejects_of
@@ -59,7 +59,7 @@ def downloads(sample, tmp_path) -> Path:
 def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resources):
     """They are decoded as the same files in a folder."""
     out, other = tmp_path / "out", tmp_path / "other"
-    counts = decode_videos.run(CONFIG, {"data": downloads}, out, resources).counts
+    counts = decode_data(CONFIG, downloads, out, resources).counts
     assert [counts[name] for name in ("items", "videos", "images", "rejected")] == [6, 2, 2, 2]
     assert rejects_of(out) == {"000000002": "not fetched", "000000003": "no text"}
     assert not [*out.rglob("*.mp4"), *out.rglob(".fetched.*")]
@@ -80,7 +80,7 @@ def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resour
         known = row.model_dump(include={"id", "captions", "split"})
         lines.append({"path": row.file_name, **known, **row.meta, "group": row.group or row.name})
     (loose / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    decode_videos.run(CONFIG, {"data": loose / "manifest.jsonl"}, other, resources)
+    decode_data(CONFIG, loose / "manifest.jsonl", other, resources)
     assert [p.read_bytes() for p in sorted(out.glob("*.tar"))] == [
         p.read_bytes() for p in sorted(other.glob("*.tar"))
     ]
@@ -128,7 +128,7 @@ def decoded(
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     """The shards by their names, and the reasons of rejects by their ids."""
     settings = decode_videos.Config(frames=4, size=32, max_reject_share=0.8, **config)
-    decode_videos.run(settings, {"data": source}, out, resources)
+    decode_data(settings, source, out, resources)
     return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(out)
 
 

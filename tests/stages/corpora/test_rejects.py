@@ -23,6 +23,7 @@ from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import EXIT_TIMEOUT
+from tests.conftest import decode_data
 from tests.stages.conftest import rejects_of, write_manifest
 
 WALL = {"captions": ["a wall"], "split": "train"}
@@ -105,11 +106,11 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(
     with pytest.raises(
         InputError, match=r"no captions and no questions; .* in a \.txt file of the same name"
     ):
-        decode_videos.run(Config(), {"data": tmp_path}, tmp_path / "out", resources)
+        decode_data(Config(), tmp_path, tmp_path / "out", resources)
     (tmp_path / "b.txt").write_text("a wall")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match="no PyAV"):
-        decode_videos.run(Config(), {"data": tmp_path}, tmp_path / "out", resources)
+        decode_data(Config(), tmp_path, tmp_path / "out", resources)
     assert not list((tmp_path / "out" / "parts").glob("train-video-*.json"))
 
 
@@ -140,9 +141,7 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999, **WALL}]
     (data / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(size=16, frames=2, max_reject_share=1)
-    counts = decode_videos.run(
-        config, {"data": data / "m.jsonl"}, tmp_path / "out", resources
-    ).counts
+    counts = decode_data(config, data / "m.jsonl", tmp_path / "out", resources).counts
     rejects = rejects_of(tmp_path / "out")
     assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
     assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
@@ -180,7 +179,7 @@ def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
     rows = [{"id": name, **WALL} for name in ("a", "kills", "b", "hangs", "c")]
     source, out = write_manifest(tmp_path / "data", rows), tmp_path / "out"
     config = DyingDecoder(size=16, samples_per_shard=8, max_reject_share=0.5)
-    decode_videos.run(config, {"data": source}, out, Resources(workers=1, device="cpu"))
+    decode_data(config, source, out, Resources(workers=1, device="cpu"))
     assert rejects_of(out) == {"kills": "crashed", "hangs": "too slow"}
     assert ShardReader(out).column("id").to_pylist() == ["a", "b", "c"]
 

@@ -12,6 +12,7 @@ from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
+from tests.conftest import decode_data
 from tests.stages.conftest import contents, too_slow, write_manifest
 
 
@@ -35,7 +36,7 @@ def decode_images(
         path.write_bytes(path.read_bytes() + file["more"])
         os.utime(path, (file["touched"], file["touched"]))
     settings = {"size": 16, "samples_per_shard": 4, **config}
-    outcome = decode_videos.run(Config.model_validate(settings), {"data": source}, out, resources)
+    outcome = decode_data(Config.model_validate(settings), source, out, resources)
     (out / "artifact.json").write_text("{}")
     return outcome, out
 

@@ -161,5 +161,7 @@ def evaluated(
     """The rows of results.json by name."""
     out.mkdir()
     inputs = {"clips": corpus} | {name: Path(name) for name in models}
-    module.run(module.Config(**config), inputs, out, Resources(device="cpu", workers=1))
+    module.run(
+        module.Config(**config), module.Inputs.of(inputs), out, Resources(device="cpu", workers=1)
+    )
     return {row["name"]: row for row in json.loads((out / "results.json").read_text())}

@@ -40,7 +40,10 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
         values |= {"batch_size": 2, "max_text_tokens": 16, "validation": {"videos": 2}}
         inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
         pretrain.run(
-            pretrain.Config.model_validate(values | config), inputs, tmp_path / name, resources
+            pretrain.Config.model_validate(values | config),
+            pretrain.Inputs.of(inputs),
+            tmp_path / name,
+            resources,
         )
         return ModelFolder.from_pretrained(tmp_path / name / "model")
 
@@ -57,7 +60,10 @@ def tuned(folders, clips, tmp_path, resources):
         values |= {"validation": {"videos": 2}, **config}
         inputs = {"model": folders["pretrain"], "clips": clips}
         outcome = stage.run(
-            stage.Config.model_validate(values), inputs, tmp_path / "tuned", resources
+            stage.Config.model_validate(values),
+            stage.Inputs.of(inputs),
+            tmp_path / "tuned",
+            resources,
         )
         return outcome, ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
 
