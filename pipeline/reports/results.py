@@ -36,6 +36,9 @@ PRINTED = (
     "qa/acc",
     "qa_text_only/acc",
     "entities/acc",
+    # PEM's labels: without the places of things, any entity of the clip is right and only ece tells.
+    "entity_crops/acc",
+    "entity_crops/ece",
 )
 TITLES = {
     "retrieval": "Retrieval",

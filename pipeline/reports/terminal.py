@@ -13,7 +13,7 @@ def print_results(
     folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
 ) -> None:
     """Prints the main results of a run, or the numbers of its last stage if nothing was evaluated; the warnings of the
-    stages; and where the rest is. At most 14 lines after an evaluation, and one more if there are few test videos."""
+    stages; and where the rest is. At most 16 lines after an evaluation, and one more if there are few test videos."""
     artifacts = [(folder, record) for folder in folders.values() if (record := read_record(folder))]
     found = rows(artifacts)
     if as_json:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.knowing import boxes, study
+from experiments.knowing import boxes, outcome, study
 from experiments.knowing.schedule import DRAWS, Sizes, other_rows, primary_rows, schedule
 from experiments.silent.labels import TrueLabels, arm_labels, kept_by_mixture
 
@@ -111,3 +111,50 @@ def test_a_run_at_tiny_sizes(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in files}
     study.run([6], ["primary"], tmp_path / "elsewhere", tmp_path / "rows", sizes)
     assert {file: file.stat().st_mtime_ns for file in files} == before
+
+
+def write_rows(folder, draws):
+    """All primary rows of some draws: `teacher` names 6 and 7 points more than `none`, by turns."""
+    naming = {"none": 16.0, "permuted": 14.0, "teacher": 22.0, "true": 24.0}
+    folder.mkdir()
+    for draw in draws:
+        for row in primary_rows(draw, Sizes()):
+            of_row = naming[row.arm] + row.seed + (draw % 2) * (row.arm == "teacher")
+            scores = {name: [of_row, 4.0] for name in ("naming", "naming_vtc", "probe_200")}
+            content = {
+                "draw": draw,
+                "arm": row.arm,
+                "seed": row.seed,
+                "steps": row.steps,
+                "start_steps": row.start_steps,
+                "scores": scores,
+                "labels": {} if row.arm == "none" else {"right": 64.0},
+                "time": {"seconds": 9.0, "cpu_seconds": 5.0},
+                "start": str(draw),
+            }
+            (folder / f"{row.name}.json").write_text(json.dumps(content))
+
+
+def test_the_outcome_pairs_draws_and_averages_seeds(tmp_path, capsys):
+    write_rows(tmp_path / "rows", [6, 7])
+    (tmp_path / "rows" / "draw-7-none-2.json").unlink()  # so draw 7 has no mean of `none`
+    rows = outcome.Rows.read(tmp_path / "rows")
+    assert rows.of_draws("none", "naming") == {6: 17.0}
+    assert rows.difference("teacher", "permuted", "naming").values == (8.0, 9.0)
+    assert rows.difference("teacher", "none", "naming") is None
+
+    picture = tmp_path / "figure.png"
+    arguments = ["--results", str(tmp_path / "rows"), "--figure", str(picture)]
+    assert outcome.main(arguments) == 0
+    assert picture.stat().st_size > 0
+    printed = capsys.readouterr().out
+    assert "content  naming of teacher - permuted: +8.0 +9.0 = +8.5" in printed
+    assert "fewer than 2 draws" in printed
+
+
+def test_rows_of_another_start_are_refused(tmp_path, capsys):
+    write_rows(tmp_path / "rows", [6])
+    row = tmp_path / "rows" / "draw-6-true-0.json"
+    row.write_text(row.read_text().replace('"start": "6"', '"start": "other"'))
+    assert outcome.main(["--results", str(tmp_path / "rows")]) == 2
+    assert "other weights" in capsys.readouterr().err

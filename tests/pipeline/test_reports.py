@@ -250,7 +250,7 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     (tmp_path / "run.html").touch()
     print_results({"evaluate": evaluated}, tmp_path / "workspace", Path("run.html"))
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) <= 14
+    assert len(printed) <= 16
     assert max(map(len, printed)) <= 80
     heads, *lines = printed[: 1 + len(PRINTED)]
     assert heads.split() == ["score", "[95", "%]", "chance"]

@@ -1,0 +1,225 @@
+"""The outcome of the study of a teacher that knows more, from the rows that exist: tests, tables, figure.
+
+    python experiments/knowing/outcome.py
+    python experiments/knowing/outcome.py --figure docs/pictures/knowing.png
+
+A draw counts in a comparison once it has all rows of both arms.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# for experiments, if this file is the program
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from alpro.errors import InputError
+from alpro.files import read_json
+from experiments.knowing.schedule import ARMS, DOSES, SEEDS, Row, Sizes
+from experiments.paired import Difference, holm
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = Sizes()
+SEEDS_OF = {"none": SEEDS, "permuted": SEEDS, "teacher": SEEDS}  # the other arms have one
+# Name, score, arm, base: fixed before the rows (experiments/README.md).
+PRIMARY = (
+    ("content", "naming", "teacher", "permuted"),
+    ("pays", "naming", "teacher", "none"),
+    ("boxes", "probe_200", "teacher", "permuted"),
+)
+SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
+AIM = 4.0  # points of naming over `none`
+MIN_DRAWS = 2  # for an interval
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a study by the names of their files."""
+
+    by_name: dict[str, dict[str, Any]]
+    draws: list[int]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Rows":
+        """Raises InputError if rows of one draw and start began with other weights."""
+        by_name = {path.stem: read_json(path) for path in sorted(folder.glob("draw-*.json"))}
+        starts: dict[tuple[int, int], str] = {}
+        for name, row in by_name.items():
+            first = starts.setdefault((row["draw"], row["start_steps"]), row["start"])
+            if row["start"] != first:
+                raise InputError(
+                    f"{folder / name}.json: began with other weights than another row of draw "
+                    f"{row['draw']}; compute all rows of a draw from one --out"
+                )
+        return cls(by_name, sorted({row["draw"] for row in by_name.values()}))
+
+    def score(self, draw: int, arm: str, score: str, steps: int = SIZES.steps) -> float | None:
+        """A score (%), the mean over the seeds of its arm; None if a row or the score is missing."""
+        seeds = SEEDS_OF.get(arm, SEEDS[:1]) if steps == SIZES.steps else SEEDS[:1]
+        values = []
+        for seed in seeds:
+            row = Row(draw, arm, seed, steps=steps, start_steps=SIZES.start_steps, sizes=SIZES)
+            scores = self.by_name.get(row.name, {}).get("scores", {})
+            if score not in scores:
+                return None
+            values.append(scores[score][0])
+        return statistics.mean(values)
+
+    def of_draws(self, arm: str, score: str, steps: int = SIZES.steps) -> dict[int, float]:
+        """A score of an arm in each draw that has it."""
+        found = {draw: self.score(draw, arm, score, steps) for draw in self.draws}
+        return {draw: value for draw, value in found.items() if value is not None}
+
+    def difference(
+        self, arm: str, base: str, score: str, steps: int = SIZES.steps
+    ) -> Difference | None:
+        """The differences of two arms, paired by draw; None with fewer draws than an interval needs."""
+        of_arm = self.of_draws(arm, score, steps)
+        of_base = self.of_draws(base, score, steps)
+        draws = [draw for draw in of_arm if draw in of_base]
+        if len(draws) < MIN_DRAWS:
+            return None
+        return Difference(tuple(of_arm[draw] - of_base[draw] for draw in draws))
+
+    def labels_right(self, arm: str) -> list[float]:
+        """How many labels (%) of an arm are right, in each draw."""
+        rows = (row for row in self.by_name.values() if row["arm"] == arm and row["labels"])
+        return list({row["draw"]: row["labels"]["right"] for row in rows}.values())
+
+    def cpu_seconds(self, arm: str, steps: int) -> float | None:
+        """The median processor time of the runs of an arm."""
+        rows = (row for row in self.by_name.values() if (row["arm"], row["steps"]) == (arm, steps))
+        seconds = [row["time"]["cpu_seconds"] for row in rows]
+        return statistics.median(seconds) if seconds else None
+
+
+def primary_lines(rows: Rows) -> list[str]:
+    """The three primary tests, corrected by Holm once all of them have a value."""
+    gains = [rows.difference(arm, base, score) for _, score, arm, base in PRIMARY]
+    known = [gain for gain in gains if gain is not None]
+    complete = len(known) == len(PRIMARY)
+    corrected = holm([gain.p for gain in known]) if complete else []
+
+    lines = []
+    for number, ((name, score, arm, base), gain) in enumerate(zip(PRIMARY, gains, strict=True)):
+        line = f"{name:8} {score} of {arm} - {base}: "
+        if gain is None:
+            line += f"fewer than {MIN_DRAWS} draws"
+        else:
+            line += f"{gain}, power for +{AIM:.0f}: {gain.power(AIM):.2f}"
+            line += f", corrected p {corrected[number]:.2g}" if complete else ""
+        lines.append(line)
+    return lines
+
+
+def arm_lines(rows: Rows) -> list[str]:
+    """The means over draws of each arm's scores, and how many of its labels are right."""
+    lines = [" ".join([f"{'arm':22}", f"{'right':>6}", *(f"{score:>10}" for score in SCORES)])]
+    for arm in ARMS:
+        right = rows.labels_right(arm)
+        cells = [mean_text(right, 6)]
+        cells += [mean_text(list(rows.of_draws(arm, score).values()), 10) for score in SCORES]
+        lines.append(" ".join([f"{arm:22}", *cells]))
+    return lines
+
+
+def step_lines(rows: Rows) -> list[str]:
+    """Naming and processor time of the arms that were trained for several numbers of steps."""
+    lines = [f"{'arm':10} {'steps':>6} {'naming':>8} {'probe_200':>10} {'cpu s':>8}"]
+    for arm in SEEDS_OF:
+        for steps in sorted((SIZES.steps, *SIZES.other_steps)):
+            cells = [
+                mean_text(list(rows.of_draws(arm, "naming", steps).values()), 8),
+                mean_text(list(rows.of_draws(arm, "probe_200", steps).values()), 10),
+            ]
+            seconds = rows.cpu_seconds(arm, steps)
+            cells.append(f"{'' if seconds is None else format(seconds, '.0f'):>8}")
+            lines.append(" ".join([f"{arm:10}", f"{steps:>6}", *cells]))
+    return lines
+
+
+def mean_text(values: Sequence[float], width: int) -> str:
+    return (f"{statistics.mean(values):.1f}" if values else "").rjust(width)
+
+
+def draw_figure(rows: Rows, file: Path) -> None:
+    """Three panels: gain over the share of right labels; naming of the arms; the probe of boxes.
+
+    Raises InputError if no draw has the rows of `none` and of an arm.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (dose, naming, probe) = plt.subplots(1, 3, figsize=(14, 4.2))
+    base = rows.of_draws("none", "naming")
+    panels = {
+        "mixtures of true labels": ("#6fa8dc", [f"true {share}" for share in sorted(DOSES)]),
+        "teachers": ("#e69138", ["plain", "teacher", "errors of the teacher"]),
+        "true, permuted": ("#222222", ["permuted", "true"]),
+    }
+    points = 0
+    for label, (color, arms) in panels.items():
+        shares = []
+        gains = []
+        for arm in arms:
+            of_draws = rows.of_draws(arm, "naming")
+            paired = [value - base[draw] for draw, value in of_draws.items() if draw in base]
+            right = rows.labels_right(arm)
+            if paired and right:
+                shares.append(statistics.mean(right))
+                gains.append(statistics.mean(paired))
+        dose.plot(shares, gains, "o", color=color, ms=8, label=label)
+        points += len(gains)
+    if not points:
+        raise InputError(
+            f"{file}: no draw has rows of `none` and of another arm; compute them first"
+        )
+    dose.axhline(0, color="#bbbbbb", lw=1, zorder=0)
+    dose.set_xlabel("labels right, %")
+    dose.set_ylabel("gain in things named, points")
+    dose.legend(frameon=False)
+
+    for axes, score, title in (
+        (naming, "naming", "things named, %"),
+        (probe, "probe_200", "boxes named by a linear probe, %"),
+    ):
+        arms = ["none", "permuted", "plain", "teacher", "true"]
+        for place, arm in enumerate(arms):
+            values = list(rows.of_draws(arm, score).values())
+            axes.plot([place] * len(values), values, "o", color="#6fa8dc", ms=6)
+            if values:
+                axes.plot(place + 0.2, statistics.mean(values), "D", color="#222222")
+        axes.set_xticks(range(len(arms)), arms)
+        axes.set_ylabel(title)
+    for axes in (dose, naming, probe):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    parser.add_argument("--figure", type=Path, help="file of the figure to draw")
+    options = parser.parse_args(arguments)
+    try:
+        rows = Rows.read(options.results)
+        print(f"{len(rows.by_name)} rows of draws {rows.draws}\n")
+        print(*primary_lines(rows), "", *arm_lines(rows), "", *step_lines(rows), sep="\n")
+        if options.figure:
+            draw_figure(rows, options.figure)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
