@@ -203,7 +203,7 @@ class Tracker:
     def _monitored(self, run: str, stage: str) -> Iterator[None]:
         """Logs how busy the machine is during a training: CPU, memory, disk, network and GPUs. One that takes less
         than `SYSTEM_SECONDS` has no values."""
-        if not run or STAGES[stage].kind != "training":
+        if not run or STAGES[stage] != "training":
             yield
             return
         monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, tracking_uri=self.uri)

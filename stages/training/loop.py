@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
@@ -432,7 +432,7 @@ def configure_layers(
         if not compiled:
             continue
 
-        layers = [module] if isinstance(module, Block | Layer) else []
+        layers: Sequence[nn.Module] = [module] if isinstance(module, Block | Layer) else []
         layers = module.layers() if isinstance(module, ClipPrompter) else layers
         for layer in layers:
             layer.compile(dynamic=False)
