@@ -7,6 +7,7 @@ that reads the lines adds times of its own (TIMES). Short tasks show no progress
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +31,28 @@ class Lines(logging.Handler):
     """Prints each record as a line on the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        # Names of files are in many lines; a traceback has several lines.
+        text = "\n".join(map(printable, record.getMessage().split("\n")))
         if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
             text = f"{logging.Formatter().formatTime(record, '%Y-%m-%d %H:%M:%S')} {text}"
         print(text, file=sys.stderr, flush=True)
+
+
+def printable(text: object) -> str:
+    """A name on one line, without what a terminal would obey: control characters, such as the escape
+    codes of colors, newlines, and marks that turn the direction of writing are written as escapes.
+
+    >>> print(printable("a\\x1b[31m\\n.mp4"))
+    a\\x1b[31m\\n.mp4
+    """
+    shown = []
+    for character in str(text):
+        # Zero-width joiners are parts of letters, of Persian and of Indic scripts, and of emoji.
+        if character.isprintable() or character in "\u200c\u200d":
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape", "surrogatepass").decode())
+    return "".join(shown)
 
 
 @cache
@@ -50,13 +69,13 @@ if not log.handlers:
 
 @contextmanager
 def progress(
-    what: str, total: int | None, unit: str, done: int = 0
+    what: str, total: int | None, unit: str, done: int = 0, steady: bool = False
 ) -> Iterator[Callable[..., None]]:
     """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
     left, and the note.
 
-    `total` is None if it is unknown. `done` units were done by an earlier run. Of the processes of torchrun, the first
-    shows it.
+    `total` is None if it is unknown. `done` units were done by an earlier run. steady: lines are also printed while no
+    unit is finished, for units of minutes. Of the processes of torchrun, the first shows it.
     """
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         yield lambda n=1, note="": None
@@ -64,30 +83,49 @@ def progress(
     bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
     task = bar.add_task(what, total=total, completed=done, note="") if bar else None
     began = last_line = time.monotonic()
-    count, last_note = done, ""
+    count = done
+    last_note = ""
+
+    def show(now: float) -> None:
+        nonlocal last_line
+        last_line = now
+        parts = [
+            f"{count} {unit}" if total is None else f"{count} of {total} {unit}",
+            f"{now - began:.0f} s",
+        ]
+        if total is not None and count > done:
+            left = (now - began) * (total - count) / (count - done)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        if last_note:
+            parts.append(last_note)
+        log.info(f"{what}: {', '.join(parts)}")
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal count, last_line, last_note
-        count, last_note = count + n, note or last_note
+        nonlocal count, last_note
+        count += n
+        last_note = note or last_note
         now = time.monotonic()
         if bar:
             bar.update(task, advance=n, note=last_note)
             if now - began > QUIET_SECONDS and not bar.live.is_started:
                 bar.start()
         elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
-            last_line = now
-            parts = [
-                f"{count} {unit}" if total is None else f"{count} of {total} {unit}",
-                f"{now - began:.0f} s",
-            ]
-            if total is not None and count > done:
-                left = (now - began) * (total - count) / (count - done)
-                parts.append(f"{timedelta(seconds=round(left))} left")
-            log.info(f"{what}: {', '.join(parts + [last_note] * bool(last_note))}")
+            show(now)
 
+    ended = threading.Event()
+
+    def show_steadily() -> None:
+        while not ended.wait(LINE_SECONDS - (time.monotonic() - last_line)):
+            if time.monotonic() - last_line >= LINE_SECONDS:
+                show(time.monotonic())
+
+    thread = threading.Thread(target=show_steadily, daemon=True)
+    if steady and not bar:
+        thread.start()
     try:
         yield advance
     finally:
+        ended.set()
         if bar:
             bar.stop()
 

@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,15 +49,16 @@ class Figures:
     total: float = 0.0
 
     def row(self) -> dict[str, Any]:
-        p50, p99 = (1000 * float(np.quantile(self.seconds, share)) for share in (0.5, 0.99))
         refused = self.others.pop("429", 0)
-        figures = {
+        return {
             "answers": len(self.seconds),
             "refused": refused,
             "lost": self.others.total(),
             "wrong": self.wrong,
+            "p50": 1000 * float(np.quantile(self.seconds, 0.5)),
+            "p99": 1000 * float(np.quantile(self.seconds, 0.99)),
+            "per second": len(self.seconds) / self.total,
         }
-        return figures | {"p50": p50, "p99": p99, "per second": len(self.seconds) / self.total}
 
 
 def main() -> int:
@@ -67,42 +70,54 @@ def main() -> int:
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    rows = {}
+
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         index, texts = make_index(Path(temporary), arguments.videos)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = [*PROGRAM, "serve", str(index), "--port", str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout
-            assert server.stdout.readline(), "the server did not start"
+        with serving(index) as url:
             for name, rerank in ROWS.items():
-                count = arguments.requests if not rerank else max(1, arguments.requests // 10)
+                count = arguments.requests
+                if rerank:
+                    count = max(1, count // 10)
                 alone, many = asyncio.run(
-                    trial(f"http://127.0.0.1:{port}", texts, rerank, arguments.clients, count)
+                    trial(url, texts, rerank, clients=arguments.clients, requests=count)
                 )
-                rows[f"{name}, 1 client"], rows[f"{name}, {arguments.clients} clients"] = (
-                    alone.row(),
-                    many.row(),
-                )
-        finally:
-            server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 0
+                rows[f"{name}, 1 client"] = alone.row()
+                rows[f"{name}, {arguments.clients} clients"] = many.row()
+
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {arguments.videos} videos")
-    print(
-        f"{'':26}" + "".join(f"{name:>11}" for name in next(iter(rows.values()))) + f"{'ratio':>8}"
-    )
-    for name, row in rows.items():
-        baseline = rows[f"{name.partition(',')[0]}, 1 client"]
-        cells = "".join(
-            f"{value:11,.1f}" if isinstance(value, float) else f"{value:11,}"
-            for value in row.values()
-        )
-        print(f"{name:26}{cells}{row['per second'] / baseline['per second']:8.2f}")
+    print_table(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     return int(any(row["lost"] or row["wrong"] for row in rows.values()))
+
+
+@contextmanager
+def serving(index: Path) -> Iterator[str]:
+    """The address of a server of an index, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*PROGRAM, "serve", str(index), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout
+        assert server.stdout.readline(), "the server did not start"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+
+
+def print_table(rows: dict[str, dict[str, Any]]) -> None:
+    """The rows, with the ratio of their answers a second to those of one client."""
+    heads = "".join(f"{name:>11}" for name in next(iter(rows.values())))
+    print(f"{'':26}{heads}{'ratio':>8}")
+    for name, row in rows.items():
+        baseline = rows[f"{name.partition(',')[0]}, 1 client"]
+        cells = ""
+        for value in row.values():
+            cells += f"{value:11,.1f}" if isinstance(value, float) else f"{value:11,}"
+        print(f"{name:26}{cells}{row['per second'] / baseline['per second']:8.2f}")
 
 
 def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
@@ -121,9 +136,8 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     config = render_sample.Config(lessons=0, clips=videos, stills=0, validation=4, test=4)
     render_sample.run(config, render_sample.Inputs(), folder, Resources(workers=1))
     rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
-    chosen = [
-        row | {"path": str(folder / row["path"])} for row in rows if row.get("split") == "train"
-    ][:videos]
+    training = [row for row in rows if row.get("split") == "train"]
+    chosen = [row | {"path": str(folder / row["path"])} for row in training[:videos]]
     (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
@@ -145,11 +159,11 @@ async def trial(
     url: str, texts: list[str], rerank: int, clients: int, requests: int
 ) -> tuple[Figures, Figures]:
     """Sends each text alone, then the requests of all clients."""
-    alone, many = Figures(), Figures()
+    alone = Figures()
+    many = Figures()
     right: dict[str, Any] = {}
-    async with httpx.AsyncClient(
-        base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)
-    ) as client:
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
         async def search(text: str, figures: Figures) -> None:
             while True:
@@ -179,7 +193,9 @@ async def trial(
         started = time.perf_counter()
         for text in texts:
             await search(text, alone)
-        alone.total, started = time.perf_counter() - started, time.perf_counter()
+        alone.total = time.perf_counter() - started
+
+        started = time.perf_counter()
         await asyncio.gather(*(one_client(number) for number in range(clients)))
         many.total = time.perf_counter() - started
     return alone, many

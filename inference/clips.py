@@ -9,7 +9,7 @@ import numpy as np
 
 from alpro.errors import InputError
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.clip import Clip, DecodeError
+from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
@@ -31,6 +31,7 @@ Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
 
 MAX_FETCHED_BYTES = 4 * 2**30  # of a file at a URL
+DEFAULT_LIMITS = Limits()
 
 
 def file_name(source: Source) -> str:
@@ -41,21 +42,31 @@ def file_name(source: Source) -> str:
 
 
 def is_file(text: Any) -> bool:
-    """Whether what a person writes is a file and not a text: a path, a URL, or a name like that of a video or image."""
-    return not isinstance(text, str) or is_url(text) or suffix(Path(text)) in MEDIA_EXTENSIONS
+    """Whether what a person writes is a file and not a text.
+
+    A `Path` and a URL always are; a string is one if it is the path of a file, or if it ends like a
+    video or an image, so that a mistyped name is an error and no text.
+    """
+    if not isinstance(text, str) or is_url(text):
+        return True
+    path = Path(text)
+    if suffix(path) in MEDIA_EXTENSIONS:
+        return True
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # longer than a name may be; ~unknown; a NUL
+        return False
 
 
 def is_image(source: Source) -> bool:
     if isinstance(source, Sample):
         return source.about["kind"] == "image"
-    return (
-        source.kind == "image"
-        if isinstance(source, Row)
-        else suffix(located(source)) in IMAGE_EXTENSIONS
-    )
+    if isinstance(source, Row):
+        return source.kind == "image"
+    return suffix(located(source)) in IMAGE_EXTENSIONS
 
 
-def load_clip(source: Source, count: int, size: int) -> Clip:
+def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS) -> Clip:
     """`count` frames of a video, each the first of one of as many segments, or those of an image repeated: (count,
     size, size, 3) uint8. The frames of a sample have their stored size.
 
@@ -64,18 +75,15 @@ def load_clip(source: Source, count: int, size: int) -> Clip:
     """
     try:
         if isinstance(source, Sample):
-            frames = source.frames(segment_starts(len(source), count))
-            frames = squash(frames, size) if is_image(source) else frames
-            return Clip(
-                frames, 0.0, source.about.get("width", size), source.about.get("height", size)
-            )
+            return _load_sample(source, count, size)
+
         file = absolute(source.path if isinstance(source, Row) else source)
         with local_copy(file, MAX_FETCHED_BYTES) as path:
-            if not is_image(source):
-                window = (source.start, source.end) if isinstance(source, Row) else ()
-                return decode_video(path, count, size, *window)
-            image = decode_image(path, size)
-            return replace(image, frames=np.repeat(image.frames, count, axis=0))
+            if is_image(source):
+                image = decode_image(path, size, limits)
+                return replace(image, frames=np.repeat(image.frames, count, axis=0))
+            start, end = (source.start, source.end) if isinstance(source, Row) else (None, None)
+            return decode_video(path, count, size, start=start, end=end, limits=limits)
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
     except (DecodeError, InputError):
@@ -87,25 +95,44 @@ def load_clip(source: Source, count: int, size: int) -> Clip:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
+        # What a store raises has no number; of the local disk, it is a fault that nobody expects.
         fetching = isinstance(error, OSError) and error.errno is None
         message = " ".join([f"{type(error).__name__}:", *str(error).split()])
         raise DecodeError("not fetched" if fetching else "unexpected error", message) from error
 
 
-def load_frames(source: Source, video: VideoConfig) -> np.ndarray:
+def _load_sample(sample: Sample, count: int, size: int) -> Clip:
+    about = sample.about
+    frames = sample.frames(segment_starts(len(sample), count))
+    if is_image(sample):
+        frames = squash(frames, size)
+    return Clip(
+        frames,
+        duration=about.get("duration") or 0.0,
+        width=about.get("width", size),
+        height=about.get("height", size),
+    )
+
+
+def load_for_model(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> Clip:
+    """As many frames of a source as a model takes, in its size. Raises as `load_clip`."""
+    return load_clip(source, video.frames, video.image_size, limits)
+
+
+def load_frames(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as `load_clip`."""
-    return load_clip(source, video.frames, video.image_size).frames.transpose(0, 3, 1, 2)
+    return load_for_model(source, video, limits).frames.transpose(0, 3, 1, 2)
 
 
 def decode_ahead(
     sources: Iterable[S], video: VideoConfig
-) -> Iterator[tuple[S, np.ndarray | DecodeError]]:
-    """The frames of each source in order, or why it cannot be decoded, as `map_ahead`."""
-    return map_ahead(lambda source: (source, _frames_or_error(source, video)), sources)
+) -> Iterator[tuple[S, Clip | DecodeError]]:
+    """The clip of each source in order, or why it cannot be decoded, as `map_ahead`."""
+    return map_ahead(lambda source: (source, _clip_or_error(source, video)), sources)
 
 
-def _frames_or_error(source: Source, video: VideoConfig) -> np.ndarray | DecodeError:
+def _clip_or_error(source: Source, video: VideoConfig) -> Clip | DecodeError:
     try:
-        return load_frames(source, video)
+        return load_for_model(source, video)
     except DecodeError as error:
         return error

@@ -5,30 +5,34 @@ once index.json names it, so an interrupted run keeps every finished part, and a
 index.json does not name is deleted before any other change. rejects.parquet has the files that could not be decoded.
 """
 
-import re
+import hashlib
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder, write_json
+from alpro.inference.clips import is_file
 from alpro.inference.find import find_model, model_digest
 from alpro.inference.model import Model
 from alpro.locks import acquire
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
 from alpro.shards.storage import absolute, located
+
+if TYPE_CHECKING:
+    from alpro.inference.search import SearchResult
 
 REJECTS_FILE = "rejects.parquet"
 PART_CLIPS = 1024  # clips after which a part is added
@@ -42,22 +46,18 @@ ITEMS = pa.schema(
         ("kind", pa.string()),
         ("start", pa.float64()),  # seconds; null: the whole file
         ("end", pa.float64()),
+        ("duration", pa.float64()),  # seconds of the clip; null: an image, or unknown
         ("caption", pa.string()),  # the first one, if there is any
-        (
-            "columns",
-            pa.map_(pa.string(), pa.string()),
-        ),  # of the manifest, those that the index keeps
-        (
-            "identity",
-            pa.string(),
-        ),  # size and time of the file, or its ETag: a change embeds it again
+        ("columns", pa.map_(pa.string(), pa.string())),  # of the manifest, those that are kept
+        # Size and time of the file, or its ETag: a change embeds it again.
+        ("identity", pa.string()),
         ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
         ("frame_sizes", pa.list_(pa.int64())),
     ]
 )
 PART = pa.schema([*ITEMS, ("embedding", pa.list_(pa.float32()))])
 REJECTED = pa.schema([*REJECTS, *(field for field in ITEMS if field.name not in REJECTS.names)])
-CLIP = ("id", "path", "kind", "start", "end", "caption", "columns")  # what people see of an item
+LATER_COLUMNS = ("duration",)  # which an index of an earlier version lacks
 Item = dict[str, Any]  # a row of ITEMS
 Signature = tuple[str, str, str]  # see `signature_of`
 WHAT_TO_DO = "delete this folder, and create the index again"
@@ -75,10 +75,10 @@ class About(BaseModel):
     window: float | None = None
     stride: float | None = None
     columns: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
+    parts: tuple[Annotated[str, Field(pattern=r"^\w+$")], ...] = ()  # no path: files of the folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Index:
     """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector; `rejects` has the files
     that could not be decoded, with the reason."""
@@ -97,42 +97,51 @@ class Index:
             about = read_about(folder)
             try:
                 parts = [read_part(folder / f"{name}.parquet", PART) for name in about.parts]
-                rejects = (
-                    read_part(folder / REJECTS_FILE, REJECTED)
-                    if (folder / REJECTS_FILE).exists()
-                    else None
-                )
+                rejects = REJECTED.empty_table()
+                if (folder / REJECTS_FILE).exists():
+                    rejects = read_part(folder / REJECTS_FILE, REJECTED)
+                rows = pa.concat_tables([PART.empty_table(), *parts])
+                embeddings = embeddings_of(rows)
                 break
             except (OSError, ValueError, pa.ArrowException) as error:
                 if read_about(folder).parts != about.parts:  # another process merged them
                     continue
                 line = (str(error).splitlines() or [type(error).__name__])[0]
                 raise InputError(f"{folder}: corrupt: {line}; {WHAT_TO_DO}") from error
-        rows = pa.concat_tables([PART.empty_table(), *parts])
-        vectors = [
-            chunk.flatten().to_numpy().reshape(len(chunk), -1)
-            for chunk in rows["embedding"].chunks
-            if chunk
-        ]
-        widths = {part.shape[1] for part in vectors}
-        if len(widths) > 1:
-            raise InputError(
-                f"{folder}: corrupt: embeddings of {' and '.join(map(str, sorted(widths)))} numbers; {WHAT_TO_DO}"
-            )
-        embeddings = np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
-        return cls(
-            folder,
-            about,
-            rows.drop_columns("embedding"),
-            embeddings,
-            rejects or REJECTED.empty_table(),
-        )
+        return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects)
+
+    def __repr__(self) -> str:
+        return f"<Index {self.folder}: {len(self):,} clips of {self.about.model}>"
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def item(self, number: int) -> Item:
         return self.items.slice(number, 1).to_pylist()[0]
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of this index, which is loaded once. Raises InputError if it is gone."""
+        return self.load_model()
+
+    def search(self, query: Any, k: int = 10, **options: Any) -> "SearchResult":
+        """The `k` clips that fit best: a text (str), or those similar to a file (`Path`, or a str as
+        of `Model.encode`) or to an embedding (E,).
+
+        options: as of `search.search` for a text (filters, rerank, nothing_below, offset), and as of
+        `search.similar` otherwise (filters, offset). Raises InputError for an invalid filter, and
+        DecodeError if the file cannot be decoded.
+        """
+        from alpro.inference import search  # which imports this module
+
+        if isinstance(query, str) and not is_file(query):
+            return search.search(self, self.model, query, k, **options)
+        if isinstance(query, str | Path):
+            (embedded,) = self.model.stream([query])
+            if embedded.error:
+                raise embedded.error
+            query = embedded.embedding
+        return search.similar(self, np.asarray(query, np.float32), k, **options)
 
     def model_folder(self, name: str | Path = "", workspace: Path = Path("workspace")) -> Path:
         """The folder of the model of this index: where it was, or that of `name` if it has moved.
@@ -155,12 +164,18 @@ class Index:
 
     def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
         """The items and rejects that a name stands for, each after the name: an id, a file, or a folder."""
-        wanted = {place: name for name in names for place in (name, str(absolute(name)))}
+        name_of: dict[str, str] = {}
+        for name in names:
+            name_of[name] = name
+            name_of[str(absolute(name))] = name
+
         for table in (self.items, self.rejects):
             for item in rows_of(table):
-                places = (item["id"], item["path"], *map(str, PurePath(item["path"]).parents))
-                if name := next((wanted[place] for place in places if place in wanted), None):
-                    yield name, item
+                folders = map(str, PurePath(item["path"]).parents)
+                for text in (item["id"], item["path"], *folders):
+                    if text in name_of:
+                        yield name_of[text], item
+                        break
 
 
 def read_about(folder: Path) -> About:
@@ -171,30 +186,43 @@ def read_about(folder: Path) -> About:
             f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index"
         )
     try:
-        about = About.model_validate_json(file.read_text())
+        return About.model_validate_json(file.read_text())
     except OSError as error:  # the index may be whole: it must not be deleted
         raise InputError(f"{file}: {error.strerror}; make it readable for this user") from error
     except ValueError as error:  # pydantic's, or not UTF-8
         line = str(error).splitlines()[0]
         raise InputError(f"{file}: cannot be read: {line}; {WHAT_TO_DO}") from error
-    foreign = [name for name in about.parts if not re.fullmatch(r"\w+", name)]
-    if foreign:
-        raise InputError(f"{file}: {foreign[0]!r} is not the name of a part; {WHAT_TO_DO}")
-    return about
 
 
 def read_part(file: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of a part, or the rejects. Raises ValueError for rows that no run writes."""
+    """The rows of a part, or the rejects. Raises ValueError or OSError if the file is corrupt."""
     # As a data set, folders named NAME=VALUE would be columns.
-    table = pq.ParquetFile(file).read().cast(schema)
-    if table["path"].null_count:
-        raise ValueError(f"{file.name}: a clip without a path")
-    if "embedding" in schema.names:
-        vectors = table["embedding"]
-        widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
-        if len(widths) > 1 or None in widths or pc.list_flatten(vectors).null_count:
-            raise ValueError(f"{file.name}: embeddings that are missing, or of several lengths")
+    table = pq.ParquetFile(file).read()
+    for name in LATER_COLUMNS:
+        if name not in table.column_names:
+            empty = pa.nulls(len(table), schema.field(name).type)
+            table = table.append_column(name, empty)
+    missing = set(schema.names) - set(table.column_names)
+    if missing:
+        raise ValueError(f"{file.name}: no column {', '.join(sorted(missing))}")
+    table = table.select(schema.names).cast(schema)
+    for name in ("id", "path"):
+        if table[name].null_count:  # the server and the filters need them
+            raise ValueError(f"{file.name}: a row without {name}")
     return table
+
+
+def embeddings_of(rows: pa.Table) -> np.ndarray:
+    """The embeddings (N, E) of the rows of parts. Raises ValueError if their lengths differ."""
+    vectors = []
+    for chunk in rows["embedding"].chunks:
+        if not len(chunk):
+            continue
+        widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
+        if len(widths) != 1 or not widths[0] > 0 or chunk.flatten().null_count:
+            raise ValueError("embeddings of different lengths, or without one")
+        vectors.append(chunk.flatten().to_numpy().reshape(len(chunk), -1))
+    return np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
 
 
 def source_of(item: Item) -> Row | Sample:
@@ -217,6 +245,17 @@ def window_of(item: Item) -> str:
     return item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
 
 
+def signature_of(item: Item) -> Signature:
+    """What stays the same of an item if the folder of its file moves: size and time of the file, its name, and the
+    window, or the sample in a shard."""
+    return item["identity"], PurePath(item["path"]).name, window_of(item)
+
+
+def clip_key(item: Item) -> str:
+    """A short name of what an item is, by which a page notices that a row has become another."""
+    return hashlib.sha256(key_of(item).encode(errors="surrogatepass")).hexdigest()[:12]
+
+
 def rows_of(table: pa.Table) -> Iterator[Item]:
     """The rows of a table, a few of which are objects at a time: they take ten times the memory of the columns."""
     for batch in table.to_batches(PART_CLIPS):
@@ -230,12 +269,6 @@ def check_digest(index: Path, about: About, model: Path | str, digest: str) -> N
             f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of {model} "
             f"({digest[:8]}); choose another folder for the index"
         )
-
-
-def signature_of(item: Item) -> Signature:
-    """What stays the same of an item if the folder of its file moves: size and time of the file, its name, and the
-    window, or the sample in a shard."""
-    return item["identity"], PurePath(item["path"]).name, window_of(item)
 
 
 @contextmanager
@@ -260,29 +293,33 @@ class IndexWriter:
     """Changes an index, within `changing`. The whole index is in memory, twice while parts are merged."""
 
     def __init__(self, folder: Path, about: About):
-        self.folder, self.about = folder, about
-        write_json(
-            folder / "index.json", about.model_dump()
-        )  # first: it marks the folder as an index
+        self.folder = folder
+        self.about = about
+        # First: it marks the folder as an index.
+        write_json(folder / "index.json", about.model_dump())
         self._delete_others()
         index = Index.open(folder)
         self.rows = len(index)  # in all parts
+        self.moved: dict[str, str] = {}  # the keys of clips whose files moved, by their new keys
+        self.old = index  # whose embeddings they keep
+        self.places: dict[
+            Signature, int
+        ] = {}  # the rows of the index, by what stays of a moved file
+        for number, row in enumerate(rows_of(index.items)):
+            self.places[signature_of(row)] = number
         self.known = {key_of(row): row["identity"] for row in rows_of(index.items)}
         self.rejects = {
             key_of(row): row for row in rows_of(index.rejects) if row["reason"] != "bad row"
         }
         self.bad_rows = list[Reject]()  # of the manifest of this run
-        self.items, self.embeddings = list[Item](), list[np.ndarray]()  # of the next part
+        self.items: list[Item] = []  # of the next part
+        self.embeddings: list[np.ndarray] = []
         self.last = time.monotonic()
-        self.moved = dict[str, str]()  # the keys of clips whose files moved, by their new keys
-        self.old = index  # whose embeddings they keep
-        self.places = dict[Signature, int]()  # the rows of the index, by what stays of a moved file
-        for number, row in enumerate(rows_of(index.items)):
-            self.places[signature_of(row)] = number
 
     def state(self, item: Item) -> str:
         """Whether an item is new, changed, or known. A file that could not be fetched is new."""
-        reject = self.rejects.get(key := key_of(item))
+        key = key_of(item)
+        reject = self.rejects.get(key)
         if reject and reject["reason"] not in TRANSIENT_REASONS:
             return "known" if reject["identity"] == item["identity"] else "changed"
         if key not in self.known:
@@ -314,7 +351,7 @@ class IndexWriter:
         if not isinstance(path, Path) or path.exists():
             return False
         self.moved[key_of(item)] = key_of(before)
-        self.add(item, self.old.embeddings[number])
+        self.add(item | {"duration": before["duration"]}, self.old.embeddings[number])
         return True
 
     def reject(self, item: Item, reason: Reason, detail: str) -> None:
@@ -330,7 +367,9 @@ class IndexWriter:
                 pa.Table.from_pylist(self.items, ITEMS).append_column("embedding", vectors)
             )
             self.rows += len(self.items)
-        self.items, self.embeddings, self.last = [], [], time.monotonic()
+        self.items = []
+        self.embeddings = []
+        self.last = time.monotonic()
 
     def finish(self, gone: Collection[str] = ()) -> None:
         """Adds the last part and writes the rejects; merges the parts if there are many, or if clips were replaced,

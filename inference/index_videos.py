@@ -1,10 +1,11 @@
 """Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
 
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 
@@ -23,15 +24,18 @@ from alpro.inference.index import (
     source_of,
 )
 from alpro.inference.model import BATCH, Model
-from alpro.log import log
+from alpro.log import log, progress
 from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.manifest import known_form, scan_manifest, scan_source
 from alpro.shards.storage import Location, absolute, exists, identities, join, located
 
+MAX_COUNTED = 100_000  # items that are listed before the first is embedded, for the time left
+MIN_SECONDS = 10.0  # of the rest, from which on a line says how long it takes
 CHUNK = 2048  # sources whose files are looked up together
 SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
+EMPTY: Item = dict.fromkeys(ITEMS.names)
 CORPUS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
 
 
@@ -40,31 +44,37 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
 
     columns: of the manifest, which the items keep. Raises InputError if there is no such thing, or nothing in it.
     """
-    source, empty = absolute(source), dict.fromkeys(ITEMS.names)
+    source = absolute(source)
     if is_corpus(source):
-        for batch in index_batches(source, CORPUS):
-            for row in batch.to_pylist():
-                shard, caption = row.pop("shard"), next(iter(row.pop("captions") or ()), None)
-                yield empty | row | {"path": str(join(source, shard)), "caption": caption}
+        yield from _scan_corpus(source)
         return
-    file = source if isinstance(source, Path) and source.is_file() and known_form(source) else None
-    for row in scan_source(file)[1] if file else scan_manifest(source, require_texts=False):
-        if isinstance(row, Reject):
-            yield row
-        else:
-            known = {"split": row.split, "group": row.group or row.name} | row.meta
-            values = [(name, known[name]) for name in columns if name in known]
-            kept = [
-                (name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
-                for name, v in values
-            ]
-            fields = row.model_dump(include={"id", "kind", "start", "end"})
-            caption = next(iter(row.captions), None)
-            yield (
-                empty
-                | fields
-                | {"path": str(row.path), "caption": caption, "columns": kept or None}
-            )
+
+    is_manifest = isinstance(source, Path) and source.is_file() and known_form(source)
+    rows = scan_source(source)[1] if is_manifest else scan_manifest(source, require_texts=False)
+    for row in rows:
+        yield row if isinstance(row, Reject) else _item_of(row, columns)
+
+
+def _scan_corpus(source: Location) -> Iterator[Item]:
+    for batch in index_batches(source, CORPUS):
+        for row in batch.to_pylist():
+            shard = row.pop("shard")
+            captions = row.pop("captions") or [None]
+            yield EMPTY | row | {"path": str(join(source, shard)), "caption": captions[0]}
+
+
+def _item_of(row: Row, columns: Sequence[str]) -> Item:
+    """The item of a row of a manifest, with those of its columns that the index keeps."""
+    known = {"split": row.split, "group": row.group or row.name} | row.meta
+    kept = []
+    for name in columns:
+        if name in known:
+            value = known[name]
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            kept.append((name, text))
+    fields = row.model_dump(include={"id", "kind", "start", "end"})
+    caption = next(iter(row.captions), None)
+    return EMPTY | fields | {"path": str(row.path), "caption": caption, "columns": kept or None}
 
 
 def is_corpus(source: Location) -> bool:
@@ -85,26 +95,31 @@ def in_windows(
     Raises InputError for samples of a decoded corpus, of which only a few frames are there.
     """
     for item in items:
-        if (
-            isinstance(item, Reject)
-            or item["kind"] != "video"
-            or (item["start"], item["end"]) != (None, None)
-        ):
+        if isinstance(item, Reject) or item["kind"] != "video":
             yield item
-        elif item["frame_offsets"] is not None:
+            continue
+        if item["start"] is not None or item["end"] is not None:
+            yield item
+            continue
+        if item["frame_offsets"] is not None:
             raise InputError(
                 f"{item['path']}: a decoded corpus has no windows; index its videos instead"
             )
-        elif not isinstance(location := located(item["path"]), Path):
+
+        location = located(item["path"])
+        if not isinstance(location, Path):
             detail = "windows need a file on this machine, not a URL"
             yield Reject(id=item["id"], path=item["path"], reason="bad row", detail=detail)
-        elif (seconds := video_seconds(location)) <= window:
+            continue
+
+        seconds = video_seconds(location)
+        if seconds <= window:
             yield item
-        else:
-            last = max(0, ceil((seconds - window - SHORTEST) / stride))
-            for number in range(last + 1):
-                end = number * stride + window if number < last else round(seconds, 3)
-                yield item | {"start": number * stride, "end": end}
+            continue
+        last = max(0, ceil((seconds - window - SHORTEST) / stride))
+        for number in range(last + 1):
+            end = number * stride + window if number < last else round(seconds, 3)
+            yield item | {"start": number * stride, "end": end}
 
 
 @dataclass
@@ -179,30 +194,40 @@ def add_videos(
     about: see `settings`. videos: as `scan_videos` takes them, or what it returns. report: called with a line for each
     rejected file. Raises InputError if the index is in use, or if the folder cannot be written.
     """
-    items = scan_videos(videos, about.columns) if isinstance(videos, str | Path) else videos
-    if isinstance(videos, Path) and videos.is_dir():
-        items = list(items)  # for the progress; the rows of a manifest are streamed
-    if about.columns and isinstance(videos, str | Path) and not (folder / "index.json").is_file():
-        rows = (item for item in scan_videos(videos, about.columns) if isinstance(item, dict))
-        known = {name for row in rows for name, _ in row["columns"] or ()}
-        if unknown := [name for name in about.columns if name not in known]:
-            raise InputError(f"{videos}: no video has a column {unknown[0]!r}")
+    is_new = not (folder / "index.json").is_file()
+    if isinstance(videos, str | Path):
+        items: Iterable[Item | Reject] = scan_videos(videos, about.columns)
+        if about.columns and is_new:
+            _check_columns(videos, about.columns)
+    else:
+        items = videos
+
     with changing(folder):
-        if (folder / "index.json").is_file():
+        if not is_new:
             about = about.model_copy(update={"parts": read_about(folder).parts})
         return _add(IndexWriter(folder, about), model, items, report)
+
+
+def _check_columns(videos: Location, columns: Sequence[str]) -> None:
+    """Raises InputError if no row of a manifest has one of the columns."""
+    known: set[str] = set()
+    for item in scan_videos(videos, columns):
+        if isinstance(item, dict):
+            known.update(name for name, _ in item["columns"] or ())
+    for name in columns:
+        if name not in known:
+            raise InputError(f"{videos}: no video has a column {name!r}")
 
 
 def _add(
     writer: IndexWriter, model: Model, items: Iterable[Item | Reject], report: Callable[[str], None]
 ) -> Counts:
-    counts, about, total = Counts(), writer.about, None
+    counts = Counts()
+    about = writer.about
     current: dict[str, str] = {}  # identities of the files that may have stale windows
     if about.window and about.stride:
         items = in_windows(items, about.window, about.stride)
-    elif isinstance(items, list):
-        known = dict(writer.identities())
-        total = sum(isinstance(item, dict) and key_of(item) not in known for item in items)
+    items, total = count_new(items, {key for key, _ in writer.identities()})
     pending: list[Item] = []  # those that are decoded, in order
 
     def wanted() -> Iterator[Row | Sample]:
@@ -222,24 +247,81 @@ def _add(
             pending.append(item)
             yield source_of(item)
 
+    began = time.monotonic()
     for batch in model.batches(wanted(), BATCH, cls_only=True, total=total):
-        features = dict(zip(batch.decoded, batch.videos.features.cpu().numpy(), strict=True))
-        for place in batch.sources:
+        embeddings = batch.videos.features.cpu().numpy()
+        by_position = dict(zip(batch.decoded, embeddings, strict=True))
+        for position in batch.sources:
             item = pending.pop(0)
-            if place in features:
+            if position in by_position:
+                item["duration"] = batch.durations[position] or None  # 0: of an image
                 counts.embedded += 1
-                writer.add(item, features[place])
+                writer.add(item, by_position[position])
             else:
-                error = batch.errors[place]
+                error = batch.errors[position]
                 counts.reject(error.reason)
                 report(f"{item['path']}: {error}")
                 writer.reject(item, error.reason, error.detail)
-    writer.finish(
-        {key for key, old in writer.identities() if current.get(key.split("\n")[0], old) != old}
-    )
+
+        if 0 in batch.sources:  # the first batch
+            seconds = time.monotonic() - began
+            line = time_line(total, len(batch.sources), seconds, model.device.type)
+            if line:
+                log.info(line)
+
+    stale = set()
+    for key, identity in writer.identities():
+        path = key.rpartition("\n")[0]  # which may have a newline in its name
+        if current.get(path, identity) != identity:
+            stale.add(key)
+    writer.finish(stale)
     if writer.moved:
         log.info(f"{len(writer.moved)} clips have moved: the index has their new paths")
     return counts
+
+
+def count_new(
+    items: Iterable[Item | Reject], known: Collection[str]
+) -> tuple[Iterable[Item | Reject], int | None]:
+    """The items, and how many of them an index does not have; None if there are more than
+    MAX_COUNTED, which are not held in memory."""
+    remaining = iter(items)
+    first = []
+    with progress("listing", None, "videos") as advance:  # windows need the length of each
+        for item in islice(remaining, MAX_COUNTED):
+            first.append(item)
+            advance()
+    if len(first) == MAX_COUNTED:
+        return chain(first, remaining), None
+    new = [item for item in first if isinstance(item, dict) and key_of(item) not in known]
+    return first, len(new)
+
+
+def time_line(total: int | None, done: int, seconds: float, device: str) -> str:
+    """A line on how long embedding takes, by the time of the first `done` videos; empty if they
+    need less than MIN_SECONDS.
+
+    >>> time_line(20_000, 16, 40.0, "cpu")
+    '20,000 videos, about 14 h on this CPU; Ctrl-C, then the same command continues'
+    """
+    each = seconds / max(1, done)
+    where = "this CPU" if device == "cpu" else "this GPU"
+    if total is None:
+        what = f"more than {MAX_COUNTED:,} videos, {60 / max(each, 1e-6):,.0f} a minute on {where}"
+    elif each * (total - done) < MIN_SECONDS:
+        return ""
+    else:
+        what = f"{total:,} videos, about {rough_time(each * total)} on {where}"
+    return f"{what}; Ctrl-C, then the same command continues"
+
+
+def rough_time(seconds: float) -> str:
+    """
+    >>> [rough_time(seconds) for seconds in (50, 400, 50_000, 400_000)]
+    ['1 min', '7 min', '14 h', '111 h']
+    """
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 100 else f"{round(seconds / 3600)} h"
 
 
 def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
@@ -247,12 +329,11 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
     if a name stands for nothing in the index, which then stays as it is, or if another process changes the index."""
     read_about(folder)  # raises InputError if there is none
     with changing(folder):
-        writer, found = (
-            IndexWriter(folder, read_about(folder)),
-            list(Index.open(folder).named(names)),
-        )
-        missing = [name for name in names if name not in {name for name, _ in found}]
-        items = [] if missing else [item for _, item in found]
+        writer = IndexWriter(folder, read_about(folder))
+        named = list(Index.open(folder).named(names))
+        found = {name for name, _ in named}
+        missing = [name for name in names if name not in found]
+        items = [] if missing else [item for _, item in named]
         writer.finish({key_of(item) for item in items})
     if missing:
         raise InputError(
@@ -263,13 +344,14 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
 
 def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
     """The items with the identity of their files, looked up with concurrent requests; a shard is looked up once."""
-    remaining, shards = iter(sources), dict[str, str]()
+    remaining = iter(sources)
+    shards: dict[str, str] = {}
     while chunk := list(islice(remaining, CHUNK)):
         items = [item for item in chunk if not isinstance(item, Reject)]
         files = dict.fromkeys(item["path"] for item in items if item["path"] not in shards)
         known = shards | dict(zip(files, identities(map(located, files)), strict=True))
-        shards |= {
-            item["path"]: known[item["path"]] for item in items if item["frame_offsets"] is not None
-        }
-        for item in chunk:
-            yield item if isinstance(item, Reject) else item | {"identity": known[item["path"]]}
+        for item in items:
+            if item["frame_offsets"] is not None:
+                shards[item["path"]] = known[item["path"]]
+        for row in chunk:
+            yield row if isinstance(row, Reject) else row | {"identity": known[row["path"]]}

@@ -4,6 +4,7 @@ Videos are encoded a batch at a time and decoded a few ahead, so their number is
 cannot be decoded is reported with the reason, and the others go on.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,15 @@ from torch import Tensor
 
 from alpro.artifact import require
 from alpro.errors import InputError
-from alpro.inference.clips import Source, decode_ahead, file_name, is_file, is_image, load_frames
+from alpro.inference.clips import (
+    DEFAULT_LIMITS,
+    Source,
+    decode_ahead,
+    file_name,
+    is_file,
+    is_image,
+    load_frames,
+)
 from alpro.inference.encoding import (
     Texts,
     Videos,
@@ -40,14 +49,16 @@ from alpro.models.folder import ModelFolder, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.models.ranks import pick_device
-from alpro.shards.clip import DecodeError
+from alpro.shards.clip import Clip, DecodeError, Limits
 
 PathLike = str | Path
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+InputKind = Literal["auto", "text", "file"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
+SHOWN_ENTITIES = 8  # of the list that a note names
 MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
 FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
     "a|an|the|and|or|but|not|of|in|on|at|to|from|by|for|with|as|is|are|was|were|be|been|do|does|did|has|have|had|it|its|"
@@ -56,13 +67,11 @@ FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
 )
 
 
-def several(items: Iterable[T]) -> list[T]:
+def non_empty_list(items: Iterable[T]) -> list[T]:
     """The items as a list. Raises InputError for a string or None instead of a list, and for an empty list."""
-    if (
-        isinstance(items, str | Path)
-        or not isinstance(items, Iterable)
-        or not (listed := list(items))
-    ):
+    is_one = isinstance(items, str | Path) or not isinstance(items, Iterable)
+    listed = [] if is_one else list(items)
+    if not listed:
         raise InputError(f"expected a list of one or more items, not {items!r}")
     return listed
 
@@ -70,31 +79,46 @@ def several(items: Iterable[T]) -> list[T]:
 def checked_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list. Raises InputError for a string or None instead of a list, an empty list, and an empty text
     or what is no str."""
-    listed = several(texts)
+    listed = non_empty_list(texts)
     try:
         return [check_text(text) for text in listed]
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
+def find_in_workspace(name: PathLike, workspace: PathLike | None) -> Path:
+    """The folder of a model that Python names. Raises InputError, which names `workspace=` if there is no workspace."""
+    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    try:
+        return find_model(name, root)
+    except InputError as error:
+        if (root / "artifacts").is_dir():
+            raise
+        raise InputError(
+            f"{error}; there is no workspace {root.absolute()}: name another with workspace="
+        ) from error
+
+
 @dataclass(frozen=True)
 class Embedded:
-    """The embedding (E,) of a file, or why it has none."""
+    """The embedding (E,) float32 of a file, or why it has none."""
 
     file: Any  # as it was given: a path, a URL, a row of a manifest or a sample of a decoded corpus
-    embedding: Tensor | None
+    embedding: np.ndarray | None
     error: DecodeError | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of a stream of sources by their places in the stream: the sources, the encoded videos of those that could
-    be decoded, and the errors of the others."""
+    """A batch of a stream of sources by their positions in the stream: the sources, the encoded
+    videos of those that could be decoded, their durations in seconds, and the errors of the
+    others."""
 
     sources: dict[int, Any]
     decoded: list[int]
     videos: Videos
     errors: dict[int, DecodeError]
+    durations: dict[int, float]
 
 
 class Model:
@@ -107,14 +131,26 @@ class Model:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ):
-        self.folder, self.prompts, self.device, self.dtype = folder, prompts, device, dtype
+        self.folder = folder
+        self.prompts = prompts
+        self.device = device
+        self.dtype = dtype
         self.encoder = folder.normalized(device)
+
+    def __repr__(self) -> str:
+        video = self.folder.model.config.video
+        parameters = sum(p.numel() for p in self.folder.model.parameters())
+        return (
+            f"<Model {self.folder.task}: {video.frames} frames of {video.image_size} x "
+            f"{video.image_size} pixels, {parameters / 1e6:.1f} M parameters, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
+        )
 
     @classmethod
     def load(
         cls,
         name: PathLike,
-        workspace: PathLike = "workspace",
+        workspace: PathLike | None = None,
         prompts: PathLike | None = None,
         device: Device = "auto",
         dtype: Dtype = "auto",
@@ -122,14 +158,18 @@ class Model:
         """Loads a model folder; or the model of an artifact, by its fingerprint or the first characters of it, by its
         stage (that of the last command) or by CONFIG/STAGE; or a CLIP or SigLIP by its name on the hub.
 
+        workspace: where artifacts are looked up; by default $ALPRO_WORKSPACE, or the folder `workspace`.
         prompts: the artifact of cache_prompts with the entities of a prompter; by default the newest in the workspace
         that was embedded with it, if there is any. dtype: of the encoders' matrix products, auto: as in training;
         weights, embeddings and scores are float32. Raises InputError if there is no such model, or a file is missing.
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
-        folder = find_model(name, Path(workspace))
-        folder, source = (folder, Path(prompts)) if prompts else find_prompter(folder)
+        folder = find_in_workspace(name, workspace)
+        source = Path(prompts) if prompts else None
+        if source is None:
+            folder, source = find_prompter(folder)
+
         target = pick_device(device)
         loaded = load_prompter(folder, target)
         kind = (
@@ -154,15 +194,21 @@ class Model:
             )
         return cls(loaded, embeddings, target, kind)
 
-    def frames(self, file: Source) -> Tensor:
+    def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
         """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
         try:
-            frames = load_frames(file, self.folder.model.config.video)
+            frames = load_frames(file, self.folder.model.config.video, limits)
         except DecodeError as error:
             raise DecodeError(
                 error.reason, f"{file_name(file)}: {error.detail}".removesuffix(": ")
             ) from error
         return torch.from_numpy(frames)[None].to(self.device)
+
+    @torch.inference_mode()
+    def embed_frames(self, frames: Tensor) -> np.ndarray:
+        """The embeddings (N, E) of videos of decoded frames (N, T, 3, H, W) uint8, as of `frames`."""
+        videos = self._encode(list(frames.cpu().numpy()), cls_only=True)
+        return videos.features.cpu().numpy()
 
     @torch.inference_mode()
     def batches(
@@ -178,12 +224,16 @@ class Model:
         for the progress, if it is known.
         """
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
-        with progress("encoding", total, "videos") as advance:
+        with progress("encoding", total, "videos", steady=True) as advance:
             while part := list(islice(decoded, max(1, batch_size))):
-                frames = {i: clip for i, (_, clip) in part if isinstance(clip, np.ndarray)}
+                sources = {i: source for i, (source, _) in part}
+                clips = {i: clip for i, (_, clip) in part if isinstance(clip, Clip)}
                 errors = {i: error for i, (_, error) in part if isinstance(error, DecodeError)}
-                videos = self._encode(list(frames.values()), cls_only)
-                yield Encoded({i: source for i, (source, _) in part}, list(frames), videos, errors)
+
+                frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips.values()]
+                videos = self._encode(frames, cls_only)
+                durations = {i: clip.duration for i, clip in clips.items()}
+                yield Encoded(sources, list(clips), videos, errors, durations)
                 advance(len(part))
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
@@ -203,9 +253,10 @@ class Model:
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""
         for batch in self.batches(files, batch_size, cls_only=True):
-            features = dict(zip(batch.decoded, batch.videos.features, strict=True))
+            embeddings = batch.videos.features.cpu().numpy()
+            by_position = dict(zip(batch.decoded, embeddings, strict=True))
             for i, source in batch.sources.items():
-                yield Embedded(source, features.get(i), batch.errors.get(i))
+                yield Embedded(source, by_position.get(i), batch.errors.get(i))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
@@ -242,54 +293,68 @@ class Model:
         """E, the length of an embedding."""
         return self.embed_texts(["a"]).shape[1]  # that of a CLIP is in no configuration of ours
 
-    def _warned(self, files: Iterable[S], *options: Any) -> Iterator[Encoded]:
+    def _warned(self, files: Iterable[S], batch_size: int, **options: Any) -> Iterator[Encoded]:
         """`batches`, with a warning for each file that cannot be decoded."""
-        for batch in self.batches(files, *options):
+        for batch in self.batches(files, batch_size, **options):
             for i, error in batch.errors.items():
                 warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
             yield batch
 
-    def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
+    def encode(self, inputs: Any, batch_size: int = BATCH, kind: InputKind = "auto") -> np.ndarray:
         """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a single one.
 
-        A `Path`, a URL, and a str that ends like a video or an image is a file, any other str a text. The row of a file
-        that cannot be decoded is NaN, and a warning names it.
+        kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of a file that exists, and
+        a name that ends like a video or an image is a file; any other string is a text. The row of a file that cannot
+        be decoded is NaN, and a warning names it.
         """
         if isinstance(inputs, str | Path):
-            return self.encode([inputs], batch_size)[0]
-        listed = several(inputs)
-        if len(kinds := {is_file(one) for one in listed}) > 1:
+            return self.encode([inputs], batch_size, kind)[0]
+        listed = non_empty_list(inputs)
+        if kind not in InputKind.__args__:  # type: ignore[attr-defined]
+            raise InputError(f"kind {kind!r} is not one of {', '.join(InputKind.__args__)}")  # type: ignore[attr-defined]
+        kinds = {is_file(one) for one in listed} if kind == "auto" else {kind == "file"}
+        if len(kinds) > 1:
             raise InputError("expected a list of texts or a list of files, not both in one")
         if not kinds.pop():
             return self.embed_texts(listed).cpu().numpy()
-        embedded = torch.full((len(listed), self.embed_dim), torch.nan)
-        for batch in self._warned(listed, batch_size, True, len(listed)):
-            embedded[batch.decoded] = batch.videos.features.cpu()
-        return embedded.numpy()
 
-    def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> Tensor:
-        """VTC similarity (N, M), -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or returns
-        them. NaN for a file that cannot be decoded."""
-        arrays = (
-            x if isinstance(x, np.ndarray | Tensor) else self.encode(x, batch_size) for x in (a, b)
-        )
-        first, second = (torch.atleast_2d(torch.as_tensor(array)) for array in arrays)
+        embedded = np.full((len(listed), self.embed_dim), np.nan, np.float32)
+        for batch in self._warned(listed, batch_size, cls_only=True, total=len(listed)):
+            embedded[batch.decoded] = batch.videos.features.cpu().numpy()
+        return embedded
+
+    def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
+        """VTC similarity (N, M) float32, -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or
+        returns them. NaN for a file that cannot be decoded."""
+        first, second = (self._embeddings(inputs, batch_size) for inputs in (a, b))
         return first @ second.T
+
+    def _embeddings(self, inputs: Any, batch_size: int) -> np.ndarray:
+        """The embeddings (N, E) of texts or files, or of what is embedded already."""
+        if isinstance(inputs, Tensor):
+            inputs = inputs.cpu().numpy()
+        if not isinstance(inputs, np.ndarray):
+            inputs = self.encode(inputs, batch_size)
+        return np.atleast_2d(inputs)
 
     @torch.inference_mode()
     def match(
         self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
-    ) -> Tensor:
-        """VTM probabilities (texts, files) that text and video match. NaN for a file that cannot be decoded."""
-        model, texts, files = self._alpro("match"), several(texts), several(files)
-        if any(map(is_file, texts)):
-            raise InputError(f"match takes texts, then files; {texts[0]!r} is no text")
+    ) -> np.ndarray:
+        """VTM probabilities (texts, files) float32 that text and video match. NaN for a file that cannot be decoded."""
+        model = self._alpro("match")
+        texts = non_empty_list(texts)
+        files = non_empty_list(files)
+        wrong = [text for text in texts if is_file(text)]
+        if wrong:
+            raise InputError(f"match takes texts, then files; {wrong[0]!r} is no text")
+
         encoded = self.texts(texts)
-        out = torch.full((len(texts), len(files)), torch.nan)
-        for batch in self._warned(files, batch_size, False, len(files)):
+        out = np.full((len(texts), len(files)), np.nan, np.float32)
+        for batch in self._warned(files, batch_size, cls_only=False, total=len(files)):
             with self.precision():
                 scores = match_all(model, encoded, batch.videos)
-            out[:, batch.decoded] = torch.from_numpy(scores).sigmoid()
+            out[:, batch.decoded] = torch.from_numpy(scores).sigmoid().numpy()
         return out
 
     @torch.inference_mode()
@@ -301,16 +366,16 @@ class Model:
         texts: dict[int, str] = {}
 
         def files() -> Iterator[Source]:
-            for place, (file, text) in enumerate(pairs):
-                texts[place] = text
+            for position, (file, text) in enumerate(pairs):
+                texts[position] = text
                 yield file
 
         for batch in self._warned(files(), batch_size):
             rows = self._score_pairs(batch.videos, [texts[i] for i in batch.decoded])
-            by_place = dict(zip(batch.decoded, rows, strict=True))
-            for place in batch.sources:
-                del texts[place]
-                yield by_place.get(place) or dict.fromkeys(self.pair_columns)
+            by_position = dict(zip(batch.decoded, rows, strict=True))
+            for position in batch.sources:
+                del texts[position]
+                yield by_position.get(position) or dict.fromkeys(self.pair_columns)
 
     @property
     def pair_columns(self) -> tuple[str, ...]:
@@ -323,24 +388,20 @@ class Model:
         if not texts:
             return []
         encoded = self.texts(texts)
+        rows: list[Any]
         if self.folder.answers:
-            best = (
-                self._best(p, self.folder.answers, 1)[0] for p in self._answers(videos, encoded)
-            )
-            return [dict(zip(self.pair_columns, pair, strict=True)) for pair in best]
+            probabilities = self._answers(videos, encoded)
+            rows = [self._best(row, self.folder.answers, top_k=1)[0] for row in probabilities]
+            return [dict(zip(self.pair_columns, row, strict=True)) for row in rows]
+
         columns = [(videos.features * encoded.features).sum(1).tolist()]
         if isinstance(self.folder.model, Alpro):
+            pairs = np.arange(len(texts))[:, None].repeat(2, axis=1)  # each text with its video
             with self.precision():
-                margins = match(
-                    self.folder.model,
-                    encoded,
-                    videos,
-                    np.arange(len(texts))[:, None].repeat(2, axis=1),
-                )
+                margins = match(self.folder.model, encoded, videos, pairs)
             columns.append(margins.sigmoid().tolist())
-        return [
-            dict(zip(self.pair_columns, row, strict=True)) for row in zip(*columns, strict=True)
-        ]
+        rows = list(zip(*columns, strict=True))
+        return [dict(zip(self.pair_columns, row, strict=True)) for row in rows]
 
     @torch.inference_mode()
     def ask(
@@ -417,6 +478,13 @@ class Model:
                     pixels, boxes, self.prompts[self.kind_of(file)], self.encoder.black
                 )
         return self._best(labels[0], self.folder.entities, top_k)
+
+    @property
+    def entities_note(self) -> str:
+        """A line on what `entities` can name: it chooses from a closed list, whatever is shown."""
+        names = self.folder.entities
+        shown = ", ".join(names[:SHOWN_ENTITIES]) + (", ..." if len(names) > SHOWN_ENTITIES else "")
+        return f"{len(names):,} entities: {shown}; one of these is always named"
 
     def kind_of(self, file: Source) -> str:
         """The key of `prompts` for a file: image, if there are any of images, or video."""

@@ -1,42 +1,33 @@
 """Searches an index: clips are ranked by similarity (VTC); on request, the best of them again by matching (VTM)."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from alpro.errors import InputError
 from alpro.inference.encoding import Texts, match
-from alpro.inference.index import Index, Item, source_of
+from alpro.inference.filters import conditions_of, filter_mask
+from alpro.inference.index import Index, Item, clip_key, source_of
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.storage import identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
-TEXTS, SECONDS = ("id", "path", "kind", "caption"), ("start", "end")
-COMPARE = {
-    "<=": pc.less_equal,
-    ">=": pc.greater_equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    ">": pc.greater,
-}
-COMPARE |= {"=": pc.equal}
-FORM = re.compile(r"\s*([^<>=!~]*?)\s*(<=|>=|!=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
-NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
+SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")  # of an item
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip of an index, its number there, and its scores: the similarity of the embeddings (-1 to 1; None: the clips
-    are only listed), and the probability that text and clip match, None if it was not matched. `note`: whether its file
-    is missing, changed or unreadable. `span`: of a window with the less similar neighbors that it stands for, from and
-    to, in seconds."""
+    """A clip of an index and its scores.
+
+    `number`: its row in the index. `similarity` of the embeddings, -1 to 1; None if the clips are
+    only listed. `match`: the probability that text and clip belong together; None if it was not
+    matched. `note`: whether its file is missing, changed or unreadable. `span`: of a window with
+    the less similar neighbors that it stands for, from and to, in seconds.
+    """
 
     item: Item
     number: int
@@ -45,9 +36,19 @@ class Hit:
     note: str = ""
     span: tuple[float, float] | None = None
 
+    def __repr__(self) -> str:
+        score = "" if self.similarity is None else f", similarity {self.similarity:.3f}"
+        matched = "" if self.match is None else f", match {self.match:.3f}"
+        return f"<Hit {self.location}{score}{matched}>"
+
     @property
-    def place(self) -> str:
-        return place_of(self.item)
+    def location(self) -> str:
+        """The file, and which part of it."""
+        return item_location(self.item)
+
+    @property
+    def caption(self) -> str | None:
+        return self.item["caption"]
 
     @property
     def remarks(self) -> list[str]:
@@ -59,31 +60,60 @@ class Hit:
         return remarks
 
     def json(self) -> dict[str, Any]:
-        about = {name: self.item[name] for name in (*TEXTS, *SECONDS)} | {
-            "columns": dict(self.item["columns"] or ())
-        }
-        scores = {
+        """What `alpro search --json` and the server's API tell about it."""
+        shown = {name: self.item[name] for name in SHOWN_COLUMNS}
+        return {
+            "clip": self.number,
+            "key": clip_key(self.item),
+            **shown,
+            "columns": dict(self.item["columns"] or ()),
             "similarity": self.similarity,
             "match": self.match,
             "note": self.note,
             "span": self.span,
         }
-        return {"clip": self.number, **about, **scores}
 
 
 @dataclass
-class Found:
-    """The hits of a search, best first; the number of clips that fit its filters, and how many of them were matched; a
-    note if the model does not know words of the text, or if nothing fits it."""
+class SearchResult:
+    """The hits of a search, best first; iterating yields them.
+
+    `clips`: how many clips fit the filters, of `total` in the index. `matched`: how many of them
+    were matched. `conditions`: the filters as they were understood. `note`: of a text with words
+    that the model does not know, or that nothing fits. `nothing_fits`: None without a threshold.
+    """
 
     hits: list[Hit]
     clips: int
+    total: int
     matched: int = 0
+    conditions: tuple[str, ...] = ()
     note: str = ""
-    nothing_fits: bool | None = None  # None without a threshold
+    nothing_fits: bool | None = None
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @property
+    def summary(self) -> str:
+        """A line on what was searched."""
+        conditions = " ".join(self.conditions)
+        if not self.clips and conditions:
+            return f"no clip fits {conditions}"
+        searched = f"{self.clips:,} clip{'s' * (self.clips != 1)} searched"
+        if conditions:
+            searched = f"{searched}, of {self.total:,}: {conditions}"
+        if self.matched:
+            searched = f"{searched}; the best {self.matched} ranked by matching"
+        return searched
 
     def json(self) -> dict[str, Any]:
-        return vars(self) | {"hits": [hit.json() for hit in self.hits]}
+        """As `Hit.json`, with the hits."""
+        hits = [hit.json() for hit in self.hits]
+        return vars(self) | {"hits": hits, "conditions": list(self.conditions)}
 
 
 @torch.inference_mode()
@@ -96,32 +126,40 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     filters: Sequence[str] = (),
     rerank: int | None = None,
     nothing_below: float | None = None,
-) -> Found:
-    """The `k` best clips for a text after the first `offset`, of those that fit the filters (`fitting`).
+) -> SearchResult:
+    """The `k` best clips for a text after the first `offset`, of those that fit the filters.
 
-    The `rerank` most similar ones are decoded and ordered by the sum of the logit margin of the matching head and the
-    similarity, as in the evaluation with `top_k`; a prompter has no such head. None: RERANKED if that was better when
-    the model was validated, else 0. nothing_below: nothing fits if all similarities are lower. Raises InputError for an
-    invalid filter.
+    The `rerank` most similar ones are decoded and ordered by the sum of the logit margin of the
+    matching head and the similarity, as in the evaluation with `top_k`; a prompter has no such
+    head. None: RERANKED if that was better when the model was validated, else 0. nothing_below:
+    nothing fits if all similarities are lower. Raises InputError for an invalid filter
+    (`filters.py`).
     """
     if rerank is None:
         rerank = RERANKED if model.folder.ranking == "matching" else 0
-    matched = (
-        rerank if isinstance(model.folder.model, Alpro) and offset < rerank else 0
-    )  # a later page shows none
-    encoded, kept = model.texts([text]), fitting(index, filters)
-    hits = similar_hits(index, encoded.features[0].cpu().numpy(), max(offset + k, matched), kept)
-    first = match_hits(model, noted(hits[:matched]), encoded) if matched else []
-    shown = [*first[offset : offset + k], *noted(hits[max(offset, len(first)) : offset + k])]
-    found = Found(shown, int(kept.sum()), sum(hit.match is not None for hit in first))
-    found.note = model.note(text)
+    # A page after the reranked clips shows none of them.
+    can_match = isinstance(model.folder.model, Alpro) and offset < rerank
+    matched = rerank if can_match else 0
+
+    encoded = model.texts([text])
+    query = encoded.features[0].cpu().numpy()
+    mask = filter_mask(index, filters)
+    hits = similar_hits(index, query, max(offset + k, matched), mask)
+
+    reranked = match_hits(model, flag_changed_files(hits[:matched]), encoded) if matched else []
+    by_similarity = hits[max(offset, len(reranked)) : offset + k]
+    shown = reranked[offset : offset + k] + flag_changed_files(by_similarity)
+    result = _result(index, shown, mask, filters)
+    result.matched = sum(hit.match is not None for hit in reranked)
+    result.note = model.note(text)
+
     if nothing_below is not None:
         best = hits[0].similarity or 0.0 if hits else -1.0
-        found.nothing_fits = best < nothing_below
-        if found.nothing_fits:
+        result.nothing_fits = best < nothing_below
+        if result.nothing_fits:
             note = f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
-            found.note = "; ".join(filter(None, (found.note, note)))
-    return found
+            result.note = "; ".join(filter(None, (result.note, note)))
+    return result
 
 
 def similar(
@@ -131,162 +169,150 @@ def similar(
     offset: int = 0,
     filters: Sequence[str] = (),
     without: int = -1,
-) -> Found:
-    """The `k` clips whose embeddings are most similar to that of a video or an image (E,) after the first `offset`, of
-    those that fit the filters. without: the number of a clip to leave out. Raises InputError for an invalid filter."""
-    kept = fitting(index, filters)
-    hits = [
-        hit for hit in similar_hits(index, query, offset + k + 1, kept) if hit.number != without
-    ]
-    return Found(noted(hits[offset : offset + k]), int(kept.sum()))
+) -> SearchResult:
+    """The `k` clips whose embeddings are most similar to that of a video or an image (E,), after
+    the first `offset`, of those that fit the filters.
 
-
-def listed(index: Index, k: int = 10, offset: int = 0, filters: Sequence[str] = ()) -> Found:
-    """The clips of an index that fit the filters, in its order. Raises InputError for an invalid filter."""
-    kept = fitting(index, filters)
-    numbers = kept.nonzero()[0][offset : offset + k].tolist()
-    return Found(
-        noted([Hit(index.item(number), number, None) for number in numbers]), int(kept.sum())
-    )
-
-
-def fitting(index: Index, filters: Sequence[str]) -> np.ndarray:
-    """Which clips (N,) of an index fit all filters, boolean. A filter is a column, an operator and a value, such as
-    `kind=video`, `date>=2024-01-01` and `path~*/holidays/*`: `~` compares with a pattern, in which * stands for any
-    characters and ? for one. Columns are those of TEXTS, which are compared as texts, SECONDS, and those that the index
-    keeps, of which numbers are compared as numbers. A clip without a value fits no filter of it.
-
-    Raises InputError for an invalid filter, or a column that the index does not have.
+    without: the number of a clip to leave out. Raises InputError for an invalid filter.
     """
-    kept = np.ones(len(index), bool)
-    for text in filters:
-        form = FORM.fullmatch(text)
-        if not form or not form[1] or text.encode(errors="replace").decode() != text:
-            raise InputError(
-                f"filter {text!r}: takes a column, one of = != < <= > >= ~ and a value, such as kind=video"
-            )
-        column, operator, value = form.groups()
-        columns = (*TEXTS, *SECONDS, *index.about.columns)
-        if column not in columns:
-            raise InputError(
-                f"no column {column!r}: this index has {', '.join(columns)}; `alpro index add --columns` adds others"
-            )
-        number = re.search(NUMBER, value)
-        if column in SECONDS and (operator == "~" or not number):
-            raise InputError(
-                f"filter {text!r}: {column} is compared with a number of seconds, by = != < <= > or >="
-            )
-        own = column in (*TEXTS, *SECONDS)
-        values = (
-            index.items[column] if own else pc.map_lookup(index.items["columns"], column, "first")
-        )
-        if operator == "~":
-            parts = (
-                {"*": ".*", "?": "."}.get(part, re.escape(part))
-                for part in re.split(r"([*?])", value)
-            )
-            fits = pc.match_substring_regex(values, f"(?s)^{''.join(parts)}$")
-        elif column in TEXTS or not number:
-            fits = COMPARE[operator](values, value)
-        else:
-            if not own:
-                values = pc.cast(
-                    pc.if_else(pc.match_substring_regex(values, NUMBER), values, None), pa.float64()
-                )
-            fits = COMPARE[operator](values, float(value))
-        kept &= pc.fill_null(fits, False).to_numpy()
-    return kept
+    mask = filter_mask(index, filters)
+    hits = similar_hits(index, query, offset + k + 1, mask)
+    others = [hit for hit in hits if hit.number != without]
+    shown = flag_changed_files(others[offset : offset + k])
+    return _result(index, shown, mask, filters)
+
+
+def list_clips(
+    index: Index, k: int = 10, offset: int = 0, filters: Sequence[str] = ()
+) -> SearchResult:
+    """The clips of an index that fit the filters, in its order. Raises InputError for an invalid
+    filter."""
+    mask = filter_mask(index, filters)
+    rows = mask.nonzero()[0][offset : offset + k].tolist()
+    hits = [Hit(index.item(row), row, similarity=None) for row in rows]
+    return _result(index, flag_changed_files(hits), mask, filters)
+
+
+def _result(
+    index: Index, hits: list[Hit], mask: np.ndarray, filters: Sequence[str]
+) -> SearchResult:
+    conditions = tuple(map(str, conditions_of(index, filters)))
+    return SearchResult(hits, int(mask.sum()), len(index), conditions=conditions)
 
 
 def most_similar(
-    embeddings: np.ndarray, query: np.ndarray, k: int, kept: np.ndarray
+    embeddings: np.ndarray, query: np.ndarray, k: int, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers (k,) of the embeddings (N, E) that are most similar to the query (E,), of those that are kept (N,),
-    and their similarities (k,), in descending order; of equal ones the first. Plain products: exact."""
-    rows = kept.nonzero()[0]
+    """The rows (k,) of the embeddings (N, E) that are most similar to the query (E,), of those in
+    the mask (N,), and their similarities (k,), in descending order; of equal ones the first.
+
+    Plain products: exact. Raises InputError if the query has another length than the embeddings.
+    """
+    rows = mask.nonzero()[0]
+    if len(rows) and embeddings.shape[1:] != query.shape:
+        raise InputError(
+            f"the index has embeddings of {embeddings.shape[1]} numbers, and the query has "
+            f"{len(query)}: it is of another model, or corrupt"
+        )
     scores = embeddings @ query if len(rows) else np.empty(len(embeddings), np.float32)
     if len(rows) > k:
-        rows = rows[scores[rows] >= np.partition(scores[rows], -k)[-k]]
+        # All that are at least as good as the k-th, so that of equal ones the first are kept.
+        threshold = np.partition(scores[rows], -k)[-k]
+        rows = rows[scores[rows] >= threshold]
     rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
     return rows, scores[rows]
 
 
-def similar_hits(index: Index, query: np.ndarray, k: int, kept: np.ndarray) -> list[Hit]:
-    """The best `k` hits by similarity, of the clips that are kept. If the index cuts videos into windows, those that
-    overlap or touch a better one of the same file belong to its hit."""
+def similar_hits(index: Index, query: np.ndarray, k: int, mask: np.ndarray) -> list[Hit]:
+    """The best `k` hits by similarity, of the clips in the mask.
+
+    If the index cuts videos into windows, those that overlap or touch a better one of the same file
+    belong to its hit.
+    """
     count = k
     while True:
-        rows, scores = most_similar(index.embeddings, query, count, kept)
-        hits = [
-            Hit(index.item(row), row, score)
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+        rows, scores = most_similar(index.embeddings, query, count, mask)
+        ranked = zip(rows.tolist(), scores.tolist(), strict=True)
+        hits = [Hit(index.item(row), row, score) for row, score in ranked]
         if index.about.window:
             hits = group_windows(hits)
         if len(hits) >= k or len(rows) < count:
             return hits[:k]
-        count *= 4
+        count *= 4  # many windows became one hit
 
 
 def group_windows(hits: list[Hit]) -> list[Hit]:
-    """The hits, best first, without windows that overlap or touch a better one, which covers their time in `span`."""
+    """The hits, best first, without windows that overlap or touch a better one, which covers their
+    time in `span`."""
     groups: list[Hit] = []
-    of_file: dict[str, list[int]] = {}
+    groups_of_file: dict[str, list[int]] = {}
     for hit in hits:
         start, end = hit.item["start"], hit.item["end"]
-        numbers = of_file.setdefault(hit.item["path"], [])
         if start is None or end is None:
             groups.append(hit)
             continue
-        near = (
-            n for n in numbers if start <= groups[n].item["end"] and end >= groups[n].item["start"]
-        )
-        if (number := next(near, None)) is None:
-            numbers.append(len(groups))
+
+        of_file = groups_of_file.setdefault(hit.item["path"], [])
+        near = None
+        for group in of_file:
+            best = groups[group].item
+            if start <= best["end"] and end >= best["start"]:
+                near = group
+                break
+
+        if near is None:
+            of_file.append(len(groups))
             groups.append(replace(hit, span=(start, end)))
         else:
-            first, last = groups[number].span or (start, end)
-            groups[number] = replace(groups[number], span=(min(start, first), max(end, last)))
+            first, last = groups[near].span or (start, end)
+            groups[near] = replace(groups[near], span=(min(start, first), max(end, last)))
     return groups
 
 
-def noted(hits: list[Hit]) -> list[Hit]:
+def flag_changed_files(hits: list[Hit]) -> list[Hit]:
     """The hits, with a note on those whose file is missing or has changed."""
     current = identities(located(hit.item["path"]) for hit in hits)
-    return [
-        hit
-        if identity == hit.item["identity"]
-        else replace(
-            hit, note=identity if identity in ("missing", "not fetched") else "changed since"
-        )
-        for hit, identity in zip(hits, current, strict=True)
-    ]
+    flagged = []
+    for hit, identity in zip(hits, current, strict=True):
+        if identity != hit.item["identity"]:
+            absent = identity in ("missing", "not fetched")
+            hit = replace(hit, note=identity if absent else "changed since")
+        flagged.append(hit)
+    return flagged
 
 
 def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
-    """The hits ordered by margin + similarity; those that cannot be decoded, or have changed, follow by similarity."""
+    """The hits ordered by margin + similarity; those that cannot be decoded, or have changed,
+    follow by similarity."""
     alpro = model.folder.model
     assert isinstance(alpro, Alpro)
-    same, left = [hit for hit in hits if not hit.note], [hit for hit in hits if hit.note]
+    unchanged = [hit for hit in hits if not hit.note]
+    unmatched = [hit for hit in hits if hit.note]
+
     ranked: list[tuple[float, Hit]] = []
-    for batch in model.batches([source_of(hit.item) for hit in same], BATCH, total=len(same)):
+    sources = [source_of(hit.item) for hit in unchanged]
+    for batch in model.batches(sources, BATCH, total=len(sources)):
         pairs = np.array([[0, i] for i in range(len(batch.decoded))])
         with model.precision():
-            margins = (
-                match(alpro, text, batch.videos, pairs).cpu() if batch.decoded else torch.empty(0)
-            )
+            margins = torch.empty(0)
+            if batch.decoded:
+                margins = match(alpro, text, batch.videos, pairs).cpu()
         for i, margin in zip(batch.decoded, margins, strict=True):
-            score = margin.item() + (same[i].similarity or 0.0)
-            ranked.append((score, replace(same[i], match=margin.sigmoid().item())))
-        left += [replace(same[i], note=str(error)) for i, error in batch.errors.items()]
+            score = margin.item() + (unchanged[i].similarity or 0.0)
+            ranked.append((score, replace(unchanged[i], match=margin.sigmoid().item())))
+        for i, error in batch.errors.items():
+            unmatched.append(replace(unchanged[i], note=str(error)))
+
     ranked.sort(key=lambda pair: -pair[0])
-    return [*(hit for _, hit in ranked), *sorted(left, key=lambda hit: -(hit.similarity or 0.0))]
+    unmatched.sort(key=lambda hit: -(hit.similarity or 0.0))
+    return [hit for _, hit in ranked] + unmatched
 
 
-def place_of(item: Item) -> str:
+def item_location(item: Item) -> str:
     """The file of an item, and which part of it or which sample in it."""
+    path, start, end = item["path"], item["start"], item["end"]
     if item["frame_offsets"] is not None:
-        return f"{item['path']}: {item['id']}"
-    if item["start"] is None and item["end"] is None:
-        return str(item["path"])
-    return f"{item['path']} {item['start'] or 0:g}-{'' if item['end'] is None else format(item['end'], 'g')} s"
+        return f"{path}: {item['id']}"
+    if start is None and end is None:
+        return str(path)
+    return f"{path} {start or 0:g}-{'' if end is None else format(end, 'g')} s"

@@ -2,6 +2,7 @@
 
 import json as json_format
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,12 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
+from alpro.log import printable
 from alpro.pipeline.cli.options import Count, File, Json, Models, print_json
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
+    from alpro.inference.search import SearchResult
 
 group = App(name="index", help="Add, remove and list the videos of an index.")
 IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
@@ -37,6 +40,7 @@ NothingBelow = Annotated[
         help="Warn if no clip is that similar; see `alpro eval`.", validator=Number(gte=-1, lte=1)
     ),
 ]
+SHOWN_CAPTION = 60  # characters of a caption in a table
 MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
 
 
@@ -65,25 +69,29 @@ def add_to_index(
     from alpro.inference.index import Index, read_about
     from alpro.inference.index_videos import add_videos, settings
 
-    name = model or (read_about(index).model if (index / "index.json").is_file() else "")
+    name = model
+    if not name and (index / "index.json").is_file():
+        name = read_about(index).model
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
-    found, rejected = models.videos(videos), list[str]()
+    found = models.videos(videos)
     folder = models.folder(name)
     names = tuple(column.strip() for column in columns.split(",") if column.strip())
     about = settings(index, folder, window, stride, names)
+
+    rejected: list[str] = []
     counts = add_videos(index, models.load(folder), about, found, rejected.append)
+
     for line in rejected[:MAX_REPORTED]:
-        print(f"rejected: {line}", file=sys.stderr)
+        print(f"rejected: {printable(line)}", file=sys.stderr)
     clips = len(Index.open(index))
     print(f"{index}: {clips:,} clips")
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged"
     )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
-    print(
-        f"  {counts.rejected:,} rejected{f' ({reasons}): {index}/rejects.parquet' if reasons else ''}"
-    )
+    where = f" ({reasons}): {index}/rejects.parquet" if reasons else ""
+    print(f"  {counts.rejected:,} rejected{where}")
     if not clips:
         raise InputError(f"{index}: none of the videos could be decoded, the index is empty")
 
@@ -99,38 +107,37 @@ def remove_from_index(index: IndexFolder, video: str, /, *more: str) -> None:
         more: Further ones.
     """
     from alpro.inference.index_videos import remove_videos
-    from alpro.inference.search import place_of
+    from alpro.inference.search import item_location
 
-    removed = [place_of(item) for item in remove_videos(index, [video, *more])]
-    print(*removed, f"{index}: {len(removed):,} removed", sep="\n")
+    removed = remove_videos(index, [video, *more])
+    for item in removed:
+        print(printable(item_location(item)))
+    print(f"{index}: {len(removed):,} removed")
 
 
 @group.command(name="ls")
 def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
     """List the videos of an index."""
     from alpro.inference.index import Index
-    from alpro.inference.search import listed
+    from alpro.inference.search import list_clips
 
     opened = Index.open(index)
-    hits, rejected = listed(opened, len(opened)).hits, opened.rejects.num_rows
+    hits = list_clips(opened, k=len(opened)).hits
+    rejected = opened.rejects.num_rows
     if json:
-        print_json(
-            {
-                "model": opened.about.model,
-                "rejected": rejected,
-                "clips": [hit.json() for hit in hits],
-            }
-        )
+        clips = [hit.json() for hit in hits]
+        print_json({"model": opened.about.model, "rejected": rejected, "clips": clips})
         return
-    print("".join(f"{hit.place}\n" for hit in hits), end="")
+    for hit in hits:
+        print(printable(hit.location))
     print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
 
 
 def search(  # noqa: PLR0913 - options of a command
     index: IndexFolder,
-    text: str,
+    word: str,
     /,
-    *,
+    *words: str,
     k: Annotated[Count, Parameter(name=("-k", "--results"))] = 10,
     rerank: Rerank = None,
     filter: tuple[str, ...] = (),
@@ -145,36 +152,86 @@ def search(  # noqa: PLR0913 - options of a command
     does not know.
 
     Args:
-        text: What the videos should show.
+        word: What the videos should show; @FILE for a file with a text on each line, whose hits are one table.
+        words: Further words of the text.
         k: Number of results.
-        filter: Only clips that fit, such as kind=video or date>=2024-01-01; repeatable.
+        filter: Only clips that fit, such as kind=video, duration<10, or a word of the caption; repeatable.
     """
     from alpro.inference.search import search
+
+    text = " ".join([word, *words])
+    is_list = text.startswith("@")
+    texts = read_texts(text[1:]) if is_list else [text]
+    opened = open_index(index)
+    folder = models.folder(model) if model else ""
+    loaded = opened.load_model(folder, device=models.device, dtype=models.dtype)
+
+    results = []
+    for one in texts:
+        result = search(
+            opened,
+            loaded,
+            one,
+            k=k,
+            filters=list(filter),
+            rerank=rerank,
+            nothing_below=nothing_below,
+        )
+        results.append((one, result))
+
+    if json:
+        for one, result in results:
+            print(json_format.dumps({"text": one, **result.json()}))
+    else:
+        print_hits(results, with_text=is_list)
+
+
+def read_texts(name: str) -> list[str]:
+    """The texts of a file, one on each line. Raises InputError if it has none."""
+    file = Path(name).expanduser()
+    try:
+        if not file.is_file():
+            raise InputError(f"@{name}: no such file; @ stands before a file of texts")
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"@{name}: {reason}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"@{name}: no text in this file; it takes one on each line")
+    return texts
+
+
+def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -> None:
+    """A table of the hits of one or more texts, and a line on what was searched."""
     from alpro.pipeline.reports.terminal import print_rows
 
-    opened = open_index(index)
-    loaded = opened.load_model(
-        models.folder(model) if model else "", device=models.device, dtype=models.dtype
-    )
-    found = search(
-        opened, loaded, text, k=k, filters=list(filter), rerank=rerank, nothing_below=nothing_below
-    )
-    if json:
-        print(json_format.dumps({"text": text, **found.json()}))
-        return
-    if found.note:
-        print(f"note: {found.note}", file=sys.stderr)
-    rows = [
-        {
-            "rank": rank,
-            "similarity": f"{hit.similarity:.3f}",
-            "match": "" if hit.match is None else f"{hit.match:.3f}",
-            "video": hit.place + (f" ({'; '.join(hit.remarks)})" if hit.remarks else ""),
-        }
-        for rank, hit in enumerate(found.hits, 1)
-    ]
+    rows = []
+    for text, result in results:
+        if result.note:
+            subject = f"{text}: " if with_text else ""
+            print(f"note: {printable(subject + result.note)}", file=sys.stderr)
+        for rank, hit in enumerate(result.hits, 1):
+            remarks = f" ({'; '.join(hit.remarks)})" if hit.remarks else ""
+            row = {
+                "text": printable(shorten(text)) if with_text else "",
+                "rank": rank,
+                "similarity": f"{hit.similarity:.3f}",
+                "match": "" if hit.match is None else f"{hit.match:.3f}",
+                "video": printable(hit.location + remarks),
+                "caption": printable(shorten(hit.caption or "")),
+            }
+            rows.append(row)
     print_rows(rows)
-    print(f"{found.clips:,} clips by similarity, {found.matched} by matching")
+
+    _, last = results[-1]  # the filters are the same for all
+    print(printable(last.summary))
+
+
+def shorten(text: str) -> str:
+    """A text of at most SHOWN_CAPTION characters."""
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= SHOWN_CAPTION else f"{one_line[: SHOWN_CAPTION - 1]}…"
 
 
 def open_index(folder: Path) -> "Index":

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
 from alpro.errors import InputError
+from alpro.log import printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
@@ -149,7 +150,7 @@ def check_addresses(arguments: Sequence[str]) -> None:
 
 
 def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     return status
 
 

@@ -198,6 +198,8 @@ def entities(  # noqa: PLR0913 - options of a command
     if out:
         write_table(out, models, video, loaded, name, k, json)
     else:
+        if not json:
+            print(f"note: {loaded.entities_note}", file=sys.stderr)
         show_words(video, {"box": list(region)}, "entity", name, json)
 
 
@@ -229,7 +231,6 @@ def write_table(
 ) -> None:
     """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
     an error instead of them."""
-    import numpy as np
     import pyarrow as pa
     import torch
     from pyarrow import csv, parquet
@@ -239,6 +240,7 @@ def write_table(
     from alpro.inference.index import source_of
     from alpro.inference.index_videos import scan_videos
     from alpro.log import progress
+    from alpro.shards.clip import Clip
     from alpro.shards.schema import Reject
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
@@ -270,8 +272,9 @@ def write_table(
             source, frames = (
                 (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
             )
-            if isinstance(frames, np.ndarray):
-                ranked = name(source, frames=torch.from_numpy(frames)[None].to(model.device))
+            if isinstance(frames, Clip):
+                decoded = torch.from_numpy(frames.frames.transpose(0, 3, 1, 2))[None]
+                ranked = name(source, frames=decoded.to(model.device))
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
             else:
                 row["error"] = str(frames)

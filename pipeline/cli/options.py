@@ -39,7 +39,10 @@ def check_workspace(folder: Path) -> None:
 
 File = Annotated[Path, Parameter(converter=user_path)]
 Workspace = Annotated[
-    File, Parameter(help="Folder of the artifacts, the reports and the MLflow store.")
+    File,
+    Parameter(
+        help="Folder of the artifacts, the reports and the MLflow store; $ALPRO_WORKSPACE is the default if it is set."
+    ),
 ]
 TrackingUri = Annotated[
     str, Parameter(help="An MLflow server; by default a file in the workspace.")
@@ -47,7 +50,7 @@ TrackingUri = Annotated[
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-WORKSPACE = Path("workspace")
+WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
 ARTIFACT = (
     "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (that of a configuration, whatever ran "
     "since), a fingerprint as `alpro artifacts ls` prints it or its first characters, STAGE@FINGERPRINT, or a folder."

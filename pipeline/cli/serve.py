@@ -12,7 +12,7 @@ from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_ind
 from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace, check_workspace
 
 if TYPE_CHECKING:
-    from alpro.pipeline.serving.app import Models as Served
+    from alpro.pipeline.serving.models import ServedModels
 
 MIN_TOKEN = 16  # characters: guesses are not counted
 
@@ -106,35 +106,44 @@ def token_of(host: str, file: Path | None) -> str:
     return token
 
 
-def load_models(index: Path | None, own: str, ask: str, entities: str, models: Models) -> "Served":
+def load_models(
+    index: Path | None, own: str, ask: str, entities: str, models: Models
+) -> "ServedModels":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
     from alpro.inference.find import find_prompter
-    from alpro.pipeline.serving.app import Models as Served
+    from alpro.pipeline.serving.models import ServedModels
 
     opened = open_index(index) if index else None
     if own and not opened:
         raise InputError(
             "--model is that of an index; name the INDEX, or use --ask and --entities alone"
         )
-    asked, naming = (models.folder(name).resolve() if name else None for name in (ask, entities))
-    search = opened.model_folder(models.folder(own) if own else "") if opened else None
-    if not (first := search or asked or naming):
+    search_folder = None
+    if opened:
+        search_folder = opened.model_folder(models.folder(own) if own else "")
+    ask_folder = models.folder(ask).resolve() if ask else None
+    entities_folder = models.folder(entities).resolve() if entities else None
+    first = search_folder or ask_folder or entities_folder
+    if not first:
         raise InputError(
             "nothing to serve; name an INDEX to search, or models with --ask and --entities"
         )
+
     load = cache(models.load)  # one model may do several things
-    found = {"search": load(*find_prompter(search))} if search else {}
-    answering = load(*find_prompter(asked or first))
-    if answering.folder.answers:
-        found["ask"] = answering
-    elif asked:
-        raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
-    named = models.naming(naming or first, load)
-    if naming and not named:
+    searching = load(*find_prompter(search_folder)) if search_folder else None
+
+    answering = load(*find_prompter(ask_folder or first))
+    answers = bool(answering.folder.answers)
+    if ask_folder and not answers:
+        task = answering.folder.task
+        raise InputError(f"{ask}: this {task} model does not answer questions")
+
+    naming = models.naming(entities_folder or first, load)
+    if entities_folder and not naming:
         raise InputError(
             f"{entities}: no prompter with embedded entities, and no model of pretrain"
         )
-    return Served(opened, **found, entities=named)
+    return ServedModels(opened, searching, answering if answers else None, naming)
 
 
 def up(

@@ -1,5 +1,6 @@
 """The card of an exported model, README.md: what is known of it from its artifact, its inputs and its evaluations."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ CARD = """---
 library_name: transformers
 license: {license_tag}
 pipeline_tag: {tag}
-tags: [alpro, video-text]
----
+tags: [alpro, video-text, sentence-transformers]
+{model_index}---
 
 # {name}
 
@@ -58,8 +59,15 @@ inputs = processor(videos=["a.mp4"], text=[{text}])  # or frames (F, H, W, 3) ui
 {call}
 ```
 
-`pip install torch transformers numpy pydantic av` installs what this needs. `SentenceTransformer` also loads the
-folder. Read the code in it before you trust it.
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(folder, trust_remote_code=True)
+print(model.similarity(model.encode(["a dog runs"]), model.encode(["a.mp4"])))
+```
+
+`pip install torch transformers numpy pydantic av` installs what the first needs; the second needs
+`sentence-transformers` 5.4 or newer. Read the code in the folder before you trust it.
 
 ## Training
 
@@ -89,10 +97,15 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
     """The text of README.md. artifact: of the store, or any model folder, of which less is known."""
     record, answers = read_record(artifact), len(model.answers)
     what, text, call = TASKS[model.task]
-    sources, evaluated = list[tuple[Path, dict[str, Any]]](), ""
+    tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
+    sources: list[tuple[Path, dict[str, Any]]] = []
+    evaluated = ""
+    index = ""
     if record:
         store = Store(artifact.parents[1])
-        evaluated = evaluation(store, record)
+        split, scores = newest_scores(store, record)
+        evaluated = evaluation(split, scores)
+        index = model_index(name, tag, split, scores)
         sources = store.lineage(record)
     similarity = (
         "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
@@ -103,8 +116,9 @@ def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "")
     data += [rendered] if any(source["stage"] == "render_sample" for _, source in sources) else []
     return CARD.format(
         license_tag=license or "other",
-        tag="visual-question-answering" if model.task == "qa" else "feature-extraction",
+        tag=tag,
         name=name,
+        model_index=index,
         what=what.format(answers=answers),
         parameters=sum(p.numel() for p in model.model.parameters()),
         video=model.model.config.video,
@@ -145,22 +159,46 @@ def training(sources: list[tuple[Path, dict[str, Any]]]) -> str:
     )
 
 
-def evaluation(store: Store, record: Record) -> str:
-    """The scores of the newest evaluation of the model; empty if there is none."""
-    text = ""
+def newest_scores(store: Store, record: Record) -> tuple[str, list[dict[str, Any]]]:
+    """The split and the scores of the newest evaluation of the model; empty if there is none."""
+    split = ""
+    scores: list[dict[str, Any]] = []
+    prefixes = OWN_SCORES.get(record["stage"], ("-",))
     for folder, other in store.all():
         used = {source["fingerprint"] for source in other["inputs"].values()}
-        if other["stage"] in EVALUATIONS and record["fingerprint"] in used:
-            prefixes = OWN_SCORES.get(record["stage"], ("-",))
-            own = [
-                row
-                for row in read_results(folder)
-                if row["name"].partition("/")[0].startswith(prefixes)
-            ]
-            if own:
-                shown = "\n\n".join(markdown(table) for table in tables({"score": own}))
-                text = f"On the {other['config']['split']} split.\n\n{shown}"
-    return text
+        if other["stage"] not in EVALUATIONS or record["fingerprint"] not in used:
+            continue
+        rows = read_results(folder)
+        own = [row for row in rows if row["name"].partition("/")[0].startswith(prefixes)]
+        if own:
+            split = other["config"]["split"]
+            scores = own
+    return split, scores
+
+
+def evaluation(split: str, scores: list[dict[str, Any]]) -> str:
+    """Scores as tables; empty if there are none."""
+    if not scores:
+        return ""
+    shown = "\n\n".join(markdown(table) for table in tables({"score": scores}))
+    return f"On the {split} split.\n\n{shown}"
+
+
+def model_index(name: str, task: str, split: str, scores: list[dict[str, Any]]) -> str:
+    """The scores as the hub reads them, a line of the card's header; JSON is YAML, too."""
+    if not scores:
+        return ""
+    metrics = []
+    for row in scores:
+        name_of_score = " ".join(filter(None, (row["what"], row["direction"], row["metric"])))
+        value = round(row["value"], 3)
+        metrics.append({"type": row["metric"], "name": name_of_score, "value": value})
+    result = {
+        "task": {"type": task},
+        "dataset": {"type": "own", "name": "captioned videos", "split": split},
+        "metrics": metrics,
+    }
+    return f"model-index: {json.dumps([{'name': name, 'results': [result]}])}\n"
 
 
 def markdown(table: Table) -> str:

@@ -1,187 +1,267 @@
 // The page of `alpro serve`. Its state is the query of its address: text, filter, k, offset, clip (similar to it), open.
-const $ = (selector) => document.querySelector(selector);
-const make = (tag, values = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), values);
-  element.append(...children);
-  return element;
-};
-const search = $("#search"), opened = $("#opened"), media = $("#media"), box = $("#box");
-let offers = [], shown = 0, upload = null, current = {}, region = "";
+import { hideClip, setOffers, showClip, showFile } from "./clip.js";
+import { $, address, api, clipOf, idOf, make, nameOf, part, picture, player, time, warn } from "./parts.js";
 
-async function api(name, query = {}, file = null) {
-  const answer = await fetch(`api/${name}?${new URLSearchParams(query)}`, file ? { method: "POST", body: file } : {});
-  const value = await answer.json().catch(() => ({}));
-  if (answer.ok) return value;
-  const busy = answer.status === 429 ? "; try again in a moment" : "";
-  throw Error((typeof value.detail === "string" ? value.detail : `the server answered ${answer.status}`) + busy);
-}
+const search = $("#search");
+const opened = $("#opened");
+let offers = [];
+let hits = []; // of the page
+let upload = null;
+let request = 0; // the number of the last search: an earlier one that answers later is not shown
+
 const say = (text, error = false) => {
   $("#about").textContent = text;
   $("#about").className = error ? "error" : "";
 };
-const address = (changes) => {
-  const query = new URLSearchParams(location.search);
-  for (const [key, value] of Object.entries(changes)) value === null || value === "" ? query.delete(key) : query.set(key, value);
-  return `?${query}`;
-};
-const go = (changes) => {
-  history.pushState(null, "", address(changes));
-  render();
-};
 const link = (text, changes) => make("a", { textContent: text, href: address(changes) });
-const time = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
-const part = ({ start, end }) => (start === null && end === null ? "" : `${time(start ?? 0)}–${end === null ? "" : time(end)}`);
-const fragment = ({ start, end }) => (start === null && end === null ? "" : `#t=${start ?? 0}${end === null ? "" : `,${end}`}`);
-const nameOf = (hit) => hit.path.split("/").pop();
+const ofPage = () => Number(new URLSearchParams(location.search).get("offset") ?? 0);
 
-// What moves: the file if the browser plays it, or else some frames of it.
-function player(hit, values) {
-  const frames = () => make("img", { src: `api/clip/${hit.clip}?view=${hit.kind === "image" ? "still" : "moving"}`, alt: nameOf(hit) });
-  if (hit.kind === "image" || !/\.(mp4|m4v|mov|webm)$/i.test(hit.path)) return frames();
-  const video = make("video", { muted: true, loop: true, autoplay: true, playsInline: true, ...values });
-  video.onerror = () => video.replaceWith(frames());
-  video.src = `api/clip/${hit.clip}${fragment(hit)}`;
-  return video;
+function go(changes, state = null) {
+  history.pushState(state, "", address(changes));
+  render();
+}
+
+// Hits
+
+function scores(hit) {
+  const lines = [];
+  for (const key of ["similarity", "match"]) {
+    if (hit[key] === null) continue;
+    const value = hit[key].toFixed(3);
+    const meter = make("meter", { value: hit[key], title: `${key} ${value}` });
+    lines.push(make("div", { className: "score" }, meter, make("span", { textContent: `${key} ${value}` })));
+  }
+  return lines;
 }
 
 function card(hit) {
-  const still = make("a", { className: "still", href: address({ open: hit.clip }) });
-  still.append(make("img", { src: `api/clip/${hit.clip}?view=still`, alt: hit.caption ?? nameOf(hit), loading: "lazy" }));
-  const stop = () => still.querySelectorAll(":nth-child(n + 2)").forEach((element) => element.remove());
-  still.onpointerenter = still.onfocus = () => still.children.length > 1 || still.append(player(hit));
-  still.onpointerleave = still.onblur = stop;
-  const about = make("div", {}, make("b", { textContent: hit.caption ?? nameOf(hit) }));
-  const span = hit.span && hit.span[0] !== hit.start | hit.span[1] !== hit.end ? `neighbors fit too: ${hit.span.map(time).join("–")}` : "";
-  for (const text of [[hit.caption && nameOf(hit), part(hit)].filter(Boolean).join(" · "), hit.note, span])
-    if (text) about.append(make("small", { textContent: text }));
-  for (const key of ["similarity", "match"])
-    if (hit[key] !== null)
-      about.append(make("small", { textContent: `${key} ${hit[key].toFixed(3)}` }), make("meter", { value: hit[key], title: key }));
-  about.append(make("nav", {}, link("Open", { open: hit.clip }), link("Similar", { clip: hit.clip, text: null, offset: null })));
+  const still = make("a", { className: "still", href: address({ open: idOf(hit) }) });
+  const image = picture(hit, "still");
+  image.loading = "lazy";
+  still.append(image);
+  const lasts = part(hit) || (hit.duration === null ? "" : time(Math.max(1, Math.round(hit.duration))));
+  if (lasts) still.append(make("span", { className: "time", textContent: lasts }));
+
+  // A preview while the pointer is on the card.
+  let preview = null;
+  still.onpointerenter = still.onfocus = () => {
+    if (preview || hit.note) return;
+    preview = player(hit);
+    still.append(preview);
+  };
+  still.onpointerleave = still.onblur = () => {
+    preview = null;
+    for (const element of [...still.children].slice(1)) if (element.className !== "time") element.remove();
+  };
+
+  const about = make("div", {}, make("p", { textContent: hit.caption ?? nameOf(hit), title: hit.caption ?? "" }));
+  if (hit.caption) about.append(make("small", { className: "file", textContent: nameOf(hit) }));
+  if (hit.note) about.append(make("small", { className: "note", textContent: hit.note }));
+  if (hit.span && (hit.span[0] !== hit.start || hit.span[1] !== hit.end)) {
+    const text = `fits from ${time(hit.span[0])} to ${time(hit.span[1])}`;
+    about.append(make("small", { className: "file", textContent: text }));
+  }
+  about.append(...scores(hit));
+  about.append(make("nav", {}, link("Similar", { clip: idOf(hit), text: null, offset: null })));
   return make("article", { className: "card" }, still, about);
 }
 
+function empty(result, query) {
+  const lines = [make("p", { textContent: result.conditions.length ? "No clip fits this filter." : "No results." })];
+  const ways = [];
+  if (result.conditions.length) ways.push(link("Clear the filter", { filter: null, offset: null }), " · ");
+  if (query.get("offset")) ways.push(link("Back to the first results", { offset: null }), " · ");
+  ways.push(make("a", { textContent: "All clips", href: "?" }));
+  lines.push(make("p", {}, ...ways));
+  if (result.conditions.some((condition) => condition.startsWith('"')))
+    lines.push(make("p", { textContent: "Words must be in the caption, the file name or the id; a value with spaces is in double quotes." }));
+  return make("div", { className: "empty" }, ...lines);
+}
+
+// Each condition as it was understood; a click removes it.
+function showConditions(conditions) {
+  const chips = [];
+  for (const condition of conditions) {
+    const others = conditions.filter((other) => other !== condition).join(" ");
+    chips.push(make("a", { href: address({ filter: others, offset: null }), textContent: `${condition} ×`, title: "Remove this condition" }));
+  }
+  $("#conditions").replaceChildren(...chips);
+}
+
+// What the hits are similar to.
+async function showLike(query) {
+  const like = $("#like");
+  const id = query.get("clip");
+  like.hidden = !id && !upload;
+  if (like.hidden) return like.replaceChildren();
+  if (id) {
+    const found = await clipById(id).catch(() => null);
+    if (query.get("clip") !== id || !found) return like.replaceChildren();
+    const name = make("span", { textContent: `Similar to ${nameOf(found)}` });
+    return like.replaceChildren(picture(found, "still"), name, link("Show all", { clip: null, offset: null }));
+  }
+  const name = make("span", { textContent: `Similar to your file ${upload.name}` });
+  const open = make("button", { textContent: "Open it", onclick: () => showFile(upload) });
+  const clear = make("button", { textContent: "Show all", onclick: () => ((upload = null), go({ offset: null })) });
+  const asks = offers.includes("ask") || offers.includes("entities");
+  like.replaceChildren(name, ...(asks ? [open] : []), clear);
+}
+
 async function showHits(query) {
-  const k = Number(query.get("k") ?? 12), offset = Number(query.get("offset") ?? 0), number = ++shown;
+  const k = Number(query.get("k") ?? 12);
+  const offset = Number(query.get("offset") ?? 0);
+  const number = ++request;
   const wanted = new URLSearchParams({ k, offset });
-  for (const key of ["text", "clip"]) if (query.get(key)) wanted.set(key, query.get(key));
-  for (const filter of query.get("filter")?.split(";") ?? []) if (filter.trim()) wanted.append("filter", filter);
-  const like = query.has("clip") ? `similar to clip ${query.get("clip")}` : upload ? `similar to ${upload.name}` : "";
+  if (query.get("text")) wanted.set("text", query.get("text"));
+  if (query.get("clip")) for (const [key, value] of Object.entries(clipOf(query.get("clip")))) wanted.set(key, value);
+  if (query.get("filter")) wanted.append("filter", query.get("filter"));
+  const file = query.get("text") || query.has("clip") ? null : upload;
+  showLike(query);
   try {
-    const found = await api("search", wanted, query.get("text") || query.has("clip") ? null : upload);
-    if (number !== shown) return;
-    const of = `${found.clips.toLocaleString()} clips`;
-    const range = found.hits.length ? `${offset + 1} to ${offset + found.hits.length} of ${of}` : `none of ${of}`;
-    say([range, like, found.note].filter(Boolean).join(" · "));
-    $("#hits").replaceChildren(...found.hits.map(card));
-    const more = offset + found.hits.length < found.clips && found.hits.length === k;
-    const pages = [offset && link("← Previous", { offset: Math.max(0, offset - k) || null }), more && link("Next →", { offset: offset + k })];
-    $("#pages").replaceChildren(...pages.filter(Boolean));
+    const result = await api("search", wanted, file);
+    if (number !== request) return;
+    hits = result.hits;
+    const all = `${result.clips.toLocaleString()} clips`;
+    say(hits.length ? `${offset + 1} to ${offset + hits.length} of ${all}` : "");
+    warn($("#warning"), result.note);
+    showConditions(result.conditions);
+    $("#hits").replaceChildren(...(hits.length ? hits.map(card) : [empty(result, query)]));
+
+    const pages = [];
+    if (offset) pages.push(link("← Previous", { offset: Math.max(0, offset - k) || null }));
+    if (offset + hits.length < result.clips && hits.length === k) pages.push(link("Next →", { offset: offset + k }));
+    $("#pages").replaceChildren(...pages);
   } catch (error) {
-    if (number !== shown) return;
+    if (number !== request) return;
+    hits = [];
     say(error.message, true);
-    for (const part of ["#hits", "#pages"]) $(part).replaceChildren();
+    warn($("#warning"), "");
+    for (const element of ["#hits", "#pages", "#conditions"]) $(element).replaceChildren();
+    if (query.size) $("#conditions").append(make("a", { textContent: "All clips", href: "?" }));
   }
 }
 
-// One clip, or an uploaded file, with questions and boxes.
-async function show(hit, file = null) {
-  current = file ? { query: {}, file } : { query: { clip: hit.clip }, file: null };
-  const url = file && URL.createObjectURL(file), picture = file ? file.type.startsWith("image/") : false;
-  const element = !file ? player(hit, { controls: true }) : make(picture ? "img" : "video", { src: url, controls: true, muted: true, loop: true, autoplay: true });
-  media.firstElementChild === box ? media.prepend(element) : media.firstElementChild.replaceWith(element);
-  opened.querySelector("h2").textContent = file ? file.name : hit.caption ?? nameOf(hit);
-  const columns = hit ? Object.entries(hit.columns).map(([name, value]) => `${name}: ${value}`) : [];
-  $("#facts").textContent = hit ? [[hit.path, part(hit)].filter(Boolean).join(" · "), ...columns].join("\n") : "";
-  for (const list of opened.querySelectorAll("dl")) list.replaceChildren();
-  draw([0, 0, 1, 1]);
-  if (!opened.open) opened.showModal();
+// The dialog, which an entry of the history opens
+
+async function clipById(id) {
+  const shown = hits.find((hit) => idOf(hit) === id || String(hit.clip) === id);
+  if (shown) return shown;
+  const { clip, key } = clipOf(id);
+  const [hit] = (await api("search", { k: 1, offset: clip })).hits;
+  if (!hit) throw Error("there is no such clip");
+  if (key && hit.key !== key) throw Error("the index has changed: search again");
+  return hit;
 }
-function draw(place) {
-  region = place.map((value) => value.toFixed(3)).join(",");
-  ["left", "top", "width", "height"].forEach((side, i) => (box.style[side] = `${100 * place[i]}%`));
+
+function closeClip() {
+  if (history.state?.opened) return history.back(); // so that Back does not open it again
+  history.replaceState(null, "", address({ open: null }));
+  render();
 }
-let start = null;
-const at = (event) => {
-  const area = media.getBoundingClientRect(), inside = (value) => Math.min(1, Math.max(0, value));
-  return [inside((event.clientX - area.left) / area.width), inside((event.clientY - area.top) / area.height)];
-};
-media.onpointerdown = (event) => {
-  if (!offers.includes("entities") || event.clientY > media.getBoundingClientRect().bottom - 40) return; // the controls
-  event.preventDefault();
-  media.setPointerCapture(event.pointerId);
-  start = at(event);
-};
-media.onpointermove = media.onpointerup = (event) => {
-  if (!start) return;
-  const end = at(event), size = [0, 1].map((i) => Math.abs(start[i] - end[i]));
-  draw(Math.min(...size) > 0.02 ? [0, 1].map((i) => Math.min(start[i], end[i])).concat(size) : [0, 0, 1, 1]);
-  if (event.type === "pointerup") start = null;
-};
-for (const name of ["ask", "entities"])
-  $(`#${name} form`).onsubmit = async (event) => {
-    event.preventDefault();
-    const list = $(`#${name} dl`), form = Object.fromEntries(new FormData(event.target));
-    const query = { ...current.query, k: 5, ...(name === "ask" ? form : { box: region, ...(form.text ? form : {}) }) };
-    list.replaceChildren(make("dt", { className: "head", textContent: "…" }));
-    try {
-      const { note, answers, entities } = await api(name, query, current.file);
-      list.replaceChildren(...(note ? [make("dt", { className: "head", textContent: note })] : []), ...(answers ?? entities).flatMap(({ text, probability }) => [
-        make("dt", { textContent: text }), make("meter", { value: probability }), make("dd", { textContent: `${(100 * probability).toFixed(1)} %` })]));
-    } catch (error) {
-      list.replaceChildren(make("dt", { className: "head", textContent: error.message }));
-    }
-  };
+
+function move(step) {
+  const id = new URLSearchParams(location.search).get("open");
+  const place = hits.findIndex((hit) => idOf(hit) === id);
+  const next = place < 0 ? null : hits[place + step];
+  if (!next) return;
+  history.replaceState(history.state, "", address({ open: idOf(next) }));
+  render();
+}
 
 async function render() {
-  const query = new URLSearchParams(location.search), open = query.get("open");
+  const query = new URLSearchParams(location.search);
+  const open = query.get("open");
   for (const name of ["text", "filter"]) search.elements[name].value = query.get(name) ?? "";
   search.elements.k.value = query.get("k") ?? 12;
   document.title = query.get("text") || "Video search";
-  $("#examples").hidden = query.has("text") || query.has("clip");
+  $("#examples").hidden = query.has("text") || query.has("clip") || Boolean(upload);
+
   query.delete("open");
-  if (offers.includes("search") && render.last !== `${query}${upload?.name}`) await showHits(query);
-  render.last = `${query}${upload?.name}`;
-  if (open === null) return opened.open && opened.close();
+  const state = `${query} ${upload ? upload.name + upload.lastModified : ""}`;
+  if (offers.includes("search") && render.last !== state) {
+    render.last = state;
+    await showHits(query);
+  }
+  if (open !== new URLSearchParams(location.search).get("open")) return; // another address by now
+  if (open === null) return hideClip();
   try {
-    show((await api("search", { k: 1, offset: open })).hits[0] ?? (() => { throw Error("there is no such clip"); })());
+    showClip(await clipById(open), hits, ofPage());
   } catch (error) {
+    hideClip();
     say(error.message, true);
   }
 }
-document.onclick = (event) => {
+
+document.addEventListener("click", (event) => {
   const anchor = event.target.closest?.('a[href^="?"]');
-  if (!anchor || event.metaKey || event.ctrlKey || event.button) return;
+  if (!anchor || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
   event.preventDefault();
-  history.pushState(null, "", anchor.href);
+  const opens = new URL(anchor.href).searchParams.has("open");
+  if (anchor.getAttribute("href") === "?") upload = null;
+  history.pushState(opens ? { opened: true } : null, "", anchor.href);
   render();
-  if (!anchor.href.includes("open=")) scrollTo(0, 0);
-};
+  if (!opens) scrollTo(0, 0);
+});
 search.onsubmit = (event) => {
   event.preventDefault();
   upload = null;
   go({ ...Object.fromEntries(new FormData(search)), offset: null, clip: null, open: null });
 };
 search.elements.k.onchange = () => search.requestSubmit();
-$("#close").onclick = () => opened.close();
-opened.onclose = () => {
-  media.querySelectorAll("video").forEach((video) => video.pause());
-  if (new URLSearchParams(location.search).has("open")) go({ open: null });
+
+$("#close").onclick = () => leave();
+$("#before").onclick = () => move(-1);
+$("#after").onclick = () => move(1);
+function leave() {
+  if (new URLSearchParams(location.search).has("open")) closeClip();
+  else hideClip(); // an uploaded file has no address
+}
+opened.oncancel = (event) => {
+  event.preventDefault();
+  leave();
 };
+opened.onclose = () => {
+  if (new URLSearchParams(location.search).has("open")) closeClip(); // a browser closed it by itself
+};
+// A click that begins and ends outside; a drag out of the dialog does not close it.
+let outside = false;
+opened.onpointerdown = (event) => (outside = event.target === opened);
+opened.onclick = (event) => {
+  if (outside && event.target === opened) leave();
+};
+addEventListener(
+  "keydown",
+  (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches?.("input, select, textarea")) return;
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (opened.open && step) {
+      event.preventDefault();
+      event.stopPropagation(); // the video would jump
+      move(step);
+    } else if (!opened.open && event.key === "/") {
+      event.preventDefault();
+      search.elements.text.focus();
+    }
+  },
+  true,
+);
+
 $("#upload").onchange = async ({ target }) => {
   [upload] = target.files;
   target.value = "";
+  if (!upload) return;
   history.pushState(null, "", address({ text: null, clip: null, offset: null, open: null }));
   await render(); // it closes what was open
-  if (offers.includes("ask") || offers.includes("entities")) show(null, upload);
+  if (!offers.includes("search")) showFile(upload);
 };
 addEventListener("popstate", render);
 
-const about = await api("health").catch((error) => (say(error.message, true), { offers: [], examples: [] }));
+const about = await api("health").catch((error) => (say(error.message, true), { offers: [], examples: [], columns: [] }));
 offers = about.offers;
-for (const name of ["search", "ask", "entities"]) $(`#${name}`).hidden = !offers.includes(name);
-$("#entities input").hidden = !offers.includes("text");
-box.hidden = !offers.includes("entities");
-media.classList.toggle("boxed", !box.hidden);
+setOffers(offers);
+search.hidden = !offers.includes("search");
+if (search.hidden) $("header").append($("#upload").parentElement); // questions about files alone
+$("#what").textContent = [about.index, about.model].filter(Boolean).join(" · ");
+$("#columns").textContent = about.columns.join(", ");
 if (about.examples.length) $("#examples").append("Try ", ...about.examples.map((text) => link(text, { text })));
 render();

@@ -187,18 +187,41 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
     """mAP, which counts every right item of a query and not only the best. Arguments as of `Ranks.of`.
-    Tied items have the mean of their places."""
+    With ties it is the mean over their orders."""
     gallery = scores.shape[1]
-    harmonic, precision, chance = (1 / np.arange(1, gallery + 1)).sum(), [], []
+    precision = []
+    chance = []
+    harmonic = (1 / np.arange(1, gallery + 1)).sum()
     for row, right in zip(scores, relevant, strict=True):
-        own = -np.sort(-row[right])
-        better, tied = (row > own[:, None]).sum(1), (row == own[:, None]).sum(1)
-        precision.append((np.arange(1, len(own) + 1) / (better + (tied + 1) / 2)).mean())
-        others = (len(own) - 1) / max(1, gallery - 1)  # probability that another item is right, too
+        precision.append(expected_precision(row, right))
+        # The probability that another item is right, too.
+        others = (right.sum() - 1) / max(1, gallery - 1)
         chance.append((others * (gallery - harmonic) + harmonic) / gallery)
     return Score(
         MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries
     )
+
+
+def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
+    """The average precision of a query, its mean over all orders of tied items. scores (G,), right
+    (G,) boolean, at least one.
+
+    Of t tied items, r of them right, behind b better ones, B of them right, the one at place i (from
+    1) is right with probability r / t, and then (i - 1) (r - 1) / (t - 1) of those before it are
+    right on average: it adds r / t * (B + 1 + (i - 1) (r - 1) / (t - 1)) / (b + i).
+    """
+    order = np.argsort(-scores, kind="stable")
+    _, first, tied = np.unique(-scores[order], return_index=True, return_counts=True)
+    right_until = np.concatenate([[0], np.cumsum(right[order])])
+    right_before = right_until[first]
+    tied_right = right_until[first + tied] - right_before
+
+    level = np.repeat(np.arange(len(first)), tied)  # of each rank, which group of ties it is in
+    before = np.arange(len(scores)) - first[level]  # i - 1
+    also_right = before * (tied_right - 1)[level] / np.maximum(tied - 1, 1)[level]
+    found = right_before[level] + 1 + also_right
+    terms = (tied_right / tied)[level] * found / np.arange(1, len(scores) + 1)
+    return float(terms.sum() / right.sum())
 
 
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:

@@ -1,86 +1,34 @@
-"""An index of videos: what it embeds and when, and what a search ranks and opens. Parts and batches have two clips."""
+"""An index of videos: what it embeds and when. Parts and batches have two clips."""
 
 import json
-import os
 import shutil
-import subprocess
 from contextlib import suppress
-from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
-from hypothesis import given
-from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference import index as index_module
-from alpro.inference.index import ITEMS, Index, rows_of
+from alpro.inference.filters import filter_mask
+from alpro.inference.index import Index, rows_of
 from alpro.inference.index_videos import (
     add_videos,
     in_windows,
     remove_videos,
     scan_videos,
     settings,
+    time_line,
 )
-from alpro.inference.model import Model
-from alpro.inference.search import (
-    Hit,
-    fitting,
-    group_windows,
-    listed,
-    most_similar,
-    search,
-    similar,
-    similar_hits,
-)
+from alpro.inference.search import list_clips, search
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video as decode
-from alpro.shards.ffmpeg_decoder import ffmpeg_binary
 from alpro.shards.pyav_decoder import video_seconds
-from alpro.shards.reader import read_index
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.any_model import labeled
-
-TEXT = "a red ball moves left"
-
-
-@pytest.fixture(scope="module")
-def model(folders):
-    return Model.load(folders["retrieval"], device="cpu")
-
-
-@pytest.fixture
-def update(tmp_path, folders, model):
-    """update(videos, window, stride, columns): adds a folder, a manifest or a corpus to the index; the counts, and the
-    reported lines."""
-
-    def add(videos, *options, task="retrieval"):
-        lines = []
-        about = settings(tmp_path / "index", folders[task], *options)
-        chosen = model if task == "retrieval" else Model.load(folders[task], device="cpu")
-        return add_videos(tmp_path / "index", chosen, about, videos, lines.append), lines
-
-    return add
-
-
-@pytest.fixture
-def own(tmp_path, videos):
-    """A folder of five videos, three of them different, and a file that is none."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for number in range(5):
-        shutil.copy(videos[number % 3], folder / f"{number}.mp4")
-    (folder / "notes.mp4").write_text("no video")
-    return folder
-
-
-@pytest.fixture
-def filled(update, own):
-    """What a search takes: an index of `own`."""
-    update(own)
-    return opened(own.parent)
 
 
 def opened(tmp_path):
@@ -140,6 +88,7 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
             yield item
 
     monkeypatch.setattr("alpro.threads.cores", lambda: 1)
+    monkeypatch.setattr("alpro.inference.index_videos.MAX_COUNTED", 1)  # no list before the first
     with pytest.raises(KeyboardInterrupt):
         update(interrupted())
     kept = len(opened(tmp_path))
@@ -208,16 +157,21 @@ def test_rows_of_a_manifest_have_windows_captions_and_columns(update, own, tmp_p
     counts, _ = update(own / "m.jsonl", None, None, ["day"])
     assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
     index = opened(tmp_path)
-    assert [hit.place.partition(" ")[2] for hit in listed(index).hits] == ["0-0.3 s", "0.3- s"]
+    assert [hit.location.partition(" ")[2] for hit in list_clips(index).hits] == [
+        "0-0.3 s",
+        "0.3- s",
+    ]
     assert index.items["caption"].to_pylist() == [None, "a ball"]
     assert not np.allclose(*index.embeddings)
+    total = video_seconds(own / "0.mp4")
+    assert index.items["duration"].to_pylist() == pytest.approx([0.3, total - 0.3], abs=0.01)
     assert [(row["reason"], bool(row["detail"])) for row in index.rejects.to_pylist()] == [
         ("bad row", True)
     ]
     (own / "more.jsonl").write_text(json.dumps({"path": "1.mp4", "day": "2"}) + "\n")
     update(own / "more.jsonl")  # keeps the columns of the index
     index = opened(tmp_path)
-    assert fitting(index, ["day=2"]).tolist() == [False, False, True]
+    assert filter_mask(index, ["day=2"]).tolist() == [False, False, True]
     assert index.rejects.num_rows == 0  # the manifest of this run has no bad row
 
 
@@ -242,22 +196,22 @@ def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_i
     update, own, monkeypatch
 ):
     """A full disk ends a run and is no reject."""
-    real = clips_module.load_frames
+    real = clips_module.load_clip
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    def down(source, video):
+    def down(source, *options):
         if source.path.name == "1.mp4":
             raise DecodeError("not fetched", "the server is down")
-        return real(source, video)
+        return real(source, *options)
 
     with monkeypatch.context() as patch:
         patch.setattr(clips_module, "local_copy", full)
         with pytest.raises(OSError, match="No space left"):
             update(own)
     with monkeypatch.context() as patch:
-        patch.setattr(clips_module, "load_frames", down)
+        patch.setattr(clips_module, "load_clip", down)
         assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
     counts, lines = update(own)
     assert (counts.embedded, counts.replaced, counts.skipped, counts.rejected, lines) == (
@@ -267,15 +221,6 @@ def test_a_video_that_could_not_be_fetched_is_tried_again_and_one_that_is_none_i
         0,
         [],
     )
-
-
-def test_samples_of_a_decoded_corpus_are_indexed_and_matched(update, clips, model, tmp_path):
-    counts, _ = update(clips)
-    assert counts.embedded == len(opened(tmp_path)) == read_index(clips, ["id"]).num_rows > 20
-    assert update(clips)[0].embedded == 0
-    found = search(opened(tmp_path), model, TEXT, k=5, rerank=5)
-    assert all(hit.match is not None and hit.item["caption"] for hit in found.hits)
-    assert found.hits[0].place.startswith(str(clips))
 
 
 def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
@@ -300,134 +245,16 @@ def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
         (tmp_path / "index" / name).write_text(content)
         with pytest.raises(InputError, match=named):
             opened(tmp_path)
+    (tmp_path / "index" / "index.json").write_text(
+        '{"model": "m", "digest": "d", "parts": ["../x"]}'
+    )
+    with pytest.raises(InputError, match=r"index\.json"):
+        opened(tmp_path)
     (tmp_path / "index" / "index.json").unlink()
     with pytest.raises(InputError, match="no index"):
         opened(tmp_path)
     with pytest.raises(InputError, match="not an index"):
         update(own)
-
-
-@given(
-    values=st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 0.9]), max_size=9),
-    kept=st.lists(st.booleans(), min_size=9, max_size=9),
-    k=st.integers(1, 10),
-)
-def test_the_most_similar_rows_are_those_of_a_stable_sort(values, kept, k):
-    matrix = np.array([[value, 1.0] for value in values], np.float32).reshape(-1, 2)
-    chosen = np.array(kept[: len(values)], bool)
-    rows, scores = most_similar(matrix, np.array([1, 0], np.float32), k, chosen)
-    expected = sorted(np.flatnonzero(chosen), key=lambda row: (-values[row], row))[:k]
-    assert rows.tolist() == expected
-    assert scores.tolist() == pytest.approx([values[row] for row in expected])
-
-
-def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(
-    filled, model, monkeypatch
-):
-    """Only those that are matched are decoded."""
-    decoded = []
-    paths = [filled.item(i)["path"] for i in range(5)]
-    similarity = dict(zip(paths, model.similarity([TEXT], paths)[0].tolist(), strict=True))
-    probability = dict(zip(paths, model.match([TEXT], paths)[0].tolist(), strict=True))
-    monkeypatch.setattr(
-        clips_module,
-        "decode_video",
-        lambda path, *rest: decoded.append(path) or decode(path, *rest),
-    )
-    found = search(filled, model, TEXT)
-    plain = [hit.item["path"] for hit in found.hits]
-    assert [similarity[path] for path in plain] == pytest.approx(
-        sorted(similarity.values(), reverse=True), abs=1e-5
-    )
-    assert (found.clips, found.matched, found.hits[0].match, found.nothing_fits) == (
-        5,
-        0,
-        None,
-        None,
-    )
-    assert decoded == []
-    first = similar_hits(filled, model.encode(TEXT), 4, np.ones(5, bool))
-    margin = {path: np.log(p / (1 - p)) for path, p in probability.items()}
-    order = sorted(first, key=lambda hit: -(margin[hit.item["path"]] + hit.similarity))
-    found = search(filled, model, TEXT, rerank=4)
-    assert {str(path) for path in decoded} == {hit.item["path"] for hit in first}
-    assert len(decoded) == 4
-    assert [hit.item["path"] for hit in found.hits] == [
-        *(hit.item["path"] for hit in order),
-        plain[4],
-    ]
-    assert [hit.match is None for hit in found.hits] == [False] * 4 + [True]
-    for hit in found.hits[:4]:
-        assert hit.match == pytest.approx(probability[hit.item["path"]], abs=1e-5)
-    pages = [
-        hit.number
-        for at in (0, 2, 4, 6)
-        for hit in search(filled, model, TEXT, 2, at, rerank=4).hits
-    ]
-    assert pages == [hit.number for hit in found.hits]
-    assert search(filled, model, TEXT, 2, 4, rerank=4).matched == 0  # a page after them
-    against = lambda alpro, text, videos, pairs: -0.5 * (videos.features @ text.features[0])  # noqa: E731
-    with monkeypatch.context() as patch:  # half of the similarity is left
-        patch.setattr("alpro.inference.search.match", against)
-        assert [hit.item["path"] for hit in search(filled, model, TEXT, rerank=5).hits] == plain
-    best = max(similarity.values())
-    for below, nothing in ((best + 0.01, True), (best - 0.01, False)):
-        assert search(filled, model, TEXT, nothing_below=below).nothing_fits is nothing
-
-
-def test_clips_that_cannot_be_matched_follow_with_a_note(filled, own, model):
-    """One that cannot be decoded is in the first of two batches: the scores of the second stay those of its own clips.
-    One that is gone or changed is noted without a rerank, too."""
-    first = search(filled, model, TEXT, rerank=5)
-    bad = similar_hits(filled, model.encode(TEXT), 5, np.ones(5, bool))[1].item["path"]
-    stat = os.stat(bad)
-    with open(bad, "r+b") as file:
-        file.write(b"\0" * (stat.st_size))
-    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same identity
-    found = search(filled, model, TEXT, rerank=5)
-    others = [hit for hit in first.hits if hit.item["path"] != bad]
-    assert [hit.number for hit in found.hits[:-1]] == [hit.number for hit in others]
-    assert [hit.match for hit in found.hits[:-1]] == pytest.approx([hit.match for hit in others])
-    assert (found.hits[-1].item["path"], found.hits[-1].match, found.matched) == (bad, None, 4)
-    assert found.hits[-1].note.startswith("unreadable")
-    (own / "0.mp4").unlink()
-    (own / "1.mp4").write_bytes(b"something else")
-    for rerank in (0, 5):
-        found = search(filled, model, TEXT, rerank=rerank)
-        notes = {hit.item["id"]: hit.note for hit in found.hits if hit.note}
-        assert (notes["0"], notes["1"]) == ("missing", "changed since")
-        assert len(notes) <= 3
-    assert {hit.item["id"] for hit in found.hits[-len(notes) :]} == notes.keys()
-
-
-def test_the_ranking_that_was_better_on_validation_is_the_default(
-    filled, update, own, model, tmp_path, monkeypatch
-):
-    for ranking, matched in {"matching": 5, "similarity": 0}.items():
-        monkeypatch.setattr(model.folder, "ranking", ranking)
-        assert search(filled, model, TEXT).matched == matched
-        assert search(filled, model, TEXT, rerank=2).matched == 2
-    shutil.rmtree(tmp_path / "index")
-    update(own, task="prompter")  # which has no matching head
-    index = opened(tmp_path)
-    found = search(index, index.load_model(device="cpu"), "a red ball", rerank=3)
-    assert (len(found.hits), found.matched, found.note) == (5, 0, "")
-
-
-def test_words_that_the_model_does_not_know_are_named(model):
-    cases = {
-        "a politician gives a speech in parliament": ["politician", "gives", "speech", "parliament"]
-    }
-    cases |= {"a red ball": [], "a ball of the parliament, parliament": ["parliament"]}
-    cases |= {
-        "\u4f60\u597d?": ["\u4f60\u597d"],
-        "\u4f60 ball!": ["\u4f60"],
-        "\U0001f600": ["\U0001f600"],
-    }
-    for text, unknown in cases.items():
-        assert model.unknown_words(text) == unknown
-        assert bool(model.note(text)) == bool(unknown)
-        assert all(word in model.note(text) for word in unknown)
 
 
 def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(
@@ -444,105 +271,6 @@ def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(
     shutil.rmtree(moved)
     with pytest.raises(InputError, match="--model"):
         opened(tmp_path).load_model(device="cpu")
-
-
-def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
-    """Of an index of clips without files, in two parts."""
-    folder, empty = tmp_path / "index", dict.fromkeys(ITEMS.names)
-    folder.mkdir()
-    writer = index_module.IndexWriter(
-        folder, index_module.About(model="m", digest="d", columns=("day", "views"))
-    )
-    rows = [("7", "/v/2024/a.mp4", "video", None, {"day": "2024-02-01", "views": "9"})]
-    rows += [("07", "/v/2023/b.mp4", "video", 3.0, {"day": "2024-01-01", "views": "10"})]
-    rows += [("red", "/v/2024/c.png", "image", None, {"views": "many"})]
-    for number, (id, path, kind, start, columns) in enumerate(rows):
-        item = {
-            "id": id,
-            "path": path,
-            "kind": kind,
-            "start": start,
-            "end": start and start + 2.0,
-            "identity": "",
-        }
-        item |= {"columns": list(columns.items()), "caption": ["a ball", None, "two balls"][number]}
-        writer.add(empty | item, np.array([number == 0, number == 1, number == 2], np.float32))
-        writer.commit()
-    writer.finish()
-    table = Index.open(folder)
-    cases = {
-        "": [0, 1, 2],
-        "kind=image": [2],
-        "kind!=image": [0, 1],
-        "path~*/2024/*": [0, 2],
-        "path~*?.png": [2],
-    }
-    cases |= {"id=7": [0], "id>=07, id<7": [1]}  # texts: 07 is another one
-    cases |= {"views<10": [0], "views>=9, kind=video": [0, 1], "views=9.0": [0], "views=many": [2]}
-    cases |= {
-        "caption~*ball*": [0, 2],
-        "day>=2024-01-15": [0],
-        "day=": [],
-        "start>0": [1],
-        " end <= 5 ": [1],
-    }
-    for filters, expected in (
-        (text.split(",") if text else [], rows) for text, rows in cases.items()
-    ):
-        assert fitting(table, filters).nonzero()[0].tolist() == expected
-        assert [hit.number for hit in listed(table, filters=filters).hits] == expected
-        found = similar(table, np.array([1, 2, 3], np.float32), filters=filters)
-        assert ([hit.number for hit in found.hits], found.clips) == (expected[::-1], len(expected))
-    assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
-    assert [hit.number for hit in similar(table, table.embeddings[2], k=1, without=2).hits] == [0]
-    for text in ("x", "=3", "color=red", "start~1", "end>soon", "kind=\udcff"):
-        with pytest.raises(InputError):
-            fitting(table, [text])
-
-
-@pytest.fixture
-def film(tmp_path):
-    """film(name, parts): videos of one format after another in a file, without encoding them again."""
-    (tmp_path / "films").mkdir()
-
-    def join(name, parts):
-        listed, path = tmp_path / "parts.txt", tmp_path / "films" / name
-        listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
-        command = [
-            ffmpeg_binary(),
-            "-y",
-            "-v",
-            "error",
-            "-f",
-            "concat",
-            "-safe",
-            "0",
-            "-i",
-            listed,
-            "-c",
-            "copy",
-            path,
-        ]
-        subprocess.run([str(part) for part in command], check=True)
-        return path.parent
-
-    return join
-
-
-def test_a_search_finds_the_window_of_a_film_that_shows_a_clip(
-    update, videos, model, film, tmp_path
-):
-    """Two minutes of one clip, with another one at 80 s: it is the clip that is searched for."""
-    common, rare, _ = videos
-    count = round(120 / video_seconds(rare))
-    films = film(
-        "film.mp4", [rare if number == count * 2 // 3 else common for number in range(count)]
-    )
-    assert update(films, 10.0)[0].embedded == 23  # one every 5 seconds
-    hits = similar_hits(opened(tmp_path), model.encode(rare), 3, np.ones(23, bool))
-    assert (hits[0].item["start"], hits[0].item["end"], hits[0].span) == (80, 90, (75, 90))
-    assert hits[0].remarks == ["neighbors fit too: 75-90 s"]
-    assert all(hit.item["end"] < 80 or hit.item["start"] > 90 for hit in hits[1:])
 
 
 def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
@@ -609,30 +337,66 @@ def test_a_last_window_shows_something_new_and_only_whole_videos_have_windows(
         assert windows == [(4 * n, end) for n, end in enumerate(ends)]
 
 
-def test_windows_of_several_files_are_grouped_by_file():
-    """In order of similarity; a window that touches a group's best one belongs to it."""
-    windows = [
-        ("a", 10, 20),
-        ("b", 15, 25),
-        ("a", 20, 30),
-        ("a", 31, 40),
-        ("a", 5, 15),
-        ("c", None, None),
+def test_an_index_of_an_earlier_version_has_no_durations_and_a_corrupt_part_is_named(
+    update, own, tmp_path
+):
+    update(own)
+    folder = tmp_path / "index"
+    parts = [folder / f"{name}.parquet" for name in opened(tmp_path).about.parts]
+    whole = [pq.read_table(part) for part in parts]
+    for part, table in zip(parts, whole, strict=True):
+        pq.write_table(table.drop_columns("duration"), part)
+    index = opened(tmp_path)
+    assert index.items["duration"].null_count == len(index) == 5
+    with pytest.raises(InputError, match="durations"):
+        filter_mask(index, ["duration<10"])
+
+    table = whole[0]
+    empty = pa.nulls(len(table), pa.list_(pa.float32()))
+    ragged = pa.array([[1.0], [1.0, 2.0]][: len(table)], pa.list_(pa.float32()))
+    place = table.column_names.index("embedding")
+    for wrong in (
+        table.set_column(place, "embedding", empty),
+        table.set_column(place, "embedding", ragged),
+        table.drop_columns("path"),
+        table.set_column(1, "path", pa.nulls(len(table), pa.string())),
+    ):
+        pq.write_table(wrong, parts[0])
+        with pytest.raises(InputError, match="corrupt"):
+            opened(tmp_path)
+
+
+def test_the_time_that_embedding_takes_is_said_after_the_first_batch(update, own, monkeypatch):
+    cases = {
+        (20_000, 16, 40.0, "cpu"): "20,000 videos, about 14 h on this CPU",
+        (300, 16, 4.0, "cuda"): "300 videos, about 1 min on this GPU",
+        (16, 16, 40.0, "cpu"): "",  # no other is left
+        (20, 16, 4.0, "cpu"): "",  # a second
+        (None, 16, 8.0, "cpu"): "more than 100,000 videos, 120 a minute",
+    }
+    for arguments, expected in cases.items():
+        line = time_line(*arguments)
+        assert line.startswith(expected)
+        assert bool(line) == bool(expected) == ("Ctrl-C" in line)
+
+    lines = []
+    monkeypatch.setattr("alpro.inference.index_videos.MIN_SECONDS", -1.0)
+    monkeypatch.setattr("alpro.inference.index_videos.log.info", lines.append)
+    update(own)
+    assert [line for line in lines if line.startswith("6 videos, about")]
+
+
+def test_an_index_searches_by_a_text_a_file_or_an_embedding(update, own, model, tmp_path):
+    update(own)
+    index = opened(tmp_path)
+    assert "5 clips" in repr(index)
+    assert index.model is index.model
+    found = index.search("a red ball", 2, filters=["kind=video"])
+    assert [hit.number for hit in found] == [
+        hit.number for hit in search(index, index.model, "a red ball", 2)
     ]
-    items = [dict(zip(("path", "start", "end"), window, strict=True)) for window in windows]
-    groups = group_windows(
-        [Hit(item, number, 1 - number / 10) for number, item in enumerate(items)]
-    )
-    assert [(hit.number, hit.span) for hit in groups] == [
-        (0, (5, 30)),
-        (1, (15, 25)),
-        (3, (31, 40)),
-        (5, None),
-    ]
-    items = [{"path": "a", "start": 0, "end": n + 1} for n in range(40)] + [
-        {"path": "b", "start": 0, "end": 1}
-    ]
-    falling, about = np.linspace(1, 0.5, 41, dtype=np.float32)[:, None], SimpleNamespace(window=1.0)
-    index = SimpleNamespace(embeddings=falling, about=about, item=items.__getitem__)
-    hits = similar_hits(index, np.ones(1, np.float32), 2, np.ones(41, bool))
-    assert [hit.item["path"] for hit in hits] == ["a", "b"]  # the forty are one hit
+    assert "similarity" in repr(found.hits[0])
+    for query in (own / "0.mp4", str(own / "0.mp4"), model.encode(own / "0.mp4")):
+        assert index.search(query).hits[0].item["id"] in ("0", "3")  # copies of one video
+    with pytest.raises(DecodeError):
+        index.search(own / "none.mp4")

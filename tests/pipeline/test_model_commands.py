@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pyarrow import csv
 
 from alpro import Model
@@ -72,6 +73,7 @@ def test_videos_are_indexed_searched_listed_and_removed(
     }
     lines = alpro_model("search", index, text, "-k", 3, "--rerank", 1)[1].splitlines()
     assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3", "3"]
+    assert lines[-1] == "3 clips searched; the best 1 ranked by matching"
     assert len(lines[1].split()) == len(lines[2].split()) + 1  # one has a match
     assert "match" not in alpro_model("search", index, text)[1].splitlines()[0]
     assert "nothing fits" in alpro_model("search", index, text, "--nothing-below", 1)[2]
@@ -79,6 +81,16 @@ def test_videos_are_indexed_searched_listed_and_removed(
         json.loads(alpro_model("search", index, text, "--filter", "id=none", "--json")[1])["hits"]
         == []
     )
+
+    # Words are one text; a file of texts is a table; the line says what fits the filters.
+    words = json.loads(alpro_model("search", index, *text.split(), "-k", 2, "--json")[1])
+    assert words == {"text": text, **expected.json()}
+    (tmp_path / "texts.txt").write_text("a ball\n\na red ring\n")
+    table = alpro_model("search", index, f"@{tmp_path / 'texts.txt'}", "-k", 2)[1].splitlines()
+    assert [line[:10].strip() for line in table[1:5]] == ["a ball"] * 2 + ["a red ring"] * 2
+    assert alpro_model("search", index, f"@{tmp_path / 'none.txt'}")[0] == 2
+    status, out, _ = alpro_model("search", index, text, "--filter", "caption~*dog* kind=VIDEO")
+    assert (status, out) == (0, "no clip fits caption~*dog* kind=VIDEO\n")
 
     first, second, third = own / videos[0].name, own / videos[1].name, own / "more" / videos[2].name
     assert alpro_model("index ls", index)[1].split() == [str(third), str(first), str(second)]
@@ -91,6 +103,25 @@ def test_videos_are_indexed_searched_listed_and_removed(
     listed = json.loads(alpro_model("index ls", index, "--json")[1])
     assert (listed["rejected"], [clip["path"] for clip in listed["clips"]]) == (0, [str(second)])
     assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
+
+
+def test_names_with_escape_codes_are_printed_on_one_line_and_hits_have_captions(
+    alpro_model, videos, own, tmp_path
+):
+    index = tmp_path / "index"
+    name = "red\x1b[31m\n.mp4"
+    shutil.copy(videos[0], own / name)
+    (own / "bad\x1b[2J.mp4").write_text("no video")
+    rows = [{"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"}, {"path": "bad\x1b[2J.mp4"}]
+    (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = [alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)]
+    printed += [alpro_model("search", index, "a ball"), alpro_model("index ls", index)]
+    assert "a dog" in printed[1][1]
+    assert max(map(len, printed[1][1].splitlines())) < len(str(own)) + 120  # a shortened caption
+    printed += [alpro_model("index rm", index, "none\x1b[31m"), alpro_model("index rm", index, own)]
+    for _, out, err in printed:
+        assert "\x1b" not in out + err
+    assert printed[2][1].count("\n") == 1
 
 
 def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):
@@ -145,6 +176,8 @@ def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named
         videos[0], (0.5, 0, 0.25, 1), top_k=5
     )
     assert (status, err, json.loads(out)["entities"]) == (0, "", words(expected))
+    _, _, err = alpro_model("model entities", PROMPTER, videos[0])
+    assert "one of these is always named" in err
     assert json.loads(out)["box"] == [0.5, 0, 0.25, 1]
 
 
@@ -223,6 +256,12 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert f"| films | {films['fingerprint'][:8]} | 1,300 | 2,600 | 0 | 0 |" in card
     assert "| fine-tuned by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
     assert "question answering" not in card
+    header = yaml.safe_load(card.split("---")[1])
+    assert "sentence-transformers" in header["tags"]
+    (scores,) = header["model-index"][0]["results"]
+    assert scores["metrics"][0]["type"] == "R@1"
+    assert 51.5 in [metric["value"] for metric in scores["metrics"]]
+    assert "SentenceTransformer(folder" in card
     assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
 
 

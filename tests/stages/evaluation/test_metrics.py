@@ -1,5 +1,7 @@
 """Scores as pure functions, against tables worked out by hand and against what chance would reach."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -163,7 +165,8 @@ def test_a_model_is_selected_by_the_recalls_of_both_directions():
         ([3, 2, 1], [0, 0, 1], 1 / 3),
         ([3, 2, 1], [1, 0, 1], (1 + 2 / 3) / 2),
         ([2, 2, 1], [1, 1, 0], 1),  # tied right items
-        ([2, 2, 1], [1, 0, 0], 1 / 1.5),
+        ([2, 2, 1], [1, 0, 0], (1 + 1 / 2) / 2),
+        ([2, 2, 2], [0, 1, 1], (1 + 5 / 6 + 7 / 12) / 3),
         ([*range(12, 0, -1)], [0] * 10 + [1, 0], 1 / 11),
     ],
 )
@@ -172,6 +175,29 @@ def test_average_precision_by_hand(scores, relevant, precision):
         np.array([scores], float), np.array([relevant], bool), Queries.of(["a"], ["x"])
     )
     assert (score.metric.label, score.value) == ("mAP", pytest.approx(100 * precision))
+
+
+def test_average_precision_with_ties_is_the_mean_over_all_orders():
+    """By brute force: the items in each order of the tied ones."""
+    rng = np.random.default_rng(0)
+    queries = Queries.of(["a"], ["x"])
+    for size in range(1, 7):
+        for levels in (1, 2, 4):
+            scores = rng.integers(0, levels, size).astype(float)
+            right = rng.random(size) < 0.5
+            right[rng.integers(size)] = True
+            orders = {
+                order
+                for order in permutations(range(size))
+                if (np.diff(scores[[*order]]) <= 0).all()
+            }
+            precisions = []
+            for order in orders:
+                found = np.cumsum(right[[*order]])
+                at_right = (found / np.arange(1, size + 1))[right[[*order]]]
+                precisions.append(at_right.mean())
+            actual = average_precision(scores[None], right[None], queries).value
+            assert actual == pytest.approx(100 * np.mean(precisions))
 
 
 def test_its_chance_level_is_that_of_random_scores():

@@ -1,83 +1,30 @@
 """The API of `alpro serve`: its answers are those of Python, and what it refuses."""
 
-import asyncio
 import base64
-import json
 import re
 import shutil
-import threading
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import uvicorn
-from PIL import Image
 from starlette.testclient import TestClient
 
 from alpro import Model
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.inference.index import Index
-from alpro.inference.index_videos import add_videos, settings
-from alpro.inference.search import listed, search, similar
+from alpro.inference.index_videos import add_videos, remove_videos, settings
+from alpro.inference.search import list_clips, search, similar
 from alpro.pipeline.cli.options import Models as Options
 from alpro.pipeline.cli.serve import load_models, token_of
-from alpro.pipeline.serving import app as module
-from alpro.pipeline.serving.app import Models, application
-from alpro.pipeline.serving.guard import Server, guarded
-from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, wait_for
+from alpro.pipeline.serving.app import application
+from alpro.pipeline.serving.guard import guarded
+from alpro.pipeline.serving.models import ServedModels
+from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 TEXT = "a red ball moves left"
 SHOT = {"text": TEXT}
-
-
-@pytest.fixture(scope="module")
-def videos(sample, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    return [
-        Path(shutil.copy(video, folder))
-        for video in sorted((sample / "videos").glob("test-*.mp4"))[:3]
-    ]
-
-
-@pytest.fixture(scope="module")
-def models(trained, videos, clips):
-    """An index of three clips, the second half of one, an image, and samples of a decoded corpus, with its models."""
-    folder = videos[0].parent
-    Image.new("RGB", (60, 40), "red").save(folder / "red.png")
-    rows = [
-        {"path": video.name, "day": f"2024-0{n}-01", "caption": f"clip {n}"}
-        for n, video in enumerate(videos, 1)
-    ]
-    more = [
-        {"path": videos[0].name, "start": 0.5, "end": 1.0},
-        {"path": "red.png", "kind": "image", "id": "red"},
-    ]
-    loaded = {name: Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)}
-    model = next((trained / "artifacts" / "finetune_retrieval").iterdir())
-    for name, part in (("one", rows), ("two", more)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        about = settings(folder / "index", model, columns=("day",))
-        add_videos(folder / "index", loaded[RETRIEVAL], about, folder / f"{name}.jsonl")
-    add_videos(folder / "index", loaded[RETRIEVAL], about, clips)
-    search, ask, prompter = loaded.values()
-    return Models(Index.open(folder / "index"), search, ask, prompter)
-
-
-@pytest.fixture
-def app(models):
-    return application(models)
-
-
-@pytest.fixture
-def client(app):
-    with TestClient(guarded(app, "127.0.0.1"), base_url="http://127.0.0.1:7860") as client:
-        yield client
 
 
 def numbers(answer):
@@ -96,7 +43,7 @@ def test_a_search_has_the_hits_of_python_in_pages_and_the_options_of_the_server(
     assert reranked == search(models.index, models.search, TEXT, 10, rerank=3).json()
     assert reranked["matched"] == 3
     assert (
-        client.get("/api/search", params={"k": 7}).json() == listed(models.index, 7).json()
+        client.get("/api/search", params={"k": 7}).json() == list_clips(models.index, 7).json()
     )  # the gallery
     assert (
         client.get(
@@ -153,7 +100,10 @@ def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos)
         assert client.post("/api/ask", params=question, content=file.read_bytes()).json() == answers
         for (text, naming), model in zip(both.items(), (models.entities, own), strict=True):
             named, params = (
-                {"entities": words(model.entities(file, box, 3, text=text))},
+                {
+                    "entities": words(model.entities(file, box, 3, text=text)),
+                    "note": model.entities_note,
+                },
                 region | {"text": text},
             )
             assert naming.get("/api/entities", params=params | {"clip": number}).json() == named
@@ -194,6 +144,9 @@ def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_
     client, app, models
 ):
     health = client.get("/api/health").json()
+    assert health["model"].startswith("finetune_retrieval ")
+    assert "duration" in health["columns"]
+    assert client.get("/redoc").status_code == client.get("/docs").status_code == 404
     assert (health["status"], health["clips"]) == ("ok", len(models.index))
     assert health["offers"] == ["search", "ask", "entities"]
     captions = set(models.index.items["caption"].to_pylist())
@@ -202,7 +155,7 @@ def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_
     assert routes == {
         f"/api/{name}" for name in ("search", "ask", "entities", "clip/{clip}", "health")
     }
-    client = TestClient(application(Models(ask=models.ask)))
+    client = TestClient(application(ServedModels(ask=models.ask)))
     assert client.get("/api/health").json()["offers"] == ["ask"]
     paths = ("search?text=a", "ask?clip=0&question=a", "entities?clip=0", "clip/0")
     assert [client.get(f"/api/{path}").status_code for path in paths] == [404] * 4
@@ -233,7 +186,7 @@ def test_what_is_offered_follows_from_the_models(models, trained, pretrained, mo
 REFUSED = {
     400: [
         "search?text=+",
-        "search?text=a&filter=x",
+        "search?text=a&filter==x",
         "search?text=a&filter=color=red",
         "search?text=a&clip=1",
     ],
@@ -246,14 +199,19 @@ REFUSED = {
         "search?text=a&k=100",
     ],
 }
+
 REFUSED[400] += ["ask?question=a", "ask?question=&clip=1"]
+
 REFUSED[400] += [f"entities?clip=1&box={box}" for box in ("1,2,3,4", "nan,0,1,1", "%ff")]
+
 REFUSED[422] += [
     "search?text=a&offset=99999999999999999999",
     "search?text=a&limit=3",
     "search?id=red",
 ]
+
 REFUSED[422] += ["search?text=" + "a" * 501, "clip/1?view=all", "clip/1e999"]
+
 REFUSED[200] += ["search?text=a&filter=start>1e999", "search?text=" + "a" * 500]
 
 
@@ -345,138 +303,51 @@ def test_other_machines_need_a_token(tmp_path, monkeypatch):
         token_of("127.0.0.1", tmp_path / "none")
 
 
-def test_too_many_requests_are_refused_at_once_and_the_others_are_answered(client, app):
-    """Two places: one computes, one waits. Uploads that do not end hold none of them."""
-    queue, started, go_on, results = app.state.queue, threading.Event(), threading.Event(), []
-    queue.places = 2
-    queue.thread.submit(lambda: (started.set(), go_on.wait()))
-    started.wait()
-    ask = partial(client.get, "/api/search", params=SHOT)
-    waiting = [threading.Thread(target=lambda: results.append(ask())) for _ in range(2)]
-    for thread in waiting:
-        thread.start()
-    wait_for(lambda: not queue.places)
-    refused = ask()
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert client.get("/api/health").status_code == 200  # needs no place
-    go_on.set()
-    for thread in waiting:
-        thread.join()
-    assert [answer.status_code for answer in results] == [200, 200]
-    assert queue.places == 2
+def test_a_changed_index_is_noticed(models, videos, tmp_path):
+    """And a clip of a page from before is not another one; a removed index is served on."""
+    index = shutil.copytree(models.index.folder, tmp_path / "index")
+    served = ServedModels(Index.open(index), models.search)
+    client = TestClient(application(served))
+    before = client.get("/api/search").json()["hits"]
+    remove_videos(index, [str(videos[0])])
+    after = client.get("/api/search").json()
+    assert after["total"] == len(models.index) - 2
+    assert client.get("/api/health").json()["clips"] == after["total"]
+    old, new = before[0], after["hits"][0]
+    assert (old["clip"], old["path"] == new["path"]) == (new["clip"], False)
+    for path in ("search?k=3&", "clip/0?view=still&", "clip/0?"):
+        path = path.replace("search?", "search?clip=0&")
+        assert client.get(f"/api/{path}key={old['key']}").status_code == 404
+        assert client.get(f"/api/{path}key={new['key']}").status_code == 200
+
+    shutil.rmtree(index)
+    assert client.get("/api/search").json()["total"] == after["total"]
+    write_json(index / "index.json", served.index.about.model_dump() | {"digest": "other"})
+    assert client.get("/api/search", params=SHOT).status_code == 200
 
 
-def call(app, messages, path="/api/search"):
-    """The statuses of a POST whose body arrives as these messages; one that is None never arrives."""
-    sent, left = [], list(messages)
-
-    async def receive():
-        if left and left[0] is None:
-            await asyncio.Event().wait()
-        return left.pop(0) if left else {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-    }
-    scope |= {
-        "headers": [(b"host", b"127.0.0.1")],
-        "http_version": "1.1",
-        "scheme": "http",
-        "root_path": "",
-    }
-    asyncio.run(
-        app(scope | {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2)}, receive, send)
+def test_a_file_that_took_the_place_of_a_clip_is_not_sent(models, videos, tmp_path):
+    """Neither as a link nor as a copy, played or as a picture; a missing one says so."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    clip = Path(shutil.copy(videos[0], folder / "a.mp4"))
+    secret = Path(shutil.copy(videos[1], tmp_path / "secret.mp4"))
+    about = settings(tmp_path / "index", Path(models.index.about.model))
+    add_videos(tmp_path / "index", models.search, about, folder)
+    client = TestClient(
+        application(ServedModels(Index.open(tmp_path / "index"), models.search, models.ask))
     )
-    return [message["status"] for message in sent if message["type"] == "http.response.start"]
-
-
-def test_uploads_are_bounded_in_size_time_and_number_and_deleted(app, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(module, "MAX_UPLOAD", 10)
-    part = {"type": "http.request", "body": b"123456", "more_body": True}
-    assert call(app, [part, part, None]) == [413]
-    assert call(app, [part, part | {"body": b"1234", "more_body": False}]) == [400]
-    assert call(app, [part, {"type": "http.disconnect"}]) == [408]
-    monkeypatch.setattr(module, "UPLOAD_SECONDS", 0.01)
-    assert call(app, [part, None]) == [408]
-    assert (app.state.queue.places, app.state.queue.uploads) == (
-        module.MAX_WAITING + 1,
-        module.MAX_UPLOADS,
-    )
-    app.state.queue.uploads = 0
-    assert call(app, [None]) == [429]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_client_that_goes_away_gives_up_its_turn(app):
-    queue, go_on, computed = app.state.queue, threading.Event(), []
-    queue.thread.submit(go_on.wait)
-    statuses = call(app, [{"type": "http.request", "body": b"x", "more_body": False}])
-    go_on.set()
-    queue.thread.submit(computed.append, 1).result()
-    assert (statuses, computed, queue.places) == ([499], [1], 33)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
-def test_the_page_in_a_browser(models, free_port, videos):
-    """Gallery, examples, a search with pages, hover, a shared address, similar clips, a question and a box."""
-    from playwright.sync_api import sync_playwright
-
-    port = free_port()
-    server = Server(
-        uvicorn.Config(
-            guarded(application(models), "127.0.0.1"), "127.0.0.1", port, log_level="warning"
-        )
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page, errors = browser.new_page(viewport={"width": 400, "height": 800}), []
-            page.set_default_timeout(120_000)  # of a busy machine
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on(
-                "console",
-                lambda message: errors.append(message.text) if message.type == "error" else None,
-            )
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.wait_for_selector(".card >> nth=11")
-            assert page.locator("#examples a").count() == 3
-            page.click("#examples a >> nth=0")
-            page.wait_for_selector("meter")
-            page.click("#pages >> text=Next")
-            page.wait_for_selector("#about:text-matches('^13 to')")
-            assert "offset=12" in page.url
-            page.hover(".card .still >> nth=0")
-            page.wait_for_selector(".card .still > :nth-child(2)")
-            page.goto(f"http://127.0.0.1:{port}/?clip=4&filter=kind%3Dvideo;day%3E%3D2024-01-01")
-            page.wait_for_selector(".card >> nth=2")
-            page.click(".card nav a:text('Open') >> nth=0")
-            page.fill("#ask input", "what moves?")
-            page.click("#ask button")
-            page.wait_for_selector("#ask dd >> nth=1")
-            page.set_input_files("#upload", str(videos[0]))
-            page.wait_for_selector("h2:text-matches('mp4$')")
-            area = page.locator("#media").bounding_box()
-            page.mouse.move(area["x"] + area["width"] / 2, area["y"] + 5)
-            page.mouse.down()
-            page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] / 2)
-            page.mouse.up()
-            page.click("#entities button")
-            page.wait_for_selector("#entities dd >> nth=4")
-            assert page.evaluate("document.documentElement.scrollWidth") <= 400
-            assert errors == []
-            browser.close()
-    finally:
-        server.should_exit = True
-        thread.join()
-    assert np.isfinite(models.index.embeddings).all()
+    addresses = [f"/api/clip/0?view={view}" for view in ("file", "still", "moving")]
+    addresses.append("/api/ask?clip=0&question=what")
+    assert {client.get(address).status_code for address in addresses} == {200}
+    clip.unlink()
+    for replace_clip, reason in (
+        (lambda: clip.symlink_to(secret), "changed"),
+        (lambda: shutil.copy(secret, clip), "changed"),
+        (lambda: None, "missing"),
+    ):
+        replace_clip()
+        for address in addresses:
+            answer = client.get(address)
+            assert (answer.status_code, reason in answer.json()["detail"]) == (404, True)
+        clip.unlink(missing_ok=True)
