@@ -23,7 +23,7 @@ from alpro.inference.prompts import read_prompts
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelFolder
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.entities import SURE, calibration, entities_in_crop
+from alpro.stages.evaluation.entities import CONFIDENT, calibration, entities_in_crop
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import retrieval_metrics
 from alpro.stages.training.batch import random_box
@@ -167,7 +167,7 @@ def label_scores(labels: Tensor, shown: list[list[str]], entities: list[str]) ->
     bins = calibration(probabilities, is_right)
     error = sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / len(is_right)
     values = {"right": is_right.mean(), "ece": error}
-    for name, least in (("kept", 0.2), ("sure", SURE)):
+    for name, least in (("kept", 0.2), ("sure", CONFIDENT)):
         chosen = probabilities >= least
         values[name] = chosen.mean()
         values[f"right_{name}"] = is_right[chosen].mean() if chosen.any() else 0.0

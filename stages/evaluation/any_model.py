@@ -25,7 +25,7 @@ from alpro.shards.sources.manifest import import_source, scan_source
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.entities import Named, add_entities, true_entities
+from alpro.stages.evaluation.entities import EntityPrediction, add_entities, true_entities
 from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction
 from alpro.stages.evaluation.protocol import also_in_training
@@ -250,7 +250,7 @@ def _entities(results: Results, prompter: Model, items: list[Labeled], videos: V
         for item, name in zip(items, named, strict=True)
     )
     clips = [
-        Named(item.id, CAPTIONS.join(item.about["captions"]), truth, name)
+        EntityPrediction(item.id, CAPTIONS.join(item.about["captions"]), truth, name)
         for item, truth, name in known
         if truth
     ]

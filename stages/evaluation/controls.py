@@ -54,16 +54,17 @@ class Shuffle:
 
     def __call__(self, frames: list[int]) -> list[int]:
         if len(set(frames)) < 2:
-            return frames
+            return frames  # equal frames have no other order
+
         while True:
             order = [frames[i] for i in self.rng.permutation(len(frames))]
             if order != frames:
                 return order
 
 
-def still(place: int) -> Reorder:
-    """A still clip of one frame: the frame at `place`, repeated."""
-    return lambda frames: [frames[place]] * len(frames)
+def still(index: int) -> Reorder:
+    """A still clip of one frame: the frame at `index`, repeated."""
+    return lambda frames: [frames[index]] * len(frames)
 
 
 def order_of(control: ControlName, seed: int) -> Reorder:
@@ -74,27 +75,26 @@ def add_retrieval_control(
     results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery
 ) -> None:
     """Adds text-to-video retrieval by similarity under a control, which is not text_only."""
-    single = control == "single_frame"
-    scores = (
-        best_single_frame(model, gallery)
-        if single
-        else model.similarity(gallery, order_of(control, seed))
-    )
-    what, protocol = (
-        f"control: {CONTROLS[control].label} by similarity",
-        model.protocol(by_similarity=True),
-    )
+    if control == "single_frame":
+        scores = best_single_frame(model, gallery)
+    else:
+        scores = model.similarity(gallery, order_of(control, seed))
     add_retrieval(
-        results, what, f"retrieval_{control}_vtc", scores, gallery.labels, ("t2v",), protocol
+        results,
+        f"control: {CONTROLS[control].label} by similarity",
+        f"retrieval_{control}_vtc",
+        scores=scores,
+        labels=gallery.labels,
+        directions=("t2v",),
+        protocol=model.protocol(by_similarity=True),
     )
 
 
 def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
     """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of Buch et al., 2022,
     with the frame chosen for each pair by its score)."""
-    return np.maximum.reduce(
-        [model.similarity(gallery, still(place)) for place in range(model.frames)]
-    )
+    of_frames = [model.similarity(gallery, still(index)) for index in range(model.frames)]
+    return np.maximum.reduce(of_frames)
 
 
 def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:
@@ -106,8 +106,9 @@ def answer_under(control: ControlName, seed: int, model: Scorer, questions: Ques
     if control == "text_only":
         return model.answer(questions, blank=True)
     if control == "single_frame":
-        frames = (
-            model.answer(questions, still(place)).log_softmax(1) for place in range(model.frames)
-        )
-        return torch.stack([*frames]).amax(0)
+        of_frames = [
+            model.answer(questions, still(index)).log_softmax(1) for index in range(model.frames)
+        ]
+        return torch.stack(of_frames).amax(0)
+
     return model.answer(questions, order_of(control, seed))

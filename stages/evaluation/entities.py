@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from alpro.stages.evaluation.metrics import (
     KEPT_CROPS,
     SURE_CROP_ACCURACY,
     SURE_CROPS,
+    Metric,
     Queries,
     Score,
 )
@@ -29,14 +30,22 @@ from alpro.stages.evaluation.results import Results
 from alpro.stages.training.batch import random_box
 
 CROPS = "prompter on random crops"
-SURE = 0.6  # probability of the labels that are counted as sure
+CONFIDENT = 0.6  # probability from which a label counts as confident
 BINS = 10  # of the expected calibration error
-LEAST_SHOWN = 0.5  # share of a thing that a crop must show to be right about it
+MIN_SHOWN_SHARE = 0.5  # share of a thing that a crop must show to be right about it
+
+
+class KnownClip(NamedTuple):
+    """A clip whose entities are known."""
+
+    id: str
+    captions: str
+    truth: list[str]
 
 
 @dataclass
-class Named:
-    """The most likely entity of a clip, or of a crop of it, and the entities that the clip or the crop shows."""
+class EntityPrediction:
+    """The most likely entity of a clip, or of a crop of it, and the entities that it shows."""
 
     id: str
     captions: str
@@ -46,23 +55,24 @@ class Named:
     box: tuple[int, int, int, int] | None = None  # left, top, width, height of the crop in patches
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         return self.named in self.truth
 
 
 def entities_of_clips(
     encoder: NormalizedModel, prompts: Tensor, entities: list[str], reader: ShardReader
-) -> list[Named]:
+) -> list[EntityPrediction]:
     """The most likely entity of every sample with a known entity (`true_entities`). prompts: (M, E)."""
-    clips = known(reader, entities)
+    clips = clips_with_entities(reader, entities)
     if not clips:
         return []
-    best = (
-        similarities(encode_videos(encoder, reader, list(clips)).features, prompts)
-        .argmax(1)
-        .tolist()
-    )
-    return [Named(*clip, entities[i]) for clip, i in zip(clips.values(), best, strict=True)]
+
+    videos = encode_videos(encoder, reader, list(clips))
+    best = similarities(videos.features, prompts).argmax(1).tolist()
+    return [
+        EntityPrediction(clip.id, clip.captions, truth=clip.truth, named=entities[i])
+        for clip, i in zip(clips.values(), best, strict=True)
+    ]
 
 
 def entities_of_crops(
@@ -72,96 +82,132 @@ def entities_of_crops(
     reader: ShardReader,
     crops: int,
     batch: int = 32,
-) -> list[Named]:
+) -> list[EntityPrediction]:
     """The most likely entities of `crops` random crops of every sample with a known entity, each black outside as in
     PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
-    clips, model, device = (
-        known(reader, entities),
-        cast(Prompter, encoder.model),
-        encoder.mean.device,
-    )
-    config, rng = model.config.video, np.random.default_rng([0, 59])
-    found, numbers = [], list(clips)
-    for start in range(0, len(numbers), batch):
-        some = numbers[start : start + batch]
-        samples = [reader[n] for n in some]
+    clips = clips_with_entities(reader, entities)
+    model = cast(Prompter, encoder.model)
+    device = encoder.mean.device
+    config = model.config.video
+    rng = np.random.default_rng([0, 59])
+
+    predictions = []
+    indices = list(clips)
+    for start in range(0, len(indices), batch):
+        of_batch = indices[start : start + batch]
+        samples = [reader[index] for index in of_batch]
         pixels = encoder.pixels_of(sample_frames(sample, config) for sample in samples)
         for _ in range(crops):
-            boxes = [random_box(config.grid, rng) for _ in some]
+            boxes = [random_box(config.grid, rng) for _ in of_batch]
             labels = model.pseudo_labels(
                 pixels, torch.tensor(boxes, device=device), prompts, encoder.black
             )
-            values, best = (part.tolist() for part in labels.max(dim=1))
-            for sample, n, box, i, probability in zip(
-                samples, some, boxes, best, values, strict=True
-            ):
-                shown = entities_in_crop(sample.about, clips[n][2], box, config.grid)
-                found.append(Named(*clips[n][:2], shown, entities[i], probability, box))
-    return found
+            probabilities, best = labels.max(dim=1)
+            for row, index in enumerate(of_batch):
+                clip = clips[index]
+                prediction = EntityPrediction(
+                    clip.id,
+                    clip.captions,
+                    truth=entities_in_crop(samples[row].about, clip.truth, boxes[row], config.grid),
+                    named=entities[int(best[row])],
+                    probability=float(probabilities[row]),
+                    box=boxes[row],
+                )
+                predictions.append(prediction)
+    return predictions
 
 
-def add_entities(results: Results, clips: list[Named], entities: list[str]) -> None:
+def add_entities(results: Results, clips: list[EntityPrediction], entities: list[str]) -> None:
     """Adds the accuracy on whole clips, with that of the best constant; nothing without a clip."""
-    if clips:
-        right = np.array([clip.right for clip in clips])
-        queries = Queries.of([clip.id for clip in clips], [clip.captions for clip in clips])
-        chance = best_constant([clip.truth for clip in clips], entities)
-        results.add(Score(ENTITY_ACCURACY, right * 100.0, chance, queries), "prompter", "entities")
-        rows = [{"id": c.id, "named": c.named, "truth": c.truth, "right": c.right} for c in clips]
-        results.table("entities", rows)
+    if not clips:
+        return
+
+    correct = np.array([clip.correct for clip in clips])
+    queries = Queries.of([clip.id for clip in clips], [clip.captions for clip in clips])
+    chance = best_constant([clip.truth for clip in clips], entities)
+    score = Score(ENTITY_ACCURACY, correct * 100.0, chance, queries)
+    results.add(score, "prompter", "entities")
+
+    rows = [
+        {"id": clip.id, "named": clip.named, "truth": clip.truth, "right": clip.correct}
+        for clip in clips
+    ]
+    results.table("entities", rows)
 
 
-def add_crops(results: Results, crops: list[Named], entities: list[str], threshold: float) -> None:
-    """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop shows no entity. Of
-    the crops that show one: the accuracy, that of the labels that the prompter is sure of and their share, the expected
-    calibration error. Each accuracy has that of the best constant on the same crops."""
+def add_crops(
+    results: Results, crops: list[EntityPrediction], entities: list[str], threshold: float
+) -> None:
+    """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop shows no entity.
+
+    Of the crops that show one: the accuracy, that of the labels that the prompter is confident of and
+    their share, the expected calibration error. Each accuracy has that of the best constant on the
+    same crops.
+    """
     if not crops:
         return
+
     probability = np.array([crop.probability for crop in crops])
-    right = np.array([crop.right for crop in crops], bool)
-    shows, kept = np.array([bool(crop.truth) for crop in crops]), probability >= threshold
-    sure = shows & (probability >= SURE)
+    correct = np.array([crop.correct for crop in crops], bool)
+    shows_entity = np.array([bool(crop.truth) for crop in crops])
+    kept = probability >= threshold
+    confident = shows_entity & (probability >= CONFIDENT)
     queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
-    some_of = ((CROP_ACCURACY, shows), (KEPT_CROP_ACCURACY, kept), (SURE_CROP_ACCURACY, sure))
-    for metric, some in some_of:
-        if some.any():
-            chance = best_constant(
-                [crop.truth for crop, taken in zip(crops, some, strict=True) if taken], entities
-            )
-            results.add(
-                Score(metric, right[some] * 100.0, chance, queries.select(some)),
-                CROPS,
-                "entity_crops",
-            )
-    results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), CROPS, "entity_crops")
-    if shows.any():
-        results.add(
-            Score(SURE_CROPS, sure[shows] * 100.0, None, queries.select(shows)),
-            CROPS,
-            "entity_crops",
-        )
-        bins = calibration(probability[shows], right[shows])
-        error = (
-            100 * sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / shows.sum()
-        )
-        results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, int(shows.sum()))
-    columns = ("id", "box", "named", "probability", "truth", "right")
-    rows = [{key: getattr(crop, key) for key in columns} for crop in crops]
-    results.table(
-        "entity_crops", [row | {"kept": bool(keeps)} for row, keeps in zip(rows, kept, strict=True)]
-    )
+
+    def add(metric: Metric, values: np.ndarray, subset: np.ndarray, chance: float | None) -> None:
+        score = Score(metric, values[subset] * 100.0, chance, queries.select(subset))
+        results.add(score, CROPS, "entity_crops")
+
+    for metric, subset in (
+        (CROP_ACCURACY, shows_entity),
+        (KEPT_CROP_ACCURACY, kept),
+        (SURE_CROP_ACCURACY, confident),
+    ):
+        if subset.any():
+            truths = [crop.truth for crop, chosen in zip(crops, subset, strict=True) if chosen]
+            add(metric, correct, subset, best_constant(truths, entities))
+    add(KEPT_CROPS, kept, np.ones(len(crops), bool), None)
+    if shows_entity.any():
+        add(SURE_CROPS, confident, shows_entity, None)
+        error = calibration_error(probability[shows_entity], correct[shows_entity])
+        count = int(shows_entity.sum())
+        results.add_value(CALIBRATION_ERROR, CROPS, "entity_crops", error, count)
+
+    rows = [
+        {
+            "id": crop.id,
+            "box": crop.box,
+            "named": crop.named,
+            "probability": crop.probability,
+            "truth": crop.truth,
+            "right": crop.correct,
+            "kept": bool(keeps),
+        }
+        for crop, keeps in zip(crops, kept, strict=True)
+    ]
+    results.table("entity_crops", rows)
 
 
-def calibration(probability: np.ndarray, right: np.ndarray) -> list[tuple[int, float, float]]:
+def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
+    """The expected calibration error of labels (N,), in percent: the mean distance of probability and accuracy."""
+    distances = [
+        count * abs(mean - accuracy) for count, mean, accuracy in calibration(probability, correct)
+    ]
+    return 100 * sum(distances) / len(probability)
+
+
+def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
     """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals of probability that
     has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
-    some_of = [place == number for number in range(BINS)]
-    return [
-        (int(s.sum()), float(probability[s].mean()), float(right[s].mean()))
-        for s in some_of
-        if s.any()
-    ]
+    bin_of_label = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bins = []
+    for number in range(BINS):
+        inside = bin_of_label == number
+        if inside.any():
+            mean = float(probability[inside].mean())
+            accuracy = float(correct[inside].mean())
+            bins.append((int(inside.sum()), mean, accuracy))
+    return bins
 
 
 def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
@@ -176,30 +222,30 @@ def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: in
     start, size = np.array(box, float).reshape(2, 2) / grid
 
     def shown(name: str) -> float:
-        squares = (
-            np.array(places.get(name, []), float).reshape(-1, 2, 2).clip(0, 1)
-        )  # (T, corner, x or y)
+        squares = np.array(places.get(name, []), float)
+        squares = squares.reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
         inside = np.minimum(squares[:, 1], start + size) - np.maximum(squares[:, 0], start)
         whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
         return float(inside.clip(0).prod(axis=1).sum() / max(whole.sum(), 1e-9))
 
-    return [name for name in truth if shown(name) >= LEAST_SHOWN]
+    return [name for name in truth if shown(name) >= MIN_SHOWN_SHARE]
 
 
-def known(reader: ShardReader, entities: list[str]) -> dict[int, tuple[str, str, list[str]]]:
-    """The id, the captions and the known entities of each sample that has some, by its number."""
-    rows = ((n, reader[n].about) for n in range(len(reader)))
-    truths = ((n, about, true_entities(about, entities)) for n, about in rows)
-    return {
-        n: (about["id"], CAPTIONS.join(about["captions"]), truth)
-        for n, about, truth in truths
-        if truth
-    }
+def clips_with_entities(reader: ShardReader, entities: list[str]) -> dict[int, KnownClip]:
+    """The samples that show a known entity, by their index in the reader."""
+    clips = {}
+    for index in range(len(reader)):
+        about = reader[index].about
+        truth = true_entities(about, entities)
+        if truth:
+            clips[index] = KnownClip(about["id"], CAPTIONS.join(about["captions"]), truth)
+    return clips
 
 
 def best_constant(truths: list[list[str]], entities: list[str]) -> float:
     """The accuracy (%) of always predicting the entity that is in most clips."""
-    return 100 * max(sum(entity in truth for truth in truths) for entity in entities) / len(truths)
+    counts = [sum(entity in truth for truth in truths) for entity in entities]
+    return 100 * max(counts) / len(truths)
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alpro.stages.evaluation.gallery import Labels
@@ -33,11 +34,22 @@ def add_rankers(
     """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as `name`. scored: by
     matching and by similarity, as of `Scorer.score`."""
     matching, similarity = scored
-    by_similarity = model.protocol(by_similarity=True)
     add_retrieval(
-        results, f"{what} by similarity", f"{name}_vtc", similarity, labels, protocol=by_similarity
+        results,
+        f"{what} by similarity",
+        f"{name}_vtc",
+        scores=similarity,
+        labels=labels,
+        protocol=model.protocol(by_similarity=True),
     )
-    add_retrieval(results, f"{what} by matching", name, matching, labels, protocol=model.protocol())
+    add_retrieval(
+        results,
+        f"{what} by matching",
+        name,
+        scores=matching,
+        labels=labels,
+        protocol=model.protocol(),
+    )
 
 
 def add_retrieval(
@@ -53,9 +65,11 @@ def add_retrieval(
     of `by_direction`."""
     for direction in directions:
         ranked, relevant = by_direction(scores, labels.relevant)[direction]
-        ranks, queries = Ranks.of(ranked, relevant), labels.queries(direction)
-        for one in retrieval_scores(ranks, queries):
-            results.add(one, what, name, direction, protocol)
+        ranks = Ranks.of(ranked, relevant)
+        queries = labels.queries(direction)
+        for score in retrieval_scores(ranks, queries):
+            results.add(score, what, name, direction, protocol)
+
         items = np.array(labels.ids if direction == "t2v" else labels.texts, object)
         best = ranked.argsort(axis=1)[:, ::-1][:, :5]
         columns = {
@@ -91,24 +105,27 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
     baseline = majority_baseline(trained, asked)
     for score in accuracy_scores(predicted, baseline, asked, video_ids):
         results.add(score, what, name)
-    truth, queries = (
-        np.array([question["answer"] for question in asked], object),
-        queries_of(asked, video_ids),
-    )
+
+    truth = np.array([question["answer"] for question in asked], object)
+    queries = queries_of(asked, video_ids)
     for pair in contrasts:
-        some = np.isin(truth, pair)
-        if some.any() and all(answer in answers for answer in pair):
-            two = logits[some][:, [answers.index(answer) for answer in pair]].argmax(1).numpy()
-            right = np.array(pair, object)[two] == truth[some]
-            results.add(
-                Score(contrast_of(pair), right * 100.0, 50.0, queries.select(some)), what, name
-            )
-    columns = zip(video_ids, asked, predicted, logits.softmax(1).amax(1).tolist(), strict=True)
-    rows = [
-        {"id": id, **question, "predicted": best, "probability": p}
-        for id, question, best, p in columns
-    ]
-    results.table(name, [row | {"right": row["predicted"] == row["answer"]} for row in rows])
+        concerned = np.isin(truth, pair)
+        if not concerned.any() or not set(pair) <= set(answers):
+            continue
+        columns = [answers.index(answer) for answer in pair]
+        chosen = logits[torch.from_numpy(concerned)][:, columns].argmax(1).numpy()
+        right = np.array(pair, object)[chosen] == truth[concerned]
+        score = Score(contrast_of(pair), right * 100.0, 50.0, queries.select(concerned))
+        results.add(score, what, name)
+
+    probabilities = logits.softmax(1).amax(1).tolist()
+    rows = []
+    for video_id, question, answer, probability in zip(
+        video_ids, asked, predicted, probabilities, strict=True
+    ):
+        row = {"id": video_id, **question, "predicted": answer, "probability": probability}
+        rows.append(row | {"right": answer == question["answer"]})
+    results.table(name, rows)
 
 
 def queries_of(asked: list[Question], video_ids: list[str]) -> Queries:
@@ -119,17 +136,20 @@ def accuracy_scores(
     predicted: list[str], baseline: list[str], asked: list[Question], video_ids: list[str]
 ) -> list[Score]:
     """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as chance level."""
-    truth, types = (
-        np.array([question[key] for question in asked], object) for key in ("answer", "type")
-    )
-    right, guessed = (np.array(answers, object) == truth for answers in (predicted, baseline))
-    metrics = [(ACCURACY, np.ones(len(asked), bool))]
-    metrics += [(accuracy_of(kind), types == kind) for kind in sorted(set(types))]
+    truth = np.array([question["answer"] for question in asked], object)
+    types = np.array([question["type"] for question in asked], object)
+    right = np.array(predicted, object) == truth
+    guessed = np.array(baseline, object) == truth
     queries = queries_of(asked, video_ids)
-    return [
-        Score(metric, right[some] * 100.0, float(guessed[some].mean() * 100), queries.select(some))
-        for metric, some in metrics
-    ]
+
+    of_metric = [(ACCURACY, np.ones(len(asked), bool))]
+    of_metric += [(accuracy_of(kind), types == kind) for kind in sorted(set(types))]
+    scores = []
+    for metric, concerned in of_metric:
+        chance = float(guessed[concerned].mean() * 100)
+        values = right[concerned] * 100.0
+        scores.append(Score(metric, values, chance, queries.select(concerned)))
+    return scores
 
 
 def majority_baseline(trained: list[Question], asked: list[Question]) -> list[str]:

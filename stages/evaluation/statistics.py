@@ -52,13 +52,15 @@ def bootstrap_interval(
 
     None for fewer than two videos, and if all values are equal: resampling says nothing then.
     """
-    number, video = numbered(videos)
-    if number < 2 or (values == values[0]).all():
+    n_videos, video_of_query = enumerate_videos(videos)
+    if n_videos < 2 or (values == values[0]).all():
         return None
-    scores = np.concatenate(
-        [resampled(values, video, counts, statistic) for counts in bootstrap_counts(number)]
-    )
-    low, high = np.quantile(scores, TAILS)
+
+    draws = [
+        resampled(values, video_of_query, counts, statistic)
+        for counts in bootstrap_counts(n_videos)
+    ]
+    low, high = np.quantile(np.concatenate(draws), TAILS)
     return float(low), float(high)
 
 
@@ -72,29 +74,39 @@ def paired_difference(
     exchanged. It is the share of exchanges (for means: sign flips of each video's difference) with a difference at
     least as large, the observed one included, and therefore at least 1 / (PERMUTATIONS + 1).
     """
-    number, video = numbered(videos)
-    first, second = value_of(a, statistic), value_of(b, statistic)
+    n_videos, video_of_query = enumerate_videos(videos)
+    score_a = value_of(a, statistic)
+    score_b = value_of(b, statistic)
+    observed = score_b - score_a
+
     low = high = None
-    if number > 1:
-        draws = [
-            resampled(b, video, counts, statistic) - resampled(a, video, counts, statistic)
-            for counts in bootstrap_counts(number)
-        ]
+    if n_videos > 1:
+        draws = []
+        for counts in bootstrap_counts(n_videos):
+            resampled_a = resampled(a, video_of_query, counts, statistic)
+            resampled_b = resampled(b, video_of_query, counts, statistic)
+            draws.append(resampled_b - resampled_a)
         low, high = (float(bound) for bound in np.quantile(np.concatenate(draws), TAILS))
-    both, twice = np.concatenate([a, b]), np.concatenate([video, video + number])
-    as_large = 1
-    for swap in exchanges(number):
+
+    # An exchange counts a video's values of a for b and those of b for a: b's videos follow a's.
+    values = np.concatenate([a, b])
+    video_of_value = np.concatenate([video_of_query, video_of_query + n_videos])
+    as_large = 1  # the observed difference itself
+    for swap in exchanges(n_videos):
         kept = 1 - swap
-        ours = resampled(both, twice, np.hstack([kept, swap]), statistic)
-        theirs = resampled(both, twice, np.hstack([swap, kept]), statistic)
-        as_large += int((abs(theirs - ours) >= abs(second - first) - 1e-9).sum())
-    return PairedDifference(first, second, second - first, low, high, as_large / (PERMUTATIONS + 1))
+        exchanged_a = resampled(values, video_of_value, np.hstack([kept, swap]), statistic)
+        exchanged_b = resampled(values, video_of_value, np.hstack([swap, kept]), statistic)
+        # Rounding must not make an equal difference a smaller one.
+        as_large += int((abs(exchanged_b - exchanged_a) >= abs(observed) - 1e-9).sum())
+
+    p = as_large / (PERMUTATIONS + 1)
+    return PairedDifference(score_a, score_b, observed, low, high, p)
 
 
-def numbered(videos: np.ndarray) -> tuple[int, np.ndarray]:
-    """The number of distinct videos, and the number (Q,) of each query's video."""
-    distinct, video = np.unique(videos, return_inverse=True)
-    return len(distinct), video
+def enumerate_videos(videos: np.ndarray) -> tuple[int, np.ndarray]:
+    """The number of distinct videos, and the index (Q,) of each query's video among them."""
+    distinct, video_of_query = np.unique(videos, return_inverse=True)
+    return len(distinct), video_of_query
 
 
 def resampled(
@@ -107,24 +119,31 @@ def resampled(
     """
     if statistic == "median":
         return medians(values, video, counts)
-    size = counts.shape[1]
-    return (counts @ np.bincount(video, values, size)) / (
-        counts @ np.bincount(video, minlength=size)
-    )
+
+    n_videos = counts.shape[1]
+    sums = counts @ np.bincount(video, values, n_videos)
+    sizes = counts @ np.bincount(video, minlength=n_videos)
+    return sums / sizes
 
 
 def medians(values: np.ndarray, video: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The medians (R,) of values (Q,) whose video (Q,) occurs as often as counts (R, V) says: the mean of the two
     middle values if their number is even."""
     order = np.argsort(values)
-    ordered, columns = values[order], video[order]
-    parts = []
-    for few in np.array_split(counts, -(-len(counts) * len(values) // MAX_ELEMENTS)):
-        upto = few.astype(np.int32)[:, columns].cumsum(axis=1)
-        total = upto[:, -1:]
-        lower, upper = ((upto > middle).argmax(axis=1) for middle in ((total - 1) // 2, total // 2))
-        parts.append((ordered[lower] + ordered[upper]) / 2)
-    return np.concatenate(parts)
+    ordered = values[order]
+    video_of_ordered = video[order]
+
+    # Each part holds the counts of all values at once, at most MAX_ELEMENTS of them.
+    n_parts = -(-len(counts) * len(values) // MAX_ELEMENTS)
+    medians_of_parts = []
+    for rows in np.array_split(counts, n_parts):
+        # How many values of the resample are among the first 1..Q of the sorted ones.
+        cumulative = rows.astype(np.int32)[:, video_of_ordered].cumsum(axis=1)
+        total = cumulative[:, -1:]
+        lower = (cumulative > (total - 1) // 2).argmax(axis=1)
+        upper = (cumulative > total // 2).argmax(axis=1)
+        medians_of_parts.append((ordered[lower] + ordered[upper]) / 2)
+    return np.concatenate(medians_of_parts)
 
 
 def bootstrap_counts(videos: int) -> Iterator[np.ndarray]:
@@ -136,21 +155,20 @@ def bootstrap_counts(videos: int) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=2)  # most scores of an evaluation are of the same videos
 def drawn_counts(videos: int, part: int, size: int) -> np.ndarray:
     """A part (size, V) of the counts, as floats, which numpy multiplies faster."""
-    return (
-        np.random.default_rng([videos, part])
-        .multinomial(videos, np.full(videos, 1 / videos), size)
-        .astype(float)
-    )
+    rng = np.random.default_rng([videos, part])
+    equal = np.full(videos, 1 / videos)
+    return rng.multinomial(videos, equal, size).astype(float)
 
 
 def exchanges(videos: int) -> Iterator[np.ndarray]:
     """Whether the results of each video are exchanged (0 or 1) in each of PERMUTATIONS permutations, in parts (R, V)"""
     for part, size in parts_of(PERMUTATIONS, videos):
-        yield np.random.default_rng([videos, part]).integers(0, 2, (size, videos)).astype(float)
+        rng = np.random.default_rng([videos, part])
+        yield rng.integers(0, 2, (size, videos)).astype(float)
 
 
 def parts_of(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """The number and the rows of the parts of an array that is too large at once."""
-    most = max(1, MAX_ELEMENTS // columns)
-    for part, start in enumerate(range(0, rows, most)):
-        yield part, min(most, rows - start)
+    """The index and the number of rows of each part of an array that is too large at once."""
+    max_rows = max(1, MAX_ELEMENTS // columns)
+    for part, start in enumerate(range(0, rows, max_rows)):
+        yield part, min(max_rows, rows - start)

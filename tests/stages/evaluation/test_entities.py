@@ -13,7 +13,7 @@ from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
-    Named,
+    EntityPrediction,
     add_crops,
     add_entities,
     best_constant,
@@ -75,9 +75,9 @@ def test_accuracy_is_over_the_clips_with_a_known_entity(folder, monkeypatch):
     actual = entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "test"))
     assert encoded == [0, 2, 3]
     assert actual == [
-        Named("a", "x", ["ball"], "ball"),
-        Named("c", "x | y", ["ball", "star"], "star"),
-        Named("d", "x", ["box"], "ball"),
+        EntityPrediction("a", "x", ["ball"], "ball"),
+        EntityPrediction("c", "x | y", ["ball", "star"], "star"),
+        EntityPrediction("d", "x", ["box"], "ball"),
     ]
     assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(
         200 / 3
@@ -130,8 +130,8 @@ def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(folder):
         assert crop.truth == {"a": ["ball"], "c": ["ball", "star"]}[crop.id]
 
 
-def crop(name: str, named: str, probability: float, *truth: str) -> Named:
-    return Named(name, "x", list(truth), named, probability, (0, 0, 2, 3))
+def crop(name: str, named: str, probability: float, *truth: str) -> EntityPrediction:
+    return EntityPrediction(name, "x", list(truth), named, probability, (0, 0, 2, 3))
 
 
 def test_the_accuracy_of_crops_and_their_calibration(tmp_path):

@@ -14,7 +14,7 @@ from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate, zero_shot
 from alpro.stages.evaluation import gallery
 from alpro.stages.evaluation import results as evaluation_results
-from alpro.stages.evaluation.entities import Named
+from alpro.stages.evaluation.entities import EntityPrediction
 from alpro.stages.evaluation.gallery import Gallery, Labels, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.results import Results
@@ -265,7 +265,10 @@ def test_entities_are_scored_with_the_prompter_alone(
     """That in the prompts, if there is no other. Clips that training has, too, are left out."""
     also_in_training(clips_of_brightness, down0="test")
     clips, seen = (
-        [Named("a", "a ball", ["ball"], "ball"), Named("b", "a star", ["star"], "box")],
+        [
+            EntityPrediction("a", "a ball", ["ball"], "ball"),
+            EntityPrediction("b", "a star", ["star"], "box"),
+        ],
         [],
     )
     loaded = SimpleNamespace(normalized=lambda device: None)
