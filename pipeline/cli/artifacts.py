@@ -20,6 +20,7 @@ from alpro.pipeline.cli.options import (
     TrackingUri,
     Workspace,
     print_json,
+    toml_text,
 )
 
 if TYPE_CHECKING:
@@ -57,22 +58,13 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
-    import toml
-
     folder, record = find_artifact(artifact, workspace)
     built_from = store_of(workspace).lineage(record)
     command, run = shlex.join(command_of(record)), record["run"]
     print(f"{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
     print(f"built {run['at']}, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}\n")
-    print(
-        toml.dumps(
-            {
-                key: record[key]
-                for key in ("files", "counts", "metrics", "config", "versions")
-                if record[key]
-            }
-        )
-    )
+    shown = ("files", "counts", "metrics", "config", "versions")
+    print(toml_text({key: record[key] for key in shown if record[key]}))
     if built_from:
         print("it and what it was built from")
         print_artifacts(built_from)

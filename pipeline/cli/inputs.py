@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import WORKSPACE, Count, Source, Workspace
+from alpro.pipeline.cli.options import WORKSPACE, Count, Source, Workspace, toml_text
 
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -39,13 +39,10 @@ def show_config(
     Args:
         config: A shipped configuration, or a TOML file, as for `alpro run --config`.
     """
-    import toml
-
     from alpro.pipeline.config.load import load_config
 
-    print(
-        toml.dumps(values_of(load_config(config, source.data, source.changes(workspace)))), end=""
-    )
+    loaded = load_config(config, source.data, source.changes(workspace))
+    print(toml_text(values_of(loaded)), end="")
 
 
 def values_of(config: "PipelineConfig") -> dict[str, Any]:

@@ -161,5 +161,19 @@ class RunOptions:
     tracking_uri: TrackingUri = ""
 
 
+def toml_text(values: dict[str, Any]) -> str:
+    """Values as TOML, which has no null: keys without a value are left out."""
+    import tomli_w
+
+    def without_none(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_none(one) for key, one in value.items() if one is not None}
+        if isinstance(value, list | tuple):
+            return [without_none(one) for one in value]
+        return value
+
+    return tomli_w.dumps(without_none(values))
+
+
 def print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))

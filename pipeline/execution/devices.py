@@ -90,34 +90,41 @@ def reserved(
         raise InputError(
             f"resources.processes = {count}, but the number of visible GPUs is {len(devices)}"
         )
+    files = {
+        folder / f"{identity.replace('/', '_')}.lock": name for name, identity in devices.items()
+    }
     try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # another user has just created it, or the disk has no modes
-                folder.chmod(0o777)
-        names = {
-            folder / f"{identity.replace('/', '_')}.lock": name
-            for name, identity in devices.items()
-        }
-        if not (taken := _take(list(names), count)):
-            announce(
-                f"waits for {count} free GPU{'s' if count > 1 else ''} of {len(devices)}; others are in use"
-            )
-        while not taken:
+        make_shared(folder)
+        locks = lock_all(list(files), count)
+        if not locks:
+            plural = "s" if count > 1 else ""
+            announce(f"waits for {count} free GPU{plural} of {len(devices)}; others are in use")
+        while not locks:
             STOP.get().wait(POLL_SECONDS)
-            taken = _take(list(names), count)
+            locks = lock_all(list(files), count)
     except OSError as error:
         raise InputError(
             f"{folder}: {error.strerror}; the locks of the GPUs are there, it must be writable"
         ) from error
+
     try:
-        yield [names[file] for file in taken], tuple(lock_number(lock) for lock in taken.values())
+        names = [files[file] for file in locks]
+        yield names, tuple(lock_number(lock) for lock in locks.values())
     finally:
-        for lock in taken.values():
+        for lock in locks.values():
             lock.release()
 
 
-def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
+def make_shared(folder: Path) -> None:
+    """Creates a folder in which all users of this machine may write."""
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # another user has just created it, or the disk has no modes
+        folder.chmod(0o777)
+
+
+def lock_all(files: list[Path], count: int) -> dict[Path, FileLock]:
     """Locks `count` of the files, or none if too few are free: two runs that each kept a part would wait for each
     other."""
     taken: dict[Path, FileLock] = {}
@@ -127,6 +134,7 @@ def _take(files: list[Path], count: int) -> dict[Path, FileLock]:
             taken[file] = lock
         if len(taken) == count:
             return taken
+
     for lock in taken.values():
         lock.release()
     return {}

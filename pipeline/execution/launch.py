@@ -34,9 +34,9 @@ from alpro.stages.execution.lifecycle import signal_group, with_parent
 from alpro.threads import cores
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
-GRACE_SECONDS = (
-    45.0  # for the processes of a stage to write a checkpoint; torchrun gives its ranks 30
-)
+RESULT = "result.json"  # of a stage's processes, beside their work file
+# For the processes of a stage to write a checkpoint; torchrun gives its ranks 30.
+GRACE_SECONDS = 45.0
 TRACKER_SECONDS = 2.0  # for Python's resource tracker, after the process that it serves has ended
 
 
@@ -61,10 +61,41 @@ def run_stage(
 
     Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
     """
+    file = write_work(step, out, store, resources)
+    with_model = step.stage in WITH_MODEL
+    gpus = visible_devices(resources) if with_model else {}
+    count = resources.processes if step.stage in SEVERAL else 1
+    arguments = command(step.stage, file, resources)
+
+    def announce(text: str) -> None:
+        (say or log.info)(f"{step.name}: {text}")
+
+    if resources.nodes > 1 and step.stage in TRAININGS:
+        elsewhere = shlex.join(["python", *arguments[1:-1], str(file.resolve())])
+        announce(f"start on each other node: {elsewhere}")
+
+    locks = () if lock_file is None else (lock_file,)
+    with reserved(gpus, count, announce) as (devices, gpu_locks):
+        settings = gpu_settings(devices)
+        # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
+        if with_model and not gpus and beside * count > 1 and "OMP_NUM_THREADS" not in os.environ:
+            settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))
+        if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
+            settings[PLAIN] = "1"
+
+        variables = [f"{name}={value}" for name, value in settings.items()]
+        log.debug(f"{step.name}: {shlex.join([*variables, *arguments])}")
+        status = run_group(arguments, (*locks, *gpu_locks), say, settings)
+    return outcome_of(step, file, status)
+
+
+def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Path:
+    """Checks the inputs of a step, and writes the file that its processes read. Returns it."""
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
     check_inputs(inputs.values())
-    file, result_file = out / "work.json", out / "result.json"
+
+    file = out / "work.json"
     described = {
         "stage": step.stage,
         "config": step.config.model_dump(mode="json"),
@@ -73,39 +104,33 @@ def run_stage(
         "resources": resources.model_dump(mode="json"),
     }
     write_json(file, described)
-    result_file.unlink(missing_ok=True)
-    with_model, several = step.stage in WITH_MODEL, step.stage in SEVERAL
-    gpus = visible_devices(resources) if with_model else {}
-    arguments = command(step.stage, file, resources)
+    file.with_name(RESULT).unlink(missing_ok=True)
+    return file
 
-    def announce(text: str) -> None:
-        (say or log.info)(f"{step.name}: {text}")
 
-    if resources.nodes > 1 and step.stage in TRAININGS:
-        announce(
-            f"start on each other node: {shlex.join(['python', *arguments[1:-1], str(file.resolve())])}"
-        )
-    count = resources.processes if several else 1
-    locks = () if lock_file is None else (lock_file,)
-    with reserved(gpus, count, announce) as (devices, more_locks):
-        settings = {VISIBLE: ",".join(devices)} if devices else {}
-        if devices and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-            # Batches differ in size: segments that grow leave no holes in the GPU's memory.
-            settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-        # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
-        if with_model and not gpus and beside * count > 1 and "OMP_NUM_THREADS" not in os.environ:
-            settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))
-        if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
-            settings[PLAIN] = "1"
-        log.debug(
-            f"{step.name}: {shlex.join([*(f'{name}={value}' for name, value in settings.items()), *arguments])}"
-        )
-        status = run_group(arguments, (*locks, *more_locks), say, settings)
+def gpu_settings(devices: Sequence[str]) -> dict[str, str]:
+    """The environment variables of a stage on these GPUs."""
+    if not devices:
+        return {}
+    settings = {VISIBLE: ",".join(devices)}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return settings
+
+
+def outcome_of(step: Step, file: Path, status: int) -> Outcome:
+    """What the processes of a stage left. Raises as `run_stage` does.
+
+    file: the work file. status: of the process group's leader, which is torchrun's for several processes.
+    """
+    result_file = file.with_name(RESULT)
     result = read_json(result_file) if result_file.exists() else {}
     if status == 0:
         file.unlink()
         result_file.unlink()
         return Outcome(**result)
+
     if "error" in result:
         raise InputError(result["error"])
     if STOP.get().is_requested():
@@ -119,13 +144,10 @@ def run_stage(
             f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
             "the same command resumes"
         )
+    rest = f"unfinished results are in {file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no place for the result file either
-        raise InputError(
-            f"{step.name}: stopped by the error above; unfinished results are in {out}"
-        )
-    raise StageFailed(
-        f"{step.name} ended with status {status}; its output is above, unfinished results are in {out}"
-    )
+        raise InputError(f"{step.name}: stopped by the error above; {rest}")
+    raise StageFailed(f"{step.name} ended with status {status}; its output is above, {rest}")
 
 
 def command(stage: str, file: Path, resources: Resources) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, make
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import changed_keys, first_line, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES
@@ -248,16 +249,15 @@ def run_steps(current: PipelineRun) -> None:
     A step that fails stops the steps that depend on it, and no others; the first error is raised at the end. If this
     thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
     """
-    steps, stop = required(current.plan.steps, current.plan.store), Stop()
-    if current.plan.settings.resources.max_stages > 1:
-        steps.sort(
-            key=lambda step: step.stage in EVALUATIONS
-        )  # trainings, which last, wait for none
+    steps = required(current.plan.steps, current.plan.store)
+    max_stages = current.plan.settings.resources.max_stages
+    if max_stages > 1:  # trainings, which last, wait for no evaluation
+        steps.sort(key=lambda step: step.stage in EVALUATIONS)
     deployed = sum(step.stage in current.elsewhere for step in steps)
+
+    stop = Stop()
     token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(
-        current.plan.settings.resources.max_stages + deployed
-    )
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_stages + deployed)
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
@@ -267,33 +267,48 @@ def run_steps(current: PipelineRun) -> None:
                 ]
                 values: dict[str, Any] = {
                     "title": stage_title(step.description),
+                    "number": f"stage {number} of {len(steps)}, ",
                     "current": quote(current),
+                    "step": quote(step),
                 }
-                values |= {"number": f"stage {number} of {len(steps)}, ", "step": quote(step)}
                 futures[step.name] = runner.submit(make, values, wait_for=inputs)
             for step in steps:
                 state = futures[step.name].wrapped_future.result()
-                if state.name == "NotReady":
-                    announce(f"{step.name}: skipped, because an input failed")
-                elif not state.is_completed():
-                    current.failures[step.name] = error = state.result(raise_on_failure=False)
-                    if not isinstance(error, Exception):
-                        raise error
-                    if step is not steps[-1]:
-                        announce(f"{step.name}: failed: {error}")
+                note_failure(current, step, state, last=step is steps[-1])
         except BaseException:
-            # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut this short.
-            main = threading.current_thread() is threading.main_thread()
-            before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
-            stop.request()
-            try:
-                wait([future.wrapped_future for future in futures.values()], GRACE_SECONDS)
-            finally:
-                stop.request(signal.SIGKILL)
-                if main:
-                    signal.signal(signal.SIGTERM, before)
+            stop_stages(stop, [future.wrapped_future for future in futures.values()])
             raise
         finally:
             STOP.reset(token)
     if current.failures:
         raise next(iter(current.failures.values()))
+
+
+def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> None:
+    """Notes why a step failed, and announces it, unless it is the `last`, whose error ends the run. Raises what ends
+    the run at once, such as Ctrl-C."""
+    if state.is_completed():
+        return
+    if state.name == "NotReady":
+        announce(f"{step.name}: skipped, because an input failed")
+        return
+    error: Any = state.result(raise_on_failure=False)
+    current.failures[step.name] = error
+    if not isinstance(error, Exception):
+        raise error
+    if not last:
+        announce(f"{step.name}: failed: {error}")
+
+
+def stop_stages(stop: Stop, futures: list[Future[Any]]) -> None:
+    """Asks all stages to stop, waits while they write checkpoints, and kills what is left."""
+    # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut this short.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
+    stop.request()
+    try:
+        wait(futures, GRACE_SECONDS)
+    finally:
+        stop.request(signal.SIGKILL)
+        if main:
+            signal.signal(signal.SIGTERM, before)

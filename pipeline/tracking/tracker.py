@@ -177,7 +177,8 @@ class Tracker:
         with self._described(about, folder, parent, tags or {}) as run:
             with self._followed(run, folder), self._monitored(run, about["stage"]):
                 yield run
-            if record := read_record(folder):
+            record = read_record(folder)
+            if record:
                 self._result(run, folder, record)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
@@ -195,7 +196,8 @@ class Tracker:
         """The run of a stage, with its parameters, tags and data sets."""
         known = {"stage": about["stage"], "fingerprint": about["fingerprint"]}
         with self.run(stage_title(about), params_of(about), known | tags, parent) as run:
-            if datasets := datasets_of(folder, about):
+            datasets = datasets_of(folder, about)
+            if datasets:
                 self._log(run, "log_inputs", datasets=datasets)
             yield run
 
@@ -270,17 +272,16 @@ class Tracker:
     @contextmanager
     def _followed(self, run: str, folder: Path) -> Iterator[None]:
         """Logs the lines of metrics.jsonl as they are written, from a thread, and the last ones at the end."""
-        done, last = threading.Event(), -1
+        done = threading.Event()
+        last = -1  # step that MLflow has
 
         def read() -> None:
             nonlocal last
-            fresh = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] > last]
+            lines = read_metrics(folder / "metrics.jsonl")
+            ready = [line for line in lines if line["step"] > last]
             # Several lines may share a step (training, validation): the newest step waits for its last line.
-            ready = (
-                fresh
-                if done.is_set()
-                else [line for line in fresh if line["step"] < fresh[-1]["step"]]
-            )
+            if not done.is_set():
+                ready = [line for line in ready if line["step"] < lines[-1]["step"]]
             metrics = [
                 Metric(metric_name(key), value, int(line["time"] * 1000), line["step"])
                 for line in ready
@@ -306,8 +307,10 @@ class Tracker:
     def _result(self, run: str, folder: Path, record: Record) -> None:
         """Logs what a person looks at of an artifact: its record, numbers, pictures, and the first rows of its tables;
         its model, or its scores of the models that it evaluates."""
-        stage, lines = record["stage"], read_metrics(folder / "metrics.jsonl")
+        stage = record["stage"]
+        lines = read_metrics(folder / "metrics.jsonl")
         step = lines[-1]["step"] if lines else 0
+
         numbers = dict(record["metrics"])
         if stage in EVALUATIONS:
             short = rounded(headlines(numbers))
@@ -319,15 +322,16 @@ class Tracker:
                 validated = [key for key in VALIDATED if key in numbers]
                 self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
             numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
-        self.log_metrics(run, numbers | {"seconds": record["run"].get("seconds", 0.0)}, step)
+        numbers["seconds"] = record["run"].get("seconds", 0.0)
+        self.log_metrics(run, numbers, step)
+
         self._log(run, "log_artifact", str(folder / "artifact.json"))
         for picture in sorted(folder.glob("pictures/*.png")):
             self._log(run, "log_artifact", str(picture), "pictures")
         for name in TABLES:
             if (folder / name).is_file():
-                self._log(
-                    run, "log_table", read_table(folder / name), f"tables/{Path(name).stem}.json"
-                )
+                shown = f"tables/{Path(name).stem}.json"
+                self._log(run, "log_table", read_table(folder / name), shown)
 
     def _model(self, run: str, folder: Path, record: Record, step: int) -> str:
         """Logs a model that stays in its folder as the output of its run: MLflow lists it, and has no copy of it."""
@@ -339,10 +343,8 @@ class Tracker:
             "fingerprint": record["fingerprint"],
         }
         params = {key: str(value)[:500] for key, value in flatten(params_of(record)).items()}
-        # MLflow's names of models have none of these characters.
-        name = re.sub(
-            r"[/:.%\"']", "_", f"{record['fingerprint'][:8]} {record['stage']} · {self.name}"
-        )
+        title = f"{record['fingerprint'][:8]} {record['stage']} · {self.name}"
+        name = re.sub(r"[/:.%\"']", "_", title)  # MLflow's names of models have none of these
 
         def create() -> str:
             logged = self.client.create_logged_model(
@@ -357,10 +359,12 @@ class Tracker:
     def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
         """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
         them."""
-        inputs, models = record["inputs"], set[str]()
+        inputs = record["inputs"]
+        models = set[str]()
         for short, value in scores.items():
             source = inputs.get(SCORED[short])
-            if not source or not (model := self.logged_model(source["fingerprint"])):
+            model = self.logged_model(source["fingerprint"]) if source else ""
+            if not model:
                 continue
             models.add(model)
             corpus = record["config"].get("qa" if short == "QA" else "retrieval", "")
@@ -379,10 +383,20 @@ class Tracker:
         digest: str = "",
     ) -> None:
         """Logs values of a step; `model`, `corpus` and its `digest`: what they are of."""
-        now, of = int(time.time() * 1000), (model or None, corpus or None, digest or None)
-        self._send(
-            run, [Metric(metric_name(key), value, now, step, *of) for key, value in values.items()]
-        )
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(
+                metric_name(key),
+                value,
+                timestamp=now,
+                step=step,
+                model_id=model or None,
+                dataset_name=corpus or None,
+                dataset_digest=digest or None,
+            )
+            for key, value in values.items()
+        ]
+        self._send(run, metrics)
 
     def _send(self, run: str, metrics: list[Metric]) -> bool:
         """Logs metrics. Returns whether MLflow took them all."""
