@@ -28,7 +28,7 @@ from alpro.log import log, progress
 from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import known_form, scan_manifest, scan_source
+from alpro.shards.sources.scan import is_folder, scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, identities, join, located
 
 MAX_COUNTED = 100_000  # items that are listed before the first is embedded, for the time left
@@ -49,8 +49,10 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
         yield from _scan_corpus(source)
         return
 
-    is_manifest = isinstance(source, Path) and source.is_file() and known_form(source)
-    rows = scan_source(source)[1] if is_manifest else scan_manifest(source, require_texts=False)
+    if isinstance(source, Path) and is_folder(source):
+        rows = scan_media(source)
+    else:
+        _, rows = scan_source(source, require_texts=False)
     for row in rows:
         yield row if isinstance(row, Reject) else _item_of(row, columns)
 
@@ -78,7 +80,9 @@ def _item_of(row: Row, columns: Sequence[str]) -> Item:
 
 
 def is_corpus(source: Location) -> bool:
-    """Whether it is a decoded corpus."""
+    """Whether it is a decoded corpus. Raises InputError if a local folder may not be read."""
+    if isinstance(source, Path):
+        is_folder(source / "index.parquet")
     return (
         exists(join(source, "index.parquet"))
         if isinstance(source, str)

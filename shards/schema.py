@@ -15,9 +15,27 @@ MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
 KINDS: tuple[Kind, ...] = ("video", "image")
-VIDEO_EXTENSIONS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"}
-VIDEO_EXTENSIONS |= {".flv", ".wmv", ".3gp", ".ogv"}
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+# The extensions of the containers that the decoder opens (CONTAINERS in clip.py), in which files have pictures.
+VIDEO_EXTENSIONS = {
+    *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
+    *(
+        ".mkv",
+        ".mk3d",
+        ".webm",
+        ".avi",
+        ".divx",
+        ".xvid",
+        ".gif",
+        ".flv",
+        ".wmv",
+        ".asf",
+        ".dvr-ms",
+    ),
+    *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
+    *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
+}
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 
 

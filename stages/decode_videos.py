@@ -115,6 +115,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         manifest = Manifest(inputs.manifest)
     source = manifest.about["source"]
     plan = plan_of(config, manifest)
+    for note in manifest.about.get("notes", []):
+        log.info(f"note: {note}")
     check_texts(source, plan)
     if hint := plan.group_hint():
         log.info(f"hint: {hint}")
@@ -150,10 +152,12 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
             else f"{source}: {bad.id}: {bad.detail}"
         )
     if not any(texts["items"] for texts in plan.texts_by_split().values()):
-        raise InputError(
-            f"{source}: no captions and no questions; fill the column `captions` of the manifest, or put each video's "
-            "captions, one per line, in a .txt file of the same name"
-        )
+        hint = [note for note in plan.manifest.about.get("notes", []) if "caption" in note]
+        what_to_do = hint or [
+            "fill the column `captions` of the manifest, or put each video's captions, one per line, in a .txt file "
+            "of the same name"
+        ]
+        raise InputError("; ".join([f"{source}: no captions and no questions", *what_to_do]))
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:

@@ -13,7 +13,7 @@ from alpro.credentials import has_credentials, redacted, refuse_credentials
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
 from alpro.log import PLAIN, TIMES, log, progress
-from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.rows import scan_manifest
 from alpro.shards.storage import resolve
 from tests.conftest import one_line
 

@@ -121,6 +121,8 @@ def print_check(report: dict[str, Any]) -> None:
             print(
                 f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}"
             )
+    for note in report["notes"]:
+        print(f"note: {note}")
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
     rejected = sum(decoded["rejected"].values())

@@ -12,7 +12,7 @@ from typing import Any
 
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
-from alpro.shards.sources.manifest import TABLES, Manifest, import_source
+from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
 from alpro.stages.decode_videos import Config, decode, fetched, plan_of
@@ -40,6 +40,7 @@ def check_data(
             "data": str(data),
             "form": plan.manifest.about["form"],
             "items": len(plan.numbers) + len(bad),
+            "notes": plan.manifest.about.get("notes", []),
             "bad_rows": {"count": len(bad), "examples": bad[:MAX_NAMED]},
             "splits": plan.texts_by_split(),
             "split_source": split_source(plan),
@@ -133,12 +134,8 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
         yield f"{bad} of {decoded['items']} items cannot be decoded"
     splits = report["splits"]
     if not any(texts["items"] for texts in splits.values()):
-        tables = sorted(
-            p.name for p in Path(report["data"]).glob("*") if p.suffix.lower() in TABLES
-        )[:MAX_NAMED]
-        yield "no captions and no questions" + (
-            f"; are they in {', '.join(tables)}? Pass that file" if tables else ""
-        )
+        hint = [note for note in report["notes"] if "caption" in note]
+        yield "; ".join(["no captions and no questions", *hint])
     elif not splits["train"]["items"]:
         yield "no item of the split train has a text"
     if not splits["test"]["items"]:

@@ -39,6 +39,7 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
+from alpro.shards.sources.folders import list_folder, media_stem, spelled
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
@@ -351,9 +352,10 @@ class MediaFiles:
             list
         )  # paths by their names without the extension
         with progress("listing media", None, "files") as advance:
-            for path in walk(folder, MEDIA_EXTENSIONS):
-                advance()
-                self.by_stem[normalize("NFC", media_stem(path.rpartition("/")[2]))].append(path)
+            listing = list_folder(folder, advance)
+        for path in listing.media:
+            self.by_stem[spelled(media_stem(path.rpartition("/")[2]))].append(f"{folder}/{path}")
+        self.notes = list(listing.notes())
 
     def locate(self, entry: Entry) -> tuple[str, Location, str]:
         """The name of a video relative to the folder, and its path: that of one of its names, its URL if the folder has
@@ -440,22 +442,3 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # an invalid file name
         return False
-
-
-def walk(folder: Path, extensions: set[str]) -> Iterator[str]:
-    """The paths of the files with these extensions in a folder and below, without hidden ones and links to folders."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name[len(media_stem(name)) :].lower() in extensions and not name.startswith("."):
-                yield f"{place}/{name}" if place != "/" else f"/{name}"
-
-
-def media_stem(name: str) -> str:
-    """A file name without its extension, as pathlib's `stem`.
-
-    >>> [media_stem(name) for name in ("a.mp4", "a.b.mp4", ".mp4", "a.", "a")]
-    ['a', 'a.b', '.mp4', 'a.', 'a']
-    """
-    dot = name.rfind(".")
-    return name[:dot] if 0 < dot < len(name) - 1 else name

@@ -21,8 +21,9 @@ from alpro.inference.search import RERANKED
 from alpro.models.alpro import Alpro
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import import_source, scan_source
+from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.plan import DecodePlan
+from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.entities import EntityPrediction, add_entities, true_entities

@@ -16,7 +16,8 @@ from PIL import Image
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import decode_video
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import scan_manifest
+from alpro.shards.sources.rows import scan_manifest
+from alpro.shards.sources.scan import scan_source
 from alpro.shards.tar import tar_members
 
 BLOCK = 512
@@ -156,7 +157,8 @@ def rows_and_rejects(records: Iterable[Row | Reject]) -> tuple[list[Row], list[R
 
 
 def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
-    return rows_and_rejects(scan_manifest(source))
+    rows = scan_source(source)[1] if source.is_dir() else scan_manifest(source)
+    return rows_and_rejects(rows)
 
 
 def single_row(source: Path) -> Row:

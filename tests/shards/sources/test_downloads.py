@@ -11,7 +11,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import scan_downloads
-from alpro.shards.sources.manifest import scan_source
+from alpro.shards.sources.scan import scan_source
 from tests.conftest import in_store
 from tests.shards.conftest import damaged, headers_of, pack, rows_and_rejects
 

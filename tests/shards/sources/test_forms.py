@@ -12,7 +12,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
-from alpro.shards.sources.manifest import scan_source
+from alpro.shards.sources.scan import scan_source
 from tests.conftest import one_line
 from tests.shards.conftest import rows_and_rejects
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("small_row_groups")
 def plan_of(records: list[Row | Reject], **how) -> Iterator[DecodePlan]:
     """The plan of some rows."""
     with TemporaryDirectory() as folder:
-        write_manifest(Path("source"), "rows", iter(records), Path(folder))
+        write_manifest(Path("source"), "rows", iter(records), Path(folder), [])
         yield DecodePlan(Manifest(Path(folder)), **how)
 
 

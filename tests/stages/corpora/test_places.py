@@ -13,7 +13,7 @@ from PIL import Image
 from alpro.pipeline.plan.check_data import check_data
 from alpro.pipeline.plan.digests import Digests, digest_data
 from alpro.shards.schema import Member, Row
-from alpro.shards.sources.manifest import scan_source
+from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config

@@ -1,0 +1,295 @@
+"""Finds the captions of the videos of a folder: in a text beside each of them, or in the tables of the folder.
+
+    a.mp4, a.txt                      also .caption, .captions, .cap and a.mp4.txt, in any case; one caption a line
+    a.mp4, a.json                     an object with `caption`, `captions`, `text` or `prompt`
+    videos/a.mp4, labels/a.txt        a folder of texts (TEXT_FOLDERS) with the names of the videos
+    videos.txt, prompts.txt           the names and the captions, line by line
+    data.csv                          the only table
+    train.csv, test.jsonl             a table for each split
+    train/metadata.csv                a table for each folder
+
+What is none of these is named in a note, with how to name it.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from alpro.errors import InputError
+from alpro.shards.schema import MAX_JSON_BYTES, SPLITS
+from alpro.shards.sources.annotations import SPLIT_NAMES, texts_of
+from alpro.shards.sources.folders import (
+    MAX_NAMED,
+    OTHER_MEDIA,
+    Listing,
+    media_stem,
+    media_suffix,
+    spelled,
+)
+
+TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+SIDECARS = (".txt", ".caption", ".captions", ".cap")  # the first that is there counts
+JSON_KEYS = ("captions", "caption", "text", "prompt")
+TEXT_FOLDERS = {
+    *("labels", "label", "captions", "caption", "texts", "text", "txt", "prompts", "prompt"),
+    *("annotations", "descriptions", "metas"),
+}
+NAME_LISTS = {
+    "videos.txt",
+    "video.txt",
+    "images.txt",
+    "files.txt",
+    "filenames.txt",
+    "file_names.txt",
+}
+TEXT_LISTS = {"prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "texts.txt", "labels.txt"}
+# Files that may have captions, and are not read as they are.
+LOOKS_LIKE_TEXT = {
+    *(".srt", ".vtt", ".ass", ".sub", ".xlsx", ".xls", ".ods", ".md", ".xml", ".pkl", ".pickle"),
+    *(".yaml", ".yml", ".docx", ".html", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"),
+    *SIDECARS,
+}
+NOT_CAPTIONS = re.compile(
+    r"(?i)(readme|licen[cs]e|requirements|changelog|notice|classes|\.?_?stats)\b.*"
+)
+HOW = "name each text like its video (a.mp4, a.txt), or pass a table with the columns `video` and `caption`"
+
+
+def without_suffix(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + media_stem(name)
+
+
+class Sidecars:
+    """The texts beside the videos of a folder."""
+
+    def __init__(self, listing: Listing):
+        self.folder = listing.folder
+        self.exact: dict[str, str] = {}  # paths by their names, whose extension is in lower case
+        self.folded: defaultdict[str, list[str]] = defaultdict(list)  # the same in any case
+        folders = set()
+        for path in listing.others:
+            suffix = media_suffix(path.rpartition("/")[2])
+            if suffix in (*SIDECARS, ".json"):
+                key = spelled(without_suffix(path)) + suffix
+                self.exact.setdefault(key, path)
+                self.folded[key.casefold()].append(path)
+                folders |= {part for part in path.split("/")[:-1] if part.lower() in TEXT_FOLDERS}
+        self.text_folders = sorted(folders)
+
+    def of(self, media: str) -> str | None:
+        """The path of the text of a video, or None."""
+        media = spelled(media)
+        for path in (media, *self._in_text_folders(media)):
+            for suffix in (*SIDECARS, ".json"):
+                for name in (f"{path}{suffix}", f"{without_suffix(path)}{suffix}"):
+                    found = self._find(name)
+                    if found and (suffix != ".json" or self._has_captions(found)):
+                        return found
+        return None
+
+    def _find(self, name: str) -> str | None:
+        if name in self.exact:
+            return self.exact[name]
+        others = self.folded.get(name.casefold(), ())
+        return others[0] if len(others) == 1 else None
+
+    def _in_text_folders(self, media: str) -> Iterator[str]:
+        """The path of a video with a folder of texts in place of one of its folders, or below the last one."""
+        parts = media.split("/")
+        for folder in self.text_folders:
+            for place in range(len(parts) - 1):
+                yield "/".join([*parts[:place], folder, *parts[place + 1 :]])
+            yield "/".join([*parts[:-1], folder, parts[-1]])
+
+    def _has_captions(self, path: str) -> bool:
+        try:
+            return bool(self.read(path))
+        except (ValueError, OSError):
+            return False
+
+    def read(self, path: str) -> list[str]:
+        """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be read."""
+        file = self.folder / path
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(
+                f"{path}: {file.stat().st_size:,} bytes; a text has one caption a line"
+            )
+        try:
+            text = file.read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
+        if media_suffix(file.name) != ".json":
+            return text.splitlines()
+
+        try:
+            value = json.loads(text)
+        except RecursionError:
+            raise ValueError(f"{file.name}: nested too deeply") from None
+        if not isinstance(value, dict):
+            return []
+        key = next((key for key in JSON_KEYS if value.get(key)), "")
+        return texts_of(value[key]) if key else []
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a folder, with the folder that its names are relative to, and the split of its rows."""
+
+    file: Path
+    split: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent
+
+
+def tables_in(listing: Listing) -> list[str]:
+    """The tables of a folder: files with rows, which are not the metadata of one video (a.json, a.info.json)."""
+    stems = {spelled(without_suffix(path)).casefold() for path in listing.media}
+    tables = []
+    for path in listing.others:
+        name = path.removesuffix(".gz")
+        stem = spelled(without_suffix(name)).casefold()
+        is_beside = stem in stems or without_suffix(stem) in stems
+        if media_suffix(name.rpartition("/")[2]) in TABLES and not is_beside:
+            tables.append(path)
+    return tables
+
+
+def tables_of_splits(listing: Listing) -> list[Table]:
+    """The tables of a folder if each is for one split, by its name or by its folder; otherwise an empty list."""
+    paths = [
+        path for path in tables_in(listing) if not NOT_CAPTIONS.match(PurePosixPath(path).name)
+    ]
+    at_root = [path for path in paths if "/" not in path]
+    if at_root:
+        named = [Table(listing.folder / path, split_in(media_stem(path))) for path in at_root]
+        named = [table for table in named if table.split]
+        return named if len({table.split for table in named}) > 1 else []
+
+    folders = Counter(path.rpartition("/")[0] for path in paths)
+    if not folders or max(folders.values()) > 1:
+        return []
+    return [Table(listing.folder / path, split_of_path(path)) for path in paths]
+
+
+def split_in(name: str) -> str:
+    """The split that a file name names, if it names one: `train` of msrvtt_train.9k, nothing of train_val."""
+    words = re.split(r"[^a-z]+", name.lower())
+    splits = {SPLIT_NAMES[word] for word in words if word and word in SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else ""
+
+
+def split_of_path(path: str) -> str:
+    """The split that the first folder of a path with a split's name names, or an empty string."""
+    folders = (folder.lower() for folder in path.split("/")[:-1])
+    return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), "")
+
+
+def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
+    """Whether folders are splits, and a note about them, or an empty string. They are if there is one of training, and
+    another: a single folder `test` may be a trial."""
+    counts = Counter(map(split_of_path, paths))
+    named = [split for split in SPLITS if counts[split]]
+    if not named:
+        return False, ""
+    if "train" not in named or len(named) == 1:
+        return False, (
+            f"the folders named as the split {' and '.join(named)} are not taken for it, because there are none "
+            "of train and of another split; a column `split` names them"
+        )
+    shown = ", ".join(f"{split} ({counts[split]})" for split in named)
+    outside = f"; {counts['']} files in no such folder are for training" if counts[""] else ""
+    return True, f"splits are those of the folders: {shown}{outside}"
+
+
+def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | None:
+    """The names and the captions of two lists in a folder, and what they are: videos.txt and prompts.txt.
+
+    None if there are not exactly two. Raises InputError if their lengths differ.
+    """
+    names = [path for path in listing.others if path.lower() in NAME_LISTS]
+    texts = [path for path in listing.others if path.lower() in TEXT_LISTS]
+    if len(names) != 1 or len(texts) != 1:
+        return None
+
+    both = []
+    for path in (names[0], texts[0]):
+        try:
+            lines = (listing.folder / path).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{listing.folder / path}: cannot be read as UTF-8: {error}"
+            ) from error
+        while lines and not lines[-1].strip():
+            lines.pop()
+        both.append(lines)
+
+    first, second = both
+    if len(first) != len(second):
+        raise InputError(
+            f"{listing.folder}: {names[0]} has {len(first)} lines, and {texts[0]} {len(second)}: line by line, they "
+            "are the videos and their captions"
+        )
+    pairs = [(name.strip(), text) for name, text in zip(first, second, strict=True) if name.strip()]
+    return f"{names[0]} and {texts[0]}", pairs
+
+
+def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int) -> Iterator[str]:
+    """What is in a folder and not read, a line each: files with a text that are of no known kind, media that no decoder
+    reads, and, if videos have no text, the files that look like captions.
+
+    used: the texts that were read, by their paths.
+    """
+    yield from listing.notes()
+
+    texts = {
+        spelled(without_suffix(path)).casefold()
+        for path in listing.others
+        if media_suffix(path) in SIDECARS and path not in used
+    }
+    unknown, unreadable, candidates = (
+        Counter[str](),
+        Counter[str](),
+        defaultdict[str, list[str]](list),
+    )
+    for path in listing.others:
+        name = path.rpartition("/")[2]
+        suffix = media_suffix(name)
+        has_text = spelled(without_suffix(path)).casefold() in texts
+        if suffix in OTHER_MEDIA:
+            unreadable[suffix] += 1
+        elif has_text and suffix not in LOOKS_LIKE_TEXT:
+            unknown[suffix or "without extension"] += 1
+        elif suffix in LOOKS_LIKE_TEXT and path not in used and not NOT_CAPTIONS.match(name):
+            candidates[suffix].append(path)
+
+    if unreadable:
+        yield f"{kinds_of(unreadable)} cannot be decoded; convert them to MP4 or JPEG"
+    if unknown:
+        yield f"{unknown.total()} files with a text are not of a known kind: {', '.join(unknown)}"
+    if without_text and candidates:
+        shown = ", ".join(
+            ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+            for paths in list(candidates.values())[: 2 * MAX_NAMED]
+        )
+        yield f"{without_text} files have no caption; these look like captions: {shown}; {HOW}"
+    elif without_text:
+        yield f"{without_text} of {len(listing.media)} files have no caption; {HOW}"
+
+
+def without_decoder(listing: Listing, sidecars: Sidecars, used: Mapping[str, str]) -> Iterator[str]:
+    """The media of a folder that no decoder reads, and that have a text of their own."""
+    for path in listing.others:
+        if media_suffix(path) in OTHER_MEDIA:
+            text = sidecars.of(path)
+            if text and text not in used:
+                yield path
+
+
+def kinds_of(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix} files" for suffix, count in counts.most_common())

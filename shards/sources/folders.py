@@ -1,0 +1,177 @@
+"""Lists the files of a folder of videos, without what is not data.
+
+Left out are hidden files and folders, links to folders, the previews and recycle bins of NAS systems, cameras and
+operating systems, and what this project writes: a workspace, an artifact. They are counted (`left_out`). A
+folder that cannot be listed is an error: what is missing from the list would be missing from the data, in silence.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+from alpro.errors import InputError
+from alpro.shards.schema import MEDIA_EXTENSIONS
+
+# Folders of previews, deleted files and snapshots, in lower case.
+NOT_DATA = {
+    *(
+        "@eadir",
+        "#recycle",
+        "@recycle",
+        "@recycle_bin",
+        "@recently-snapshot",
+        "#snapshot",
+        "~snapshot",
+    ),
+    *("@__thumb", "@synoeadir", "@tmp", "@sharesnap", "@snapshots", "$recycle.bin", "recycler"),
+    *("recycled", "recycle bin", "trash", "network trash folder", "temporary items", "lost+found"),
+    *("lost.dir", "found.000", "system volume information", "thumbnails", "__macosx", "_gsdata_"),
+}
+# What a workspace consists of, from its first moment on.
+WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "reports"}
+MARKERS = {"mlflow.db", "artifact.json"}  # each is enough
+# Media that no decoder of this project reads: they are named if they have a text, or nothing else is there.
+OTHER_MEDIA = {
+    *(
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".psd",
+        ".svg",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".dng",
+        ".raw",
+    ),
+    *(
+        ".mxf",
+        ".rm",
+        ".rmvb",
+        ".wtv",
+        ".dv",
+        ".y4m",
+        ".ivf",
+        ".nut",
+        ".braw",
+        ".r3d",
+        ".insv",
+        ".swf",
+    ),
+    *(".tif", ".tiff"),
+}
+MAX_NAMED = 3  # names that are shown as examples
+
+
+@dataclass
+class Listing:
+    """The files of a folder by their paths relative to it, in the order of their parts."""
+
+    folder: Path
+    media: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def notes(self) -> list[str]:
+        """A line with what is left out, by reason; none if nothing is."""
+        parts = []
+        for reason, names in self.left_out.items():
+            kinds = Counter(PurePosixPath(name).name for name in names)
+            shown = ", ".join(name for name, _ in kinds.most_common(MAX_NAMED))
+            more = ", ..." if len(kinds) > MAX_NAMED else ""
+            parts.append(f"{reason}: {len(names)} ({shown}{more})")
+        return [f"left out of {self.folder}: {'; '.join(parts)}"] if parts else []
+
+
+def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Listing:
+    """The files in a folder and below. advance: called for each media file.
+
+    Raises InputError if a folder cannot be listed, with its name.
+    """
+    listing = Listing(folder)
+    pending = [""]
+    while pending:
+        inside = pending.pop()
+        try:
+            with os.scandir(folder / inside) as entries:
+                found = [
+                    (entry.name, entry.is_dir(follow_symlinks=False), entry) for entry in entries
+                ]
+        except OSError as error:
+            raise InputError(
+                f"{folder / inside}: this folder cannot be listed ({error.strerror or error}); make it readable, or "
+                "move it out of the data"
+            ) from error
+
+        for name, is_folder, entry in found:
+            path = f"{inside}/{name}" if inside else name
+            is_media = media_suffix(name) in MEDIA_EXTENSIONS
+            if is_folder:
+                reason = why_not_data(folder / path, name)
+                if reason:
+                    listing.left_out[reason].append(path)
+                else:
+                    pending.append(path)
+            elif name.startswith("."):
+                if is_media:
+                    listing.left_out["hidden files"].append(path)
+            elif is_media:
+                advance()
+                listing.media.append(path)
+            elif entry.is_symlink() and entry.is_dir():
+                listing.left_out["links to folders"].append(path)
+            else:
+                listing.others.append(path)
+
+    listing.media.sort(key=in_order)
+    listing.others.sort(key=in_order)
+    for names in listing.left_out.values():
+        names.sort()
+    return listing
+
+
+def in_order(path: str) -> list[str]:
+    return path.split("/")
+
+
+def why_not_data(folder: Path, name: str) -> str:
+    """Why a folder inside of the data is not a part of it; empty if it is."""
+    if name.lower() in NOT_DATA or name.lower().startswith((".trash", ".recycle")):
+        return "folders of previews or deleted files"
+    if name.startswith("."):
+        return "hidden folders"
+    try:
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries}
+    except OSError:
+        return ""  # `list_folder` names it
+    visible = {name for name in names if not name.startswith(".")}
+    is_workspace = bool(visible) and visible <= WORKSPACE and "prefect" in visible
+    if is_workspace or names & MARKERS:
+        return "folders that alpro writes"
+    return ""
+
+
+def media_stem(name: str) -> str:
+    """A file name without its extension, as pathlib's `stem`.
+
+    >>> [media_stem(name) for name in ("a.mp4", "a.b.mp4", ".mp4", "a.", "a")]
+    ['a', 'a.b', '.mp4', 'a.', 'a']
+    """
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
+
+
+def media_suffix(name: str) -> str:
+    """The extension of a file name, in lower case."""
+    return name[len(media_stem(name)) :].lower()
+
+
+def spelled(path: str) -> str:
+    """A path as names are compared: a disk may decompose accents (NFD), as macOS does, and tables compose them."""
+    return path if path.isascii() else normalize("NFC", path)

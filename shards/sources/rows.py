@@ -1,0 +1,142 @@
+"""The rows of a manifest: a file with a row for each item, which the user has written."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alpro.credentials import refuse_credentials
+from alpro.errors import InputError
+from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reject, Row
+from alpro.shards.sources.annotations import json_list, question_of, split_name, texts_of
+from alpro.shards.sources.records import plain, read_records
+from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
+
+TEXTS = {"caption", "captions", "questions"}
+COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
+
+
+def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row | Reject]:
+    """Yields the rows of a manifest, and a reject for each invalid row, in order.
+
+    A manifest (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions` or `questions`;
+    optionally `id`, `start` and `end` (seconds), `split`, `kind` (video, image), `group` (items of the same source).
+    require_texts: whether a column of texts is required.
+
+    Raises InputError if the whole manifest is unusable: it is missing or unreadable, lacks a required column, repeats
+    an id or has a path outside its folder.
+    """
+    source = source.absolute() if isinstance(source, Path) else source
+    try:
+        is_missing = not exists(source)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
+    if is_missing:
+        raise InputError(
+            f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a folder of videos"
+        )
+    if suffix(source) in MEDIA_EXTENSIONS:
+        raise InputError(f"{source}: a single file; name its folder")
+
+    columns = set[str]()
+    ids: dict[str, str] = {}
+    empty = True
+    for where, record in read_records(source):
+        empty = False
+        if isinstance(record, str):  # the reason why the record cannot be read
+            yield Reject(id=where, path="", reason="bad row", detail=record)
+            continue
+
+        columns |= record.keys()
+        row = row_of(where, record, parent(source))
+        if isinstance(row, Row):
+            other = ids.setdefault(row.id, where)
+            if other is not where:
+                raise InputError(
+                    f"{source}: {where}: id {row.id!r} is also used in {other}; ids must be unique (put the captions "
+                    "of one file into one row, or name it in a column `video`)"
+                )
+        yield row
+
+    if empty:
+        raise InputError(f"{source}: no rows")
+    for names in ({"path"}, TEXTS) if require_texts else ({"path"},):
+        if columns and not names & columns:
+            raise InputError(
+                f"{source}: no column {' or '.join(sorted(names))} (it has {', '.join(sorted(columns)[:20])}); name "
+                "the column of the files path, or video, and that of the texts caption"
+            )
+
+
+def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
+    """The row of a manifest record in the folder `root`, or a reject if the record is invalid. Raises InputError for a
+    path that is not allowed."""
+    name, file = where, ""
+    try:
+        record = {
+            key: value for key, value in plain(record).items() if value is not None and value != ""
+        }
+        for key in record.keys() - TEXTS:
+            refuse_credentials(key, record[key])
+        name = str(record.get("id", where))
+        if not isinstance(record.get("path"), str):
+            raise ValueError("no path")
+        file = record["path"]
+        path = resolve(root, file)
+        start, end = (float(record[key]) if key in record else None for key in ("start", "end"))
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"start {start} is not before end {end}")
+        window = (
+            ""
+            if start is None and end is None
+            else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
+        )
+        kind = record.get("kind", "image" if suffix(path) in IMAGE_EXTENSIONS else "video")
+        texts = [*texts_of(record.get("captions")), *texts_of(record.get("caption"))]
+        return Row(
+            id=name if "id" in record else _without_suffix(file) + window,
+            path=path,
+            kind=str(kind).strip().lower(),
+            captions=tuple(dict.fromkeys(texts)),
+            questions=tuple(_questions(record.get("questions", []))),
+            start=start,
+            end=end,
+            split=split_name(record.get("split", "")),
+            group=str(record.get("group", "")),
+            name=_file_key(path, root),
+            meta={key: value for key, value in record.items() if key not in COLUMNS},
+        )
+    except InputError as error:
+        raise InputError(f"{where} of the manifest: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return Reject(id=name, path=file, reason="bad row", detail=detail)
+    except (ValueError, TypeError, OverflowError) as error:
+        return Reject(id=name, path=file, reason="bad row", detail=str(error))
+
+
+def _without_suffix(path: str) -> str:
+    """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not a file name."""
+    if not is_url(path):
+        return str(Path(path).with_suffix(""))
+    name = re.split("[?#]", path)[0].partition("://")[2]
+    return name[: len(name) - len(suffix(path))]
+
+
+def _file_key(path: Location, root: Location) -> str:
+    """A key that is equal for all rows of a file, however they spell its path."""
+    text, folder = str(path), f"{root}/"
+    if not isinstance(path, Path) or not isinstance(root, Path):
+        return text
+    return text.removeprefix(folder) if text.startswith(folder) else os.path.relpath(path, root)
+
+
+def _questions(value: Any) -> Iterator[dict[str, str]]:
+    value = json_list(value) if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(q, dict) for q in value):
+        raise ValueError("questions are not a list of {question, answer}")
+    return (question_of(item, "type") for item in value)

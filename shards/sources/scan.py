@@ -1,0 +1,318 @@
+"""What a source of items is, and its rows."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from alpro.errors import InputError
+from alpro.log import log
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.annotations import (
+    NAMES,
+    Form,
+    MediaFiles,
+    form_of,
+    keyed,
+    scan_annotations,
+)
+from alpro.shards.sources.captions import (
+    Sidecars,
+    Table,
+    listed_captions,
+    notes_on_files,
+    split_of_path,
+    splits_of_folders,
+    tables_in,
+    tables_of_splits,
+    without_decoder,
+    without_suffix,
+)
+from alpro.shards.sources.downloads import is_downloads, scan_downloads
+from alpro.shards.sources.folders import Listing, list_folder, media_suffix
+from alpro.shards.sources.records import read_records
+from alpro.shards.sources.rows import row_of, scan_manifest
+from alpro.shards.storage import Location
+
+Rows = Iterator[Row | Reject]
+
+
+def scan_source(
+    data: Location,
+    annotations: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    notes: list[str] | None = None,
+    require_texts: bool = True,
+) -> tuple[str, Rows]:
+    """What a source is, and its rows, with a reject for each invalid one, in order.
+
+    It is the annotation files (by split) if there are any, otherwise shards of video2dataset or img2dataset, a file in
+    the form of a known data set, whose videos lie beside it or below, a manifest, or a folder of videos
+    (`scan_folder`).
+
+    notes: gets a line for each thing that is left out, once the rows are read; by default, they are logged.
+    require_texts: whether a manifest needs a column of texts.
+    """
+    if annotations:
+        return "annotation files", scan_annotations(Path(data), annotations, root)
+    if is_downloads(data):
+        return "shards of video2dataset or img2dataset", scan_downloads(data)
+
+    kept: list[str] = [] if notes is None else notes
+    if isinstance(data, Path) and is_folder(data):
+        form, rows = scan_folder(data, root, kept)
+        return form, rows if notes is not None else logged(rows, kept)
+    form = known_form(data) if isinstance(data, Path) else None
+    if form and isinstance(data, Path):
+        rows = in_folder_splits(scan_annotations(data.parent, {"": data}, root), data.parent, kept)
+        return f"{data.name}: {form.title}", rows if notes is not None else logged(rows, kept)
+    rows = split_hint(scan_manifest(data, require_texts), kept)
+    rows = rows if notes is not None else logged(rows, kept)
+    return f"a manifest, {PurePosixPath(str(data)).name}", rows
+
+
+def is_folder(path: Path) -> bool:
+    """Raises InputError if a folder above may not be read."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def logged(rows: Rows, notes: list[str]) -> Rows:
+    """The rows; then the notes are logged."""
+    yield from rows
+    for note in notes:
+        log.info(f"note: {note}")
+
+
+def known_form(file: Path) -> Form | None:
+    """The form of a known data set that a file has. None for others: a manifest names its files in `path`."""
+    with suppress(InputError):  # the caller reads the file again
+        for _, record in read_records(file):
+            if isinstance(record, dict):
+                form = form_of(record) if "path" not in record else None
+                return None if form is NAMES else form
+    return None
+
+
+def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str, Rows]:
+    """What the captions of a folder of videos are (see captions.py), and its rows. Raises InputError if a folder cannot
+    be listed."""
+    listing = list_folder(folder)
+    sidecars = Sidecars(listing)
+    if any(map(sidecars.of, listing.media)):
+        return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
+
+    tables = [path for path in tables_in(listing) if "/" not in path]
+    if len(tables) == 1:
+        notes += listing.notes()
+        return scan_source(folder / tables[0], None, root, notes)
+
+    by_split = [table for table in tables_of_splits(listing) if is_table(table.file)]
+    if by_split:
+        names = ", ".join(str(table.file.relative_to(folder)) for table in by_split)
+        return f"tables ({names})", scan_tables(listing, by_split, root, notes)
+
+    lists = listed_captions(listing)
+    if lists:
+        return lists[0], scan_lists(listing, lists[1], notes)
+    return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
+
+
+def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:
+    """A row for each video or image, with the captions in the text beside it. Raises InputError if there are none."""
+    counts: dict[str, int] = {}
+    for path in listing.media:
+        counts[without_suffix(path)] = counts.get(without_suffix(path), 0) + 1
+    used: dict[str, str] = {}  # texts, with their videos
+    without_text = 0
+
+    def rows() -> Rows:
+        nonlocal without_text
+        for path in listing.media:
+            text = sidecars.of(path)
+            try:
+                captions = sidecars.read(text) if text else []
+            except (ValueError, OSError) as error:
+                yield Reject(id=path, path="", reason="bad row", detail=str(error))
+                continue
+            finally:
+                if text:
+                    used[text] = path
+            without_text += not any(caption.strip() for caption in captions)
+            is_unique = counts[without_suffix(path)] == 1  # not a video and an image of one name
+            record = {
+                "id": without_suffix(path) if is_unique else path,
+                "path": path,
+                "captions": captions,
+            }
+            yield row_of(str(listing.folder / path), record, listing.folder)
+        for path in without_decoder(listing, sidecars, used):
+            detail = f"no decoder reads {media_suffix(path)} files; convert it to MP4 or JPEG"
+            yield Reject(id=path, path=path, reason="unreadable", detail=detail)
+
+    if not listing.media:
+        left_out = "; ".join(notes_on_files(listing, {}, 0))
+        raise InputError(
+            f"{listing.folder}: no video or image in this folder"
+            + (f"; {left_out}" if left_out else "")
+        )
+    yield from in_folder_splits(rows(), listing.folder, notes, listing)
+    notes += notes_on_files(listing, used, without_text)
+
+
+def scan_lists(listing: Listing, pairs: list[tuple[str, str]], notes: list[str]) -> Rows:
+    """A row for each video of a list, with its captions in the other."""
+    media = MediaFiles(listing.folder)
+    captions: dict[str, list[str]] = {}
+    for name, caption in pairs:
+        captions.setdefault(name, []).append(caption)
+
+    def rows() -> Rows:
+        for number, (name, texts) in enumerate(captions.items(), 1):
+            try:
+                path = str(media.find(media.relative(name)))
+            except ValueError as error:
+                yield Reject(id=f"line {number}", path="", reason="bad row", detail=str(error))
+                continue
+            record = {"id": without_suffix(name), "path": path, "captions": texts}
+            yield row_of(f"line {number}", record, listing.folder)
+
+    yield from in_folder_splits(rows(), listing.folder, notes, listing)
+    notes += listing.notes()
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file has rows of a manifest, or of a known form."""
+    with suppress(InputError):
+        for _, record in read_records(file):
+            if isinstance(record, dict):
+                form = form_of(record)
+                return "path" in record or (form is not None and form is not NAMES)
+    return False
+
+
+def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes: list[str]) -> Rows:
+    """The rows of several tables, each of a split or of a folder."""
+    manifests = [table for table in tables if not known_form(table.file)]
+    forms = [table for table in tables if table not in manifests]
+    at_root: dict[str, list[str]] = {}
+    for table in forms:
+        if table.folder == listing.folder:
+            at_root.setdefault(table.split, []).append(str(table.file))
+
+    parts: list[Rows] = [of_table(listing.folder, table) for table in manifests]
+    parts += [of_table(listing.folder, table) for table in forms if table.folder != listing.folder]
+    if at_root:
+        parts.append(scan_annotations(listing.folder, keyed(at_root), root))
+
+    others = [
+        path for path in tables_in(listing) if listing.folder / path not in {t.file for t in tables}
+    ]
+    yield from unique(chain.from_iterable(parts), listing.folder)
+    notes += listing.notes()
+    if others:
+        notes.append(f"not read: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}")
+    if not any(table.split for table in tables):
+        notes.append("the tables name no split")
+
+
+def of_table(folder: Path, table: Table) -> Rows:
+    """The rows of a table whose names are relative to its folder, with ids and names relative to `folder`."""
+    if known_form(table.file):
+        rows = scan_annotations(table.folder, {table.split: table.file})
+    else:
+        rows = scan_manifest(table.file)
+    inside = table.folder.relative_to(folder).as_posix()
+    prefix = "" if inside == "." else f"{inside}/"
+    for row in rows:
+        if isinstance(row, Reject):
+            yield row.model_copy(update={"id": f"{prefix}{row.id}"})
+        else:
+            changes: dict[str, Any] = {"id": f"{prefix}{row.id}", "name": f"{prefix}{row.name}"}
+            yield row.model_copy(update=changes | {"split": row.split or table.split})
+
+
+def unique(rows: Iterable[Row | Reject], folder: Path) -> Rows:
+    """The rows of several tables. A video that is in two splits has the split in its id; raises InputError if an id is
+    used twice in one."""
+    seen = set()
+    for row in rows:
+        if isinstance(row, Row) and row.id in seen:
+            row = row.model_copy(update={"id": f"{row.split or 'train'}/{row.id}"})
+            if row.id in seen:
+                raise InputError(f"{folder}: id {row.id!r} is used twice; ids must be unique")
+        seen.add(row.id)
+        yield row
+
+
+def in_folder_splits(
+    rows: Rows, folder: Path, notes: list[str], listing: Listing | None = None
+) -> Rows:
+    """The rows, of which those that name no split have that of their folder, if the folders are splits."""
+    are_splits, note = splits_of_folders((listing or list_folder(folder)).media)
+    is_drawn = False
+    for row in rows:
+        if are_splits and isinstance(row, Row) and not row.split and isinstance(row.path, Path):
+            inside = str(row.path).removeprefix(f"{folder}/")
+            row = row.model_copy(update={"split": split_of_path(inside)})
+            is_drawn = True
+        is_drawn = is_drawn or (isinstance(row, Row) and not row.split)
+        yield row
+    if note and is_drawn:
+        notes.append(note)
+
+
+def split_hint(rows: Rows, notes: list[str]) -> Rows:
+    """The rows of a manifest; a note if its folders are named as splits, and no row names one."""
+    folders = set()
+    is_named = False
+    for row in rows:
+        if isinstance(row, Row):
+            is_named = is_named or bool(row.split)
+            if not is_named:
+                folders.add(split_of_path(row.name))
+        yield row
+    named = sorted(folders - {""})
+    if len(named) > 1 and not is_named:
+        notes.append(
+            f"the files are in folders named as splits ({', '.join(named)}), and no row names a split: a column "
+            "`split` does"
+        )
+
+
+def scan_media(folder: Path, notes: list[str] | None = None) -> Rows:
+    """A row for each video and image of a folder, also for those that its tables do not name, with its captions."""
+    kept: list[str] = [] if notes is None else notes
+    listing = list_folder(folder)
+    sidecars = Sidecars(listing)
+    if any(map(sidecars.of, listing.media)):
+        rows = scan_sidecars(listing, sidecars, kept)
+    else:
+        rows = with_table_captions(listing, sidecars, kept)
+    yield from rows if notes is not None else logged(rows, kept)
+
+
+def with_table_captions(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:
+    texts: dict[str, Row] = {}
+    of_tables: list[str] = []
+    try:
+        form, rows = scan_folder(listing.folder, None, of_tables)
+        if form != "a folder of videos with texts":
+            for row in rows:
+                if isinstance(row, Row) and (row.start, row.end) == (None, None):
+                    texts[str(row.path)] = row
+    except InputError as error:  # the videos are there without their captions
+        notes.append(str(error))
+
+    of_files: list[str] = []
+    for row in scan_sidecars(listing, sidecars, of_files):
+        known = texts.get(str(row.path)) if isinstance(row, Row) else None
+        if isinstance(row, Row) and known:
+            row = row.model_copy(
+                update={"captions": known.captions, "split": known.split, "meta": known.meta}
+            )
+        yield row
+    notes += of_tables if texts else of_files
