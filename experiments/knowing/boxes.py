@@ -1,4 +1,4 @@
-"""What the fused patches of true boxes say of the things in them: a linear probe, PEM's head, its teacher."""
+"""What fused patches of true boxes say of their things: a linear probe, PEM's head, its teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +166,7 @@ def probe(features: Tensor, entities: np.ndarray, learned: np.ndarray, count: in
 def balanced(
     entities: np.ndarray, learned: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Indices of `count` learned boxes: the first of each kind in a random order, then the second, ..."""
+    """Indices of `count` learned boxes, in random order: one of each kind, then a second, ..."""
     shuffled = rng.permutation(np.flatnonzero(learned))
     seen: dict[int, int] = {}
     turns = []

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python experiments/knowing/cost.py
 
-The model and the batch are those of the study; what a run needs before its first step is subtracted.
+The model and the batch are those of the study. What a run needs before its first step is
+subtracted.
 """
 
 import statistics

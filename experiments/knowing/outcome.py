@@ -1,4 +1,4 @@
-"""The outcome of the study of a teacher that knows more, from the rows that exist: tests, tables, figure.
+"""Tests, tables and figure of the study of a teacher that knows more, from the rows that exist.
 
     python experiments/knowing/outcome.py
     python experiments/knowing/outcome.py --figure docs/pictures/knowing.png
@@ -58,7 +58,7 @@ class Rows:
         return cls(by_name, sorted({row["draw"] for row in by_name.values()}))
 
     def score(self, draw: int, arm: str, score: str, steps: int = SIZES.steps) -> float | None:
-        """A score (%), the mean over the seeds of its arm; None if a row or the score is missing."""
+        """A score (%), the mean over the seeds of its arm; None if a row or score is missing."""
         seeds = SEEDS_OF.get(arm, SEEDS[:1]) if steps == SIZES.steps else SEEDS[:1]
         values = []
         for seed in seeds:
@@ -77,7 +77,7 @@ class Rows:
     def difference(
         self, arm: str, base: str, score: str, steps: int = SIZES.steps
     ) -> Difference | None:
-        """The differences of two arms, paired by draw; None with fewer draws than an interval needs."""
+        """The differences of two arms, paired by draw; None with fewer than MIN_DRAWS."""
         of_arm = self.of_draws(arm, score, steps)
         of_base = self.of_draws(base, score, steps)
         draws = [draw for draw in of_arm if draw in of_base]

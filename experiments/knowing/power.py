@@ -29,7 +29,8 @@ def main() -> None:
     content = silent_difference("crops-all-kept", "permuted").sd
     pays = silent_difference("crops-all-kept", "none").sd
 
-    # Of the variance over draws, the seeds' part shrinks with their number: the bounds are none and all.
+    # Of the variance over draws, the part of the seeds shrinks with their number. How large it is
+    # is not known: the bounds are nothing and all of it.
     few = math.sqrt(len(SEEDS))
     deviations = {
         "content, as one seed": content,

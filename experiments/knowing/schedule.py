@@ -1,4 +1,4 @@
-"""The rows of the study of a teacher that knows more: arms, seeds, steps, and the order in which they are computed."""
+"""The rows of the study of a teacher that knows more: arms, seeds, steps, and their order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

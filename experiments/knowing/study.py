@@ -1,12 +1,12 @@
-"""Whether prompting entities (PEM) pays where the teacher knows more than the student's captions say.
+"""Whether prompting entities (PEM) pays where the teacher knows more than the captions say.
 
     OMP_NUM_THREADS=1 python experiments/knowing/study.py --draws 6 --out FOLDER
 
-Stills show four things. The teacher learned from captions that name all four, the student learns from
-captions that name one. A draw has a corpus, a start and teachers of its own, in FOLDER. Each row, a
-JSON file in --results, is one run of pre-training with its scores and its time; rows that exist are
-not computed again, and a run that was stopped continues in the same FOLDER. The arms and the order
-of the rows are in schedule.py, the plan and the tests in experiments/README.md.
+Stills show four things. The teacher learned from captions that name all four, the student learns
+from captions that name one. A draw has a corpus, a start and teachers of its own, in FOLDER. Each
+row, a JSON file in --results, is one run of pre-training with its scores and its time; rows that
+exist are not computed again, and a run that was stopped continues in the same FOLDER. The arms and
+the order of the rows are in schedule.py, the plan and the tests in experiments/README.md.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[2])
-)  # for experiments, if this file is the program
+# for experiments, if this file is the program
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
@@ -69,7 +68,7 @@ BLOCKS = ("primary", "other")
 
 @dataclass(frozen=True)
 class Draw:
-    """The folder of a draw: its corpora, starts, teachers and runs, each made when it is first asked for."""
+    """The folder of a draw: its corpora, starts, teachers and runs, made when first asked for."""
 
     folder: Path
     draw: int
@@ -160,7 +159,7 @@ class Draw:
 
 
 def cpu_seconds() -> float:
-    """The processor time of this process. It does not count what others take on a shared machine."""
+    """The processor time of this process: on a shared machine, others slow only the clock."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

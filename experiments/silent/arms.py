@@ -1,4 +1,4 @@
-"""The arms of the silent study, and the objective that they share: pre-training with other labels of PEM."""
+"""The arms of the silent study, and their objective: pre-training with other labels of PEM."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,7 +135,7 @@ class SilentObjective(PretrainObjective):
 def pretrain_arm(
     arm: Arm, config: pretrain.Config, inputs: pretrain.Inputs, out: Path, resources: Resources
 ) -> Outcome:
-    """Pre-trains with the labels of an arm; config, inputs and results are those of `pretrain.run`."""
+    """Pre-trains with the labels of an arm. Arguments and results are those of `pretrain.run`."""
     entities = read_entities(inputs.vocabulary)
     things: dict[str, Things] = {}
     for corpus in config.corpora:

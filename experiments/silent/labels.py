@@ -1,4 +1,4 @@
-"""The labels of PEM that an arm of a study trains with: a prompter's, true ones, and mixtures of them."""
+"""The labels of PEM that an arm trains with: a prompter's, true ones, and mixtures of them."""
 
 import zlib
 from collections.abc import Sequence

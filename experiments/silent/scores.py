@@ -1,4 +1,4 @@
-"""What a pre-trained model knows of the things in a still: which ones it names, and where PEM's head finds them."""
+"""What a pre-trained model knows of the things in a still: their names, and where they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ BATCH = 32
 def scores_of(
     model_folder: Path, entities: list[str], corpus: Path, device: torch.device
 ) -> dict[str, tuple[float, float]]:
-    """The scores (%) of a pre-trained model on the test split of a corpus, each with its chance level.
+    """The scores (%) of a pre-trained model on the test split, each with its chance level.
 
     naming: the share of the four things of a still that are among the four entities which matching
     ranks first; naming_vtc: which similarity ranks first; pointing: how often the patch to which
@@ -118,7 +118,7 @@ class Crops:
 def teacher_scores(
     prompter: Path, prompts: Path, entities: list[str], corpus: Path, device: torch.device
 ) -> dict[str, float]:
-    """How good (%) the labels of a prompter are on a crop of each test still; see `label_scores`."""
+    """How good (%) a prompter's labels are on a crop of each test still; see `label_scores`."""
     folder = load_prompter(prompter, device)
     crops = Crops.of(corpus, entities, cast(Prompter, folder.model).config.video.grid)
     features = read_prompts(prompts)["image"].to(device)
@@ -194,7 +194,7 @@ def share_named(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
 def pointing(
     model: Alpro, text: Texts, videos: Tensor, things: list[Things], entities: list[str]
 ) -> tuple[float, float]:
-    """How often (%) the best patch of an entity lies in its thing, and how often a random patch does.
+    """How often (%) the best patch of an entity lies in its thing, and how often any patch does.
 
     things: those of each item; videos: the items' tokens (V, 1 + P, D); text: the one that is fused
     with each of them.

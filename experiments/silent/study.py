@@ -1,11 +1,12 @@
-"""Whether prompting entities (PEM) teaches what no caption names: stills of four things, of which captions name one.
+"""Whether prompting entities (PEM) teaches what no caption names, on stills of four things.
 
     python experiments/silent/study.py --seeds 0 1 --out FOLDER
 
-All runs share a start, trained on captions of other stills that name all four things, and a prompter, trained on the
-captions that the student sees. Then every arm (arms.py) is pre-trained with every seed. Each run's scores are those of
-scores.py. The printed table has their means, and the differences to the first arm paired by seed,
-with Student's 95 % intervals over the seeds; they say nothing about other starts and prompters, of which there is one.
+All runs share a start, trained on captions of other stills that name all four things, and a
+prompter, trained on the captions that the student sees. Then every arm (arms.py) is pre-trained
+with every seed. Each run's scores are those of scores.py. The printed table has their means, and
+the differences to the first arm paired by seed, with Student's 95 % intervals over the seeds; they
+say nothing about other starts and prompters, of which there is one.
 
 A study that was stopped continues when it is started again with the same options. Each row, a small
 JSON file in --results, is computed once. --draw: another corpus, start and prompter, so that the
@@ -20,9 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[2])
-)  # for experiments.silent, if this file is the program
+# for experiments.silent, if this file is the program
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scipy.stats import t as student
 
@@ -55,8 +55,8 @@ MODEL = {
         "width": 96,
         "depth": 3,
         "heads": 2,
-    }
-    | {"drop_path": 0.0},
+        "drop_path": 0.0,
+    },
     "text": {
         "width": 96,
         "depth": 4,
@@ -78,10 +78,10 @@ TRAINING = {
     "repeat_images": False,
 }
 PRETRAINING = TRAINING | {"mlm_probability": 0.4, "negative_pool_size": 8}
-START_SEED, PROMPTER_SEED = 100, 0
-Scores = dict[
-    str, dict[int, dict[str, tuple[float, float]]]
-]  # by arm, seed and name: the score, and its chance level
+START_SEED = 100
+PROMPTER_SEED = 0
+# By arm, seed and name: the score, and its chance level.
+Scores = dict[str, dict[int, dict[str, tuple[float, float]]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,43 +126,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def study(options: argparse.Namespace) -> Scores:
-    """Runs what is not finished; returns the scores. Raises InputError if the folder has results of other sizes."""
-    out, resources = options.out, Resources()
+    """Runs what is not finished; returns the scores.
+
+    Raises InputError if the folder has results of other sizes.
+    """
+    out = options.out
+    resources = Resources()
     sizes = {
         key: getattr(options, key)
         for key in ("draw", "named", "stills", "test", "steps", "batch_size")
     }
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "sizes.json").exists() and read_json(out / "sizes.json") != sizes:
-        raise InputError(
-            f"{out}: has results of other sizes, {read_json(out / 'sizes.json')}; choose another --out"
-        )
-    write_json(out / "sizes.json", sizes)
+    check_sizes(out, sizes)
     options.results.mkdir(parents=True, exist_ok=True)
+
     scores: Scores = {arm: {} for arm in options.arms}
-    device, inputs = pick_device(resources.device), dict[str, Path]()
+    device = pick_device(resources.device)
     for seed in options.seeds:
         for name in options.arms:
-            row = (
-                options.results
-                / f"draw-{options.draw}-named-{options.named}-{slug(name)}-{seed}.json"
-            )
+            file = f"draw-{options.draw}-named-{options.named}-{slug(name)}-{seed}.json"
+            row = options.results / file
             if not row.exists() or read_json(row)["sizes"] != sizes:
-                inputs = inputs or shared_inputs(out, sizes, resources)
-                trained = train_arm(name, seed, out, inputs, sizes, resources)
-                entities, prompter = read_entities(inputs["vocabulary"]), ARMS[name].prompter
-                test = entities, inputs["test"], device
-                teacher = teacher_scores(inputs[prompter], inputs[f"prompts of {prompter}"], *test)
-                of_row = scores_of(trained, *test)
+                inputs = shared_inputs(out, sizes, resources)  # made once
+                trained = train_arm(
+                    name, seed, out=out, inputs=inputs, sizes=sizes, resources=resources
+                )
+                entities = read_entities(inputs["vocabulary"])
+                prompter = ARMS[name].prompter
+                teacher = teacher_scores(
+                    inputs[prompter],
+                    inputs[f"prompts of {prompter}"],
+                    entities=entities,
+                    corpus=inputs["test"],
+                    device=device,
+                )
+                of_row = scores_of(trained, entities, inputs["test"], device)
                 write_json(row, {"sizes": sizes, "scores": of_row, "teacher": teacher})
             scores[name][seed] = read_json(row)["scores"]
     return scores
 
 
+def check_sizes(out: Path, sizes: dict[str, Any]) -> None:
+    """Makes the folder and notes its sizes. Raises InputError if it has results of others."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "sizes.json"
+    if file.exists() and read_json(file) != sizes:
+        raise InputError(
+            f"{out}: has results of other sizes, {read_json(file)}; choose another --out"
+        )
+    write_json(file, sizes)
+
+
 def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dict[str, Path]:
-    """The corpora, and what all arms start from: tokenizer, vocabulary, start, and the prompters with
-    their prompts."""
-    test, (start, prompter, _) = sizes["test"], sizes["steps"]
+    """The corpora, and what all arms start from.
+
+    By name: tokenizer, vocabulary, start, and the prompters with their prompts.
+    """
+    test = sizes["test"]
+    start_steps, prompter_steps, _ = sizes["steps"]
 
     def render(folder: Path) -> Outcome:
         write_shards(folder, sizes["stills"], test, test // 5, sizes["named"], seed=sizes["draw"])
@@ -181,21 +201,23 @@ def shared_inputs(out: Path, sizes: dict[str, Any], resources: Resources) -> dic
         out / "tokenizer", train_tokenizer, {"word_pieces": 400}, corpora, resources
     )
     paths["vocabulary"] = stage(out / "vocabulary", build_vocabulary, words, corpora, resources)
+
+    # Name, corpus, steps, seed, further keys of `[train_prompter]`.
     trained: list[tuple[str, str, int, int, dict[str, Any]]] = [
-        ("start", "second", start, START_SEED, {})
-    ]
-    trained += [
-        (name, "first", prompter, PROMPTER_SEED, changes) for name, changes in PROMPTERS.items()
+        ("start", "second", start_steps, START_SEED, {}),
+        *(
+            (name, "first", prompter_steps, PROMPTER_SEED, changes)
+            for name, changes in PROMPTERS.items()
+        ),
     ]
     for name, corpus, steps, seed, changes in trained:
-        phases = [{"corpora": [corpus], "steps": steps}]
-        config = (
-            TRAINING
-            | {"phases": phases, "seed": seed + sizes["draw"], "batch_size": sizes["batch_size"]}
-            | changes
-        )
+        config = TRAINING | changes
+        config["phases"] = [{"corpora": [corpus], "steps": steps}]
+        config["seed"] = seed + sizes["draw"]
+        config["batch_size"] = sizes["batch_size"]
         given = {"tokenizer": paths["tokenizer"], corpus: paths[corpus]}
         paths[name] = stage(out / name, train_prompter, config, given, resources)
+
     for name in PROMPTERS:
         given = {"prompter": paths[name], "vocabulary": paths["vocabulary"]}
         paths[f"prompts of {name}"] = stage(
@@ -212,27 +234,22 @@ def train_arm(
     sizes: dict[str, Any],
     resources: Resources,
 ) -> Path:
-    """The folder of the model of an arm, pre-trained with a seed; that of an arm that it starts from comes first."""
+    """The folder of the model of an arm, pre-trained with a seed, after that of its start."""
     arm = ARMS[name]
-    start = (
-        train_arm(arm.start, seed, out, inputs, sizes, resources)
-        if arm.start in ARMS
-        else inputs[arm.start]
-    )
+    start = inputs.get(arm.start)
+    if arm.start in ARMS:
+        start = train_arm(arm.start, seed, out=out, inputs=inputs, sizes=sizes, resources=resources)
+
     values = PRETRAINING | arm.changes
-    values |= {
-        "phases": [{"corpora": ["first"], "steps": sizes["steps"][2]}],
-        "batch_size": sizes["batch_size"],
-    }
-    values |= {"seed": seed, "start": str(start / "model")}
+    values["phases"] = [{"corpora": ["first"], "steps": sizes["steps"][2]}]
+    values["batch_size"] = sizes["batch_size"]
+    values["seed"] = seed
+    values["start"] = f"{start}/model"
     config = pretrain.Config.model_validate(values)
-    given = pretrain.Inputs(
-        tokenizer=inputs["tokenizer"],
-        vocabulary=inputs["vocabulary"],
-        prompter=inputs[arm.prompter],
-        prompts=inputs[f"prompts of {arm.prompter}"],
-        corpora={"first": inputs["first"]},
-    )
+
+    given = {key: inputs[key] for key in ("first", "tokenizer", "vocabulary")}
+    given["prompter"] = inputs[arm.prompter]
+    given["prompts"] = inputs[f"prompts of {arm.prompter}"]
     folder = out / "runs" / f"{slug(name)}-{seed}"
     return once(folder, lambda folder: pretrain_arm(arm, config, given, folder, resources))
 
@@ -252,7 +269,7 @@ def stage(
 
 
 def once(folder: Path, work: Callable[[Path], Outcome]) -> Path:
-    """The folder, in which `work` has written its result. outcome.json, the last file, says that it is complete."""
+    """The folder with the result of `work`. outcome.json, the last file, marks it as complete."""
     if not (folder / "outcome.json").exists():
         print(f"{folder.name} ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,25 +278,26 @@ def once(folder: Path, work: Callable[[Path], Outcome]) -> Path:
 
 
 def table(scores: Scores) -> str:
-    """Lines with the mean of each score of each arm, and its difference to the first arm paired by seed."""
+    """Lines with the mean of each score of each arm, and its difference to the first arm."""
     base = next(iter(scores))
+    names: dict[str, None] = {}
+    for runs in scores.values():
+        for run in runs.values():
+            names |= dict.fromkeys(run)
+
     lines = [f"{'score':12} {'arm':14} {'mean':>14} {'to ' + base:>16}  each seed, chance"]
-    for name in dict.fromkeys(
-        name for runs in scores.values() for run in runs.values() for name in run
-    ):
+    for name in names:
+        of_base = {seed: run[name][0] for seed, run in scores[base].items() if name in run}
         for arm, runs in scores.items():
             values = {seed: run[name][0] for seed, run in runs.items() if name in run}
             if not values:
                 continue
-            of_base = {seed: run[name][0] for seed, run in scores[base].items() if name in run}
-            pairs = [value - of_base[seed] for seed, value in values.items() if seed in of_base]
-            cells = (
-                plus_minus([*values.values()]),
-                plus_minus(pairs, "+") if pairs and arm != base else "",
-            )
+            gains = [value - of_base[seed] for seed, value in values.items() if seed in of_base]
+            mean = plus_minus([*values.values()])
+            gain = plus_minus(gains, "+") if gains and arm != base else ""
             each = " ".join(f"{value:.1f}" for value in values.values())
             chance = statistics.mean(run[name][1] for run in runs.values() if name in run)
-            lines.append(f"{name:12} {arm:14} {cells[0]:>14} {cells[1]:>16}  {each}, {chance:.1f}")
+            lines.append(f"{name:12} {arm:14} {mean:>14} {gain:>16}  {each}, {chance:.1f}")
     return "\n".join(lines)
 
 
