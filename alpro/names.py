@@ -20,6 +20,7 @@ from alpro.errors import InputError
 from alpro.log import log
 
 RUNS = "runs.jsonl"
+INDEXES = "indexes.txt"  # folders, a line each
 STAGE_NAME = re.compile(
     r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?(@(?P<mark>[0-9a-f]+))?"
 )
@@ -56,6 +57,28 @@ def record_run(
         file.seek(max(0, size - 1))
         cut = file.read(1) not in (b"", b"\n")  # by a power failure
         file.write(("\n" * cut + text).encode())
+
+
+def record_index(workspace: Path, index: Path) -> None:
+    """Notes an index, so that the model that embedded its videos is not removed as unused."""
+    file = workspace / INDEXES
+    line = str(index.resolve())
+    if workspace.is_dir() and line not in index_lines(file):
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(f"{line}\n")
+
+
+def index_folders(workspace: Path) -> list[Path]:
+    """The indexes that are known: those that were noted, and those in the workspace, beside it and in the current
+    folder."""
+    places = {workspace.resolve(), workspace.resolve().parent, Path.cwd()}
+    beside = {file.parent for place in places for file in place.glob("*/index.json")}
+    noted = {Path(line) for line in index_lines(workspace / INDEXES)}
+    return sorted(beside | {folder for folder in noted if (folder / "index.json").is_file()})
+
+
+def index_lines(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines() if file.is_file() else []
 
 
 def find_artifact(name: str | Path, workspace: Path) -> Artifact:
@@ -141,8 +164,8 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
             by_fingerprint[mark] for mark in run["artifacts"].values() if mark in by_fingerprint
         ]
         if found:
-            # Lines are in order, also where the clock went back.
-            latest = max(latest, run["at"])
+            # Lines are in order, and no artifact is newer than its use, also where the clock went back.
+            latest = max(latest, run["at"], *(built_at(record) for _, record in found))
             changes = len(run["changes"])
             logged.append(Use(latest, config_name(run["config"]), changes, tuple(found)))
 
@@ -158,14 +181,17 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
 
 def use_of_records(found: tuple[Artifact, ...]) -> Use:
     """The use of artifacts by the command that their records name."""
-    runs = [record.get("run", {}) for _, record in found]
-    arguments = runs[0].get("arguments") or {}
+    arguments = found[0][1].get("run", {}).get("arguments") or {}
     return Use(
-        at=max(run.get("at", "") for run in runs),
+        at=max(built_at(record) for _, record in found),
         config=config_name(arguments.get("config", "")),
         changes=len(arguments.get("changes", ())),
         found=found,
     )
+
+
+def built_at(record: Record) -> str:
+    return record.get("run", {}).get("at", "")
 
 
 def logged_runs(workspace: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ index.json does not name is deleted before any other change. rejects.parquet has
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder, write_json
 from alpro.inference.clips import is_file
@@ -192,6 +193,21 @@ def read_about(folder: Path) -> About:
     except ValueError as error:  # pydantic's, or not UTF-8
         line = str(error).splitlines()[0]
         raise InputError(f"{file}: cannot be read: {line}; {WHAT_TO_DO}") from error
+
+
+def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:
+    """The fingerprints of the artifacts whose models embedded the videos of indexes. A folder that is no index has
+    none."""
+    found = set()
+    for folder in folders:
+        try:
+            model = Path(read_about(folder).model)
+        except InputError:
+            continue
+        artifact = model.parent if model.name == "model" else model
+        if record := read_record(artifact):
+            found.add(record["fingerprint"])
+    return found
 
 
 def read_part(file: Path, schema: pa.Schema) -> pa.Table:

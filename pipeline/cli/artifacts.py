@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from alpro.errors import InputError
-from alpro.names import find_artifact
+from alpro.names import config_name, find_artifact, index_folders, kept_by_name
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
@@ -19,9 +19,11 @@ from alpro.pipeline.cli.options import (
     Json,
     TrackingUri,
     Workspace,
+    Yes,
     print_json,
     toml_text,
 )
+from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.artifacts import Store
@@ -60,21 +62,27 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
     built_from = store_of(workspace).lineage(record)
-    command, run = shlex.join(command_of(record)), record["run"]
-    print(f"{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
-    print(f"built {run['at']}, commit {run.get('commit')}, MLflow run {run.get('mlflow_run')}\n")
-    shown = ("files", "counts", "metrics", "config", "versions")
-    print(toml_text({key: record[key] for key in shown if record[key]}))
+    run = record["run"]
+    commit = run.get("commit") or "unknown"
+    if command := shlex.join(command_of(record)):
+        print(f"{command}\n  in the folder {run['arguments'].get('folder', '')}", end="")
+        print(f", at commit {commit.removesuffix('+')}", end="")
+        print(", which lacks changes of the checkout" if commit.endswith("+") else "")
+
+    print(f"\n{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
+    print(f"built {run['at']}, MLflow run {run.get('mlflow_run')}")
+    if score := score_of(record):
+        print(f"score: {score}")
     if built_from:
-        print("it and what it was built from")
+        print("\nit and what it was built from")
         print_artifacts(built_from)
-    if command:
-        commit, place = run.get("commit") or "unknown", run["arguments"].get("folder", "")
-        print(
-            f"\nTo build it again, at commit {commit.removesuffix('+')}, in the folder {place}:\n  {command}"
-        )
-        if commit.endswith("+"):
-            print("The checkout had changes that are not in this commit.")
+
+    # An evaluation's counts are the queries of each score, which `compare` and the report show.
+    keys = ["config", "files", "metrics", "counts", "versions"]
+    if record["stage"] in EVALUATIONS:
+        keys.remove("counts")
+    print()
+    print(toml_text({key: record[key] for key in keys if record[key]}), end="")
 
 
 def command_of(record: Record) -> list[str]:
@@ -113,33 +121,69 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
 @group.command(name="rm")
 def remove_artifacts(
-    artifact: Artifact, /, *more: Artifact, workspace: Workspace = WORKSPACE
+    artifact: Artifact, /, *more: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """Remove artifacts, or what an interrupted stage left."""
-    store, folders = store_of(workspace), dict[Path, None]()
+    """Remove artifacts, or what an interrupted stage left. Asks before it does.
+
+    Args:
+        yes: Remove them without a question.
+    """
+    store = store_of(workspace)
     interrupted = store.unfinished()
+    folders = dict[Path, None]()
     for name in (artifact, *more):
         named = [folder for folder in interrupted if name in (folder.name, str(folder))]
         folders[named[0] if named else find_artifact(name, workspace)[0]] = None
+
+    print_dependents(store, list(folders))
+    confirm(f"remove {', '.join(map(str, folders))}?", yes)
     store.remove(folders)
     print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
+def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
+    """Prints the names of the artifacts that were built from some that are about to be removed."""
+    removed = {folder.resolve() for folder in folders}
+    built = []
+    for folder, record in store.all():
+        sources = {source.resolve() for source, _ in store.lineage(record)[:-1]}
+        if folder.resolve() not in removed and sources & removed:
+            built.append(f"{record['name']} {record['fingerprint'][:8]}")
+    if built:
+        print(f"{len(built)} artifacts were built from it and stay: {', '.join(built)}")
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Asks at a terminal whether to go on. Raises InputError if the answer is no, and where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin or not sys.stdin.isatty():
+        raise InputError(f"{question} Add --yes")
+    answer = input(f"{question} [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise InputError("nothing was removed")
+
+
 @group.command(name="gc")
 def collect_garbage(
-    *artifacts: Artifact, yes: bool = False, workspace: Workspace = WORKSPACE
+    *artifacts: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """List the artifacts that the newest one of each name, or those that are named, were not built from.
+    """List the artifacts that nothing which is in use was built from.
 
-    What interrupted stages left, and links to other places, are only listed.
+    In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the models of indexes and
+    of MLflow's registry. What interrupted stages left, and links to other places, are only listed.
 
     Args:
         yes: Remove them.
     """
+    from alpro.inference.index import indexed_fingerprints
+
     store = store_of(workspace)
-    unused = store.unreachable(
-        [find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts]
-    )
+    named = {find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts}
+    kept = named or kept_by_name(workspace)
+    kept |= indexed_fingerprints(index_folders(workspace))
+    kept |= registered(workspace)
+    unused = store.unreachable(kept)
     chosen = [(folder, record) for folder, record in unused if not store.is_elsewhere(folder)]
     for folder, _ in unused:
         if store.is_elsewhere(folder):
@@ -155,6 +199,16 @@ def collect_garbage(
     if yes:
         store.remove([folder for folder, _ in chosen])
     print("removed" if yes else "add --yes to remove them")
+
+
+def registered(workspace: Path) -> set[str]:
+    """The fingerprints of the models in the registry of a workspace's MLflow store, if it has one."""
+    database = workspace.resolve() / "mlflow.db"
+    if not database.is_file():
+        return set()
+    from alpro.pipeline.tracking.registry import registered_fingerprints
+
+    return registered_fingerprints(f"sqlite:///{database}")
 
 
 @group.command(name="log")
@@ -191,14 +245,9 @@ def log_artifacts(
 
 @group.command(name="compare")
 def compare_artifacts(
-    first: Artifact,
-    second: Artifact,
-    /,
-    *more: Artifact,
-    out: File | None = None,
-    workspace: Workspace = WORKSPACE,
+    *artifacts: Artifact, out: File | None = None, workspace: Workspace = WORKSPACE
 ) -> None:
-    """Compare evaluations score by score.
+    """Compare evaluations score by score; by default the last two.
 
     Prints what differs in configuration, data, code and versions, and for each score that they have over the same
     queries the values, the difference of each to the first, its 95 % paired bootstrap interval, and the p value of a
@@ -207,16 +256,41 @@ def compare_artifacts(
     Args:
         out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
     """
-    from alpro.pipeline.reports.page import compared_runs, write_page
+    from alpro.pipeline.reports.page import compared_runs, comparison_page
     from alpro.pipeline.reports.terminal import print_table
 
-    artifacts = [find_artifact(name, workspace) for name in (first, second, *more)]
-    tables = compared_runs(store_of(workspace), artifacts)
-    for table in tables:
+    if len(artifacts) == 1:
+        raise InputError(f"{artifacts[0]}: name two or more, or none for the last two evaluations")
+    found = [find_artifact(name, workspace) for name in artifacts] or last_two(workspace)
+    fingerprints = [record["fingerprint"] for _, record in found]
+    for (_, record), count in zip(found, map(fingerprints.count, fingerprints), strict=True):
+        if count > 1:
+            raise InputError(
+                f"{record['name']} {record['fingerprint'][:8]}: the same artifact twice; name two different ones, or "
+                "none for the last two evaluations"
+            )
+    compared = compared_runs(store_of(workspace), found)
+    for table in compared.tables:
         print_table(table)
-    names = [folder.name[:8] for folder, _ in artifacts]
+    for sentence in compared.verdicts:
+        print(sentence)
+    names = [folder.name[:8] for folder, _ in found]
     page = out or workspace / "reports" / f"compare-{'-'.join(names)}.html"
-    print(f"page: {write_page(page, ' and '.join(names), tables=tables)}", file=sys.stderr)
+    print(f"page: {comparison_page(page, compared)}", file=sys.stderr)
+
+
+def last_two(workspace: Path) -> list[tuple[Path, Record]]:
+    """The last two evaluations of the same stage, the older first. Raises InputError if there are not two."""
+    found = [
+        (folder, record)
+        for folder, record in store_of(workspace).all()
+        if record["stage"] in EVALUATIONS
+    ]
+    for stage in dict.fromkeys(record["stage"] for _, record in reversed(found)):
+        same = [(folder, record) for folder, record in found if record["stage"] == stage]
+        if len(same) > 1:
+            return same[-2:]
+    raise InputError(f"{workspace / 'artifacts'}: no two evaluations of one stage to compare")
 
 
 def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
@@ -225,20 +299,53 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
     from alpro.pipeline.store.checksums import size_of
 
     sizes = [size_of(folder) for folder, _ in found]
-    print_rows(
-        [
+    lines = []
+    for (_, record), size in zip(found, sizes, strict=True):
+        inputs = (
+            f"{name} {source['fingerprint'][:8]}" for name, source in record["inputs"].items()
+        )
+        lines.append(
             {
                 "fingerprint": record["fingerprint"][:16],
                 "name": record["name"],
                 "built": record["run"]["at"][:16].replace("T", " "),
                 "seconds": round(record["run"]["seconds"]),
                 "MB": f"{size / 1e6:,.1f}",
-                "inputs": ", ".join(
-                    f"{name} {source['fingerprint'][:8]}"
-                    for name, source in record["inputs"].items()
-                ),
+                "score": score_of(record),
+                "changes": changes_of(record),
+                "inputs": ", ".join(inputs),
             }
-            for (_, record), size in zip(found, sizes, strict=True)
-        ]
-    )
+        )
+    print_rows(lines)
     print(f"{len(found)} artifacts, {sum(sizes) / 1e6:,.1f} MB")
+
+
+def changes_of(record: Record) -> str:
+    """The configuration of the run that built an artifact, with what was changed."""
+    arguments = record["run"].get("arguments") or {}
+    changes = arguments.get("changes", ())
+    return " ".join([config_name(arguments.get("config", "")), *changes]).strip()
+
+
+def score_of(record: Record) -> str:
+    """The score of an artifact that a person looks at first: of an evaluation on its split, of a training on the
+    validation split; empty without one."""
+    from alpro.pipeline.reports.results import HEADLINES, VALIDATION_SCORES
+
+    metrics = record["metrics"]
+    evaluated = (
+        {name.partition("/")[2]: value for name, value in metrics.items()}
+        if record["stage"] in EVALUATIONS
+        else {}
+    )
+    shown = [
+        f"{short.replace('_', ' ')} {evaluated[name]:.1f}"
+        for short, name in HEADLINES.items()
+        if name in evaluated
+    ]
+    validated = [
+        f"{short} {metrics[name]:.1f}"
+        for name, short in VALIDATION_SCORES.items()
+        if name in metrics and record["stage"] not in EVALUATIONS
+    ]
+    return ", ".join(shown[:2] or validated[:1])

@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 
 from alpro.errors import InputError
 from alpro.log import printable
+from alpro.names import record_index
 from alpro.pipeline.cli.options import Count, File, Json, Models, print_json
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def add_to_index(
 
     rejected: list[str] = []
     counts = add_videos(index, models.load(folder), about, found, rejected.append)
+    record_index(models.workspace, index)
 
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import json as json_format
 import os
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from alpro.pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.shards.storage import Location
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
@@ -316,20 +318,48 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
+    folder = models.folder(model)
+    other = models.folder(baseline) if baseline else None
+    scored = Scored(model, folder, baseline, other)
+    score_models(scored, models.videos(data), split, out=out, json=json, models=models)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model with the name that a person gave it, and the one that it is compared with, if any."""
+
+    name: str
+    folder: Path
+    baseline: str = ""
+    baseline_folder: Path | None = None
+
+
+def score_models(
+    scored: Scored,
+    data: "Location",
+    split: str = "test",
+    *,
+    out: Path | None = None,
+    json: bool = False,
+    models: Models,
+) -> None:
+    """Scores one model, or two over the same videos, and prints which is better."""
     from alpro.inference.find import find_prompter
     from alpro.models.clip_prompter import ClipFolder
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
+    from alpro.pipeline.reports.verdict import decisive, verdict_of
     from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
 
-    folder = models.folder(model)
-    other = models.folder(baseline) if baseline else None
-    items, what = labeled(models.videos(data), split, [folder, other] if other else [folder])
+    folder, other = scored.folder, scored.baseline_folder
+    items, what = labeled(data, split, [folder, other] if other else [folder])
     prompter, prompts = find_prompter(folder, follow=True)
-    loaded, theirs = models.load(folder), models.load(other) if other else None
+    loaded = models.load(folder)
+    theirs = models.load(other) if other else None
     log.info(f"{len(items):,} videos ({what})")
     naming = loaded if prompter == folder else models.load(prompter, prompts)
+
     with TemporaryDirectory() as temporary:
         place = out or Path(temporary)
         try:
@@ -339,26 +369,39 @@ def evaluate(
         results, decoded, threshold = evaluate(
             loaded, items, split, place, naming if prompts else None
         )
-        runs, compared = {"score": results.rows}, Comparison([], {}, 0)
-        if other and theirs:
+        runs = {scored.name if other else "score": results.rows}
+        compared = Comparison([], {}, 0)
+        if theirs:
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
             rival, *_ = evaluate(theirs, decoded, split, place / "baseline")
             averaged = ", frames averaged" if isinstance(theirs.folder, ClipFolder) else ""
-            runs = {f"{other.name}{averaged}": rival.rows, "model": results.rows}
+            head = f"{scored.baseline}{averaged}"
+            head += " (baseline)" if head == scored.name else ""
+            runs = {head: rival.rows, **runs}
             compared = compare(place / "baseline", place)
+
+    marked = decisive(row["name"] for row, _ in compared.scores)
+    sentence = verdict_of(scored.baseline, scored.name, compared)
     if json:
         values: dict[str, Any] = {"results": results.rows, "baseline": rival.rows if other else []}
         values["differences"] = {
             row["name"]: difference._asdict() for row, difference in compared.scores
         }
-        print(
-            json_format.dumps(
-                values | {"nothing_below": vars(threshold) if threshold else None}, indent=1
-            )
-        )
+        values["verdict"] = sentence
+        values["nothing_below"] = vars(threshold) if threshold else None
+        print(json_format.dumps(values, indent=1))
         return
-    for table in tables(runs, [compared] if other else ()):
+
+    for table in tables(runs, [compared] if other else (), marked):
         print_table(table)
     if threshold:
-        line = f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts"
-        print(f"{line}, and accepts {threshold.accepted:.0%} of them if their videos are left out")
+        texts = next(row["items"] for row in results.rows if row["name"] == "similarity/t2v/R1")
+        if threshold.separates(texts):
+            print(
+                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts, and "
+                f"accepts {threshold.accepted:.0%} of them if their videos are left out"
+            )
+        else:
+            print("--nothing-below: no similarity separates right from wrong here; leave it out")
+    if sentence:
+        print(sentence)

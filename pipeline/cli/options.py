@@ -48,6 +48,7 @@ TrackingUri = Annotated[
     str, Parameter(help="An MLflow server; by default a file in the workspace.")
 ]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
+Yes = Annotated[bool, Parameter(help="Remove without a question.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")

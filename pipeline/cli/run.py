@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.errors import InputError
 from alpro.log import log
-from alpro.names import record_run
-from alpro.pipeline.cli.model import evaluate
+from alpro.names import config_name, record_run
+from alpro.pipeline.cli.model import Scored, score_models
 from alpro.pipeline.cli.options import Models, RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES
 
@@ -80,15 +80,24 @@ def run(
         folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES
     ]
     if compares and prompter and corpora and not options.json:
+        models = Models(workspace=options.workspace)
         try:
-            evaluate(
-                folders[stage],
-                corpora[0],
-                baseline=prompter.clip,
-                models=Models(workspace=options.workspace),
+            scored = Scored(
+                f"{config_name(config)}/{stage}",
+                models.folder(folders[stage]),
+                clip_as_typed(changes, prompter.clip),
+                models.folder(prompter.clip),
             )
+            score_models(scored, Path(corpora[0]), models=models)
         except InputError as error:  # the training has ended well
             log.info(f"not compared with the CLIP: {error}")
+
+
+def clip_as_typed(changes: list[str], clip: str) -> str:
+    """The CLIP as a person named it with --set, and not as an absolute path."""
+    prefix = "train_prompter.clip="
+    typed = [change.removeprefix(prefix) for change in changes if change.startswith(prefix)]
+    return typed[-1].strip("\"'") if typed else clip
 
 
 def study(

@@ -27,10 +27,11 @@ from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
+from alpro.pipeline.reports.results import VALIDATION_SCORES
 from alpro.pipeline.reports.summary import summary
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import first_line, git_commit, stage_title, status_after
-from alpro.pipeline.tracking.tracker import VALIDATED, Tracker
+from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
@@ -96,7 +97,6 @@ class PipelineRun:
         artifacts = list(self.artifacts.values())
         fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
         record_run(self.workspace, self.arguments, fingerprints)
-        report = write_report(report_file(self.workspace, self.plan), about, artifacts)
 
         page = self.tracker.address(self.run)
         links = {"MLflow": page, "report": f"{page}/artifacts" if page else ""}
@@ -104,6 +104,12 @@ class PipelineRun:
         flow_run = context.flow_run if context and not at_terminal() else None
         if flow_run:  # the server of a command ends with it
             links["Prefect"] = url_for("flow-run", flow_run.id) or ""
+        # The page does not link itself. The server of a store that is a file is that of `alpro ui`.
+        local = f"http://127.0.0.1:5000/#/experiments/{self.tracker.experiment}/runs/{self.run}"
+        shown = [("MLflow: curves and parameters", page)] if page else []
+        shown += [("MLflow, while `alpro ui` runs", local)] if self.run and not page else []
+        shown += [("Prefect: times and logs", links["Prefect"])] if links.get("Prefect") else []
+        report = write_report(report_file(self.workspace, self.plan), about, artifacts, shown)
         text = f"{summary(about, artifacts, links)}\nReport: `{report}`\n"
         self.tracker.log_pipeline(
             self.run, artifacts, [report, report.with_suffix(".json")], description=text
@@ -258,7 +264,7 @@ def done_line(step: Step, record: dict[str, Any]) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
     scores = [
         f", {name} {record['metrics'][key]:.1f} %"
-        for key, name in VALIDATED.items()
+        for key, name in VALIDATION_SCORES.items()
         if key in record["metrics"]
     ]
     return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"

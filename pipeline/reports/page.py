@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -14,13 +15,23 @@ from alpro.artifact import Record, flatten, read_results
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.pipeline.plan.dag import Planned, required
+from alpro.pipeline.reports.charts import (
+    Bars,
+    calibrations,
+    difference_bars,
+    learning_curves,
+    score_bars,
+)
 from alpro.pipeline.reports.results import Table, data_table, main_table, rows, tables
+from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.controls import CONTROLS
 
 MISSING = "-"
+RUNS_BEFORE = 8  # that a page links
+Link = tuple[str, str]  # its text and its address
 KINDS = ("configuration", "data", "code", "version")  # of what decides a result, and may differ
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 # What the pictures of the stages show, by the name of the file.
@@ -40,11 +51,15 @@ def report_file(root: Path, plan: Planned) -> Path:
 
 
 def write_report(
-    path: Path, run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]
+    path: Path,
+    run: Mapping[str, Any],
+    artifacts: Sequence[tuple[Path, Record]],
+    links: Sequence[Link] = (),
 ) -> Path:
     """Writes the page of a run, and its summary beside it.
 
-    artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
+    artifacts: of the steps that ran or were cached, in order; all steps unless the run failed. links: to the pages of
+    this run elsewhere.
     """
     found, records = (
         rows(artifacts),
@@ -99,14 +114,23 @@ def write_report(
             "Run", ["", ""], [[label, text] for label, text in facts.items() if text], texts=True
         ),
     ]
+    chart = score_bars(found)
+    sentence = fine_tuned_verdict(artifacts)
     write_page(
         path,
         run["title"],
         state=run["state"],
         reason=run["reason"],
+        verdicts=[sentence] if sentence else [],
+        bars=[chart] if chart else [],
         tables=first,
+        curves=learning_curves(artifacts),
+        calibrations=calibrations(artifacts),
         pictures=pictures,
         last=last,
+        links=[*links, *runs_before(path, run)],
+        # What explains a run that did not finish is not folded; of warnings, what a screen has room for.
+        opened=["Stages"] * (run["state"] != FINISHED) + ["Warnings"] * (len(warnings) <= 4),
     )
     write_json(path.with_suffix(".json"), run)
     return path
@@ -118,7 +142,11 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
     environment = Environment(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template("page.html.jinja").render(title=title, **values)
+    environment.globals["anchor"] = anchor
+    values = {"tables": (), "last": (), "opened": ()} | values
+    page = environment.get_template("page.html.jinja").render(
+        title=title, contents=contents_of(values), **values
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -126,6 +154,40 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     return path
+
+
+def contents_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """The sections of a page in order, each with its anchor."""
+    tables = [table.title for table in values["tables"] if table and table.lines]
+    names = [*tables]
+    names += ["Learning curves"] if values.get("curves") else []
+    names += ["Calibration"] if values.get("calibrations") else []
+    names += values.get("pictures") or ()
+    names += [table.title for table in values["last"] if table and table.lines]
+    names += ["Links"] if values.get("links") else []
+    return {name: anchor(name) for name in names}
+
+
+def anchor(title: str) -> str:
+    """The name of a section in an address.
+
+    >>> anchor("What the controls show")
+    'what-the-controls-show'
+    """
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+def runs_before(path: Path, run: Mapping[str, Any]) -> list[Link]:
+    """Links to the pages of the last runs of the same configuration in the folder of a page, the newest first."""
+    found = []
+    for file in path.parent.glob("*.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # no summary of a run
+            other = read_json(file)
+            same = other["name"] == run["name"] and other["started"] < run["started"]
+            if same and file.stem != path.stem and file.with_suffix(".html").is_file():
+                text = f"{other['started'][:16].replace('T', ' ')}: {other['title']} ({other['state']})"
+                found.append((other["started"], (text, f"{quote(file.stem)}.html")))
+    return [link for _, link in sorted(found, reverse=True)[:RUNS_BEFORE]]
 
 
 def stage_pictures(folder: Path) -> list[tuple[str, str]]:
@@ -153,7 +215,16 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
     return wanted if all(map(store.find, wanted)) else []
 
 
-def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> list[Table]:
+class Compared(NamedTuple):
+    """Runs side by side: the tables, a sentence on each of the others, and the charts of their differences."""
+
+    title: str
+    tables: list[Table]
+    verdicts: list[str]
+    bars: list[Bars]
+
+
+def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> Compared:
     """Compares artifacts of evaluations, the first with each of the others. Raises InputError as `compare` does."""
     names = [folder.name[:8] for folder, _ in artifacts]
     repeated = [name for name in names if names.count(name) > 1]
@@ -166,7 +237,29 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> lis
     )
     shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
     results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
-    return shown + tables(results, compared)
+
+    pairs = list(zip(names[1:], compared, strict=True))
+    verdicts = [verdict_of(names[0], name, one) for name, one in pairs]
+    charts = [difference_bars(names[0], name, one) for name, one in pairs]
+    marked = decisive(row["name"] for one in compared for row, _ in one.scores)
+    return Compared(
+        title=" and ".join(names),
+        tables=shown + tables(results, compared, marked),
+        verdicts=[sentence for sentence in verdicts if sentence],
+        bars=[chart for chart in charts if chart],
+    )
+
+
+def comparison_page(path: Path, compared: Compared) -> Path:
+    """Writes the page of runs side by side."""
+    return write_page(
+        path,
+        compared.title,
+        verdicts=compared.verdicts,
+        bars=compared.bars,
+        tables=compared.tables,
+        opened=["What differs"],
+    )
 
 
 def differences(runs: Sequence[Sequence[Record]]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from alpro.stages.evaluation.comparison import Comparison
 
 Rows = list[dict[str, Any]]  # of results.json
 FEW_VIDEOS = 100
+MARK = " ←"  # beside the score that counts
 # The scores that a person looks at first, by the short names under which MLflow has them, with their names in results.
 HEADLINES = {
     "R1": "retrieval_vtc/t2v/R1",  # by similarity, as `alpro search` ranks
@@ -24,6 +25,12 @@ HEADLINES = {
     "R1_zero_shot": "zero_shot_vtc/t2v/R1",
     "R10": "retrieval_vtc/t2v/R10",
     "entities": "entities/acc",
+}
+# What a training reaches on the validation split, by the names of its metrics.
+VALIDATION_SCORES = {
+    "validation/t2v/R1": "validation R@1",
+    "validation/qa/acc": "validation accuracy",
+    "validation/vtc/t2v/R1": "validation R@1",
 }
 # The scores that a run prints at its end: on one screen, beside what a single frame or the text alone reaches.
 PRINTED = (
@@ -68,11 +75,13 @@ def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
     return list({row["name"]: row for folder in folders for row in read_results(folder)}.values())
 
 
-def tables(runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> list[Table]:
+def tables(
+    runs: Mapping[str, Rows], compared: Sequence[Comparison] = (), marked: str = ""
+) -> list[Table]:
     """A table for each kind of score, with a line for each score.
 
     runs: rows by the head of their column. compared: the comparison of the first run with each of the others, for
-    columns of differences and p values; a score over other queries has none.
+    columns of differences and p values; a score over other queries has none. marked: the name of the score that counts.
     """
     groups: dict[str, Rows] = {table: [] for table in TITLES}
     merged: dict[str, dict[str, Any]] = {}
@@ -80,16 +89,21 @@ def tables(runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()) -> lis
         if merged.setdefault(row["name"], row) is row:  # the first run that has it
             groups.setdefault(row["table"], []).append(row)
     return [
-        score_table(TITLES.get(group, group.capitalize()), shown, runs, compared)
+        score_table(TITLES.get(group, group.capitalize()), shown, runs, compared, marked)
         for group, shown in groups.items()
         if shown
     ]
 
 
 def score_table(
-    title: str, shown: Rows, runs: Mapping[str, Rows], compared: Sequence[Comparison] = ()
+    title: str,
+    shown: Rows,
+    runs: Mapping[str, Rows],
+    compared: Sequence[Comparison] = (),
+    marked: str = "",
 ) -> Table:
-    """The scores `shown`, a line each: the value in each run, differences, the chance level, the number of queries."""
+    """The scores `shown`, a line each: the value in each run, differences, the chance level, the number of queries. The
+    line of the score `marked` has an arrow."""
     by_run = [{row["name"]: row for row in of_run} for of_run in runs.values()]
     differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
     lines = []
@@ -103,7 +117,7 @@ def score_table(
         lines.append(
             [
                 row["what"],
-                metric_text(row),
+                metric_text(row) + MARK * (row["name"] == marked),
                 *cells,
                 number_text(row["chance"], row["unit"]),
                 str(row["items"]),
@@ -119,7 +133,8 @@ def score_table(
         shown[0]["baseline"] or "chance",
         "items",
     ]
-    notes = note_of(shown), comparison_note(list(others), compared)
+    counts = "← the score that counts." * any(row["name"] == marked for row in shown)
+    notes = counts, note_of(shown), comparison_note(list(others), compared)
     return Table(title, heads, lines, "\n".join(filter(None, notes)))
 
 

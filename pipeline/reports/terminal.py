@@ -7,6 +7,7 @@ from typing import Any
 
 from alpro.artifact import read_record
 from alpro.pipeline.reports.results import Table, main_table, rows
+from alpro.pipeline.reports.verdict import fine_tuned_verdict
 
 
 def print_results(
@@ -31,6 +32,8 @@ def print_results(
         return
     if table := main_table(found):
         print_table(table, title=False)
+        if sentence := fine_tuned_verdict(artifacts):
+            print(sentence)
     elif artifacts:
         folder, record = artifacts[-1]
         print(f"{record['name']}: {folder}")

@@ -95,6 +95,15 @@ def registered_folder(uri: str, name: str) -> Path:
     return folder / data
 
 
+def registered_fingerprints(uri: str) -> set[str]:
+    """The fingerprints of the artifacts whose models are in the registry of a store."""
+    try:
+        versions = MlflowClient(uri).search_model_versions()
+    except Exception as error:
+        raise unusable(uri, error) from error
+    return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
+
+
 class ServedModel:
     """What `mlflow.pyfunc.load_model` returns the predictions of."""
 

@@ -37,7 +37,7 @@ from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.locks import acquire
 from alpro.log import log
-from alpro.pipeline.reports.results import HEADLINES
+from alpro.pipeline.reports.results import HEADLINES, VALIDATION_SCORES
 from alpro.pipeline.tracking.contents import (
     common_tags,
     datasets_of,
@@ -90,8 +90,6 @@ SCORED = {
     "QA": "qa",
     "entities": "prompter",
 }
-VALIDATED = {"validation/t2v/R1": "validation R@1", "validation/qa/acc": "validation accuracy"}
-VALIDATED |= {"validation/vtc/t2v/R1": "validation R@1"}
 
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
@@ -319,7 +317,7 @@ class Tracker:
         else:
             if STAGES[stage] == "training" and (folder / "model").is_dir():
                 model = self._model(run, folder, record, step)
-                validated = [key for key in VALIDATED if key in numbers]
+                validated = [key for key in VALIDATION_SCORES if key in numbers]
                 self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
             numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
         numbers["seconds"] = record["run"].get("seconds", 0.0)

@@ -1,5 +1,6 @@
 """`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,6 +163,11 @@ class Threshold:
     similarity: float
     missed: float
     accepted: float
+
+    def separates(self, texts: int) -> bool:
+        """Whether it separates right from wrong better than chance would for so many texts: two samples of n values
+        from one distribution are apart by more than 1.36 sqrt(2 / n) in 5 of 100 cases (Kolmogorov-Smirnov)."""
+        return 1 - self.missed - self.accepted > 1.36 * math.sqrt(2 / texts)
 
     @classmethod
     def of(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":

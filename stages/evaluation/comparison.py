@@ -64,6 +64,21 @@ def compare(a: Path, b: Path) -> Comparison:
     return Comparison(scores, other_queries, len(first.keys() ^ second.keys()))
 
 
+def compare_scores(
+    a: Path, first: str, b: Path, second: str
+) -> tuple[dict[str, Any], PairedDifference] | None:
+    """Compares one score of an evaluation with a score of another name, as `compare` does: the row of the second, and
+    the difference. None if one of them is not there, or if they have other queries."""
+    ours, theirs = values_of(a).get(first), values_of(b).get(second)
+    if ours is None or theirs is None or ours.keys() != theirs.keys():
+        return None
+    row = next(row for row in read_json(b / "results.json") if row["name"] == second)
+    videos = np.array([video for video, _, _ in ours], object)
+    before = np.array(list(ours.values()))
+    after = np.array([theirs[query] for query in ours])
+    return row, paired_difference(before, after, videos, row["statistic"])
+
+
 def values_of(folder: Path) -> dict[str, Values]:
     """The values of the queries of each score. Raises InputError if the folder has none."""
     if not (folder / SCORES).is_file():

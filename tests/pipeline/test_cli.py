@@ -119,10 +119,10 @@ MISTAKES = {
         "run --data {tmp}/fifo",
         "run --config {tmp}/fifo",
     ],
-    "artifacts/pretrain/ab": ["artifacts rm ab --workspace {tmp}"],
+    "artifacts/pretrain/ab": ["artifacts rm ab --yes --workspace {tmp}"],
     "UTF-8": ["run --config {tmp}/\udcff.toml"],
     "ARTIFACT": ["artifacts rm", "artifacts log"],
-    "SECOND": ["artifacts compare a"],
+    "two or more": ["artifacts compare a"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "--prefect-port": ["up --prefect-port 5000"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
@@ -191,7 +191,7 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
         sys.executable,
         "-c",
         program,
-        *(f"{c} --workspace {tmp_path}" for c in ("run pretrain", "artifacts rm ab")),
+        *(f"{c} --workspace {tmp_path}" for c in ("run pretrain", "artifacts rm ab --yes")),
     ]
     as_root = (
         ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

@@ -327,7 +327,7 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
     )
     assert (what, metric, second, chance, items) == (
         "question answering",
-        "all questions",
+        "all questions ←",
         "100.0 %",
         "50.0 %",
         "12",
@@ -340,10 +340,19 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
     text = page.read_text()
     assert "<td>evaluate.seed</td><td>0</td><td>0</td><td>&lt;1&gt;</td>" in text
     assert first in text
+    assert f"{b} is better than {a} on 12 test clips" in printed.out
+    assert re.search(r'<div class="bar better">\s*<span class="label">question answering', text)
+    assert compare() == 0  # the last two
+    assert re.search(r"compare-\w{8}-\w{8}.html", capsys.readouterr().err)
     assert compare("aa", "cc", "--out", str(tmp_path / "new" / "page.html")) == 0
     assert (tmp_path / "new" / "page.html").is_file()
     capsys.readouterr()
-    for wrong in (["aa"], ["aa", "ff"], ["aa", "bb", "--out", "/proc/none/page.html"]):
+    for wrong in (
+        ["aa"],
+        ["aa", "aaa"],
+        ["aa", "ff"],
+        ["aa", "bb", "--out", "/proc/none/page.html"],
+    ):
         assert compare(*wrong) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -452,7 +461,7 @@ def summary(states: dict[str, str], **values: Any) -> dict[str, Any]:
 
 def table_below(page: str, heading: str) -> list[list[str]]:
     """The table below a heading, as texts."""
-    table = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    table = page.partition(f"<summary><h2>{heading}</h2>")[2].partition("</table>")[0]
     lines: list[Any] = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
     return [
         [re.sub(r"<[^>]+>", "", cell) for cell in re.split(r"<t[dh][^>]*>", line)[1:]]

@@ -14,6 +14,7 @@ import pytest
 from alpro.artifact import read_record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.names import record_index
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.store import artifacts as artifacts_module
@@ -386,6 +387,22 @@ def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, caps
     assert marks(many.all()) == "ae0"
 
 
+def test_gc_keeps_the_models_of_indexes_and_of_the_registry(many, tmp_path, monkeypatch):
+    """c embedded the videos of an index elsewhere, d is registered; neither is the newest of its name."""
+    index = tmp_path.with_name("index of another folder")
+    index.mkdir()
+    write_json(index / "index.json", {"model": str(folder_of(many, "c")), "digest": "x"})
+    record_index(tmp_path, index)
+    alpro(many, "gc", "--yes")
+    assert marks(many.all()) == "abce0"
+
+    (tmp_path / "mlflow.db").touch()
+    registry = "alpro.pipeline.tracking.registry.registered_fingerprints"
+    monkeypatch.setattr(registry, lambda uri: {"e" * 64})
+    alpro(many, "gc", "a" * 16, "--yes")
+    assert marks(many.all()) == "abce"
+
+
 def test_what_lies_outside_of_the_workspace_is_listed_and_stays(many, tmp_path, capsys):
     """Also if an artifact is a link to that of another workspace."""
     folder, other = folder_of(many, "c"), tmp_path / "another workspace"
@@ -420,7 +437,10 @@ def test_rm_removes_artifacts_and_unfinished_work_and_nothing_while_a_stage_is_b
     with many.lock(step), pytest.raises(InputError, match="g/9999"):
         many.remove([folder_of(many, "d")])
     assert len(many.all()) == 6
-    assert alpro(many, "rm", "dd", "f" * 16, "dddd") == 0
+    assert alpro(many, "rm", "dd") == 2  # nobody answers here
+    assert "--yes" in capsys.readouterr().err
+    assert len(many.all()) == 6
+    assert alpro(many, "rm", "dd", "f" * 16, "dddd", "--yes") == 0
     assert marks(many.all()) == "abce0"
     assert not (many.root / "train" / ("f" * 16)).exists()
     assert len(capsys.readouterr().out.splitlines()) == 2
@@ -432,7 +452,8 @@ def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
     lines = capsys.readouterr().out.splitlines()
     (line,) = (text for text in lines if text.startswith("c" * 16))
     inputs = ["a", "a" * 8 + ",", "b", "b" * 8]
-    assert line.split()[1:] == ["train", "2026-01-03", "00:00", "1", "0.3", *inputs]
+    changes = ["sample", "pretrain.lr=1e-4", "name='my", "own'"]
+    assert line.split()[1:] == ["train", "2026-01-03", "00:00", "1", "0.3", *changes, *inputs]
     assert lines[-1] == "6 artifacts, 2.1 MB"
     alpro(many, "ls", "--json")
     rows = json.loads(capsys.readouterr().out)
@@ -448,17 +469,19 @@ def test_an_artifact_is_shown_with_all_that_it_was_built_from_and_its_command(ma
     assert [
         line[0] for line in shown.partition("built from\n")[2].splitlines() if "2026" in line
     ] == [*"abcd"]
-    place = "commit abc123, in the folder /home/me"
-    parts = ("lr = 0.1234567891\n", "rows = 3\n", 'torch = "9.9"\n', 'data = "12ab"\n', place)
+    place = "in the folder /home/me, at commit abc123, which lacks changes of the checkout"
+    parts = ("lr = 0.1234567891\n", 'torch = "9.9"\n', 'data = "12ab"\n', place)
     assert [part for part in parts if part not in shown] == []
     changes = "--set pretrain.lr=1e-4 --set 'name='\"'\"'my own'\"'\"''"
-    assert f":\n  alpro run evaluate --config sample --data 'my videos' {changes}\n" in shown
-    assert "changes that are not in this commit" in shown
+    assert shown.startswith(f"alpro run evaluate --config sample --data 'my videos' {changes}\n")
+    assert "rows = 3" not in shown  # the queries of each score of an evaluation
     alpro(many, "show", "cc")
-    assert f":\n  alpro run train --config sample {changes}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"alpro run train --config sample {changes}\n")
+    assert "rows = 3\n" in shown
     write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
     alpro(many, "show", "dd")
-    assert "To build it again" not in capsys.readouterr().out
+    assert "alpro run" not in capsys.readouterr().out
 
 
 def test_a_clock_that_was_set_back_changes_no_order(store, monkeypatch):

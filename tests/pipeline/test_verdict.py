@@ -1,0 +1,79 @@
+"""Which of two models is better, in a sentence with the names that a person typed."""
+
+import numpy as np
+import pytest
+
+from alpro.pipeline.reports.results import tables
+from alpro.pipeline.reports.verdict import decisive, verdict_of
+from alpro.stages.evaluation.any_model import Threshold
+from alpro.stages.evaluation.comparison import Comparison, compare_scores
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import PairedDifference
+
+ROW = {"name": "similarity/t2v/R1", "table": "retrieval", "what": "by similarity", "items": 11}
+ROW |= {"direction": "t2v", "metric": "R@1", "unit": "%", "higher_is_better": True, "low": None}
+ROW |= {"value": 9.1, "chance": 9.1, "baseline": "chance", "protocol": "", "videos": 11}
+RANK = ROW | {"name": "similarity/t2v/MdR", "metric": "MdR", "unit": "", "higher_is_better": False}
+
+
+CASES = [
+    (ROW, (9.1, 9.1, 0.0, 0.0, 0.0, 1.0)),
+    (ROW, (9.1, 72.7, 63.6, 36.4, 90.9, 0.016)),
+    (ROW, (72.7, 9.1, -63.6, None, None, 0.0004)),
+    (ROW | {"videos": 5, "items": 5}, (0, 100, 100, 100, 100, 0.06)),
+    (RANK, (9.0, 1.0, -8.0, -9, -7, 0.01)),
+]
+SENTENCES = """
+No difference on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. 11 clips cannot show less than 55 points.
+mine is better than clip on 11 test clips (R@1 9.1 and 72.7, p = 0.016): keep mine. The difference is +63.6 points, \
+between +36.4 and +90.9.
+mine is worse than clip on 11 test clips (R@1 72.7 and 9.1, p < 0.001): keep clip.
+No difference on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. 5 clips cannot show any difference.
+mine is better than clip on 11 test clips (MdR 9.0 and 1.0, p = 0.01): keep mine. The difference is -8.0, \
+between -9.0 and -7.0.
+"""
+
+
+def test_the_sentence():
+    found = []
+    for row, difference in CASES:
+        compared = Comparison([(row, PairedDifference(*difference))], {}, 0)
+        found.append(verdict_of("clip", "mine", compared))
+    assert found == SENTENCES.strip().splitlines()
+
+
+def test_the_row_that_counts_is_marked():
+    compared = Comparison([(ROW, PairedDifference(9, 9, 0, 0, 0, 1.0))], {}, 0)
+    assert verdict_of("clip", "mine", Comparison([], {}, 1)) == ""
+    assert decisive(["entities/acc", "qa/acc"]) == "qa/acc"
+    assert decisive([]) == ""
+    (table,) = tables({"clip": [RANK, ROW], "mine": [RANK | {}, ROW | {}]}, [compared], ROW["name"])
+    assert [line[1] for line in table.lines] == ["t2v MdR ↓", "t2v R@1 ←"]
+    assert table.note.startswith("← the score that counts")
+
+
+def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_queries(tmp_path):
+    asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
+    metric = Metric("R1", "R@1", "retrieval")
+    for folder, name, right in (("before", "zero_shot_vtc", 2), ("after", "retrieval_vtc", 12)):
+        (tmp_path / folder).mkdir()
+        results = Results("test", tmp_path / folder)
+        values = (np.arange(12) < right) * 100.0
+        results.add(Score(metric, values, 8.3, asked), "by similarity", name, "t2v")
+        results.outcome()
+    before, after = tmp_path / "before", tmp_path / "after"
+    found = compare_scores(before, "zero_shot_vtc/t2v/R1", after, "retrieval_vtc/t2v/R1")
+    assert found is not None
+    row, difference = found
+    assert (row["name"], difference.b) == ("retrieval_vtc/t2v/R1", 100.0)
+    assert difference.p < 0.05
+    assert compare_scores(before, "zero_shot_vtc/t2v/R1", after, "qa/acc") is None
+
+
+@pytest.mark.parametrize(
+    ("missed", "accepted", "texts", "separates"),
+    [(0.0, 0.91, 11, False), (0.1, 0.2, 11, True), (0.1, 0.7, 200, True)],
+)
+def test_a_threshold_that_separates_nothing_is_known_as_such(missed, accepted, texts, separates):
+    assert Threshold(0.1, missed, accepted).separates(texts) is separates
