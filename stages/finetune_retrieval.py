@@ -7,7 +7,7 @@ from pydantic import Field
 
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelFolder
-from alpro.stages.evaluation.validation import validate_retrieval
+from alpro.stages.evaluation.validation import matched_pairs, validate_retrieval
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
@@ -53,6 +53,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             ModelFolder("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
             objective,
             *validate_retrieval(objective, inputs.corpora, start.tokenizer, config),
+            pairs=matched_pairs(inputs.corpora, config),
         )
 
     return train(build, config, inputs.corpora, out, resources)

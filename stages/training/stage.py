@@ -20,6 +20,7 @@ from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
+from alpro.stages.training.cost import MatchingCost
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.interpolation import interpolate_
@@ -45,11 +46,16 @@ CONSTANTS = {
 class Training:
     """What a training stage defines; `train` does the rest.
 
-    folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result. validate: the
-    validation function, if any; select: the metric for model selection (empty: the last weights are the result). draw:
-    called by rank 0 with the data set before training. interpolates: the result is the best on validation between the
-    initial weights and the trained ones (needs `select`). An objective without losses skips training and validates the
-    initial weights.
+    An objective without losses skips training and validates the initial weights.
+
+    Attributes:
+        folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result.
+        validate: the validation function, if any.
+        select: the metric for model selection; empty: the last weights are the result.
+        draw: called by rank 0 with the data set before training.
+        interpolates: the result is the best on validation between the initial weights and the trained ones (needs
+            `select`).
+        pairs: those that a validation matches.
     """
 
     folder: ModelFolder
@@ -58,6 +64,7 @@ class Training:
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
     interpolates: bool = False
+    pairs: int = 0
 
 
 def train(
@@ -89,6 +96,12 @@ def train(
                 f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on {world.device.type}"
             )
             warnings += data.cut_texts()
+            if training.pairs:
+                cost = MatchingCost.of(cast(Alpro, folder.model), config.max_text_tokens)
+                examples = len(data) * config.batch_size
+                line = cost.warning(examples, training.pairs, config.validation.times)
+                if line:
+                    log.info(line)
             for warning in warnings:
                 log.warning(f"warning: {warning}")
             if training.draw:

@@ -164,19 +164,26 @@ def batch_of(stage: str, objective: Objective, size: int, length: int, stored: i
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Fake tensors, bfloat16 and the fused attention."""
+def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
+    """Fake tensors, bfloat16 and the fused attention; `packed`: of short sequences, as on a GPU."""
     fused = F.scaled_dot_product_attention
+
+    def output(
+        self: attention.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        dropout = self.dropout * self.training
+        if packed:
+            out = attention.attention_on_gpu(q, k, v, mask, dropout)
+        else:
+            out = fused(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
         # Everything is float32 and on one device from the start; a conversion of fake parameters fails.
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
-        patch.setattr(
-            attention,
-            "attention_by_products",
-            lambda q, k, v, mask, dropout: fused(q, k, v, attn_mask=mask, dropout_p=dropout),
-        )
+        patch.setattr(attention.Attention, "output", output)
         yield
 
 
