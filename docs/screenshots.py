@@ -75,10 +75,11 @@ def shoot_page(chromium: Browser, url: str) -> None:
     page.locator("meter").first.wait_for()
     page.wait_for_load_state("networkidle")
     save(page, "serve-search")
-    page.get_by_role("link", name="Open").first.click()
+    page.locator(".card .still").first.click()
     page.get_by_label("Question").fill("what color is the ball?")
     page.get_by_role("button", name="Ask").click()
     page.locator("#ask dd").first.wait_for()
+    page.get_by_role("button", name="Draw a box").click()
     area = page.locator("#media").bounding_box()
     assert area
     page.mouse.move(

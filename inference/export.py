@@ -50,19 +50,22 @@ def export(model: Model, folder: Path, card: str) -> None:
 
     Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
     """
-    kept, video = model.folder, model.folder.model.config.video
+    kept = model.folder
+    video = kept.model.config.video
     if not isinstance(kept.model, Prompter):
         raise InputError(
             "a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact"
         )
     if folder.exists():
         raise InputError(f"{folder}: exists already; choose another folder")
+
     logging.disable_progress_bar()
     exported = modeling_alpro.AlproModel(configuration(model))
     exported.model.load_state_dict(kept.model.state_dict())
     for kind in ("video", "image"):
         if kind in model.prompts:
             getattr(exported, f"{kind}_prompts").copy_(model.prompts[kind])
+
     building = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     try:

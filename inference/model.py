@@ -178,21 +178,21 @@ class Model:
             else getattr(torch, dtype)
         )
         if source is None:
-            return cls(loaded, {}, target, kind)
-        embeddings = {
-            kind: value.to(target)
-            for kind, value in read_prompts(require(source, PROMPTS).parent).items()
-        }
+            return cls(loaded, prompts={}, device=target, dtype=kind)
+
+        embedded = read_prompts(require(source, PROMPTS).parent)
+        embeddings = {name: value.to(target) for name, value in embedded.items()}
         try:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
-        if len(loaded.entities) != len(embeddings["video"]):
-            names, rows = len(loaded.entities), len(embeddings["video"])
+        names = len(loaded.entities)
+        rows = len(embeddings["video"])
+        if names != rows:
             raise InputError(
                 f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
             )
-        return cls(loaded, embeddings, target, kind)
+        return cls(loaded, prompts=embeddings, device=target, dtype=kind)
 
     def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
         """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
@@ -225,7 +225,10 @@ class Model:
         """
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
         with progress("encoding", total, "videos", steady=True) as advance:
-            while part := list(islice(decoded, max(1, batch_size))):
+            while True:
+                part = list(islice(decoded, max(1, batch_size)))
+                if not part:
+                    break
                 sources = {i: source for i, (source, _) in part}
                 clips = {i: clip for i, (_, clip) in part if isinstance(clip, Clip)}
                 errors = {i: error for i, (_, error) in part if isinstance(error, DecodeError)}
@@ -261,12 +264,14 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        folder, length = self.folder, self.folder.preprocessing.max_text_tokens
+        folder = self.folder
+        length = folder.preprocessing.max_text_tokens
         return encode_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalized embeddings (N, E)."""
-        folder, length = self.folder, self.folder.preprocessing.max_text_tokens
+        folder = self.folder
+        length = folder.preprocessing.max_text_tokens
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def unknown_words(self, text: str) -> list[str]:
@@ -276,7 +281,8 @@ class Model:
         if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
             return []
         unknown = []
-        for word in dict.fromkeys(re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)):
+        words = re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)  # and symbols, such as emoji
+        for word in dict.fromkeys(words):
             pieces = tokenizer.encode(word, add_special_tokens=False).tokens
             split = not pieces or (len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces))
             if ("[UNK]" in pieces or split) and not FUNCTION_WORD.fullmatch(word):
@@ -417,9 +423,8 @@ class Model:
             )
         clips = self.frames(file) if frames is None else frames
         videos = self._encode(list(clips.cpu().numpy()))
-        return self._best(
-            self._answers(videos, self.texts([question]))[0], self.folder.answers, top_k
-        )
+        probabilities = self._answers(videos, self.texts([question]))
+        return self._best(probabilities[0], self.folder.answers, top_k)
 
     def _answers(self, videos: Videos, questions: Texts) -> Tensor:
         """The probabilities (N, answers) of the answers to a question about each video."""
@@ -449,7 +454,8 @@ class Model:
         caption `text`, which may be empty; its PEM head then names the region, if it was trained with PEM. frames: as
         of `ask`.
         """
-        model, grid = self.folder.model, self.folder.model.config.video.grid
+        model = self.folder.model
+        grid = model.config.video.grid
         if not self.names_entities:
             raise InputError(
                 f"this {self.folder.task} model names no entities: use a pre-trained model, or a prompter with its "
@@ -463,20 +469,19 @@ class Model:
             boxes = torch.tensor([patches_of(box, grid)], device=self.device)
         except ValueError as error:
             raise InputError(str(error)) from error
+
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
         with self.precision():
             if isinstance(model, Alpro):
-                caption = encode_texts(
-                    model, self.folder.tokenizer, [text], self.folder.preprocessing.max_text_tokens
-                )
+                length = self.folder.preprocessing.max_text_tokens
+                caption = encode_texts(model, self.folder.tokenizer, [text], length)
                 fused = model.fused_patches(
                     caption.tokens, caption.mask, model.encode_video(pixels)
                 )
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                labels = model.pseudo_labels(
-                    pixels, boxes, self.prompts[self.kind_of(file)], self.encoder.black
-                )
+                prompts = self.prompts[self.kind_of(file)]
+                labels = model.pseudo_labels(pixels, boxes, prompts, self.encoder.black)
         return self._best(labels[0], self.folder.entities, top_k)
 
     @property
@@ -500,6 +505,5 @@ class Model:
     @staticmethod
     def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
         best = probabilities.topk(min(top_k, len(words)))
-        return [
-            (words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(words[i], probability) for i, probability in ranked]

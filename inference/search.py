@@ -247,7 +247,8 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
     groups: list[Hit] = []
     groups_of_file: dict[str, list[int]] = {}
     for hit in hits:
-        start, end = hit.item["start"], hit.item["end"]
+        start = hit.item["start"]
+        end = hit.item["end"]
         if start is None or end is None:
             groups.append(hit)
             continue
@@ -310,9 +311,11 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
 
 def item_location(item: Item) -> str:
     """The file of an item, and which part of it or which sample in it."""
-    path, start, end = item["path"], item["start"], item["end"]
+    path = item["path"]
     if item["frame_offsets"] is not None:
         return f"{path}: {item['id']}"
+    start = item["start"]
+    end = item["end"]
     if start is None and end is None:
         return str(path)
     return f"{path} {start or 0:g}-{'' if end is None else format(end, 'g')} s"

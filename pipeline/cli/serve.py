@@ -178,7 +178,8 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
-    address, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
+    address = f"http://127.0.0.1:{port}"
+    store = f"sqlite:///{database}"
     environment = os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -322,6 +322,7 @@ def test_a_changed_index_is_noticed(models, videos, tmp_path):
 
     shutil.rmtree(index)
     assert client.get("/api/search").json()["total"] == after["total"]
+    index.mkdir()
     write_json(index / "index.json", served.index.about.model_dump() | {"digest": "other"})
     assert client.get("/api/search", params=SHOT).status_code == 200
 

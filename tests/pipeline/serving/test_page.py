@@ -18,7 +18,7 @@ CHROMIUM = next(
 @pytest.mark.long
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 def test_the_page_in_a_browser(models, free_port, videos):
-    """Gallery, examples, a search with pages, hover, a shared address, similar clips, a question and a box."""
+    """Gallery, examples, pages, hover, the dialog and its ways out, a question and a box, filters and files."""
     from playwright.sync_api import sync_playwright
 
     port = free_port()
