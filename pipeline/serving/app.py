@@ -140,11 +140,15 @@ def _add_searches(
         model = models.require("search", "INDEX")
 
         def decode(file: Path | None) -> Any:
-            if query.text and (query.clip is not None or file):
-                raise HTTPException(400, "search for a text or for a clip, not both")
-            return models.frames(model, None, "", file) if file and query.clip is None else None
+            if file is None:  # an empty body
+                return None
+            if query.text or query.clip is not None:
+                raise HTTPException(400, "search for a text, a clip or a file, not for two of them")
+            return models.frames(model, None, "", file)
 
         def compute(file: Path | None, frames: Any) -> dict[str, Any]:
+            if query.text and query.clip is not None:
+                raise HTTPException(400, "search for a text or for a clip, not both")
             models.refresh()
             index = models.require("index", "INDEX")
             page: dict[str, Any] = {"k": query.k, "offset": query.offset, "filters": query.filter}
@@ -166,7 +170,8 @@ def _add_searches(
                 return list_clips(index, **page).json()
             return similar(index, model.embed_frames(frames)[0], **page).json()
 
-        return await queue.run(request, compute, decode)
+        # A search by text must not wait for a thread that decodes.
+        return await queue.run(request, compute, decode if request.method == "POST" else None)
 
 
 def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> None:

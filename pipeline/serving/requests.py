@@ -47,7 +47,9 @@ class RequestQueue:
         self.free_uploads = MAX_UPLOADS
         self.receiving: list[Upload] = []
         self.models = ThreadPoolExecutor(1, "models")
-        self.decoders = ThreadPoolExecutor(DECODERS, "decoding")
+        # Apart: uploads that take long do not hold back clips of the index.
+        self.upload_decoders = ThreadPoolExecutor(DECODERS, "uploads")
+        self.clip_decoders = ThreadPoolExecutor(DECODERS, "clips")
 
     async def run(
         self,
@@ -67,7 +69,8 @@ class RequestQueue:
             try:
                 decoded = None
                 if decode:
-                    decoded = await self._finish(request, self.decoders, decode, file)
+                    pool = self.upload_decoders if file else self.clip_decoders
+                    decoded = await self._finish(request, pool, decode, file)
                 return await self._finish(request, self.models, compute, file, decoded)
             finally:
                 self.free_places += 1

@@ -108,28 +108,35 @@ def test_slow_uploads_give_up_their_place_to_others(app, videos, monkeypatch):
 
 
 def test_an_upload_that_takes_long_to_decode_stops_no_search(client, app, models, monkeypatch):
-    """The search is answered while the upload is decoded."""
-    decoding = threading.Event()
+    """Searches, questions and pictures are answered while all threads decode uploads."""
+    decoding = threading.Semaphore(0)
     searched = threading.Event()
     real = Model.frames
 
     def slow(self, file, limits):
-        assert limits.timeout <= 10
-        decoding.set()
-        assert searched.wait(60)
+        if file.id == "upload":
+            assert limits.timeout <= 10
+            decoding.release()
+            assert searched.wait(60)
         return real(self, file, limits)
 
     monkeypatch.setattr(Model, "frames", slow)
     statuses = []
-    upload = threading.Thread(
-        target=lambda: statuses.append(client.post("/api/search", content=b"x").status_code)
-    )
-    upload.start()
-    assert decoding.wait(60)
+    uploads = []
+    for _ in range(module.DECODERS):
+        upload = threading.Thread(
+            target=lambda: statuses.append(client.post("/api/search", content=b"x").status_code)
+        )
+        upload.start()
+        uploads.append(upload)
+        assert decoding.acquire(timeout=60)
     assert client.get("/api/search", params=SHOT).status_code == 200
+    for path in ("search?clip=0", "ask?clip=0&question=what", "clip/0?view=still"):
+        assert client.get(f"/api/{path}").status_code == 200
     searched.set()
-    upload.join()
-    assert statuses == [400]
+    for upload in uploads:
+        upload.join()
+    assert statuses == [400] * module.DECODERS
 
 
 def test_a_client_that_goes_away_gives_up_its_turn(app, videos):
