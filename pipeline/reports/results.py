@@ -47,6 +47,8 @@ PRINTED = (
     "entity_crops/acc",
     "entity_crops/ece",
 )
+# Their metrics on that screen, where the full ones would be too wide.
+SHORT_METRICS = {"entity_crops/acc": "labels right", "entity_crops/ece": "ECE ↓"}
 TITLES = {
     "retrieval": "Retrieval",
     "qa": "Question answering",
@@ -146,7 +148,9 @@ def main_table(of_run: Rows) -> Table | None:
         return None
     table = score_table("Results", chosen, {"score": chosen})
     brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
-    lines = [line[:4] for line in table.lines]
+    lines = []
+    for row, (what, metric, score, chance, *_) in zip(chosen, table.lines, strict=True):
+        lines.append([what, SHORT_METRICS.get(row["name"], metric), score, chance])
     return Table("Results", ["", "", f"score{brackets}", "chance"], lines, few_videos_note(chosen))
 
 

@@ -255,8 +255,10 @@ def test_the_end_of_a_run_fits_on_a_screen(rows, tmp_path, monkeypatch, capsys):
     heads, *lines = printed[: 1 + len(PRINTED)]
     assert heads.split() == ["score", "[95", "%]", "chance"]
     first = [f"control: best frame {n} by similarity" for n in range(len(PRINTED))]
+    metrics = ["t2v R@1"] * (len(PRINTED) - 2) + ["labels right", "ECE ↓"]  # of crops, as PEM's
     assert [cells(line)[0] for line in lines] == [
-        [what, "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %"] for what in first
+        [what, metric, "49.5 [42.5, 56.5]", "0.5 %"]
+        for what, metric in zip(first, metrics, strict=True)
     ]
     warned, *last = printed[1 + len(PRINTED) :]
     assert "9" in warned
