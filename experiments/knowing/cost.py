@@ -21,8 +21,8 @@ from experiments.knowing.study import Draw
 
 RUNS = 3
 FEW_STEPS = 5
-MORE_STEPS = 35
-SIZES = Sizes(stills=400, test_stills=20, teacher_steps=2, start_steps=2)
+MORE_STEPS = 20
+SIZES = Sizes(stills=200, test_stills=20, teacher_steps=2, start_steps=2)
 
 
 def seconds_per_step(draw: Draw, arm: str, seed: int) -> float:

@@ -150,7 +150,7 @@ class Draw:
         def train(folder: Path) -> Outcome:
             wall = time.monotonic()
             cpu = cpu_seconds()
-            outcome = pretrain_arm(arm, config, inputs, folder, self.resources)
+            outcome = pretrain_arm(arm, config, pretrain.Inputs.of(inputs), folder, self.resources)
             seconds = {"seconds": time.monotonic() - wall, "cpu_seconds": cpu_seconds() - cpu}
             write_json(folder / "time.json", seconds)
             return outcome

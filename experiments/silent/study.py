@@ -251,7 +251,8 @@ def train_arm(
     given["prompter"] = inputs[arm.prompter]
     given["prompts"] = inputs[f"prompts of {arm.prompter}"]
     folder = out / "runs" / f"{slug(name)}-{seed}"
-    return once(folder, lambda folder: pretrain_arm(arm, config, given, folder, resources))
+    of_arm = pretrain.Inputs.of(given)
+    return once(folder, lambda folder: pretrain_arm(arm, config, of_arm, folder, resources))
 
 
 def slug(name: str) -> str:
