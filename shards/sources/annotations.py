@@ -15,10 +15,7 @@ extension; a name without a folder is also looked up in subfolders. Absolute pat
 folder, are relative to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has no media.
 """
 
-import ast
-import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +36,8 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
+from alpro.shards.sources.answers import first_option, question_of
+from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.folders import list_folder, media_stem, spelled
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, resolve
@@ -123,10 +122,11 @@ def form_of(record: Record) -> Form | None:
     return next((form for form in FORMS if form.fits(record)), None)
 
 
-def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
+def read_entry(record: Record, file: Path, lists: bool = False, first: int | None = None) -> Entry:
     """What a record says. Raises InputError for unknown columns, ValueError for an invalid record.
 
-    lists: a record may have a name alone, because another file has the texts.
+    lists: a record may have a name alone, because another file has the texts. first: the number of the first option
+    of a question.
     """
     form = form_of(record)
     if form is DOWNLOADS:
@@ -151,7 +151,7 @@ def read_entry(record: Record, file: Path, lists: bool = False) -> Entry:
     )
     texts = [" ".join(texts)] if texts and form.joined else texts
     if form is QUESTIONS:
-        texts = [question_of(record, "answer_type"), *texts]
+        texts = [question_of(record, "answer_type", first), *texts]
     elif form.texts and not texts:
         raise ValueError("no caption")
     others = [f"{record['page_dir']}/{name}"] if record.get("page_dir") else []  # of WebVid
@@ -179,38 +179,6 @@ def texts_of(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("captions are not a list of strings")
     return [" ".join(text.split()) for text in value if text.strip()]
-
-
-def json_list(text: str) -> list[Any] | None:
-    """Parses a list of JSON or, as pandas writes it, of Python, as in a CSV cell; None if the text is no list."""
-    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[") else ():
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return value if isinstance(value := parse(text.strip()), list) else None
-    return None
-
-
-def question_of(record: Record, kind: str) -> dict[str, str]:
-    """The question of a record, its answer, and its type: the column `kind`, or its first word. Raises ValueError."""
-    question, answer = (
-        " ".join(str(record.get(column) or "").split()) for column in ("question", "answer")
-    )
-    if not question or not answer:
-        raise ValueError("empty question or answer")
-    return {
-        "question": question,
-        "answer": answer,
-        "type": question_type(str(record.get(kind) or question.split()[0])),
-    }
-
-
-def question_type(text: str) -> str:
-    """Normalises a question type for the name of a metric: [a-z0-9_-]+.
-
-    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
-    ['what', 'what', 'yes_no', 'other']
-    """
-    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
-    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
 
 
 log_once = lru_cache(maxsize=64)(log.info)  # a command may read a file several times
@@ -310,6 +278,7 @@ def read_file(
     one. joined: the videos by split and path. lists: another file has the texts of the videos."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
+    first = first_option(record for _, record in read_records(file))
     others: set[str] = set()  # splits of an MSR-VTT file that are not read
     taken = False
     for where, record in read_records(file):
@@ -317,7 +286,7 @@ def read_file(
         try:
             if isinstance(record, str):
                 raise ValueError(record)
-            entry = read_entry(record, file, lists)
+            entry = read_entry(record, file, lists, first)
             own = split_name(record.get("split")) if entry.form is MSRVTT or not split else ""
             if split in SPLITS and own not in ("", split):
                 others.add(own)
@@ -384,6 +353,8 @@ class MediaFiles:
 
     def relative(self, name: str) -> str:
         """The path of a name relative to the folder of videos. Raises ValueError if it is outside."""
+        if "\\" in name and not is_file(self.folder / name):  # as Windows writes it
+            name = name.replace("\\", "/")
         path = os.path.normpath(os.path.join(self.root, name))  # noqa: PTH118 (much faster)
         for folder in (f"{self.folder}/", f"{self.root}/") if Path(name).name else ():
             if path.startswith(folder):

@@ -47,6 +47,7 @@ NAME_LISTS = {
 }
 TEXT_LISTS = {"prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "texts.txt", "labels.txt"}
 # Files that may have captions, and are not read as they are.
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 LOOKS_LIKE_TEXT = {
     *(".srt", ".vtt", ".ass", ".sub", ".xlsx", ".xls", ".ods", ".md", ".xml", ".pkl", ".pickle"),
     *(".yaml", ".yml", ".docx", ".html", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"),
@@ -268,6 +269,14 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
         elif suffix in LOOKS_LIKE_TEXT and path not in used and not NOT_CAPTIONS.match(name):
             candidates[suffix].append(path)
 
+    archives = [path for path in listing.others if path.lower().endswith(ARCHIVES)]
+    compressed = [path for path in listing.others if is_compressed_tar(listing.folder / path)]
+    if archives or compressed:
+        shown = ", ".join([*archives, *compressed][:MAX_NAMED])
+        yield (
+            f"{len(archives) + len(compressed)} archives ({shown}) are not read: unpack them; shards are .tar "
+            "files without compression (gunzip)"
+        )
     if unreadable:
         yield f"{kinds_of(unreadable)} cannot be decoded; convert them to MP4 or JPEG"
     if unknown:
@@ -289,6 +298,17 @@ def without_decoder(listing: Listing, sidecars: Sidecars, used: Mapping[str, str
             text = sidecars.of(path)
             if text and text not in used:
                 yield path
+
+
+def is_compressed_tar(file: Path) -> bool:
+    """Whether a .tar is compressed with gzip."""
+    if file.suffix.lower() != ".tar":
+        return False
+    try:
+        with file.open("rb") as tar:
+            return tar.read(2) == b"\x1f\x8b"
+    except OSError:
+        return False
 
 
 def kinds_of(counts: Counter[str]) -> str:

@@ -30,7 +30,7 @@ from alpro.shards.schema import (
     Reject,
     Row,
 )
-from alpro.shards.sources.annotations import split_name
+from alpro.shards.sources.annotations import split_name, texts_of
 from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
@@ -40,11 +40,12 @@ BLOCKS: dict[str, Any] = {
     "block_size": 1 << 20,
     "cache_type": "readahead",
 }  # of requests to a store
+FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
 MAX_META_CHARACTERS = (
     1000  # of a text in further columns; subtitles and metadata of YouTube are longer
 )
-NOT_META = {"key", "status", "error_message", "caption", "split", "clips", "sha256"}
+NOT_META = {"key", "status", "error_message", "caption", "captions", "split", "clips", "sha256"}
 SUCCESS = ("success", "")
 
 
@@ -67,7 +68,11 @@ class Download:
         try:
             if self.problem:
                 raise ValueError(self.problem)
-            caption = " ".join((self.caption or str(about.get("caption") or "")).split())
+            texts = [self.caption] if self.caption.strip() else []
+            texts = texts or texts_of(about.get("caption")) or texts_of(about.get("captions"))
+            captions = [" ".join(text.split()) for text in texts]
+            if any("\0" in text for text in captions):
+                raise ValueError("a NUL character in the caption, as a hole in the shard has")
             clip = CLIP.fullmatch(key) if about.get("clips") else None
             return Row(
                 id=key,
@@ -76,7 +81,7 @@ class Download:
                 kind="image"
                 if PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS
                 else "video",
-                captions=(caption,) if caption else (),
+                captions=tuple(text for text in captions if text),
                 split=split_name(about.get("split")),
                 group=clip[1] if clip else "",
                 name=key,
@@ -118,7 +123,7 @@ def is_downloads(data: Location) -> bool:
             for member in islice(tar_members(file), 16):
                 name = PurePosixPath(member.name)
                 if name.suffix.lower() in MEDIA_EXTENSIONS:
-                    return name.name.count(".") == 1  # <key>.<nn>.jpg is a frame
+                    return not FRAME.search(name.name)
         return None
 
     for shard in tars(data):
@@ -188,7 +193,8 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
             key, _, extension = path.name.partition(".")
             if member.is_file and key:
                 last = found.setdefault(str(path.with_name(key)), Download())
-                add_member(last, member, f".{extension.lower()}", file)
+                # Other programs write <key>.video.mp4 and <key>.caption.txt.
+                add_member(last, member, PurePosixPath(f"_.{extension.lower()}").suffix, file)
     except DamagedTar as error:
         problem = str(error)
     # The last sample may have had further members, if others have, or if there are no others to tell. Of a tar that

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from alpro.errors import InputError
-from alpro.shards.schema import MAX_JSON_BYTES
+from alpro.shards.schema import MAX_JSON_BYTES, MEDIA_EXTENSIONS
 from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
@@ -33,6 +33,9 @@ PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 NOT_UTF8 = re.compile(
     "[\udc80-\udcff]"
 )  # a byte that is not UTF-8, as `surrogateescape` decodes it
+
+
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
 def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
@@ -55,8 +58,11 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                         f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
                         "or a folder of videos"
                     )
+                # Lines end with \r in files of old programs only; otherwise it is a part of a text.
+                start = file.peek(1 << 16)
+                newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
                 yield from read(
-                    io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
+                    io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
                 )
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
@@ -140,7 +146,18 @@ def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
 
 
 def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
-    reader, columns = csv.reader(text, **dialect), list[str]()
+    header = text.readline()
+    separator = _separator(header, dialect.get("delimiter", ","))
+    if separator == "\t" and "strict" not in dialect:
+        dialect["quoting"] = csv.QUOTE_NONE
+    else:
+        dialect.pop("quoting", None)
+    # Spaces after the separators, as people write them; a quotation mark after one opens a text.
+    has_spaces = separator != "\t" and f"{separator} " in header
+    dialect |= {"delimiter": separator, "skipinitialspace": has_spaces}
+
+    reader = csv.reader(chain([header] if header else [], text), **dialect)
+    columns = list[str]()
     while True:
         first = reader.line_num + 1
         try:
@@ -166,27 +183,42 @@ def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
 
 
 def _checked(columns: list[str]) -> list[str]:
-    """The column names of a table. Raises ValueError for duplicates."""
-    if repeated := [name for name in columns if columns.count(name) > 1]:
-        raise ValueError(f"the column {repeated[0]!r} appears twice")
+    """The column names of a table, without spaces around them; columns without a name are kept as empty.
+
+    Raises ValueError for duplicates, and for a first line that is a row.
+    """
     if any(map(NOT_UTF8.search, columns)):
         raise ValueError("line 1: not UTF-8")
-    if len(columns) == 1 and ";" in columns[0]:
+    columns = [name.strip() for name in columns]
+    data = [name for name in columns if PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS]
+    if data:
         raise ValueError(
-            "its cells are separated by semicolons; save it with commas, or as .tsv with tabs"
+            f"line 1 is a row ({data[0]!r}), not the names of the columns; add a first line such as path,caption"
         )
+    repeated = [name for name in columns if name and columns.count(name) > 1]
+    if repeated:
+        raise ValueError(f"the column {repeated[0]!r} appears twice")
     return columns
+
+
+def _separator(header: str, usual: str) -> str:
+    """What separates the cells of a table: the usual one of its extension, unless another is more frequent in the
+    header."""
+    text = re.sub('"[^"]*"', "", header)
+    return max((usual, ",", "\t", ";", "|"), key=text.count)
 
 
 def _in_columns(columns: list[str], cells: list[str], quoted: bool) -> Record | str:
     """The record of a line. quoted: whether quotation marks around a text have been removed."""
-    if len(cells) > len(columns):
+    if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
         return "more cells than columns; quote texts with commas"
     if any(map(NOT_UTF8.search, cells)):
         return "not UTF-8"
     if not quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
         return "an unclosed quotation mark at the start of a text; save a table with quoted texts as CSV"
-    return dict(zip(columns, cells, strict=False))
+    record = dict(zip(columns, cells, strict=False))
+    record.pop("", None)
+    return record
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record | str]]:
@@ -221,9 +253,10 @@ def plain(record: Record) -> Record:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if len(text) > MAX_JSON_BYTES // 2:
-        raise ValueError(f"{len(text):,} characters; a column holds texts and numbers, not media")
-    if "\\u0000" in text:
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_JSON_BYTES // 2:
+        raise ValueError(f"{size:,} bytes; a column holds texts and numbers, not media")
+    if NUL.search(text):
         raise ValueError("a NUL character")
     # Readers have a limit of 200 levels; in a sample a record is one level deeper.
     return from_json(b"[[%s]]" % text.encode("utf-8", "replace"))[0][0]

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reject, Row
-from alpro.shards.sources.annotations import json_list, question_of, split_name, texts_of
+from alpro.shards.sources.annotations import split_name, texts_of
+from alpro.shards.sources.answers import first_option, question_of
+from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.records import plain, read_records
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
@@ -77,16 +79,26 @@ def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
     name, file = where, ""
     try:
         record = {
-            key: value for key, value in plain(record).items() if value is not None and value != ""
+            key: value
+            for key, value in plain(record).items()
+            if value is not None and value != "" and value == value  # not NaN
         }
         for key in record.keys() - TEXTS:
             refuse_credentials(key, record[key])
         name = str(record.get("id", where))
         if not isinstance(record.get("path"), str):
             raise ValueError("no path")
-        file = record["path"]
+        file = record["path"].strip()
+        if (
+            "\\" in file
+            and isinstance(root, Path)
+            and not is_url(file)
+            and not (root / file).exists()
+        ):
+            file = file.replace("\\", "/")  # as Windows writes it
         path = resolve(root, file)
-        start, end = (float(record[key]) if key in record else None for key in ("start", "end"))
+        start = seconds_of(record.get("start"))
+        end = seconds_of(record.get("end"))
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
         window = (
@@ -119,6 +131,21 @@ def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
         return Reject(id=name, path=file, reason="bad row", detail=str(error))
 
 
+def seconds_of(value: Any) -> float | None:
+    """A time in seconds, which may be hours, minutes and seconds, such as 01:02:03.5; None if there is none.
+
+    Raises ValueError for anything else.
+    """
+    if value is None or str(value).strip().lower() in ("", "nan", "none", "null"):
+        return None
+    if isinstance(value, str) and ":" in value:
+        parts = [float(part.replace(",", ".")) for part in value.strip().split(":")]
+        if len(parts) > 3 or any(part < 0 for part in parts):
+            raise ValueError(f"{value!r} is not a time, such as 01:02:03.5")
+        return sum(part * 60**place for place, part in enumerate(reversed(parts)))
+    return float(value)
+
+
 def _without_suffix(path: str) -> str:
     """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not a file name."""
     if not is_url(path):
@@ -139,4 +166,5 @@ def _questions(value: Any) -> Iterator[dict[str, str]]:
     value = json_list(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(q, dict) for q in value):
         raise ValueError("questions are not a list of {question, answer}")
-    return (question_of(item, "type") for item in value)
+    first = first_option(value)
+    return (question_of(item, "type", first) for item in value)

@@ -1,0 +1,139 @@
+"""Questions and their answers, as records have them: one answer, several, or options and which of them is right."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from alpro.shards.sources.cells import json_list
+
+# a0 to a4 (NExT-QA), a1 to a5 (TGIF-QA), option_1, "option 0" (EgoSchema).
+OPTION = re.compile(r"(?i)(a|opt|option|choice|candidate|answer_choice)[ _-]?(\d)")
+OPTION_LISTS = ("options", "choices", "candidates", "answer_choices", "multi_choice")
+NUMBER = re.compile(r"\d{1,2}(?:\.0)?")
+MAX_LOOKED_AT = 20  # records without options, after which a file has none
+LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
+
+
+def question_of(record: dict[str, Any], kind: str, first: int | None = None) -> dict[str, str]:
+    """The question of a record, its answer, and its type: the column `kind`, or its first word.
+
+    first: the number of the first option, see `first_option`. Raises ValueError.
+    """
+    question = " ".join(text_of(record.get("question")).split())
+    answer = answer_of(record, first)
+    if not question or not answer:
+        raise ValueError("empty question or answer")
+    return {
+        "question": question,
+        "answer": answer,
+        "type": question_type(str(record.get(kind) or question.split()[0])),
+    }
+
+
+def text_of(value: Any) -> str:
+    """A cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes, and False is "false"."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def answer_of(record: dict[str, Any], first: int | None) -> str:
+    """The answer of a record: of several, the most frequent, of equally frequent ones the first; of options, the text
+    of the right one. Raises ValueError if it is not clear which."""
+    value = record.get("answer")
+    several = json_list(value) if isinstance(value, str) else value
+    if isinstance(several, list):
+        # VQA's annotations have objects with the key `answer`.
+        answers = [each.get("answer") if isinstance(each, dict) else each for each in several]
+        counts = Counter(filter(None, (" ".join(text_of(each).split()) for each in answers)))
+        value = counts.most_common(1)[0][0] if counts else ""
+    if isinstance(value, dict | list):
+        raise ValueError("the answer is neither a text nor a number")
+
+    answer = " ".join(text_of(value).split())
+    options, numbered_from = options_of(record)
+    if not options or not answer:
+        return answer
+    return right_option(answer, options, first if numbered_from != 0 else 0)
+
+
+def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
+    """The options of a record, in order, and the number in the name of the first; None for a list."""
+    for name in OPTION_LISTS:
+        value = record.get(name)
+        value = json_list(value) if isinstance(value, str) else value
+        if isinstance(value, list) and len(value) > 1:
+            return [option_text(each) for each in value], None
+
+    numbered = {}
+    for name, value in record.items():
+        match = OPTION.fullmatch(name)
+        if match and value is not None:
+            numbered[int(match[2])] = option_text(value)
+    numbers = sorted(numbered)
+    if len(numbers) < 2 or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
+        return [], None
+    return [numbered[number] for number in numbers], numbers[0]
+
+
+def option_text(value: Any) -> str:
+    """The text of an option without a letter before it, such as `B. a dog`; of STAR's objects, their `choice`."""
+    if isinstance(value, dict):
+        value = value.get("choice", value.get("text", ""))
+    return re.sub(r"^\(?[A-J][).:]\s+", "", " ".join(text_of(value).split()))
+
+
+def right_option(answer: str, options: list[str], first: int | None) -> str:
+    """The text of the right option, which an answer has as its text, its number or its letter."""
+    folded = [option.casefold() for option in options]
+    letter = LETTER.fullmatch(answer)
+    if NUMBER.fullmatch(answer):
+        if first is None:
+            raise ValueError(
+                f"the answer {answer} is the number of an option, and whether they count from 0 or 1 is not clear; "
+                "write the option's text"
+            )
+        place = int(float(answer)) - first
+    elif option_text(answer).casefold() in folded:
+        place = folded.index(option_text(answer).casefold())
+    elif letter:
+        place = "ABCDEFGHIJ".index(letter[1].upper())
+    else:
+        return answer
+    if not 0 <= place < len(options):
+        raise ValueError(f"the answer {answer} is none of the {len(options)} options")
+    return options[place]
+
+
+def first_option(records: Iterable[Any]) -> int | None:
+    """The number of the first option in the records of a file: 0 if an answer is 0, 1 if one is the number of options;
+    None if the answers do not tell, or if the first records have no options."""
+    has_options = False
+    for number_of_record, record in enumerate(records):
+        if not isinstance(record, dict):
+            continue
+        options, _ = options_of(record)
+        has_options = has_options or bool(options)
+        if number_of_record > MAX_LOOKED_AT and not has_options:
+            return None
+        answer = text_of(record.get("answer")).strip()
+        if options and NUMBER.fullmatch(answer):
+            number = int(float(answer))
+            if number in (0, len(options)):
+                return int(number > 0)
+    return None
+
+
+def question_type(text: str) -> str:
+    """Normalises a question type for the name of a metric: [a-z0-9_-]+.
+
+    >>> [question_type(text) for text in ("What's", "(what", "Yes/No", "?")]
+    ['what', 'what', 'yes_no', 'other']
+    """
+    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
+    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
