@@ -97,9 +97,9 @@ def check_record(folder: Path, record: Record) -> None:
         )
 
 
-def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
+def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
     """Compares files of an artifact with its record: those named, or all but the shards, whose samples have checksums
-    of their own. A folder without a record has nothing to compare.
+    of their own. A folder without a record has nothing to compare. Returns the SHA-256 of each file that was read.
 
     Raises InputError if one is damaged or missing.
     """
@@ -108,7 +108,7 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
     )
     record = read_record(folder)
     if record is None:
-        return
+        return {}
     check_record(folder, record)
     contents = record.get("contents", {})
     small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
@@ -118,6 +118,7 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> None:
         ):
             if sha256 != contents[name]["sha256"]:
                 raise InputError(f"{folder / name} is damaged or missing; {what_to_do(folder)}")
+    return {folder / name: contents[name]["sha256"] for name in small}
 
 
 def readable_checksum(path: Path) -> str:

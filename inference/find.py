@@ -1,6 +1,9 @@
 """Finds the model that a person names: a folder, an artifact of a workspace, or a CLIP of the hub."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from alpro.artifact import artifacts, check_artifact, read_record
@@ -24,19 +27,39 @@ OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
 PROMPTS = "prompts.safetensors"
 
 
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that was found and compared with its record: its folder, and the SHA-256 of the files that were read for
+    that. Who has one need not read the weights again to know which model it is."""
+
+    path: Path
+    checksums: Mapping[Path, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """See `model_digest`."""
+        return model_digest(self.path, self.checksums)
+
+
 def find_model(name: str | Path, workspace: Path) -> Path:
-    """The folder of a model: `name` itself, that of the artifact that it names, see `find_artifact`, or that of a CLIP
-    or SigLIP of the hub, which is downloaded. Raises InputError unless exactly one is found."""
+    """The folder of a model, see `verified_model`."""
+    return verified_model(name, workspace).path
+
+
+def verified_model(name: str | Path | FoundModel, workspace: Path) -> FoundModel:
+    """A model: the folder `name` itself, that of the artifact that it names, see `find_artifact`, or that of a CLIP
+    or SigLIP of the hub, which is downloaded. Raises InputError unless exactly one is found, and if it is damaged."""
+    if isinstance(name, FoundModel):
+        return name
     refuse_credentials("model", str(name))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):
-            return hub_folder(str(name))
+            return FoundModel(hub_folder(str(name)))
         folder, _ = find_artifact(name, workspace)
     if not has_model(folder) and not (folder / PROMPTS).is_file():
         raise InputError(f"{folder}: not a model folder: it has no config.json")
-    check_artifact(folder)
-    return folder
+    return FoundModel(folder, check_artifact(folder))
 
 
 def has_model(folder: Path) -> bool:
@@ -91,14 +114,16 @@ def is_pretrained(folder: Path) -> bool:
     )
 
 
-def model_digest(folder: Path) -> str:
-    """SHA-256 of the files that determine what a model computes, wherever they are. Raises InputError if one is
-    missing."""
+def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> str:
+    """SHA-256 of the files that determine what a model computes, wherever they are. checksums: those of files that
+    were read already. Raises InputError if one is missing."""
+    known = checksums or {}
     inside, total = model_folder(folder), hashlib.sha256()
     weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])
     for name in ("config.json", weights, *OTHERS):
         if file_state(inside / name) is not None:
-            total.update(f"{name} {checksum(inside / name)}\n".encode())
+            sha256 = known.get(inside / name) or checksum(inside / name)
+            total.update(f"{name} {sha256}\n".encode())
         elif name not in OTHERS:
             raise InputError(
                 f"{inside}: {name} is missing, or not a regular file; this is not a model folder"

@@ -25,7 +25,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder, write_json
 from alpro.inference.clips import is_file
-from alpro.inference.find import find_model, model_digest
+from alpro.inference.find import FoundModel, verified_model
 from alpro.inference.model import Model
 from alpro.locks import acquire
 from alpro.shards.reader import Sample, sample_from_row
@@ -144,8 +144,10 @@ class Index:
             query = embedded.embedding
         return search.similar(self, np.asarray(query, np.float32), k, **options)
 
-    def model_folder(self, name: str | Path = "", workspace: Path = Path("workspace")) -> Path:
-        """The folder of the model of this index: where it was, or that of `name` if it has moved.
+    def find_model(
+        self, name: str | Path | FoundModel = "", workspace: Path = Path("workspace")
+    ) -> FoundModel:
+        """The model of this index: where it was, or that of `name` if it has moved.
 
         Raises InputError if it is missing, or if it is another model.
         """
@@ -153,15 +155,18 @@ class Index:
             raise InputError(
                 f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model"
             )
-        folder = find_model(name or self.about.model, workspace)
-        check_digest(self.folder, self.about, folder, model_digest(folder))
-        return folder
+        found = verified_model(name or self.about.model, workspace)
+        check_digest(self.folder, self.about, found.path, found.digest)
+        return found
 
     def load_model(
-        self, name: str | Path = "", workspace: Path = Path("workspace"), **options: Any
+        self,
+        name: str | Path | FoundModel = "",
+        workspace: Path = Path("workspace"),
+        **options: Any,
     ) -> Model:
-        """The model of this index, see `model_folder`. options: as of `Model.load`."""
-        return Model.load(self.model_folder(name, workspace), **options)
+        """The model of this index, see `find_model`. options: as of `Model.load`."""
+        return Model.load(self.find_model(name, workspace), **options)
 
     def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
         """The items and rejects that a name stands for, each after the name: an id, a file, or a folder."""

@@ -40,7 +40,7 @@ from alpro.inference.encoding import (
     match,
     match_all,
 )
-from alpro.inference.find import PROMPTS, find_model, find_prompter
+from alpro.inference.find import PROMPTS, FoundModel, find_prompter, verified_model
 from alpro.inference.prompts import read_prompts
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.log import progress
@@ -86,11 +86,11 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         raise InputError(str(error)) from error
 
 
-def find_in_workspace(name: PathLike, workspace: PathLike | None) -> Path:
+def find_in_workspace(name: PathLike | FoundModel, workspace: PathLike | None) -> Path:
     """The folder of a model that Python names. Raises InputError, which names `workspace=` if there is no workspace."""
     root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
     try:
-        return find_model(name, root)
+        return verified_model(name, root).path
     except InputError as error:
         if (root / "artifacts").is_dir():
             raise
@@ -149,7 +149,7 @@ class Model:
     @classmethod
     def load(
         cls,
-        name: PathLike,
+        name: PathLike | FoundModel,
         workspace: PathLike | None = None,
         prompts: PathLike | None = None,
         device: Device = "auto",

@@ -165,8 +165,8 @@ def search(  # noqa: PLR0913 - options of a command
     is_list = text.startswith("@")
     texts = read_texts(text[1:]) if is_list else [text]
     opened = open_index(index)
-    folder = models.folder(model) if model else ""
-    loaded = opened.load_model(folder, device=models.device, dtype=models.dtype)
+    found = models.find(model) if model else ""
+    loaded = opened.load_model(found, device=models.device, dtype=models.dtype)
 
     results = []
     for one in texts:

@@ -15,6 +15,7 @@ from alpro.names import find_artifact, named_artifacts
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.inference.find import FoundModel
     from alpro.shards.storage import Location
 
 
@@ -103,10 +104,14 @@ class Models:
 
     def folder(self, name: str) -> Path:
         """The folder of the model that a person names. Raises InputError if there is none."""
-        from alpro.inference.find import find_model
+        return self.find(name).path
+
+    def find(self, name: str) -> "FoundModel":
+        """The model that a person names. Raises InputError if there is none."""
+        from alpro.inference.find import FoundModel, verified_model
 
         if not name.startswith("models:/"):
-            return find_model(name, self.workspace)
+            return verified_model(name, self.workspace)
         from alpro.pipeline.tracking.registry import registered_folder
         from alpro.pipeline.tracking.relocation import relocate
 
@@ -117,7 +122,7 @@ class Models:
             )
         if not self.tracking_uri:
             relocate(database.parent)
-        return registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
+        return FoundModel(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
 
     def load(self, folder: Path, prompts: Path | None = None) -> "Model":
         from alpro import Model

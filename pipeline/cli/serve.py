@@ -120,7 +120,7 @@ def load_models(
         )
     search_folder = None
     if opened:
-        search_folder = opened.model_folder(models.folder(own) if own else "")
+        search_folder = opened.find_model(models.find(own) if own else "").path
     ask_folder = models.folder(ask).resolve() if ask else None
     entities_folder = models.folder(entities).resolve() if entities else None
     first = search_folder or ask_folder or entities_folder

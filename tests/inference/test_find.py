@@ -1,13 +1,15 @@
 """Which folder stands for a model, a prompter and its prompts."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
-from alpro.files import write_json
-from alpro.inference.find import find_model, find_prompter, model_digest
+from alpro.files import checksum, write_json
+from alpro.inference.find import find_model, find_prompter, model_digest, verified_model
+from alpro.inference.index import About, Index
 from alpro.inference.model import Model
 from alpro.names import find_artifact, record_run
 
@@ -210,3 +212,34 @@ def test_a_name_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
     (cache / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match=r"openai/clip: it has no config.json of a clip or siglip"):
         find_model("openai/clip", tmp_path)
+
+
+def test_the_model_of_an_index_is_verified_and_identified_by_reading_its_weights_once(
+    folders, tmp_path, monkeypatch
+):
+    """Weights of gigabytes take longer to read than a search; that the model is loaded comes on top."""
+    folder = shutil.copytree(folders["retrieval"], tmp_path / "finetune_retrieval" / ("ab" * 8))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    contents = {str(path.relative_to(folder)): {"sha256": checksum(path)} for path in files}
+    record = {"version": RECORD_VERSION, "stage": "finetune_retrieval", "name": "x", "inputs": {}}
+    write_json(folder / "artifact.json", {**record, "fingerprint": "ab" * 32, "contents": contents})
+    about = About(model=str(folder), digest=model_digest(folder))
+    (tmp_path / "index").mkdir()
+    write_json(tmp_path / "index" / "index.json", about.model_dump())
+    index = Index.open(tmp_path / "index")
+
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(Path(path).name)
+        return checksum(path)
+
+    for module in ("alpro.artifact", "alpro.inference.find"):
+        monkeypatch.setattr(f"{module}.checksum", counted)
+    for is_named in (False, True):
+        index.load_model(verified_model(folder, tmp_path) if is_named else "", device="cpu")
+        assert read.count("model.safetensors") == 1
+        read.clear()
+    (folder / "model" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(InputError, match="damaged"):
+        index.load_model(device="cpu")

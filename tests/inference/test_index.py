@@ -264,7 +264,7 @@ def test_the_model_of_an_index_is_that_of_its_embeddings_wherever_it_is(
     with pytest.raises(InputError, match="another model"):
         opened(tmp_path).load_model(folders["qa"], device="cpu")
     moved = shutil.copytree(folders["retrieval"], tmp_path / "moved")
-    assert opened(tmp_path).model_folder(moved) == moved
+    assert opened(tmp_path).find_model(moved).path == moved
     about = settings(tmp_path / "index", moved)
     add_videos(tmp_path / "index", model, about, own)
     assert opened(tmp_path).about.model == str(moved)  # recorded
