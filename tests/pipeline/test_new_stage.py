@@ -1,0 +1,48 @@
+"""A stage that is added as CONTRIBUTING.md says is planned and runs; nothing else needs to know of it."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alpro import stages
+from alpro.files import read_json
+from alpro.pipeline.config.load import load_config
+from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.pipeline.execution.run_stage import run
+from alpro.pipeline.plan.dag import plan
+from alpro.pipeline.plan.digests import Digests
+from alpro.stages.execution.interface import Resources
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_of_a_new_stage_is_planned_and_runs(tmp_path, monkeypatch):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = ModuleType("alpro.stages.count_words")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, vars(module))
+    monkeypatch.setitem(stages.STAGES, "count_words", "text")
+
+    class WithCounts(PipelineConfig):
+        count_words: module.Config = module.Config()  # type: ignore[name-defined]
+
+    tiny = load_config(str(ROOT / "tests" / "tiny.toml"))
+    values = {name: getattr(tiny, name) for name in PipelineConfig.model_fields}
+    config = WithCounts(**values, count_words=module.Config(min_letters=5))  # type: ignore[attr-defined]
+    steps = {step.name: step for step in plan(config, Digests(tmp_path / "digests.sqlite"))}
+    step = steps["count_words"]
+    assert step.inputs == {"vocabulary": steps["build_vocabulary"]}
+
+    vocabulary, out = tmp_path / "vocabulary", tmp_path / "out"
+    for folder in (vocabulary, out):
+        folder.mkdir()
+    pq.write_table(pa.table({"entity": ["red ball", "square"]}), vocabulary / "entities.parquet")
+    work = {"stage": "count_words", "config": step.config.model_dump(), "out": str(out)}
+    work |= {"inputs": {"vocabulary": str(vocabulary)}, "resources": Resources().model_dump()}
+    assert run(work).counts == {"words": 1}
+    assert read_json(out / "words.json") == ["square"]
