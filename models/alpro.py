@@ -100,12 +100,11 @@ class DualEncoder(nn.Module, ABC):
             # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
             with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
                 features = self.project_video(tokens.float())
-                probabilities = ((features @ prompts.T) / self.clamped_temperature()).softmax(
-                    dim=-1
-                )
-        return (
-            probabilities.clone()
-        )  # a normal tensor: autograd cannot save inference tensors for backward
+                logits = (features @ prompts.T) / self.clamped_temperature()
+                probabilities = logits.softmax(dim=-1)
+
+        # A normal tensor: autograd cannot save inference tensors for backward.
+        return probabilities.clone()
 
     def pseudo_labels(
         self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor
@@ -159,7 +158,7 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
     """Fills frames (B, T, 3, S, S) with black (3, 1, 1) outside boxes (B, 4), given in patches of `patch` pixels."""
     grid = frames.shape[-1] // patch
     inside = box_mask(boxes, grid).view(-1, grid, grid)
-    inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+    inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)  # (B, S, S)
     return torch.where(inside[:, None, None], frames, black.to(frames.dtype))
 
 
@@ -172,7 +171,9 @@ class Alpro(Prompter):
 
     def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
         super().__init__(config)
-        self.entities, self.answers = entities, answers
+        self.entities = entities
+        self.answers = answers
+
         width = config.text.width
         self.multimodal_encoder = MultimodalEncoder(config.text)
         self.vtm_head = nn.Linear(width, 2)
@@ -240,31 +241,34 @@ def initialize(model: nn.Module, init: str) -> None:
     the same scale as the patches.
     """
     scratch = init == "scratch"
+
+    def std(fan_in: int) -> float:
+        return 1 / math.sqrt(fan_in) if scratch else 0.02
+
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(
-                module.weight, std=1 / math.sqrt(module.in_features) if scratch else 0.02
-            )
+            nn.init.normal_(module.weight, std=std(module.in_features))
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in) if scratch else 0.02)
+            nn.init.normal_(module.weight, std=std(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(
-                module.weight, std=1 / math.sqrt(module.embedding_dim) if scratch else 0.02
-            )
+            nn.init.normal_(module.weight, std=std(module.embedding_dim))
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+    # After the layers, which are initialized above: what a video encoder adds to them.
     for module in model.modules():
         if isinstance(module, TimeSformer):
             nn.init.normal_(module.cls_token, std=0.02)
             nn.init.normal_(module.pos_embed, std=0.5 if scratch else 0.02)
             nn.init.normal_(module.time_embed, std=1.0 if scratch else 0.02)
-        elif isinstance(module, Block) and scratch:  # queries and keys
-            module.temporal_attn.qkv.weight[: 2 * module.temporal_fc.in_features] *= 2
-            module.attn.qkv.weight[: 2 * module.temporal_fc.in_features] *= 2
+        elif isinstance(module, Block) and scratch:
+            # Larger queries and keys: attention that is uniform at first learns no order of frames.
+            queries_and_keys = 2 * module.temporal_fc.in_features
+            module.temporal_attn.qkv.weight[:queries_and_keys] *= 2
+            module.attn.qkv.weight[:queries_and_keys] *= 2
         elif isinstance(module, Block):
             nn.init.zeros_(module.temporal_fc.weight)

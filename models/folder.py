@@ -243,7 +243,7 @@ def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor])
 
 
 # Settings that change what a model computes, but not the shapes of the weights that two models share.
-SHAPELESS = {
+SETTINGS_NOT_IN_SHAPES = {
     "video": ("depth", "heads", "pre_norm", "activation"),
     "text": ("depth", "fusion_layer", "heads"),
 }
@@ -263,20 +263,24 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
     position embedding to its image size (bicubic). Heads of another shape, and those in `but`, are not copied. Raises
     ValueError if any other shape differs, or a setting that no shape shows.
     """
-    for part, keys in SHAPELESS.items():
-        own_part, theirs = (getattr(m.config, part) for m in (model, other))
-        check_values(f"model.{part}", own_part, {key: getattr(theirs, key) for key in keys})
-    own, weights = model.state_dict(), dict(other.state_dict())
+    for section, keys in SETTINGS_NOT_IN_SHAPES.items():
+        theirs = getattr(other.config, section)
+        values = {key: getattr(theirs, key) for key in keys}
+        check_values(f"model.{section}", getattr(model.config, section), values)
+
+    own = model.state_dict()
+    weights = dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], own[key])
     shared = {
         key: value for key, value in weights.items() if key in own and not key.startswith(but)
     }
     heads = ("pem_head", "qa_head", "mlm_head")
-    if wrong := [line for line in other_shapes(shared, own) if not line.startswith(heads)]:
+    wrong = [line for line in other_shapes(shared, own) if not line.startswith(heads)]
+    if wrong:
         raise ValueError(
             f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes"
         )
-    model.load_state_dict(
-        {key: v for key, v in shared.items() if v.shape == own[key].shape}, strict=False
-    )
+
+    fitting = {key: value for key, value in shared.items() if value.shape == own[key].shape}
+    model.load_state_dict(fitting, strict=False)

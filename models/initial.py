@@ -38,8 +38,10 @@ CLIP_TOWER: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
 }
-CLIP_TOWER |= {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu"}
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def video_sizes(vit: str) -> dict[str, Any]:
     """The keys of `[model.video]` of a CLIP of transformers in a folder; empty if `vit` is anything else. Raises
     InputError for a folder with another model of transformers."""
     config = read_config(vit)
-    if not isinstance(tower := config.get("vision_config"), dict):
+    tower = config.get("vision_config")
+    if not isinstance(tower, dict):
         return {}
     check_type("vit", vit, config.get("model_type", ""), "clip")
     return tower_sizes(tower)
@@ -66,17 +69,16 @@ def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
     """The keys of `[model.video]` of the vision tower of a CLIP of transformers. config: its `vision_config`."""
     values = CLIP_TOWER | config
     width = values["hidden_size"]
-    sizes = {
+    return {
         "width": width,
         "depth": values["num_hidden_layers"],
         "heads": values["num_attention_heads"],
-    }
-    sizes |= {
         "mlp_ratio": values["intermediate_size"] / width,
         "patch_size": values["patch_size"],
         "stem": "patch",
+        "pre_norm": True,
+        "activation": values["hidden_act"],
     }
-    return sizes | {"pre_norm": True, "activation": values["hidden_act"]}
 
 
 def check_type(key: str, name: str, model_type: str, supported: str) -> None:
@@ -96,13 +98,16 @@ def text_sizes(bert: str) -> dict[str, Any]:
         return {}
     check_type("bert", bert, config.get("model_type", "bert"), "bert")
     try:
-        width, depth = config["hidden_size"], config["num_hidden_layers"]
-        sizes = {"width": width, "depth": depth, "fusion_layer": max(1, depth // 2)}
-        sizes |= {
+        width = config["hidden_size"]
+        depth = config["num_hidden_layers"]
+        return {
+            "width": width,
+            "depth": depth,
+            "fusion_layer": max(1, depth // 2),
             "heads": config["num_attention_heads"],
             "mlp_ratio": config["intermediate_size"] / width,
+            "max_length": config["max_position_embeddings"],
         }
-        return sizes | {"max_length": config["max_position_embeddings"]}
     except (KeyError, TypeError, ZeroDivisionError):
         return {}
 
@@ -124,25 +129,30 @@ def load_vit(model: Prompter, name: str) -> None:
         vit = plain_vit(clip_weights(name, encoder.config))
     else:
         vit = plain_vit(timm_weights(name, encoder.config))
+
     own = encoder.state_dict()
     plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
-    ignored = ("head.", "fc_norm.")  # the classifier of the ViT
-    if more := sorted(key for key in vit.keys() - plain if not key.startswith(ignored)):
-        others = f" and {len(more) - 1} others" if len(more) > 1 else ""
+    classifier = ("head.", "fc_norm.")
+    unexpected = sorted(key for key in vit.keys() - plain if not key.startswith(classifier))
+    if unexpected:
+        others = f" and {len(unexpected) - 1} others" if len(unexpected) > 1 else ""
         raise ValueError(
-            f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: it has {more[0]}{others}"
+            f"vit = {name!r} is not a plain ViT of {len(encoder.blocks)} blocks: "
+            f"it has {unexpected[0]}{others}"
         )
+
     weights = {key: value for key, value in vit.items() if key in plain}
     if "pos_embed" in weights:
         weights["pos_embed"] = resize_embedding(
             f"vit = {name!r}: pos_embed", weights["pos_embed"], own["pos_embed"]
         )
     for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
-        weights |= {
+        copies = {
             key.replace(spatial, temporal): value
             for key, value in weights.items()
             if spatial in key
         }
+        weights |= copies
     for key in own:
         if ".temporal_fc." in key or key == "time_embed":
             weights[key] = torch.zeros_like(own[key])
@@ -157,7 +167,8 @@ def plain_vit(vit: StateDict) -> StateDict:
     """
     vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
     vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
-    for key in [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]:
+    scales = [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]
+    for key in scales:
         block, scale = key.split(".ls")
         layer = f"{block}.{'attn.proj' if scale.startswith('1') else 'mlp.fc2'}"
         gamma = vit.pop(key)
@@ -188,7 +199,8 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
         for theirs, ours in CLIP_NAMES:
             key = key.replace(theirs, ours)
         vit[key] = value
-    vit["cls_token"], vit["pos_embed"] = vit["cls_token"][None, None], vit["pos_embed"][None]
+    vit["cls_token"] = vit["cls_token"][None, None]
+    vit["pos_embed"] = vit["pos_embed"][None]
     for block in range(own.depth):
         for kind in ("weight", "bias"):
             parts = [vit.pop(f"blocks.{block}.attn.{part}_proj.{kind}") for part in "qkv"]
@@ -206,15 +218,13 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
     try:
         import timm
 
-        place = {"hf_hub_id": f"timm/{name}"} if revision else None
-        vit = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=place)
+        overlay = {"hf_hub_id": f"timm/{name}"} if revision else None
+        vit = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay)
     except ImportError as error:
         raise ValueError(
             f"vit = {name!r} needs timm: pip install 'alpro-pipeline[timm]' ({error})"
         ) from error
-    except (
-        Exception
-    ) as error:  # unknown model, unknown tag, no network: each library raises its own type
+    except Exception as error:  # unknown model or tag, no network: each library has its own type
         raise ValueError(
             f"vit = {name!r}: not available from the cache or the hub ({first_line(error)}); where there is a network, "
             f"save timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
@@ -223,7 +233,8 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
         raise ValueError(
             f"vit = {name!r}: it has rotary positions; the video encoder learns its own"
         )
-    if blocks := getattr(vit, "blocks", None):
+    blocks = getattr(vit, "blocks", None)
+    if blocks:
         activation = "quick_gelu" if "Quick" in type(blocks[0].mlp.act).__name__ else "gelu"
         sizes = {"heads": blocks[0].attn.num_heads, "activation": activation}
         check_values(f"vit = {name!r}: model.video", own, sizes)
@@ -270,11 +281,13 @@ def bert_weights(name: str, own: TextConfig) -> StateDict:
 
 def check_match(source: str, weights: StateDict, own: StateDict) -> None:
     """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
-    if missing := sorted(own.keys() - weights.keys()):
+    missing = sorted(own.keys() - weights.keys())
+    if missing:
         raise ValueError(
             f"{source}: weights are missing, such as {missing[0]}; check the depth in [model]"
         )
-    if wrong := other_shapes(weights, own):
+    wrong = other_shapes(weights, own)
+    if wrong:
         raise ValueError(
             f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights"
         )

@@ -112,14 +112,20 @@ def import_checkpoint(
             raise InputError(f"{out}: exists already; choose another folder or delete it")
         own, prompter = split_prompter(read_checkpoint(file))
         if task == "prompter" and prompter:
-            own, prompter = prompter, {}
-        options = load_tokenizer(tokenizer), words, max_text_tokens
-        folder, summary = build(own, task, *options)
+            own = prompter
+        convert = partial(
+            build,
+            tokenizer=load_tokenizer(tokenizer),
+            words=words,
+            max_text_tokens=max_text_tokens,
+        )
+        folder, summary = convert(own, task)
         shutil.rmtree(building, ignore_errors=True)
         folder.save_pretrained(building)
         save_prompts(own, building)
+
         if task == "pretrain" and prompter:
-            teacher, of_teacher = build(prompter, "prompter", *options)
+            teacher, of_teacher = convert(prompter, "prompter")
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
             summary.read += of_teacher.read
@@ -146,8 +152,11 @@ def read_checkpoint(path: Path) -> StateDict:
     if not path.is_file():
         raise ValueError(f"{path}: no such file, or not a regular file")
     try:
-        plain = partial(torch.load, map_location="cpu", weights_only=True)
-        content: Any = (load_file if path.suffix == ".safetensors" else plain)(path)
+        content: Any
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: refused: this file is not a plain checkpoint, it contains code; ask its author for the state "
@@ -155,15 +164,16 @@ def read_checkpoint(path: Path) -> StateDict:
         ) from error
     except Exception as error:  # a truncated zip file, a text file: torch raises many types
         raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
+
+    # Training scripts nest the state dict under one of these keys, beside the optimizer's state.
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    weights = (
-        {str(k).removeprefix("module."): v for k, v in content.items()}
-        if isinstance(content, dict)
-        else {}
-    )
-    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    weights = {}
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                weights[str(key).removeprefix("module.")] = value
     if not weights:
         raise ValueError(f"{path}: contains no weights")
     return weights
@@ -176,10 +186,14 @@ def first_line(error: Exception) -> str:
 
 def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
     """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
-    prompter = {
-        k.removeprefix("prompter."): v for k, v in state.items() if k.startswith("prompter.")
-    }
-    return {k: v for k, v in state.items() if not k.startswith("prompter.")}, prompter
+    model = {}
+    prompter = {}
+    for key, value in state.items():
+        if key.startswith("prompter."):
+            prompter[key.removeprefix("prompter.")] = value
+        else:
+            model[key] = value
+    return model, prompter
 
 
 def build(
@@ -190,7 +204,9 @@ def build(
     max_text_tokens: int | None,
 ) -> tuple[ModelFolder, Imported]:
     """Builds the model of a task from official weights. Raises ValueError if they do not match."""
-    prompts, config = prompt_features(state), sizes(state)
+    prompts = prompt_features(state)
+    config = sizes(state)
+
     limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
     if max_text_tokens is None:
         max_text_tokens = min(MAX_TEXT_TOKENS[task], limit)
@@ -203,24 +219,25 @@ def build(
             f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokenizer.get_vocab_size()} pieces; "
             "set --tokenizer to the one it was trained with"
         )
-    weights, unused, unknown = from_official(
-        {k: v for k, v in state.items() if not k.endswith("prompt_feat")}, config
-    )
-    entities, answers = list[str](), list[str]()
+
+    of_model = {key: value for key, value in state.items() if not key.endswith("prompt_feat")}
+    weights, unused, unknown = from_official(of_model, config)
+    entities: list[str] = []
+    answers: list[str] = []
     if task == "prompter" and "video" in prompts:
         entities = read_labels(words, len(prompts["video"]), "entity")
     elif task == "pretrain":
         entities = read_labels(words, outputs(weights, "pem_head", task), "entity")
     elif task == "qa":
         answers = read_labels(words, outputs(weights, "qa_head", task), "answer")
-    model: DualEncoder = (
-        Prompter(config) if task == "prompter" else Alpro(config, len(entities), len(answers))
-    )
-    unused += [
-        key
-        for key in weights
-        if key not in model.state_dict() and key.startswith(UNUSED_PREFIXES[task] or "-")
-    ]
+
+    model: DualEncoder
+    if task == "prompter":
+        model = Prompter(config)
+    else:
+        model = Alpro(config, len(entities), len(answers))
+    own = model.state_dict()
+    unused += [key for key in weights if key not in own and key.startswith(UNUSED_PREFIXES[task])]
     weights = {key: value for key, value in weights.items() if key not in unused}
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
@@ -252,7 +269,8 @@ def sizes(state: StateDict) -> ModelConfig:
         embed_dim, _ = state["vision_proj.weight"].shape
         video_mlp, _ = state[f"{visual}blocks.0.mlp.fc1.weight"].shape
         text_mlp, _ = state[f"{text}encoder.layer.0.intermediate.dense.weight"].shape
-        heads, depth = max(1, width // 64), layers(f"{text}encoder.layer.")
+        heads = max(1, width // 64)
+        depth = layers(f"{text}encoder.layer.")
         return ModelConfig(
             video=VideoConfig(
                 image_size=grid_side(positions) * patch,
@@ -278,7 +296,7 @@ def sizes(state: StateDict) -> ModelConfig:
         KeyError,
         ValueError,
         ZeroDivisionError,
-    ) as error:  # of a missing key, another shape, or a size
+    ) as error:  # a missing key, another shape, a size
         raise ValueError(
             f"not the weights of ALPRO's official code ({first_line(error)})"
         ) from error
@@ -296,22 +314,24 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
         if any(re.search(pattern, key) for pattern in UNUSED):
             unused.append(key)
         elif match := _LAYER.match(key):
-            above, name, kind = int(match[1]) - config.text.fusion_layer, match[2], match[3]
-            place = (
-                f"text_encoder.layers.{match[1]}"
-                if above < 0
-                else f"multimodal_encoder.layers.{above}"
-            )
+            depth, name, kind = int(match[1]), match[2], match[3]
+            fusion_depth = depth - config.text.fusion_layer
+            if fusion_depth < 0:
+                layer = f"text_encoder.layers.{depth}"
+            else:
+                layer = f"multimodal_encoder.layers.{fusion_depth}"
             if name in _QKV:
-                parts.setdefault(f"{place}.attention.qkv.{kind}", {})[_QKV.index(name)] = value
+                parts.setdefault(f"{layer}.attention.qkv.{kind}", {})[_QKV.index(name)] = value
             elif name in _IN_LAYER:
-                weights[f"{place}.{_IN_LAYER[name]}.{kind}"] = value
+                weights[f"{layer}.{_IN_LAYER[name]}.{kind}"] = value
             else:
                 unknown.append(key)
         elif renamed := _rename(key):
             weights[renamed] = value
         else:
             unknown.append(key)
+
+    # One matrix of queries, keys and values, in that order; parts of different shapes fit no layer.
     for name, three in parts.items():
         if len({part.shape for part in three.values()}) == 1 and len(three) == 3:
             weights[name] = torch.cat([three[i] for i in range(3)])

@@ -8,16 +8,16 @@ import torch
 
 # Narrower models stay in float32 on a CPU. The sample's prompter, at width 96, takes 0.74 of the CPU time (AMX).
 WIDE = 96
-NATIVE = (
-    "amx_bf16",
-    "avx512_bf16",
-    "bf16",
-)  # Intel since 2023, AMD since Zen 4, ARM; others emulate it slowly
+# Of Intel since 2023, of AMD since Zen 4, of ARM; other processors emulate them slowly.
+NATIVE = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
-    """The type of the matrix products of a model of this width: bfloat16 if `mixed`, on a GPU with instructions for it,
-    and from width WIDE on on such a processor; otherwise float32."""
+    """The type of the matrix products of a model of this width.
+
+    bfloat16 if `mixed`, on a GPU with instructions for it and on a CPU with bfloat16 instructions if
+    the width is at least WIDE; otherwise float32.
+    """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -26,15 +26,14 @@ def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dty
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
-    """Matrix products in `dtype`; weights, embeddings, similarities and heads are float32 all the same."""
+    """Matrix products in `dtype`; weights, embeddings, similarities and heads stay float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16 matrices."""
-    capabilities: Mapping[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # since torch 2.13
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.13
+    capabilities: Mapping[str, Any] = get_capabilities()
     return any(capabilities.get(name) for name in NATIVE)
 
 

@@ -54,10 +54,10 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
-        if length > self.position_embeddings.num_embeddings:
-            raise ValueError(
-                f"text of {length} tokens; the encoder takes {self.position_embeddings.num_embeddings}"
-            )
+        limit = self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(f"text of {length} tokens; the encoder takes {limit}")
+
         x = (
             self.word_embeddings(ids)
             + self.token_type_embeddings.weight[0]
@@ -84,9 +84,10 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, first: int | None = None, qkv: Tensor | None = None
     ) -> Tensor:
-        attended = (
-            self.attention(x, mask, first) if qkv is None else self.attention.attend(qkv, mask)
-        )
+        if qkv is None:
+            attended = self.attention(x, mask, first)
+        else:
+            attended = self.attention.attend(qkv, mask)
         x = self.norm1(x[:, :first] + self.dropout(attended))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -103,12 +104,13 @@ class Layers(nn.ModuleList):
 
     def forward(self, x: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
         mask = mask.bool()[:, None, None, :]
-        for number, layer in enumerate(self, 1):
-            args = x, mask, first if number == len(self) else None
+        last = len(self) - 1
+        for depth, layer in enumerate(self):
+            first_of_layer = first if depth == last else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, *args, use_reentrant=False)
+                x = checkpoint(layer, x, mask, first_of_layer, use_reentrant=False)
             else:
-                x = layer(*args)
+                x = layer(x, mask, first_of_layer)
         return x
 
 
@@ -139,9 +141,8 @@ class MultimodalEncoder(nn.Module):
         self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None
     ) -> Tensor:
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return self.layers(
-            torch.cat([text, video], dim=1), torch.cat([mask, video_mask], dim=1), first
-        )
+        tokens = torch.cat([text, video], dim=1)
+        return self.layers(tokens, torch.cat([mask, video_mask], dim=1), first)
 
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
@@ -158,8 +159,10 @@ class MultimodalEncoder(nn.Module):
         """
         x = torch.cat([text[of_text], video[of_video]], dim=1)
         *layers, last = self.layers
+        # The first layer reads its queries, keys and values: pairs share those of their texts and videos.
         for layer in layers[:1]:
-            x = layer(x, None, qkv=torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1))
+            shared = torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1)
+            x = layer(x, None, qkv=shared)
         for layer in layers[1:]:
             x = layer(x, None)
         return last(x, None, 1)[:, 0]

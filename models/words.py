@@ -4,6 +4,7 @@ and lists of entities or answers, in the order of a model's head."""
 import json
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -63,23 +64,25 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(
             f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
+
     if isinstance(value, dict):
-        numbers = list(value.values())
-        if not all(type(number) is int for number in numbers) or sorted(numbers) != list(
-            range(len(numbers))
-        ):
+        positions = list(value.values())
+        # type(), since True is an int to isinstance().
+        integers = all(type(position) is int for position in positions)
+        if not integers or sorted(positions) != list(range(len(positions))):
             raise InputError(
-                f"{where}: the numbers of its words are not 0 to {len(numbers) - 1}, each once"
+                f"{where}: the numbers of its words are not 0 to {len(positions) - 1}, each once"
             )
         value = sorted(value, key=value.__getitem__)
+
     if not isinstance(value, list) or not all(
         isinstance(word, str) and word.strip() for word in value
     ):
         raise InputError(f"{where}: neither a list of words nor an object of word to number")
     words = [word.strip() for word in value]
-    if len(set(words)) != len(words):
-        duplicate = next(word for number, word in enumerate(words) if word in words[:number])
-        raise InputError(f"{where}: duplicate word {duplicate!r}; remove one")
+    duplicates = [word for word, count in Counter(words).items() if count > 1]
+    if duplicates:
+        raise InputError(f"{where}: duplicate word {duplicates[0]!r}; remove one")
     return words
 
 
