@@ -30,6 +30,7 @@ from alpro.inference.model import Model
 from alpro.locks import acquire
 from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
+from alpro.shards.sources.folders import spelled
 from alpro.shards.storage import absolute, located
 
 if TYPE_CHECKING:
@@ -172,15 +173,15 @@ class Index:
         """The items and rejects that a name stands for, each after the name: an id, a file, or a folder."""
         name_of: dict[str, str] = {}
         for name in names:
-            name_of[name] = name
-            name_of[str(absolute(name))] = name
+            name_of[spelled(name)] = name
+            name_of[spelled(str(absolute(name)))] = name
 
         for table in (self.items, self.rejects):
             for item in rows_of(table):
                 folders = map(str, PurePath(item["path"]).parents)
                 for text in (item["id"], item["path"], *folders):
-                    if text in name_of:
-                        yield name_of[text], item
+                    if spelled(text) in name_of:
+                        yield name_of[spelled(text)], item
                         break
 
 

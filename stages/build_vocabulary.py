@@ -1,5 +1,6 @@
 """Selects the M most frequent nouns of the captions as entities."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.vocabulary.nouns import Words, count_words, read_captions
 
-VERSION = 4
+VERSION = 5  # letters of any script
+JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
@@ -99,6 +101,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         entities, left_out = select_words(nouns, config)
     write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
     write(out / "left_out.parquet", {"noun": pa.string(), **LEFT_OUT}, left_out)
+    check_enough(entities, config, out)
     rejected = [(name, source, "no caption") for name, source in without]
     write(
         out / "rejects.parquet",
@@ -146,7 +149,7 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
     """The most frequent nouns (M entities) with their counts, and the others with the reason.
 
-    Both are in the order of `words`. Raises InputError if there are fewer than two.
+    Both are in the order of `words`.
     """
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}
@@ -160,18 +163,37 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
             left_out.append((word.name, word.count, reason))
         else:
             chosen.append((word.name, word.count))
-    if len(chosen) < 2:
-        raise InputError(
-            f"the captions have {len(chosen)} nouns that qualify as entities; at least 2 are needed"
-        )
     return chosen, left_out
+
+
+def check_enough(entities: Chosen, config: Config, out: Path) -> None:
+    """Raises InputError if there are fewer than two entities."""
+    if len(entities) < 2:
+        raise InputError(
+            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are needed; "
+            f"{out / 'left_out.parquet'} says why the others do not (tagger = {config.tagger!r}), and "
+            "build_vocabulary.entities_file takes a list of your own"
+        )
+
+
+def is_word(text: str) -> bool:
+    """Whether a text consists of letters of any script, with their combining marks, and the joiners between them."""
+    kinds = {unicodedata.category(character)[0] for character in text if character not in JOINERS}
+    return text[:1].isalpha() and kinds <= {"L", "M"}
+
+
+def is_syllable(text: str) -> bool:
+    """Whether one character is a word or a syllable: an ideograph, Hangul or Kana."""
+    return len(text) == 1 and unicodedata.name(text, "").startswith(
+        ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
+    )
 
 
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the templates."""
-    if not word.name.isalpha():
+    if not is_word(word.name):
         return "not of letters alone"
-    if len(word.name) not in LETTERS:
+    if len(word.name) not in LETTERS and not is_syllable(word.name):
         return f"not {LETTERS[0]} to {LETTERS[-1]} letters"
     if word.name in prompts:
         return "a word of the prompt templates"

@@ -86,8 +86,10 @@ def add_to_index(
 
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)
-    clips = len(Index.open(index))
-    print(f"{index}: {clips:,} clips")
+    added = Index.open(index)
+    clips = len(added)
+    captions = clips - added.items["caption"].null_count
+    print(f"{index}: {clips:,} clips, {captions:,} of them with a caption")
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged"
     )

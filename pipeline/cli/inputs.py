@@ -121,6 +121,17 @@ def print_check(report: dict[str, Any]) -> None:
             print(
                 f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}"
             )
+    answers = report["answers"]
+    for split in ("validation", "test"):
+        if answers[split]["not_in_training"]:
+            print(
+                f"  {answers[split]['not_in_training']} of {answers[split]['answers']} {split} answers are none of the "
+                f"{answers['training']} training answers: a model cannot give them"
+            )
+    if answers["spellings"]:
+        print(
+            f"  {answers['spellings']} training answers differ from another only in case or a final dot"
+        )
     for note in report["notes"]:
         print(f"note: {note}")
     if report["group_hint"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alpro.errors import InputError
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.manifest import Manifest, import_source
@@ -45,6 +46,7 @@ def check_data(
             "splits": plan.texts_by_split(),
             "split_source": split_source(plan),
             **describe_rows(plan, limits),
+            "answers": describe_answers(plan),
             "group_hint": plan.group_hint(),
             "decoded": decode_some(plan.evenly_spaced(samples), config, Path(name)),
         }
@@ -93,6 +95,45 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
     }
 
 
+def answers_by_split(plan: DecodePlan) -> dict[str, Counter[str]]:
+    """The answers to the questions of each split, counted."""
+    answers: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    first = 0
+    for batch in plan.manifest.batches(["questions"]):
+        for number, questions in enumerate(batch["questions"].to_pylist(), first):
+            if questions and plan.mask[number]:
+                split = SPLITS[plan.columns["split"][number]]
+                answers[split].update(question["answer"] for question in questions)
+        first += len(batch)
+    return answers
+
+
+def describe_answers(plan: DecodePlan) -> dict[str, Any]:
+    """The number of different training answers, how many of them only differ in case or a final dot from another, and
+    by split the answers and those that no training question has: a model of question answering cannot give them."""
+    answers = answers_by_split(plan)
+    trained = answers.pop("train")
+    spellings = len(trained) - len({answer.casefold().rstrip(".") for answer in trained})
+    unknown = {
+        split: {
+            "answers": counts.total(),
+            "not_in_training": sum(n for answer, n in counts.items() if answer not in trained),
+        }
+        for split, counts in answers.items()
+    }
+    return {"training": len(trained), "spellings": spellings, **unknown}
+
+
+def check_answers(manifest: Manifest, config: Config, name: str) -> None:
+    """Raises InputError if all training questions have one answer: question answering chooses between answers."""
+    answers = answers_by_split(plan_of(config, manifest))["train"]
+    if len(answers) == 1:
+        raise InputError(
+            f"{name}: all training questions have the answer {next(iter(answers))!r}, and question answering needs "
+            "at least 2; leave it out with --set finetune_qa=false"
+        )
+
+
 def long_texts(words: Mapping[str, Counter[int]], stage: str, limit: int) -> dict[str, Any]:
     """The kind of a stage's texts, their number, its `max_text_tokens`, and how many this cuts at least: a tokenizer
     makes one or more tokens of a word, and adds [CLS] and [SEP]."""
@@ -138,6 +179,8 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
         yield "; ".join(["no captions and no questions", *hint])
     elif not splits["train"]["items"]:
         yield "no item of the split train has a text"
+    if "finetune_qa" in stages and report["answers"]["training"] == 1:
+        yield "all training questions have one answer, and question answering needs at least 2"
     if not splits["test"]["items"]:
         yield f"no test split: {why_no_split('test', splits, config, report['split_source'])}"
     elif not splits["test"]["captions"] and set(stages) - {"finetune_qa"}:

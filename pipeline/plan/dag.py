@@ -20,7 +20,7 @@ from alpro.pipeline.config.pipeline_config import (
     PipelineConfig,
     is_word,
 )
-from alpro.pipeline.plan.check_data import items_of_split
+from alpro.pipeline.plan.check_data import check_answers, items_of_split
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.artifacts import Step, Store
@@ -153,6 +153,9 @@ def check_test_items(plan: Planned) -> None:
                 continue
             manifest = Manifest(Path(decoded.paths["manifest"]))
             counts, why = items_of_split(manifest, corpus.decoding, config.split)
+            answering = settings.finetune_qa
+            if answering and set(answering.corpora) == {name} and not answering.answers_file:
+                check_answers(manifest, corpus.decoding, name)
             for column, task in TASKS.items():
                 if getattr(config, task) == name and not counts[column]:
                     reason = f": {why}" if why else ""

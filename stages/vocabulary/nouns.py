@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.log import progress
@@ -77,7 +78,7 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         for doc, weight in zip(
-            nlp.pipe(unit[0], batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True
+            nlp.pipe(map(composed, unit[0]), batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True
         ):
             for word, tag in doc.to_array([LOWER, POS]).tolist():
                 counts[word, tag == NOUN] += weight
@@ -87,6 +88,11 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
     return words
+
+
+def composed(text: str) -> str:
+    """A text in the spelling of taggers, with composed letters (NFC): macOS decomposes accents."""
+    return text if text.isascii() else normalize("NFC", text)
 
 
 @lru_cache(maxsize=1)
