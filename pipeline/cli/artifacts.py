@@ -330,7 +330,7 @@ def changes_of(record: Record) -> str:
 def score_of(record: Record) -> str:
     """The score of an artifact that a person looks at first: of an evaluation on its split, of a training on the
     validation split; empty without one."""
-    from alpro.pipeline.reports.results import HEADLINES, VALIDATION_SCORES
+    from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
     metrics = record["metrics"]
     evaluated = (

@@ -23,10 +23,9 @@ from alpro.pipeline.plan.dag import Planned, check_files, planned
 from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
+from alpro.stages.evaluation.score_names import STUDIED
 
 STUDIES = CONFIGS / "studies"
-RANKED = ("zero_shot_vtc", "zero_shot", "retrieval_vtc", "retrieval")
-SCORES = (*(f"{name}/t2v/R1" for name in RANKED), "qa/acc", "entities/acc")
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
 NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by seed: the variant minus "
@@ -51,7 +50,7 @@ class Study(BaseModel):
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
     scores: tuple[str, ...] = Field(
-        default=SCORES, min_length=1
+        default=STUDIED, min_length=1
     )  # of the printed table; `*` matches any characters
     # The changes of each, by its name in the table and in MLflow.
     variants: dict[str, tuple[str, ...]] = Field(default={"base": ()}, min_length=1)

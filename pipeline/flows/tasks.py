@@ -27,12 +27,12 @@ from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
-from alpro.pipeline.reports.results import VALIDATION_SCORES
 from alpro.pipeline.reports.summary import summary
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import first_line, git_commit, stage_title, status_after
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
+from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
 
 # What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a stop, a disk.

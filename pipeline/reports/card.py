@@ -9,13 +9,8 @@ from alpro.models.folder import ModelFolder
 from alpro.pipeline.reports.results import Table, data_table, tables
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
 
-OWN_SCORES = {  # how the names of a stage's scores start, in results.json of evaluate and zero_shot
-    "finetune_retrieval": ("retrieval",),
-    "finetune_qa": ("qa",),
-    "pretrain": ("zero_shot",),
-    "train_prompter": ("entities", "entity_crops"),
-}
 MATCH = "print(model.match(**inputs))  # probabilities"
 # By the task of a model: what it is, what its text is in the example, and the call.
 TASKS = {
@@ -163,7 +158,7 @@ def newest_scores(store: Store, record: Record) -> tuple[str, list[dict[str, Any
     """The split and the scores of the newest evaluation of the model; empty if there is none."""
     split = ""
     scores: list[dict[str, Any]] = []
-    prefixes = OWN_SCORES.get(record["stage"], ("-",))
+    prefixes = PREFIXES_OF_STAGE.get(record["stage"], ("-",))
     for folder, other in store.all():
         used = {source["fingerprint"] for source in other["inputs"].values()}
         if other["stage"] not in EVALUATIONS or record["fingerprint"] not in used:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from alpro.artifact import Record
 from alpro.pipeline.reports.results import (
-    PRINTED,
     Rows,
     change_text,
     metric_text,
@@ -19,6 +18,7 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.stages import TRAININGS
 from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.score_names import PRINTED, VALIDATION_CURVES
 from alpro.stages.evaluation.statistics import PairedDifference
 from alpro.stages.training.metrics import read_metrics
 
@@ -26,13 +26,6 @@ CONTROL = "control: "
 MAX_POINTS = 300  # of a curve
 BINS = 10  # of the probabilities of a calibration
 SIGNIFICANT = 0.05
-# What is drawn of a training: its losses, and what it reaches on the validation split.
-VALIDATED = {
-    "validation/vtc/t2v/R1": "validation R@1 by similarity",
-    "validation/t2v/R1": "validation R@1 by matching",
-    "validation/qa/acc": "validation accuracy",
-    "validation/pem/acc": "validation accuracy of PEM",
-}
 # By file of an evaluation: what its probabilities are of.
 PROBABILITIES = {"qa.parquet": "answers", "entity_crops.parquet": "entities of crops"}
 
@@ -173,14 +166,14 @@ def learning_curves(artifacts: Iterable[tuple[Path, Record]]) -> dict[str, list[
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
     """A curve for each loss, the sum first, and for each validation score, over the steps. A single point is none."""
     losses = dict.fromkeys(key for line in lines for key in line if key.startswith("train/loss"))
-    for key in [*sorted(losses, key=len), *VALIDATED]:
+    for key in [*sorted(losses, key=len), *VALIDATION_CURVES]:
         points = [
             (line["step"], float(line[key]))
             for line in lines
             if isinstance(line.get(key), int | float)
         ]
         if len(points) > 1:
-            title = VALIDATED.get(key, key.removeprefix("train/").replace("_", " "))
+            title = VALIDATION_CURVES.get(key, key.removeprefix("train/").replace("_", " "))
             yield curve(title, points)
 
 

@@ -14,41 +14,11 @@ from typing import Any
 from alpro.artifact import Record, read_results
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS
 
 Rows = list[dict[str, Any]]  # of results.json
 FEW_VIDEOS = 100
 MARK = " ←"  # beside the score that counts
-# The scores that a person looks at first, by the short names under which MLflow has them, with their names in results.
-HEADLINES = {
-    "R1": "retrieval_vtc/t2v/R1",  # by similarity, as `alpro search` ranks
-    "QA": "qa/acc",
-    "R1_zero_shot": "zero_shot_vtc/t2v/R1",
-    "R10": "retrieval_vtc/t2v/R10",
-    "entities": "entities/acc",
-}
-# What a training reaches on the validation split, by the names of its metrics.
-VALIDATION_SCORES = {
-    "validation/t2v/R1": "validation R@1",
-    "validation/qa/acc": "validation accuracy",
-    "validation/vtc/t2v/R1": "validation R@1",
-}
-# The scores that a run prints at its end: on one screen, beside what a single frame or the text alone reaches.
-PRINTED = (
-    "zero_shot_vtc/t2v/R1",
-    "zero_shot/t2v/R1",
-    "retrieval_vtc/t2v/R1",
-    "retrieval/t2v/R1",
-    "retrieval_vtc/t2v/R10",
-    "retrieval_single_frame_vtc/t2v/R1",
-    "qa/acc",
-    "qa_text_only/acc",
-    "entities/acc",
-    # PEM's labels: without the places of things, any entity of the clip is right and only ece tells.
-    "entity_crops/acc",
-    "entity_crops/ece",
-)
-# Their metrics on that screen, where the full ones would be too wide.
-SHORT_METRICS = {"entity_crops/acc": "labels right", "entity_crops/ece": "ECE ↓"}
 TITLES = {
     "retrieval": "Retrieval",
     "qa": "Question answering",

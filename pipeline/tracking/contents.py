@@ -18,8 +18,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pydantic import ValidationError
 
 from alpro.artifact import Record
-from alpro.pipeline.reports.results import HEADLINES
 from alpro.stages import CORPUS_STAGES
+from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.execution.interface import Interrupted
 
 TABLE_ROWS = 500

@@ -37,7 +37,6 @@ from alpro.errors import InputError
 from alpro.files import atomic_write
 from alpro.locks import acquire
 from alpro.log import log
-from alpro.pipeline.reports.results import HEADLINES, VALIDATION_SCORES
 from alpro.pipeline.tracking.contents import (
     common_tags,
     datasets_of,
@@ -53,6 +52,7 @@ from alpro.pipeline.tracking.contents import (
 )
 from alpro.pipeline.tracking.relocation import relocate
 from alpro.stages import EVALUATIONS, STAGES
+from alpro.stages.evaluation.score_names import HEADLINES, MODEL_OF_HEADLINE, VALIDATION_SCORES
 from alpro.stages.training.metrics import read_metrics
 
 FOLLOW_SECONDS = 2.0
@@ -81,16 +81,6 @@ SHOWN: dict[str, Any] = {
 CHANGED_COLUMNS = 8  # of values that runs changed, in that table
 NOTE = "mlflow.note.content"  # the description of a run, in Markdown
 PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
-# The input of an evaluation whose model a headline score is of. What a model reached on the validation split, without
-# an evaluation, is logged with it, too.
-SCORED = {
-    "R1": "retrieval",
-    "R10": "retrieval",
-    "R1_zero_shot": "pretrained",
-    "QA": "qa",
-    "entities": "prompter",
-}
-
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
 
@@ -360,7 +350,7 @@ class Tracker:
         inputs = record["inputs"]
         models = set[str]()
         for short, value in scores.items():
-            source = inputs.get(SCORED[short])
+            source = inputs.get(MODEL_OF_HEADLINE[short])
             model = self.logged_model(source["fingerprint"]) if source else ""
             if not model:
                 continue

@@ -21,11 +21,11 @@ from alpro.pipeline.flows import flow
 from alpro.pipeline.plan.dag import plan, planned
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
-from alpro.pipeline.reports.results import HEADLINES
 from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.tracking.contents import rounded
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.metrics import RETRIEVAL
+from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import (

@@ -15,12 +15,13 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
 from alpro.pipeline.reports.page import differences, write_report
-from alpro.pipeline.reports.results import PRINTED, Table, data_table, main_table, tables
+from alpro.pipeline.reports.results import Table, data_table, main_table, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.score_names import PRINTED
 from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
 
