@@ -64,32 +64,25 @@ def save(page: Page, name: str) -> None:
 
 
 def shoot_page(chromium: Browser, url: str) -> None:
-    """A search, and its first result with a question and a box."""
+    """The page as it opens, and a clip with a question and a box."""
     page = chromium.new_page(viewport={"width": 1100, "height": 900})
     page.goto(url)
     page.get_by_text("clips").last.wait_for(timeout=120_000)
-    page.get_by_label("What the videos should show").fill(
-        "a red ball gets smaller beside an orange flower"
-    )
-    page.get_by_role("button", name="Search").click()
-    page.locator("meter").first.wait_for()
     page.wait_for_load_state("networkidle")
     save(page, "serve-search")
-    page.locator(".card .still").first.click()
-    page.get_by_label("Question").fill("what color is the ball?")
-    page.get_by_role("button", name="Ask").click()
-    page.locator("#ask dd").first.wait_for()
+
+    page.locator(".card .still").nth(1).click()
+    page.locator("#media video").wait_for()
+    page.get_by_label("Question").fill("what color is the triangle?")
     page.get_by_role("button", name="Draw a box").click()
     area = page.locator("#media").bounding_box()
     assert area
-    page.mouse.move(
-        area["x"] + 0.5 * area["width"], area["y"] + 0.3 * area["height"]
-    )  # around the flower
+    left = area["x"] + 0.42 * area["width"]
+    top = area["y"] + 0.15 * area["height"]
+    page.mouse.move(left, top)
     page.mouse.down()
-    page.mouse.move(area["x"] + 0.92 * area["width"], area["y"] + 0.75 * area["height"], steps=4)
+    page.mouse.move(left + 0.52 * area["width"], top + 0.55 * area["height"], steps=4)
     page.mouse.up()
-    page.get_by_role("button", name="Name what the box shows").click()
-    page.locator("#entities dd").first.wait_for()
     save(page, "serve-video")
 
 
