@@ -76,7 +76,7 @@ SHOWN: dict[str, Any] = {
     "compareRunSections": [SECTION],
     "compareRunCharts": [],
     "isAccordionReordered": True,
-    "selectedColumns": [f"metrics.`{name}`" for name in HEADLINES],
+    "selectedColumns": ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in HEADLINES)],
 }
 CHANGED_COLUMNS = 8  # of values that runs changed, in that table
 NOTE = "mlflow.note.content"  # the description of a run, in Markdown

@@ -290,7 +290,8 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     sent = []
     tracker.log_metrics = lambda run, values: sent.append((run, list(values.items())))
     with tracker.run("sample 3f2a9c", {}, {}) as run:
-        tracker.log_pipeline(run, [trained, evaluated], [report])
+        tracker.log_pipeline(run, [trained, evaluated], [report], "**finished**")
+    assert tracker.client.get_run(run).data.tags["mlflow.note.content"] == "**finished**"
     training = ("training/pretrain/validation/vtc/t2v/R1", 1.0)
     assert sent == [(run, [("R1", 2.0), ("QA", 3.0), ("R10", 9.0), *scores.items(), training])]
     folder = Path(tracker.client.download_artifacts(run, ""))
@@ -300,7 +301,8 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
 def test_mlflows_page_opens_with_the_columns_and_charts_of_the_headline_scores(tracker):
     experiment = tracker.client.get_experiment(tracker.experiment)
     view = json.loads(experiment.tags["mlflow.sharedViewState.alpro"])
-    assert view["selectedColumns"][:2] == ["metrics.`R1`", "metrics.`QA`"]
+    columns = ["attributes.`Dataset`", "metrics.`R1`", "metrics.`QA`"]
+    assert view["selectedColumns"][:3] == columns
     assert [section["name"] for section in view["compareRunSections"]] == ["Model metrics"]
     page = module.start_page(tracker.uri)
     assert re.fullmatch(
