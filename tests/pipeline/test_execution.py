@@ -222,6 +222,21 @@ def test_what_a_process_leaves_behind_ends_with_it():
     os.close(reading)
 
 
+def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path):
+    """As Python's, it acts when the pipe from the process closes."""
+    tracker = f"""
+        import os, sys
+        sys.stdin.read()
+        open({str(tmp_path / "cleaned up")!r}, "w").close()"""
+    killed = f"""
+        import os, subprocess, sys
+        command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
+        tracker = subprocess.Popen(command, stdin=subprocess.PIPE)
+        os.kill(os.getpid(), 9)"""
+    assert run_group(python(killed), (), lambda line: None) == -signal.SIGKILL
+    assert (tmp_path / "cleaned up").exists()
+
+
 @pytest.mark.parametrize("ends", ["before", "later"])
 def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
     """The kernel sends SIGTERM when the parent is gone; one that is gone already is noticed."""

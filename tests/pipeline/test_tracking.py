@@ -278,6 +278,23 @@ def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tra
     assert not list(tmp_path.glob("mlflow/**/*.safetensors"))
 
 
+def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp_path, monkeypatch):
+    monitor = Mock()
+    monkeypatch.setattr(module, "SystemMetricsMonitor", monitor)
+    folder, record = write_artifact(tmp_path, "decode_videos")
+    with tracker.stage_run(record, folder):
+        pass
+    folder, record = write_artifact(tmp_path, "pretrain")
+    tracker.log_artifact(folder, record)  # a training of an earlier day
+    monitor.assert_not_called()
+
+    with tracker.stage_run(record, folder) as run:
+        monitor.assert_called_once_with(run, module.SYSTEM_SECONDS, tracking_uri=tracker.uri)
+        monitor.return_value.start.assert_called_once_with()
+        monitor.return_value.finish.assert_not_called()
+    monitor.return_value.finish.assert_called_once_with()
+
+
 def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
     scores = {
         "test/retrieval_vtc/t2v/R10": 9.0,
