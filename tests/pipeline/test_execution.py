@@ -369,10 +369,10 @@ def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcom
 
 
 def test_it_runs_as_a_module(work, tmp_path):
-    write_json(work, read_json(work) | {"inputs": {"data": str(tmp_path / "nowhere.jsonl")}})
+    write_json(work, read_json(work) | {"inputs": {"sample": str(tmp_path / "nowhere")}})
     done = subprocess.run([*ALONE[:-1], str(work)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (EXIT_INPUT_ERROR, "")
-    assert "nowhere.jsonl" in read_json(work.with_name("result.json"))["error"]
+    assert "nowhere" in read_json(work.with_name("result.json"))["error"]
 
 
 # GPUs, of which this machine needs none.
