@@ -70,7 +70,7 @@ def decode_image(
     try:
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image,
+            Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
         ):
             limits.check_size(*image.size)
             upright = ImageOps.exif_transpose(image)
