@@ -91,9 +91,9 @@ class Rows:
         return list({row["draw"]: row["labels"]["right"] for row in rows}.values())
 
     def cpu_seconds(self, arm: str, steps: int) -> float | None:
-        """The median processor time of the runs of an arm."""
+        """The median processor time of the runs of an arm that were not interrupted."""
         rows = (row for row in self.by_name.values() if (row["arm"], row["steps"]) == (arm, steps))
-        seconds = [row["time"]["cpu_seconds"] for row in rows]
+        seconds = [row["time"]["cpu_seconds"] for row in rows if row["time"]["whole"]]
         return statistics.median(seconds) if seconds else None
 
 

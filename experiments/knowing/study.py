@@ -148,11 +148,18 @@ class Draw:
         config = pretrain.Config.model_validate(values)
 
         def train(folder: Path) -> Outcome:
+            whole = not any(folder.iterdir())  # a run that continues does not know its whole time
             wall = time.monotonic()
             cpu = cpu_seconds()
             outcome = pretrain_arm(arm, config, pretrain.Inputs.of(inputs), folder, self.resources)
-            seconds = {"seconds": time.monotonic() - wall, "cpu_seconds": cpu_seconds() - cpu}
-            write_json(folder / "time.json", seconds)
+            write_json(
+                folder / "time.json",
+                {
+                    "seconds": time.monotonic() - wall,
+                    "cpu_seconds": cpu_seconds() - cpu,
+                    "whole": whole,
+                },
+            )
             return outcome
 
         return once(self.folder / "runs" / row.name, train)

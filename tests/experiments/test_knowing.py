@@ -129,7 +129,7 @@ def write_rows(folder, draws):
                 "start_steps": row.start_steps,
                 "scores": scores,
                 "labels": {} if row.arm == "none" else {"right": 64.0},
-                "time": {"seconds": 9.0, "cpu_seconds": 5.0},
+                "time": {"seconds": 9.0, "cpu_seconds": 5.0, "whole": row.seed != 1},
                 "start": str(draw),
             }
             (folder / f"{row.name}.json").write_text(json.dumps(content))
@@ -142,6 +142,7 @@ def test_the_outcome_pairs_draws_and_averages_seeds(tmp_path, capsys):
     assert rows.of_draws("none", "naming") == {6: 17.0}
     assert rows.difference("teacher", "permuted", "naming").values == (8.0, 9.0)
     assert rows.difference("teacher", "none", "naming") is None
+    assert rows.cpu_seconds("teacher", 800) == 5.0
 
     picture = tmp_path / "figure.png"
     arguments = ["--results", str(tmp_path / "rows"), "--figure", str(picture)]
