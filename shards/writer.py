@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.files import publish, temporary_name
-from alpro.shards.clip import Clip
+from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, tar_members
 
@@ -41,6 +41,7 @@ class ShardWriter:
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
+        """Appends a sample. Raises DecodeError if its texts and metadata are longer than a reader takes."""
         about = SampleMetadata(
             id=row.id,
             kind=row.kind,
@@ -55,10 +56,14 @@ class ShardWriter:
             frames=len(clip.frames),
             meta=row.meta,
         )
-        members: dict[str, Any] = {
-            "__key__": sample_key(row.id),
-            "json": about.model_dump_json().encode(),
-        }
+        content = about.model_dump_json().encode()
+        if len(content) > MAX_JSON_BYTES:
+            detail = (
+                f"its texts and columns have {len(content)} bytes, the limit is {MAX_JSON_BYTES}"
+            )
+            raise DecodeError("bad row", detail)
+
+        members: dict[str, Any] = {"__key__": sample_key(row.id), "json": content}
         for number, frame in enumerate(clip.frames):
             members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
         self.tar.write(members)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from alpro.credentials import redacted
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log, progress
@@ -37,7 +38,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 11
+VERSION = 12
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 
@@ -232,12 +233,12 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
                     else:
                         with exit_after(config.timeout + BUSY_SECONDS):
                             clip = decode(row, path, config)
+                writer.write(row, clip)
             except DecodeError as error:
                 rejects.append(
                     Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
                 )
                 continue
-            writer.write(row, clip)
             sums += pixel_sums(clip.frames)
     return rejects, sums
 
@@ -304,7 +305,8 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno is not None:  # local, such as a full disk
                 raise
-            raise DecodeError("not fetched", str(error)) from None
+            # A server may repeat a password or a signature in its reason.
+            raise DecodeError("not fetched", redacted(str(error))) from None
         yield path
 
 

@@ -23,9 +23,13 @@ class AlproConfig(PretrainedConfig):
         answers: Sequence[str] = (),
         **others: Any,
     ):
-        self.task, self.sizes, self.max_text_tokens = task, sizes or {}, max_text_tokens
-        self.mean, self.std = list(mean), list(std)
-        self.entities, self.answers = list(entities), list(answers)
+        self.task = task
+        self.sizes = sizes or {}
+        self.max_text_tokens = max_text_tokens
+        self.mean = list(mean)
+        self.std = list(std)
+        self.entities = list(entities)
+        self.answers = list(answers)
         super().__init__(**others)
 
     @property

@@ -52,9 +52,16 @@ class AlproModel(PreTrainedModel):
             with torch.no_grad():
                 module.keep_rates.copy_(1 - rates)
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The embeddings of the text encoder's tokens."""
+        return self.model.get_submodule("text_encoder.embeddings.word_embeddings")
+
     def get_video_features(self, pixel_values: Tensor) -> Tensor:
         """Embeddings (V, E) of length 1."""
-        return self.model.project_video(self.model.encode_video(pixel_values, cls_only=True))
+        frames = pixel_values.to(
+            self.dtype
+        )  # the processor's are float32, whatever the weights are
+        return self.model.project_video(self.model.encode_video(frames, cls_only=True))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embeddings (N, E) of length 1."""
@@ -79,19 +86,20 @@ class AlproModel(PreTrainedModel):
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Probabilities (N, V) that text and video belong together. Raises ValueError for a prompter."""
         model = self._alpro()
-        video, text = model.encode_video(pixel_values), model.encode_text(input_ids, attention_mask)
-        rows = [
-            model.match(text, attention_mask, one[None].expand(len(text), -1, -1)).softmax(dim=-1)[
-                :, 1
-            ]
-            for one in video
-        ]
-        return torch.stack(rows, dim=1)
+        videos = model.encode_video(pixel_values.to(self.dtype))
+        text = model.encode_text(input_ids, attention_mask)
+
+        columns = []
+        for video in videos:
+            repeated = video[None].expand(len(text), -1, -1)
+            logits = model.match(text, attention_mask, repeated)  # (N, 2): no match, match
+            columns.append(logits.softmax(dim=-1)[:, 1])
+        return torch.stack(columns, dim=1)
 
     def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Probabilities (N, answers) of `config.answers` for the question about each of N videos. Raises ValueError if
         the model does not answer questions."""
-        video = self._alpro().encode_video(pixel_values)
+        video = self._alpro().encode_video(pixel_values.to(self.dtype))
         text = self.model.encode_text(input_ids, attention_mask)
         return self._alpro().answer(text, attention_mask, video).softmax(dim=-1)
 
@@ -112,14 +120,14 @@ class AlproModel(PreTrainedModel):
         if boxes is None:
             boxes = [WHOLE] * len(pixel_values)
         regions = boxes.tolist() if isinstance(boxes, Tensor) else boxes
-        device, grid = pixel_values.device, self.model.config.video.grid
-        patches = torch.tensor([patches_of(region, grid) for region in regions], device=device)
-        mean, std = (
-            torch.tensor(v, device=device).view(3, 1, 1)
-            for v in (self.config.mean, self.config.std)
-        )
+        frames = pixel_values.to(self.dtype)
+        grid = self.model.config.video.grid
+        indices = [patches_of(region, grid) for region in regions]
+        patches = torch.tensor(indices, device=frames.device)
+        mean = frames.new_tensor(self.config.mean).view(3, 1, 1)
+        std = frames.new_tensor(self.config.std).view(3, 1, 1)
         prompts = self.image_prompts if image else self.video_prompts
-        return self.model.pseudo_labels(pixel_values, patches, prompts, -mean / std)
+        return self.model.pseudo_labels(frames, patches, prompts, -mean / std)
 
     def _alpro(self) -> Alpro:
         if not isinstance(self.model, Alpro):

@@ -27,12 +27,28 @@ HUB = (
 )  # options of a download
 
 
-class AlproProcessor(ProcessorMixin):
-    """A call with `videos` and `text` returns `pixel_values` (V, T, 3, S, S), `input_ids` and `attention_mask` (N, L).
+# Options that transformers and sentence-transformers pass to every processor. What they usually say is
+# what this one does.
+USUAL: dict[str, set[Any]] = {
+    "return_tensors": {None, "pt"},
+    "padding": {True, "longest"},
+    "truncation": {True},
+    "device": {None, "cpu"},
+}
+GROUPS = ("text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs", "common_kwargs")
 
-    A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all of them or any
-    number: the first of each of T equal segments is used, and resized to S x S. An image is a video of one frame.
-    Raises ValueError for an empty text.
+
+class AlproProcessor(ProcessorMixin):
+    """Makes a model's inputs.
+
+    A call with `videos` or `images`, and `text` returns `pixel_values` (V, T, 3, S, S), and
+    `input_ids` and `attention_mask` (N, L).
+
+    A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all of
+    them or any number: the first of each of T equal segments is used, and resized to S x S. An image is
+    a file, an image of Pillow or an array (H, W, 3) uint8. One video, image or text needs no list.
+
+    Raises ValueError for an empty text and for other frames, and TypeError for an unknown argument.
     """
 
     attributes = ["tokenizer"]
@@ -48,9 +64,13 @@ class AlproProcessor(ProcessorMixin):
         std: Sequence[float],
         max_text_tokens: int,
     ):
-        self.tokenizer, self.chat_template = tokenizer, None
-        self.image_size, self.frames, self.max_text_tokens = image_size, frames, max_text_tokens
-        self.mean, self.std = list(mean), list(std)
+        self.tokenizer = tokenizer
+        self.chat_template = None
+        self.image_size = image_size
+        self.frames = frames
+        self.max_text_tokens = max_text_tokens
+        self.mean = list(mean)
+        self.std = list(std)
 
     @classmethod
     def from_pretrained(
@@ -81,63 +101,107 @@ class AlproProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        videos: Sequence[Any] | None = None,
+        videos: Any = None,
         text: str | Sequence[str] | None = None,
-        **unused: Any,
+        images: Any = None,
+        **options: Any,
     ) -> BatchFeature:
+        _check_options(options)
+        if videos is not None and images is not None:
+            raise ValueError("videos or images, not both: the model takes one of them")
+
         data: dict[str, Tensor] = {}
         if videos is not None:
-            loaded = (
-                self._read(video) if isinstance(video, str | Path) else np.asarray(video)
-                for video in videos
-            )
-            data["pixel_values"] = torch.cat([self._pixels(frames) for frames in loaded])
+            many = [videos] if _is_single(videos, dimensions=4) else videos
+            loaded = [self._read_video(v) if isinstance(v, str | Path) else v for v in many]
+            data["pixel_values"] = torch.cat([self._pixels(np.asarray(v)) for v in loaded])
+        if images is not None:
+            many = [images] if _is_single(images, dimensions=3) else images
+            data["pixel_values"] = torch.cat([self._pixels(_read_image(one)) for one in many])
         if text is not None:
-            texts = [check_text(one) for one in ([text] if isinstance(text, str) else text)]
+            texts = [text] if isinstance(text, str) else text
             encoded = self.tokenizer(
-                texts,
+                [check_text(one) for one in texts],
                 padding="longest",
                 truncation=True,
                 max_length=self.max_text_tokens,
                 return_tensors="pt",
             )
-            data |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            data["input_ids"] = encoded["input_ids"]
+            data["attention_mask"] = encoded["attention_mask"]
         return BatchFeature(data)
 
-    def _read(self, file: str | Path) -> np.ndarray:
+    def _read_video(self, file: str | Path) -> np.ndarray:
         """The frames (T, S, S, 3) of a video file that are used, upright."""
         try:  # transformers does not require what is imported here
             import av
             from av.video.reformatter import Interpolation
         except ImportError as error:
             raise ImportError("reading video files needs PyAV: pip install av") from error
-        options: dict[str, Any] = {
-            "width": self.image_size,
-            "height": self.image_size,
-            "format": "gbrp",
-        }
-        options["interpolation"] = Interpolation.BICUBIC + Interpolation.ACCURATE_RND
-        with av.open(str(file)) as container:
-            wanted = segment_starts(
-                sum(packet.pts is not None for packet in container.demux(video=0)), self.frames
-            )
+
+        # Titles that are not UTF-8 are no reason to refuse a file.
+        with av.open(str(file), metadata_errors="ignore") as container:
+            packets = sum(packet.pts is not None for packet in container.demux(video=0))
+            wanted = segment_starts(packets, self.frames)
+
             container.seek(0)
-            decoded = (
-                (i, frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted
+            frames = {}
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    picture = frame.to_ndarray(
+                        width=self.image_size,
+                        height=self.image_size,
+                        format="gbrp",
+                        interpolation=Interpolation.BICUBIC + Interpolation.ACCURATE_RND,
+                    )
+                    frames[number] = np.rot90(picture, frame.rotation // 90)
+        missing = set(wanted) - frames.keys()
+        if not packets or missing:
+            raise ValueError(
+                f"{file}: only {len(frames)} of {len(set(wanted))} frames are readable"
             )
-            frames = {
-                i: np.rot90(frame.to_ndarray(**options), frame.rotation // 90)
-                for i, frame in decoded
-            }
-        return np.stack([frames[i] for i in wanted])
+        return np.stack([frames[number] for number in wanted])
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
+        """Frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-            raise ValueError(
-                f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}"
-            )
+            found = f"{frames.shape} {frames.dtype}"
+            raise ValueError(f"a video is frames (F, H, W, 3) uint8, not {found}")
         chosen = frames[segment_starts(len(frames), self.frames)].transpose(0, 3, 1, 2)
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return normalize_frames(
-            torch.from_numpy(np.ascontiguousarray(chosen))[None], self.image_size, mean, std
-        )
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        batch = torch.from_numpy(np.ascontiguousarray(chosen))[None]
+        return normalize_frames(batch, self.image_size, mean, std)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises TypeError for an unknown option, and ValueError for one with an unusual value."""
+    given = dict(options)
+    for group in GROUPS:
+        given |= given.pop(group, None) or {}
+    for name, value in given.items():
+        if name not in USUAL and name in options:
+            raise TypeError(f"unknown argument {name!r}: videos, images and text are known")
+        if name in USUAL and name in options and value not in USUAL[name]:
+            raise ValueError(f"{name}={value!r} is not supported")
+
+
+def _is_single(value: Any, dimensions: int) -> bool:
+    """Whether this is one video or image, not several: a file, an image, an array of `dimensions`."""
+    if isinstance(value, str | Path) or hasattr(value, "getexif"):
+        return True
+    return getattr(value, "ndim", None) == dimensions
+
+
+def _read_image(image: Any) -> np.ndarray:
+    """A file, an image of Pillow or an array (H, W, 3) uint8 -> frames (1, H, W, 3) uint8, upright."""
+    if not (isinstance(image, str | Path) or hasattr(image, "getexif")):
+        return np.asarray(image)[None]
+    from PIL import Image, ImageOps
+
+    opened = Image.open(image) if isinstance(image, str | Path) else image
+    upright = ImageOps.exif_transpose(opened)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return np.asarray(upright.convert("RGB"))[None]

@@ -33,6 +33,9 @@ for task in ("retrieval", "qa", "prompter"):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert not model.training
+    assert processor(videos=videos[0])["pixel_values"].equal(processor(videos=videos[:1])["pixel_values"])
+    assert processor(images=videos[0][0])["pixel_values"].equal(processor(images=[videos[0][0]])["pixel_values"])
+    assert model.get_input_embeddings().weight.ndim == 2
     batch, one = processor(videos=videos, text=texts), processor(text=texts[0])["input_ids"][0].tolist()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer(texts[0])["input_ids"] == one
@@ -45,6 +48,12 @@ for task in ("retrieval", "qa", "prompter"):
             results["region"] = model.entities(batch["pixel_values"], torch.tensor([[0.5, 0, 0.25, 1]]).expand(3, -1))
             results["image"] = model.entities(batch["pixel_values"], image=True)
             over = [(0.5, 0, 0.6, 1)] * 3
+            try:
+                processor(pictures=[])
+            except TypeError as error:
+                assert "pictures" in str(error), error
+            else:
+                raise AssertionError("accepted")
             for wrong in (lambda: model.entities(batch["pixel_values"], over), lambda: processor(text="")):
                 try:
                     wrong()
@@ -57,6 +66,18 @@ for task in ("retrieval", "qa", "prompter"):
         if task == "qa":
             results["answers"] = model.answer(**batch)
     np.savez(f"{folder}.npz", **{name: value.numpy() for name, value in results.items()})
+    for dtype in (torch.bfloat16, torch.float16):
+        half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        with torch.inference_mode():
+            near = half(**batch)
+            assert near.similarity.dtype == dtype
+            assert (near.similarity.float() - out.similarity).abs().max() < 0.1
+            if task == "prompter":
+                half.entities(batch["pixel_values"])
+            else:
+                half.match(**batch)
+            if task == "qa":
+                half.answer(**batch)
     model.train()
     model(**batch).similarity.sum().backward()  # stochastic depth and dropout are there, too
     for block in model.model.video_encoder.blocks:

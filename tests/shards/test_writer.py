@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards.clip import Clip
+from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.schema import INDEX, Question, Reject, Row
 from alpro.shards.sources.downloads import scan_downloads
@@ -126,6 +126,19 @@ def test_the_index_has_the_metadata_and_the_places_of_the_members(
         places = zip(entry["frame_offsets"], entry["frame_sizes"], strict=True)
         jpegs = [content[offset : offset + size] for offset, size in places]
         assert jpegs == [encode_jpeg(frame, 90) for frame in clip.frames]
+
+
+def test_a_row_whose_bytes_are_too_many_for_a_reader_is_refused_and_the_shard_goes_on(
+    tmp_path, make_row, smooth_clip
+):
+    """Its characters are not; the shard has no member of it."""
+    long = make_row("long", captions=("\U0001f600" * 4_500_000,))
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        writer.write(make_row("a"), smooth_clip(0))
+        with pytest.raises(DecodeError, match=r"bad row: .* bytes, the limit is"):
+            writer.write(long, smooth_clip(1))
+        writer.write(make_row("b"), smooth_clip(2))
+    assert index_shard(tmp_path / "a.tar")["id"].to_pylist() == ["a", "b"]
 
 
 def test_colors_of_small_frames_are_kept(smooth_clip):
