@@ -99,8 +99,9 @@ class DualEncoder(nn.Module, ABC):
             tokens = self.encode_video(frames, cls_only=True)
             # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
             with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
-                features = self.project_video(tokens.float())
-                logits = (features @ prompts.T) / self.clamped_temperature()
+                # The weights of an exported model may be half precision.
+                features = self.project_video(tokens.to(self.video_proj.weight.dtype)).float()
+                logits = (features @ prompts.float().T) / self.clamped_temperature().float()
                 probabilities = logits.softmax(dim=-1)
 
         # A normal tensor: autograd cannot save inference tensors for backward.

@@ -63,7 +63,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """`count` frames of a file between `start` and `end` seconds, at `size` x `size`. The time limit starts now."""
+    """`count` frames of a file between `start` and `end` seconds, at `size` x `size` pixels.
+
+    The time limit starts when the request is made.
+    """
 
     path: Path
     count: int
@@ -81,18 +84,25 @@ class ClipRequest:
         return left
 
     def choose(self, times: np.ndarray) -> tuple[np.ndarray, float]:
-        """The frames to decode, as indices into times (seconds from the first frame, ascending), and the duration."""
+        """The frames to decode, as indices into `times` (count,), and the duration in seconds.
+
+        times (n,): seconds from the first frame, ascending. Raises DecodeError if no frame is in the
+        window, or if the video would be absurdly long.
+        """
         total = float(times[-1]) + (last_frame_seconds(times) if len(times) > 1 else 0.0)
         if total > MAX_SECONDS:
             raise DecodeError("unreadable", f"it would last {total:.0f} seconds")
+
+        start = self.start or 0.0
         first, last = frames_between(times, self.start, self.end)
         if first >= last:
-            window = f"between {self.start or 0:g} and {'the end' if self.end is None else f'{self.end:g}'} s"
-            raise DecodeError("no frames", f"{window}; the video has {times[-1]:.2f} s")
+            end_text = "the end" if self.end is None else f"{self.end:g}"
+            detail = f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
+            raise DecodeError("no frames", detail)
+
         end = total if self.end is None else min(total, self.end)
-        return first + np.array(segment_starts(last - first, self.count)), max(
-            0.0, end - (self.start or 0.0)
-        )
+        indices = first + np.array(segment_starts(last - first, self.count))
+        return indices, max(0.0, end - start)
 
 
 def error_text(error: BaseException) -> str:

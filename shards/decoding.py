@@ -38,17 +38,20 @@ def decode_video(
     decoder: Decoder = "auto",
     limits: Limits = Limits(),
 ) -> Clip:
-    """`count` frames of a video, each the first of one of `count` equal segments, resized to `size` x `size`.
+    """`count` frames of a video, each the first of one of `count` equal segments.
 
-    The segments divide the frames between `start` and `end` seconds; with fewer frames than segments, frames
-    repeat. The aspect ratio is not kept, as in the paper. "auto" decodes with PyAV and, if the file is unreadable,
-    with ffmpeg, whose error is reported if it fails too; the time limit applies to both together.
+    The segments divide the frames between `start` and `end` seconds; with fewer frames than segments,
+    frames repeat. Frames are resized to `size` x `size`: the aspect ratio is not kept, as in the paper.
+
+    "auto" decodes with PyAV and, if the file is unreadable, with ffmpeg, whose error is reported if it
+    fails too. The time limit applies to both together.
 
     Raises DecodeError with the reason, and InputError if the decoder is not installed.
     """
     path = path.absolute()  # ffmpeg takes a relative name with a colon for a protocol
     _check_file(path)
-    request = ClipRequest(path, count, size, start, end, limits)
+    request = ClipRequest(path, count, size, start=start, end=end, limits=limits)
+
     if decoder != "ffmpeg":
         try:
             return decode_with_pyav(request)
@@ -63,8 +66,9 @@ def decode_image(
 ) -> Clip:
     """A still image, upright, as one frame. Raises DecodeError with the reason.
 
-    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side is `size` pixels, and
-    a smaller image keeps its size. The decoder cannot be interrupted, so the time limit does not apply.
+    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side is
+    `size` pixels, and a smaller image keeps its size. The decoder cannot be interrupted, so the time
+    limit does not apply.
     """
     _check_file(path)
     try:
@@ -75,8 +79,11 @@ def decode_image(
             limits.check_size(*image.size)
             upright = ImageOps.exif_transpose(image)
             width, height = upright.size
-            scale = min(1.0, size / min(width, height))
-            target = (round(width * scale), round(height * scale)) if keep_ratio else (size, size)
+            target = (size, size)
+            if keep_ratio:
+                scale = min(1.0, size / min(width, height))
+                target = (round(width * scale), round(height * scale))
+
             if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip at 255
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             if upright.has_transparency_data:
@@ -87,9 +94,8 @@ def decode_image(
         raise
     except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
-    except (
-        Exception
-    ) as error:  # Pillow raises struct.error, KeyError, ZeroDivisionError for corrupt files
+    except Exception as error:
+        # For corrupt files, Pillow also raises struct.error, KeyError and ZeroDivisionError.
         raise DecodeError("unreadable", error_text(error).split(" '/")[0]) from error
     return Clip(np.asarray(resized)[None], 0.0, width, height)
 
@@ -110,13 +116,17 @@ def _check_file(path: Path) -> None:
 
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Within the body, allocations of this process fail beyond `size` bytes more than it holds, and raise MemoryError:
-    FFmpeg and numpy report the failure, and the process continues. For processes of one thread, on Linux."""
+    """Within the body, this process can allocate `size` bytes more than it holds.
+
+    Further allocations raise MemoryError: FFmpeg and numpy report the failure, and the process
+    continues. For processes of one thread, on Linux.
+    """
     own = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(FileNotFoundError):  # another system
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         limits = [limit for limit in (held + size, *own) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min(limits), own[1]))
+
     try:
         yield
     finally:

@@ -28,8 +28,8 @@ from alpro.errors import InputError
 from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, local_copy, read_range
 
-JSON_PLACES = ("json_offset", "json_size", "json_crc32")
-FRAME_PLACES = ("frame_offsets", "frame_sizes", "frame_crc32s")
+JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
+FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
 KEPT_COLUMNS = [
     "id",
     "split",
@@ -124,11 +124,11 @@ class ShardReader:
         tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
         places, frames, lengths = array("q"), array("q"), array("q", [0])
         for table in _selected(folder, values, exclude):
-            places.frombytes(_stacked([table[name].combine_chunks() for name in JSON_PLACES]))
-            columns = [table[name].combine_chunks() for name in FRAME_PLACES]
+            places.frombytes(_stacked([table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]))
+            columns = [table[name].combine_chunks() for name in FRAME_SPAN_COLUMNS]
             frames.frombytes(_stacked([column.flatten() for column in columns]))
             lengths.frombytes(columns[0].value_lengths().cast("int64").to_numpy().tobytes())
-            tables.append(table.drop_columns([*JSON_PLACES, *FRAME_PLACES]))
+            tables.append(table.drop_columns([*JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]))
         self.table = pa.concat_tables(tables).combine_chunks()
         self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
@@ -189,7 +189,7 @@ def _selected(
     folder: Location, values: dict[str, str], exclude: Collection[str]
 ) -> Iterator[pa.Table]:
     """The index in batches, with row numbers: the rows that have these values and no excluded id."""
-    columns = [*KEPT_COLUMNS, *JSON_PLACES, *FRAME_PLACES]
+    columns = [*KEPT_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
     first, excluded = 0, pa.array(sorted(exclude), pa.string())
     for batch in index_batches(folder, columns):
         # Other tools write the same values with other types.

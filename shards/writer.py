@@ -33,7 +33,8 @@ class ShardWriter:
     def __init__(self, path: Path, quality: int = 90):
         import webdataset
 
-        self.path, self.quality = path, quality
+        self.path = path
+        self.quality = quality
         self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
         # Owner and time are constant, so that the same samples give the same bytes.
@@ -42,7 +43,7 @@ class ShardWriter:
 
     def write(self, row: Row, clip: Clip) -> None:
         """Appends a sample. Raises DecodeError if its texts and metadata are longer than a reader takes."""
-        about = SampleMetadata(
+        metadata = SampleMetadata(
             id=row.id,
             kind=row.kind,
             split=row.split or "train",
@@ -56,7 +57,7 @@ class ShardWriter:
             frames=len(clip.frames),
             meta=row.meta,
         )
-        content = about.model_dump_json().encode()
+        content = metadata.model_dump_json().encode()
         if len(content) > MAX_JSON_BYTES:
             detail = (
                 f"its texts and columns have {len(content)} bytes, the limit is {MAX_JSON_BYTES}"
@@ -84,9 +85,8 @@ class ShardWriter:
     def close(self) -> None:
         end = self.tar.tarstream.offset + 2 * BLOCK
         self.tar.close()
-        self.file.truncate(
-            end if end % RECORDSIZE else end + BLOCK
-        )  # a padded tar hides samples lost at its end
+        # Without padding to a whole record, which would hide samples lost at the end.
+        self.file.truncate(end if end % RECORDSIZE else end + BLOCK)
         self.file.close()
         if self.count:
             publish(self.temporary, self.path)
@@ -134,7 +134,7 @@ def index_shard(shard: Path) -> pa.Table:
 class _Members:
     """The members of one sample: its JSON, and the offset, size and CRC-32 of each member."""
 
-    about: bytes = b""
+    metadata: bytes = b""
     json: tuple[int, int, int] = (0, 0, 0)
     frames: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -144,52 +144,49 @@ def _add_member(
 ) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.is_file:
-        raw = PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}
-        hint = (
-            "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
-            if raw
-            else ""
-        )
+        hint = ""
+        if PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}:
+            hint = "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
         raise InputError(
             f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}"
         )
+
     sample = samples.setdefault(match["key"], _Members())
     number = int(match["frame"]) if match["frame"] else None
-    if sample.about if number is None else number in sample.frames:
+    is_duplicate = bool(sample.metadata) if number is None else number in sample.frames
+    if is_duplicate:
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
     if number is None and member.size > MAX_JSON_BYTES:
         raise InputError(
             f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
         )
-    place = member.offset, member.size, member.crc32(file)
+
+    span = (member.offset, member.size, member.crc32(file))
     if number is None:
-        sample.about, sample.json = member.read(file), place
+        sample.metadata = member.read(file)
+        sample.json = span
     else:
-        sample.frames[number] = place
+        sample.frames[number] = span
 
 
 def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
-    if not sample.about or not sample.frames:
+    if not sample.metadata or not sample.frames:
         raise InputError(f"{path}: sample {key} has no json or no frames")
     try:
-        about = SampleMetadata.model_validate_json(sample.about)
+        metadata = SampleMetadata.model_validate_json(sample.metadata)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
-    if about.frames and about.frames != len(
-        sample.frames
-    ):  # zeros at the end of a tar look like its end
-        raise InputError(
-            f"{path}: sample {key} has {len(sample.frames)} of {about.frames} frames: it is cut"
-        )
+    # Zeros at the end of a tar look like its end.
+    count = len(sample.frames)
+    if metadata.frames and metadata.frames != count:
+        raise InputError(f"{path}: sample {key} has {count} of {metadata.frames} frames: it is cut")
+
+    row = metadata.model_dump(exclude={"version", "frames", "meta"})
+    row["key"] = key
     frames = [sample.frames[number] for number in sorted(sample.frames)]
-    names = ("offset", "size", "crc32")
-    places: dict[str, Any] = {
-        f"json_{name}": value for name, value in zip(names, sample.json, strict=True)
-    }
-    places |= {
-        f"frame_{name}s": list(values)
-        for name, values in zip(names, zip(*frames, strict=True), strict=True)
-    }
-    return about.model_dump(exclude={"version", "frames", "meta"}) | {"key": key} | places
+    for position, name in enumerate(("offset", "size", "crc32")):
+        row[f"json_{name}"] = sample.json[position]
+        row[f"frame_{name}s"] = [span[position] for span in frames]
+    return row
