@@ -157,7 +157,8 @@ class Index:
                 f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model"
             )
         found = verified_model(name or self.about.model, workspace)
-        check_digest(self.folder, self.about, found.path, found.digest)
+        what = "leave out --model" if name else "create the index again"
+        check_digest(self.folder, self.about, found.path, found.digest, what)
         return found
 
     def load_model(
@@ -284,12 +285,18 @@ def rows_of(table: pa.Table) -> Iterator[Item]:
         yield from batch.to_pylist()
 
 
-def check_digest(index: Path, about: About, model: Path | str, digest: str) -> None:
+def check_digest(
+    index: Path,
+    about: About,
+    model: Path | str,
+    digest: str,
+    what_to_do: str = "choose another folder for the index",
+) -> None:
     """Raises InputError if a model is not that of an index: their embeddings cannot be compared."""
     if about.digest != digest:
         raise InputError(
             f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of {model} "
-            f"({digest[:8]}); choose another folder for the index"
+            f"({digest[:8]}); {what_to_do}"
         )
 
 

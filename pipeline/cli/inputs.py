@@ -1,5 +1,7 @@
 """`alpro config ...` and `alpro data ...`: what a run reads, configurations and data."""
 
+import re
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
@@ -10,6 +12,8 @@ from alpro.pipeline.cli.options import WORKSPACE, Count, Source, Workspace, toml
 if TYPE_CHECKING:
     from alpro.pipeline.config.pipeline_config import PipelineConfig
 
+FIRST = ("sample", "tiny")  # what runs without data
+
 config_group = App(name="config", help="List and show configurations.")
 data_group = App(name="data", help="Check data before a run.")
 
@@ -18,16 +22,27 @@ data_group = App(name="data", help="Check data before a run.")
 def list_configs() -> None:
     """List the shipped configurations."""
     from alpro.pipeline.config.load import CONFIGS, shipped
-    from alpro.pipeline.reports.terminal import aligned
+    from alpro.pipeline.reports.terminal import print_rows
 
-    # The first line of a configuration file, which is a comment.
-    first = {
-        name: (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0] for name in shipped()
-    }
-    print(
-        *aligned([(name, line.removeprefix("#").strip()) for name, line in first.items()], ()),
-        sep="\n",
+    names = sorted(shipped(), key=lambda name: (name not in FIRST, name))
+    rows = [
+        {"name": name, "it runs": first_sentence((CONFIGS / f"{name}.toml").read_text("utf-8"))}
+        for name in names
+    ]
+    print_rows(rows)
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of the comment that a configuration begins with, which may go over several lines.
+
+    >>> first_sentence("# Videos of yours,\\n# every stage. Small.\\nname = 1")
+    'Videos of yours, every stage'
+    """
+    comment = " ".join(
+        line.removeprefix("#").strip()
+        for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
     )
+    return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
 @config_group.command(name="show")

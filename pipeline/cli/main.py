@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
 from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
@@ -105,7 +105,11 @@ def execute(arguments: Sequence[str]) -> int:
         return status
     except CycloptsError as error:
         words = " ".join(["alpro", *(error.command_chain or ())])
-        return failed(f"error: {' '.join(str(error).split())} ({words} --help)")
+        hint = ""
+        if isinstance(error, UnknownOptionError) and words in ("alpro run", "alpro study"):
+            hint = " A value of the configuration is changed with --set, such as --set pretrain.lr=1e-4 or --set "
+            hint += "finetune_qa.phases.0.epochs=3; alpro config show CONFIG prints all."
+        return failed(f"error: {' '.join(str(error).split())}{hint} ({words} --help)")
     except InputError as error:
         return failed(f"error: {error}")
     except BrokenPipeError:

@@ -53,7 +53,7 @@ def run(
     )  # reports errors before anything starts
     check_files(plan.steps, plan.store)
     if options.dry_run:
-        print_plan(plan, options.json)
+        print_plan(plan, config, options.json)
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
     whole = planned("", config, source.data, changes, root) if compares else plan
@@ -113,16 +113,19 @@ def study(
         config: The configuration, as of `alpro run`; by default that of the study.
     """
     changes, (root, wait) = source.changes(options.workspace), prepare_run(options)
-    from alpro.pipeline.flows.study import load_study, members_of, run_study
+    from alpro.pipeline.flows.study import load_study, members_of, run_study, work_table
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
     config = config or loaded.config
     members = members_of(loaded, config, source.data, changes, root)
+    if options.dry_run and not options.json:
+        print_table(work_table(members))
+        return
     if options.dry_run:
         steps = {step.fingerprint: step for member in members for step in member.plan.steps}
-        print_plan(members[0].plan._replace(steps=list(steps.values())), options.json)
+        print_plan(members[0].plan._replace(steps=list(steps.values())), config, options.json)
         return
     wait()
     table, scores, failed = run_study(
@@ -182,17 +185,17 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     return root, (lambda: None) if options.dry_run else start_temporary_server()
 
 
-def print_plan(plan: "Planned", json: bool) -> None:
+def print_plan(plan: "Planned", config: str, json: bool) -> None:
     from alpro.pipeline.reports.terminal import print_rows
 
-    rows = plan_rows(plan)
+    rows = plan_rows(plan, config)
     if json:
         print_json(rows)
     else:
         print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
 
 
-def plan_rows(plan: "Planned") -> list[dict[str, str]]:
+def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
     """For each step, whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.plan.dag import reason, required
 
@@ -203,7 +206,7 @@ def plan_rows(plan: "Planned") -> list[dict[str, str]]:
         if plan.store.find(step):
             state = "cached"
         elif step in wanted:
-            state, why = "to run", reason(step, plan.store)
+            state, why = "to run", reason(step, plan.store, config)
         else:
             state = "not needed"
         rows.append(

@@ -83,9 +83,21 @@ def load_config(
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(
-            f"{path}{' with --set' if changes else ''}: {one_line(error, PipelineConfig)}"
-        ) from error
+        line = one_line(error, PipelineConfig)
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        if any(set_by(change, where) for change in changes):
+            raise InputError(f"--set {line}") from error
+        raise InputError(f"{path}: {line}") from error
+
+
+def set_by(change: str, where: str) -> bool:
+    """Whether a change, KEY=VALUE, has set the value at a place, or a table around it.
+
+    >>> set_by("pretrain.lr=1", "pretrain.lr"), set_by("pretrain={}", "pretrain.lr"), set_by("pre=1", "pretrain")
+    (True, True, False)
+    """
+    key = change.partition("=")[0].strip()
+    return where == key or where.startswith(f"{key}.")
 
 
 def shipped(folder: Path = CONFIGS) -> list[str]:

@@ -6,6 +6,7 @@ all variants can be compared.
 """
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,17 +14,24 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from alpro.artifact import read_record
+from alpro.artifact import Record, read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
 from alpro.pipeline.config.load import CONFIGS, find_config, one_line, read_toml
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
-from alpro.pipeline.plan.dag import Planned, check_files, planned
-from alpro.pipeline.reports.results import Rows, Table, change_text, metric_text, number_text, rows
+from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.reports.results import (
+    Rows,
+    Table,
+    change_text,
+    metric_text,
+    number_text,
+    rows,
+)
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import STUDIED
+from alpro.stages.evaluation.score_names import STUDIED, VALIDATION_SCORES
 
 STUDIES = CONFIGS / "studies"
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
@@ -137,10 +145,10 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
-        found = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
-        scores[member.variant][member.seed] = rows(
-            [(folder, record) for folder, record in found if record]
-        )
+        read = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
+        found = [(folder, record) for folder, record in read if record]
+        # Of a study that ends with a training, what each run reached on the validation split.
+        scores[member.variant][member.seed] = rows(found) or validation_rows(found[-1][1])
     summaries = score_rows(scores)
     # The same file for a study that continues, another one if anything of it has changed.
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
@@ -154,6 +162,63 @@ def run_study(
         if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)
     ]
     return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
+
+
+def validation_rows(record: Record) -> Rows:
+    """What a training reached on the validation split, as rows of results.json; without chance and interval."""
+    scores = []
+    for name, metric in VALIDATION_SCORES.items():
+        if name in record["metrics"]:
+            row = {
+                "name": name,
+                "what": record["name"],
+                "direction": "",
+                "metric": metric,
+                "unit": "%",
+            }
+            row |= {"higher_is_better": True, "value": record["metrics"][name]}
+            scores.append(row | {"items": None, "chance": None})
+    return scores
+
+
+def work_table(members: list[Member]) -> Table:
+    """What is left to do of a study: for each run, the stages that no earlier run builds, and how long these take by
+    the newest record of each stage in the workspace."""
+    store = members[0].plan.store
+    seconds = {record["name"]: record["run"].get("seconds") for _, record in store.all()}
+    counted: set[str] = set()
+    stages: list[str] = []
+    lines = []
+    for member in members:
+        left = [
+            step
+            for step in required(member.plan.steps, store)
+            if step.fingerprint not in counted and not store.find(step)
+        ]
+        counted |= {step.fingerprint for step in left}
+        names = [step.name for step in left]
+        stages += names
+        lines.append([member.title, ", ".join(names) or "cached", hours_text(names, seconds)])
+
+    lines.append(["total", f"{len(stages)} stages", hours_text(stages, seconds)])
+    unknown = sorted({name for name in stages if not seconds.get(name)})
+    note = (
+        "Hours: by the newest record of each stage in this workspace, whatever its configuration."
+    )
+    note += f" No record has {', '.join(unknown)}." if unknown else ""
+    return Table(f"{len(members)} runs", ["run", "stages to run", "hours"], lines, note, texts=True)
+
+
+def hours_text(names: list[str], seconds: Mapping[str, float | None]) -> str:
+    """How long stages take, as hours; a ? for those of which no record says it.
+
+    >>> hours_text(["a", "b", "c"], {"a": 3600, "b": 1800})
+    '1.50 + ?'
+    """
+    known = [value for name in names if (value := seconds.get(name))]
+    parts = [f"{sum(known) / 3600:.2f}"] if known else []
+    parts += ["?"] if len(known) < len(names) else []
+    return " + ".join(parts)
 
 
 def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:

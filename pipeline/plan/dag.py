@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.clip_prompter import check_clip
 from alpro.models.word_pieces import padded
+from alpro.names import config_name
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import (
     FILES,
@@ -193,15 +194,24 @@ def required(steps: list[Step], store: Store) -> list[Step]:
     return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
 
 
-def reason(step: Step, store: Store) -> str:
-    """Why a step has to run: what differs from the most similar artifact of the same name."""
+def reason(step: Step, store: Store, config: str = "") -> str:
+    """Why a step has to run: what differs from the most similar artifact of the same name, and of the same
+    configuration if one is given, by its name or file."""
     others = [record for _, record in store.all() if record["name"] == step.name]
+    if config:
+        others = [record for record in others if made_with(record, config)]
     if not others:
-        return "no artifact yet"
+        return "no artifact of this configuration yet" if config else "no artifact yet"
     fewest = min(
         (differences(record, step.description) for record in reversed(others)), key=len
     )  # the newest first
     return ", ".join(fewest[:3]) + (f" and {len(fewest) - 3} more" if len(fewest) > 3 else "")
+
+
+def made_with(record: Mapping[str, Any], config: str) -> bool:
+    """Whether the command that built an artifact named this configuration. A record without a command fits all."""
+    named = (record["run"].get("arguments") or {}).get("config", config)
+    return config_name(named) == config_name(config)
 
 
 def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:

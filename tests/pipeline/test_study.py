@@ -22,6 +22,7 @@ from alpro.pipeline.flows.study import (
     run_study,
     score_rows,
     study_table,
+    validation_rows,
 )
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Interrupted, StageFailed
@@ -265,6 +266,12 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
         ("zero_shot", "to run"): 6,
     }
     assert status == 0
+    status, out, _ = study("--dry-run")
+    assert (status, [line.split()[0] for line in out.splitlines()[3:10]]) == (
+        0,
+        ["fast", "broken", "slow", "fast", "broken", "slow", "total"],
+    )
+    assert "16 stages" in out
     start += [None, ValueError("it broke"), None, None, StageFailed("again")]
     status, out, err = study()
     assert (status, "broken · seed 5, broken · seed 6" in err.splitlines()[-1], "R5" in out) == (
@@ -314,3 +321,12 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
     }
     kinds = {score.split("/")[0].removesuffix("_vtc") for score in study.scores}
     assert {reported[kind] for kind in kinds} <= stages | {None}
+
+
+def test_a_study_that_ends_with_a_training_has_its_validation_scores():
+    metrics = {"validation/t2v/R1": 55.8, "validation/t2v/R5": 90.0, "selected_step": 4.0}
+    (row,) = validation_rows({"name": "finetune_retrieval", "metrics": metrics})
+    assert (row["name"], row["value"], row["chance"]) == ("validation/t2v/R1", 55.8, None)
+    (summary,) = score_rows({"base": {0: [row]}})
+    (line,) = study_table("mine", [summary]).lines
+    assert line[:3] == ["finetune_retrieval, validation R@1", "base", "55.8 %"]
