@@ -177,7 +177,7 @@ def test_other_programs_targets_and_extras_exist():
             if arguments[0] == "-m"
             else arguments[0]
         )
-        assert (ROOT / module).is_file(), page
+        assert module == "pytest.py" or (ROOT / module).is_file(), page
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(",".join(re.findall(r"'\.\[([\w,]+)\]'", "".join(TEXTS.values()))).split(","))
     assert {"all"} <= extras <= set(project["optional-dependencies"])

@@ -236,7 +236,7 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     # The command that `artifacts show` prints has the same fingerprints, so that it builds the same results elsewhere.
     capsys.readouterr()
     cli.execute(["artifacts", "show", changed["evaluate"], "--workspace", str(workspace)])
-    words = re.findall(r"^  alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()
+    words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()
     assert cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
     found = {row["name"]: row["fingerprint"][:16] for row in json.loads(capsys.readouterr().out)}
     assert found == {name: Path(changed[name]).name for name in STAGES if name != "zero_shot"}

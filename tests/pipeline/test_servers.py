@@ -21,6 +21,7 @@ import yaml
 from filelock import Timeout
 
 from alpro.artifact import read_record
+from alpro.pipeline.config.load import CONFIGS, shipped
 from alpro.pipeline.flows import servers
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
@@ -403,11 +404,16 @@ def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
         assert one["description"]
     schema = parameter_schema(flow.alpro).model_dump()
     shown = schema["properties"]
-    assert {name: (field["type"], field["default"]) for name, field in shown.items()} == {
-        "config": ("string", "sample"),
-        "data": ("string", ""),
-        "changes": ("array", []),
-        "stage": ("string", ""),
+    assert {name: field["default"] for name, field in shown.items()} == {
+        "config": "sample",
+        "data": "",
+        "changes": [],
+        "stage": "",
+        "parent_run": "",
     }
+    # Choices in the form: a configuration that ships or a file, and a stage.
+    shipped_or_file = shown["config"]["anyOf"]
+    assert set(shipped_or_file[0]["enum"]) == set(shipped(CONFIGS))
+    assert shown["stage"]["enum"] == ["", *STAGES]
     assert all(field["description"] for field in shown.values())
     assert validate({"changes": "pretrain.lr=1e-4"}, schema)

@@ -234,6 +234,7 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(
         phases=phases, model=tiny_model(), normalization="corpus", max_text_tokens=16
     )
     inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
+    inputs = pretrain.Inputs.of(inputs)
     prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
     assert isinstance(prompter, ClipFolder)
     assert tokenizer.token_to_id("[CLS]") is not None

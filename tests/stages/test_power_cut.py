@@ -37,7 +37,9 @@ def batches(sources, *arguments, **options):
         videos = SimpleNamespace(
             features=torch.tensor([[len(source.id), ord(source.id[-1])]]).float()
         )
-        yield SimpleNamespace(sources={0: source}, decoded=[0], errors={}, videos=videos)
+        yield SimpleNamespace(
+            sources={0: source}, decoded=[0], errors={}, videos=videos, durations=[2.0]
+        )
 
 
 @pytest.mark.parametrize("every", EVERY)
@@ -51,9 +53,8 @@ def test_indexing(tmp_path, monkeypatch, every, record_property):
     folder = tmp_path / "disk" / "index"
 
     def job() -> None:
-        add_videos(
-            folder, SimpleNamespace(batches=batches), About(model="m", digest="d"), list(items)
-        )
+        model = SimpleNamespace(batches=batches, device=torch.device("cpu"))
+        add_videos(folder, model, About(model="m", digest="d"), list(items))
 
     def result() -> dict:
         index = Index.open(folder)

@@ -51,10 +51,10 @@ def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, cl
     """Each process encodes some batches of clips. The order of a clip's frames is that of one process."""
     model = Prompter(tiny_model(50))
     encoder, reader = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval(), ShardReader(clips)
-    monkeypatch.setattr(encoding, "merge", lambda tokens: tokens)
+    monkeypatch.setattr(encoding, "all_reduce_", lambda tokens: tokens)
 
     def tokens(rank: int, ranks: int) -> torch.Tensor:
-        monkeypatch.setattr(encoding, "is_own", lambda batch: batch % ranks == rank)
+        monkeypatch.setattr(encoding, "belongs_to_this_rank", lambda batch: batch % ranks == rank)
         numbers = list(range(7))
         return encoding.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens
 
