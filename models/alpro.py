@@ -99,8 +99,10 @@ class DualEncoder(nn.Module, ABC):
             tokens = self.encode_video(frames, cls_only=True)
             # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
             with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
-                # The weights of an exported model may be half precision.
-                features = self.project_video(tokens.to(self.video_proj.weight.dtype)).float()
+                # The weights of an exported model may be half precision; a CLIP's projection has none.
+                weight = next(self.video_proj.parameters(), None)
+                dtype = torch.float32 if weight is None else weight.dtype
+                features = self.project_video(tokens.to(dtype)).float()
                 logits = (features @ prompts.float().T) / self.clamped_temperature().float()
                 probabilities = logits.softmax(dim=-1)
 

@@ -63,10 +63,10 @@ def scan_source(
     if isinstance(data, Path) and is_folder(data):
         form, rows = scan_folder(data, root, kept)
         return form, rows if notes is not None else logged(rows, kept)
-    form = known_form(data) if isinstance(data, Path) else None
-    if form and isinstance(data, Path):
+    known = known_form(data) if isinstance(data, Path) else None
+    if known and isinstance(data, Path):
         rows = in_folder_splits(scan_annotations(data.parent, {"": data}, root), data.parent, kept)
-        return f"{data.name}: {form.title}", rows if notes is not None else logged(rows, kept)
+        return f"{data.name}: {known.title}", rows if notes is not None else logged(rows, kept)
     rows = split_hint(scan_manifest(data, require_texts), kept)
     rows = rows if notes is not None else logged(rows, kept)
     return f"a manifest, {PurePosixPath(str(data)).name}", rows

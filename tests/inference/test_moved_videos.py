@@ -105,7 +105,7 @@ def test_parts_of_other_folders_are_not_read(name, add, films, tmp_path):
     add(films)
     file = tmp_path / "index" / "index.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"parts": [name]}))
-    with pytest.raises(InputError, match="index.json: cannot be read"):
+    with pytest.raises(InputError, match=r"index\.json: cannot be read"):
         Index.open(tmp_path / "index")
 
 

@@ -50,9 +50,9 @@ def test_videos_are_indexed_searched_listed_and_removed(
     note, rejected = err.splitlines()
     assert "have no caption" in note
     assert rejected.startswith(f"rejected: {own / 'bad.mp4'}: unreadable")
-    assert out.splitlines()[0] == f"{index}: 3 clips"
+    assert out.splitlines()[0] == f"{index}: 3 clips, 0 of them with a caption"
     again = alpro_model("index add", index, own)[1].splitlines()
-    assert again == [f"{index}: 3 clips", "  0 embedded (0 changed), 4 unchanged", "  0 rejected"]
+    assert again == [out.splitlines()[0], "  0 embedded (0 changed), 4 unchanged", "  0 rejected"]
 
     model = Model.load(RETRIEVAL, trained, device="cpu")
     expected = search(Index.open(index), model, text, 2)

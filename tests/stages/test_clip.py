@@ -287,13 +287,20 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
 
 
 def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_was_trained(
-    folders, tmp_path
+    folders, vocabulary, tmp_path
 ):
     prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
     prompter.preprocessing = prompter.preprocessing.model_copy(update={"mean": (0.1, 0.2, 0.3)})
     prompter.save_pretrained(tmp_path / "model")
     config = pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
-    inputs = {"prompter": tmp_path, "prompts": folders["prompts"]}
+    inputs = pretrain.Inputs.of(
+        {
+            "prompter": tmp_path,
+            "prompts": folders["prompts"],
+            "tokenizer": vocabulary,
+            "vocabulary": vocabulary,
+        }
+    )
     teacher, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
     assert (tokenizer, preprocessing) == (teacher.tokenizer, prompter.preprocessing)
 
