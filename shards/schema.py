@@ -128,7 +128,7 @@ class SampleMetadata(BaseModel):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
-# All reasons for rejecting an item. docs/formats.md explains each.
+# All reasons for rejecting an item. docs/prepare_data.md explains each.
 Reason = Literal[
     "missing",
     "empty",

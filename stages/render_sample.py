@@ -38,7 +38,7 @@ TIMES = 5  # at which a row states the places of its things
 
 
 class Config(StageConfig):
-    """Sizes of the corpora of the [sample](sample.md)."""
+    """Sizes of the corpora of the [sample](results.md#how-the-sample-is-made)."""
 
     seed: int = Field(default=0, ge=0, description="seed of everything that is rendered")
     lessons: int = Field(

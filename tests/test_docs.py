@@ -62,7 +62,7 @@ def test_generated_pages_and_tables_are_up_to_date():
         == sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
     )
     assert tuple(
-        re.findall(r"^\| `([a-z ]+)` \|", table_of("formats.md", "reason"), re.MULTILINE)
+        re.findall(r"^\| `([a-z ]+)` \|", table_of("prepare_data.md", "reason"), re.MULTILINE)
     ) == get_args(Reason)
     assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(
         shipped(STUDIES)

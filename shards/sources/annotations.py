@@ -132,10 +132,11 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
     if form is DOWNLOADS:
         raise InputError(f"{file}: {form.title}; use the folder of its shards, {file.parent}")
     if form is None or (form is NAMES and not lists):
+        columns = ", ".join(sorted(record)[:20])
         raise InputError(
-            f"{file}: no form of annotations (docs/formats.md) has the columns {', '.join(sorted(record)[:20])}; name "
-            "the column of the files `video`, and that of the texts `caption`, or set `annotations.texts` to the file "
-            "that has them"
+            f"{file}: no form of annotations (docs/prepare_data.md) has the columns {columns}; "
+            "name the column of the files `video`, and that of the texts `caption`, or set "
+            "`annotations.texts` to the file that has them"
         )
     if form is CAPTIONS and (
         own := [key for key in ("start", "end", "group") if record.get(key) not in (None, "")]
