@@ -47,7 +47,10 @@ def manifest(folder, *rows):
     return path
 
 
-ASKED = '{"path": "b.mp4", "split": "train", "questions": [{"question": "what?", "answer": "x"}], "caption": "y"}'
+ASKED = (
+    '{"path": "b.mp4", "split": "train", "caption": "y", "questions": '
+    '[{"question": "what?", "answer": "x"}, {"question": "who?", "answer": "z"}]}'
+)
 # What the line of a wrong command must name, and the commands. {tmp}: a folder with files that the test makes.
 MISTAKES = {
     "pretrain": ["run pretran"],

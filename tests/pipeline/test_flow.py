@@ -244,7 +244,7 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
 
 def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     def rows(change: str) -> dict[str, tuple[str, str]]:
-        found = plan_rows(planned("", TINY, "", [change], workspace))
+        found = plan_rows(planned("", TINY, "", [change], workspace), TINY)
         return {row["name"]: (row["state"], row["reason"]) for row in found}
 
     assert set(rows("resources.workers=1").values()) == {("cached", "")}

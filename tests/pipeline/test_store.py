@@ -409,7 +409,7 @@ def test_what_lies_outside_of_the_workspace_is_listed_and_stays(many, tmp_path, 
     shutil.move(folder, other)
     folder.symlink_to(other)
     assert alpro(many, "gc", "--yes") == 0
-    assert str(folder) in capsys.readouterr().out
+    assert folder.name[:8] in capsys.readouterr().out
     assert read_record(other)
     assert marks(many.all()) == "abce0"
     for place in (folder, other):
