@@ -39,7 +39,7 @@ test: $(TOOLS) ## the tests, about three minutes on two cores
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about twenty minutes
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
-lint: $(TOOLS) ## ruff, mypy and pyright
+lint: $(TOOLS) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
