@@ -1,0 +1,89 @@
+"""Compilation of the layers, with a backend that compiles nothing: the graphs that there are, and none is broken."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from transformers import CLIPConfig, CLIPModel
+
+from alpro.models.clip_prompter import ClipPrompter
+from alpro.stages.training import loop
+from alpro.stages.training.loop import configure_layers
+from alpro.stages.training.objective import PrompterObjective
+from tests.stages.training.part_of_a_batch import objective_of, whole_batch
+
+LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Iterator[list[int]]:
+    """The number of operations of each graph that would be compiled."""
+    found: list[int] = []
+    compile_layer = nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        found.append(len(graph.graph.nodes))
+        return graph.forward
+
+    def compile_with_backend(module: nn.Module, **options) -> None:
+        compile_layer(module, backend=backend, **options)
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(nn.Module, "compile", compile_with_backend)
+    with torch._dynamo.config.patch(optimize_ddp=True, recompile_limit=8):
+        yield found
+    torch._dynamo.reset()
+
+
+def towers() -> ClipPrompter:
+    """A small CLIP with temporal attention for four frames."""
+    vision = {**LAYERS, "image_size": 32, "patch_size": 8}
+    text = {**LAYERS, "vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    config._attn_implementation = "sdpa"
+    model = ClipPrompter(CLIPModel(config))
+    model.unfreeze(4)  # with temporal attention for four frames
+    return model
+
+
+@pytest.mark.long
+def test_the_layers_of_pretraining_are_few_whole_graphs(graphs):
+    objective = objective_of("pretrain").train()
+    graphs_of_step = []
+    configure_layers(objective, compiled=True)
+    batch = objective.labeled(whole_batch())
+    for _ in range(2):
+        loss, _ = objective(batch, objective.step_counts([batch]))
+        loss.backward()
+        graphs_of_step.append(len(graphs))
+    assert graphs_of_step[0] == graphs_of_step[1]  # a second step compiles nothing
+    assert not counters["graph_break"]
+    assert 2 <= len(graphs) <= 12
+    assert torch._dynamo.config.recompile_limit == loop.MAX_GRAPHS
+
+
+def test_the_layers_of_a_clip_are_compiled_too(graphs):
+    torch.manual_seed(0)
+    model = towers()
+    objective = PrompterObjective(model, (0.5,) * 3, (0.5,) * 3).train()
+    frames = torch.randn(2, 4, 3, 32, 32)
+    ids = torch.randint(1, 98, (2, 16))
+    expected = model.encode_video(frames), model.encode_text(ids, torch.ones_like(ids))
+
+    configure_layers(objective, compiled=True)
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    actual = model.encode_video(frames), model.encode_text(ids, torch.ones_like(ids))
+    sum(output.square().sum() for output in actual).backward()
+
+    torch.testing.assert_close(actual, expected)
+    assert len(compiled) == 2 + 2 + 2  # vision, text, temporal attention
+    assert not counters["graph_break"]
+    assert 3 <= len(graphs) <= 4
