@@ -176,14 +176,17 @@ async function render() {
   document.title = query.get("text") || "Video search";
   $("#examples").hidden = query.has("text") || query.has("clip") || Boolean(upload);
 
+  // Before the search is awaited: whoever opens the uploaded file meanwhile keeps it open.
+  if (open === null) hideClip();
+
   query.delete("open");
   const state = `${query} ${upload ? upload.name + upload.lastModified : ""}`;
   if (offers.includes("search") && render.last !== state) {
     render.last = state;
     await showHits(query);
   }
+  if (open === null) return;
   if (open !== new URLSearchParams(location.search).get("open")) return; // another address by now
-  if (open === null) return hideClip();
   try {
     showClip(await clipById(open), hits, ofPage());
   } catch (error) {

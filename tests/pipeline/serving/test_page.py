@@ -85,10 +85,19 @@ def test_the_page_in_a_browser(models, free_port, videos):
             page.goto(f"{address}/?filter=kind%3Dvideo+nothing")
             page.click(".empty >> text=Clear the filter")
             page.wait_for_selector(".card >> nth=0")
+
+            # The file is opened while its search is under way, and stays open when the hits come.
+            hits = page.locator("#about").inner_text()
+            page.evaluate("document.querySelector('#about').textContent = 'searching'")
+            waiting = []
+            page.route("**/search?*", lambda route: waiting.append(route))
             page.set_input_files("#upload", str(videos[0]))
-            page.wait_for_selector("#like >> text=mp4")
             page.click("#like >> text=Open it")
             page.wait_for_selector("#caption:text-matches('mp4$')")
+            waiting.pop().continue_()
+            page.wait_for_selector(f"#about:text-is('{hits}')")
+            assert page.locator("#caption").is_visible()
+            page.unroute("**/search?*")
             page.keyboard.press("Escape")
             assert page.evaluate("document.documentElement.scrollWidth") <= 400
             columns = "getComputedStyle(document.querySelector('#hits')).gridTemplateColumns"
