@@ -4,13 +4,14 @@ at."""
 import json
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from alpro.artifact import read_record
+from alpro.artifact import RECORD, read_record
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
@@ -296,6 +297,20 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
 
 
 # The documentation of a finished pipeline.
+
+
+def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    module, artifact, _ = re.findall(r"-m pdb -m (\S+) (\S+) (\S+)", page)[0]
+    (folder,) = workspace.parent.glob(artifact.replace("workspace", workspace.name))
+    for stage in (folder, Path(first["render_sample"])):  # whose work is in a pool
+        out = tmp_path / stage.parent.name
+        outcome = import_module(module).main([str(stage), str(out)])
+        assert outcome.counts == read_record(stage)["counts"]
+        made = {file.name for file in out.iterdir()}
+        assert made == {file.name for file in stage.iterdir()} - {RECORD}
+    with pytest.raises(InputError, match=r"artifact\.json"):
+        import_module(module).main([str(tmp_path), str(tmp_path / "other")])
 
 
 def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
