@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import decode_image, decode_video
@@ -97,8 +97,8 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
             raise
         # What a store raises has no number; of the local disk, it is a fault that nobody expects.
         fetching = isinstance(error, OSError) and error.errno is None
-        message = " ".join([f"{type(error).__name__}:", *str(error).split()])
-        raise DecodeError("not fetched" if fetching else "unexpected error", message) from error
+        reason = "not fetched" if fetching else "unexpected error"
+        raise DecodeError(reason, f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _load_sample(sample: Sample, count: int, size: int) -> Clip:

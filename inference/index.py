@@ -22,7 +22,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from alpro.artifact import read_record
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import atomic_write, make_folder, write_json
 from alpro.inference.clips import is_file
 from alpro.inference.find import FoundModel, verified_model
@@ -108,8 +108,7 @@ class Index:
             except (OSError, ValueError, pa.ArrowException) as error:
                 if read_about(folder).parts != about.parts:  # another process merged them
                     continue
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                raise InputError(f"{folder}: corrupt: {line}; {WHAT_TO_DO}") from error
+                raise InputError(f"{folder}: corrupt: {one_line(error)}; {WHAT_TO_DO}") from error
         return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects)
 
     def __repr__(self) -> str:
@@ -198,8 +197,7 @@ def read_about(folder: Path) -> About:
     except OSError as error:  # the index may be whole: it must not be deleted
         raise InputError(f"{file}: {error.strerror}; make it readable for this user") from error
     except ValueError as error:  # pydantic's, or not UTF-8
-        line = str(error).splitlines()[0]
-        raise InputError(f"{file}: cannot be read: {line}; {WHAT_TO_DO}") from error
+        raise InputError(f"{file}: cannot be read: {one_line(error)}; {WHAT_TO_DO}") from error
 
 
 def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
@@ -30,7 +30,6 @@ from alpro.models.folder import (
     check_weights,
     write_tensors,
 )
-from alpro.models.official import first_line
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import WordPieces
 
@@ -285,10 +284,10 @@ def hub_folder(name: str) -> Path:
     except Exception as error:  # no network, no such model: each library raises its own type
         repository, _, revision = name.partition("@")
         options = f" --revision {revision}" if revision else ""
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{name}: no artifact of this name, and it cannot be downloaded ({reason}); where there is a network: "
-            f"hf download {repository}{options} --local-dir clip, and name the folder clip"
+            f"{name}: no artifact of this name, and it cannot be downloaded ({one_line(error)}); "
+            f"where there is a network: hf download {repository}{options} --local-dir clip, and "
+            "name the folder clip"
         ) from error
     if not is_clip(folder):
         raise InputError(f"{name}: it has no config.json of a {' or '.join(TYPES)}")
@@ -372,7 +371,7 @@ def load_clip(
         Exception
     ) as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
         raise InputError(
-            f"{where}: not readable as a CLIP or SigLIP ({first_line(error)}); {DOWNLOAD}"
+            f"{where}: not readable as a CLIP or SigLIP ({one_line(error)}); {DOWNLOAD}"
         ) from error
     return ClipFolder("prompter", prompter.to(device), tokenizer, preprocessing)
 

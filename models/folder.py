@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from alpro.errors import one_line
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
@@ -200,9 +201,8 @@ def check_sizes(
         with torch.device("meta"), Uninitialized():
             model = build()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
-        line = str(error).splitlines()[0]
         raise ValueError(
-            f"{where}/config.json: a model of these sizes cannot be built: {line}"
+            f"{where}/config.json: a model of these sizes cannot be built: {one_line(error)}"
         ) from error
     check_shapes(header, model, where)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import DOWNLOAD, load_clip, load_pretrained, pretrained_config
@@ -14,7 +14,6 @@ from alpro.models.folder import check_finite, check_values, other_shapes
 from alpro.models.official import (
     WEIGHT_FILES,
     StateDict,
-    first_line,
     from_official,
     read_checkpoint,
 )
@@ -226,7 +225,7 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
         ) from error
     except Exception as error:  # unknown model or tag, no network: each library has its own type
         raise ValueError(
-            f"vit = {name!r}: not available from the cache or the hub ({first_line(error)}); where there is a network, "
+            f"vit = {name!r}: not available from the cache or the hub ({one_line(error)}); where there is a network, "
             f"save timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
         ) from error
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
@@ -269,7 +268,7 @@ def bert_weights(name: str, own: TextConfig) -> StateDict:
         raise
     except Exception as error:
         raise ValueError(
-            f"bert = {name!r}: not readable as a BERT ({first_line(error)}); {DOWNLOAD}"
+            f"bert = {name!r}: not readable as a BERT ({one_line(error)}); {DOWNLOAD}"
         ) from error
     check_values(f"bert = {name!r}: model.text", own, {"heads": config.num_attention_heads})
     return {

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
 from alpro.models.text import TextConfig
@@ -163,7 +163,7 @@ def read_checkpoint(path: Path) -> StateDict:
             "dict only"
         ) from error
     except Exception as error:  # a truncated zip file, a text file: torch raises many types
-        raise ValueError(f"{path}: not readable as a checkpoint: {first_line(error)}") from error
+        raise ValueError(f"{path}: not readable as a checkpoint: {one_line(error)}") from error
 
     # Training scripts nest the state dict under one of these keys, beside the optimizer's state.
     for key in ("model", "state_dict", "model_state_dict"):
@@ -177,11 +177,6 @@ def read_checkpoint(path: Path) -> StateDict:
     if not weights:
         raise ValueError(f"{path}: contains no weights")
     return weights
-
-
-def first_line(error: Exception) -> str:
-    """An error message as a line of at most 200 characters, or the error's type."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
@@ -297,9 +292,7 @@ def sizes(state: StateDict) -> ModelConfig:
         ValueError,
         ZeroDivisionError,
     ) as error:  # a missing key, another shape, a size
-        raise ValueError(
-            f"not the weights of ALPRO's official code ({first_line(error)})"
-        ) from error
+        raise ValueError(f"not the weights of ALPRO's official code ({one_line(error)})") from error
 
 
 def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, list[str], list[str]]:

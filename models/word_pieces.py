@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import read_small_json
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -140,12 +140,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         )
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
-            reason = (
-                " ".join(str(error).split())
-                .removeprefix(f"{file}: ")
-                .removeprefix("not readable: ")
-            )
-            raise InputError(f"tokenizer {file}: not readable: {reason[:200]}") from error
+            message = one_line(error, max_length=MAX_MESSAGE)
+            reason = message.removeprefix(f"{file}: ").removeprefix("not readable: ")
+            raise InputError(f"tokenizer {file}: not readable: {reason}") from error
         raise InputError(
             f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
             "use a folder with its tokenizer.json or vocab.txt"
@@ -199,7 +196,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ValueError(f"{file}: not readable: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{file}: not readable: {one_line(error)}") from error
 
 
 def check_components(values: Any) -> None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, local_copy, read_range
 
@@ -245,7 +245,7 @@ def _index_file(folder: Location) -> Iterator[Path]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def _read(

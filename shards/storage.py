@@ -31,7 +31,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import redacted, refuse_credentials
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import file_state
 from alpro.shards.schema import Member
 
@@ -259,8 +259,7 @@ def _line(error: BaseException) -> str:
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
         return f"HTTP status {status} ({phrase})"
 
-    message = redacted(" ".join(str(error).split()))
-    return message or type(error).__name__
+    return redacted(one_line(error, max_length=MAX_MESSAGE))
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:

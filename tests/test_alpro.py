@@ -1,5 +1,5 @@
-"""What every room uses: complete files, checks of regions and texts, URLs without credentials, and the log: lines of
-progress with the time left, and none with -q."""
+"""What every room uses: complete files, errors in one line, checks of regions and texts, URLs without
+credentials, and the log: lines of progress with the time left, and none with -q."""
 
 import io
 import json
@@ -7,9 +7,13 @@ import re
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import alpro.log
+from alpro import errors
 from alpro.credentials import has_credentials, redacted, refuse_credentials
+from alpro.errors import MAX_REASON
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
 from alpro.log import PLAIN, TIMES, log, progress
@@ -32,6 +36,33 @@ def test_a_file_is_replaced_when_it_is_complete_and_a_failure_leaves_nothing(tmp
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "gone" / "a.json") as temporary:
         temporary.touch()
+
+
+# An error in one line.
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("", "OSError"),
+        (" \n\t\n", "OSError"),
+        ("no such file: a  b.mp4", "no such file: a  b.mp4"),
+        ("\nMissing keys:\n\t'a'\r\n", "Missing keys: 'a'"),
+        ("a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g", "a b c d e f g"),
+        ("x" * MAX_REASON, "x" * MAX_REASON),
+        ("x" * (MAX_REASON + 1), "x" * (MAX_REASON - 1) + "…"),
+    ],
+)
+def test_an_error_is_one_line_of_bounded_length(message, line):
+    assert errors.one_line(OSError(message)) == line
+
+
+@given(message=st.text(), max_length=st.integers(1, 20))
+def test_the_line_of_an_error_has_no_break_is_not_empty_and_not_too_long(message, max_length):
+    line = errors.one_line(ValueError(message), max_length)
+
+    assert len(line.splitlines()) == 1
+    assert 1 <= len(line) <= max_length
 
 
 # Regions and texts.

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
 from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.log import printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
@@ -109,7 +109,7 @@ def execute(arguments: Sequence[str]) -> int:
         if isinstance(error, UnknownOptionError) and words in ("alpro run", "alpro study"):
             hint = " A value of the configuration is changed with --set, such as --set pretrain.lr=1e-4 or --set "
             hint += "finetune_qa.phases.0.epochs=3; alpro config show CONFIG prints all."
-        return failed(f"error: {' '.join(str(error).split())}{hint} ({words} --help)")
+        return failed(f"error: {one_line(error, max_length=MAX_MESSAGE)}{hint} ({words} --help)")
     except InputError as error:
         return failed(f"error: {error}")
     except BrokenPipeError:

@@ -83,7 +83,7 @@ def load_config(
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        line = one_line(error, PipelineConfig)
+        line = validation_line(error, PipelineConfig)
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         if any(set_by(change, where) for change in changes):
             raise InputError(f"--set {line}") from error
@@ -347,7 +347,7 @@ def _key(at: Any, part: str, change: str) -> Any:
     return int(part)
 
 
-def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a model's validation, with its place and, for an unknown key, a suggestion."""
     errors = error.errors()
     first = errors[0]

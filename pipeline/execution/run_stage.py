@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages import TRAININGS
@@ -46,8 +46,8 @@ def main(file: Path) -> int:
         if isinstance(error, LASTING):
             raise
         # A network or its disk failed: the stage may succeed if it continues soon.
-        line = " ".join(str(error).split()) or type(error).__name__
-        return stop(result, {"interrupted": line}, EXIT_INTERRUPTED)
+        message = one_line(error, max_length=MAX_MESSAGE)
+        return stop(result, {"interrupted": message}, EXIT_INTERRUPTED)
     except SystemExit as exit_:
         if exit_.code != EXIT_INTERRUPTED:
             raise
@@ -96,7 +96,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def out_of_memory(stage: str, error: Exception) -> str:
     """One line: what ran out of memory, and which settings need less."""
-    reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+    reason = one_line(error).partition(". ")[0]
     if stage not in TRAININGS:
         return f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
     return (

@@ -25,13 +25,13 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from alpro.environment import prepare
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, make
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.contents import changed_keys, first_line, run_title, stage_title
+from alpro.pipeline.tracking.contents import changed_keys, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
@@ -149,7 +149,7 @@ class WithoutTraceback(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, EXPECTED):
-            record.msg = first_line(error)
+            record.msg = one_line(error, max_length=MAX_MESSAGE)
             record.args = None
             record.exc_info = None
         return True

@@ -18,7 +18,7 @@ from alpro.artifact import Record, read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.load import CONFIGS, find_config, one_line, read_toml
+from alpro.pipeline.config.load import CONFIGS, find_config, read_toml, validation_line
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.reports.results import (
@@ -73,7 +73,7 @@ def load_study(source: str) -> Study:
     try:
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:
-        raise InputError(f"{path}: {one_line(error, Study)}") from error
+        raise InputError(f"{path}: {validation_line(error, Study)}") from error
 
 
 class Member(NamedTuple):

@@ -20,7 +20,7 @@ from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
-from alpro.errors import InputError
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.locks import lock_number
 from alpro.log import log
 from alpro.names import record_run
@@ -29,7 +29,7 @@ from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
 from alpro.pipeline.reports.summary import summary
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.contents import first_line, git_commit, stage_title, status_after
+from alpro.pipeline.tracking.contents import git_commit, stage_title, status_after
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
@@ -130,7 +130,7 @@ class PipelineRun:
             "name": settings.name,
             "stage": self.arguments["stage"],
             "state": state,
-            "reason": first_line(error) if error else "",
+            "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
             "commit": self.commit,
@@ -190,9 +190,9 @@ def make(title: str, number: str, current: PipelineRun, step: Step) -> State | N
 def failure(error: BaseException) -> State:
     """The state of a run or a task that ended by an error which is no bug. Its message is one line."""
     if isinstance(error, Interrupted):
-        message = f"{first_line(error)}; the next run continues"
+        message = f"{one_line(error, max_length=MAX_MESSAGE)}; the next run continues"
         return Failed(name="Interrupted", message=message, data=error)
-    return Failed(message=first_line(error), data=error)
+    return Failed(message=one_line(error, max_length=MAX_MESSAGE), data=error)
 
 
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:

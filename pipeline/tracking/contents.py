@@ -63,11 +63,6 @@ def changed_keys(changes: Sequence[str]) -> list[str]:
     return [change.partition("=")[0].strip() for change in changes]
 
 
-def first_line(error: BaseException) -> str:
-    """The message of an error as a line; the kind of the error if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def status_after(error: BaseException) -> str:
     """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
     stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)

@@ -19,7 +19,7 @@ from mlflow.types.schema import ColSpec, Schema
 from alpro import Model
 from alpro.artifact import Record
 from alpro.credentials import refuse_credentials
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.pipeline.tracking.tracker import Tracker, unusable
 
 EXPERIMENT = "models"  # for models whose training is in another store
@@ -89,9 +89,7 @@ def registered_folder(uri: str, name: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
         data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
     except Exception as error:
-        raise InputError(
-            f"{name}: not in the MLflow store {uri}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{name}: not in the MLflow store {uri}: {one_line(error)}") from error
     return folder / data
 
 

@@ -33,7 +33,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from alpro.artifact import Record, flatten, read_record
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import atomic_write
 from alpro.locks import acquire
 from alpro.log import log
@@ -41,7 +41,6 @@ from alpro.pipeline.tracking.contents import (
     common_tags,
     datasets_of,
     distinct,
-    first_line,
     headlines,
     metric_name,
     params_of,
@@ -417,7 +416,7 @@ class Tracker:
                     self.warned |= not refused
                     again = "`alpro artifacts log ARTIFACT` logs a finished stage again"
                     log.warning(
-                        f"warning: MLflow store {self.uri} misses entries: {first_line(error)}; {again}"
+                        f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; {again}"
                     )
                 return None
 
@@ -473,4 +472,4 @@ def start_page(uri: str) -> str:
 
 
 def unusable(uri: str, error: Exception) -> InputError:
-    return InputError(f"MLflow store {uri}: not usable: {first_line(error)}")
+    return InputError(f"MLflow store {uri}: not usable: {one_line(error)}")

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.artifact import RECORD
+from alpro.errors import one_line
 from alpro.files import atomic_write, checksum, make_folder, read_json, sync, write_json
 from alpro.log import log
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
@@ -69,7 +70,7 @@ def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
         return dict(read_json(path)), pq.read_table(part_path(name, "rejects.parquet", out))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         log.warning(
-            f"{out}: {name} is made again: a part of it cannot be read ({str(error).splitlines()[0]})"
+            f"{out}: {name} is built again: a part of it cannot be read ({one_line(error)})"
         )
         forget_unit(name, out)
         return None

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
 from alpro.models.clip_prompter import ClipPrompter
@@ -209,8 +209,9 @@ class Run:
                 if not lost:
                     raise
                 # The error may interrupt a step: only the last checkpoint is consistent.
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.warning(f"a loading process died ({reason}); continue from the last checkpoint")
+                log.warning(
+                    f"a loading process died ({one_line(error)}); continue from the last checkpoint"
+                )
                 raise SystemExit(EXIT_INTERRUPTED) from error
         if select and state.best_step and world.main:  # rank 0 saves the model
             best = self.best_weights(state.best_step)
