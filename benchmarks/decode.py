@@ -2,17 +2,18 @@
 
     python benchmarks/decode.py [--runs 3] [--json FILE]
 
-The program renders clips of 10 s (640 x 360, 30 frames per second, H.264) and a film of an hour (320 x 180), each with
-a key frame every 250 and every 30 frames, and decodes 8 frames of each to 256 x 256; of the film, segments of 10 s. The
-methods, which take turns, each with one process and one thread:
+The program renders clips of 10 s (640 x 360, 30 frames per second, H.264) and a film of an hour
+(320 x 180), each with a key frame every 250 and every 30 frames, and decodes 8 frames of each to
+256 x 256; of the film, segments of 10 s. The methods, which take turns, each with one process and
+one thread:
 
 - ffmpeg: the binary decodes everything (of a segment: from the key frame before it) and discards it, without scaling:
   the minimum time of a program that reads every frame with it. This is the baseline of the ratios.
 - PyAV: all frames are decoded in this process, and the requested ones are scaled.
 - decode_video: the function of this project.
 
-The tables have the medians of wall time and of processor time (of the process and its children). If other programs use
-the machine, only processor time is reliable.
+The tables have the medians of wall time and of processor time (of the process and its children). If
+other programs use the machine, only processor time is reliable.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/loader.py [--clips 24] [--json FILE]
 
-Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos with its defaults. The batches are those of
-pre-training, loaded by TrainingDataset.loader, without augmentation and with it. The baseline decodes 4 frames of each
-video with decode_video when it is wanted, in as many processes, and does nothing else. The methods take turns.
+Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos with its defaults. The batches
+are those of pre-training, loaded by TrainingDataset.loader, without augmentation and with it. The
+baseline decodes 4 frames of each video with decode_video when it is wanted, in as many processes,
+and does nothing else. The methods take turns.
 """
 
 import argparse

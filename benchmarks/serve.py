@@ -2,15 +2,16 @@
 
     python benchmarks/serve.py [--clients 50] [--requests 40] [--videos 200] [--json FILE]
 
-The index has rendered videos and a random model of the sample's sizes: scores mean nothing, times do. Each client sends
-its requests one after the other; if one is refused (429), it waits as long as the server says and sends it again. Every
-answer is compared with that of a client alone, the baseline. The rows:
+The index has rendered videos and a random model of the sample's sizes: scores mean nothing, times
+do. Each client sends its requests one after the other; if one is refused (429), it waits as long as
+the server says and sends it again. Every answer is compared with that of a client alone, the
+baseline. The rows:
 
 - similarity: `rerank=0`, the ranking by similarity alone.
 - matching: the best 20 videos are decoded and ranked by matching. A tenth of the requests.
 
-The latency is that of answers with results, in milliseconds; `refused` counts the answers 429. The exit status is 1 if
-an answer was lost or wrong.
+The latency is that of answers with results, in milliseconds; `refused` counts the answers 429. The
+exit status is 1 if an answer was lost or wrong.
 """
 
 import argparse
@@ -40,8 +41,8 @@ PROGRAM = [sys.executable, "-c", "from alpro.pipeline.cli.main import main; main
 
 @dataclass
 class Figures:
-    """What became of the requests of a trial: seconds of the answers with results, and the number of the other statuses
-    and of answers that are wrong."""
+    """What became of the requests of a trial: seconds of the answers with results, and the number
+    of the other statuses and of answers that are wrong."""
 
     seconds: list[float] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)

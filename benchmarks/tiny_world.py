@@ -1,8 +1,10 @@
-"""A corpus that small models learn in a few hundred steps, for the tests of learning and benchmarks/compare_losses.py.
+"""A corpus that small models learn in a few hundred steps, for the tests of learning and
+benchmarks/compare_losses.py.
 
-A clip has one of four skies in its upper half and one of four grounds in its lower half; shade and noise are drawn. A
-caption names both, so the sixteen scenes differ in one word from six others. Corpora are written as decode_videos
-writes them, without videos, and the vocabulary as build_vocabulary does; no code of the sample is used.
+A clip has one of four skies in its upper half and one of four grounds in its lower half; shade and
+noise are drawn. A caption names both, so the sixteen scenes differ in one word from six others.
+Corpora are written as decode_videos writes them, without videos, and the vocabulary as
+build_vocabulary does; no code of the sample is used.
 """
 
 from importlib import import_module
@@ -62,7 +64,8 @@ MODEL: dict[str, Any] = {
     },
 }
 
-# Every stage reads both corpora, augmented. Without dropout, whose masks differ between builds of torch.
+# Every stage reads both corpora, augmented. Without dropout, whose masks differ between builds of
+# torch.
 TRAINING: dict[str, Any] = {
     "batch_size": 16,
     "lr": 2e-3,
@@ -92,7 +95,8 @@ def draw(sky: str, ground: str, frames: int, rng: np.random.Generator) -> np.nda
 
 
 def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int) -> Path:
-    """Writes a corpus with so many samples of each scene in each split, such as train=8; returns its folder."""
+    """Writes a corpus with so many samples of each scene in each split, such as train=8; returns
+    its folder."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     with ShardWriter(folder / "all.tar", 95) as writer:
@@ -131,7 +135,8 @@ def write_vocabulary(folder: Path) -> Path:
 
 
 def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration of a training stage on the corpora `clips` and `stills`; keys of `changes` may have dots."""
+    """The configuration of a training stage on the corpora `clips` and `stills`; keys of `changes`
+    may have dots."""
     config = TRAINING | {
         "phases": [{"corpora": ["clips", "stills"], "weights": [3, 1], "steps": steps}]
     }
@@ -167,7 +172,8 @@ def run_stage(
 
 
 def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resources) -> None:
-    """Adds to `inputs` what later stages read of a trained stage; the prompts of a prompter are embedded first."""
+    """Adds to `inputs` what later stages read of a trained stage; the prompts of a prompter are
+    embedded first."""
     if stage == "train_prompter":
         inputs["prompter"], inputs["prompts"] = out, out.with_name("prompts")
         inputs["prompts"].mkdir(exist_ok=True)
@@ -183,7 +189,8 @@ def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resour
 
 
 def curves(out: Path) -> dict[str, list[float]]:
-    """The losses and the gradient norm of a stage by step, from its metrics. `loss` is the weighted sum of several."""
+    """The losses and the gradient norm of a stage by step, from its metrics. `loss` is the weighted
+    sum of several."""
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
     names = [name for name in lines[0] if name.startswith("train/loss_")]
     names += ["train/loss", "train/grad_norm"] if len(names) > 1 else ["train/grad_norm"]

@@ -1,4 +1,5 @@
-"""The drawn figures of the documentation, model.png, results.png and silent.png: `python docs/figures.py`."""
+"""The drawn figures of the documentation, model.png, results.png and silent.png: `python
+docs/figures.py`."""
 
 import json
 from pathlib import Path
@@ -139,7 +140,8 @@ def results() -> None:
 
 
 def silent() -> None:
-    """Gains of the silent study to training without PEM: each draw, and their mean with its 95 % interval."""
+    """Gains of the silent study to training without PEM: each draw, and their mean with its 95 %
+    interval."""
     figure, axes = plt.subplots(figsize=(8, 4))
     for place, arm in enumerate(SILENT.values()):
         gains = named(arm) - named("none")

@@ -1,7 +1,8 @@
-"""The README's picture, from the artifacts of a run of the sample: `python docs/readme_picture.py [--workspace W]`.
+"""The README's picture, from the artifacts of a run of the sample: `python docs/readme_picture.py
+[--workspace W]`.
 
-Clips with their texts, the pseudo-labels of the first batch of pre-training, and retrieval on test clips: the pictures
-that the stages write, as they are.
+Clips with their texts, the pseudo-labels of the first batch of pre-training, and retrieval on test
+clips: the pictures that the stages write, as they are.
 """
 
 import argparse

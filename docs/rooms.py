@@ -1,6 +1,8 @@
-"""Draws docs/pictures/rooms.png: the rooms of the code, and who imports whom: `python docs/rooms.py`.
+"""Draws docs/pictures/rooms.png: the rooms of the code, and who imports whom: `python
+docs/rooms.py`.
 
-Everything in the picture is read from the import statements, so a new dependency shows when it is drawn again.
+Everything in the picture is read from the import statements, so a new dependency shows when it is
+drawn again.
 """
 
 import ast
@@ -29,7 +31,8 @@ WIDTH, HEIGHT = 4.4, 1.1
 
 
 def room_of(module: str) -> str | None:
-    """The room of a first-party module: `shards` for alpro.shards.reader, `alpro` for alpro.files."""
+    """The room of a first-party module: `shards` for alpro.shards.reader, `alpro` for
+    alpro.files."""
     if not module.startswith("alpro."):
         return None
     name = module.split(".")[1]
@@ -84,7 +87,8 @@ def draw() -> None:
 
 
 def draw_arrow(axes: plt.Axes, *, source: str, target: str, count: int) -> None:
-    """An arrow from the lower edge of a room to the upper edge of another, with the number of imports."""
+    """An arrow from the lower edge of a room to the upper edge of another, with the number of
+    imports."""
     (x0, y0), (x1, y1) = ROOMS[source][0], ROOMS[target][0]
     # An arrow past a floor bends outwards, around the rooms between.
     floors = round((y0 - y1) / 2)

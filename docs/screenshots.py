@@ -1,7 +1,9 @@
-"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--mlflow URL] [--serve URL]`.
+"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--mlflow
+URL] [--serve URL]`.
 
-Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and the pages of
-`alpro ui` and `alpro serve` (docs/search.md has the command) at their addresses. Needs playwright and Chromium.
+Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and
+the pages of `alpro ui` and `alpro serve` (docs/search.md has the command) at their addresses. Needs
+playwright and Chromium.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Writes docs/configuration.md from the configuration classes: `python docs/write_configuration.py`."""
+"""Writes docs/configuration.md from the configuration classes: `python
+docs/write_configuration.py`."""
 
 import inspect
 import json

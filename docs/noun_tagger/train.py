@@ -1,11 +1,12 @@
 """Trains the embedded noun tagger: python docs/noun_tagger/train.py TREEBANK OUT
 
-TREEBANK contains en_ewt-ud-{train,dev,test}.conllu of Universal Dependencies English EWT. The model is written to OUT.
-The treebank is prose, and captions are not. The tagger therefore learns from three texts: the treebank as written; the
-treebank in the style of captions (lower case, no full stop, no apostrophes); and composed captions ("a dog chases two
-cats"), a form that prose rarely has. Their words come from the treebank, and from the words that WordNet lists only as
-nouns or only as verbs, because the treebank has no trampoline. Requires spacy-lookups-data, which has WordNet's words.
-Its noun tables become the lemmatizer.
+TREEBANK contains en_ewt-ud-{train,dev,test}.conllu of Universal Dependencies English EWT. The model
+is written to OUT. The treebank is prose, and captions are not. The tagger therefore learns from
+three texts: the treebank as written; the treebank in the style of captions (lower case, no full
+stop, no apostrophes); and composed captions ("a dog chases two cats"), a form that prose rarely
+has. Their words come from the treebank, and from the words that WordNet lists only as nouns or only
+as verbs, because the treebank has no trampoline. Requires spacy-lookups-data, which has WordNet's
+words. Its noun tables become the lemmatizer.
 """
 
 import argparse
@@ -27,7 +28,8 @@ COMPOSED = 20_000  # captions; the treebank has 12,544 sentences
 
 
 class Word(NamedTuple):
-    """A word of the treebank. Only nouns have a number: the lemmatizer needs to know which are singular."""
+    """A word of the treebank. Only nouns have a number: the lemmatizer needs to know which are
+    singular."""
 
     text: str
     tag: str
@@ -100,8 +102,8 @@ def _read(file: Path) -> Iterator[list[tuple[Word, str, str]]]:
 
 
 def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
-    """A sentence in lower case, usually without its full stop, and half the time without apostrophes: captions often
-    have "he s" for "he's", and "isn t" for "isn't"."""
+    """A sentence in lower case, usually without its full stop, and half the time without
+    apostrophes: captions often have "he s" for "he's", and "isn t" for "isn't"."""
     if len(sentence) > 1 and sentence[-1].tag == "PUNCT" and rng.random() < 0.8:
         sentence = sentence[:-1]
     words = [word._replace(text=word.text.lower()) for word in sentence]
@@ -116,8 +118,8 @@ def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
 
 
 class Composer:
-    """Composes captions from a treebank's words, sampled by the square root of their counts. A third of the nouns, and
-    of the verbs except those in -ing and -ed, are WordNet's."""
+    """Composes captions from a treebank's words, sampled by the square root of their counts. A
+    third of the nouns, and of the verbs except those in -ing and -ed, are WordNet's."""
 
     def __init__(self, file: Path, rng: random.Random):
         self.rng = rng
@@ -192,7 +194,8 @@ PREPOSITIONS = (
     "under about during"
 )
 
-# The forms of a caption and their weights. WORD/TAG is a literal word, a Penn tag a word of the treebank.
+# The forms of a caption and their weights. WORD/TAG is a literal word, a Penn tag a word of the
+# treebank.
 GRAMMAR = rules(
     caption={
         "one acts_one": 5,
@@ -317,8 +320,9 @@ def with_s(word: str) -> str:
 
 
 def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
-    """The 8,000 most probable words that are only nouns, or only verbs, and the square root of their probability.
-    `others` are words with other tags. Names, which are usually capitalized, are left out."""
+    """The 8,000 most probable words that are only nouns, or only verbs, and the square root of
+    their probability. `others` are words with other tags. Names, which are usually capitalized, are
+    left out."""
     tables = load_lookups("en", ["lemma_index", "lexeme_prob"])
     index, probability = tables.get_table("lemma_index"), tables.get_table("lexeme_prob")
     elsewhere = others.union(
@@ -351,8 +355,8 @@ def save(sentences: list[list[Word]], file: Path) -> None:
 
 
 def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
-    """Adds spaCy's rules for English with the tables of nouns only: other words are not lemmatized. Words that the
-    treebank marks as plural only, such as clothes, stay unchanged."""
+    """Adds spaCy's rules for English with the tables of nouns only: other words are not lemmatized.
+    Words that the treebank marks as plural only, such as clothes, stay unchanged."""
     lookups = load_lookups("en", ["lemma_rules", "lemma_exc", "lemma_index"])
     tables = {name: lookups.get_table(name)["noun"] for name in lookups.tables}
     for sentence in _read(file):
@@ -367,7 +371,8 @@ def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
 
 
 def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
-    """Prints precision, recall and F1 of nouns, and the accuracy over all tags, on the test split with gold tokens."""
+    """Prints precision, recall and F1 of nouns, and the accuracy over all tags, on the test split
+    with gold tokens."""
     rng = random.Random(1)
     lower = [[word._replace(text=word.text.lower()) for word in sentence] for sentence in test]
     texts = {

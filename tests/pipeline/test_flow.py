@@ -136,6 +136,20 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
         assert reached[stage] in {metric.key for metric in model.metrics}
 
 
+def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    module, artifact, _ = re.findall(r"-m pdb -m (\S+) (\S+) (\S+)", page)[0]
+    (folder,) = workspace.parent.glob(artifact.replace("workspace", workspace.name))
+    for stage in (folder, Path(first["render_sample"])):  # whose work is in a pool
+        out = tmp_path / stage.parent.name
+        outcome = import_module(module).main([str(stage), str(out)])
+        assert outcome.counts == read_record(stage)["counts"]
+        made = {file.name for file in out.iterdir()}
+        assert made == {file.name for file in stage.iterdir()} - {RECORD}
+    with pytest.raises(InputError, match=r"artifact\.json"):
+        import_module(module).main([str(tmp_path), str(tmp_path / "other")])
+
+
 def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):
     """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the results."""
     monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
@@ -297,20 +311,6 @@ def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
 
 
 # The documentation of a finished pipeline.
-
-
-def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    module, artifact, _ = re.findall(r"-m pdb -m (\S+) (\S+) (\S+)", page)[0]
-    (folder,) = workspace.parent.glob(artifact.replace("workspace", workspace.name))
-    for stage in (folder, Path(first["render_sample"])):  # whose work is in a pool
-        out = tmp_path / stage.parent.name
-        outcome = import_module(module).main([str(stage), str(out)])
-        assert outcome.counts == read_record(stage)["counts"]
-        made = {file.name for file in out.iterdir()}
-        assert made == {file.name for file in stage.iterdir()} - {RECORD}
-    with pytest.raises(InputError, match=r"artifact\.json"):
-        import_module(module).main([str(tmp_path), str(tmp_path / "other")])
 
 
 def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):

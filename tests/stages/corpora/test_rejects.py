@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import resource
-import signal
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -17,14 +15,13 @@ from PIL import Image
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.shards.clip import DecodeError
-from alpro.shards.decoding import decode_image
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.workers import EXIT_TIMEOUT
 from tests.conftest import decode_data
 from tests.stages.conftest import rejects_of, write_manifest
+from tests.stages.corpora.dying_decoder import DyingDecoder
 
 WALL = {"captions": ["a wall"], "split": "train"}
 
@@ -144,23 +141,6 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
     assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
     assert set(rejects.values()) <= {"missing", "unreadable"}
-
-
-def decode_or_die(path: Path, *args, **options):
-    """decode_image, except that an image named `kills` kills its process, and `hangs` exits as after a timeout."""
-    if path.stem == "kills":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if path.stem == "hangs":
-        os._exit(EXIT_TIMEOUT)
-    return decode_image(path, *args, **options)
-
-
-class DyingDecoder(decode_videos.Config):
-    """A configuration that replaces `decode_image` in the process that unpickles it."""
-
-    def __setstate__(self, state) -> None:
-        super().__setstate__(state)
-        decode_videos.decode_image = decode_or_die
 
 
 def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
