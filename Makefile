@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 export PYTHONDONTWRITEBYTECODE =# otherwise every process compiles every module again
 
-.PHONY: help install run test test-long lint bench ui clean
+.PHONY: help install run test coverage test-long lint bench ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -33,10 +33,15 @@ $(TOOLS): $(STAMP) requirements-dev.lock
 run: $(STAMP) ## render the sample, run the whole pipeline, print results against chance
 	@$(BIN)/alpro run --config sample
 
-test: $(TOOLS) ## the tests, about three minutes on two cores
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+FAST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
-test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about twenty minutes
+test: $(TOOLS) ## the fast tests
+	$(FAST)
+
+coverage: $(TOOLS) ## the fast tests, and the lines and branches that they do not reach
+	$(FAST) --cov --cov-report=term
+
+test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about half an hour
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
 lint: $(TOOLS) ## ruff and mypy
@@ -51,4 +56,4 @@ ui: $(STAMP) ## open MLflow on this machine
 	@$(BIN)/alpro ui
 
 clean: ## delete the environment and all artifacts
-	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) workspace .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info
