@@ -1,4 +1,5 @@
-"""ALPRO as a staged pipeline. `from alpro import Index, Model` is the Python interface to a trained model.
+"""ALPRO as a staged pipeline. `from alpro import Index, Model` is the Python interface to a trained
+model.
 
 The package is one folder of modules that all rooms use, and a link to each room: `alpro/models` is
 `models`. Only this file, the public face of the package, names a room above it, and only when a

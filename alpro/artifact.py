@@ -1,5 +1,5 @@
-"""An artifact: a folder with a record, artifact.json, which is written last, and has the checksums of the other files
-and of itself."""
+"""An artifact: a folder with a record, artifact.json, which is written last, and has the checksums
+of the other files and of itself."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -19,16 +19,18 @@ THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
 Record = dict[str, Any]
 
-# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last weights of a
-# prompter and of pre-training are the result: how often they are validated selects none.
+# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last
+# weights of a prompter and of pre-training are the result: how often they are validated selects
+# none.
 WITHOUT_EFFECT: tuple[str, ...] = ("*.log_every", "*.max_reject_share")
 WITHOUT_EFFECT += ("train_prompter.validation.times", "pretrain.validation.times")
 
 
 def digest_of(record: Record) -> str:
-    """The fingerprint of an artifact: SHA-256 of the stage, its version, its configuration, the fingerprints of its
-    inputs and the contents of outside files, as its record has them. The path of a file whose contents count does not
-    count itself; such a file has the name of its key, STAGE.KEY."""
+    """The fingerprint of an artifact: SHA-256 of the stage, its version, its configuration, the
+    fingerprints of its inputs and the contents of outside files, as its record has them. The path
+    of a file whose contents count does not count itself; such a file has the name of its key,
+    STAGE.KEY."""
     stage, files = record["stage"], record["files"]
     config = flatten(record["config"], f"{stage}.")
     counted = {
@@ -90,7 +92,8 @@ def sum_of(record: Record) -> str:
 
 
 def check_record(folder: Path, record: Record) -> None:
-    """Raises InputError if a record was changed after it was written. Records of earlier versions have no sum."""
+    """Raises InputError if a record was changed after it was written. Records of earlier versions
+    have no sum."""
     if SUM in record and record[SUM] != sum_of(record):
         raise InputError(
             f"{folder / RECORD} was changed after it was written; {what_to_do(folder)}"
@@ -98,8 +101,9 @@ def check_record(folder: Path, record: Record) -> None:
 
 
 def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
-    """Compares files of an artifact with its record: those named, or all but the shards, whose samples have checksums
-    of their own. A folder without a record has nothing to compare. Returns the SHA-256 of each file that was read.
+    """Compares files of an artifact with its record: those named, or all but the shards, whose
+    samples have checksums of their own. A folder without a record has nothing to compare. Returns
+    the SHA-256 of each file that was read.
 
     Raises InputError if one is damaged or missing.
     """
@@ -150,7 +154,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
-    """The artifacts STAGE/FINGERPRINT in a folder of artifacts that match, with their records, oldest first."""
+    """The artifacts STAGE/FINGERPRINT in a folder of artifacts that match, with their records,
+    oldest first."""
     found = [
         (folder, record)
         for folder in root.glob(pattern)

@@ -1,7 +1,8 @@
 """Finds passwords and signatures in URLs.
 
-Every address that a person or a row gives is checked by `refuse_credentials`, so that nothing that is stored or shown
-has a secret. `redacted` removes secrets from what others say: the messages of servers and of downloaders.
+Every address that a person or a row gives is checked by `refuse_credentials`, so that nothing that
+is stored or shown has a secret. `redacted` removes secrets from what others say: the messages of
+servers and of downloaders.
 """
 
 import base64
@@ -15,8 +16,8 @@ from urllib.parse import unquote
 
 from alpro.errors import InputError
 
-# What stands before and after the colon of a link. Path("http://host") is http:/host: the second slash of a web address
-# may be lost.
+# What stands before and after the colon of a link. Path("http://host") is http:/host: the second
+# slash of a web address may be lost.
 PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*$", re.IGNORECASE)
 SLASHES = re.compile("://|:/")
 # A link ends where the next one of a chain starts, as in filecache::https://host/a.mp4.
@@ -27,12 +28,13 @@ MAX_MESSAGE = 2000  # characters that are left of a message
 
 # NAME:PASSWORD@, where the password may have slashes. HOST:80/ is a port.
 USER = re.compile(r"[^/@\[]*:(?!\d*(?:[/?#]|$))[^@]*@", re.DOTALL)
-# The same with a password that starts as a port or a path does. A port has at most five digits, and is not empty;
-# after one, only NAME:80/...@a.host/ is a password: a path may have an @, as in nas:8080/@home/a.mp4.
+# The same with a password that starts as a port or a path does. A port has at most five digits, and
+# is not empty; after one, only NAME:80/...@a.host/ is a password: a path may have an @, as in
+# nas:8080/@home/a.mp4.
 ODD_PASSWORD = re.compile(r"[^/@\[]*:(?:|\d{6,})[/?#][^@]*@", re.DOTALL)
 AFTER_PORT = re.compile(r"[^/@\[.]*:\d+[/?#][^@]*@[\w-]+(?:\.[\w-]+)+(?::\d+)?/", re.DOTALL)
-# NAME@: of a web address, the name may be a token; of a bucket, it is a part of a secret. The container of
-# abfs://container@account is neither.
+# NAME@: of a web address, the name may be a token; of a bucket, it is a part of a secret. The
+# container of abfs://container@account is neither.
 NAME = re.compile("[^/?#@]*@")
 # The start of a password that has a link inside, such as https://me:a::s3://b@host.
 NO_PORT = re.compile(r"[^/?#@\[\]]*:(?!\d{0,5}$)[^/?#@]+$")
@@ -40,7 +42,8 @@ WEB = {"http", "https", "ftp", "ftps", "dav", "davs", "webdav", "webhdfs"}
 BUCKETS = {"s3", "s3a", "gs", "gcs", "oss"}
 
 PARAMETER = re.compile("(?<=[?#&;])([^=&;?#]+)=([^&;#]*)")
-# The ends of names of secret parameters: letters alone, in lower case, without a final `id`, as in AWSAccessKeyId.
+# The ends of names of secret parameters: letters alone, in lower case, without a final `id`, as in
+# AWSAccessKeyId.
 SECRET = re.compile(
     "(token|secret|passw(or)?d|passwort|passphrase|passcode|pswd|userpass|signature|credentials?|creds?|bearer|jwt|hmac"
     "|authorization|session|sess|sessid|cookie|keypair|securelink|hdnts|hdnea|hdntl|authcode|accesscode"
@@ -48,7 +51,8 @@ SECRET = re.compile(
     "|user|account|consumer|client|security|service|host|storage)key)$"
 )
 SECRET_WORDS = {"sig", "sas", "pwd", "pw", "psw", "oauth", "ticket", "otp", "policy", "secretid"}
-# Words that also have other meanings, which their values tell: sign=left, key=3, auth=0, md5=(a checksum).
+# Words that also have other meanings, which their values tell: sign=left, key=3, auth=0, md5=(a
+# checksum).
 AMBIGUOUS = {
     "key",
     "pass",
@@ -87,8 +91,8 @@ LABELLED = re.compile(
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a URL, chained or not, contains a user name, a password or a parameter with a secret's name; as it
-    stands, or percent-encoded, as a URL inside of another is."""
+    """Whether a URL, chained or not, contains a user name, a password or a parameter with a
+    secret's name; as it stands, or percent-encoded, as a URL inside of another is."""
     if ":/" not in text and "%3a" not in text.lower():
         return False
     decoded = unquote(text)
@@ -137,7 +141,8 @@ def _has_secret_parameter(text: str) -> bool:
 
 
 def _is_secret(name: str, value: str, expires: bool) -> bool:
-    """Whether a parameter is a secret. Its last word tells: key_frame is a frame, and frame_key is a key."""
+    """Whether a parameter is a secret. Its last word tells: key_frame is a frame, and frame_key is
+    a key."""
     words = re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", name)
     words = [word.lower() for word in words if word]
     if words[-1:] == ["id"] and len(words) > 1:
@@ -161,7 +166,8 @@ def contains_credentials(value: object) -> bool:
 def refuse_credentials(where: str, value: object) -> None:
     """Raises InputError if a value, or one inside of a list or a table, is a URL with credentials.
 
-    where: the setting, the option or the column that contains it. The message does not repeat the value.
+    where: the setting, the option or the column that contains it. The message does not repeat the
+    value.
     """
     if contains_credentials(value):
         raise InputError(
@@ -184,8 +190,8 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def redacted(text: str) -> str:
-    """A message of somebody else without the credentials that it may repeat: in URLs, after the name of a scheme such
-    as Basic, after a label such as password, and in base64.
+    """A message of somebody else without the credentials that it may repeat: in URLs, after the
+    name of a scheme such as Basic, after a label such as password, and in base64.
 
     >>> redacted("401: no Basic bmV0dXNlcjpTRUNSRVQ=, see https://me:pw@host/a.mp4?id=7&sig=x")
     '401: no Basic ***, see https://***@host/a.mp4?id=7&sig=***'

@@ -1,7 +1,7 @@
 """The environment variables with which this project's processes, and all that they start, can work.
 
-A person's shell, a company's proxy, a job of a cluster and a container without a user each set or miss variables that
-libraries act on. A program calls `prepare` once, when it starts.
+A person's shell, a company's proxy, a job of a cluster and a container without a user each set or
+miss variables that libraries act on. A program calls `prepare` once, when it starts.
 """
 
 import os
@@ -25,14 +25,15 @@ def prepare() -> None:
 
 
 def protect_descendants() -> None:
-    """Keeps the current folder off the import path of interpreters that libraries start from this process on:
-    torchrun's ranks, the runs of a Prefect worker, the servers of MLflow, the children of multiprocessing."""
+    """Keeps the current folder off the import path of interpreters that libraries start from this
+    process on: torchrun's ranks, the runs of a Prefect worker, the servers of MLflow, the children
+    of multiprocessing."""
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def reach_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Adds this machine to the hosts that are reached without a proxy, as NO_PROXY names them: no proxy reaches the
-    servers on 127.0.0.1. The user's hosts stay.
+    """Adds this machine to the hosts that are reached without a proxy, as NO_PROXY names them: no
+    proxy reaches the servers on 127.0.0.1. The user's hosts stay.
 
     >>> environment = {"NO_PROXY": "s3.corp.example"}
     >>> reach_this_machine(environment)
@@ -49,7 +50,8 @@ def reach_this_machine(environment: MutableMapping[str, str]) -> None:
 
 
 def forget_ranks(environment: MutableMapping[str, str]) -> None:
-    """Removes the ranks that a pod or a job has set: what torchrun did not start is alone, and waits for no other.
+    """Removes the ranks that a pod or a job has set: what torchrun did not start is alone, and
+    waits for no other.
 
     >>> environment = {"RANK": "0", "WORLD_SIZE": "8", "PET_NNODES": "2", "PATH": "/bin"}
     >>> forget_ranks(environment)
@@ -61,7 +63,8 @@ def forget_ranks(environment: MutableMapping[str, str]) -> None:
 
 
 def have_a_home(environment: MutableMapping[str, str]) -> None:
-    """Sets HOME as a container's runtime does, for a user without a name and without it: Prefect would not start."""
+    """Sets HOME as a container's runtime does, for a user without a name and without it: Prefect
+    would not start."""
     try:
         Path.home()
     except RuntimeError:

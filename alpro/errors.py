@@ -5,21 +5,24 @@ MAX_MESSAGE = 2000  # characters of a message of ours, with its paths
 
 
 class InputError(Exception):
-    """An error that the user can fix. The message is one line: what is wrong, where, and what to do. It is shown
-    without a traceback."""
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to
+    do. It is shown without a traceback."""
 
 
 def one_line(error: BaseException, max_length: int = MAX_REASON) -> str:
-    """The message of an error as a line of 1 to `max_length` characters; its type if it has no message.
+    """The message of an error as a line of 1 to `max_length` characters; its type if it has no
+    message.
 
-    A message of one line stays as it is, with the spaces of its file names. Longer messages end with an ellipsis.
+    A message of one line stays as it is, with the spaces of its file names. Longer messages end
+    with an ellipsis.
 
     >>> one_line(ValueError("Missing keys:\\n\\t'a', 'b'\\n"))
     "Missing keys: 'a', 'b'"
     >>> one_line(TimeoutError())
     'TimeoutError'
     """
-    # `splitlines` also breaks at form feeds and at Unicode's separators, as the readers of a log may.
+    # `splitlines` also breaks at form feeds and at Unicode's separators, as the readers of a log
+    # may.
     lines = [line.strip() for line in str(error).splitlines()]
     line = " ".join(filter(None, lines)) or type(error).__name__
     if len(line) > max_length:

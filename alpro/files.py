@@ -1,8 +1,9 @@
 """Local files: checksums, JSON, and writes that survive a killed process and a power failure.
 
-A system writes files to its disk later than a program does, in any order: after a power failure a file can be empty
-that another one, written later, promises. So what is final is written under another name, synced and renamed, and the
-folder is synced (`publish`). What marks work as finished is published last.
+A system writes files to its disk later than a program does, in any order: after a power failure a
+file can be empty that another one, written later, promises. So what is final is written under
+another name, synced and renamed, and the folder is synced (`publish`). What marks work as finished
+is published last.
 """
 
 import errno
@@ -28,7 +29,8 @@ def checksum(path: Path | str) -> str:
 
 
 def file_state(path: Path | str) -> tuple[int, int] | None:
-    """The size and the modification time (ns) of a file; None if it is not a file or cannot be reached."""
+    """The size and the modification time (ns) of a file; None if it is not a file or cannot be
+    reached."""
     try:
         status = os.stat(path)
     except OSError:
@@ -38,8 +40,8 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
 
 @contextmanager
 def os_errors(path: Path | str) -> Iterator[None]:
-    """Raises errors of the operating system, such as of a full disk, as OSError. Libraries in Rust (safetensors,
-    tokenizers) only name their number in the text of an error of their own."""
+    """Raises errors of the operating system, such as of a full disk, as OSError. Libraries in Rust
+    (safetensors, tokenizers) only name their number in the text of an error of their own."""
     try:
         yield
     except Exception as error:
@@ -88,8 +90,8 @@ def make_folder(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames a file or a folder to its final name. After a power failure it is complete, or there is what was before
-    it."""
+    """Renames a file or a folder to its final name. After a power failure it is complete, or there
+    is what was before it."""
     sync_tree(temporary)
     os.replace(temporary, path)
     sync(path.parent)
@@ -97,8 +99,9 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, which is published as `path` at the end of the block. After an exception the
-    temporary file is deleted and `path` is unchanged, so a reader never sees a partial file."""
+    """Yields a temporary path to write to, which is published as `path` at the end of the block.
+    After an exception the temporary file is deleted and `path` is unchanged, so a reader never sees
+    a partial file."""
     temporary = temporary_name(path)
     try:
         yield temporary
@@ -121,8 +124,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
-    """The value of a JSON file of unknown origin. Raises ValueError with a line if it is not a regular file,
-    larger than `max_bytes`, or not JSON."""
+    """The value of a JSON file of unknown origin. Raises ValueError with a line if it is not a
+    regular file, larger than `max_bytes`, or not JSON."""
     state = file_state(path)
     if state is None:
         raise ValueError(f"{path}: missing, or not a regular file")

@@ -1,7 +1,8 @@
-"""The checks of regions and texts that the command line, Python, the server and exported models share.
+"""The checks of regions and texts that the command line, Python, the server and exported models
+share.
 
-A region is (left, top, width, height) as fractions of the frame, in every interface. The module imports nothing of
-this package: an exported model has a copy of it.
+A region is (left, top, width, height) as fractions of the frame, in every interface. The module
+imports nothing of this package: an exported model has a copy of it.
 """
 
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ def parse_box(text: str) -> Box:
 
 
 def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
-    """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one. Raises ValueError
-    if the region is not inside the frame."""
+    """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one.
+    Raises ValueError if the region is not inside the frame."""
     left, top, width, height = check_box(box)
     column, row = (min(grid - 1, round(at * grid)) for at in (left, top))
     columns, rows = (max(1, round(length * grid)) for length in (width, height))
@@ -45,7 +46,8 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
 
 
 def check_text(text: Any, what: str = "text") -> str:
-    """A text that says something. Raises ValueError if it is empty, not a str, or not Unicode: bytes of an argument."""
+    """A text that says something. Raises ValueError if it is empty, not a str, or not Unicode:
+    bytes of an argument."""
     if not isinstance(text, str):
         raise ValueError(f"a {what} is a str, not {text!r}")
     if text.encode(errors="replace").decode() != text:

@@ -1,7 +1,8 @@
 """Python programs that this project starts.
 
-Python puts the current folder first on the import path of `python -m` and `python -c`. People run `alpro` in folders
-of downloaded data, whose `queue.py` or `calendar.py` would then run in place of a module of the standard library.
+Python puts the current folder first on the import path of `python -m` and `python -c`. People run
+`alpro` in folders of downloaded data, whose `queue.py` or `calendar.py` would then run in place of
+a module of the standard library.
 """
 
 import sys

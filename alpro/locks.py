@@ -10,9 +10,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def acquire(lock: FileLock, blocking: bool = True) -> bool:
-    """Acquires a lock; returns whether this process has it. Without `blocking`, it does not wait for another's.
+    """Acquires a lock; returns whether this process has it. Without `blocking`, it does not wait
+    for another's.
 
-    Raises InputError if the file system has no locks: without them, two runs would write the same files.
+    Raises InputError if the file system has no locks: without them, two runs would write the same
+    files.
     """
     try:
         lock.acquire(blocking=blocking)
@@ -29,7 +31,8 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
 
 
 def lock_number(lock: FileLock) -> int:
-    """The open file of a lock that is held, for child processes to inherit: it is free when all of them have ended."""
+    """The open file of a lock that is held, for child processes to inherit: it is free when all of
+    them have ended."""
     number = lock._context.lock_file_fd
     assert number is not None
     return number

@@ -1,7 +1,8 @@
-"""Lines about a run on standard error, and progress: bars on a terminal, and a plain line every few seconds elsewhere.
+"""Lines about a run on standard error, and progress: bars on a terminal, and a plain line every few
+seconds elsewhere.
 
-The processes of stages inherit the level. Each line starts with its time, except on a terminal, and where the program
-that reads the lines adds times of its own (TIMES). Short tasks show no progress.
+The processes of stages inherit the level. Each line starts with its time, except on a terminal, and
+where the program that reads the lines adds times of its own (TIMES). Short tasks show no progress.
 """
 
 import logging
@@ -39,8 +40,9 @@ class Lines(logging.Handler):
 
 
 def printable(text: object) -> str:
-    """A name on one line, without what a terminal would obey: control characters, such as the escape
-    codes of colors, newlines, and marks that turn the direction of writing are written as escapes.
+    """A name on one line, without what a terminal would obey: control characters, such as the
+    escape codes of colors, newlines, and marks that turn the direction of writing are written as
+    escapes.
 
     >>> print(printable("a\\x1b[31m\\n.mp4"))
     a\\x1b[31m\\n.mp4
@@ -71,11 +73,12 @@ if not log.handlers:
 def progress(
     what: str, total: int | None, unit: str, done: int = 0, steady: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total` units, the time
-    left, and the note.
+    """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total`
+    units, the time left, and the note.
 
-    `total` is None if it is unknown. `done` units were done by an earlier run. steady: lines are also printed while no
-    unit is finished, for units of minutes. Of the processes of torchrun, the first shows it.
+    `total` is None if it is unknown. `done` units were done by an earlier run. steady: lines are
+    also printed while no unit is finished, for units of minutes. Of the processes of torchrun, the
+    first shows it.
     """
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         yield lambda n=1, note="": None

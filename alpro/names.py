@@ -1,7 +1,9 @@
-"""The names of artifacts: which artifact of a workspace STAGE, CONFIG/STAGE or a fingerprint stands for.
+"""The names of artifacts: which artifact of a workspace STAGE, CONFIG/STAGE or a fingerprint stands
+for.
 
-runs.jsonl in the workspace has a line for each `alpro run` with the artifacts that it built or found. An artifact that
-no line has, because its run was killed or because it was copied here, counts as that of the command in its record.
+runs.jsonl in the workspace has a line for each `alpro run` with the artifacts that it built or
+found. An artifact that no line has, because its run was killed or because it was copied here,
+counts as that of the command in its record.
 """
 
 import json
@@ -43,7 +45,8 @@ def record_run(
 ) -> None:
     """Appends a command to the runs of a workspace.
 
-    arguments: its config, data, changes and stage. fingerprints: of what it built or found, by the names of the steps.
+    arguments: its config, data, changes and stage. fingerprints: of what it built or found, by the
+    names of the steps.
     """
     line = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -69,8 +72,8 @@ def record_index(workspace: Path, index: Path) -> None:
 
 
 def index_folders(workspace: Path) -> list[Path]:
-    """The indexes that are known: those that were noted, and those in the workspace, beside it and in the current
-    folder."""
+    """The indexes that are known: those that were noted, and those in the workspace, beside it and
+    in the current folder."""
     places = {workspace.resolve(), workspace.resolve().parent, Path.cwd()}
     beside = {file.parent for place in places for file in place.glob("*/index.json")}
     noted = {Path(line) for line in index_lines(workspace / INDEXES)}
@@ -84,10 +87,11 @@ def index_lines(file: Path) -> list[str]:
 def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     """The artifact that a person names, with its record.
 
-    name: its folder; its fingerprint or the first characters of it; STAGE, for the artifact that the last command built
-    or found for the stage; CONFIG/STAGE, for that of the configuration with the fewest changed values, and of equal
-    ones the last; `STAGE CORPUS`; STAGE@FINGERPRINT. A line names the artifact that a stage stands for. Raises
-    InputError if there is none, or more than one.
+    name: its folder; its fingerprint or the first characters of it; STAGE, for the artifact that
+    the last command built or found for the stage; CONFIG/STAGE, for that of the configuration with
+    the fewest changed values, and of equal ones the last; `STAGE CORPUS`; STAGE@FINGERPRINT. A line
+    names the artifact that a stage stands for. Raises InputError if there is none, or more than
+    one.
     """
     refuse_credentials("model or artifact", str(name))
     folder = Path(name).expanduser()
@@ -164,7 +168,8 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
             by_fingerprint[mark] for mark in run["artifacts"].values() if mark in by_fingerprint
         ]
         if found:
-            # Lines are in order, and no artifact is newer than its use, also where the clock went back.
+            # Lines are in order, and no artifact is newer than its use, also where the clock went
+            # back.
             latest = max(latest, run["at"], *(built_at(record) for _, record in found))
             changes = len(run["changes"])
             logged.append(Use(latest, config_name(run["config"]), changes, tuple(found)))
@@ -229,8 +234,8 @@ def starting_with(mark: str, found: list[Artifact]) -> list[Artifact]:
 
 
 def described(record: Record, name: str = "") -> str:
-    """An artifact in a line: the start of its fingerprint, its name if it is given, the configuration of its run with
-    its changes, and when."""
+    """An artifact in a line: the start of its fingerprint, its name if it is given, the
+    configuration of its run with its changes, and when."""
     run = record.get("run", {})
     arguments = run.get("arguments") or {}
     made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()

@@ -9,13 +9,13 @@ import numpy as np
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 from alpro.shards.schema import MAX_SECONDS, Reason
 
-# Containers of media only. Playlists and scripts could refer to other files or hosts and are excluded; the only
-# protocol is a plain file.
+# Containers of media only. Playlists and scripts could refer to other files or hosts and are
+# excluded; the only protocol is a plain file.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
 )
-# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd, a frame that
-# already has the target size comes out darker by 1 of 255.
+# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
+# a frame that already has the target size comes out darker by 1 of 255.
 SCALING = ("bicubic", "accurate_rnd")
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
 
@@ -34,7 +34,8 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames (n, size, size, 3) uint8, the duration in seconds, and the original width and height in pixels."""
+    """Frames (n, size, size, 3) uint8, the duration in seconds, and the original width and height
+    in pixels."""
 
     frames: np.ndarray
     duration: float
@@ -86,8 +87,8 @@ class ClipRequest:
     def choose(self, times: np.ndarray) -> tuple[np.ndarray, float]:
         """The frames to decode, as indices into `times` (count,), and the duration in seconds.
 
-        times (n,): seconds from the first frame, ascending. Raises DecodeError if no frame is in the
-        window, or if the video would be absurdly long.
+        times (n,): seconds from the first frame, ascending. Raises DecodeError if no frame is in
+        the window, or if the video would be absurdly long.
         """
         total = float(times[-1]) + (last_frame_seconds(times) if len(times) > 1 else 0.0)
         if total > MAX_SECONDS:

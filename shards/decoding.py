@@ -2,13 +2,15 @@
 
 PyAV decodes in this process; the ffmpeg binary decodes what PyAV cannot, in a process of its own.
 
-Frames: the window lies between the frames nearest to `start` and `end`, relative to the video's first frame. Its frames
-are divided into segments with equal numbers of frames, as in the paper, and exactly the first frame of each is decoded.
-A video without a key frame at its start, such as a cut from a broadcast, starts at its first key frame.
+Frames: the window lies between the frames nearest to `start` and `end`, relative to the video's
+first frame. Its frames are divided into segments with equal numbers of frames, as in the paper, and
+exactly the first frame of each is decoded. A video without a key frame at its start, such as a cut
+from a broadcast, starts at its first key frame.
 
-Colors: as converted by FFmpeg's scaler. The stream's tags (matrix, range) are respected; untagged streams are BT.601
-in the limited range, for any size. High dynamic range is not tone-mapped. Transparency is dropped in videos and
-composited on white in images. Of an animated image, the first frame is used.
+Colors: as converted by FFmpeg's scaler. The stream's tags (matrix, range) are respected; untagged
+streams are BT.601 in the limited range, for any size. High dynamic range is not tone-mapped.
+Transparency is dropped in videos and composited on white in images. Of an animated image, the first
+frame is used.
 """
 
 import resource
@@ -40,11 +42,12 @@ def decode_video(
 ) -> Clip:
     """`count` frames of a video, each the first of one of `count` equal segments.
 
-    The segments divide the frames between `start` and `end` seconds; with fewer frames than segments,
-    frames repeat. Frames are resized to `size` x `size`: the aspect ratio is not kept, as in the paper.
+    The segments divide the frames between `start` and `end` seconds; with fewer frames than
+    segments, frames repeat. Frames are resized to `size` x `size`: the aspect ratio is not kept, as
+    in the paper.
 
-    "auto" decodes with PyAV and, if the file is unreadable, with ffmpeg, whose error is reported if it
-    fails too. The time limit applies to both together.
+    "auto" decodes with PyAV and, if the file is unreadable, with ffmpeg, whose error is reported if
+    it fails too. The time limit applies to both together.
 
     Raises DecodeError with the reason, and InputError if the decoder is not installed.
     """
@@ -66,9 +69,9 @@ def decode_image(
 ) -> Clip:
     """A still image, upright, as one frame. Raises DecodeError with the reason.
 
-    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side is
-    `size` pixels, and a smaller image keeps its size. The decoder cannot be interrupted, so the time
-    limit does not apply.
+    The frame is (1, size, size, 3). With `keep_ratio` it keeps its aspect ratio: its shorter side
+    is `size` pixels, and a smaller image keeps its size. The decoder cannot be interrupted, so the
+    time limit does not apply.
     """
     _check_file(path)
     try:

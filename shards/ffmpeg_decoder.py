@@ -19,14 +19,15 @@ from alpro.errors import InputError
 from alpro.shards.clip import CONTAINERS, SCALING, Clip, ClipRequest, DecodeError, Limits
 
 FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
-# Frames of a program stream may have no time of their own. One whose guessed time is not after the last frame's follows
-# that frame.
+# Frames of a program stream may have no time of their own. One whose guessed time is not after the
+# last frame's follows that frame.
 PROGRAM_STREAM = b"\0\0\1\xba"
 ASCENDING = "if(between(PREV_OUTPTS-PTS,0,1/TB),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
 
 
 def decode_with_ffmpeg(request: ClipRequest) -> Clip:
-    """Raises DecodeError with the reason, and InputError if ffmpeg or ffmpeg-python is not installed."""
+    """Raises DecodeError with the reason, and InputError if ffmpeg or ffmpeg-python is not
+    installed."""
     try:
         import ffmpeg
     except ImportError as error:
@@ -37,7 +38,8 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
     source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)[
         "V"
     ]  # no cover images
-    # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes, checksum.
+    # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes,
+    # checksum.
     listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
     with open(request.path, "rb") as file:
         timed = source.filter("setpts", ASCENDING) if file.read(4) == PROGRAM_STREAM else source
@@ -75,11 +77,12 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
 
 
 def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
-    """What ffmpeg writes, with limits of time and memory. The first error stops it: it would conceal errors with parts
-    of other frames. Raises DecodeError."""
+    """What ffmpeg writes, with limits of time and memory. The first error stops it: it would
+    conceal errors with parts of other frames. Raises DecodeError."""
     import ffmpeg
 
-    # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock error.
+    # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock
+    # error.
     options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-loglevel", "error", "-xerror")
     command = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
     command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
@@ -133,7 +136,8 @@ def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
 
 @lru_cache(maxsize=1)
 def ffmpeg_version() -> str:
-    """The version that the ffmpeg binary reports. Raises InputError if it is missing or does not run."""
+    """The version that the ffmpeg binary reports. Raises InputError if it is missing or does not
+    run."""
     binary = ffmpeg_binary()
     try:
         output = subprocess.run(

@@ -1,8 +1,9 @@
 """Finds validation and test items that are also in the training split of a corpus.
 
-Captions must be equal. Duplicate videos under different names are detected by a perceptual hash of two frames (8 x 8
-differences of brightness). Copies with another size or quality mostly have the same hash; cropped, mirrored or edited
-copies do not. Reading frames is slow, so `max_samples` limits the number of samples that are hashed.
+Captions must be equal. Duplicate videos under different names are detected by a perceptual hash of
+two frames (8 x 8 differences of brightness). Copies with another size or quality mostly have the
+same hash; cropped, mirrored or edited copies do not. Reading frames is slow, so `max_samples`
+limits the number of samples that are hashed.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,12 @@ from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 
 
 def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
-    """The validation and test items of a corpus that are also in its training split, and their counts by split.
+    """The validation and test items of a corpus that are also in its training split, and their
+    counts by split.
 
-    The frames of at most `max_samples` samples are compared by `perceptual_hash`. The table has a row for each item:
-    id, split, and whether `captions` and `frames` are equal to those of a training item.
+    The frames of at most `max_samples` samples are compared by `perceptual_hash`. The table has a
+    row for each item: id, split, and whether `captions` and `frames` are equal to those of a
+    training item.
     """
     index = read_index(folder, ["id", "split", "captions"]).combine_chunks()
     splits = np.array(index["split"].to_pylist(), object)
@@ -58,8 +61,8 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
 def hash_frames(
     reader: ShardReader, in_training: np.ndarray, max_samples: int
 ) -> dict[int, bytes | None]:
-    """The hashes of frames by the numbers of their samples: validation and test samples first, up to half of
-    `max_samples`, then training samples."""
+    """The hashes of frames by the numbers of their samples: validation and test samples first, up
+    to half of `max_samples`, then training samples."""
     held_out, training = np.flatnonzero(~in_training), np.flatnonzero(in_training)
     held_out_count = min(len(held_out), max(max_samples // 2, max_samples - len(training)))
     training_count = min(len(training), max_samples - held_out_count)
@@ -91,7 +94,8 @@ def hash_sample(reader: ShardReader, number: int) -> bytes | None:
 
 
 def perceptual_hash(frames: np.ndarray) -> bytes | None:
-    """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their neighbours.
+    """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their
+    neighbours.
 
     None if no pixel is."""
     small = [

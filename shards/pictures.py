@@ -1,4 +1,5 @@
-"""Pictures for inspection: frames with captions, pseudo-labels on their crops (the paper's Figure 3), retrieval."""
+"""Pictures for inspection: frames with captions, pseudo-labels on their crops (the paper's Figure
+3), retrieval."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -64,7 +65,8 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
-    """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are left out."""
+    """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are
+    left out."""
     rows = []
     for number in segment_starts(len(reader), min(count, len(reader))):
         try:
@@ -92,9 +94,10 @@ def draw_entities(
 ) -> Image.Image:
     """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
 
-    frame (H, W, 3) uint8; box (left, top, width, height) as fractions of the frame; entities with probabilities, best
-    first; kept: whether the pseudo-label passed the threshold (None: not applicable); shown: the entities of the
-    crop, which are drawn in green and the others in red (None: not known).
+    frame (H, W, 3) uint8; box (left, top, width, height) as fractions of the frame; entities with
+    probabilities, best first; kept: whether the pseudo-label passed the threshold (None: not
+    applicable); shown: the entities of the crop, which are drawn in green and the others in red
+    (None: not known).
     """
     image = crop_tile(frame, box)
     colors = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
@@ -108,7 +111,8 @@ def draw_entities(
 
 
 def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
-    """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as fractions)."""
+    """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
+    fractions)."""
     left, top, width, height = box
     x0, y0, x1, y1 = (round(TILE * v) for v in (left, top, left + width, top + height))
     image = tile(frame)
@@ -121,7 +125,8 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
 def retrieval_picture(
     queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]],
 ) -> Image.Image:
-    """Queries with their results: (text, note, results), each result (frame, note, correct), best first."""
+    """Queries with their results: (text, note, results), each result (frame, note, correct), best
+    first."""
     rows = []
     for text, note, results in queries:
         tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]

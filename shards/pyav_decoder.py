@@ -1,8 +1,8 @@
 """Decodes videos with PyAV, in this process.
 
-Timestamps are read first, without decoding. They determine the requested frames, which are then decoded from the key
-frame before each, or from the frame before it if no key frame lies in between. Frames are bit-exact with those of
-decoding everything (tests/shards/test_decoding.py).
+Timestamps are read first, without decoding. They determine the requested frames, which are then
+decoded from the key frame before each, or from the frame before it if no key frame lies in between.
+Frames are bit-exact with those of decoding everything (tests/shards/test_decoding.py).
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from alpro.shards.clip import (
 )
 
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer; VP9 and AV1 carry
-# statistics from every frame to the next.
+# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
+# VP9 and AV1 carry statistics from every frame to the next.
 CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 FAR_SECONDS, BACK_SECONDS = 10.0, 5.0  # a window after the first is read from the second before it
 MIN_BYTES_PER_SECOND = 100  # a still picture at one frame a second has more
@@ -87,8 +87,9 @@ def _video_stream(container: Any) -> Any:
 def video_seconds(path: Path) -> float:
     """The length of a video as its container states it, without reading the frames.
 
-    0 if it is unknown, if the file cannot be read (decoding it tells why), or if a second would have less than
-    MIN_BYTES_PER_SECOND, as after a flipped bit. Raises InputError if PyAV is not installed.
+    0 if it is unknown, if the file cannot be read (decoding it tells why), or if a second would
+    have less than MIN_BYTES_PER_SECOND, as after a flipped bit. Raises InputError if PyAV is not
+    installed.
     """
     av = _pyav()
     try:
@@ -107,10 +108,12 @@ def video_seconds(path: Path) -> float:
 def _timestamps(
     container: Any, stream: Any, request: ClipRequest
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2), when they are
-    presented and decoded; and that of the video's first frame. A far window is read from a key frame before it."""
+    """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2),
+    when they are presented and decoded; and that of the video's first frame. A far window is read
+    from a key frame before it."""
     kind, codec = container.format.name, stream.codec_context
-    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the order of the file.
+    # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the
+    # order of the file.
     if kind == "mpeg" or (kind == "avi" and codec.has_b_frames):
         raise DecodeError("unreadable", "no unique timestamps to seek")
     second, vp8 = float(1 / stream.time_base), codec.name == "vp8"
@@ -163,7 +166,8 @@ def _timestamps(
 def _decode(
     container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: ClipRequest
 ) -> tuple[np.ndarray, int, int]:
-    """The frames with these timestamps, which are ascending, and their width and height when upright.
+    """The frames with these timestamps, which are ascending, and their width and height when
+    upright.
 
     Raises DecodeError if one is missing or corrupt.
     """
@@ -183,8 +187,8 @@ def _decode(
             if frame.pts is None or frame.pts <= latest:
                 raise DecodeError("unreadable", "frame times are not ascending")
             latest = frame.pts
-            # A corrupt frame is concealed and affects others. Those that are presented before the key frame may refer
-            # to frames before it.
+            # A corrupt frame is concealed and affects others. Those that are presented before the
+            # key frame may refer to frames before it.
             if frame.is_corrupt and latest >= min(presented, run[0]):
                 raise DecodeError("unreadable", "corrupt frames")
             if drawn < len(wanted) and latest == wanted[drawn]:
@@ -201,8 +205,8 @@ def _decode(
 def _frames_from(
     container: Any, stream: Any, key: int, wanted: set[int], request: ClipRequest
 ) -> Iterator[Any]:
-    """The frames from the key frame with this timestamp up to the last wanted one; unreferenced ones only if they are
-    wanted."""
+    """The frames from the key frame with this timestamp up to the last wanted one; unreferenced
+    ones only if they are wanted."""
     codec, reached = stream.codec_context, False
     for packet in container.demux(stream):
         request.seconds_left()
@@ -218,7 +222,8 @@ def _frames_from(
 
 
 class _Canvas:
-    """Draws the frames of a video upright and scaled. It keeps the scaler and the orientation from frame to frame."""
+    """Draws the frames of a video upright and scaled. It keeps the scaler and the orientation from
+    frame to frame."""
 
     def __init__(self, limits: Limits) -> None:
         from av.video.reformatter import Interpolation, VideoReformatter
@@ -246,7 +251,8 @@ def _display_matrix(frame: Any) -> tuple[int, ...]:
     """The display matrix (a, b, c, d) of a frame: the point (x, y) is shown at (ax + cy, bx + dy)."""
     from av.sidedata.sidedata import Type
 
-    # Read from a small copy: a frame and its side data form a reference cycle until the next garbage collection.
+    # Read from a small copy: a frame and its side data form a reference cycle until the next
+    # garbage collection.
     side = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1).side_data.get(
         Type.DISPLAYMATRIX
     )

@@ -1,8 +1,8 @@
 """Random access to the samples of shards: each sample is read from its offset in its tar.
 
-Shards may be local or at a URL. A sample at a URL takes one request for all of its members: training reads most of a
-clip, and the request dominates the cost. Readers can be forked or pickled: the only open files are local and are read
-with os.pread, which has no shared position.
+Shards may be local or at a URL. A sample at a URL takes one request for all of its members:
+training reads most of a clip, and the request dominates the cost. Readers can be forked or pickled:
+the only open files are local and are read with os.pread, which has no shared position.
 """
 
 import io
@@ -44,7 +44,8 @@ MAX_KEPT_BYTES = 2**28  # of their decoded frames, if all frames of the corpus t
 
 
 class Unreadable(InputError):
-    """A sample that is missing from its shard or corrupt. The message names the shard, the sample and the reason."""
+    """A sample that is missing from its shard or corrupt. The message names the shard, the sample
+    and the reason."""
 
 
 Span = tuple[
@@ -55,7 +56,8 @@ Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of a shard: its metadata and the positions of its frames. Its length is the number of frames."""
+    """A sample of a shard: its metadata and the positions of its frames. Its length is the number
+    of frames."""
 
     about: dict[str, Any]
     shard: Location
@@ -68,7 +70,8 @@ class Sample:
         return len(self.places)
 
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
-        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises Unreadable."""
+        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises
+        Unreadable."""
         chosen = list(range(len(self))) if chosen is None else chosen
         decoded = {i: self._frame(i) for i in set(chosen)}
         if len(sizes := {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}) > 1:
@@ -92,8 +95,9 @@ class Sample:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """A frame (H, W, 3) uint8. simplejpeg gives the pixels of Pillow in 0.3 to 0.6 of the time, except for CMYK, and
-    refuses a few files that Pillow reads. Raises many types for a corrupt file."""
+    """A frame (H, W, 3) uint8. simplejpeg gives the pixels of Pillow in 0.3 to 0.6 of the time,
+    except for CMYK, and refuses a few files that Pillow reads. Raises many types for a corrupt
+    file."""
     try:
         if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
             return simplejpeg.decode_jpeg(data)
@@ -103,10 +107,11 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 
 
 class ShardReader:
-    """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number 0..N-1.
+    """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number
+    0..N-1.
 
-    The folder, and the shards in the index, may be paths or URLs. Memory holds only the position of each sample: some
-    tens of bytes, and 24 per frame. Texts and frames stay in the shards.
+    The folder, and the shards in the index, may be paths or URLs. Memory holds only the position of
+    each sample: some tens of bytes, and 24 per frame. Texts and frames stay in the shards.
     """
 
     def __init__(
@@ -145,7 +150,8 @@ class ShardReader:
         return self.table.num_rows
 
     def column(self, name: str) -> pa.Array:
-        """A column of the index, such as id, split, kind, group, captions or questions. Texts are read again."""
+        """A column of the index, such as id, split, kind, group, captions or questions. Texts are
+        read again."""
         if name in self.table.column_names:
             column = self.table[name].combine_chunks()
         else:
@@ -157,7 +163,8 @@ class ShardReader:
         return int(self._first[number + 1] - self._first[number])
 
     def __getitem__(self, number: int) -> Sample:
-        """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or replaced."""
+        """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
+        replaced."""
         if (kept := self._kept.get(number)) is not None:
             return kept
         shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
@@ -222,13 +229,15 @@ def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
-    """The index of a decoded corpus, one row per sample. Raises InputError if it is missing or cannot be read."""
+    """The index of a decoded corpus, one row per sample. Raises InputError if it is missing or
+    cannot be read."""
     with _index_file(folder) as file:
         return pq.read_table(file, columns=columns)
 
 
 def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The index of a decoded corpus, in batches of some thousand rows. Raises InputError as `read_index`."""
+    """The index of a decoded corpus, in batches of some thousand rows. Raises InputError as
+    `read_index`."""
     with _index_file(folder) as file:
         yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH, columns=columns)
 
@@ -273,7 +282,8 @@ def _read(
 
 
 def _fetch(shard: str, places: list[Span]) -> Fetched | None:
-    """All members of a sample in one request; None if they lie too far apart, as in shards of other tools."""
+    """All members of a sample in one request; None if they lie too far apart, as in shards of other
+    tools."""
     start, end = min(o for o, _, _ in places), max(o + size for o, size, _ in places)
     if end - start > 2 * sum(size for _, size, _ in places) + MAX_GAP_BYTES:
         return None

@@ -4,7 +4,8 @@ import numpy as np
 
 
 def segment_starts(available: int, count: int) -> list[int]:
-    """The first of the available frames in each of `count` equal segments; fewer frames than segments repeat.
+    """The first of the available frames in each of `count` equal segments; fewer frames than
+    segments repeat.
 
     >>> segment_starts(8, 4)
     [0, 2, 4, 6]
@@ -15,17 +16,19 @@ def segment_starts(available: int, count: int) -> list[int]:
 
 
 def frames_between(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """The frames of a window of seconds as a range of indices: from the frame nearest to `start` up to, but excluding,
-    the frame nearest to `end`. The first is within half a frame of `start`, even with a variable frame rate, and
-    consecutive windows neither share nor lose a frame.
+    """The frames of a window of seconds as a range of indices: from the frame nearest to `start` up
+    to, but excluding, the frame nearest to `end`. The first is within half a frame of `start`, even
+    with a variable frame rate, and consecutive windows neither share nor lose a frame.
 
-    times (N,): start of each frame, seconds, ascending. A window shorter than a frame has the frame nearest to its
-    start. A window that starts half a frame or more after the last frame, or ends before it starts, is empty.
+    times (N,): start of each frame, seconds, ascending. A window shorter than a frame has the frame
+    nearest to its start. A window that starts half a frame or more after the last frame, or ends
+    before it starts, is empty.
 
     >>> frames_between(np.array([0.0, 0.1, 0.2, 0.3]), 0.06, 0.3)
     (1, 3)
     """
-    # The time from which each frame is the nearest; the last entry stands for the frame after the last.
+    # The time from which each frame is the nearest; the last entry stands for the frame after the
+    # last.
     nearest = np.concatenate(
         [times[:1], (times[1:] + times[:-1]) / 2, times[-1:] + last_frame_seconds(times) / 2]
     )
@@ -45,9 +48,11 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
 
 
 def last_frame_seconds(times: np.ndarray) -> float:
-    """The assumed duration of the last frame, seconds: the median of the 16 before it; 1 for a single frame.
+    """The assumed duration of the last frame, seconds: the median of the 16 before it; 1 for a
+    single frame.
 
-    Only a few frames count, so that a segment's end does not depend on how much of the file is read.
+    Only a few frames count, so that a segment's end does not depend on how much of the file is
+    read.
     """
     return float(np.median(np.diff(times[-17:]))) if len(times) > 1 else 1.0
 
@@ -70,8 +75,9 @@ def frames_at_random(available: int, count: int, rng: np.random.Generator) -> li
 def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random order of the examples in which the examples of a group are adjacent.
 
-    groups (N,): the group of each example. Examples of a group in a batch are then each other's negatives in the
-    contrastive and matching losses: clips of the same source are the hardest negatives.
+    groups (N,): the group of each example. Examples of a group in a batch are then each other's
+    negatives in the contrastive and matching losses: clips of the same source are the hardest
+    negatives.
     """
     names, group = np.unique(groups, return_inverse=True)
     place = rng.permutation(len(names))[group]

@@ -15,7 +15,8 @@ MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
 Kind = Literal["video", "image"]
 KINDS: tuple[Kind, ...] = ("video", "image")
-# The extensions of the containers that the decoder opens (CONTAINERS in clip.py), in which files have pictures.
+# The extensions of the containers that the decoder opens (CONTAINERS in clip.py), in which files
+# have pictures.
 VIDEO_EXTENSIONS = {
     *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
     *(
@@ -171,8 +172,8 @@ QUESTIONS = pa.list_(
     pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
 )
 
-# One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where shards are cut; `meta`
-# is JSON.
+# One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where
+# shards are cut; `meta` is JSON.
 MANIFEST = pa.schema(
     [
         ("id", pa.string()),
@@ -194,7 +195,8 @@ MANIFEST = pa.schema(
     ]
 )
 
-# One row per sample: its metadata, its shard, and the offsets, sizes (bytes) and CRC-32 of its members.
+# One row per sample: its metadata, its shard, and the offsets, sizes (bytes) and CRC-32 of its
+# members.
 INDEX = pa.schema(
     [
         ("id", pa.string()),

@@ -1,11 +1,12 @@
 """File access by path or fsspec URL. Only this module handles URLs.
 
-A location is a local Path or, as a str, a URL that fsspec supports (`s3://bucket/a.tar`, `https://host/a.tar`), chained
-or not (`filecache::s3://bucket/a.tar` keeps a local copy). `file://` is a path. Keys and endpoints come from the
-environment of the store's library or fsspec, never from here. Nothing runs a shell: fsspec has no `pipe:` protocol.
+A location is a local Path or, as a str, a URL that fsspec supports (`s3://bucket/a.tar`,
+`https://host/a.tar`), chained or not (`filecache::s3://bucket/a.tar` keeps a local copy). `file://`
+is a path. Keys and endpoints come from the environment of the store's library or fsspec, never from
+here. Nothing runs a shell: fsspec has no `pipe:` protocol.
 
-All store errors are raised as OSError, and as FileNotFoundError if the file does not exist. An unknown protocol or a
-missing package raises InputError.
+All store errors are raised as OSError, and as FileNotFoundError if the file does not exist. An
+unknown protocol or a missing package raises InputError.
 """
 
 import errno
@@ -90,7 +91,8 @@ def is_url(text: object) -> bool:
 
 
 def located(text: Location) -> Location:
-    """Converts user input to a location: a URL stays a str, anything else, including file://, becomes a Path."""
+    """Converts user input to a location: a URL stays a str, anything else, including file://,
+    becomes a Path."""
     if isinstance(text, Path) or not is_url(text):
         return Path(text)
     protocol, _, path = text.partition("://")
@@ -98,8 +100,8 @@ def located(text: Location) -> Location:
 
 
 def absolute(text: Location, base: Path | None = None) -> Location:
-    """Makes a location absolute: a relative path is resolved in `base` (default: current folder), `~` is expanded.
-    Raises InputError for a link to itself, and for a URL with credentials."""
+    """Makes a location absolute: a relative path is resolved in `base` (default: current folder),
+    `~` is expanded. Raises InputError for a link to itself, and for a URL with credentials."""
     refuse_credentials("address", text)
     location = located(text)
     if isinstance(location, str):
@@ -112,9 +114,11 @@ def absolute(text: Location, base: Path | None = None) -> Location:
 
 
 def join(folder: Location, name: str) -> Location:
-    """The location of a file in a folder. A name that is a URL or an absolute path is returned as it is.
+    """The location of a file in a folder. A name that is a URL or an absolute path is returned as
+    it is.
 
-    In a chain, the name is appended to the first link that has a path: `zip://a::s3://b/c.zip` and d is `zip://a/d::s3://b/c.zip`.
+    In a chain, the name is appended to the first link that has a path: `zip://a::s3://b/c.zip` and
+    d is `zip://a/d::s3://b/c.zip`.
     """
     if is_url(name):
         return located(name)
@@ -162,10 +166,12 @@ def _is_http(head: str) -> bool:
 
 
 def resolve(root: Location, path: str) -> Location:
-    """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path is not allowed.
+    """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path
+    is not allowed.
 
-    A row may refer to files in the folder of its manifest, by a relative path, an absolute path or a URL, and to files
-    in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore cannot open other local files.
+    A row may refer to files in the folder of its manifest, by a relative path, an absolute path or
+    a URL, and to files in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore
+    cannot open other local files.
     """
     refuse_credentials("path", path)
     location = located(path) if is_url(path) else path
@@ -222,16 +228,18 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     return system, name
 
 
-# A loading process is a fork. There, fsspec drops the file systems of its parent, and what is no longer referenced
-# closes its connections in the event loop that both processes share: the parent would wait for its next answer forever.
+# A loading process is a fork. There, fsspec drops the file systems of its parent, and what is no
+# longer referenced closes its connections in the event loop that both processes share: the parent
+# would wait for its next answer forever.
 _kept: set[fsspec.AbstractFileSystem] = set()
 
 
 def call_store(
     location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
 ) -> Answer:
-    """Calls `function` with the file system and the file's name, and retries failed requests a few times: one lost
-    request among millions does not mean a corrupt or missing file. Raises OSError with a one-line message."""
+    """Calls `function` with the file system and the file's name, and retries failed requests a few
+    times: one lost request among millions does not mean a corrupt or missing file. Raises OSError
+    with a one-line message."""
     for pause in (*RETRY_DELAYS, None):
         try:
             return function(*filesystem(location))
@@ -242,7 +250,8 @@ def call_store(
                 raise
             cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
             status = getattr(cause, "status", None)
-            # fsspec also raises FileNotFoundError for a server that does not respond: then the cause is an OSError.
+            # fsspec also raises FileNotFoundError for a server that does not respond: then the
+            # cause is an OSError.
             if cause is not error and not isinstance(cause, OSError) and status in (None, 404, 410):
                 raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
             if pause is None or isinstance(error, PermissionError) or status in (401, 403):
@@ -252,8 +261,8 @@ def call_store(
 
 
 def _line(error: BaseException) -> str:
-    """The message of a store, in a line, without the credentials that it may repeat. Of an answer over HTTP, only the
-    status: its reason is a text of the server."""
+    """The message of a store, in a line, without the credentials that it may repeat. Of an answer
+    over HTTP, only the status: its reason is a text of the server."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
@@ -284,13 +293,15 @@ def exists(location: Location) -> bool:
 
 
 def listing(folder: Location, extension: str) -> list[Location]:
-    """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no such folder."""
+    """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no
+    such folder."""
     if isinstance(folder, Path):
         return sorted(
             path for path in folder.iterdir() if path.suffix == extension and path.is_file()
         )
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
-    # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the file name.
+    # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the
+    # file name.
     paths = [
         (entry["name"], entry["name"].rpartition("/")[2])
         for entry in entries
@@ -301,9 +312,11 @@ def listing(folder: Location, extension: str) -> list[Location]:
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
-    """What changes with each file, in order, without reading it: its size and its ETag, digest or modification time.
+    """What changes with each file, in order, without reading it: its size and its ETag, digest or
+    modification time.
 
-    "missing" if there is no readable file, and "not fetched" if its store does not respond. Requests are concurrent.
+    "missing" if there is no readable file, and "not fetched" if its store does not respond.
+    Requests are concurrent.
     """
     remaining = iter(locations)
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
@@ -336,11 +349,12 @@ def local_copy(
     folder: Path | None = None,
     member: Member | None = None,
 ) -> Iterator[Path]:
-    """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a member of a tar.
+    """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a
+    member of a tar.
 
-    The copy has the file's extension and is in `folder` (default: the system's temporary folder). Raises TooLarge if
-    the file exceeds `max_bytes`, without fetching more, another OSError if the store fails, and EOFError if the tar
-    ends inside the member.
+    The copy has the file's extension and is in `folder` (default: the system's temporary folder).
+    Raises TooLarge if the file exceeds `max_bytes`, without fetching more, another OSError if the
+    store fails, and EOFError if the tar ends inside the member.
     """
     if isinstance(location, Path) and not member:
         yield location

@@ -1,6 +1,8 @@
-"""Reads the headers of tars strictly: what is not a whole, single archive is an error, never a short list of members.
+"""Reads the headers of tars strictly: what is not a whole, single archive is an error, never a
+short list of members.
 
-Python's `tarfile` takes a bad header after the first, and a hole of zeros, for the end of the archive.
+Python's `tarfile` takes a bad header after the first, and a hole of zeros, for the end of the
+archive.
 """
 
 import tarfile
@@ -53,8 +55,9 @@ class TarMember:
 def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     """Yields the members of a tar whose data is inside the file.
 
-    Raises DamagedTar at a header whose checksum does not hold, at a member that the end of the file cuts, and unless
-    the archive ends with two blocks of zeros, and a third or the rest of a record of zeros after them: more are a hole.
+    Raises DamagedTar at a header whose checksum does not hold, at a member that the end of the file
+    cuts, and unless the archive ends with two blocks of zeros, and a third or the rest of a record
+    of zeros after them: more are a hole.
     """
     end, at = file.seek(0, SEEK_END), 0
     file.seek(0)

@@ -1,9 +1,11 @@
-"""Crops and resizes stored frames, and the augmentation of the official code, identical for every frame of a clip.
+"""Crops and resizes stored frames, and the augmentation of the official code, identical for every
+frame of a clip.
 
-RandAugment of clips, after their crop: two distinct operations out of ten, both applied, at level 5. Of images: a
-random resized crop, a flip, then two operations out of eight with replacement, each applied with probability 0.5, at
-level 7. Operations have a fixed sign. Departure from the official code: samples whose text names a side or a sense of
-rotation ("left", "rightside", "clockwise") are never flipped.
+RandAugment of clips, after their crop: two distinct operations out of ten, both applied, at level
+5. Of images: a random resized crop, a flip, then two operations out of eight with replacement, each
+applied with probability 0.5, at level 7. Operations have a fixed sign. Departure from the official
+code: samples whose text names a side or a sense of rotation ("left", "rightside", "clockwise") are
+never flipped.
 """
 
 import re
@@ -18,7 +20,8 @@ MAX_CROP_ATTEMPTS = (
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 at size x size, without keeping the aspect ratio: (T, size, size, 3)."""
+    """Frames (T, H, W, 3) uint8 at size x size, without keeping the aspect ratio: (T, size, size,
+    3)."""
     if frames.shape[1:3] == (size, size):
         return frames
     return np.stack(
@@ -30,7 +33,8 @@ def squash(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def random_crop(frames: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A crop of `share` of both sides (1: the whole frame) at a random place: (T, H, W, 3) to (T, h, w, 3)."""
+    """A crop of `share` of both sides (1: the whole frame) at a random place: (T, H, W, 3) to (T,
+    h, w, 3)."""
     if share == 1:
         return frames
     height, width = frames.shape[1:3]
@@ -46,10 +50,11 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """A crop of a random share (`scale`) of the area and a random aspect ratio, resized: (H, W, 3) to (size, size, 3).
+    """A crop of a random share (`scale`) of the area and a random aspect ratio, resized: (H, W, 3)
+    to (size, size, 3).
 
-    As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest central crop within
-    the bounds of the aspect ratio is used. Bicubic.
+    As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest
+    central crop within the bounds of the aspect ratio is used. Bicubic.
     """
     left, top, width, height = crop_box(frame.shape[1], frame.shape[0], rng, scale, ratio)
     cropped = Image.fromarray(frame[top : top + height, left : left + width])
@@ -125,7 +130,8 @@ def shifted(picture: Picture, right: float, down: float) -> Picture:
 
 
 def enhanced(kind: type) -> Operation:
-    """Brightness, contrast or sharpness with a factor from 0.1 to 1.9; strength 0.5 is the identity."""
+    """Brightness, contrast or sharpness with a factor from 0.1 to 1.9; strength 0.5 is the
+    identity."""
 
     def enhance(picture: Picture, strength: float) -> Picture:
         return kind(picture).enhance(strength * 1.8 + 0.1)

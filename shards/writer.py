@@ -26,8 +26,9 @@ MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)
 class ShardWriter:
     """Writes one shard to a temporary file, which `close` renames.
 
-    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the shard, and deletes it if
-    it has no samples or after an exception, which frees space on a full disk.
+    A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the
+    shard, and deletes it if it has no samples or after an exception, which frees space on a full
+    disk.
     """
 
     def __init__(self, path: Path, quality: int = 90):
@@ -42,7 +43,8 @@ class ShardWriter:
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
-        """Appends a sample. Raises DecodeError if its texts and metadata are longer than a reader takes."""
+        """Appends a sample. Raises DecodeError if its texts and metadata are longer than a reader
+        takes."""
         metadata = SampleMetadata(
             id=row.id,
             kind=row.kind,
@@ -95,14 +97,16 @@ class ShardWriter:
 def sample_key(name: str) -> str:
     """The key of a sample: the first 128 bits of the SHA-256 of its id.
 
-    Readers of several shards distinguish samples by their keys, which are unique in a corpus like the ids. A key does
-    not depend on the shard's name, because another corpus may reuse the shard under another name.
+    Readers of several shards distinguish samples by their keys, which are unique in a corpus like
+    the ids. A key does not depend on the shard's name, because another corpus may reuse the shard
+    under another name.
     """
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colors of small frames."""
+    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colors
+    of small frames."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
@@ -111,8 +115,9 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
 def index_shard(shard: Path) -> pa.Table:
     """The index rows of a shard of this format, with the CRC-32 of each member.
 
-    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for anything else, such
-    as a pickle, for a damaged tar and for duplicate members. The column `shard` has the name of the file.
+    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for
+    anything else, such as a pickle, for a damaged tar and for duplicate members. The column `shard`
+    has the name of the file.
     """
     samples: dict[str, _Members] = {}
     try:

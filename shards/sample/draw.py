@@ -1,4 +1,5 @@
-"""Draws the scenes of the sample corpus: sprites with distinctive marks on dark, weakly textured backgrounds."""
+"""Draws the scenes of the sample corpus: sprites with distinctive marks on dark, weakly textured
+backgrounds."""
 
 from functools import lru_cache
 
@@ -37,8 +38,8 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
 
 
 def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None) -> None:
-    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place. drawn: another sprite
-    than that of its kind and color."""
+    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place.
+    drawn: another sprite than that of its kind and color."""
     size = len(picture)
     x, y, radius, angle = thing.pose(time)
     reach = np.sqrt(2) * radius * size + 1  # of the rotated sprite's corners, pixels

@@ -1,5 +1,5 @@
-"""Scenes of the sample corpus: things with a kind and a color, their motion and positions, and the splits; their
-captions in plain English, and questions with answers."""
+"""Scenes of the sample corpus: things with a kind and a color, their motion and positions, and the
+splits; their captions in plain English, and questions with answers."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -53,7 +53,8 @@ HELD_OUT = frozenset(c for c in COMBINATIONS if _share(c) < HELD_OUT_SHARE)
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing: its position (x, y: fractions of the frame, from the top left), radius (fraction) and motion."""
+    """A thing: its position (x, y: fractions of the frame, from the top left), radius (fraction)
+    and motion."""
 
     kind: str
     color: str
@@ -95,7 +96,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The things of a clip and the relation of the first thing, which the captions describe, to the others."""
+    """The things of a clip and the relation of the first thing, which the captions describe, to the
+    others."""
 
     things: tuple[Thing, ...]
     relation: str | None  # above, below, beside, between
@@ -126,8 +128,8 @@ def draw_scene(
 ) -> Scene:
     """A random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
-    wide: a single thing is anywhere in the frame and its size varies more (for still images). main: kind and color of
-    the main thing; None: random.
+    wide: a single thing is anywhere in the frame and its size varies more (for still images). main:
+    kind and color of the main thing; None: random.
     """
     kinds = draw_names(rng, THING_KINDS, count, main and main[0])
     colors = draw_names(rng, tuple(COLORS), count, main and main[1])
@@ -223,11 +225,12 @@ def draw_main(
 def evaluation_scenes(
     rng: np.random.Generator, sizes: tuple[int, ...], unseen: float
 ) -> list[list[Scene]]:
-    """Scenes of splits of these sizes, a fraction `unseen` of each with a main combination that is not in training.
+    """Scenes of splits of these sizes, a fraction `unseen` of each with a main combination that is
+    not in training.
 
-    Every main combination is used once, and by no other thing, so that a caption that names it is true for only one
-    clip. The combinations of all splits are drawn before they are divided: each draw leaves fewer, so one split after
-    the other would have different distributions.
+    Every main combination is used once, and by no other thing, so that a caption that names it is
+    true for only one clip. The combinations of all splits are drawn before they are divided: each
+    draw leaves fewer, so one split after the other would have different distributions.
     """
     mains: set[tuple[str, str, str]] = set()
     splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
@@ -251,7 +254,8 @@ def evaluation_scenes(
 def scene_of(
     rng: np.random.Generator, main: tuple[str, str, str], mains: set[tuple[str, str, str]]
 ) -> Scene:
-    """A scene with this main combination, in which the other things are neither held out nor one of `mains`."""
+    """A scene with this main combination, in which the other things are neither held out nor one of
+    `mains`."""
     count = draw_count(rng)
     while True:
         scene = draw_scene(rng, count, main[2], main=main[:2])
@@ -333,10 +337,11 @@ def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a still image, which has no motion: kinds and colors, or only one of the two, or counting.
+    """A caption of a still image, which has no motion: kinds and colors, or only one of the two, or
+    counting.
 
-    Kinds and colors are each named alone: a model that tells the images apart by one of them may never begin to learn
-    the other.
+    Kinds and colors are each named alone: a model that tells the images apart by one of them may
+    never begin to learn the other.
     """
     style = rng.choice(["full", "kind", "color", "count"], p=[0.27, 0.5, 0.09, 0.14])
     if style == "count":

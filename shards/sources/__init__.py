@@ -1,1 +1,2 @@
-"""Where items come from: manifests, annotation files and downloaded shards, their checks, and the plan of decoding."""
+"""Where items come from: manifests, annotation files and downloaded shards, their checks, and the
+plan of decoding."""

@@ -1,4 +1,5 @@
-"""Reads the annotation files of data sets into rows: one row per video and split, with all its texts.
+"""Reads the annotation files of data sets into rows: one row per video and split, with all its
+texts.
 
     MSR-VTT            videodatainfo.json: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}
     ActivityNet        {"v_<id>": {"duration", "timestamps", "sentences"}}; the sentences are one paragraph
@@ -10,9 +11,10 @@
     a table            a column that names a file, such as video or file_name, and caption, sentence or text
     a list of videos   such a column alone; the texts come from another file
 
-The columns of a record determine its form. Each name is looked up in the folder of videos, with or without an
-extension; a name without a folder is also looked up in subfolders. Absolute paths, and paths that start in a parent
-folder, are relative to `root`. WebVid's videos are fetched from their `contentUrl` if the folder has no media.
+The columns of a record determine its form. Each name is looked up in the folder of videos, with or
+without an extension; a name without a folder is also looked up in subfolders. Absolute paths, and
+paths that start in a parent folder, are relative to `root`. WebVid's videos are fetched from their
+`contentUrl` if the folder has no media.
 """
 
 import os
@@ -43,7 +45,8 @@ from alpro.shards.sources.records import Record, plain, read_records
 from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
 
-# Columns that contain the name of a video or image, and columns that contain captions; the first that a record has.
+# Columns that contain the name of a video or image, and columns that contain captions; the first
+# that a record has.
 NAME_COLUMNS: tuple[str, ...] = (
     "clip_name",
     "video_path",
@@ -72,8 +75,9 @@ SPLIT_NAMES |= {
 
 @dataclass(frozen=True)
 class Form:
-    """A form of records: the columns that only it has together (of a tuple, one is enough), the columns of its texts,
-    of which the first that a record has counts, and which texts are one caption: those of a record, or of a video."""
+    """A form of records: the columns that only it has together (of a tuple, one is enough), the
+    columns of its texts, of which the first that a record has counts, and which texts are one
+    caption: those of a record, or of a video."""
 
     title: str
     columns: tuple[str | tuple[str, ...], ...]
@@ -125,8 +129,8 @@ def form_of(record: Record) -> Form | None:
 def read_entry(record: Record, file: Path, lists: bool = False, first: int | None = None) -> Entry:
     """What a record says. Raises InputError for unknown columns, ValueError for an invalid record.
 
-    lists: a record may have a name alone, because another file has the texts. first: the number of the first option
-    of a question.
+    lists: a record may have a name alone, because another file has the texts. first: the number of
+    the first option of a question.
     """
     form = form_of(record)
     if form is DOWNLOADS:
@@ -170,7 +174,8 @@ def split_name(text: Any) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a cell, a text or a list of texts, in CSV as JSON or Python: with single spaces, without blank ones.
+    """The texts of a cell, a text or a list of texts, in CSV as JSON or Python: with single spaces,
+    without blank ones.
 
     Raises ValueError for anything else.
     """
@@ -225,12 +230,14 @@ class Video:
 def scan_annotations(
     videos: Path, files: Mapping[str, Path], root: Path | None = None
 ) -> Iterator[Row | Reject]:
-    """Yields a row per video and split, in the order of the files, and a reject for each invalid record.
+    """Yields a row per video and split, in the order of the files, and a reject for each invalid
+    record.
 
-    files: an annotation file for each split; with the key "", of all splits, as its records name them; with the key
-    "texts", the texts of the videos that the others only list. Further files of a split, keyed as in `keyed`, add texts
-    to its videos. root: the folder that the names in the files are relative to, here or on the machine where the files
-    were written; default: `videos`. A missing video is also a row, so that it becomes a reject and is counted.
+    files: an annotation file for each split; with the key "", of all splits, as its records name
+    them; with the key "texts", the texts of the videos that the others only list. Further files of
+    a split, keyed as in `keyed`, add texts to its videos. root: the folder that the names in the
+    files are relative to, here or on the machine where the files were written; default: `videos`. A
+    missing video is also a row, so that it becomes a reject and is counted.
 
     Raises InputError if a file or the folder is missing or has an unknown format.
     """
@@ -275,8 +282,9 @@ def read_file(
     lists: bool,
     advance: Callable[[], None],
 ) -> Iterator[Reject]:
-    """Adds the texts of a file to the videos, calls `advance` for each record, and yields a reject for each invalid
-    one. joined: the videos by split and path. lists: another file has the texts of the videos."""
+    """Adds the texts of a file to the videos, calls `advance` for each record, and yields a reject
+    for each invalid one. joined: the videos by split and path. lists: another file has the texts of
+    the videos."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
     first = first_option(record for _, record in read_records(file))
@@ -328,8 +336,9 @@ class MediaFiles:
         self.notes = list(listing.notes())
 
     def locate(self, entry: Entry) -> tuple[str, Location, str]:
-        """The name of a video relative to the folder, and its path: that of one of its names, its URL if the folder has
-        no media, or where it is expected. Instead of the path a reason if the names mean several files.
+        """The name of a video relative to the folder, and its path: that of one of its names, its
+        URL if the folder has no media, or where it is expected. Instead of the path a reason if the
+        names mean several files.
 
         Raises ValueError if no file of the folder has the name.
         """
@@ -370,10 +379,11 @@ class MediaFiles:
     def find(self, name: str) -> Path:
         """The file that a name refers to, or the path where it is expected.
 
-        The file with exactly this name comes first, then one in the same folder with another extension, or with
-        an extension if the name lacks one. A name without a folder also matches files in subfolders. A name with a
-        video extension never matches an image, nor the reverse; a name without an extension prefers the video. Raises
-        ValueError if it matches several files.
+        The file with exactly this name comes first, then one in the same folder with another
+        extension, or with an extension if the name lacks one. A name without a folder also matches
+        files in subfolders. A name with a video extension never matches an image, nor the reverse;
+        a name without an extension prefers the video. Raises ValueError if it matches several
+        files.
         """
         exact = self.folder / name
         if is_file(exact):

@@ -1,4 +1,5 @@
-"""Questions and their answers, as records have them: one answer, several, or options and which of them is right."""
+"""Questions and their answers, as records have them: one answer, several, or options and which of
+them is right."""
 
 import re
 from collections import Counter
@@ -32,7 +33,8 @@ def question_of(record: dict[str, Any], kind: str, first: int | None = None) -> 
 
 
 def text_of(value: Any) -> str:
-    """A cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes, and False is "false"."""
+    """A cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes, and
+    False is "false"."""
     if value is None or value != value:  # NaN
         return ""
     if isinstance(value, bool):
@@ -43,8 +45,8 @@ def text_of(value: Any) -> str:
 
 
 def answer_of(record: dict[str, Any], first: int | None) -> str:
-    """The answer of a record: of several, the most frequent, of equally frequent ones the first; of options, the text
-    of the right one. Raises ValueError if it is not clear which."""
+    """The answer of a record: of several, the most frequent, of equally frequent ones the first; of
+    options, the text of the right one. Raises ValueError if it is not clear which."""
     value = record.get("answer")
     several = json_list(value) if isinstance(value, str) else value
     if isinstance(several, list):
@@ -82,7 +84,8 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
 
 
 def option_text(value: Any) -> str:
-    """The text of an option without a letter before it, such as `B. a dog`; of STAR's objects, their `choice`."""
+    """The text of an option without a letter before it, such as `B. a dog`; of STAR's objects,
+    their `choice`."""
     if isinstance(value, dict):
         value = value.get("choice", value.get("text", ""))
     return re.sub(r"^\(?[A-J][).:]\s+", "", " ".join(text_of(value).split()))
@@ -111,8 +114,8 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
 
 
 def first_option(records: Iterable[Any]) -> int | None:
-    """The number of the first option in the records of a file: 0 if an answer is 0, 1 if one is the number of options;
-    None if the answers do not tell, or if the first records have no options."""
+    """The number of the first option in the records of a file: 0 if an answer is 0, 1 if one is the
+    number of options; None if the answers do not tell, or if the first records have no options."""
     has_options = False
     for number_of_record, record in enumerate(records):
         if not isinstance(record, dict):

@@ -1,4 +1,5 @@
-"""Finds the captions of the videos of a folder: in a text beside each of them, or in the tables of the folder.
+"""Finds the captions of the videos of a folder: in a text beside each of them, or in the tables of
+the folder.
 
     a.mp4, a.txt                      also .caption, .captions, .cap and a.mp4.txt, in any case; one caption a line
     a.mp4, a.json                     an object with `caption`, `captions`, `text` or `prompt`
@@ -99,7 +100,8 @@ class Sidecars:
         return others[0] if len(others) == 1 else None
 
     def _in_text_folders(self, media: str) -> Iterator[str]:
-        """The path of a video with a folder of texts in place of one of its folders, or below the last one."""
+        """The path of a video with a folder of texts in place of one of its folders, or below the
+        last one."""
         parts = media.split("/")
         for folder in self.text_folders:
             for place in range(len(parts) - 1):
@@ -113,7 +115,8 @@ class Sidecars:
             return False
 
     def read(self, path: str) -> list[str]:
-        """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be read."""
+        """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be
+        read."""
         file = self.folder / path
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(
@@ -138,7 +141,8 @@ class Sidecars:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a folder, with the folder that its names are relative to, and the split of its rows."""
+    """A table of a folder, with the folder that its names are relative to, and the split of its
+    rows."""
 
     file: Path
     split: str = ""
@@ -149,7 +153,8 @@ class Table:
 
 
 def tables_in(listing: Listing) -> list[str]:
-    """The tables of a folder: files with rows, which are not the metadata of one video (a.json, a.info.json)."""
+    """The tables of a folder: files with rows, which are not the metadata of one video (a.json,
+    a.info.json)."""
     stems = {spelled(without_suffix(path)).casefold() for path in listing.media}
     tables = []
     for path in listing.others:
@@ -162,7 +167,8 @@ def tables_in(listing: Listing) -> list[str]:
 
 
 def tables_of_splits(listing: Listing) -> list[Table]:
-    """The tables of a folder if each is for one split, by its name or by its folder; otherwise an empty list."""
+    """The tables of a folder if each is for one split, by its name or by its folder; otherwise an
+    empty list."""
     paths = [
         path for path in tables_in(listing) if not NOT_CAPTIONS.match(PurePosixPath(path).name)
     ]
@@ -179,7 +185,8 @@ def tables_of_splits(listing: Listing) -> list[Table]:
 
 
 def split_in(name: str) -> str:
-    """The split that a file name names, if it names one: `train` of msrvtt_train.9k, nothing of train_val."""
+    """The split that a file name names, if it names one: `train` of msrvtt_train.9k, nothing of
+    train_val."""
     words = re.split(r"[^a-z]+", name.lower())
     splits = {SPLIT_NAMES[word] for word in words if word and word in SPLIT_NAMES}
     return splits.pop() if len(splits) == 1 else ""
@@ -192,8 +199,8 @@ def split_of_path(path: str) -> str:
 
 
 def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
-    """Whether folders are splits, and a note about them, or an empty string. They are if there is one of training, and
-    another: a single folder `test` may be a trial."""
+    """Whether folders are splits, and a note about them, or an empty string. They are if there is
+    one of training, and another: a single folder `test` may be a trial."""
     counts = Counter(map(split_of_path, paths))
     named = [split for split in SPLITS if counts[split]]
     if not named:
@@ -209,7 +216,8 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
 
 
 def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | None:
-    """The names and the captions of two lists in a folder, and what they are: videos.txt and prompts.txt.
+    """The names and the captions of two lists in a folder, and what they are: videos.txt and
+    prompts.txt.
 
     None if there are not exactly two. Raises InputError if their lengths differ.
     """
@@ -241,8 +249,8 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
 
 
 def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int) -> Iterator[str]:
-    """What is in a folder and not read, a line each: files with a text that are of no known kind, media that no decoder
-    reads, and, if videos have no text, the files that look like captions.
+    """What is in a folder and not read, a line each: files with a text that are of no known kind,
+    media that no decoder reads, and, if videos have no text, the files that look like captions.
 
     used: the texts that were read, by their paths.
     """

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def json_list(text: str) -> list[Any] | None:
-    """Parses a list of JSON or, as pandas writes it, of Python, as in a CSV cell; None if the text is no list."""
+    """Parses a list of JSON or, as pandas writes it, of Python, as in a CSV cell; None if the text
+    is no list."""
     for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith("[") else ():
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = parse(text.strip())

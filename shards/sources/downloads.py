@@ -1,12 +1,13 @@
-"""Shards that video2dataset and img2dataset have written, as a source of items, each decoded from its place in a tar.
+"""Shards that video2dataset and img2dataset have written, as a source of items, each decoded from
+its place in a tar.
 
-A sample is `<key>.mp4` (or `.jpg`), `<key>.txt` with its caption and `<key>.json` with its caption, status, address and
-further columns. The table `<shard>.parquet` beside a shard also lists the downloads that failed; they become rejects.
-Members are found from the headers of the tar, so no media are read. A key `00000_0003_001` is a clip of `00000_0003`:
-clips of one video are one group.
+A sample is `<key>.mp4` (or `.jpg`), `<key>.txt` with its caption and `<key>.json` with its caption,
+status, address and further columns. The table `<shard>.parquet` beside a shard also lists the
+downloads that failed; they become rejects. Members are found from the headers of the tar, so no
+media are read. A key `00000_0003_001` is a clip of `00000_0003`: clips of one video are one group.
 
-Of a damaged tar, the samples before the damage are read, and the tar is a reject; so is a tar without samples, and
-every further sample that the table lists.
+Of a damaged tar, the samples before the damage are read, and the tar is a reject; so is a tar
+without samples, and every further sample that the table lists.
 """
 
 import json
@@ -115,8 +116,8 @@ def without_credentials(record: Record) -> Record:
 
 
 def is_downloads(data: Location) -> bool:
-    """Whether a folder has shards of video2dataset or img2dataset: tars whose first sample has media as a file of its
-    own, not as numbered frames."""
+    """Whether a folder has shards of video2dataset or img2dataset: tars whose first sample has
+    media as a file of its own, not as numbered frames."""
 
     def has_media(file: BinaryIO) -> bool | None:
         with suppress(DamagedTar):  # the next shard may be readable
@@ -154,7 +155,8 @@ def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
 
 
 def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
-    """Yields the rows of all shards of a folder, and a reject for each failed download and each invalid sample.
+    """Yields the rows of all shards of a folder, and a reject for each failed download and each
+    invalid sample.
 
     Raises InputError if a shard cannot be read, or if two samples have the same key.
     """
@@ -184,7 +186,8 @@ def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
 
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
-    """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty string."""
+    """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty
+    string."""
     found: dict[str, Download] = {}
     last, problem = Download(), ""
     try:
@@ -197,8 +200,9 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
                 add_member(last, member, PurePosixPath(f"_.{extension.lower()}").suffix, file)
     except DamagedTar as error:
         problem = str(error)
-    # The last sample may have had further members, if others have, or if there are no others to tell. Of a tar that
-    # ends as it should, only the JSON counts, which every sample has or none: zeros at its end may be a hole.
+    # The last sample may have had further members, if others have, or if there are no others to
+    # tell. Of a tar that ends as it should, only the JSON counts, which every sample has or none:
+    # zeros at its end may be a hole.
     others = [other.copies.keys() for other in found.values() if other is not last]
     is_cut = ".json" not in last.copies and any(".json" in other for other in others)
     if is_cut or (problem and (not others or any(last.copies.keys() < other for other in others))):
@@ -230,7 +234,8 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
 
 
 def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
-    """The downloads of a shard that failed, and those that succeeded and that it lacks, from the table beside it."""
+    """The downloads of a shard that failed, and those that succeeded and that it lacks, from the
+    table beside it."""
     name = PurePosixPath(str(shard)).stem
     table = join(parent(shard), f"{name}.parquet")
     for where, record in read_records(table) if exists(table) else ():

@@ -1,8 +1,9 @@
 """Lists the files of a folder of videos, without what is not data.
 
-Left out are hidden files and folders, links to folders, the previews and recycle bins of NAS systems, cameras and
-operating systems, and what this project writes: a workspace, an artifact. They are counted (`left_out`). A
-folder that cannot be listed is an error: what is missing from the list would be missing from the data, in silence.
+Left out are hidden files and folders, links to folders, the previews and recycle bins of NAS
+systems, cameras and operating systems, and what this project writes: a workspace, an artifact. They
+are counted (`left_out`). A folder that cannot be listed is an error: what is missing from the list
+would be missing from the data, in silence.
 """
 
 import os
@@ -33,7 +34,8 @@ NOT_DATA = {
 # What a workspace consists of, from its first moment on.
 WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "reports"}
 MARKERS = {"mlflow.db", "artifact.json"}  # each is enough
-# Media that no decoder of this project reads: they are named if they have a text, or nothing else is there.
+# Media that no decoder of this project reads: they are named if they have a text, or nothing else
+# is there.
 OTHER_MEDIA = {
     *(
         ".heic",
@@ -173,5 +175,6 @@ def media_suffix(name: str) -> str:
 
 
 def spelled(path: str) -> str:
-    """A path as names are compared: a disk may decompose accents (NFD), as macOS does, and tables compose them."""
+    """A path as names are compared: a disk may decompose accents (NFD), as macOS does, and tables
+    compose them."""
     return path if path.isascii() else normalize("NFC", path)

@@ -1,8 +1,9 @@
 """Imports a source of items into one Parquet table, the manifest, which all later steps read.
 
-A source is a manifest of the user's, a folder of videos with texts, annotation files of a data set, or shards of
-video2dataset and img2dataset. Its rows are imported once: the table is kept under the digest of the sizes and times of
-the source's files, so that an unchanged source is not parsed again.
+A source is a manifest of the user's, a folder of videos with texts, annotation files of a data set,
+or shards of video2dataset and img2dataset. Its rows are imported once: the table is kept under the
+digest of the sizes and times of the source's files, so that an unchanged source is not parsed
+again.
 """
 
 import hashlib
@@ -50,8 +51,8 @@ class Manifest:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The source and its form, the numbers of rows and rejects, the digest of both, whether a row has questions,
-        whether one names a split, and notes on what is left out."""
+        """The source and its form, the numbers of rows and rejects, the digest of both, whether a
+        row has questions, whether one names a split, and notes on what is left out."""
         return read_json(self.folder / "about.json")
 
     @property
@@ -72,7 +73,8 @@ def import_source(
     annotations: Mapping[str, Path] | None = None,
     root: Path | None = None,
 ) -> Manifest:
-    """The manifest of a source, in the folder `cache`, imported unless no file of the source has changed since.
+    """The manifest of a source, in the folder `cache`, imported unless no file of the source has
+    changed since.
 
     Raises InputError if the source as a whole is unusable, as `scan_source`.
     """
@@ -105,15 +107,16 @@ def import_source(
 
 
 def has_questions(data: Location, cache: Path | None = None) -> bool:
-    """Whether the data has a question; also if it cannot be read, which the plan reports. cache: the folder of imported
-    manifests; by default, the manifest is not kept."""
+    """Whether the data has a question; also if it cannot be read, which the plan reports. cache:
+    the folder of imported manifests; by default, the manifest is not kept."""
     with suppress(InputError), tempfile.TemporaryDirectory(prefix="alpro-") as temporary:
         return import_source(data, cache or Path(temporary)).about["questions"]
     return True
 
 
 def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator[list[Any]]:
-    """The sizes and times of the files that the rows of a source depend on, and the names of its media."""
+    """The sizes and times of the files that the rows of a source depend on, and the names of its
+    media."""
     if not isinstance(data, Path):
         shards = tars(data)
         places = [*shards, *(join(data, f"{Path(shard).stem}.parquet") for shard in shards)] or [

@@ -1,7 +1,8 @@
 """Assigns the rows of a manifest to splits and shards. Only numbers are in memory: 15 bytes a row.
 
-The rows alone determine the shards: the rows of a split and kind, in the manifest's order, are cut at content-defined
-positions (a hash of the id). An added or removed row only moves the cuts near it, so the other shards are reused.
+The rows alone determine the shards: the rows of a split and kind, in the manifest's order, are cut
+at content-defined positions (a hash of the id). An added or removed row only moves the cuts near
+it, so the other shards are reused.
 """
 
 import hashlib
@@ -50,10 +51,11 @@ class DecodePlan:
         seed: int = 0,
         max_rows: int = 256,
     ):
-        """kinds: the kind of the rows that are planned, or all. group_pattern: what it finds in the name of a row
-        without a group is its group: the first parenthesized group, or the whole match. `validation` and `test` are the
-        chances of a group to be in these splits, used if no row has a split; `max_rows` is the maximum number of rows
-        in a unit. Raises InputError if the pattern matches no name."""
+        """kinds: the kind of the rows that are planned, or all. group_pattern: what it finds in the
+        name of a row without a group is its group: the first parenthesized group, or the whole
+        match. `validation` and `test` are the chances of a group to be in these splits, used if no
+        row has a split; `max_rows` is the maximum number of rows in a unit. Raises InputError if
+        the pattern matches no name."""
         self.manifest, self.pattern = manifest, re.compile(group_pattern) if group_pattern else None
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
@@ -116,8 +118,9 @@ class DecodePlan:
         return match[1] or match[0] if match.re.groups else match[0]
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The units of each split and kind. A unit, except the last, has at least half of `max_rows` rows. It ends at
-        the next row whose hash is a multiple of a quarter of `max_rows`, or at `max_rows` rows."""
+        """The units of each split and kind. A unit, except the last, has at least half of
+        `max_rows` rows. It ends at the next row whose hash is a multiple of a quarter of
+        `max_rows`, or at `max_rows` rows."""
         for split in range(len(SPLITS)):
             for kind in range(len(KINDS)):
                 chosen = (
@@ -161,7 +164,8 @@ class DecodePlan:
         return list(self.rows(self.numbers[np.asarray(starts, np.int64)]))
 
     def texts_by_split(self) -> dict[str, dict[str, int]]:
-        """By split, the number of items with a caption or a question, and the number of captions and questions."""
+        """By split, the number of items with a caption or a question, and the number of captions
+        and questions."""
         captions, questions, splits = (
             self.columns[name][self.mask] for name in (*TEXT_COUNTS, "split")
         )
@@ -177,8 +181,8 @@ class DecodePlan:
         return counts
 
     def group_hint(self) -> str:
-        """A hint if splits are generated and files may be clips of the same videos, judging by their names, which
-        differ only in a trailing number; otherwise an empty string."""
+        """A hint if splits are generated and files may be clips of the same videos, judging by
+        their names, which differ only in a trailing number; otherwise an empty string."""
         if not self.generated_splits or self.pattern:
             return ""
         prefixes: dict[str, str] = {}  # of the groups, which are files
@@ -188,8 +192,8 @@ class DecodePlan:
                 is_long = numbered and len(numbered[1]) >= MIN_PREFIX_LENGTH
                 prefixes[group or name] = numbered[1] if numbered and is_long else ""
         named = Counter(filter(None, prefixes.values()))
-        # A prefix that half of all files share is the name of the data set. Many groups of few clips are videos; a few
-        # groups of many files are collections.
+        # A prefix that half of all files share is the name of the data set. Many groups of few
+        # clips are videos; a few groups of many files are collections.
         counts = {p: n for p, n in named.items() if 1 < n < len(prefixes) / 2}
         while counts and len(counts) < max(counts.values()):
             del counts[max(counts, key=counts.__getitem__)]
@@ -211,8 +215,8 @@ class DecodePlan:
 
 
 def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
-    """The split of each group, by its seeded hash alone, so that no other row moves when rows are added, removed or
-    renamed: by two thresholds, so that the shares are met only on average."""
+    """The split of each group, by its seeded hash alone, so that no other row moves when rows are
+    added, removed or renamed: by two thresholds, so that the shares are met only on average."""
     hashes = b"".join(hashlib.sha256((seed + group).encode()).digest()[:8] for group in groups)
     fractions = np.frombuffer(hashes, ">u8") / 2.0**64
     return np.where(fractions < test, 2, np.where(fractions < test + validation, 1, 0))

@@ -1,11 +1,14 @@
-"""Streams the records of a file: JSON Lines, a JSON list or object, CSV, TSV, Parquet, or a list of names (.txt).
+"""Streams the records of a file: JSON Lines, a JSON list or object, CSV, TSV, Parquet, or a list of
+names (.txt).
 
-Reading continues after an invalid record: the reason is yielded instead, with the line or row number. The whole file is
-invalid if the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON list. The readers of
-pyarrow are not used for text: after an unclosed quote its CSV reader takes the next rows for one text, in silence, and
-its JSON reader refuses a whole file for one line.
+Reading continues after an invalid record: the reason is yielded instead, with the line or row
+number. The whole file is invalid if the start of the next record is unknown: after an unclosed
+quote in CSV, or in a JSON list. The readers of pyarrow are not used for text: after an unclosed
+quote its CSV reader takes the next rows for one text, in silence, and its JSON reader refuses a
+whole file for one line.
 
-TSV has no quoting: every line is a record. CSV is strict: quotation marks inside a quoted text are doubled.
+TSV has no quoting: every line is a record. CSV is strict: quotation marks inside a quoted text are
+doubled.
 """
 
 import csv
@@ -97,7 +100,8 @@ def _object(line: str) -> Record | str:
 
 
 def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    """The entries of a list; those of an object, each with its key as `video`; or the records of JSON Lines."""
+    """The entries of a list; those of an object, each with its key as `video`; or the records of
+    JSON Lines."""
     content, value = text.read(), None
     try:
         value = json.loads(content)
@@ -183,7 +187,8 @@ def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
 
 
 def _checked(columns: list[str]) -> list[str]:
-    """The column names of a table, without spaces around them; columns without a name are kept as empty.
+    """The column names of a table, without spaces around them; columns without a name are kept as
+    empty.
 
     Raises ValueError for duplicates, and for a first line that is a row.
     """
@@ -202,8 +207,8 @@ def _checked(columns: list[str]) -> list[str]:
 
 
 def _separator(header: str, usual: str) -> str:
-    """What separates the cells of a table: the usual one of its extension, unless another is more frequent in the
-    header."""
+    """What separates the cells of a table: the usual one of its extension, unless another is more
+    frequent in the header."""
     text = re.sub('"[^"]*"', "", header)
     return max((usual, ",", "\t", ";", "|"), key=text.count)
 
@@ -240,10 +245,11 @@ READERS: dict[str, Callable[[IO[str]], Iterator[tuple[str, Record | str]]]] = {
 
 
 def plain(record: Record) -> Record:
-    """Converts a record to JSON values: bytes and dates become strings, a lone surrogate becomes a question mark.
+    """Converts a record to JSON values: bytes and dates become strings, a lone surrogate becomes a
+    question mark.
 
-    Raises ValueError if the record cannot be stored as JSON and read again: if it is nested too deeply or too large, or
-    has bytes that are not UTF-8, or a NUL, as a hole in a file has.
+    Raises ValueError if the record cannot be stored as JSON and read again: if it is nested too
+    deeply or too large, or has bytes that are not UTF-8, or a NUL, as a hole in a file has.
     """
     try:
         text = json.dumps(

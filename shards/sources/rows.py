@@ -24,12 +24,12 @@ COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
 def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row | Reject]:
     """Yields the rows of a manifest, and a reject for each invalid row, in order.
 
-    A manifest (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions` or `questions`;
-    optionally `id`, `start` and `end` (seconds), `split`, `kind` (video, image), `group` (items of the same source).
-    require_texts: whether a column of texts is required.
+    A manifest (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions`
+    or `questions`; optionally `id`, `start` and `end` (seconds), `split`, `kind` (video, image),
+    `group` (items of the same source). require_texts: whether a column of texts is required.
 
-    Raises InputError if the whole manifest is unusable: it is missing or unreadable, lacks a required column, repeats
-    an id or has a path outside its folder.
+    Raises InputError if the whole manifest is unusable: it is missing or unreadable, lacks a
+    required column, repeats an id or has a path outside its folder.
     """
     source = source.absolute() if isinstance(source, Path) else source
     try:
@@ -74,8 +74,8 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
 
 
 def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
-    """The row of a manifest record in the folder `root`, or a reject if the record is invalid. Raises InputError for a
-    path that is not allowed."""
+    """The row of a manifest record in the folder `root`, or a reject if the record is invalid.
+    Raises InputError for a path that is not allowed."""
     name, file = where, ""
     try:
         record = {
@@ -132,7 +132,8 @@ def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
 
 
 def seconds_of(value: Any) -> float | None:
-    """A time in seconds, which may be hours, minutes and seconds, such as 01:02:03.5; None if there is none.
+    """A time in seconds, which may be hours, minutes and seconds, such as 01:02:03.5; None if there
+    is none.
 
     Raises ValueError for anything else.
     """
@@ -147,7 +148,8 @@ def seconds_of(value: Any) -> float | None:
 
 
 def _without_suffix(path: str) -> str:
-    """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not a file name."""
+    """A path, or a URL without its protocol, without the extension. Raises ValueError if it is not
+    a file name."""
     if not is_url(path):
         return str(Path(path).with_suffix(""))
     name = re.split("[?#]", path)[0].partition("://")[2]

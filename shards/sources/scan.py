@@ -47,12 +47,12 @@ def scan_source(
 ) -> tuple[str, Rows]:
     """What a source is, and its rows, with a reject for each invalid one, in order.
 
-    It is the annotation files (by split) if there are any, otherwise shards of video2dataset or img2dataset, a file in
-    the form of a known data set, whose videos lie beside it or below, a manifest, or a folder of videos
-    (`scan_folder`).
+    It is the annotation files (by split) if there are any, otherwise shards of video2dataset or
+    img2dataset, a file in the form of a known data set, whose videos lie beside it or below, a
+    manifest, or a folder of videos (`scan_folder`).
 
-    notes: gets a line for each thing that is left out, once the rows are read; by default, they are logged.
-    require_texts: whether a manifest needs a column of texts.
+    notes: gets a line for each thing that is left out, once the rows are read; by default, they are
+    logged. require_texts: whether a manifest needs a column of texts.
     """
     if annotations:
         return "annotation files", scan_annotations(Path(data), annotations, root)
@@ -88,7 +88,8 @@ def logged(rows: Rows, notes: list[str]) -> Rows:
 
 
 def known_form(file: Path) -> Form | None:
-    """The form of a known data set that a file has. None for others: a manifest names its files in `path`."""
+    """The form of a known data set that a file has. None for others: a manifest names its files in
+    `path`."""
     with suppress(InputError):  # the caller reads the file again
         for _, record in read_records(file):
             if isinstance(record, dict):
@@ -98,8 +99,8 @@ def known_form(file: Path) -> Form | None:
 
 
 def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str, Rows]:
-    """What the captions of a folder of videos are (see captions.py), and its rows. Raises InputError if a folder cannot
-    be listed."""
+    """What the captions of a folder of videos are (see captions.py), and its rows. Raises
+    InputError if a folder cannot be listed."""
     listing = list_folder(folder)
     sidecars = Sidecars(listing)
     if any(map(sidecars.of, listing.media)):
@@ -122,7 +123,8 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
 
 
 def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:
-    """A row for each video or image, with the captions in the text beside it. Raises InputError if there are none."""
+    """A row for each video or image, with the captions in the text beside it. Raises InputError if
+    there are none."""
     counts: dict[str, int] = {}
     for path in listing.media:
         counts[without_suffix(path)] = counts.get(without_suffix(path), 0) + 1
@@ -220,7 +222,8 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
 
 
 def of_table(folder: Path, table: Table) -> Rows:
-    """The rows of a table whose names are relative to its folder, with ids and names relative to `folder`."""
+    """The rows of a table whose names are relative to its folder, with ids and names relative to
+    `folder`."""
     if known_form(table.file):
         rows = scan_annotations(table.folder, {table.split: table.file})
     else:
@@ -236,8 +239,8 @@ def of_table(folder: Path, table: Table) -> Rows:
 
 
 def unique(rows: Iterable[Row | Reject], folder: Path) -> Rows:
-    """The rows of several tables. A video that is in two splits has the split in its id; raises InputError if an id is
-    used twice in one."""
+    """The rows of several tables. A video that is in two splits has the split in its id; raises
+    InputError if an id is used twice in one."""
     seen = set()
     for row in rows:
         if isinstance(row, Row) and row.id in seen:
@@ -251,7 +254,8 @@ def unique(rows: Iterable[Row | Reject], folder: Path) -> Rows:
 def in_folder_splits(
     rows: Rows, folder: Path, notes: list[str], listing: Listing | None = None
 ) -> Rows:
-    """The rows, of which those that name no split have that of their folder, if the folders are splits."""
+    """The rows, of which those that name no split have that of their folder, if the folders are
+    splits."""
     are_splits, note = splits_of_folders((listing or list_folder(folder)).media)
     is_drawn = False
     for row in rows:
@@ -284,7 +288,8 @@ def split_hint(rows: Rows, notes: list[str]) -> Rows:
 
 
 def scan_media(folder: Path, notes: list[str] | None = None) -> Rows:
-    """A row for each video and image of a folder, also for those that its tables do not name, with its captions."""
+    """A row for each video and image of a folder, also for those that its tables do not name, with
+    its captions."""
     kept: list[str] = [] if notes is None else notes
     listing = list_folder(folder)
     sidecars = Sidecars(listing)
