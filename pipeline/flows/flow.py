@@ -196,8 +196,7 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     parent: the run in MLflow of the pipeline that this run is a part of. Its stages are logged there, and the pipeline
     writes the report.
     """
-    settings, steps, store = plan
-    check_files(steps, store)
+    settings, steps, store = plan.settings, plan.steps, plan.store
     tracker = Tracker.open(tracking_uri, workspace, settings.name)
     mlflow_run: AbstractContextManager[str]
     if parent:

@@ -121,7 +121,7 @@ class PipelineRun:
 
     def about(self, error: BaseException | None) -> dict[str, Any]:
         """The summary of the run, as it is written beside the report."""
-        settings, steps, _ = self.plan
+        settings = self.plan.settings
         state = FINISHED
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
@@ -144,7 +144,7 @@ class PipelineRun:
                     "inputs": [source.name for source in step.inputs.values()],
                     "state": self.state_of(step, finished=error is None),
                 }
-                for step in steps
+                for step in self.plan.steps
             ],
         }
 
@@ -197,7 +197,8 @@ def failure(error: BaseException) -> State:
 
 def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
     """Finds a step's artifact or builds it, here or by a deployment. Returns a state of its own if it exists."""
-    settings, _, store = current.plan
+    settings = current.plan.settings
+    store = current.plan.store
     folder = store.folder(step)
     exists = store.find(step) is not None
     if STAGES[step.stage] != "data":

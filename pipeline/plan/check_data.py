@@ -18,7 +18,9 @@ from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
 from alpro.stages.decode_videos import Config, decode, fetched, plan_of
 
-MAX_NAMED = 3  # items that are named as examples
+MAX_EXAMPLES = 3  # items that a report names
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+WORD = re.compile(r"\w+|[^\w\s]")  # a word or a punctuation mark: at least one token
 
 
 def check_data(
@@ -31,124 +33,137 @@ def check_data(
 ) -> dict[str, Any]:
     """Describes a source of items, decoding `samples` of them, evenly spaced.
 
-    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot be read at all.
+    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot be
+    read at all.
     """
     limits = max_text_tokens or {}
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
-        plan = plan_of(config, import_source(data, Path(name), annotations, root))
-        bad = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
+        scratch = Path(name)
+        plan = plan_of(config, import_source(data, scratch, annotations, root))
+        bad_rows = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
         report = {
             "data": str(data),
             "form": plan.manifest.about["form"],
-            "items": len(plan.numbers) + len(bad),
+            "items": len(plan.numbers) + len(bad_rows),
             "notes": plan.manifest.about.get("notes", []),
-            "bad_rows": {"count": len(bad), "examples": bad[:MAX_NAMED]},
+            "bad_rows": {"count": len(bad_rows), "examples": bad_rows[:MAX_EXAMPLES]},
             "splits": plan.texts_by_split(),
             "split_source": split_source(plan),
             **describe_rows(plan, limits),
             "answers": describe_answers(plan),
             "group_hint": plan.group_hint(),
-            "decoded": decode_some(plan.evenly_spaced(samples), config, Path(name)),
+            "decoded": decode_samples(plan.evenly_spaced(samples), config, scratch),
         }
     report["problems"] = list(problems(report, config, limits))
     return report
 
 
-def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, the texts that training will cut, and by split the items
-    with a caption that a training item has too."""
-    kinds, missing, without_text, first = Counter[str](), list[str](), 0, 0
-    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}  # hashes, of each item
-    words: dict[str, Counter[int]] = {
-        "captions": Counter(),
-        "questions": Counter(),
-    }  # texts by their lengths
-    for batch in plan.manifest.batches(["kind", "path", "captions", "questions"]):
-        for number, row in enumerate(batch.to_pylist(), first):
-            if not plan.mask[number]:
-                continue
-            kinds[row["kind"]] += 1
-            without_text += not row["captions"] and not row["questions"]
-            captions[SPLITS[plan.columns["split"][number]]].append(set(map(hash, row["captions"])))
-            texts_of = {
-                "captions": row["captions"],
-                "questions": [q["question"] for q in row["questions"]],
-            }
-            for name, texts in texts_of.items():
-                words[name].update(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts)
-            if not is_url(row["path"]) and not Path(row["path"]).is_file():
-                missing.append(row["path"])
+def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The columns of each row that will be decoded, with the row's split."""
+    first = 0
+    for batch in plan.manifest.batches(columns):
+        for row_index, row in enumerate(batch.to_pylist(), first):
+            if plan.mask[row_index]:
+                yield SPLITS[plan.columns["split"][row_index]], row
         first += len(batch)
-    trained = set().union(*captions.pop("train"))
+
+
+def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
+    """Counts the rows by kind, those without a file or a text, the texts that training will cut, and
+    by split the items with a caption that a training item has too."""
+    kinds = Counter[str]()
+    missing: list[str] = []
+    without_text = 0
+    # Hashes, one set for each item: a corpus of millions would not fit in memory as text.
+    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
+    # The number of texts by their length in words.
+    lengths: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}
+
+    for split, row in chosen_rows(plan, ["kind", "path", "captions", "questions"]):
+        kinds[row["kind"]] += 1
+        without_text += not row["captions"] and not row["questions"]
+        captions[split].append(set(map(hash, row["captions"])))
+        lengths["captions"].update(map(words_in, row["captions"]))
+        lengths["questions"].update(words_in(asked["question"]) for asked in row["questions"])
+        if not is_url(row["path"]) and not Path(row["path"]).is_file():
+            missing.append(row["path"])
+
+    in_training = set().union(*captions.pop("train"))
     return {
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
         "without_text": without_text,
         "missing": len(missing),
-        "missing_examples": missing[:MAX_NAMED],
+        "missing_examples": missing[:MAX_EXAMPLES],
         "also_in_training": {
-            split: sum(not trained.isdisjoint(item) for item in items)
+            split: sum(not in_training.isdisjoint(item) for item in items)
             for split, items in captions.items()
         },
         "long_texts": {
-            stage: long_texts(words, stage, limit) for stage, limit in max_text_tokens.items()
+            stage: long_texts(lengths, stage, limit) for stage, limit in max_text_tokens.items()
         },
     }
+
+
+def words_in(text: str) -> int:
+    return len(WORD.findall(text))
 
 
 def answers_by_split(plan: DecodePlan) -> dict[str, Counter[str]]:
     """The answers to the questions of each split, counted."""
     answers: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    first = 0
-    for batch in plan.manifest.batches(["questions"]):
-        for number, questions in enumerate(batch["questions"].to_pylist(), first):
-            if questions and plan.mask[number]:
-                split = SPLITS[plan.columns["split"][number]]
-                answers[split].update(question["answer"] for question in questions)
-        first += len(batch)
+    for split, row in chosen_rows(plan, ["questions"]):
+        answers[split].update(asked["answer"] for asked in row["questions"] or ())
     return answers
 
 
 def describe_answers(plan: DecodePlan) -> dict[str, Any]:
-    """The number of different training answers, how many of them only differ in case or a final dot from another, and
-    by split the answers and those that no training question has: a model of question answering cannot give them."""
+    """Counts the different training answers and those that only differ in case or a final dot from
+    another; by split, the answers and those that no training question has: a model of question
+    answering cannot give them."""
     answers = answers_by_split(plan)
-    trained = answers.pop("train")
-    spellings = len(trained) - len({answer.casefold().rstrip(".") for answer in trained})
-    unknown = {
-        split: {
-            "answers": counts.total(),
-            "not_in_training": sum(n for answer, n in counts.items() if answer not in trained),
-        }
-        for split, counts in answers.items()
+    in_training = answers.pop("train")
+    normalized = {answer.casefold().rstrip(".") for answer in in_training}
+
+    described: dict[str, Any] = {
+        "training": len(in_training),
+        "spellings": len(in_training) - len(normalized),
     }
-    return {"training": len(trained), "spellings": spellings, **unknown}
+    for split, counts in answers.items():
+        unknown = [count for answer, count in counts.items() if answer not in in_training]
+        described[split] = {"answers": counts.total(), "not_in_training": sum(unknown)}
+    return described
 
 
 def check_answers(manifest: Manifest, config: Config, name: str) -> None:
-    """Raises InputError if all training questions have one answer: question answering chooses between answers."""
+    """Raises InputError if all training questions have one answer: question answering chooses
+    between answers."""
     answers = answers_by_split(plan_of(config, manifest))["train"]
     if len(answers) == 1:
         raise InputError(
-            f"{name}: all training questions have the answer {next(iter(answers))!r}, and question answering needs "
-            "at least 2; leave it out with --set finetune_qa=false"
+            f"{name}: all training questions have the answer {next(iter(answers))!r}, and question "
+            "answering needs at least 2; leave it out with --set finetune_qa=false"
         )
 
 
-def long_texts(words: Mapping[str, Counter[int]], stage: str, limit: int) -> dict[str, Any]:
-    """The kind of a stage's texts, their number, its `max_text_tokens`, and how many this cuts at least: a tokenizer
-    makes one or more tokens of a word, and adds [CLS] and [SEP]."""
+def long_texts(lengths: Mapping[str, Counter[int]], stage: str, limit: int) -> dict[str, Any]:
+    """How many texts of a stage its `max_text_tokens` cuts, at least: a tokenizer makes one or more
+    tokens of a word."""
     kind = "questions" if stage == "finetune_qa" else "captions"
-    cut = sum(texts for length, texts in words[kind].items() if length + 2 > limit)
-    return {"of": kind, "texts": words[kind].total(), "max_text_tokens": limit, "cut": cut}
+    cut = sum(texts for length, texts in lengths[kind].items() if length + SPECIAL_TOKENS > limit)
+    return {"of": kind, "texts": lengths[kind].total(), "max_text_tokens": limit, "cut": cut}
 
 
 def split_source(plan: DecodePlan) -> str:
-    return "named" if plan.named_splits else "generated" if plan.generated_splits else "none"
+    if plan.named_splits:
+        return "named"
+    return "generated" if plan.generated_splits else "none"
 
 
-def decode_some(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
-    """Decodes items in this process. Returns their number, and the rejects by reason."""
-    count, rejected, examples = 0, Counter[str](), list[str]()
+def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
+    """Decodes items in this process, and counts the rejects by reason."""
+    count = 0
+    rejected = Counter[str]()
+    examples: list[str] = []
     for row in rows:
         count += 1
         try:
@@ -157,59 +172,72 @@ def decode_some(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, 
         except DecodeError as error:
             rejected[error.reason] += 1
             examples.append(f"{row.id}: {error}")
-    return {"items": count, "rejected": dict(rejected), "examples": examples[:MAX_NAMED]}
+    return {"items": count, "rejected": dict(rejected), "examples": examples[:MAX_EXAMPLES]}
 
 
 def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> Iterator[str]:
     """What would end a run of these training stages, or make it useless, one line each."""
-    items, rejected = report["items"], report["bad_rows"]["count"]
-    lost = rejected + report["missing"] + report["without_text"]
-    if lost > config.max_reject_share * items:
+    lost = report["bad_rows"]["count"] + report["missing"] + report["without_text"]
+    if lost > config.max_reject_share * report["items"]:
         yield (
-            f"{lost} of {items} items have no file, no text or an invalid row, more than max_reject_share = "
-            f"{config.max_reject_share:g} allows"
+            f"{lost} of {report['items']} items have no file, no text or an invalid row, more than "
+            f"max_reject_share = {config.max_reject_share:g} allows"
         )
+
+    # Missing files are already counted above.
     decoded = report["decoded"]
-    bad = sum(count for reason, count in decoded["rejected"].items() if reason != "missing")
-    if bad > config.max_reject_share * max(1, decoded["items"]):
-        yield f"{bad} of {decoded['items']} items cannot be decoded"
+    failed = sum(count for reason, count in decoded["rejected"].items() if reason != "missing")
+    if failed > config.max_reject_share * max(1, decoded["items"]):
+        yield f"{failed} of {decoded['items']} items cannot be decoded"
+
     splits = report["splits"]
     if not any(texts["items"] for texts in splits.values()):
-        hint = [note for note in report["notes"] if "caption" in note]
-        yield "; ".join(["no captions and no questions", *hint])
+        hints = [note for note in report["notes"] if "caption" in note]
+        yield "; ".join(["no captions and no questions", *hints])
     elif not splits["train"]["items"]:
         yield "no item of the split train has a text"
     if "finetune_qa" in stages and report["answers"]["training"] == 1:
         yield "all training questions have one answer, and question answering needs at least 2"
-    if not splits["test"]["items"]:
+
+    test = splits["test"]
+    if not test["items"]:
         yield f"no test split: {why_no_split('test', splits, config, report['split_source'])}"
-    elif not splits["test"]["captions"] and set(stages) - {"finetune_qa"}:
-        yield "no test captions: retrieval has nothing to score; leave it out, or name a test split with captions"
-    elif report["also_in_training"]["test"] >= splits["test"]["items"]:
-        yield "every test item has a caption of a training item, and is left out (evaluate.exclude_overlap)"
+    elif not test["captions"] and set(stages) - {"finetune_qa"}:
+        yield (
+            "no test captions: retrieval has nothing to score; leave it out, or name a test split "
+            "with captions"
+        )
+    elif report["also_in_training"]["test"] >= test["items"]:
+        yield (
+            "every test item has a caption of a training item, and is left out "
+            "(evaluate.exclude_overlap)"
+        )
 
 
 def why_no_split(
     split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str
 ) -> str:
+    """Why no item with a text is in a split. source: as `split_source` returns it."""
+    items = {name: texts["items"] for name, texts in splits.items() if texts["items"]}
     if source == "named":
-        named = ", ".join(
-            f"{name} ({texts['items']})" for name, texts in splits.items() if texts["items"]
-        )
+        named = ", ".join(f"{name} ({count})" for name, count in items.items())
         return f"the rows name the splits {named}" if named else "no row with a text names one"
-    if not getattr(config, split):
+
+    share = getattr(config, split)
+    if not share:
         return f"no row names one, and its share `{split}` is 0"
-    drawn = sum(texts["items"] for texts in splits.values())
     return (
-        f"no row names one, and by its own hash none of {drawn} items with a text is drawn with a chance of "
-        f"{split} = {getattr(config, split):g}; name the splits in a column `split`, or change `seed` or `{split}`"
+        f"no row names one, and with {split} = {share:g}, none of the {sum(items.values())} items "
+        f"with a text fell into it; name the splits in a column `split`, or change `seed` or `{split}`"
     )
 
 
 def items_of_split(manifest: Manifest, config: Config, split: str) -> tuple[dict[str, int], str]:
-    """The items, captions and questions that a split of a source will have, and why it has none, or an empty string."""
+    """The numbers of items, captions and questions that a split of a source will have, and why it
+    has none; empty if it has some."""
     plan = plan_of(config, manifest)
     splits = plan.texts_by_split()
-    return splits[split], "" if splits[split]["items"] else why_no_split(
-        split, splits, config, split_source(plan)
-    )
+    counts = splits[split]
+    if counts["items"]:
+        return counts, ""
+    return counts, why_no_split(split, splits, config, split_source(plan))

@@ -18,16 +18,14 @@ def corpus_steps(
 ) -> dict[str, Step]:
     """The step that makes each corpus, by the corpus's name. built: the steps before them, by stage.
 
-    The contents of the user's files are part of a step's fingerprint. Its `missing` says why they cannot be read on
-    this machine.
+    The contents of the user's files are part of a step's fingerprint. Its `missing` says why they
+    cannot be read on this machine.
     """
     steps = {}
     for name, corpus in corpora.items():
         if corpus.manifest:
-            sample = built["render_sample"]
-            steps[name] = Step(
-                "decode_videos", f"decode_videos {name}", corpus.decoding, {"sample": sample}
-            )
+            inputs = {"sample": built["render_sample"]}
+            steps[name] = Step("decode_videos", f"decode_videos {name}", corpus.decoding, inputs)
         elif corpus.shards:
             steps[name] = index_step(name, corpus, digests)
         else:
@@ -40,6 +38,7 @@ def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     shards = located(corpus.shards)
     config = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
     step = Step("index_shards", f"index_shards {name}", config, paths={"shards": shards})
+
     try:
         contents = digest_shards(shards, digests)
     except InputError as error:
@@ -52,8 +51,8 @@ def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
             return False
 
     # Shards at a URL are not checked again: a store may describe the same file differently each time.
-    here = isinstance(shards, Path)
-    return replace(step, files={"shards": contents}, unchanged=unchanged if here else None)
+    is_local = isinstance(shards, Path)
+    return replace(step, files={"shards": contents}, unchanged=unchanged if is_local else None)
 
 
 def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
@@ -80,10 +79,10 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
             return False
 
     # A corpus at a URL is not checked again: a store may describe the same file differently each time.
-    here = all(isinstance(path, Path) for path in sources.values())
+    is_local = all(isinstance(path, Path) for path in sources.values())
     return replace(
         step,
         files={"data": contents},
         paths={"manifest": manifest.folder},
-        unchanged=unchanged if here else None,
+        unchanged=unchanged if is_local else None,
     )

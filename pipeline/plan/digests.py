@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import repeat
 from pathlib import Path
 
 from alpro.errors import InputError
@@ -19,7 +18,8 @@ from alpro.stages.index_shards import list_shards
 
 THREADS = 8  # that read files
 BATCH = 512  # files that are looked up, or read before their digests are kept
-MISSING, NOT_FETCHED = "missing", "not fetched"
+MISSING = "missing"  # in place of a digest: the file does not exist, or must not be read
+NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
 ABSENT_ERRORS = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -33,13 +33,12 @@ REMOTE = (-1, 0)  # in place of the size and the time: the digest is the identit
 
 
 class Digests:
-    """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of files at URLs."""
+    """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of
+    files at URLs."""
 
     def __init__(self, path: Path):
-        self.path, self.manifests = (
-            path,
-            path.with_name("manifests"),
-        )  # the folder of imported manifests
+        self.path = path
+        self.manifests = path.with_name("manifests")  # the folder of imported manifests
         with self._open() as db, db:
             db.execute(
                 "create table if not exists digests (path primary key, size, changed, digest)"
@@ -56,43 +55,53 @@ class Digests:
             ) from error
 
     def of(self, paths: Sequence[Path | str]) -> list[str]:
-        """The digest of each file; "missing" if it does not exist or must not be read. Raises InputError if reading
-        fails otherwise: what a disk or a network says once must not decide a fingerprint.
+        """The digest of each file; "missing" if it does not exist or must not be read.
 
-        New digests are kept batch by batch, so that an interrupted run keeps them; no transaction is open while files
-        are read, so that other pipelines do not wait.
+        Raises InputError if reading fails otherwise: one error of a disk or a network must not
+        decide a fingerprint. New digests are kept batch by batch, so that an interrupted run keeps
+        them; no transaction is open while files are read, so that other pipelines do not wait.
         """
-        files, digests = list(map(str, paths)), list[str]()
+        files = [str(path) for path in paths]
+        digests: list[str] = []
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
-                states = {file: file_state(file) for file in files[start : start + BATCH]}
+                batch = files[start : start + BATCH]
+                states = {file: file_state(file) for file in batch}
                 cached = self._cached(db, states)
+
                 unknown = [file for file in states if file not in cached]
                 fresh = dict(zip(unknown, pool.map(checksum_or_missing, unknown), strict=True))
-                self._keep(db, {f: value for f, value in fresh.items() if value != MISSING}, states)
-                digests += [(cached | fresh)[file] for file in files[start : start + BATCH]]
+                read = {file: value for file, value in fresh.items() if value != MISSING}
+                self._keep(db, read, states)
+
+                known = cached | fresh
+                digests += [known[file] for file in batch]
         return digests
 
     def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
-        """The identity of each file at a URL. If its store does not respond, or without `ask`, that of the last time,
-        so that a server that is down for a moment does not change a fingerprint; "not fetched" if it never did."""
-        asked = dict(
-            zip(locations, identities(locations) if ask else repeat(NOT_FETCHED), strict=False)
-        )
+        """The identity of each file at a URL; "not fetched" if its store never responded.
+
+        If the store does not respond now, or without `ask`, it is that of the last time: a server
+        that is down for a moment does not change a fingerprint.
+        """
+        known: dict[str, str] = {}
+        if ask:
+            answers = zip(locations, identities(locations), strict=True)
+            known = {url: value for url, value in answers if value != NOT_FETCHED}
+
+        unknown = [url for url in dict.fromkeys(locations) if url not in known]
         with self._open() as db:
-            known = {url: value for url, value in asked.items() if value != NOT_FETCHED}
             self._keep(db, known, dict.fromkeys(known, REMOTE))
-            down = [url for url in asked if url not in known]
-            for start in range(0, len(down), BATCH):
-                known |= self._cached(db, dict.fromkeys(down[start : start + BATCH], REMOTE))
+            for start in range(0, len(unknown), BATCH):
+                known |= self._cached(db, dict.fromkeys(unknown[start : start + BATCH], REMOTE))
         return [known.get(url, NOT_FETCHED) for url in locations]
 
     def _cached(
         self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int] | None]
     ) -> dict[str, str]:
-        rows = db.execute(
-            f"select * from digests where path in ({','.join('?' * len(states))})", list(states)
-        )
+        """The cached digests of the files that are still in these states."""
+        marks = ",".join("?" * len(states))
+        rows = db.execute(f"select * from digests where path in ({marks})", list(states))
         return {
             file: value for file, size, changed, value in rows if states[file] == (size, changed)
         }
@@ -103,18 +112,21 @@ class Digests:
         fresh: Mapping[str, str],
         states: Mapping[str, tuple[int, int] | None],
     ) -> None:
+        """Caches digests, each with the state that its file had before it was read."""
+        rows = []
+        for file, value in fresh.items():
+            state = states[file]
+            if state:
+                rows.append((file, *state, value))
         with db:
-            rows = [
-                (file, *state, value) for file, value in fresh.items() if (state := states[file])
-            ]
             db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
 
 
 def checksum_or_missing(file: str) -> str:
-    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError if reading fails
-    otherwise."""
+    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError if
+    reading fails otherwise."""
     try:
-        os.stat(file)
+        os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
         return checksum(file) if Path(file).is_file() else MISSING
     except OSError as error:
         if error.errno in ABSENT_ERRORS:
@@ -131,14 +143,14 @@ def digest_data(
     root: Path | None = None,
     ask: bool = True,
 ) -> str:
-    """The digest of a manifest, a folder, or a folder with annotation files, including the contents of all media files.
+    """The digest of a manifest, a folder, or a folder with annotation files, including the contents
+    of all media files.
 
-    Remote files are not read: their store's identity (size, ETag, ...) represents their contents. With `ask=False` it
-    is that of the last time.
+    Remote files are not read: their store's identity (size, ETag, ...) represents their contents.
+    With `ask=False` it is that of the last time.
     """
-    return digest_manifest(
-        import_source(source, digests.manifests, annotations, root), digests, ask
-    )
+    manifest = import_source(source, digests.manifests, annotations, root)
+    return digest_manifest(manifest, digests, ask)
 
 
 def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> str:
@@ -151,14 +163,16 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
             remote = sorted(set(paths).difference(local))
             contents = dict(zip(local, digests.of(local), strict=True))
             contents |= dict(zip(remote, digests.identities(remote, ask), strict=True))
+
             everything.update("\n".join(contents[path] for path in paths).encode())
             advance(len(batch))
     return everything.hexdigest()
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:
-    """The digest of existing shards: their locations, which are also in the index, and their contents. The contents of
-    shards at a URL are represented by their identity in the store (size, and ETag, digest or time)."""
+    """The digest of existing shards: their locations, which are also in the index, and their
+    contents. The identity in the store (size, and ETag, digest or time) represents the contents of
+    shards at a URL."""
     shards = list_shards(folder)
     local = [shard for shard in shards if isinstance(shard, Path)]
     contents = digests.of(local) if local else digests.identities([str(shard) for shard in shards])
@@ -173,7 +187,8 @@ def digest_model(folder: Path, digests: Digests) -> str:
             raise InputError(
                 f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder"
             )
-    files += [
-        file for name in ("entities", "answers") if (file := folder / f"{name}.json").is_file()
-    ]
-    return digest({file.name: value for file, value in zip(files, digests.of(files), strict=True)})
+
+    optional = [folder / name for name in ("entities.json", "answers.json")]
+    files += [file for file in optional if file.is_file()]
+    names = [file.name for file in files]
+    return digest(dict(zip(names, digests.of(files), strict=True)))

@@ -205,14 +205,13 @@ def stage_pictures(folder: Path) -> list[tuple[str, str]]:
 def finished_steps(plan: Planned, report: Path) -> list[Step]:
     """The steps of a run that has nothing to do: every artifact is in the workspace, which has an MLflow store, and the
     last run of these steps did not fail or stop. Empty if anything is left to do. report: the file of `report_file`."""
-    _, steps, store = plan
-    wanted = required(steps, store)
+    wanted = required(plan.steps, plan.store)
     if not (report.parents[1] / "mlflow.db").is_file():
         return []
     with suppress(OSError, ValueError, TypeError, KeyError):  # no summary
         if read_json(report.with_suffix(".json"))["state"] != FINISHED:
             return []
-    return wanted if all(map(store.find, wanted)) else []
+    return wanted if all(map(plan.store.find, wanted)) else []
 
 
 class Compared(NamedTuple):

@@ -51,7 +51,7 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     ("items", "changes", "why"),
     [
         (rows(3, split="train"), {}, "train (3)"),
-        (rows(2), {"seed": 1}, "none of 2 items with a text is drawn with a chance of test = 0.1"),
+        (rows(2), {"seed": 1}, "none of the 2 items"),
         (rows(30, group="one"), {}, "none of 30 items"),
         (rows(30), {"test": 0.0}, "its share `test` is 0"),
     ],
