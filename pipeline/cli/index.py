@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from alpro.errors import InputError
 from alpro.log import printable
 from alpro.names import record_index
-from alpro.pipeline.cli.options import Count, File, Json, Models, print_json
+from alpro.pipeline.cli.options import Count, File, Json, ModelOptions, print_json
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -55,7 +55,7 @@ def add_to_index(
     stride: Seconds | None = None,
     columns: str = "",
     model: IndexModel = "",
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Embed videos into an index for `alpro search`.
 
@@ -148,7 +148,7 @@ def search(  # noqa: PLR0913 - options of a command
     nothing_below: NothingBelow = None,
     model: IndexModel = "",
     json: Json = False,
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Search an index for the videos that fit a text best.
 

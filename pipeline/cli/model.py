@@ -21,7 +21,7 @@ from alpro.pipeline.cli.options import (
     Count,
     File,
     Json,
-    Models,
+    ModelOptions,
     Named,
     TrackingUri,
     Workspace,
@@ -82,7 +82,7 @@ def import_model(
 
 @group.command(name="export")
 def export_model(
-    model: Named, folder: File, /, *, license: str = "", models: Models = Models()
+    model: Named, folder: File, /, *, license: str = "", models: ModelOptions = ModelOptions()
 ) -> None:
     """Write a folder that transformers and sentence-transformers load without this package.
 
@@ -143,7 +143,7 @@ def ask(
     k: Results = 3,
     out: Table = None,
     json: Json = False,
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Answer a question about a video, from the model's list of answers.
 
@@ -174,7 +174,7 @@ def entities(  # noqa: PLR0913 - options of a command
     k: Results = 5,
     out: Table = None,
     json: Json = False,
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
@@ -229,7 +229,7 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
 
 
 def write_table(
-    out: Path, models: Models, videos: str, model: "Model", name: Name, count: int, json: bool
+    out: Path, models: ModelOptions, videos: str, model: "Model", name: Name, count: int, json: bool
 ) -> None:
     """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
     an error instead of them."""
@@ -305,7 +305,7 @@ def evaluate(
     baseline: str = "",
     out: File | None = None,
     json: Json = False,
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Score any model on any videos with labels.
 
@@ -341,7 +341,7 @@ def score_models(
     *,
     out: Path | None = None,
     json: bool = False,
-    models: Models,
+    models: ModelOptions,
 ) -> None:
     """Scores one model, or two over the same videos, and prints which is better."""
     from alpro.inference.find import find_prompter

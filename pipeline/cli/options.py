@@ -92,7 +92,7 @@ class Source:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Models:
+class ModelOptions:
     """The options of the commands that run a model: where it is looked up, and how it is loaded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

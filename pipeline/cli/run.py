@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from alpro.errors import InputError
 from alpro.log import log
 from alpro.names import config_name, record_run
 from alpro.pipeline.cli.model import Scored, score_models
-from alpro.pipeline.cli.options import Models, RunOptions, Source, check_workspace, print_json
+from alpro.pipeline.cli.options import ModelOptions, RunOptions, Source, check_workspace, print_json
 from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
@@ -43,27 +44,31 @@ def run(
                 "configuration: own_videos, small models from random weights for a first look, not for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
-    changes, (root, wait) = source.changes(options.workspace), prepare_run(options)
+    changes = source.changes(options.workspace)
+    root, wait = prepare_run(options)
     from alpro.pipeline.plan.dag import check_files, check_test_items, planned
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
-    plan = planned(
-        stage, config, source.data, changes, root
-    )  # reports errors before anything starts
+    # Reports errors before anything starts.
+    plan = planned(stage, config, source.data, changes, root)
     check_files(plan.steps, plan.store)
     if options.dry_run:
         print_plan(plan, config, options.json)
+
+    # A CLIP that is trained further is compared with the original below, on the test items of the
+    # zero-shot evaluation, which the plan of this one stage does not have.
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
-    whole = planned("", config, source.data, changes, root) if compares else plan
-    check_test_items(
-        plan._replace(
-            steps=[step for step in whole.steps if step.stage == "zero_shot" or not compares]
-        )
-    )
-    if options.dry_run:  # the exit status is that of the run
+    if compares:
+        whole = planned("", config, source.data, changes, root)
+        evaluations = [step for step in whole.steps if step.stage == "zero_shot"]
+        check_test_items(replace(plan, steps=evaluations))
+    else:
+        check_test_items(plan)
+    if options.dry_run:  # its exit status is that of the run
         return
+
     report = report_file(root, plan)
     parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
     existing = [] if options.tracking_uri else finished_steps(plan, report)
@@ -73,14 +78,12 @@ def run(
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
         folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
-    print_results(
-        {name: Path(folder) for name, folder in folders.items()}, root, report, options.json
-    )
-    corpora = [
-        folder for name, folder in folders.items() if name.partition(" ")[0] in CORPUS_STAGES
-    ]
+    paths = {name: Path(folder) for name, folder in folders.items()}
+    print_results(paths, root, report, options.json)
+
+    corpora = [path for name, path in paths.items() if name.partition(" ")[0] in CORPUS_STAGES]
     if compares and prompter and corpora and not options.json:
-        models = Models(workspace=options.workspace)
+        models = ModelOptions(workspace=options.workspace)
         try:
             scored = Scored(
                 f"{config_name(config)}/{stage}",
@@ -88,7 +91,7 @@ def run(
                 clip_as_typed(changes, prompter.clip),
                 models.folder(prompter.clip),
             )
-            score_models(scored, Path(corpora[0]), models=models)
+            score_models(scored, corpora[0], models=models)
         except InputError as error:  # the training has ended well
             log.info(f"not compared with the CLIP: {error}")
 
@@ -112,7 +115,8 @@ def study(
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default that of the study.
     """
-    changes, (root, wait) = source.changes(options.workspace), prepare_run(options)
+    changes = source.changes(options.workspace)
+    root, wait = prepare_run(options)
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_table
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
@@ -125,8 +129,9 @@ def study(
         return
     if options.dry_run:
         steps = {step.fingerprint: step for member in members for step in member.plan.steps}
-        print_plan(members[0].plan._replace(steps=list(steps.values())), config, options.json)
+        print_plan(replace(members[0].plan, steps=list(steps.values())), config, options.json)
         return
+
     wait()
     table, scores, failed = run_study(
         loaded, members, config, source.data, root, options.tracking_uri
@@ -152,37 +157,40 @@ def run_flow(
     from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
     from alpro.pipeline.tracking.tracker import Tracker
 
-    if not tracking_uri:  # a new store is created while the server creates its own
-        Tracker.open("", root, plan.settings.name)
+    # A new store is created while the server creates its own.
+    tracker = Tracker.open(tracking_uri, root, plan.settings.name)
     wait()
-    return flow.start(plan, parameters, root, tracking_uri)
+    return flow.start(plan, parameters, root, tracker)
 
 
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported, and starts the
     temporary server that a command without PREFECT_API_URL has. Returns the workspace's absolute path, and a function
     that waits for the server."""
-    if has_credentials(
-        options.tracking_uri
-    ):  # Prefect stores the parameters of runs, and messages name the store
+    # Prefect stores the parameters of runs, and messages name the store.
+    if has_credentials(options.tracking_uri):
         raise InputError(
             "--tracking-uri: contains a user name or a password; leave them out, and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
         )
     root = options.workspace.resolve()
     create_workspace(root)
+
     os.environ["ALPRO_COMMAND_LINE"] = "1"
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+
     log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
     atexit.register(gc.freeze)
+    if options.dry_run:
+        return root, lambda: None
     from alpro.pipeline.flows.servers import start_temporary_server
 
-    return root, (lambda: None) if options.dry_run else start_temporary_server()
+    return root, start_temporary_server()
 
 
 def print_plan(plan: "Planned", config: str, json: bool) -> None:
@@ -209,9 +217,8 @@ def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
             state, why = "to run", reason(step, plan.store, config)
         else:
             state = "not needed"
-        rows.append(
-            {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
-        )
+        row = {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
+        rows.append(row)
     return rows
 
 
@@ -221,7 +228,7 @@ def create_workspace(folder: Path) -> None:
     check_workspace(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        for place in (folder, home):
-            TemporaryFile(dir=place).close()
+        for writable in (folder, home):
+            TemporaryFile(dir=writable).close()
     except OSError as error:
         raise InputError(f"--workspace {folder}: {error.strerror}") from error

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
-from alpro.pipeline.cli.options import WORKSPACE, File, Models, Port, Workspace, check_workspace
+from alpro.pipeline.cli.options import (
+    WORKSPACE,
+    File,
+    ModelOptions,
+    Port,
+    Workspace,
+    check_workspace,
+)
 
 if TYPE_CHECKING:
     from alpro.pipeline.serving.models import ServedModels
@@ -30,7 +37,7 @@ def serve(  # noqa: PLR0913 - options of a command
     port: Port = 7860,
     token_file: File | None = None,
     public_name: str = "",
-    models: Models = Models(),
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Serve a page and an API to search videos, ask questions and name entities.
 
@@ -107,7 +114,7 @@ def token_of(host: str, file: Path | None) -> str:
 
 
 def load_models(
-    index: Path | None, own: str, ask: str, entities: str, models: Models
+    index: Path | None, own: str, ask: str, entities: str, models: ModelOptions
 ) -> "ServedModels":
     """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
     from alpro.inference.find import find_prompter

@@ -47,7 +47,7 @@ def run_stage(
     resources: Resources,
     lock_file: int | None = None,
     say: Callable[[str], None] | None = None,
-    beside: int = 1,
+    concurrent_stages: int = 1,
 ) -> Outcome:
     """Runs a step's stage with the output folder `out` in a process group of its own; returns its outcome.
 
@@ -57,7 +57,8 @@ def run_stage(
     Args:
         lock_file: the open lock of the artifact, which the group holds, too.
         say: receives the output of the group line by line, if there is no terminal.
-        beside: the stages with a model that may run at the same time, this one included: they share a CPU's cores.
+        concurrent_stages: the number of stages with a model that may run at the same time, this one
+            included: they share a CPU's cores.
 
     Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
     """
@@ -78,8 +79,13 @@ def run_stage(
     with reserved(gpus, count, announce) as (devices, gpu_locks):
         settings = gpu_settings(devices)
         # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
-        if with_model and not gpus and beside * count > 1 and "OMP_NUM_THREADS" not in os.environ:
-            settings["OMP_NUM_THREADS"] = str(max(1, cores() // beside // count))
+        if (
+            with_model
+            and not gpus
+            and concurrent_stages * count > 1
+            and "OMP_NUM_THREADS" not in os.environ
+        ):
+            settings["OMP_NUM_THREADS"] = str(max(1, cores() // concurrent_stages // count))
         if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
             settings[PLAIN] = "1"
 

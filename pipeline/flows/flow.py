@@ -17,18 +17,18 @@ import prefect
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
-from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, make
+from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, step_task
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import changed_keys, run_title, stage_title
@@ -37,37 +37,44 @@ from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
 from alpro.stages.execution.lifecycle import end_with_parent
 
+SHIPPED: list[JsonValue] = [*shipped()]
 # The form of a deployment's run offers these as choices. A configuration may also be a file.
 Configuration = (
-    Annotated[str, Field(title="one that ships", json_schema_extra={"enum": shipped()})]
+    Annotated[str, Field(title="one that ships", json_schema_extra={"enum": SHIPPED})]
     | Annotated[str, Field(title="a TOML file")]
 )
-StageName = Annotated[str, Field(json_schema_extra={"enum": ["", *STAGES]})]
+STAGE_CHOICES: list[JsonValue] = ["", *STAGES]
+StageName = Annotated[str, Field(json_schema_extra={"enum": STAGE_CHOICES})]
 
 
 def start(
     plan: Planned,
     arguments: dict[str, Any],
     workspace: Path,
-    tracking_uri: str = "",
+    tracker: Tracker,
     title: str = "",
     tags: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Runs a plan as a flow of this process. Returns the folder of each artifact.
 
-    arguments: config, data, changes and stage, as of `alpro`. title (default: `title_of`), tags: of the run in MLflow.
+    Args:
+        arguments: config, data, changes and stage, as of `alpro`.
+        title: of the run in MLflow; by default that of `title_of`.
+        tags: of the run in MLflow.
     """
     title = title or title_of(plan, arguments)
-    terminate = signal.getsignal(signal.SIGTERM)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def work() -> dict[str, str]:
+        return run(plan, arguments, workspace, tracker, title=title, tags=tags)
 
     # Prefect's page shows the parameters.
     def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str] | State:
-        # Prefect's handler hides from the command what ended it. Elsewhere than in the main thread it sets none.
+        # Prefect's handler hides from the command what ended it. Elsewhere than in the main thread
+        # it sets none.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)
-        return reported(
-            lambda: run(plan, arguments, workspace, tracking_uri, title=title, tags=tags)
-        )
+            signal.signal(signal.SIGTERM, on_sigterm)
+        return reported(work)
 
     flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
     return flow(**arguments)
@@ -77,8 +84,12 @@ def run_name() -> str:
     """The name of a run from its parameters alone: it stands before the plan, which may fail."""
     parameters = flow_run.parameters
     config = Path(str(parameters.get("config", ""))).stem
-    given = {name: parameters.get(name) or "" for name in ("stage", "data")}
-    return run_title(config, "", given | {"changes": parameters.get("changes") or []})
+    arguments = {
+        "stage": parameters.get("stage") or "",
+        "data": parameters.get("data") or "",
+        "changes": parameters.get("changes") or [],
+    }
+    return run_title(config, "", arguments)
 
 
 @prefect.flow(name="alpro", flow_run_name=run_name, persist_result=False)
@@ -104,10 +115,16 @@ def alpro(
     def work() -> dict[str, str]:
         workspace = deployed_workspace() if deployment.id else called_workspace()
         plan = planned(stage, config, data, changes, workspace)
+        check_files(plan.steps, plan.store)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
-        title = title_of(plan, arguments)
         return run(
-            plan, arguments, workspace, uri, deployments=elsewhere(), title=title, parent=parent_run
+            plan,
+            arguments,
+            workspace,
+            tracker=Tracker.open(uri, workspace, plan.settings.name),
+            title=title_of(plan, arguments),
+            deployments=remote_deployments(),
+            parent=parent_run,
         )
 
     return reported(work)
@@ -159,20 +176,22 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(WithoutTraceback())
 
 
-def elsewhere() -> dict[str, str]:
-    """The deployments of single stages in other work pools than that of this run, by the names of the stages. None for
-    a run without a deployment: it runs every stage itself."""
+def remote_deployments() -> dict[str, str]:
+    """The deployments of single stages in other work pools than that of this run, by stage.
+
+    Empty for a run without a deployment: it runs every stage itself.
+    """
     if not deployment.id:
         return {}
+    of_this_flow = FlowFilter(name=FlowFilterName(any_=["alpro"]))
     with get_client(sync_client=True) as client:
-        own = client.read_deployment(deployment.id).work_pool_name
-        found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["alpro"])))
-    others = [
-        other
-        for other in found
-        if other.work_pool_name != own and other.parameters.get("stage") == other.name
-    ]
-    return {other.name: f"alpro/{other.name}" for other in others}
+        own_pool = client.read_deployment(deployment.id).work_pool_name
+        deployments = client.read_deployments(flow_filter=of_this_flow)
+    return {
+        other.name: f"alpro/{other.name}"
+        for other in deployments
+        if other.work_pool_name != own_pool and other.parameters.get("stage") == other.name
+    }
 
 
 def title_of(plan: Planned, arguments: dict[str, Any]) -> str:
@@ -184,7 +203,7 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     plan: Planned,
     arguments: dict[str, Any],
     workspace: Path,
-    tracking_uri: str,
+    tracker: Tracker,
     *,
     title: str,
     deployments: dict[str, str] | None = None,
@@ -193,23 +212,27 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
 ) -> dict[str, str]:
     """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact.
 
-    parent: the run in MLflow of the pipeline that this run is a part of. Its stages are logged there, and the pipeline
-    writes the report.
+    parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
+    and the pipeline writes the report.
     """
-    settings, steps, store = plan.settings, plan.steps, plan.store
-    tracker = Tracker.open(tracking_uri, workspace, settings.name)
     mlflow_run: AbstractContextManager[str]
     if parent:
         mlflow_run = nullcontext(parent)
     else:
-        about = dict(tags or {}) | named_flow_run(title)
-        changed = settings.model_dump(mode="json", exclude_defaults=True)
-        mlflow_run = tracker.run(title, changed, about)
+        all_tags = dict(tags or {}) | named_flow_run(title)
+        changed = plan.settings.model_dump(mode="json", exclude_defaults=True)
+        mlflow_run = tracker.run(title, changed, all_tags)
         tracker.show_columns(changed_keys(arguments["changes"]))
 
     with mlflow_run as run_id:
         current = PipelineRun(
-            plan, arguments, workspace, deployments or {}, tracker=tracker, run=run_id, title=title
+            plan,
+            arguments,
+            workspace,
+            remote_deployments=deployments or {},
+            tracker=tracker,
+            run=run_id,
+            title=title,
         )
         if parent:
             run_steps(current)
@@ -250,27 +273,32 @@ def run_steps(current: PipelineRun) -> None:
     """
     steps = required(current.plan.steps, current.plan.store)
     max_stages = current.plan.settings.resources.max_stages
-    if max_stages > 1:  # trainings, which last, wait for no evaluation
+    if max_stages > 1:
+        # Trainings take longest: none waits for an evaluation that could run later.
         steps.sort(key=lambda step: step.stage in EVALUATIONS)
-    deployed = sum(step.stage in current.elsewhere for step in steps)
+    # A step that runs elsewhere only waits, in a thread that takes no step's turn here.
+    remote = sum(step.stage in current.remote_deployments for step in steps)
 
     stop = Stop()
     token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_stages + deployed)
+    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_stages + remote)
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
-            for number, step in enumerate(steps, 1):
+            for position, step in enumerate(steps, 1):
                 inputs = [
-                    futures[other.name] for other in step.inputs.values() if other.name in futures
+                    futures[source.name]
+                    for source in step.inputs.values()
+                    if source.name in futures
                 ]
                 values: dict[str, Any] = {
                     "title": stage_title(step.description),
-                    "number": f"stage {number} of {len(steps)}, ",
+                    "progress": f"stage {position} of {len(steps)}, ",
                     "current": quote(current),
                     "step": quote(step),
                 }
-                futures[step.name] = runner.submit(make, values, wait_for=inputs)
+                futures[step.name] = runner.submit(step_task, values, wait_for=inputs)
+
             for step in steps:
                 state = futures[step.name].wrapped_future.result()
                 note_failure(current, step, state, last=step is steps[-1])

@@ -123,9 +123,12 @@ def run_study(
     are missing."""
     from alpro.pipeline.flows import flow
     from alpro.pipeline.tracking.contents import status_after
+    from alpro.pipeline.tracking.tracker import Tracker
 
     for member in members:
         check_files(member.plan.steps, member.plan.store)
+    tracker = Tracker.open(tracking_uri, root, study.name)
+
     scores: dict[str, dict[int, Rows]] = {variant: {} for variant in study.variants}
     failed: dict[str, str] = {}
     for number, member in enumerate(members, 1):
@@ -138,7 +141,9 @@ def run_study(
             "stage": study.until,
         }
         try:
-            folders = flow.start(member.plan, arguments, root, tracking_uri, member.title, tags)
+            folders = flow.start(
+                member.plan, arguments, root, tracker, title=member.title, tags=tags
+            )
         except Exception as error:
             if status_after(error) == "KILLED":
                 raise

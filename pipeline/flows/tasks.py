@@ -13,10 +13,11 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import MissingContextError
-from prefect.states import Cancelling, Completed, Failed, State
+from prefect.states import Cancelling, Completed, Failed
 from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
@@ -33,16 +34,13 @@ from alpro.pipeline.tracking.contents import git_commit, stage_title, status_aft
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
-from alpro.stages.execution.interface import STOP, Interrupted, StageFailed, Stopped
+from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 
 # What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a stop, a disk.
 EXPECTED = (InputError, StageFailed, Interrupted, OSError)
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
-RETRY_SECONDS = [
-    1.0,
-    5.0,
-    20.0,
-]  # before a stage continues that was interrupted, or whose network or disk failed
+# Before a stage continues that was interrupted, or whose network or disk failed.
+RETRY_SECONDS = [1.0, 5.0, 20.0]
 
 
 @dataclass
@@ -52,9 +50,7 @@ class PipelineRun:
     plan: Planned
     arguments: Mapping[str, Any]  # config, data, changes and stage: the parameters of the flow
     workspace: Path  # of artifacts and reports
-    elsewhere: Mapping[
-        str, str
-    ]  # the deployments that run the steps of a stage, by the names of the stages
+    remote_deployments: Mapping[str, str]  # that run the steps of a stage, by stage
     tracker: Tracker
     run: str  # in MLflow
     title: str
@@ -66,11 +62,11 @@ class PipelineRun:
     failures: dict[str, BaseException] = field(default_factory=dict)
 
     @property
-    def recorded(self) -> dict[str, Any]:
-        """What a record has of the command that built its artifact, with the folder that its paths are relative to."""
-        return {name: self.arguments[name] for name in ("config", "data", "changes")} | {
-            "folder": str(Path.cwd())
-        }
+    def command(self) -> dict[str, Any]:
+        """What a record has of the command that built its artifact, with the folder that its paths
+        are relative to."""
+        arguments = {name: self.arguments[name] for name in ("config", "data", "changes")}
+        return {**arguments, "folder": str(Path.cwd())}
 
     @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
@@ -79,47 +75,62 @@ class PipelineRun:
             step.name: self.found[step.name] for step in self.plan.steps if step.name in self.found
         }
 
-    def beside(self, step: Step) -> int:
-        """The number of stages with a model that may run here at the same time as a step, itself included."""
-        here = [
-            s for s in self.plan.steps if s.stage in WITH_MODEL and s.stage not in self.elsewhere
-        ]
-        apart = [other for other in here if not other.needs(step) and not step.needs(other)]
-        return min(
-            self.plan.settings.resources.max_stages,
-            sum(not self.plan.store.find(other) for other in apart),
-        )
+    def concurrent_model_steps(self, step: Step) -> int:
+        """The number of stages with a model that may run here at the same time as a step, itself
+        included."""
+        independent = 0
+        for other in self.plan.steps:
+            runs_here = other.stage in WITH_MODEL and other.stage not in self.remote_deployments
+            if not runs_here or other.needs(step) or step.needs(other):
+                continue
+            independent += not self.plan.store.find(other)
+        return min(self.plan.settings.resources.max_stages, independent)
 
     def write_report(self, error: BaseException | None) -> None:
-        """Writes the report, and a summary as JSON beside it, and shows the results in MLflow and Prefect. error: what
-        ended the run, if it did not finish."""
-        about = self.about(error)
+        """Writes the report, and a summary as JSON beside it, and shows the results in MLflow and
+        Prefect. error: what ended the run, if it did not finish."""
+        run_summary = self.run_summary(error)
         artifacts = list(self.artifacts.values())
         fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
         record_run(self.workspace, self.arguments, fingerprints)
 
-        page = self.tracker.address(self.run)
-        links = {"MLflow": page, "report": f"{page}/artifacts" if page else ""}
+        # The server of a command ends with it: no link leads to its page.
         context = FlowRunContext.get()
         flow_run = context.flow_run if context and not at_terminal() else None
-        if flow_run:  # the server of a command ends with it
-            links["Prefect"] = url_for("flow-run", flow_run.id) or ""
-        # The page does not link itself. The server of a store that is a file is that of `alpro ui`.
-        local = f"http://127.0.0.1:5000/#/experiments/{self.tracker.experiment}/runs/{self.run}"
-        shown = [("MLflow: curves and parameters", page)] if page else []
-        shown += [("MLflow, while `alpro ui` runs", local)] if self.run and not page else []
-        shown += [("Prefect: times and logs", links["Prefect"])] if links.get("Prefect") else []
-        report = write_report(report_file(self.workspace, self.plan), about, artifacts, shown)
-        text = f"{summary(about, artifacts, links)}\nReport: `{report}`\n"
-        self.tracker.log_pipeline(
-            self.run, artifacts, [report, report.with_suffix(".json")], description=text
+        prefect_page = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
+        mlflow_page = self.tracker.address(self.run)
+
+        file = report_file(self.workspace, self.plan)
+        report = write_report(
+            file, run_summary, artifacts, self.page_links(mlflow_page, prefect_page)
         )
+        links = {
+            "MLflow": mlflow_page,
+            "report": f"{mlflow_page}/artifacts" if mlflow_page else "",
+            "Prefect": prefect_page,
+        }
+        text = f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
+        files = [report, report.with_suffix(".json")]
+        self.tracker.log_pipeline(self.run, artifacts, files, description=text)
+
         if not at_terminal():  # the command line prints it below the results
             announce(f"report: {report}")
         if flow_run:
             create_markdown_artifact(text, key="results", description=self.title)
 
-    def about(self, error: BaseException | None) -> dict[str, Any]:
+    def page_links(self, mlflow_page: str, prefect_page: str) -> list[tuple[str, str]]:
+        """The links of the report, which does not link itself."""
+        links = []
+        if mlflow_page:
+            links.append(("MLflow: curves and parameters", mlflow_page))
+        elif self.run:  # the store is a file, which the server of `alpro ui` shows
+            experiment = f"http://127.0.0.1:5000/#/experiments/{self.tracker.experiment}"
+            links.append(("MLflow, while `alpro ui` runs", f"{experiment}/runs/{self.run}"))
+        if prefect_page:
+            links.append(("Prefect: times and logs", prefect_page))
+        return links
+
+    def run_summary(self, error: BaseException | None) -> dict[str, Any]:
         """The summary of the run, as it is written beside the report."""
         settings = self.plan.settings
         state = FINISHED
@@ -134,7 +145,7 @@ class PipelineRun:
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
             "commit": self.commit,
-            "arguments": self.recorded,
+            "arguments": self.command,
             "config": settings.model_dump(mode="json"),
             "steps": [
                 {
@@ -172,17 +183,19 @@ def interrupted(task: Any, run: Any, state: State) -> bool:
     retry_condition_fn=interrupted,
     task_run_name="{title}",
 )
-def make(title: str, number: str, current: PipelineRun, step: Step) -> State | None:
-    """Finds a step's artifact or builds it, and appends it to the results of the run.
+def step_task(title: str, progress: str, current: PipelineRun, step: Step) -> State | None:
+    """Finds a step's artifact or builds it, and adds it to the results of the run.
 
-    The state is Completed, or Cached if the artifact exists; Interrupted if the stage can continue, which the next try
-    does; Failed with one line for an error that is not a bug. Prefect receives the run and the step in quotes and no
-    result: it searches every object that it sees for the results of other tasks, and would draw arrows from all earlier
-    stages.
+    The state is Completed, or Cached if the artifact exists; Interrupted if the stage can continue,
+    which the next try does; Failed with one line for an error that is not a bug. Prefect receives the
+    run and the step in quotes and no result: it searches every object that it sees for the results of
+    other tasks, and would draw arrows from all earlier stages.
+
+    progress: which stage of how many it is, as the log shows it.
     """
     try:
         STOP.get().wait(0)
-        return find_or_build(number, current, step)
+        return find_or_build(progress, current, step)
     except EXPECTED as error:
         return failure(error)
 
@@ -195,55 +208,81 @@ def failure(error: BaseException) -> State:
     return Failed(message=one_line(error, max_length=MAX_MESSAGE), data=error)
 
 
-def find_or_build(number: str, current: PipelineRun, step: Step) -> State | None:
-    """Finds a step's artifact or builds it, here or by a deployment. Returns a state of its own if it exists."""
-    settings = current.plan.settings
+def find_or_build(progress: str, current: PipelineRun, step: Step) -> State | None:
+    """Finds a step's artifact or builds it, here or by a deployment. Returns the state Cached if it
+    existed before."""
     store = current.plan.store
     folder = store.folder(step)
-    exists = store.find(step) is not None
-    if STAGES[step.stage] != "data":
+    existed = store.find(step) is not None
+    if STAGES[step.stage] != "data":  # a corpus that is complete now may have no test items
         check_test_items(current.plan)
-    if not exists and step.stage in current.elsewhere:
-        run_elsewhere(current, step, number)
+    if not existed and step.stage in current.remote_deployments:
+        run_remotely(current, step, progress)
+
     with store.lock(step, announce) as lock:
         log.debug(f"{step.name}: {folder}")
         record = store.find(step)
-        if record is not None:
-            current.found[step.name] = folder, record
-            current.cached |= {step.name} if exists else set()
-            announce(f"{number}{step.name}: cached" if exists else done_line(step, record))
-            return (
-                Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
-                if exists
-                else None
-            )
-        if step.stage in current.elsewhere:
-            raise StageFailed(
-                f"{current.elsewhere[step.stage]} completed, but {folder} does not exist; the workers must share the "
-                "workspace and the files that the configuration names"
-            )
-        announce(f"{number}{step.name}: started")
-        task = TaskRunContext.get()
-        tags = {"prefect_run": str(task.task_run.id)} if task else {}
-        with current.tracker.stage_run(step.description, folder, current.run, tags) as run:
-            about = {"commit": current.commit, "mlflow_run": run, "arguments": current.recorded}
-            rest = (store, settings.resources, lock_number(lock), say(), current.beside(step))
-            record = store.make(step, lambda step, out: run_stage(step, out, *rest), about)
-        current.found[step.name] = folder, record
-    announce(done_line(step, record))
-    return None
+        if record is None:
+            record = build(current, step, folder, progress, lock_number(lock))
+            announce(done_line(step, record))
+        elif existed:
+            announce(f"{progress}{step.name}: cached")
+        else:  # another run, or a deployment, has built it in the meantime
+            announce(done_line(step, record))
+
+    current.found[step.name] = folder, record
+    if not existed:
+        return None
+    current.cached.add(step.name)
+    return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
 
 
-def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
-    """Runs a step as the run of a deployment in another work pool, and waits for its end. It has the same parameters,
-    and finds its inputs in the shared workspace. Cancels it if the pipeline stops. Raises StageFailed."""
-    name = current.elsewhere[step.stage]
+def build(current: PipelineRun, step: Step, folder: Path, progress: str, lock_file: int) -> Record:
+    """Builds a step's artifact under its open lock, and logs it to MLflow. Returns its record."""
+    if step.stage in current.remote_deployments:
+        name = current.remote_deployments[step.stage]
+        raise StageFailed(
+            f"{name} completed, but {folder} does not exist; the workers must share the workspace "
+            "and the files that the configuration names"
+        )
+
+    def work(step: Step, out: Path) -> Outcome:
+        return run_stage(
+            step,
+            out,
+            current.plan.store,
+            current.plan.settings.resources,
+            lock_file=lock_file,
+            say=log_sink(),
+            concurrent_stages=current.concurrent_model_steps(step),
+        )
+
+    announce(f"{progress}{step.name}: started")
+    context = TaskRunContext.get()
+    tags = {"prefect_run": str(context.task_run.id)} if context else {}
+    with current.tracker.stage_run(step.description, folder, current.run, tags) as mlflow_run:
+        run_info = {
+            "commit": current.commit,
+            "mlflow_run": mlflow_run,
+            "arguments": current.command,
+        }
+        return current.plan.store.make(step, work, run_info)
+
+
+def run_remotely(current: PipelineRun, step: Step, progress: str) -> None:
+    """Runs a step as the run of a deployment in another work pool, and waits for its end.
+
+    It has the same parameters, and finds its inputs in the shared workspace. Cancels it if the
+    pipeline stops. Raises StageFailed.
+    """
+    name = current.remote_deployments[step.stage]
     parameters = {**current.arguments, "stage": step.stage, "parent_run": current.run}
     # Not timeout=None: that does not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name, parameters=parameters, timeout=0, flow_run_name=stage_title(step.description)
     )
-    announce(f"{number}{step.name}: waits for a worker or runs there, as {name} {submitted.name}")
+    announce(f"{progress}{step.name}: waits for a worker or runs there, as {name} {submitted.name}")
+
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -261,14 +300,13 @@ def run_elsewhere(current: PipelineRun, step: Step, number: str) -> None:
         raise StageFailed(f"{step.name}: {name} {submitted.name} did not complete: {state.message}")
 
 
-def done_line(step: Step, record: dict[str, Any]) -> str:
+def done_line(step: Step, record: Record) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
-    scores = [
-        f", {name} {record['metrics'][key]:.1f} %"
-        for key, name in VALIDATION_SCORES.items()
-        if key in record["metrics"]
-    ]
-    return f"{step.name}: done in {record['run']['seconds']:.0f} s{''.join(scores[:1])}"
+    line = f"{step.name}: done in {record['run']['seconds']:.0f} s"
+    for key, name in VALIDATION_SCORES.items():
+        if key in record["metrics"]:
+            return f"{line}, {name} {record['metrics'][key]:.1f} %"
+    return line
 
 
 def at_terminal() -> bool:
@@ -278,12 +316,13 @@ def at_terminal() -> bool:
 
 def announce(text: str) -> None:
     """Prints progress to standard error for the command line, or logs it to Prefect."""
-    (say() or log.info)(text)
+    (log_sink() or log.info)(text)
 
 
-def say() -> Callable[[str], None] | None:
-    """Where the output of a stage's process goes: line by line to the log of Prefect's run; None for this terminal, of
-    the command line or of a person who calls the flow's function without Prefect."""
+def log_sink() -> Callable[[str], None] | None:
+    """Where the output of a stage's process goes: line by line to the log of Prefect's run; None for
+    this terminal, of the command line or of a person who calls the flow's function without
+    Prefect."""
     if at_terminal():
         return None
     try:

@@ -172,12 +172,13 @@ def alpro(
     """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
     from alpro.pipeline.flows.flow import start
     from alpro.pipeline.plan.dag import planned
+    from alpro.pipeline.tracking.tracker import Tracker
 
     arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
-        return start(
-            planned(stage, config, data, list(changes), workspace), arguments, workspace, uri
-        )
+        plan = planned(stage, config, data, list(changes), workspace)
+        tracker = Tracker.open(uri, workspace, plan.settings.name)
+        return start(plan, arguments, workspace, tracker)
 
 
 @pytest.fixture
@@ -191,9 +192,9 @@ def copied(first, monkeypatch) -> None:
 
     compute = tasks.run_stage
 
-    def work(step: Any, out: Path, *more: Any) -> Outcome:
+    def work(step: Any, out: Path, *more: Any, **options: Any) -> Outcome:
         if (record := read_record(built[step.name])) is None:
-            return compute(step, out, *more)
+            return compute(step, out, *more, **options)
         shutil.copytree(
             built[step.name], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD)
         )

@@ -52,7 +52,7 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     [
         (rows(3, split="train"), {}, "train (3)"),
         (rows(2), {"seed": 1}, "none of the 2 items"),
-        (rows(30, group="one"), {}, "none of 30 items"),
+        (rows(30, group="one"), {}, "none of the 30 items"),
         (rows(30), {"test": 0.0}, "its share `test` is 0"),
     ],
 )

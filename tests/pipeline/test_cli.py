@@ -382,6 +382,9 @@ def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
     monkeypatch.setattr(
         "alpro.pipeline.flows.flow.start", lambda *arguments: received.append(arguments) or made
     )
+    monkeypatch.setattr(
+        "alpro.pipeline.tracking.tracker.Tracker.open", lambda uri, *_: f"opened {uri}"
+    )
     shared = ["--config", TINY, "--tracking-uri", "http://host:5000", "--workspace", tmp_path]
     own = ["resources.workers=3", "pretrain.lr=1e-4"]
     towers = ["pretrain.start=scratch", "train_prompter.clip=my/clip"]
@@ -391,7 +394,7 @@ def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
             monkeypatch, capsys, "run", *([stage] if stage else []), *shared, *options
         )
         plan, parameters, *where = received.pop()
-        assert (status, where) == (0, [tmp_path, "http://host:5000"]), err
+        assert (status, where) == (0, [tmp_path, "opened http://host:5000"]), err
         assert parameters == {"config": TINY, "data": "", "changes": changes, "stage": stage}
         assert plan.steps[-1].stage == (stage or "evaluate")
         assert (f"not compared with the CLIP: {tmp_path}/p" in err) == (

@@ -110,7 +110,7 @@ def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
 
     def threads(step: Step, processes: int, beside: int) -> str | None:
         resources = Resources(device="cpu", processes=processes)
-        run_stage(step, tmp_path, Store(tmp_path), resources, beside=beside)
+        run_stage(step, tmp_path, Store(tmp_path), resources, concurrent_stages=beside)
         return group["settings"].get("OMP_NUM_THREADS")
 
     monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's

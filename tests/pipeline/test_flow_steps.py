@@ -128,7 +128,7 @@ def test_only_an_interrupted_stage_runs_again(
         return Outcome({"items": 1})
 
     monkeypatch.setattr(RUN_STAGE, work)
-    monkeypatch.setattr(tasks.make, "retry_delay_seconds", [0, 0, 0])
+    monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0, 0, 0])
     with nullcontext() if state == "Completed" else pytest.raises(type(errors[0])):
         alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
     assert tried == ["evaluate"] * times

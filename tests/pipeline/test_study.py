@@ -207,11 +207,12 @@ def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
 def start(tmp_path, monkeypatch) -> list[Any]:
     """Runs write results of VALUES; the errors of the list are raised by the runs that come first."""
     from alpro.pipeline.flows import flow
+    from alpro.pipeline.tracking.tracker import Tracker
 
     errors: list[Any] = []
 
-    def run(plan, arguments, workspace, uri, title, tags) -> dict[str, str]:
-        assert (arguments["stage"], workspace, uri) == ("zero_shot", tmp_path, "")
+    def run(plan, arguments, workspace, tracker, title, tags) -> dict[str, str]:
+        assert (arguments["stage"], workspace, tracker) == ("zero_shot", tmp_path, opened)
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain
@@ -228,6 +229,8 @@ def start(tmp_path, monkeypatch) -> list[Any]:
         return {"zero_shot": str(folder)}
 
     monkeypatch.setattr(flow, "start", run)
+    opened = ("", tmp_path, "rates")
+    monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)
     return errors
 
 

@@ -16,7 +16,7 @@ from alpro.files import write_json
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, remove_videos, settings
 from alpro.inference.search import list_clips, search, similar
-from alpro.pipeline.cli.options import Models as Options
+from alpro.pipeline.cli.options import ModelOptions as Options
 from alpro.pipeline.cli.serve import load_models, token_of
 from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded
