@@ -130,17 +130,26 @@ class ModelOptions:
         return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
 
     def naming(self, folder: Path, load: "Callable[[Path, Path | None], Model]") -> "Model | None":
-        """The model that names entities for a model folder: a pre-trained model itself, or a prompter; None if there is
-        none. load: `Models.load`."""
+        """The model that names entities for a model folder: a pre-trained model itself, or a
+        prompter; None if there is none. load: `ModelOptions.load`."""
         from alpro.inference.find import find_prompter, is_pretrained
 
+        candidates: list[tuple[Path, Path | None]] = []
+        if is_pretrained(folder):
+            candidates.append((folder, None))
         prompter, prompts = find_prompter(folder, follow=True)
-        found = [(folder, None)] * is_pretrained(folder) + [(prompter, prompts)] * bool(prompts)
-        return next((model for one in found if (model := load(*one)).names_entities), None)
+        if prompts:
+            candidates.append((prompter, prompts))
+
+        for candidate, its_prompts in candidates:
+            model = load(candidate, its_prompts)
+            if model.names_entities:
+                return model
+        return None
 
     def videos(self, name: str) -> "Location":
-        """Where videos are that a person names: a file or folder, a URL, or a decoded corpus of the workspace. Raises
-        InputError if there is no such thing."""
+        """Resolves a video location from the command line: a file or folder, a URL, or a decoded
+        corpus of the workspace. Raises InputError if there is no such thing."""
         from alpro.shards.storage import absolute
 
         videos = absolute(name)
@@ -173,9 +182,9 @@ def toml_text(values: dict[str, Any]) -> str:
 
     def without_none(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: without_none(one) for key, one in value.items() if one is not None}
+            return {key: without_none(inner) for key, inner in value.items() if inner is not None}
         if isinstance(value, list | tuple):
-            return [without_none(one) for one in value]
+            return [without_none(item) for item in value]
         return value
 
     return tomli_w.dumps(without_none(values))

@@ -38,10 +38,10 @@ OPTIONAL_STAGES = (
     "finetune_retrieval",
     "finetune_qa",
 )
-ENCODER_STAGES = (
-    "train_prompter",
-    "pretrain",
-)  # they create models, from pre-trained encoders if they name any
+# Stages that create models, from pre-trained encoders if they name any.
+ENCODER_STAGES = ("train_prompter", "pretrain")
+# The corpora that `evaluate` names, and the stages that train for them.
+TASK_STAGES = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
 LENGTHS = {"steps": "epochs", "epochs": "steps"}  # of a phase
 ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
 
@@ -54,32 +54,34 @@ def load_config(
     changes: list[str] | None = None,
     asks_questions: Callable[[Location], bool] = has_questions,
 ) -> PipelineConfig:
-    """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as "pretrain.lr=1e-4".
+    """Loads a TOML file, or a shipped configuration by name, with `--set` changes such as
+    "pretrain.lr=1e-4".
 
-    data: a manifest or folder that replaces all corpora. asks_questions: whether it has a question; by default all rows
-    are read. Raises InputError with a one-line message if anything is invalid.
+    Args:
+        data: a manifest or folder that replaces all corpora.
+        asks_questions: whether the data has a question; by default all rows are read.
+
+    Raises InputError with a one-line message if anything is invalid.
     """
-    changes, path = changes or [], find_config(source)
+    changes = changes or []
+    path = find_config(source)
     values = read_config(path)
     if data:  # before the changes, which may name its corpus: corpora.data.size
-        refuse_credentials("corpora.data.data", data)
-        file = Path(os.path.expanduser(data))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
-        if os.path.lexists(file) and not (
-            file.is_file() or file.is_dir()
-        ):  # a pipe would be read for ever
-            raise InputError(f"--data {data}: neither a file nor a folder")
+        check_data_option(data)
         replace_corpora(values, data)
+
     for change in changes:
         apply_change(values, change)
-    values = resolve_paths(
-        without_stages(values), Path.cwd()
-    )  # paths in --set are relative to the current folder
+    # Paths in --set are relative to the current folder.
+    values = resolve_paths(without_stages(values), Path.cwd())
+
     if data:  # after the changes, which may leave out the task: the data is then not read
         skip_questions(values, data, asks_questions)
     if values.get("pretrained"):
         values = {key: value for key, value in values.items() if key not in ENCODER_STAGES}
     drop_unused(values)
     share_tables(values, path)
+
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
@@ -90,8 +92,17 @@ def load_config(
         raise InputError(f"{path}: {line}") from error
 
 
+def check_data_option(data: str) -> None:
+    """Raises InputError for a URL with credentials, and for what is neither a file nor a folder: a
+    pipe would be read for ever."""
+    refuse_credentials("corpora.data.data", data)
+    file = Path(os.path.expanduser(data))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    if os.path.lexists(file) and not (file.is_file() or file.is_dir()):
+        raise InputError(f"--data {data}: neither a file nor a folder")
+
+
 def set_by(change: str, where: str) -> bool:
-    """Whether a change, KEY=VALUE, has set the value at a place, or a table around it.
+    """Whether a change, KEY=VALUE, has set the value at a dotted path, or a table around it.
 
     >>> set_by("pretrain.lr=1", "pretrain.lr"), set_by("pretrain={}", "pretrain.lr"), set_by("pre=1", "pretrain")
     (True, True, False)
@@ -147,12 +158,21 @@ def tables(values: Any, *path: str) -> Iterator[Values]:
     [{'c': 1}]
     """
     if not path:
-        yield from [values] if isinstance(values, dict) else []
-    elif path[0] != "*":
-        yield from tables(values.get(path[0]), *path[1:]) if isinstance(values, dict) else []
-    elif isinstance(values, dict | list):
-        for inner in values.values() if isinstance(values, dict) else values:
-            yield from tables(inner, *path[1:])
+        if isinstance(values, dict):
+            yield values
+        return
+
+    key, *rest = path
+    inner: list[Any] = []
+    if key == "*":
+        if isinstance(values, dict):
+            inner = list(values.values())
+        elif isinstance(values, list):
+            inner = values
+    elif isinstance(values, dict):
+        inner = [values.get(key)]
+    for value in inner:
+        yield from tables(value, *rest)
 
 
 def table_of(values: Any, *path: str) -> Values:
@@ -166,12 +186,11 @@ def merged(values: Values, more: Values) -> Values:
     >>> merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
     {'a': {'b': 1, 'c': 3}, 'd': [2]}
     """
-    both = {
-        key: merged(values[key], more[key])
-        for key in more
-        if table_of(values, key) and table_of(more, key)
-    }
-    return {**values, **more, **both}
+    result = {**values, **more}
+    for key in more:
+        if table_of(values, key) and table_of(more, key):
+            result[key] = merged(values[key], more[key])
+    return result
 
 
 def without_stages(values: Values) -> Values:
@@ -189,25 +208,20 @@ def without_stages(values: Values) -> Values:
 
 def resolve_paths(values: Values, base: Path) -> Values:
     """Makes relative paths of corpora, models and other files absolute."""
-    corpora = list(tables(values, "corpora", "*"))
-    places = [(corpus, key) for corpus in corpora for key in ("data", "shards")]
-    places += [
-        (files, split) for files in tables(values, "corpora", "*", "annotations") for split in files
-    ]
-    places += [
-        (values, "pretrained"),
-        *((table, key) for stage, key in FILES for table in tables(values, stage)),
-    ]
-    for table, key in places:
-        if isinstance(file := table.get(key), str) and file:
-            table[key] = str(absolute(file, base))
-        elif isinstance(file, list):
-            table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
-    for corpus in corpora:
-        if (
-            isinstance(root := corpus.get("root"), str) and root
-        ):  # maybe of another machine: links are not resolved
+    resolve(values, "pretrained", base)
+    for corpus in tables(values, "corpora", "*"):
+        resolve(corpus, "data", base)
+        resolve(corpus, "shards", base)
+        root = corpus.get("root")
+        if isinstance(root, str) and root:  # maybe of another machine: links are not resolved
             corpus["root"] = os.path.normpath(base.absolute() / root)
+    for files in tables(values, "corpora", "*", "annotations"):
+        for split in files:
+            resolve(files, split, base)
+
+    for stage, key in FILES:
+        for table in tables(values, stage):
+            resolve(table, key, base)
     for stage, key in FILES_OR_NAMES:
         for table in tables(values, stage):
             name = table.get(key)
@@ -217,70 +231,79 @@ def resolve_paths(values: Values, base: Path) -> Values:
     return values
 
 
+def resolve(table: Values, key: str, base: Path) -> None:
+    """Makes the path, or the paths, of a key absolute; leaves out what the classes will refuse."""
+    file = table.get(key)
+    if isinstance(file, str) and file:
+        table[key] = str(absolute(file, base))
+    elif isinstance(file, list):
+        table[key] = [str(absolute(one, base)) if isinstance(one, str) else one for one in file]
+
+
 def replace_corpora(values: Values, data: str) -> None:
-    """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep their lengths."""
-    corpora, evaluate = table_of(values, "corpora"), values.setdefault("evaluate", {})
-    tasks = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
-    evaluated = [
-        name
-        for table in tables(evaluate)
-        for task in tasks
-        if isinstance(name := table.get(task), str)
-    ]
-    first = next(
-        (corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)), {}
-    )
+    """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep their
+    lengths."""
+    corpora = table_of(values, "corpora")
+    evaluate = values.setdefault("evaluate", {})
+    names = [table.get(task) for table in tables(evaluate) for task in TASK_STAGES]
+    evaluated = [name for name in names if isinstance(name, str)]
+    candidates = [corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)]
+    first = candidates[0] if candidates else {}
+
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
-    values["corpora"] = {"data": settings | {"data": str(absolute(data))}}
+    values["corpora"] = {"data": {**settings, "data": str(absolute(data))}}
     values.pop("render_sample", None)
+
     for stage in TRAININGS:
         for phase in tables(values, stage, "phases", "*"):
             phase.pop("weights", None)
             phase["corpora"] = ["data"]
     for table in tables(evaluate):
-        table |= {
-            task: "data" for task, stage in tasks.items() if stage in values or table.get(task)
-        }
+        for task, stage in TASK_STAGES.items():
+            if stage in values or table.get(task):
+                table[task] = "data"
 
 
 def skip_questions(values: Values, data: str, asks_questions: Callable[[Location], bool]) -> None:
     """Leaves out question answering if the data has no questions."""
     evaluate = table_of(values, "evaluate")
-    if (values.get("finetune_qa") is not None or evaluate.get("qa")) and not asks_questions(
-        absolute(data)
-    ):
-        if values.pop("finetune_qa", None) is not None:
-            warn_once(f"no questions in {data}: question answering is skipped")
-        evaluate["qa"] = ""
+    wanted = values.get("finetune_qa") is not None or evaluate.get("qa")
+    if not wanted or asks_questions(absolute(data)):
+        return
+    if values.pop("finetune_qa", None) is not None:
+        warn_once(f"no questions in {data}: question answering is skipped")
+    evaluate["qa"] = ""
 
 
 def drop_unused(values: Values) -> None:
-    """Drops corpora without data that no stage uses, as those of a `base` whose stages are left out."""
-    phases = [phase for stage in TRAININGS for phase in tables(values, stage, "phases", "*")]
-    used = [
-        name
-        for phase in phases
-        if isinstance(names := phase.get("corpora"), list)
-        for name in names
-    ]
-    used += map(table_of(values, "evaluate").get, ("retrieval", "qa"))
+    """Drops corpora without data that no stage uses, as those of a `base` whose stages are left
+    out."""
+    evaluate = table_of(values, "evaluate")
+    used: list[Any] = [evaluate.get(task) for task in TASK_STAGES]
+    for stage in TRAININGS:
+        for phase in tables(values, stage, "phases", "*"):
+            names = phase.get("corpora")
+            used += names if isinstance(names, list) else []
+
     corpora = table_of(values, "corpora")
     for name, corpus in list(corpora.items()):
-        named = any(map(table_of(corpus).get, ("manifest", "data", "shards")))
-        if name not in used and len(corpora) > 1 and isinstance(corpus, dict) and not named:
+        if name in used or len(corpora) == 1 or not isinstance(corpus, dict):
+            continue
+        if not any(corpus.get(key) for key in ("manifest", "data", "shards")):
             del corpora[name]
 
 
 def share_tables(values: Values, path: Path) -> None:
-    """Copies the tables of `SHARED`, which are set once, to the stages that have them; [model] with the sizes of
-    encoders in local folders."""
-    models = with_sizes(values)
+    """Copies the tables of `SHARED`, which are set once, to the stages that have them; [model] with
+    the sizes of encoders in local folders."""
+    models: dict[str, Any] = {**with_sizes(values)}
     for table in tables(values, "train_prompter"):  # may have sizes of its own
-        own = table.pop("model", {})
-        models["train_prompter"] = (
-            merged(models["train_prompter"], own) if isinstance(own, dict) else own
-        )
+        sizes = table.pop("model", {})
+        if isinstance(sizes, dict):
+            sizes = merged(models["train_prompter"], sizes)
+        models["train_prompter"] = sizes
+
     for key, stage in SHARED:
         if stage in ALWAYS:
             values.setdefault(stage, {})
@@ -293,26 +316,33 @@ def share_tables(values: Values, path: Path) -> None:
 
 
 def with_sizes(values: Values) -> dict[str, Values]:
-    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP (`vit`) or BERT in a local
-    folder, because others could not be loaded. Such a BERT is also the tokenizer, unless there is one.
+    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP (`vit`)
+    or BERT in a local folder, because others could not be loaded. Such a BERT is also the tokenizer,
+    unless there is one.
 
     A stage that names no such folder has the sizes of the other stage.
     """
     model = table_of(values, "model")
     stages = {name: table for name in ENCODER_STAGES for table in tables(values, name)}
     models = {name: dict(model) for name in stages}
-    for part, key, sizes_of in (("video", "vit", video_sizes), ("text", "bert", text_sizes)):
-        names = {
-            name: value
-            for name, stage in stages.items()
-            if isinstance(value := stage.get(key), str)
-        }
-        sizes = {name: found for name, value in names.items() if (found := sizes_of(value))}
-        for name in stages if sizes else ():
-            models[name][part] = table_of(model, part) | sizes.get(name, next(iter(sizes.values())))
-        if sizes and part == "text":
+
+    for encoder, key, sizes_of in (("video", "vit", video_sizes), ("text", "bert", text_sizes)):
+        sizes: dict[str, Values] = {}
+        for name, stage in stages.items():
+            source = stage.get(key)
+            found = sizes_of(source) if isinstance(source, str) else None
+            if found:
+                sizes[name] = found
+        if not sizes:
+            continue
+
+        first = next(iter(sizes))
+        for name in stages:
+            of_stage = sizes.get(name, sizes[first])
+            models[name][encoder] = {**table_of(model, encoder), **of_stage}
+        if encoder == "text":
             for table in tables(values.setdefault("train_tokenizer", {})):
-                table.setdefault("tokenizer", names[next(iter(sizes))])
+                table.setdefault("tokenizer", stages[first][key])
     return models
 
 
@@ -326,25 +356,26 @@ def apply_change(values: Values, change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    at: Any = values
+
+    table: Any = values
     *parents, last = key.strip().split(".")
     for parent in parents:
-        inner = _key(at, parent, change)
-        at = at.setdefault(inner, {}) if isinstance(at, dict) else at[inner]
-    at[_key(at, last, change)] = value
-    if last in LENGTHS and isinstance(at, dict):  # one of the two replaces the other
-        at.pop(LENGTHS[last], None)
+        inner = key_in(table, parent, change)
+        table = table.setdefault(inner, {}) if isinstance(table, dict) else table[inner]
+    table[key_in(table, last, change)] = value
+    if last in LENGTHS and isinstance(table, dict):  # one of the two replaces the other
+        table.pop(LENGTHS[last], None)
 
 
-def _key(at: Any, part: str, change: str) -> Any:
-    """The key of a table, or the index of a list, that a part of a change names."""
-    if isinstance(at, dict):
-        return part
-    if not isinstance(at, list):
-        raise InputError(f"--set {change}: {part!r} is not in a table or list")
-    if not part.isdigit() or int(part) >= len(at):
-        raise InputError(f"--set {change}: {part!r} is not an index from 0 to {len(at) - 1}")
-    return int(part)
+def key_in(table: Any, name: str, change: str) -> Any:
+    """The key of a table, or the index of a list, that one name of a change's key stands for."""
+    if isinstance(table, dict):
+        return name
+    if not isinstance(table, list):
+        raise InputError(f"--set {change}: {name!r} is not in a table or list")
+    if not name.isdigit() or int(name) >= len(table):
+        raise InputError(f"--set {change}: {name!r} is not an index from 0 to {len(table) - 1}")
+    return int(name)
 
 
 def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
@@ -363,29 +394,28 @@ def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key that is closest to an unknown one, or all keys of its table."""
-    at: Any = model
-    for part in loc[:-1]:
-        if field := getattr(at, "model_fields", {}).get(part):
-            at = next(
-                (
-                    t
-                    for t in (field.annotation, *_inner(field.annotation))
-                    if hasattr(t, "model_fields")
-                ),
-                None,
-            )
-    names = [field.alias or name for name, field in getattr(at, "model_fields", {}).items()]
-    close = (
-        [ALIASES[name]] if (name := str(loc[-1])) in ALIASES else get_close_matches(name, names, 1)
-    )
-    return (
-        f"; did you mean {close[0]!r}?"
-        if close
-        else f"; the keys are {', '.join(names)}"
-        if names
-        else ""
-    )
+    table: Any = model
+    for key in loc[:-1]:
+        field = getattr(table, "model_fields", {}).get(key)
+        if field:
+            classes = (field.annotation, *_arguments(field.annotation))
+            table = next((one for one in classes if hasattr(one, "model_fields")), None)
+
+    fields = getattr(table, "model_fields", {})
+    names = [field.alias or name for name, field in fields.items()]
+    unknown = str(loc[-1])
+    close = get_close_matches(unknown, names, 1)
+    if unknown in ALIASES:
+        close = [ALIASES[unknown]]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; the keys are {', '.join(names)}" if names else ""
 
 
-def _inner(annotation: Any) -> list[Any]:
-    return [t for arg in get_args(annotation) for t in (arg, *_inner(arg))]
+def _arguments(annotation: Any) -> list[Any]:
+    """The types that a type is made of, at any depth: those of `dict[str, A | None]` are str, A,
+    None and their union."""
+    found: list[Any] = []
+    for argument in get_args(annotation):
+        found += [argument, *_arguments(argument)]
+    return found

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -57,9 +57,8 @@ class Corpus(DecodeVideos):
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        return DecodeVideos.model_validate(
-            self.model_dump(exclude={"data", "shards", "annotations", "root"})
-        )
+        values = self.model_dump(exclude={"data", "shards", "annotations", "root"})
+        return DecodeVideos.model_validate(values)
 
     @property
     def names_root(self) -> Path | None:
@@ -69,12 +68,15 @@ class Corpus(DecodeVideos):
     @property
     def annotation_files(self) -> dict[str, Path]:
         """The annotation files by split; further files of a split have keys of their own."""
-        return keyed(
-            {
-                split: [file] if isinstance(file, str) else file
-                for split, file in self.annotations.items()
-            }
-        )
+        files = {
+            split: [file] if isinstance(file, str) else file
+            for split, file in self.annotations.items()
+        }
+        return keyed(files)
+
+
+# The keys that a corpus of existing shards may have; one of the first three says where it is.
+KEYS_WITH_SHARDS = {"manifest", "data", "shards", "kinds", "max_reject_share"}
 
 
 class PipelineConfig(BaseModel):
@@ -111,109 +113,110 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
-        clip, student = self.cache_prompts.prompter, self.pretrain
-        if self.pretrained and clip:
+        """Pre-training starts from a prompter that this pipeline trains or names, or is replaced by
+        a model that is there already."""
+        teacher = self.train_prompter
+        student = self.pretrain
+        named_clip = self.cache_prompts.prompter
+        if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
-        if not self.pretrained and not ((clip or self.train_prompter) and student):
-            prompter = "[train_prompter] or cache_prompts.prompter"
+        if not self.pretrained and not ((named_clip or teacher) and student):
             raise ValueError(
-                f"set {prompter}, and [pretrain]; or pretrained: the model folder to start from"
+                "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or pretrained: the "
+                "model folder to start from"
             )
-        towers = clip or (self.train_prompter and self.train_prompter.clip)
-        if towers and student and student.start == "prompter":
+
+        clip = named_clip or (teacher and teacher.clip)
+        if clip and student and student.start == "prompter":
             raise ValueError(
-                f"pretrain.start: the prompter has the towers of {towers!r}, not ours; set it to scratch"
+                f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to scratch"
             )
         return self
 
     @model_validator(mode="after")
     def _encoders_agree(self) -> "PipelineConfig":
-        teacher, student = self.train_prompter, self.pretrain
-        if (
-            not (teacher and student)
-            or self.cache_prompts.prompter
-            or teacher.clip
-            or teacher.model == student.model
-        ):
+        """A prompter with our towers labels crops of the frames that pre-training sees."""
+        teacher = self.train_prompter
+        student = self.pretrain
+        if not teacher or not student or self.cache_prompts.prompter or teacher.clip:
             return self
+        if teacher.model == student.model:
+            return self
+
         if student.start == "prompter":
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain have different ones: "
-                "name the same vit and bert in both, without [train_prompter.model], or start from scratch"
+                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain have "
+                "different ones: name the same vit and bert in both, without [train_prompter.model], "
+                "or start from scratch"
             )
         for key in ("patch_size", "image_size", "frames"):
-            sizes = [getattr(stage.model.video, key) for stage in (teacher, student)]
-            if sizes[0] != sizes[1]:
+            size = getattr(teacher.model.video, key)
+            student_size = getattr(student.model.video, key)
+            if size != student_size:
                 raise ValueError(
-                    f"video.{key} of the prompter is {sizes[0]}, that of pretrain {sizes[1]}: it labels crops of the "
-                    "same frames, in the same patches; make them equal (vit, or [train_prompter.model])"
+                    f"video.{key} of the prompter is {size}, that of pretrain {student_size}: it "
+                    "labels crops of the same frames, in the same patches; make them equal (vit, or "
+                    "[train_prompter.model])"
                 )
         return self
 
     @model_validator(mode="after")
     def _texts_fit(self) -> "PipelineConfig":
-        configs: dict[str, TrainingConfig | Evaluate] = {
-            **self.trainings(),
-            "evaluate": self.evaluate,
-        }
+        """No stage has longer texts than the text encoder takes. `check_text_lengths` of the plan
+        looks at a model in `pretrained`, whose configuration is a file."""
+        if self.pretrained:
+            return self
+        configs: dict[str, TrainingConfig | Evaluate] = {**self.trainings()}
+        configs["evaluate"] = self.evaluate
         for stage, config in configs.items():
-            longest, tokens = (
-                getattr(config, "model", self.model).text.max_length,
-                config.max_text_tokens,
-            )
-            if not self.pretrained and padded(tokens) > longest:
+            limit = getattr(config, "model", self.model).text.max_length
+            tokens = config.max_text_tokens
+            if padded(tokens) > limit:
                 raise ValueError(
                     f"{stage}.max_text_tokens {tokens}, padded to {padded(tokens)}, is more than "
-                    f"model.text.max_length {longest}"
+                    f"model.text.max_length {limit}"
                 )
         return self
 
     @model_validator(mode="after")
     def _known_corpora(self) -> "PipelineConfig":
         for name, corpus in self.corpora.items():
-            if name in INPUTS:
+            self._check_corpus(name, corpus)
+
+        used = {("evaluate.retrieval", self.evaluate.retrieval), ("evaluate.qa", self.evaluate.qa)}
+        for stage, config in self.trainings().items():
+            used |= {(f"{stage}.phases", name) for name in config.corpora}
+        for key, name in sorted(used):
+            if name and name not in self.corpora:
                 raise ValueError(
-                    f"corpora.{name}: this is the name of an input of the stages; choose another"
-                )
-            if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
-                raise ValueError(
-                    f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in the sample)"
-                )
-            extra = corpus.model_fields_set - {
-                "manifest",
-                "data",
-                "shards",
-                "kinds",
-                "max_reject_share",
-            }
-            if corpus.shards and extra:
-                raise ValueError(
-                    f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
-                )
-            for key in ("data", "shards"):
-                refuse_credentials(f"corpora.{name}.{key}", getattr(corpus, key))
-            if corpus.root and not corpus.annotations:
-                raise ValueError(
-                    f"corpora.{name}.root: it is only used with annotations; remove this key"
-                )
-            if corpus.manifest and self.render_sample is None:
-                raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
-        used = {
-            (f"{stage}.phases", name)
-            for stage, config in self.trainings().items()
-            for name in config.corpora
-        }
-        used |= {
-            (f"evaluate.{key}", name)
-            for key in ("retrieval", "qa")
-            if (name := getattr(self.evaluate, key))
-        }
-        for where, name in sorted(used):
-            if name not in self.corpora:
-                raise ValueError(
-                    f"{where}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
+                    f"{key}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
                 )
         return self
+
+    def _check_corpus(self, name: str, corpus: Corpus) -> None:
+        """Raises ValueError if a corpus has a name that is taken, or keys that do not go together."""
+        if name in INPUTS:
+            raise ValueError(
+                f"corpora.{name}: this is the name of an input of the stages; choose another"
+            )
+        if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
+            raise ValueError(
+                f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in "
+                "the sample)"
+            )
+        extra = corpus.model_fields_set - KEYS_WITH_SHARDS
+        if corpus.shards and extra:
+            raise ValueError(
+                f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
+            )
+        refuse_credentials(f"corpora.{name}.data", corpus.data)
+        refuse_credentials(f"corpora.{name}.shards", corpus.shards)
+        if corpus.root and not corpus.annotations:
+            raise ValueError(
+                f"corpora.{name}.root: it is only used with annotations; remove this key"
+            )
+        if corpus.manifest and self.render_sample is None:
+            raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
 
     @property
     def uses_prompter(self) -> bool:
@@ -247,20 +250,41 @@ class PipelineConfig(BaseModel):
         return {stage: config for stage, config in configs.items() if config is not None}
 
 
-# The table of a stage that shares that of another one. decode_videos and index_shards are configured by [corpora.NAME].
+# The table of a stage that shares that of another one. decode_videos and index_shards are configured
+# by [corpora.NAME].
 TABLE_OF = {"zero_shot": "evaluate"}
-# The names of inputs, which no corpus can have: an artifact's record lists both by name.
-INPUTS = {
-    name
-    for stage in STAGES
-    for name in import_module(f"alpro.stages.{stage}").Inputs.model_fields
-    if name != "corpora"
-}
+
+
+def input_names() -> set[str]:
+    """The names of the inputs of all stages, without those of corpora."""
+    names: set[str] = set()
+    for stage in STAGES:
+        names |= import_module(f"alpro.stages.{stage}").Inputs.model_fields.keys()
+    return names - {"corpora"}
+
+
+def class_in(annotation: Any) -> type[StageConfig]:
+    """The class of a field, which is `Class` or `Class | None`."""
+    classes = (*get_args(annotation), annotation)
+    return next(kind for kind in classes if isinstance(kind, type))
+
+
+def keys_of(path: JsonDict) -> list[tuple[str, str]]:
+    """The keys that name a file, each with its stage. path: FILE, or FILE_OR_NAME."""
+    keys = []
+    for stage, config in STAGE_CONFIGS.items():
+        for key, field in config.model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("path") == path["path"]:
+                keys.append((stage, key))
+    return keys
+
+
+# No corpus can have the name of an input: an artifact's record lists both by name.
+INPUTS = input_names()
 # The class of each stage's table.
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    name: next(
-        kind for kind in (*get_args(field.annotation), field.annotation) if isinstance(kind, type)
-    )
+    name: class_in(field.annotation)
     for name, field in PipelineConfig.model_fields.items()
     if name in STAGES
 }
@@ -275,19 +299,8 @@ SHARED = [
     for stage, config in STAGE_CONFIGS.items()
     if key in config.model_fields
 ]
-
-
-def keys_of(path: JsonDict) -> list[tuple[str, str]]:
-    """The keys that name a file, each with its stage. path: FILE, or FILE_OR_NAME."""
-    return [
-        (stage, key)
-        for stage, config in STAGE_CONFIGS.items()
-        for key, field in config.model_fields.items()
-        if isinstance(extra := field.json_schema_extra, dict) and extra.get("path") == path["path"]
-    ]
-
-
-FILES, FILES_OR_NAMES = keys_of(FILE), keys_of(FILE_OR_NAME)
+FILES = keys_of(FILE)
+FILES_OR_NAMES = keys_of(FILE_OR_NAME)
 
 
 def is_word(stage: str, key: str, value: str) -> bool:

@@ -1,103 +1,149 @@
-"""Results and lists as aligned text."""
+"""Results and lists as text in columns, for standard output."""
 
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import read_record
-from alpro.pipeline.reports.results import Table, main_table, rows
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from alpro.artifact import Record, read_record
+from alpro.pipeline.reports.results import Rows, Table, main_table, rows
 from alpro.pipeline.reports.verdict import fine_tuned_verdict
+
+MAX_WARNINGS = 2  # that are printed; more are counted, and the report has them
+UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or cut
 
 
 def print_results(
     folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
 ) -> None:
-    """Prints the main results of a run, or the numbers of its last stage if nothing was evaluated; the warnings of the
-    stages; and where the rest is. At most 16 lines after an evaluation, and one more if there are few test videos."""
-    artifacts = [(folder, record) for folder in folders.values() if (record := read_record(folder))]
-    found = rows(artifacts)
+    """Prints the main results of a run, or the numbers of its last stage if nothing was evaluated;
+    the warnings of the stages; and where the rest is. At most 16 lines after an evaluation, and one
+    more if there are few test videos."""
+    artifacts = []
+    for folder in folders.values():
+        record = read_record(folder)
+        if record:
+            artifacts.append((folder, record))
+    results = rows(artifacts)
     if as_json:
-        stages = {
-            record["name"]: {"folder": str(folder)}
-            | {key: record[key] for key in ("fingerprint", "counts", "metrics")}
-            for folder, record in artifacts
-        }
         values = {
-            "results": found,
-            "artifacts": stages,
+            "results": results,
+            "artifacts": {record["name"]: of_json(folder, record) for folder, record in artifacts},
             "report": str(report) if report.is_file() else "",
         }
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
-    if table := main_table(found):
+
+    print_scores(results, artifacts)
+    print_warnings(artifacts, report)
+    if report.is_file():  # of this stage, or of a run that had anything to do
+        what = f"all {len(results)} scores (as JSON: --json)" if results else "report"
+        print(f"{what}: {report}")
+    is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
+    option = "" if is_default else f" --workspace {workspace}"
+    print(f"curves, pictures and comparison: alpro ui{option}")
+
+
+def of_json(folder: Path, record: Record) -> dict[str, Any]:
+    """What `--json` prints of an artifact."""
+    numbers = {key: record[key] for key in ("fingerprint", "counts", "metrics")}
+    return {"folder": str(folder), **numbers}
+
+
+def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
+    """Prints the main scores of a run, or what its last stage counted if it has none."""
+    table = main_table(results)
+    if table:
         print_table(table, title=False)
-        if sentence := fine_tuned_verdict(artifacts):
+        sentence = fine_tuned_verdict(artifacts)
+        if sentence:
             print(sentence)
     elif artifacts:
         folder, record = artifacts[-1]
         print(f"{record['name']}: {folder}")
         for key, value in {**record["counts"], **record["metrics"]}.items():
             print(f"  {key}: {value:g}")
-    warnings = [
-        (record["name"], line) for _, record in artifacts for line in record.get("warnings", [])
-    ]
-    if len(warnings) > 2 and report.is_file():
+
+
+def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> None:
+    """Prints the warnings of the stages, or how many the report has."""
+    warnings = []
+    for _, record in artifacts:
+        warnings += [f"{record['name']}: {line}" for line in record.get("warnings", [])]
+    if len(warnings) > MAX_WARNINGS and report.is_file():
         print(f"warnings: {len(warnings)}, below the tables of the report")
-    else:
-        for name, line in warnings:
-            print(f"warning: {name}: {line}")
-    if report.is_file():  # of this stage, or of a run that had anything to do
-        print(f"{f'all {len(found)} scores (as JSON: --json)' if found else 'report'}: {report}")
-    where = (
-        ""
-        if workspace.name == "workspace" and workspace.parent == Path.cwd()
-        else f" --workspace {workspace}"
-    )
-    print(f"curves, pictures and comparison: alpro ui{where}")
+        return
+    for line in warnings:
+        print(f"warning: {line}")
 
 
 def print_table(table: Table, title: bool = True) -> None:
-    """A table; a name that several lines share is printed in the first."""
-    lines = [
-        ["" if number and line[0] == table.lines[number - 1][0] else line[0], *line[1:]]
-        for number, line in enumerate(table.lines)
-    ]
-    heads, *shown = aligned(
-        [table.heads, *lines], () if table.texts else range(2, len(table.heads))
-    )
-    print(
-        *([table.title, heads, "-" * max(map(len, [heads, *shown]))] if title else [heads]),
-        *shown,
-        sep="\n",
-    )
+    """Prints a table; a name that several lines share is printed in the first."""
+    lines = []
+    above = ""
+    for name, *cells in table.lines:
+        lines.append(["" if lines and name == above else name, *cells])
+        above = name
+
+    if title:
+        print(table.title)
+    right = () if table.texts else range(2, len(table.heads))
+    print_columns(table.heads, lines, right, rule=title)
     if table.note:
         print(table.note)
     if title:
         print()
 
 
-def print_rows(found: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys below these as heads, without the columns that no row has a value for."""
-    if not found:
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows of equal keys below these as heads, without the columns that no row has a value
+    for."""
+    if not rows:
         return
-    keys = [key for key in found[0] if any(row[key] not in (None, "") for row in found)]
-    numbers = [i for i, key in enumerate(keys) if isinstance(found[0][key], int | float)]
-    lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in found]
-    print(*aligned([keys, *lines], numbers), sep="\n")
+    first = rows[0]
+    keys = [key for key in first if any(row[key] not in (None, "") for row in rows)]
+    right = [column for column, key in enumerate(keys) if isinstance(first[key], int | float)]
+    lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
+    print_columns(keys, lines, right)
 
 
-def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
-    """Lines of cells as text in columns; those with the numbers `right` are aligned on the right.
+def print_columns(
+    heads: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    right: Collection[int],
+    rule: bool = False,
+) -> None:
+    """Prints lines of cells in columns below their heads.
 
-    >>> aligned([["name", "clips"], ["a", "12"]], [1])
-    ['name  clips', 'a        12']
+    In a terminal, the heads are bold, and a cell that is too wide is folded in its column. A file or
+    a pipe gets plain text with one line for each row.
+
+    Args:
+        right: the indices of the columns that are aligned on the right.
+        rule: whether a line of dashes is below the heads.
     """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    is_terminal = sys.stdout.isatty()
+    console = Console(
+        force_terminal=is_terminal, width=None if is_terminal else UNLIMITED, highlight=False
+    )
+    grid = Grid(box=None, pad_edge=False)
+    for column, head in enumerate(heads):
+        justify = "right" if column in right else "left"
+        grid.add_column(Text(head), justify=justify, overflow="fold", no_wrap=not is_terminal)
+    for line in lines:
+        grid.add_row(*map(Text, line))  # not as markup: a value may have brackets
 
-    def cell(text: str, column: int) -> str:
-        return text.rjust(widths[column]) if column in right else text.ljust(widths[column])
-
-    return [
-        "  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines
-    ]
+    with console.capture() as capture:
+        console.print(grid)
+    # Rich fills every cell of a column with spaces, also the last of a line.
+    head, *shown = [line.rstrip() for line in capture.get().splitlines()]
+    print(head)
+    if rule:
+        print("-" * console.measure(grid).maximum)
+    for line in shown:
+        print(line)

@@ -287,7 +287,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
-    monkeypatch.setattr(RUN_STAGE, lambda step, *_: started.append(step.stage))
+    monkeypatch.setattr(RUN_STAGE, lambda step, *_, **__: started.append(step.stage))
     changes = ["evaluate.retrieval=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
     with pytest.raises(InputError, match=r"stills: no test item has captions"):
         alpro(TINY, changes=changes, workspace=workspace)

@@ -46,9 +46,9 @@ def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_on
     seen = SimpleNamespace(running=0, most=0, started={})
     changed = threading.Condition()
 
-    def fail(step: Step, *others: object) -> Outcome:
+    def fail(step: Step, *_: object, **options: object) -> Outcome:
         with changed:
-            seen.started[step.name] = others[-1]
+            seen.started[step.name] = options["concurrent_stages"]
             seen.running += 1
             seen.most = max(seen.most, seen.running)
             changed.notify_all()
@@ -85,7 +85,7 @@ def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_kille
 ):
     running = threading.Barrier(2)
 
-    def run_until_stopped(*_: object) -> Outcome:
+    def run_until_stopped(*_: object, **__: object) -> Outcome:
         if running.wait(120) == 0:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         STOP.get().wait(120)
@@ -120,7 +120,7 @@ def test_only_an_interrupted_stage_runs_again(
 ):
     left, tried = list(errors), []
 
-    def work(step: Step, out: Path, *_: object) -> Outcome:
+    def work(step: Step, out: Path, *_: object, **__: object) -> Outcome:
         tried.append(step.name)
         if left:
             raise left.pop(0)
