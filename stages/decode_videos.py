@@ -116,15 +116,24 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         manifest = Manifest(inputs.manifest)
     source = manifest.about["source"]
     plan = plan_of(config, manifest)
+
     for note in manifest.about.get("notes", []):
         log.info(f"note: {note}")
     check_texts(source, plan)
-    if hint := plan.group_hint():
+    hint = plan.group_hint()
+    if hint:
         log.info(f"hint: {hint}")
+
     with progress("decoding", len(plan.numbers), "items") as advance:
-        done = partial(is_finished, config=config, out=out)
-        process = partial(process_unit, config=config, out=out)
-        run_unfinished(plan.units(), done, process, resources, advance, lambda unit: len(unit.rows))
+        run_unfinished(
+            plan.units(),
+            is_finished=partial(is_finished, config=config, out=out),
+            function=partial(process_unit, config=config, out=out),
+            resources=resources,
+            advance=advance,
+            size=lambda unit: len(unit.rows),
+        )
+
     outcome = merge(plan, out)
     complete(outcome, source, out, config.max_reject_share)
     return outcome
@@ -134,40 +143,45 @@ def plan_of(config: Config, manifest: Manifest) -> DecodePlan:
     """The plan of decoding an imported source."""
     return DecodePlan(
         manifest,
-        config.kinds,
-        config.group_pattern,
-        config.validation,
-        config.test,
-        config.seed,
-        config.samples_per_shard,
+        kinds=config.kinds,
+        group_pattern=config.group_pattern,
+        validation=config.validation,
+        test=config.test,
+        seed=config.seed,
+        max_rows=config.samples_per_shard,
     )
 
 
 def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
     if not len(plan.numbers):
-        bad = next(plan.rejects(), None)
-        raise InputError(
-            f"{source}: no rows of these kinds"
-            if bad is None
-            else f"{source}: {bad.id}: {bad.detail}"
-        )
-    if not any(texts["items"] for texts in plan.texts_by_split().values()):
-        hint = [note for note in plan.manifest.about.get("notes", []) if "caption" in note]
-        what_to_do = hint or [
-            "fill the column `captions` of the manifest, or put each video's captions, one per line, in a .txt file "
-            "of the same name"
-        ]
-        raise InputError("; ".join([f"{source}: no captions and no questions", *what_to_do]))
+        reject = next(plan.rejects(), None)
+        if reject is None:
+            raise InputError(f"{source}: no rows of these kinds")
+        raise InputError(f"{source}: {reject.id}: {reject.detail}")
+
+    if any(texts["items"] for texts in plan.texts_by_split().values()):
+        return
+    # Notes of the import say where captions were looked for.
+    notes = [note for note in plan.manifest.about.get("notes", []) if "caption" in note]
+    repair = (
+        "fill the column `captions` of the manifest, or put each video's captions, one per line, "
+        "in a .txt file of the same name"
+    )
+    hints = "; ".join(notes) or repair
+    raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
     """Whether a unit was finished by an interrupted run, from the same files and without transient rejects."""
-    if (finished := read_unit(unit.name, out)) is None:
+    finished = read_unit(unit.name, out)
+    if finished is None:
         return False
+
     record, rejected = finished
     if record.get("key") == unit_key(unit, config) and not has_transient(rejected):
         return True
+    # Its files changed, or a server may respond by now.
     forget_unit(unit.name, out)
     return False
 
@@ -178,66 +192,85 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
     The shard of an earlier artifact is reused if possible, otherwise the items are decoded.
     """
     key = unit_key(unit, config)
-    reused = reuse_unit(key, unit.name, [row.id for row in unit.rows], out)
+    ids = [row.id for row in unit.rows]
+    reused = reuse_unit(key, unit.name, ids, out)
     if reused is None:
-        rejects, sums = write_shard(unit, config, out)
-        shard = out / f"{unit.name}.tar"
-        index = index_shard(shard) if shard.is_file() else INDEX.empty_table()
-        record: dict[str, Any] = {
-            "name": unit.name,
-            "key": key,
-            "sha256": checksum(shard) if shard.is_file() else "",
-        }
-        record |= {
-            "samples": index.num_rows,
-            "rejected": len(rejects),
-            "sums": sums.ravel().tolist(),
-        }
-        rejected = pa.Table.from_pylist([r.model_dump() for r in rejects], schema=REJECTS)
+        record, index, rejects = decode_unit(unit, key, config, out)
     else:
-        record, index, rejected = reused
-    write_unit(unit.name, out, index, rejected, record | {"decoded": reused is None})
+        record, index, rejects = reused
+
+    record |= {"decoded": reused is None}
+    write_unit(unit.name, out, index=index, rejects=rejects, record=record)
     part_path(unit.name, "suspects", out).unlink(missing_ok=True)
+
+
+def decode_unit(
+    unit: DecodeUnit, key: str, config: Config, out: Path
+) -> tuple[dict[str, Any], pa.Table, pa.Table]:
+    """Decodes a unit into its shard. Returns its row of UNITS, its index rows and its rejects."""
+    rejects, sums = write_shard(unit, config, out)
+
+    index = INDEX.empty_table()
+    sha256 = ""
+    shard = out / f"{unit.name}.tar"
+    if shard.is_file():  # at least one item was decoded
+        index = index_shard(shard)
+        sha256 = checksum(shard)
+
+    record = {
+        "name": unit.name,
+        "key": key,
+        "sha256": sha256,
+        "samples": index.num_rows,
+        "rejected": len(rejects),
+        "sums": sums.ravel().tolist(),
+    }
+    rows = [reject.model_dump() for reject in rejects]
+    return record, index, pa.Table.from_pylist(rows, schema=REJECTS)
 
 
 def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
     files = identities(row.path for row in unit.rows)
-    rows = [
-        row.model_dump(mode="json") | {"file": file}
-        for row, file in zip(unit.rows, files, strict=True)
-    ]
-    return digest(
-        {"version": VERSION, "config": config.model_dump(include=UNIT_SETTINGS), "rows": rows}
-    )
+    rows = []
+    for row, file in zip(unit.rows, files, strict=True):
+        rows.append(row.model_dump(mode="json") | {"file": file})
+    settings = config.model_dump(include=UNIT_SETTINGS)
+    return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
 def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
     """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels.
 
-    A decoder may crash or hang. The number of each item is noted before it is decoded: if the note is still there when
-    the unit is tried again, the process died during this item, which is decoded in a process of its own.
+    A decoder may crash or hang. The index of each item is noted before it is decoded: if the note
+    is still there when the unit is tried again, the process died during this item, which is decoded
+    in a subprocess.
     """
-    rejects, sums = [], np.zeros((3, 3))
+    rejects: list[Reject] = []
+    sums = np.zeros((3, 3))
     note = part_path(unit.name, "suspects", out)
     suspects = set(note.read_text().split()) if note.is_file() else set()
+
     with ShardWriter(out / f"{unit.name}.tar") as writer:
-        for number, row in enumerate(unit.rows):
+        for i, row in enumerate(unit.rows):
+            row_index = str(i)
             try:
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
                 with fetched(row, config.max_bytes, out / "parts") as path:
-                    note.write_text(" ".join(sorted(suspects | {str(number)})))
-                    if str(number) in suspects:
+                    note.write_text(" ".join(sorted(suspects | {row_index})))
+                    if row_index in suspects:
                         clip = decode_in_subprocess(row, path, config)
                     else:
                         with exit_after(config.timeout + BUSY_SECONDS):
                             clip = decode(row, path, config)
+                # Raises DecodeError, too: texts may be longer than readers take.
                 writer.write(row, clip)
             except DecodeError as error:
-                rejects.append(
-                    Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
+                reject = Reject(
+                    id=row.id, path=row.file_name, reason=error.reason, detail=error.detail
                 )
+                rejects.append(reject)
                 continue
             sums += pixel_sums(clip.frames)
     return rejects, sums
@@ -246,13 +279,12 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
 def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
     """`decode` in a subprocess, for an item during which a process died. The item may not be the cause, so it is tried
     twice, and then with the ffmpeg binary, which has its own process."""
-    attempt = partial(
-        run_in_subprocess, decode, row, path, config, seconds=config.timeout + BUSY_SECONDS
-    )
+    seconds = config.timeout + BUSY_SECONDS
+    attempt = partial(run_in_subprocess, decode, row, path, config, seconds=seconds)
     try:
         try:
             return attempt()
-        except WorkerDied:
+        except WorkerDied:  # memory may have been short for a moment
             return attempt()
     except TimeoutError as error:
         raise DecodeError("too slow", f"the decoder hangs, {error}") from None
@@ -274,7 +306,13 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
             if row.kind == "image":
                 return decode_image(path, config.size, limits, keep_ratio=True)
             return decode_video(
-                path, config.frames, config.size, row.start, row.end, decoder, limits
+                path,
+                count=config.frames,
+                size=config.size,
+                start=row.start,
+                end=row.end,
+                decoder=decoder,
+                limits=limits,
             )
     except (DecodeError, InputError):
         raise
@@ -283,6 +321,7 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
+        # Not `one_line`: the detail is part of rejects.parquet, whose bytes are those of VERSION.
         message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
         raise DecodeError("unexpected error", message) from error
 
@@ -293,8 +332,11 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
     if the file cannot be fetched."""
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(local_copy(row.path, max_bytes, folder, row.member))
-            if isinstance(row.path, Path) and (state := file_state(path)) and state[0] > max_bytes:
+            copy = local_copy(row.path, max_bytes, folder, row.member)
+            path = stack.enter_context(copy)
+            # `local_copy` limits what it fetches; a local file is used where it is.
+            state = file_state(path) if isinstance(row.path, Path) else None
+            if state and state[0] > max_bytes:
                 raise TooLarge(f"{state[0]} bytes")
         except FileNotFoundError:
             raise DecodeError("missing") from None
@@ -307,6 +349,7 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
                 raise
             # A server may repeat a password or a signature in its reason.
             raise DecodeError("not fetched", redacted(str(error))) from None
+        # Outside of `try`: an OSError of the body is no failed transfer.
         yield path
 
 
@@ -315,23 +358,34 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
 
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed when they are written.
     """
-    linked, training, everything = 0, np.zeros(9), np.zeros(9)
+    merge_parts(plan.places, out, [plan.manifest.rejects()])
+
+    linked = 0
+    training = np.zeros(9)
+    everything = np.zeros(9)
     sha256: dict[str, str] = {}
 
     def units() -> Iterator[pa.Table]:
+        # The records are read once, while units.parquet is written: there may be 100,000.
         nonlocal linked
         for name in plan.places:
             record = read_json(part_path(name, "json", out))
             everything[:] += record["sums"]
-            training[:] += np.array(record["sums"]) * name.startswith("train")
-            linked += 0 if record.pop("decoded") else record["samples"]
-            sha256.update({f"{name}.tar": record["sha256"]} if record["sha256"] else {})
+            if name.startswith("train"):
+                training[:] += record["sums"]
+            if not record.pop("decoded"):
+                linked += record["samples"]
+            if record["sha256"]:
+                sha256[f"{name}.tar"] = record["sha256"]
             yield pa.Table.from_pylist([record], schema=UNITS)
 
-    merge_parts(plan.places, out, [plan.manifest.rejects()])
     write_tables(out / "units.parquet", UNITS, units())
     counts = write_statistics(
-        out, training.reshape(3, 3), everything.reshape(3, 3), plan.texts_by_split()
+        out,
+        training=training.reshape(3, 3),
+        everything=everything.reshape(3, 3),
+        expected=plan.texts_by_split(),
     )
+    # No row is left out in silence: each one is a sample or a reject.
     assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
     return Outcome(counts | {"linked": linked}, sha256=sha256)

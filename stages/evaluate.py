@@ -1,5 +1,6 @@
 """Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section 4)."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
         return None
     stages = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
     folders = {pipeline.start_task: pipeline.start} if is_tuned and pipeline.start else {}
-    return Needs(config, stages, folders, config.corpora)
+    return Needs(config, stages=stages, folders=folders, corpora=config.corpora)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
@@ -64,6 +65,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         tasks.append(retrieval)
     if config.qa and inputs.qa:
         tasks.append(question_answering)
+
     models = [inputs.retrieval, inputs.qa]
     with evaluating(config, inputs.corpora, models, out, resources) as (results, device):
         with progress("evaluating", len(tasks), "tasks") as advance:
@@ -79,17 +81,27 @@ def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.de
     model = Scorer.load(config, inputs.retrieval, device)
     corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    scored = model.score(gallery)
-    add_rankers(results, "fine-tuned", "retrieval", model, gallery.labels, scored)
-    similarity = scored[1]
-    draw_searches(
-        gallery,
-        similarity,
-        extremes(gallery, similarity),
-        results.out / "pictures" / "retrieval.png",
+
+    matching, similarity = model.score(gallery)
+    add_rankers(
+        results,
+        what="fine-tuned",
+        name="retrieval",
+        model=model,
+        labels=gallery.labels,
+        scored=(matching, similarity),
     )
-    for control in (name for name in CONTROLS if name in config.controls and name != "text_only"):
-        add_retrieval_control(results, control, config.seed, model, gallery)
+    picture = results.out / "pictures" / "retrieval.png"
+    draw_searches(gallery, similarity, extremes(gallery, similarity), picture)
+
+    for control in controls_of(config):
+        if control != "text_only":  # which is of answers: retrieval without the video is chance
+            add_retrieval_control(results, control, config.seed, model, gallery)
+
+
+def controls_of(config: Config) -> list[ControlName]:
+    """The configured controls, in the order of the table of results."""
+    return [control for control in CONTROLS if control in config.controls]
 
 
 def question_answering(
@@ -101,20 +113,17 @@ def question_answering(
     model = Scorer.load(config, inputs.qa, device)
     corpus = inputs.corpora[config.qa]
     questions = Questions.of(corpus, config.split, excluded(config, corpus))
-    asked = (
-        questions.items,
-        questions.video_ids,
-        Questions.of(corpus, "train").items,
-        config.contrasts,
+    add = partial(
+        add_answers,
+        results,
+        answers=model.answers,
+        asked=questions.items,
+        video_ids=questions.video_ids,
+        trained=Questions.of(corpus, "train").items,
+        contrasts=config.contrasts,
     )
-    add_answers(results, "question answering", "qa", model.answer(questions), model.answers, *asked)
-    for control in (name for name in CONTROLS if name in config.controls):
+
+    add(what="question answering", name="qa", logits=model.answer(questions))
+    for control in controls_of(config):
         logits = answer_under(control, config.seed, model, questions)
-        add_answers(
-            results,
-            f"control: {CONTROLS[control].label}",
-            f"qa_{control}",
-            logits,
-            model.answers,
-            *asked,
-        )
+        add(what=f"control: {CONTROLS[control].label}", name=f"qa_{control}", logits=logits)

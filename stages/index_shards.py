@@ -11,7 +11,7 @@ request instead of about twenty per sample.
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from alpro.credentials import refuse_credentials
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import read_json
 from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
@@ -86,25 +86,31 @@ class Inputs(StageInputs):
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Writes the output of decode_videos except the shards."""
-    units = [
-        ShardUnit(f"{number:06d}", shard) for number, shard in enumerate(list_shards(inputs.shards))
-    ]
+    shards = list_shards(inputs.shards)
+    units = [ShardUnit(f"{index:06d}", shard) for index, shard in enumerate(shards)]
     open_parts(out)
-    process = partial(process_unit, config=config, out=out)
+
     with progress("indexing", len(units), "shards") as advance:
         run_unfinished(
-            units, partial(is_finished, out=out), process, resources, advance, lambda _: 1
+            units,
+            is_finished=partial(is_finished, out=out),
+            function=partial(process_unit, config=config, out=out),
+            resources=resources,
+            advance=advance,
+            size=lambda unit: 1,
         )
+
     check_samples(units, out)
     outcome = merge(units, out)
-    local = all(
-        isinstance(unit.shard, Path) for unit in units
-    )  # at a URL, every sample takes a request
-    complete(outcome, inputs.shards, out, config.max_reject_share, COMPARED if local else 0)
+    # At a URL, the frames of each sample take a request.
+    is_local = all(isinstance(shard, Path) for shard in shards)
+    compared = COMPARED if is_local else 0
+    complete(outcome, inputs.shards, out, config.max_reject_share, compared)
     return outcome
 
 
 def is_finished(unit: ShardUnit, out: Path) -> bool:
+    """Whether an interrupted run has indexed a shard."""
     return read_unit(unit.name, out) is not None
 
 
@@ -113,130 +119,173 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
     try:
         with local_copy(unit.shard, folder=out / "parts") as path:
             try:
-                index, known = index_shard(path), index_beside(unit.shard)
+                index = index_shard(path)
+                earlier = index_beside(unit.shard)
             except InputError as error:  # names the temporary copy
                 raise InputError(str(error).replace(str(path), str(unit.shard), 1)) from error
+
             if config.kinds != "all":
-                index, known = (
-                    table.filter(pc.equal(table["kind"], config.kinds)) for table in (index, known)
-                )
-            good, rejects, numbers = check_frames(index, known, path, unit.shard)
+                index = index.filter(pc.equal(index["kind"], config.kinds))
+                earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
+            checked = check_frames(index, earlier, path, unit.shard)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
         raise InputError(
             f"{unit.shard}: not a readable shard: {error.strerror or error}"
         ) from error
-    names = pa.array([str(unit.shard)] * good.num_rows, pa.string())
-    good = good.set_column(good.column_names.index("shard"), "shard", names)
-    write_unit(unit.name, out, good, pa.Table.from_pylist(rejects, schema=REJECTS), numbers)
+
+    # The index names the shard where it is, and not the copy that was read.
+    names = pa.array([str(unit.shard)] * checked.samples.num_rows, pa.string())
+    column = checked.samples.column_names.index("shard")
+    samples = checked.samples.set_column(column, "shard", names)
+    rejects = pa.Table.from_pylist(checked.rejects, schema=REJECTS)
+    write_unit(unit.name, out, index=samples, rejects=rejects, record=checked.record)
 
 
 def index_beside(shard: Location) -> pa.Table:
     """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it cannot be read."""
-    place, name = join(parent(shard), "index.parquet"), PurePosixPath(str(shard)).name
+    file = join(parent(shard), "index.parquet")
+    name = PurePosixPath(str(shard)).name
     try:
-        with local_copy(place) as path:
-            if not set(INDEX.names) <= set(
-                pq.read_schema(path).names
-            ):  # of an earlier version, or something else
+        with local_copy(file) as path:
+            columns = pq.read_schema(path).names
+            if not set(INDEX.names) <= set(columns):  # of an earlier version, or something else
                 return INDEX.empty_table()
             return pq.read_table(path, filters=[("shard", "==", name)], schema=INDEX)
     except FileNotFoundError:
         return INDEX.empty_table()
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{place}: cannot be read: {error}; remove it to index the shards without it"
+            f"{file}: cannot be read: {one_line(error)}; remove it to index the shards without it"
         ) from error
 
 
-def check_frames(
-    index: pa.Table, known: pa.Table, path: Path, shard: Location
-) -> tuple[pa.Table, list[dict[str, str]], dict[str, Any]]:
-    """Returns the samples whose middle frame can be read, the others as rejects, and numbers.
+class CheckedSamples(NamedTuple):
+    """The rows of a shard's samples whose middle frame can be read, the others as rejects, and the
+    record of the unit.
 
-    known: the rows of an earlier index; what it has and the shard has not, or with other sums, is a reject. The numbers
-    are the pixel sums (3, 3) of the training frames and of all frames, the frame sizes of the videos, and the numbers
-    of items, captions and questions of each split in the shard, including corrupt samples.
+    The record has the pixel sums (3, 3) of the training frames and of all frames, the frame sizes
+    of the videos, and for each split the counts of items, captions and questions in the shard,
+    including corrupt samples.
     """
-    keep, rejects, training, everything = [], [], np.zeros((3, 3)), np.zeros((3, 3))
+
+    samples: pa.Table
+    rejects: list[dict[str, str]]
+    record: dict[str, Any]
+
+
+def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location) -> CheckedSamples:
+    """Decodes the middle frame of each sample of a shard.
+
+    earlier: the rows of the index.parquet beside the shard. Its samples that the shard no longer
+    has, or has with other checksums, are rejects.
+    """
+    rows = index.to_pylist()
+    row_indices = {row["key"]: i for i, row in enumerate(rows)}
+    earlier_rows = {row["key"]: row for row in earlier.to_pylist()}
+
+    kept: list[int] = []
+    rejects: list[dict[str, str]] = []
+    training = np.zeros((3, 3))
+    everything = np.zeros((3, 3))
     sizes: set[str] = set()
     expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
-    read = {row["key"]: (number, row) for number, row in enumerate(index.to_pylist())}
-    earlier = {row["key"]: row for row in known.to_pylist()}
-    for key in dict.fromkeys([*read, *earlier]):
-        number, found = read.get(key, (-1, None))
-        row = earlier.get(key, found)
+    for key in dict.fromkeys([*row_indices, *earlier_rows]):
+        row_index = row_indices.get(key)
+        current = None if row_index is None else rows[row_index]
+        # A lost sample is known from the earlier index only.
+        row = earlier_rows.get(key, current)
         assert row is not None
-        expected[row["split"]]["items"] += 1
-        for name in COUNT_NAMES[1:]:
-            expected[row["split"]][name] += len(row[name])
+
+        counts = expected[row["split"]]
+        counts["items"] += 1
+        counts["captions"] += len(row["captions"])
+        counts["questions"] += len(row["questions"])
+
         try:
-            if found is None or any(
-                found[name] != row[name] for name in ("json_crc32", "frame_crc32s")
-            ):
-                raise Unreadable(
-                    f"{row['id']}, {'changed' if found else 'lost'} since index.parquet was written"
-                )
-            sample = sample_from_row(found, path)
-            (frame,) = sample.frames([len(sample) // 2])
+            frame = middle_frame(row, current, path)
         except Unreadable as error:
             detail = str(error).rpartition(f"{row['id']}, ")[2]
-            rejects.append(
-                Reject(
-                    id=row["id"], path=str(shard), reason="unreadable", detail=detail
-                ).model_dump()
-            )
+            reject = Reject(id=row["id"], path=str(shard), reason="unreadable", detail=detail)
+            rejects.append(reject.model_dump())
             continue
-        keep.append(number)
+
+        assert row_index is not None
+        kept.append(row_index)
         if row["kind"] == "video":
             sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
-        everything += pixel_sums(frame)
+        sums = pixel_sums(frame)
+        everything += sums
         if row["split"] == "train":
-            training += pixel_sums(frame)
-    sums = {"training": training.tolist(), "everything": everything.tolist()}
-    numbers = {**sums, "sizes": sorted(sizes), "expected": expected}
-    return index.take(pa.array(keep, pa.int64())), rejects, numbers
+            training += sums
+
+    record = {
+        "training": training.tolist(),
+        "everything": everything.tolist(),
+        "sizes": sorted(sizes),
+        "expected": expected,
+    }
+    return CheckedSamples(index.take(pa.array(kept, pa.int64())), rejects, record)
+
+
+def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path) -> np.ndarray:
+    """The middle frame (H, W, 3) uint8 of a sample in the shard `path`.
+
+    row: of the earlier index, if there is one. current: the row of the shard as it is now, None if
+    the sample is lost. Raises Unreadable if it is lost, has changed or cannot be decoded.
+    """
+    if current is None:
+        raise Unreadable(f"{row['id']}, lost since index.parquet was written")
+    if any(current[name] != row[name] for name in ("json_crc32", "frame_crc32s")):
+        raise Unreadable(f"{row['id']}, changed since index.parquet was written")
+
+    sample = sample_from_row(current, path)
+    (frame,) = sample.frames([len(sample) // 2])
+    return frame
 
 
 def check_samples(units: list[ShardUnit], out: Path) -> None:
     """Raises InputError if two samples have the same id, or if the videos have different frame sizes, which cannot be
     batched. Images may have any size: they are resized when they are read."""
-    ids = [
-        pq.read_table(part_path(unit.name, "index.parquet", out), columns=["id", "shard"])
-        for unit in units
-    ]
-    rows = pa.concat_tables(ids)
+    parts = [part_path(unit.name, "index.parquet", out) for unit in units]
+    rows = pa.concat_tables([pq.read_table(part, columns=["id", "shard"]) for part in parts])
     counts = rows.group_by("id").aggregate([("shard", "count")])
-    if duplicates := counts.filter(pc.greater(counts["shard_count"], 1))["id"].to_pylist()[:1]:
-        shards = rows.filter(pc.equal(rows["id"], duplicates[0]))["shard"].to_pylist()
+    repeated = counts.filter(pc.greater(counts["shard_count"], 1))["id"]
+    if len(repeated):
+        sample_id = repeated[0].as_py()
+        shards = rows.filter(pc.equal(rows["id"], sample_id))["shard"].to_pylist()
         raise InputError(
-            f"{shards[1]}: id {duplicates[0]!r} is also in {shards[0]}; ids must be unique"
+            f"{shards[1]}: id {sample_id!r} is also in {shards[0]}; ids must be unique"
         )
-    first: dict[str, ShardUnit] = {}
+
+    shard_of_size: dict[str, Location] = {}
     for unit in units:
         for size in read_json(part_path(unit.name, "json", out))["sizes"]:
-            first.setdefault(size, unit)
-    if len(first) > 1:
-        (size, unit), (other_size, other), *_ = first.items()
+            shard_of_size.setdefault(size, unit.shard)
+    if len(shard_of_size) > 1:
+        (size, shard), (other_size, other_shard), *_ = shard_of_size.items()
         raise InputError(
-            f"{other.shard}: video frames of {other_size}, but {size} in {unit.shard}; a corpus needs one frame size: "
-            "put the others in another corpus"
+            f"{other_shard}: video frames of {other_size}, but {size} in {shard}; a corpus needs "
+            "one frame size: put the others in another corpus"
         )
 
 
 def merge(units: list[ShardUnit], out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects and the statistics."""
-    training, everything = np.zeros((3, 3)), np.zeros((3, 3))
-    expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
+    training = np.zeros((3, 3))
+    everything = np.zeros((3, 3))
+    expected: dict[str, dict[str, int]] = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
     for unit in units:
-        numbers = read_json(part_path(unit.name, "json", out))
-        training += numbers["training"]
-        everything += numbers["everything"]
-        for split, counts in numbers["expected"].items():
+        record = read_json(part_path(unit.name, "json", out))
+        training += record["training"]
+        everything += record["everything"]
+        for split, counts in record["expected"].items():
             for name in COUNT_NAMES:
                 expected[split][name] += counts[name]
+
     merge_parts([unit.name for unit in units], out)
-    counts = write_statistics(out, training, everything, expected)
-    assert counts["items"] == sum(split["items"] for split in expected.values())
-    return Outcome(counts | {"shards": len(units)})
+    totals = write_statistics(out, training, everything, expected)
+    # No sample is left out in silence: each one is in the index or in the rejects.
+    assert totals["items"] == sum(counts["items"] for counts in expected.values())
+    return Outcome(totals | {"shards": len(units)})

@@ -53,7 +53,7 @@ def scores_of(
     things = things_of(corpus, "test")
     things_of_items = [things[name] for name in gallery.ids]
 
-    videos = encode_videos(folder.normalized(device), gallery.reader, gallery.numbers)
+    videos = encode_videos(folder.normalized(device), gallery.reader, gallery.sample_indices)
     texts = encode_texts(model, folder.tokenizer, gallery.texts, length)
     prompts = [f"a photo of a {entity}" for entity in entities]
     names = encode_texts(model, folder.tokenizer, prompts, length)

@@ -27,12 +27,14 @@ TEXTS = ("captions", "questions")
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Concatenates many small tables in a file, with a small buffer."""
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        # The empty table makes `concat_tables` work without any other.
         buffer: list[pa.Table] = [schema.empty_table()]
         for table in tables:
             buffer.append(table)
             if sum(rows.num_rows for rows in buffer) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
                 buffer = [schema.empty_table()]
+
         writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
 
 
@@ -42,49 +44,69 @@ def write_statistics(
     everything: np.ndarray,
     expected: Mapping[str, Mapping[str, int]],
 ) -> dict[str, int]:
-    """Writes statistics.json, and returns the numbers of items, samples and rejects, by index.parquet and
-    rejects.parquet.
+    """Writes statistics.json, and returns the counts of items, samples and rejects, by
+    index.parquet and rejects.parquet.
 
-    The file has the mean and standard deviation of each channel, from the pixel sums (3, 3) of the training samples, or
-    of all samples if there are no training samples; hours of video, rejects by reason, and for each split the items,
-    captions and questions: their number in the corpus and in the manifest (`expected`, by split).
+    The file has the mean and standard deviation of each channel, from the pixel sums (3, 3) of the
+    training samples, or of all samples if there are no training samples; hours of video, rejects by
+    reason, and for each split the counts of items, captions and questions, each in the corpus and
+    in the manifest (`expected`, by split).
     """
     index = pq.read_table(out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"])
-    reasons = reasons_of(out)
+    reasons = reject_reasons(out)
+
     splits: dict[str, dict[str, int]] = {}
+    compared: dict[str, dict[str, list[int]]] = {}
     for split in SPLITS:
         rows = index.filter(pc.equal(index["split"], split))
-        texts = {name: pc.sum(pc.list_value_length(rows[name])).as_py() or 0 for name in TEXTS}
-        splits[split] = {"items": rows.num_rows} | texts
-    sums = training if training.any() else everything
-    pixels = np.maximum(sums[0], 1)
-    mean = sums[1] / pixels
-    std = np.sqrt(np.maximum(sums[2] / pixels - mean**2, 1e-6))
+        counts = {"items": rows.num_rows}
+        for name in TEXTS:
+            # The sum of no rows is null.
+            counts[name] = pc.sum(pc.list_value_length(rows[name])).as_py() or 0
+        splits[split] = counts
+        compared[split] = {name: [n, expected[split][name]] for name, n in counts.items()}
+
+    mean, std = mean_and_std(training if training.any() else everything)
     statistics = {
         "mean": mean.round(5).tolist(),
         "std": std.round(5).tolist(),
         "hours": round((pc.sum(index["duration"]).as_py() or 0) / 3600, 4),
-        "splits": {
-            split: {name: [n, expected[split][name]] for name, n in splits[split].items()}
-            for split in splits
-        },
+        "splits": compared,
         "reasons": dict(reasons.most_common()),
     }
     write_json(out / "statistics.json", statistics)
+
     videos = pc.sum(pc.equal(index["kind"], "video")).as_py() or 0
-    return {
+    totals = {
         "items": index.num_rows + reasons.total(),
         "samples": index.num_rows,
         "rejected": reasons.total(),
         "videos": videos,
         "images": index.num_rows - videos,
-        **{split: counts["items"] for split, counts in splits.items()},
-        **{name: sum(counts[name] for counts in splits.values()) for name in TEXTS},
     }
+    for split, counts in splits.items():
+        totals[split] = counts["items"]
+    for name in TEXTS:
+        totals[name] = sum(counts[name] for counts in splits.values())
+    return totals
 
 
-def reasons_of(out: Path) -> Counter[str]:
-    return Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+def mean_and_std(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (3,) and standard deviation (3,) of the pixels of each channel, from `pixel_sums`.
+
+    The standard deviation is at least 0.001: frames are divided by it, and rounding may give a
+    corpus of one color a negative variance.
+    """
+    pixels = np.maximum(sums[0], 1)
+    mean = sums[1] / pixels
+    variance = sums[2] / pixels - mean**2
+    return mean, np.sqrt(np.maximum(variance, 1e-6))
+
+
+def reject_reasons(out: Path) -> Counter[str]:
+    """How many items of a corpus are rejected for each reason."""
+    rejects = pq.read_table(out / "rejects.parquet", columns=["reason"])
+    return Counter(rejects["reason"].to_pylist())
 
 
 def complete(
@@ -95,59 +117,73 @@ def complete(
     compared: the most samples whose frames are compared between the splits. Raises InputError if too many items are
     rejected.
     """
-    counts, outcome.warnings = write_overlap(out, compared)
-    outcome.counts |= counts
+    shared, outcome.warnings = write_overlap(out, compared)
+    outcome.counts |= shared
     draw_samples(out)
+    # Last: whoever reads that too many are rejected finds the tables and the picture.
     check_rejects(source, out, max_reject_share, outcome.counts["items"])
 
 
 def check_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> None:
     """Raises InputError if the share of rejected items is above the limit. Rejects below it are logged."""
-    reasons, place = reasons_of(out), out / "rejects.parquet"
-    shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-    if reasons.total() > max_reject_share * items:
+    table = out / "rejects.parquet"
+    reasons = reject_reasons(out)
+    rejected = reasons.total()
+    by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+
+    if rejected > max_reject_share * items:
         raise InputError(
-            f"{source}: {reasons.total()} of {items} items are rejected, more than max_reject_share = "
-            f"{max_reject_share:g} allows ({shown}); see {place}"
+            f"{source}: {rejected} of {items} items are rejected, more than max_reject_share = "
+            f"{max_reject_share:g} allows ({by_reason}); see {table}"
         )
-    if reasons:
-        log.info(f"{reasons.total()} of {items} items are rejected ({shown}): {place}")
+    if rejected:
+        log.info(f"{rejected} of {items} items are rejected ({by_reason}): {table}")
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
     """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3, 3)."""
-    counts = np.stack(
+    # Histograms need no copy of the frames as floating-point numbers.
+    histograms = np.stack(
         [np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)]
     )
-    return np.stack([counts @ (np.arange(256) / 255) ** power for power in range(3)])
+    values = np.arange(256) / 255
+    return np.stack([histograms @ values**power for power in range(3)])
 
 
 def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str]]:
-    """Writes overlap.parquet, the validation and test items that share a caption or equal-looking frames with a
-    training item, and adds their counts to statistics.json.
+    """Writes overlap.parquet, the validation and test items that share a caption or equal-looking
+    frames with a training item, and adds their counts to statistics.json.
 
-    The frames of at most `max_samples` samples are compared. Returns the counts above 0, and a warning for each split
-    that has any.
+    The frames of at most `max_samples` samples are compared. Returns the counts above 0, and a
+    warning for each split that has any.
     """
     table, overlaps = overlap(out, max_samples)
     pq.write_table(table, out / "overlap.parquet")
     write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": overlaps})
-    counts: dict[str, int] = {}
+
+    shared: dict[str, int] = {}
     warnings = []
-    for split, numbers in overlaps.items():
-        shared = {name: count for name in ("captions", "frames") if (count := numbers[name])}
-        counts |= {f"{split}_{name}_in_training": count for name, count in shared.items()}
-        if shared:
-            warnings.append(
-                f"{split}: {numbers['captions']} of {numbers['items']} items share a caption with a training item, and "
-                f"{numbers['frames']} of {numbers['compared']} look like one (overlap.parquet)"
+    for split, counts in overlaps.items():
+        for name in ("captions", "frames"):
+            if counts[name]:
+                shared[f"{split}_{name}_in_training"] = counts[name]
+
+        if counts["captions"] or counts["frames"]:
+            warning = (
+                f"{split}: {counts['captions']} of {counts['items']} items share a caption with a "
+                f"training item, and {counts['frames']} of {counts['compared']} look like one "
+                "(overlap.parquet)"
             )
-            log.warning(warnings[-1])
-    return counts, warnings
+            warnings.append(warning)
+            log.warning(warning)
+    return shared, warnings
 
 
 def draw_samples(out: Path, count: int = 8) -> None:
     """Writes pictures/samples.png: evenly spaced samples of the corpus with their texts."""
-    if rows := sample_strips(ShardReader(out), count):
-        (out / "pictures").mkdir(exist_ok=True)
-        sheet(rows, columns=2 if len(rows) > 1 else 1).save(out / "pictures" / "samples.png")
+    strips = sample_strips(ShardReader(out), count)
+    if not strips:
+        return
+    (out / "pictures").mkdir(exist_ok=True)
+    picture = sheet(strips, columns=2 if len(strips) > 1 else 1)
+    picture.save(out / "pictures" / "samples.png")

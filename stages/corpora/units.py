@@ -37,7 +37,10 @@ def open_parts(out: Path) -> Path:
     """Creates the folder of the parts, and deletes temporary files of killed processes in `out`."""
     parts = out / "parts"
     make_folder(parts)
-    for stale in (*out.rglob(".*.part"), *parts.glob(".fetched.*")):
+
+    unfinished = out.rglob(".*.part")
+    downloads = parts.glob(".fetched.*")
+    for stale in (*unfinished, *downloads):
         if stale.is_dir():
             shutil.rmtree(stale)
         stale.unlink(missing_ok=True)
@@ -53,21 +56,25 @@ def write_unit(
     name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]
 ) -> None:
     """Writes the parts of a unit, the record last."""
-    for table, kind in ((index, "index.parquet"), (rejects, "rejects.parquet")):
-        pq.write_table(table, part_path(name, kind, out))
-        sync(part_path(name, kind, out))
+    for kind, table in (("index.parquet", index), ("rejects.parquet", rejects)):
+        path = part_path(name, kind, out)
+        pq.write_table(table, path)
+        # The record must not reach the disk before the tables that it declares finished.
+        sync(path)
     write_json(part_path(name, "json", out), record)
 
 
 def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
-    """The record and the rejects of a unit that an interrupted run finished; None if it is not finished, or if one of
-    its parts cannot be read, of which a line is printed."""
+    """The record and the rejects of a unit that an interrupted run finished; None if it is not
+    finished, or, with a warning, if one of its parts cannot be read."""
     path = part_path(name, "json", out)
     if not path.is_file():
         return None
+
     try:
         pq.read_metadata(part_path(name, "index.parquet", out))
-        return dict(read_json(path)), pq.read_table(part_path(name, "rejects.parquet", out))
+        rejects = pq.read_table(part_path(name, "rejects.parquet", out))
+        return dict(read_json(path)), rejects
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         log.warning(
             f"{out}: {name} is built again: a part of it cannot be read ({one_line(error)})"
@@ -77,7 +84,7 @@ def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
 
 
 def forget_unit(name: str, out: Path) -> None:
-    """Removes the mark that a unit is finished, before it is made again."""
+    """Removes the mark that a unit is finished, before it is built again."""
     part_path(name, "json", out).unlink(missing_ok=True)
     sync(out / "parts")
 
@@ -108,8 +115,10 @@ def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] =
 
     names: the names of the units, in order. invalid: rejects that belong to no unit.
     """
+    # Generators: memory holds the parts of a few units at a time.
     index = (pq.read_table(part_path(name, "index.parquet", out)) for name in names)
     rejects = (pq.read_table(part_path(name, "rejects.parquet", out)) for name in names)
+
     write_tables(out / "index.parquet", INDEX, index)
     write_tables(out / "rejects.parquet", REJECTS, chain(invalid, rejects))
 
@@ -122,10 +131,7 @@ UNITS = pa.schema(
         ("sha256", pa.string()),  # of the tar; empty without a tar
         ("samples", pa.int64()),
         ("rejected", pa.int64()),
-        (
-            "sums",
-            pa.list_(pa.float64()),
-        ),  # of the pixels of each channel: counts, sums, sums of squares
+        ("sums", pa.list_(pa.float64())),  # `pixel_sums`, flat
     ]
 )
 
@@ -133,49 +139,50 @@ UNITS = pa.schema(
 @lru_cache(maxsize=1)
 def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for folder in sorted(record.parent for record in out.parent.glob(f"*/{RECORD}")):
-        with suppress(
-            OSError, pa.ArrowException
-        ):  # deleted or corrupt: its units are decoded again
-            found |= {
-                unit["key"]: (folder, unit)
-                for unit in pq.read_table(folder / "units.parquet").to_pylist()
-            }
-    return found
+    units: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for record in sorted(out.parent.glob(f"*/{RECORD}")):
+        folder = record.parent
+        # If a corpus is deleted meanwhile, or corrupt, its units are decoded again.
+        with suppress(OSError, pa.ArrowException):
+            for unit in pq.read_table(folder / "units.parquet").to_pylist():
+                units[unit["key"]] = (folder, unit)
+    return units
 
 
 def reuse_unit(
     key: str, name: str, ids: list[str], out: Path
 ) -> tuple[dict[str, Any], pa.Table, pa.Table] | None:
-    """The record of an earlier unit with this key, its index rows and its rejects; its shard is linked into `out` as
-    `name`. None if no corpus has the complete unit."""
-    if key not in (units := earlier_units(out)):
+    """The record of an earlier unit with this key, its index rows and its rejects; its shard is
+    linked into `out` as `name`. None if no corpus has the complete unit.
+
+    ids: of the unit's rows.
+    """
+    units = earlier_units(out)
+    if key not in units:
         return None
     folder, unit = units[key]
+    shard = folder / f"{unit['name']}.tar"
+
     try:
-        index = pq.read_table(
-            folder / "index.parquet", filters=[("shard", "==", f"{unit['name']}.tar")], schema=INDEX
-        )
-        rejected = pq.read_table(
-            folder / "rejects.parquet", filters=[("id", "in", ids)], schema=REJECTS
-        )
+        of_shard = [("shard", "==", shard.name)]
+        index = pq.read_table(folder / "index.parquet", filters=of_shard, schema=INDEX)
+        of_ids = [("id", "in", ids)]
+        rejected = pq.read_table(folder / "rejects.parquet", filters=of_ids, schema=REJECTS)
+
         is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
         if not is_complete or has_transient(rejected):
             return None
+
         if unit["samples"]:
-            shard = folder / f"{unit['name']}.tar"
             if checksum(shard) != unit["sha256"]:
                 return None
             link(shard, out / f"{name}.tar")
     except (OSError, pa.ArrowException):  # deleted or corrupt
         return None
-    shards = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
-    return (
-        unit | {"name": name},
-        index.set_column(index.schema.get_field_index("shard"), "shard", shards),
-        rejected,
-    )
+
+    names = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
+    column = index.schema.get_field_index("shard")
+    return unit | {"name": name}, index.set_column(column, "shard", names), rejected
 
 
 def has_transient(rejected: pa.Table) -> bool:
@@ -184,6 +191,7 @@ def has_transient(rejected: pa.Table) -> bool:
 
 
 def link(old: Path, new: Path) -> None:
+    """Makes a hard link to a file, or a copy if links are not supported."""
     new.unlink(missing_ok=True)  # renaming a link over another link to the same file keeps both
     with atomic_write(new) as temporary:
         try:

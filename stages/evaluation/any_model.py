@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -32,7 +33,7 @@ from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction
 from alpro.stages.evaluation.protocol import also_in_training
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.scores import add_answers, add_retrieval
+from alpro.stages.evaluation.scores import Question, add_answers, add_retrieval
 
 
 @dataclass(frozen=True)
@@ -41,110 +42,157 @@ class Labeled:
     other videos for which its captions are right, too."""
 
     source: Row | Sample
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def id(self) -> str:
-        return str(self.about["id"])
+        return str(self.metadata["id"])
 
 
 def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[list[Labeled], str]:
     """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
     the split that are not also in training; of a manifest with a column `split`, those of the split. Otherwise all,
     but if one of the `models` was trained on some of them, those of its run's split."""
-    source, models = (
-        absolute(source),
-        [model.parent if model.name == "model" else model for model in models],
-    )
+    source = absolute(source)
+    artifacts = [model.parent if model.name == "model" else model for model in models]
     if is_corpus(source):
-        listed = isinstance(source, Path) and (source / "overlap.parquet").is_file()
-        shared = also_in_training(Path(source), split) if listed else set()
-        reader = ShardReader(source, split, exclude=shared)
-        samples = map(reader.__getitem__, range(len(reader)))
-        items = [
-            Labeled(replace(sample, fetched=None), sample.about) for sample in samples
-        ]  # not all in memory
-        what = f"split {split}" + (
-            f", without {len(shared)} that are also in training" if shared else ""
-        )
+        items, what = labeled_samples(source, split)
     else:
-        rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
-        named = any(row.split for row in rows)
-        own = None if named else own_split(rows, source, models, split)
-        what = f"split {split}" if named else "all: the data names no split"
-        if own is not None:
-            what = f"split {split} of the model's own run"
-        elif not named and (unknown := [model.name for model in models if not read_record(model)]):
-            what += f", and no record says whether {' and '.join(unknown)} trained on it"
-        kept = [row for row in rows if not named or row.split == split] if own is None else own
-        items = [Labeled(row, row.model_dump()) for row in kept]
-    items = [item for item in items if item.about["captions"] or item.about["questions"]]
+        items, what = labeled_rows(source, split, artifacts)
+
+    items = [item for item in items if item.metadata["captions"] or item.metadata["questions"]]
     if not items:
         raise InputError(f"{source}: no video with a caption or a question ({what})")
     return items, what
 
 
-def own_split(
-    rows: list[Row], source: Location, models: Sequence[Path], split: str
+def labeled_samples(corpus: Location, split: str) -> tuple[list[Labeled], str]:
+    """The samples of a split of a decoded corpus, without those that are also in training."""
+    shared: set[str] = set()
+    if isinstance(corpus, Path) and (corpus / "overlap.parquet").is_file():
+        shared = also_in_training(corpus, split)
+    reader = ShardReader(corpus, split, exclude=shared)
+
+    items = []
+    for index in range(len(reader)):
+        sample = reader[index]
+        # Without the bytes that were fetched: memory does not hold the frames of all samples.
+        items.append(Labeled(replace(sample, fetched=None), sample.about))
+
+    what = f"split {split}"
+    if shared:
+        what = f"{what}, without {len(shared)} that are also in training"
+    return items, what
+
+
+def labeled_rows(
+    source: Location, split: str, artifacts: Sequence[Path]
+) -> tuple[list[Labeled], str]:
+    """The rows of a manifest or a folder: those of the split if they name splits, otherwise those of the split in the
+    run of one of the artifacts that trained on them, otherwise all."""
+    rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
+    if any(row.split for row in rows):
+        kept = [row for row in rows if row.split == split]
+        what = f"split {split}"
+    else:
+        of_run = split_of_run(rows, source, artifacts, split)
+        if of_run is not None:
+            kept = of_run
+            what = f"split {split} of the model's own run"
+        else:
+            kept = rows
+            what = "all: the data names no split"
+            unknown = [artifact.name for artifact in artifacts if not read_record(artifact)]
+            if unknown:
+                what += f", and no record says whether {' and '.join(unknown)} trained on it"
+    return [Labeled(row, row.model_dump()) for row in kept], what
+
+
+def split_of_run(
+    rows: list[Row], source: Location, artifacts: Sequence[Path], split: str
 ) -> list[Row] | None:
-    """The rows of the split in the run that trained one of the models: of the rows that it decoded, its own; of others,
-    by the hash of their group, as it would decode them. None if its corpora have no id and less than half of the files.
+    """The rows of the split in the run that trained one of the models. Rows that the run decoded keep its split; others
+    get the split that their group's hash gives. None if no corpus of the runs has an id or half of the files.
 
     Raises InputError if a corpus is not there to tell.
     """
-    for corpus in (corpus for model in models for corpus in corpora_of(model)):
+    corpora = chain.from_iterable(map(corpora_of, artifacts))
+    for corpus in corpora:
         config = (read_record(corpus) or {}).get("config")
         if config is None or not (corpus / "index.parquet").is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
                 "column split"
             )
-        index = pq.read_table(
-            corpus / "index.parquet", columns=["id", "source", "split"]
-        ).to_pydict()
-        known = dict(zip(index["id"], index["split"], strict=True))
-        if not any(row.id in known for row in rows):
-            files = dict(zip(index["source"], index["split"], strict=True))
-            known = {row.id: files[row.file_name] for row in rows if row.file_name in files}
-            if len(known) < max(1, len(rows) / 2):
-                continue
+
+        known = known_splits(corpus, rows)
+        if known is None:
+            continue
         names = ("group_pattern", "validation", "test", "seed")
+        settings = {name: config[name] for name in names if name in config}
         with TemporaryDirectory() as cache:
-            settings = {name: config[name] for name in names if name in config}
             plan = DecodePlan(import_source(source, Path(cache)), **settings)
             return [row for row in plan.rows(plan.numbers) if known.get(row.id, row.split) == split]
     return None
 
 
+def known_splits(corpus: Path, rows: list[Row]) -> dict[str, str] | None:
+    """The splits of a corpus by the ids of samples; by the ids of the rows if none is the same, but at least half of
+    the files are. None if the corpus was not decoded from these rows."""
+    index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
+    by_id = dict(zip(index["id"], index["split"], strict=True))
+    if any(row.id in by_id for row in rows):
+        return by_id
+
+    by_file = dict(zip(index["source"], index["split"], strict=True))
+    splits = {row.id: by_file[row.file_name] for row in rows if row.file_name in by_file}
+    # Single files of one name, such as video1.mp4, are in many data sets.
+    return splits if len(splits) >= max(1, len(rows) / 2) else None
+
+
 def corpora_of(artifact: Path) -> Iterator[Path]:
     """The decoded corpora on which the model of an artifact was trained, and those on which its inputs were."""
-    for source in (read_record(artifact) or {"inputs": {}})["inputs"].values():
+    record = read_record(artifact)
+    if record is None:
+        return
+    for source in record["inputs"].values():
         folder = input_folder(artifact, source)
-        yield from [folder] if source["stage"] in CORPUS_STAGES else corpora_of(folder)
+        if source["stage"] in CORPUS_STAGES:
+            yield folder
+        else:
+            yield from corpora_of(folder)
 
 
 def labels_of(items: list[Labeled]) -> Labels:
     """Which videos are right for each text. Equal captions, whatever their case, are one text with several videos."""
-    place, owners = {item.id: i for i, item in enumerate(items)}, dict[str, tuple[str, set[int]]]()
+    index_of_id = {item.id: i for i, item in enumerate(items)}
+    texts: dict[str, str] = {}  # by their key, as the first video writes them
+    videos_of_text: dict[str, set[int]] = {}
     for i, item in enumerate(items):
-        also = {
-            place[other] for other in item.about["meta"].get("relevant") or () if other in place
-        }
-        for text in item.about["captions"]:
-            owners.setdefault(text.casefold(), (text, set()))[1].update({i} | also)
-    relevant = np.zeros((len(owners), len(items)), bool)
-    for row, (_, videos) in zip(relevant, owners.values(), strict=True):
-        row[list(videos)] = True
-    return Labels([item.id for item in items], [text for text, _ in owners.values()], relevant)
+        videos = {i}
+        for other in item.metadata["meta"].get("relevant") or ():
+            if other in index_of_id:
+                videos.add(index_of_id[other])
+        for text in item.metadata["captions"]:
+            key = text.casefold()
+            texts.setdefault(key, text)
+            videos_of_text.setdefault(key, set()).update(videos)
+
+    relevant = np.zeros((len(texts), len(items)), bool)
+    for row, key in zip(relevant, texts, strict=True):
+        row[list(videos_of_text[key])] = True
+    return Labels([item.id for item in items], list(texts.values()), relevant)
 
 
 def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
     """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
-    kept, tokens, features = list[Labeled](), [], []
+    kept: list[Labeled] = []
+    tokens = []
+    features = []
+    # Only ALPRO's matching and answer heads read the tokens of patches.
     cls_only = not isinstance(model.folder.model, Alpro)
-    for batch in model.batches(
-        [item.source for item in items], cls_only=cls_only, total=len(items)
-    ):
+    sources = [item.source for item in items]
+    for batch in model.batches(sources, cls_only=cls_only, total=len(items)):
         if batch.decoded:
             kept += [items[i] for i in batch.decoded]
             tokens.append(batch.videos.tokens)
@@ -173,12 +221,15 @@ class Threshold:
     def of(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
         """similarity, relevant (boolean): (texts, videos)."""
         best = np.sort(similarity.max(1))
-        others = np.sort(np.where(relevant, -np.inf, similarity).max(1))
-        levels = np.unique(np.concatenate([best, others]))
+        best_wrong = np.sort(np.where(relevant, -np.inf, similarity).max(1))
+
+        # Both shares change at these similarities only; `searchsorted` counts what lies below.
+        levels = np.unique(np.concatenate([best, best_wrong]))
         missed = np.searchsorted(best, levels) / len(best)
-        accepted = 1 - np.searchsorted(others, levels) / len(others)
-        least = int(np.argmin(missed + accepted))
-        return cls(float(levels[least]), float(missed[least]), float(accepted[least]))
+        accepted = 1 - np.searchsorted(best_wrong, levels) / len(best_wrong)
+
+        i = int(np.argmin(missed + accepted))
+        return cls(float(levels[i]), missed=float(missed[i]), accepted=float(accepted[i]))
 
 
 @torch.inference_mode()
@@ -188,77 +239,112 @@ def evaluate(
     """Scores a model on what the data has labels for: answers if it answers questions, otherwise retrieval; and the
     entities of its prompter. Returns the results, which are written to a folder, the videos that could be decoded, and
     the threshold of a model that searches. Raises InputError if there is nothing to score."""
-    results, threshold = Results(split, out), None
+    results = Results(split, out)
     decoded, videos = encode(model, items)
     if len(decoded) < len(items):
         results.add_share(
-            "decoded", "data", "videos of the data", "decoded", len(decoded), len(items)
+            table="decoded",
+            key="data",
+            what="videos of the data",
+            name="decoded",
+            share=(len(decoded), len(items)),
         )
+
+    threshold = None
     if model.folder.answers:
-        _answers(results, model, decoded, videos)
-    elif (labels := labels_of(decoded)).texts:
-        threshold = _retrieval(results, model, labels, videos)
-    if prompter:
-        named, of_prompter = (decoded, videos) if prompter is model else encode(prompter, decoded)
-        _entities(results, prompter, named, of_prompter)
+        _add_answers(results, model, decoded, videos)
+    else:
+        labels = labels_of(decoded)
+        if labels.texts:
+            threshold = _add_retrieval(results, model, labels, videos)
+
+    if prompter is model:
+        _add_entities(results, prompter, decoded, videos)
+    elif prompter is not None:
+        decoded_by_prompter, prompter_videos = encode(prompter, decoded)
+        _add_entities(results, prompter, decoded_by_prompter, prompter_videos)
+
     if not results.rows:
         raise InputError(f"no labels that this {model.folder.task} model could be scored on")
     results.outcome()
     return results, decoded, threshold
 
 
-def _retrieval(results: Results, model: Model, labels: Labels, videos: Videos) -> Threshold:
+def _add_retrieval(results: Results, model: Model, labels: Labels, videos: Videos) -> Threshold:
     """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks."""
     frames = f"{model.folder.model.config.video.frames} frames"
+    protocol = f"all pairs, {frames}"
     similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
     add_retrieval(
-        results, "by similarity", "similarity", similarity, labels, protocol=f"all pairs, {frames}"
+        results,
+        what="by similarity",
+        name="similarity",
+        scores=similarity,
+        labels=labels,
+        protocol=protocol,
     )
     for direction, (ranked, relevant) in by_direction(similarity, labels.relevant).items():
         precision = average_precision(ranked, relevant, labels.queries(direction))
-        results.add(precision, "by similarity", "similarity", direction, f"all pairs, {frames}")
+        results.add(precision, "by similarity", "similarity", direction, protocol)
+
     if isinstance(model.folder.model, Alpro):
         with model.precision():
             texts = model.texts(labels.texts)
             (scores,) = match_top_k(
-                model.folder.model, texts, videos, RERANKED, directions=("t2v",)
+                model.folder.model, texts, videos, k=RERANKED, directions=("t2v",)
             )
-        protocol = f"top {RERANKED}, {frames}"
         add_retrieval(
-            results, f"with --rerank {RERANKED}", "rerank", scores, labels, ("t2v",), protocol
+            results,
+            what=f"with --rerank {RERANKED}",
+            name="rerank",
+            scores=scores,
+            labels=labels,
+            directions=("t2v",),
+            protocol=f"top {RERANKED}, {frames}",
         )
     return Threshold.of(similarity, labels.relevant)
 
 
-def _answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
+def _add_answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
     """Adds the accuracy of answers by type; beside it that of the most frequent right answer of each type."""
-    asked = [(i, question) for i, item in enumerate(items) for question in item.about["questions"]]
-    if not asked:
+    questions: list[Question] = []
+    video_of_question: list[int] = []
+    for i, item in enumerate(items):
+        questions += item.metadata["questions"]
+        video_of_question += [i] * len(item.metadata["questions"])
+    if not questions:
         raise InputError("this model answers questions, and the data has none")
-    places, questions = zip(*asked, strict=True)
-    alpro, pairs = cast(Alpro, model.folder.model), np.array([*enumerate(places)])
+
+    alpro = cast(Alpro, model.folder.model)
+    pairs = np.stack([np.arange(len(questions)), np.array(video_of_question)], axis=1)
     with model.precision():
         texts = model.texts([question["question"] for question in questions])
         logits = score(alpro, cast(nn.Module, alpro.qa_head), texts, videos, pairs).cpu()
-    about = [*questions], [items[i].id for i in places], [*questions]
-    add_answers(results, "question answering", "qa", logits, model.folder.answers, *about)
-
-
-def _entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
-    """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
-    names = prompter.folder.entities
-    best = {
-        kind: similarities(videos.features, of).argmax(1).tolist()
-        for kind, of in prompter.prompts.items()
-    }
-    named = (names[best[prompter.kind_of(item.source)][place]] for place, item in enumerate(items))
-    known = (
-        (item, true_entities(item.about, names), name)
-        for item, name in zip(items, named, strict=True)
+    add_answers(
+        results,
+        what="question answering",
+        name="qa",
+        logits=logits,
+        answers=model.folder.answers,
+        asked=questions,
+        video_ids=[items[i].id for i in video_of_question],
+        # There are no training questions: the baseline knows the right answers, and is optimistic.
+        trained=questions,
     )
-    clips = [
-        EntityPrediction(item.id, CAPTIONS.join(item.about["captions"]), truth, name)
-        for item, truth, name in known
-        if truth
-    ]
-    add_entities(results, clips, names)
+
+
+def _add_entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
+    """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
+    entities = prompter.folder.entities
+    best_of_kind = {}
+    for kind, prompts in prompter.prompts.items():
+        best_of_kind[kind] = similarities(videos.features, prompts).argmax(1).tolist()
+
+    predictions = []
+    for i, item in enumerate(items):
+        truth = true_entities(item.metadata, entities)
+        if truth:
+            best = best_of_kind[prompter.kind_of(item.source)][i]
+            captions = CAPTIONS.join(item.metadata["captions"])
+            predictions.append(EntityPrediction(item.id, captions, truth, named=entities[best]))
+    add_entities(results, predictions, entities)

@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
+from alpro.stages.evaluation.statistics import PairedDifference, Statistic, paired_difference
 
 SCORES = "scores.parquet"  # the value of every score of results.json for each of its queries
 SCORE_COLUMNS = ["score", "id", "text", "value"]
-Values = dict[
-    tuple[str, str, int], float
-]  # of queries: the id of the video, the text, and its number among equal ones
+# A query: the id of its video, its text, and how many equal ones are before it.
+Query = tuple[str, str, int]
+Values = dict[Query, float]
 
 
 class Comparison(NamedTuple):
     """`scores`: the row of results.json of each score that both evaluations have over the same queries, and its
-    difference. `other_queries`: for each score whose queries differ, the numbers of queries of both and of shared ones.
-    `single`: the number of scores that only one of them has."""
+    difference. `other_queries`: for each score whose queries differ, how many queries a has, b has, and both have.
+    `single`: how many scores only one of them has."""
 
     scores: list[tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int, int]]
@@ -35,33 +35,34 @@ def compare(a: Path, b: Path) -> Comparison:
     Raises InputError if one of them is no evaluation, if they have no score in common, and if no common score is of the
     same queries in both: then the test sets differ.
     """
-    first, second = values_of(a), values_of(b)
-    rows = [
-        row for row in read_json(a / "results.json") if row["name"] in first.keys() & second.keys()
-    ]
-    scores, other_queries = [], {}
-    for row in rows:
-        ours, theirs = first[row["name"]], second[row["name"]]
-        if ours.keys() == theirs.keys():
-            videos = np.array([video for video, _, _ in ours], object)
-            values = (
-                np.array([ours[query] for query in ours]),
-                np.array([theirs[query] for query in ours]),
-            )
-            scores.append((row, paired_difference(*values, videos, row["statistic"])))
-        else:
-            other_queries[row["name"]] = len(ours), len(theirs), len(ours.keys() & theirs.keys())
+    scores_a = values_of(a)
+    scores_b = values_of(b)
+    common = scores_a.keys() & scores_b.keys()
+
     names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
+    rows = [row for row in read_json(a / "results.json") if row["name"] in common]
     if not rows:
         raise InputError(
             f"{names} have no score in common; compare two artifacts of the same stage"
         )
-    if not scores:
-        name, (of_a, of_b, shared) = next(iter(other_queries.items()))
+
+    compared = []
+    other_queries = {}
+    for row in rows:
+        values_a = scores_a[row["name"]]
+        values_b = scores_b[row["name"]]
+        if values_a.keys() == values_b.keys():
+            compared.append((row, difference(values_a, values_b, row["statistic"])))
+        else:
+            shared = values_a.keys() & values_b.keys()
+            other_queries[row["name"]] = (len(values_a), len(values_b), len(shared))
+
+    if not compared:
+        name, (of_a, of_b, shared_count) = next(iter(other_queries.items()))
         raise InputError(
-            f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared} of them shared"
+            f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} of them shared"
         )
-    return Comparison(scores, other_queries, len(first.keys() ^ second.keys()))
+    return Comparison(compared, other_queries, single=len(scores_a.keys() ^ scores_b.keys()))
 
 
 def compare_scores(
@@ -69,14 +70,22 @@ def compare_scores(
 ) -> tuple[dict[str, Any], PairedDifference] | None:
     """Compares one score of an evaluation with a score of another name, as `compare` does: the row of the second, and
     the difference. None if one of them is not there, or if they have other queries."""
-    ours, theirs = values_of(a).get(first), values_of(b).get(second)
-    if ours is None or theirs is None or ours.keys() != theirs.keys():
+    values_a = values_of(a).get(first)
+    values_b = values_of(b).get(second)
+    if values_a is None or values_b is None or values_a.keys() != values_b.keys():
         return None
+
     row = next(row for row in read_json(b / "results.json") if row["name"] == second)
-    videos = np.array([video for video, _, _ in ours], object)
-    before = np.array(list(ours.values()))
-    after = np.array([theirs[query] for query in ours])
-    return row, paired_difference(before, after, videos, row["statistic"])
+    return row, difference(values_a, values_b, row["statistic"])
+
+
+def difference(a: Values, b: Values, statistic: Statistic) -> PairedDifference:
+    """The `paired_difference` of two scores of the same queries."""
+    # The two evaluations may have the queries in another order.
+    videos = np.array([video for video, _, _ in a], object)
+    values_a = np.array(list(a.values()))
+    values_b = np.array([b[query] for query in a])
+    return paired_difference(values_a, values_b, videos, statistic)
 
 
 def values_of(folder: Path) -> dict[str, Values]:
@@ -87,10 +96,13 @@ def values_of(folder: Path) -> dict[str, Values]:
             "an earlier version"
         )
     check_artifact(folder, (SCORES, "results.json"))
+
     columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
     scores: dict[str, Values] = {}
     repeats = Counter[tuple[str, str, str]]()
     for name, video, text, value in zip(*columns.values(), strict=True):
-        scores.setdefault(name, {})[video, text, repeats[name, video, text]] = value
+        # A video may have the same caption or question several times.
+        repeat = repeats[name, video, text]
         repeats[name, video, text] += 1
+        scores.setdefault(name, {})[video, text, repeat] = value
     return scores

@@ -23,13 +23,14 @@ class Labels:
 
     def queries(self, direction: str) -> Queries:
         """The queries of a direction: the texts, or the videos that have any, identified by all their texts."""
-        ids, texts = np.array(self.ids, object), np.array(self.texts, object)
+        ids = np.array(self.ids, object)
+        texts = np.array(self.texts, object)
         if direction == "t2v":
             return Queries(ids[self.relevant.argmax(1)], texts)
-        own = self.relevant.any(0)
-        return Queries.of(
-            ids[own].tolist(), [CAPTIONS.join(texts[right]) for right in self.relevant.T[own]]
-        )
+
+        has_text = self.relevant.any(0)
+        captions = [CAPTIONS.join(texts[right]) for right in self.relevant.T[has_text]]
+        return Queries.of(ids[has_text].tolist(), captions)
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,33 @@ class Gallery:
     """The videos of a split that have captions, and the captions."""
 
     reader: ShardReader
-    numbers: list[int]  # sample indices of the videos
-    ids: list[str]
+    sample_indices: list[int]  # of the videos, in `reader`
+    ids: list[str]  # of the videos
     items: list[Any]  # the captions
-    video_of_text: np.ndarray  # (texts,) index of each text's video in `numbers`, ascending
+    video_of_text: np.ndarray  # (texts,) index of each text's video in `ids`, ascending
     column: ClassVar[str] = "captions"
 
     @classmethod
     def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> Self:
         """Reads a split. exclude: ids of videos to skip."""
         reader = ShardReader(folder, split, exclude=exclude)
-        ids, items = (reader.column(name).to_pylist() for name in ("id", cls.column))
-        numbers = [n for n, some in enumerate(items) if some]
-        video = np.repeat(np.arange(len(numbers)), np.array([len(items[n]) for n in numbers], int))
+        ids = reader.column("id").to_pylist()
+        items_of_samples = reader.column(cls.column).to_pylist()
+
+        sample_indices = []
+        items = []
+        video_of_text = []
+        for i, of_sample in enumerate(items_of_samples):
+            if of_sample:
+                video_of_text += [len(sample_indices)] * len(of_sample)
+                sample_indices.append(i)
+                items += of_sample
         return cls(
             reader,
-            numbers,
-            [ids[n] for n in numbers],
-            [item for n in numbers for item in items[n]],
-            video,
+            sample_indices=sample_indices,
+            ids=[ids[i] for i in sample_indices],
+            items=items,
+            video_of_text=np.array(video_of_text, int),
         )
 
     @cached_property
@@ -78,14 +87,17 @@ class Gallery:
 
     def between(self, start: int, stop: int, texts: int = 0) -> Self:
         """The videos [start, stop) with the first `texts` texts of each; 0: all."""
-        video, some = self.video_of_text, slice(start, stop)
-        place = np.arange(len(video)) - np.searchsorted(
-            video, video
-        )  # of a text among those of its video
-        kept = np.flatnonzero((video >= start) & (video < stop) & (place < (texts or len(video))))
-        items, video = [self.items[i] for i in kept], video[kept] - start
+        video = self.video_of_text
+        first_text = np.searchsorted(video, video)  # of the same video
+        position = np.arange(len(video)) - first_text
+        is_kept = (video >= start) & (video < stop) & (position < (texts or len(video)))
+        kept = np.flatnonzero(is_kept)
         return replace(
-            self, numbers=self.numbers[some], ids=self.ids[some], items=items, video_of_text=video
+            self,
+            sample_indices=self.sample_indices[start:stop],
+            ids=self.ids[start:stop],
+            items=[self.items[i] for i in kept],
+            video_of_text=video[kept] - start,
         )
 
 
@@ -107,24 +119,29 @@ def extremes(gallery: Gallery, scores: np.ndarray, each: int = 4) -> list[int]:
 
 def ranks(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
     """The rank (texts,) of each text's video, from 0."""
-    own = scores[np.arange(len(scores)), gallery.video_of_text]
-    return (scores > own[:, None]).sum(1)
+    right = scores[np.arange(len(scores)), gallery.video_of_text]
+    return (scores > right[:, None]).sum(1)
 
 
 def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path) -> None:
-    """Draws the four best videos of some texts. scores: (texts, videos)."""
-    better, queries = ranks(gallery, scores), []
+    """Draws the four best videos of texts, which are indices. scores: (texts, videos)."""
+    rank_of_text = ranks(gallery, scores)
+    queries = []
     for text in texts:
         right = int(gallery.video_of_text[text])
-        note = f"its video, {gallery.ids[right]}, came {better[text] + 1} of {scores.shape[1]}"
-        best = scores[text].argsort()[::-1][:4]
-        found = [(middle_frame(gallery, v), gallery.ids[v], bool(v == right)) for v in best]
-        queries.append((gallery.texts[text], note, found))
+        rank = rank_of_text[text] + 1
+        note = f"its video, {gallery.ids[right]}, came {rank} of {scores.shape[1]}"
+        results = []
+        for video in scores[text].argsort()[::-1][:4]:
+            frame = middle_frame(gallery, video)
+            results.append((frame, gallery.ids[video], bool(video == right)))
+        queries.append((gallery.texts[text], note, results))
+
     file.parent.mkdir(exist_ok=True)
     retrieval_picture(queries).save(file)
 
 
 def middle_frame(gallery: Gallery, video: int) -> np.ndarray:
     """The first frame (H, W, 3) of the second of three equal segments of a video of a gallery."""
-    sample = gallery.reader[gallery.numbers[video]]
+    sample = gallery.reader[gallery.sample_indices[video]]
     return sample.frames([len(sample) // 3])[0]

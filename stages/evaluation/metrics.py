@@ -34,21 +34,27 @@ class Ranks:
         """
         best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
         tied = scores == best
-        better = ((scores > best) & ~relevant).sum(axis=1)
-        tied_wrong, tied_right = (tied & ~relevant).sum(axis=1), (tied & relevant).sum(axis=1)
-        return cls(better, tied_wrong, tied_right, relevant.sum(axis=1), scores.shape[1])
+        return cls(
+            better=((scores > best) & ~relevant).sum(axis=1),
+            tied_wrong=(tied & ~relevant).sum(axis=1),
+            tied_right=(tied & relevant).sum(axis=1),
+            right=relevant.sum(axis=1),
+            gallery=scores.shape[1],
+        )
 
     def __len__(self) -> int:
         return len(self.better)
 
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in random order."""
-        slots = np.clip(k - self.better, 0, None)  # places for the tied items
+        slots = np.clip(k - self.better, 0, None)  # of the first k, for the tied items
+
+        # The probability that wrong items take all slots: they are drawn without replacement.
         missed = np.ones(len(slots))
-        for place in range(int(slots.max(initial=0))):
-            wrong = np.clip(self.tied_wrong - place, 0, None)
-            remaining = np.maximum(self.tied_wrong + self.tied_right - place, 1)
-            missed = np.where(place < slots, missed * wrong / remaining, missed)
+        for drawn in range(int(slots.max(initial=0))):
+            wrong = np.clip(self.tied_wrong - drawn, 0, None)
+            remaining = np.maximum(self.tied_wrong + self.tied_right - drawn, 1)
+            missed = np.where(drawn < slots, missed * wrong / remaining, missed)
         return 1 - missed
 
     @property
@@ -149,6 +155,7 @@ def by_direction(
     """
     scores = np.where(np.isnan(scores), -np.inf, scores)
     t2v, v2t = (scores, scores) if scores.ndim == 2 else scores
+    # A video without a text is in the gallery of t2v, but is no query of v2t.
     with_text = relevant.any(axis=0)
     return {"t2v": (t2v, relevant), "v2t": (v2t.T[with_text], relevant.T[with_text])}
 
@@ -156,32 +163,36 @@ def by_direction(
 def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
     """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MdR; the arguments are
     those of `by_direction`."""
-    return {
-        f"{direction}/{score.metric.key}": score.value
-        for direction, (ranked, own) in by_direction(scores, relevant).items()
-        for score in retrieval_scores(Ranks.of(ranked, own), Queries.of([], []))
-    }
+    metrics = {}
+    for direction, (ranked, right) in by_direction(scores, relevant).items():
+        ranks = Ranks.of(ranked, right)
+        for score in retrieval_scores(ranks, Queries.of([], [])):
+            metrics[f"{direction}/{score.metric.key}"] = score.value
+    return metrics
 
 
 def mean_recall(metrics: dict[str, float]) -> float:
     """The mean of the recalls of both directions, for model selection."""
-    return float(
-        np.mean(
-            [metrics[f"{way}/{recall.key}"] for way in DIRECTIONS for recall in RECALLS.values()]
-        )
-    )
+    recalls = []
+    for direction in DIRECTIONS:
+        recalls += [metrics[f"{direction}/{recall.key}"] for recall in RECALLS.values()]
+    return float(np.mean(recalls))
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
     """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with a right item among
     the first k, and the median rank."""
     chance = chance_recalls(ranks.right, ranks.gallery)
-    scores = [
-        Score(metric, ranks.recall(k) * 100, chance[min(k, ranks.gallery) - 1] * 100, queries)
-        for k, metric in RECALLS.items()
-    ]
-    # The median rank by chance, where `chance` is the cumulative distribution of the rank at 1..G.
-    median = 1 + (int(np.argmax(chance >= 0.5 - 1e-9)) + int(np.argmax(chance > 0.5 + 1e-9))) / 2
+    scores = []
+    for k, metric in RECALLS.items():
+        chance_at_k = chance[min(k, ranks.gallery) - 1]
+        scores.append(Score(metric, ranks.recall(k) * 100, chance_at_k * 100, queries))
+
+    # `chance` is the cumulative distribution of a random rank at 1..G. Its median lies between the
+    # first rank that reaches a half and the first that exceeds it, which differ if one is a half.
+    lower = int(np.argmax(chance >= 0.5 - 1e-9))
+    upper = int(np.argmax(chance > 0.5 + 1e-9))
+    median = 1 + (lower + upper) / 2
     return [*scores, Score(MEDIAN_RANK, ranks.expected, median, queries)]
 
 
@@ -189,38 +200,41 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries
     """mAP, which counts every right item of a query and not only the best. Arguments as of `Ranks.of`.
     With ties it is the mean over their orders."""
     gallery = scores.shape[1]
+    harmonic = (1 / np.arange(1, gallery + 1)).sum()
     precision = []
     chance = []
-    harmonic = (1 / np.arange(1, gallery + 1)).sum()
     for row, right in zip(scores, relevant, strict=True):
         precision.append(expected_precision(row, right))
         # The probability that another item is right, too.
         others = (right.sum() - 1) / max(1, gallery - 1)
         chance.append((others * (gallery - harmonic) + harmonic) / gallery)
-    return Score(
-        MEAN_AVERAGE_PRECISION, np.array(precision) * 100, float(np.mean(chance) * 100), queries
-    )
+
+    values = np.array(precision) * 100
+    return Score(MEAN_AVERAGE_PRECISION, values, float(np.mean(chance) * 100), queries)
 
 
 def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
     """The average precision of a query, its mean over all orders of tied items. scores (G,), right
     (G,) boolean, at least one.
 
-    Of t tied items, r of them right, behind b better ones, B of them right, the one at place i (from
+    Of t tied items, r of them right, behind b better ones, B of them right, the one at rank i (from
     1) is right with probability r / t, and then (i - 1) (r - 1) / (t - 1) of those before it are
     right on average: it adds r / t * (B + 1 + (i - 1) (r - 1) / (t - 1)) / (b + i).
     """
     order = np.argsort(-scores, kind="stable")
     _, first, tied = np.unique(-scores[order], return_index=True, return_counts=True)
+
+    # Of each group of ties: B and r.
     right_until = np.concatenate([[0], np.cumsum(right[order])])
     right_before = right_until[first]
     tied_right = right_until[first + tied] - right_before
 
-    level = np.repeat(np.arange(len(first)), tied)  # of each rank, which group of ties it is in
+    # Of each rank: which group of ties it is in, and the terms of the equation above.
+    level = np.repeat(np.arange(len(first)), tied)
     before = np.arange(len(scores)) - first[level]  # i - 1
     also_right = before * (tied_right - 1)[level] / np.maximum(tied - 1, 1)[level]
-    found = right_before[level] + 1 + also_right
-    terms = (tied_right / tied)[level] * found / np.arange(1, len(scores) + 1)
+    right_here = right_before[level] + 1 + also_right
+    terms = (tied_right / tied)[level] * right_here / np.arange(1, len(scores) + 1)
     return float(terms.sum() / right.sum())
 
 
@@ -231,7 +245,10 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
     """
     drawn = np.arange(gallery)
     recalls = np.zeros(gallery)
-    for count, queries in zip(*np.unique(right, return_counts=True), strict=True):
-        missed = np.cumprod(np.clip(gallery - count - drawn, 0, None) / (gallery - drawn))
+    # Queries with equally many right items have equal terms: most galleries have few such numbers.
+    right_counts, query_counts = np.unique(right, return_counts=True)
+    for count, queries in zip(right_counts, query_counts, strict=True):
+        wrong_left = np.clip(gallery - count - drawn, 0, None)
+        missed = np.cumprod(wrong_left / (gallery - drawn))
         recalls += queries * (1 - missed)
     return recalls / len(right)

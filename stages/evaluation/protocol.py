@@ -36,7 +36,8 @@ class EvaluationConfig(StageConfig):
     )
     exclude_overlap: bool = Field(
         default=True,
-        description="exclude items that share a caption or similar frames with a training item (overlap.parquet)",
+        description="exclude items that share a caption or similar frames with a training item "
+        "(overlap.parquet)",
     )
     mixed_precision: bool = Field(
         default=True, description="encoders in bfloat16 where training would use it"
@@ -74,28 +75,27 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
         if evaluated != name:
             continue
-        if not any(
-            ShardReader(folder, config.split, exclude=excluded(config, folder))
-            .column(column)
-            .to_pylist()
-        ):
-            shared = len(excluded(config, folder))
-            condition = " that is not also in training" if shared else ""
-            keep = (
-                f", set evaluate.exclude_overlap = false to keep the {shared} that are"
-                if shared
-                else ""
-            )
+
+        shared = excluded(config, folder)
+        reader = ShardReader(folder, config.split, exclude=shared)
+        if not any(reader.column(column).to_pylist()):
+            condition = ""
+            keep = ""
+            if shared:
+                condition = " that is not also in training"
+                keep = f", set evaluate.exclude_overlap = false to keep the {len(shared)} that are"
             raise InputError(
-                f"{name}: no {config.split} item{condition} has {column}; assign some in the column split, raise "
-                f"corpora.{name}.{config.split}{keep}, or set evaluate.{TASKS[column]} to an empty string"
+                f"{name}: no {config.split} item{condition} has {column}; assign some in the "
+                f"column split, raise corpora.{name}.{config.split}{keep}, or set "
+                f"evaluate.{TASKS[column]} to an empty string"
             )
+
         decoded, annotated = read_json(folder / "statistics.json")["splits"][config.split][column]
         if decoded < config.min_decoded_share * annotated:
             raise InputError(
-                f"{name}: the videos of {decoded} of {annotated} {config.split} {column} could be decoded, less than "
-                f"evaluate.min_decoded_share = {config.min_decoded_share:g}: scores would not be comparable; see "
-                f"{folder / 'rejects.parquet'}"
+                f"{name}: the videos of {decoded} of {annotated} {config.split} {column} could be "
+                f"decoded, less than evaluate.min_decoded_share = {config.min_decoded_share:g}: "
+                f"scores would not be comparable; see {folder / 'rejects.parquet'}"
             )
         counts.append((column, decoded, annotated))
     return counts

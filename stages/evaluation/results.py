@@ -57,17 +57,24 @@ class Results:
             for column, decoded, annotated in check_items(config, name, corpora[name]):
                 if decoded < annotated:
                     results.add_share(
-                        "decoded",
-                        column,
-                        f"{column} of {name}",
-                        f"decoded/{name}",
-                        decoded,
-                        annotated,
+                        table="decoded",
+                        key=column,
+                        what=f"{column} of {name}",
+                        name=f"decoded/{name}",
+                        share=(decoded, annotated),
                     )
-            if shared := len(also_in_training(corpora[name], config.split)):
-                items = len(ShardReader(corpora[name], config.split))
+
+            shared = len(also_in_training(corpora[name], config.split))
+            if shared:
                 table = "left_out" if config.exclude_overlap else "also_in_training"
-                results.add_share(table, name, f"items of {name}", table, shared, items)
+                items = len(ShardReader(corpora[name], config.split))
+                results.add_share(
+                    table=table,
+                    key=name,
+                    what=f"items of {name}",
+                    name=table,
+                    share=(shared, items),
+                )
         return results
 
     def add(
@@ -75,62 +82,68 @@ class Results:
     ) -> None:
         """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its queries to
         scores.parquet."""
-        metric, queries = score.metric, score.queries
-        interval = bootstrap_interval(score.values, queries.ids, metric.statistic)
-        name = "/".join(part for part in (name, direction, metric.key) if part)
-        row = self._row(
-            metric, name, (what, direction, protocol), score.value, score.items, score.chance
-        )
-        row["low"], row["high"] = interval or (None, None)
-        row["videos"], row["independent_videos"] = (
-            len(set(queries.ids)),
-            independent_videos(queries.ids),
-        )
-        columns = (
-            pa.array(column, pa.string()).dictionary_encode()
-            for column in (queries.ids, queries.texts)
-        )
-        names = pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name])
-        values = pa.array(score.values, pa.float64())
-        self.queries.append(pa.Table.from_arrays([names, *columns, values], SCORE_COLUMNS))
+        metric = score.metric
+        queries = score.queries
+        full_name = "/".join(filter(None, (name, direction, metric.key)))
+        row = self._row(metric, full_name, what, value=score.value, items=score.items)
+
+        low, high = bootstrap_interval(score.values, queries.ids, metric.statistic) or (None, None)
+        row |= {
+            "direction": direction,
+            "protocol": protocol,
+            "low": low,
+            "high": high,
+            "chance": score.chance,
+            "videos": len(set(queries.ids)),
+            "independent_videos": independent_videos(queries.ids),
+        }
+
+        # Dictionaries: a million questions have few texts, and many scores have the same ones.
+        columns = [
+            pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [full_name]),
+            pa.array(queries.ids, pa.string()).dictionary_encode(),
+            pa.array(queries.texts, pa.string()).dictionary_encode(),
+            pa.array(score.values, pa.float64()),
+        ]
+        self.queries.append(pa.Table.from_arrays(columns, SCORE_COLUMNS))
 
     def add_value(self, metric: Metric, what: str, name: str, value: float, items: int) -> None:
         """Adds a value that is no mean of those of queries, and has no interval, as <name>/<key of the metric>."""
-        self._row(metric, f"{name}/{metric.key}", (what, "", ""), value, items, None)
+        self._row(metric, f"{name}/{metric.key}", what, value=value, items=items)
 
-    def add_share(self, table: str, key: str, what: str, name: str, part: int, items: int) -> None:
-        """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>."""
-        metric = Metric(key, f"{part} of {items}", table, baseline="")
-        self._row(metric, f"{name}/{key}", (what, "", ""), 100 * part / items, items, None)
+    def add_share(self, table: str, key: str, what: str, name: str, share: tuple[int, int]) -> None:
+        """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>.
+
+        share: the counts of the items concerned and of all items.
+        """
+        count, items = share
+        metric = Metric(key, f"{count} of {items}", table, baseline="")
+        self._row(metric, f"{name}/{key}", what, value=100 * count / items, items=items)
 
     def _row(
-        self,
-        metric: Metric,
-        name: str,
-        how: tuple[str, str, str],
-        value: float,
-        items: int,
-        chance: float | None,
+        self, metric: Metric, name: str, what: str, value: float, items: int
     ) -> dict[str, Any]:
-        """Adds a row without an interval. how: what was evaluated, the direction and the protocol."""
-        what, direction, protocol = how
-        row: dict[str, Any] = {"name": name, "table": metric.table}
-        row |= {"what": what, "direction": direction, "protocol": protocol}
-        row |= {
+        """Adds a row without a protocol, an interval and a chance level, and returns it."""
+        row = {
+            "name": name,
+            "table": metric.table,
+            "what": what,
+            "direction": "",
+            "protocol": "",
             "metric": metric.label,
             "value": value,
             "low": None,
             "high": None,
             "unit": metric.unit,
-        }
-        row |= {
             "higher_is_better": metric.higher_is_better,
             "statistic": metric.statistic,
             "items": items,
+            "chance": None,
+            "baseline": metric.baseline,
         }
-        self.rows.append(row | {"chance": chance, "baseline": metric.baseline})
+        self.rows.append(row)
         self.metrics[f"{self.split}/{name}"] = value
-        return self.rows[-1]
+        return row
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Writes per-query results for people to `name`.parquet. scores.parquet has the values of every score."""
@@ -141,9 +154,8 @@ class Results:
         write_json(self.out / "results.json", self.rows)
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
-        return Outcome(
-            {row["name"]: row["items"] for row in self.rows}, self.metrics, precision=self.precision
-        )
+        items = {row["name"]: row["items"] for row in self.rows}
+        return Outcome(items, self.metrics, precision=self.precision)
 
 
 @contextmanager
@@ -158,12 +170,14 @@ def evaluating(
     share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
     with (
         init_distributed(resources) as world,
+        # The other processes compute the same results: what they write is deleted.
         nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
     ):
         width = max(width_of(model) for model in models if model)
         dtype = precision(width, world.device, config.mixed_precision)
         results = Results.of(config, corpora, Path(folder))
         results.precision = name_of(dtype)
+
         if world.main:
             log.info(f"matrix products in {results.precision}, on {world.device.type}")
         with autocast(dtype, world.device):

@@ -53,9 +53,12 @@ class Scorer:
         loaded = load_model(folder, device)
         if config.frames:
             loaded.model.set_frames(config.frames)
-        length = config.max_text_tokens or loaded.preprocessing.max_text_tokens
         return cls(
-            loaded.normalized(device), loaded.tokenizer, length, config.top_k, loaded.answers
+            loaded.normalized(device),
+            loaded.tokenizer,
+            length=config.max_text_tokens or loaded.preprocessing.max_text_tokens,
+            top_k=config.top_k,
+            answers=loaded.answers,
         )
 
     @property
@@ -72,7 +75,10 @@ class Scorer:
     def encode(self, gallery: Gallery, reorder: Reorder | None = None) -> tuple[Texts, Videos]:
         """The encoded texts and videos of a gallery. reorder: as of `encode_videos`."""
         texts = encode_texts(self.encoder.model, self.tokenizer, gallery.texts, self.length)
-        return texts, encode_videos(self.encoder, gallery.reader, gallery.numbers, reorder=reorder)
+        videos = encode_videos(
+            self.encoder, gallery.reader, gallery.sample_indices, reorder=reorder
+        )
+        return texts, videos
 
     def score(
         self, gallery: Gallery, reorder: Reorder | None = None
@@ -81,11 +87,10 @@ class Scorer:
         direction (2, texts, videos); and by similarity (VTC)."""
         model = cast(Alpro, self.encoder.model)
         texts, videos = self.encode(gallery, reorder)
-        scores = (
-            match_top_k(model, texts, videos, self.top_k)
-            if self.top_k
-            else match_all(model, texts, videos)
-        )
+        if self.top_k:
+            scores = match_top_k(model, texts, videos, self.top_k)
+        else:
+            scores = match_all(model, texts, videos)
         return scores, similarities(texts.features, videos.features).cpu().numpy()
 
     def similarity(self, gallery: Gallery, reorder: Reorder) -> np.ndarray:
@@ -103,30 +108,36 @@ class Scorer:
         clip without content: all pixels have the mean color of the training frames, zero after normalization. It
         depends on no video of the split, and is closer to what the encoder knows than black.
         """
-        model, parts = cast(Alpro, self.encoder.model), []
+        model = cast(Alpro, self.encoder.model)
         assert model.qa_head is not None, "this model does not answer questions"
+        # The processes share the videos of a batch: all are busy with VIDEOS of them.
+        batch = max(1, 32 // world_size())
+
+        logits = []
         with progress("answering", len(questions.texts), "questions") as advance:
-            for start in range(0, len(questions.numbers), VIDEOS):
-                some = questions.between(start, start + VIDEOS)
+            for start in range(0, len(questions.sample_indices), VIDEOS):
+                subset = questions.between(start, start + VIDEOS)
                 if blank:
-                    videos = self._blank(len(some.numbers))
+                    videos = self._blank(len(subset.sample_indices))
                 else:
                     videos = encode_videos(
-                        self.encoder, some.reader, some.numbers, max(1, 32 // world_size()), reorder
+                        self.encoder, subset.reader, subset.sample_indices, batch, reorder
                     )
-                for first in range(0, len(some.texts), QUESTIONS):
-                    texts = encode_texts(
-                        model, self.tokenizer, some.texts[first : first + QUESTIONS], self.length
-                    )
-                    of_video = some.video_of_text[first : first + QUESTIONS]
-                    pairs = np.stack([np.arange(len(of_video)), of_video], axis=1)
-                    parts.append(score(model, model.qa_head, texts, videos, pairs).cpu())
-                    advance(len(of_video))
-        return torch.cat(parts)
+
+                for first in range(0, len(subset.texts), QUESTIONS):
+                    asked = subset.texts[first : first + QUESTIONS]
+                    video_of_text = subset.video_of_text[first : first + QUESTIONS]
+                    texts = encode_texts(model, self.tokenizer, asked, self.length)
+                    pairs = np.stack([np.arange(len(asked)), video_of_text], axis=1)
+                    logits.append(score(model, model.qa_head, texts, videos, pairs).cpu())
+                    advance(len(asked))
+        return torch.cat(logits)
 
     def _blank(self, videos: int) -> Videos:
         """Clips whose pixels are zero after normalization."""
-        shape, device = self.encoder.model.config.video, self.encoder.mean.device
-        pixels = torch.zeros(1, shape.frames, 3, shape.image_size, shape.image_size, device=device)
+        config = self.encoder.model.config.video
+        size = config.image_size
+        pixels = torch.zeros(1, config.frames, 3, size, size, device=self.encoder.mean.device)
+        # One clip is encoded, and all share its memory.
         tokens = self.encoder.model.encode_video(pixels).expand(videos, -1, -1)
-        return Videos(tokens, tokens[:, 0])
+        return Videos(tokens, features=tokens[:, 0])

@@ -133,7 +133,10 @@ def queries_of(asked: list[Question], video_ids: list[str]) -> Queries:
 
 
 def accuracy_scores(
-    predicted: list[str], baseline: list[str], asked: list[Question], video_ids: list[str]
+    predicted: Sequence[str],
+    baseline: Sequence[str],
+    asked: list[Question],
+    video_ids: list[str],
 ) -> list[Score]:
     """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as chance level."""
     truth = np.array([question["answer"] for question in asked], object)

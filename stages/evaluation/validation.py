@@ -45,30 +45,34 @@ def validate_contrast(
     Each time it prints what a search for the first texts finds, and draws it (`out`/pictures/search.png): the first
     result of a run, long before its end.
     """
-    galleries, picture = (
-        validation_galleries(encoder, inputs, config, config.validation.captions),
-        out / PICTURE,
-    )
+    galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
     if not galleries:
         return None
 
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = Scorer(encoder, tokenizer, config.max_text_tokens).encode(gallery)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
-        searches = range(0 if rank() else min(SEARCHES, len(gallery.texts)))
-        for text in searches:
-            best = int(similarity[text].argmax())
-            caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
-            log.info(
-                f'search "{gallery.texts[text]:.100}": found {gallery.ids[best]}, "{caption:.100}"'
-            )
-        if searches:
-            draw_searches(gallery, similarity, searches, picture)
-            log.info(f"the best four: {picture}")
+        if rank() == 0:
+            show_searches(gallery, similarity, out / PICTURE)
+
         values = retrieval_metrics(similarity, gallery.labels.relevant)
         return {f"validation/vtc/{name}": value for name, value in values.items()} | more(gallery)
 
     return lambda: averaged(galleries, metrics)
+
+
+def show_searches(gallery: Gallery, similarity: np.ndarray, picture: Path) -> None:
+    """Prints the best video for each of the first texts, and draws the best four. similarity: (texts, videos)."""
+    searches = range(min(SEARCHES, len(gallery.texts)))
+    for text in searches:
+        best = int(similarity[text].argmax())
+        caption = gallery.texts[int(np.searchsorted(gallery.video_of_text, best))]
+        log.info(
+            f'search "{gallery.texts[text]:.100}": found {gallery.ids[best]}, "{caption:.100}"'
+        )
+    if searches:
+        draw_searches(gallery, similarity, searches, picture)
+        log.info(f"the best four: {picture}")
 
 
 def validate_pretraining(
@@ -98,35 +102,43 @@ def pem_scores(
     acc: how often (%) the head and the prompter name the same entity, of the crops whose label PEM keeps; kept: the
     share (%) of these crops; label_entropy: the mean entropy of their labels.
     """
-    model, device, rng = objective.model, objective.mean.device, np.random.default_rng([0, 59])
-    kinds, gallery = gallery.reader.column("kind").to_pylist(), gallery.first(0, texts=1)
+    model = objective.model
+    config = model.config.video
+    device = objective.mean.device
+    rng = np.random.default_rng([0, 59])
+    gallery = gallery.first(0, texts=1)
+    all_kinds = gallery.reader.column("kind").to_pylist()
+    kinds = [all_kinds[index] for index in gallery.sample_indices]
+
     sums: Counter[str] = Counter()
+    # Videos and images apart: they have prompts of their own.
     for kind in ("video", "image"):
-        places = [place for place, number in enumerate(gallery.numbers) if kinds[number] == kind]
-        for start in range(0, len(places), batch):
-            some = places[start : start + batch]
-            stored = [
-                sample_frames(gallery.reader[gallery.numbers[place]], model.config.video)
-                for place in some
-            ]
+        of_kind = [i for i in range(len(kinds)) if kinds[i] == kind]
+        for start in range(0, len(of_kind), batch):
+            chosen = of_kind[start : start + batch]
+            stored = []
+            for i in chosen:
+                sample = gallery.reader[gallery.sample_indices[i]]
+                stored.append(sample_frames(sample, config))
             frames = torch.from_numpy(np.stack(stored)).to(device)
-            texts = encode_texts(model, tokenizer, [gallery.texts[place] for place in some], length)
-            boxes = torch.tensor(
-                [random_box(model.config.video.grid, rng) for _ in some], device=device
-            )
+            texts = encode_texts(model, tokenizer, [gallery.texts[i] for i in chosen], length)
+            boxes = torch.tensor([random_box(config.grid, rng) for _ in chosen], device=device)
+
             labels = objective.pseudo_labels(frames, boxes, kind)
             video = model.encode_video(objective.pixels(frames))
             fused = model.fused_patches(texts.tokens, texts.mask, video)
-            logits = model.pem_logits(fused, box_mask(boxes, model.config.video.grid)).float()
+            logits = model.pem_logits(fused, box_mask(boxes, config.grid)).float()
+
             kept = kept_labels(labels, objective.threshold)
+            # With a weight of 1 for each label, the metrics are sums over the batch.
             values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())
-            sums.update(
-                {name: float(value) for name, value in values.items()} | {"kept": int(kept.sum())}
-            )
+            sums.update({name: float(value) for name, value in values.items()})
+            sums["kept"] += int(kept.sum())
+
     kept_count = max(1, sums["kept"])
     return {
         "validation/pem/acc": 100 * sums["pem_accuracy"] / kept_count,
-        "validation/pem/kept": 100 * sums["kept"] / len(gallery.numbers),
+        "validation/pem/kept": 100 * sums["kept"] / len(gallery.sample_indices),
         "validation/pem/label_entropy": sums["pseudo_label_entropy"] / kept_count,
     }
 
@@ -145,15 +157,14 @@ def validate_retrieval(
         raise InputError(no_validation("captions"))
 
     def metrics(gallery: Gallery) -> dict[str, float]:
-        scores, similarity = Scorer(
-            encoder, tokenizer, config.max_text_tokens, validation.top_k
-        ).score(gallery)
-        actual = dict[str, float]()
-        for prefix, ranked in (("validation", scores), ("validation/vtc", similarity)):
-            values = retrieval_metrics(ranked, gallery.labels.relevant)
+        scorer = Scorer(encoder, tokenizer, config.max_text_tokens, validation.top_k)
+        matching, similarity = scorer.score(gallery)
+        by_name: dict[str, float] = {}
+        for prefix, scores in (("validation", matching), ("validation/vtc", similarity)):
+            values = retrieval_metrics(scores, gallery.labels.relevant)
             values["mean_recall"] = mean_recall(values)
-            actual |= {f"{prefix}/{name}": value for name, value in values.items()}
-        return actual
+            by_name |= {f"{prefix}/{name}": value for name, value in values.items()}
+        return by_name
 
     return lambda: averaged(galleries, metrics), "validation/mean_recall"
 
@@ -184,60 +195,63 @@ def validate_qa(
 
     Raises InputError if no corpus has validation questions.
     """
-    questions = {
-        name: Questions.of(inputs[name], "validation").first(config.validation.videos)
-        for name in config.corpora
-    }
-    parts = readable(encoder, questions)
-    if not parts:
+    by_corpus = {}
+    for name in config.corpora:
+        questions = Questions.of(inputs[name], "validation")
+        by_corpus[name] = questions.first(config.validation.videos)
+    by_corpus = readable(encoder, by_corpus)
+    if not by_corpus:
         raise InputError(no_validation("questions"))
 
-    def metrics(part: Questions) -> dict[str, float]:
-        best = Scorer(encoder, tokenizer, config.max_text_tokens).answer(part).argmax(1).tolist()
+    def metrics(questions: Questions) -> dict[str, float]:
+        scorer = Scorer(encoder, tokenizer, config.max_text_tokens)
+        best = scorer.answer(questions).argmax(1).tolist()
         predicted = [answers[i] for i in best]
-        scores = accuracy_scores(predicted, predicted, part.items, part.video_ids)
+        # Validation shows no chance level: the baseline does not matter.
+        scores = accuracy_scores(predicted, predicted, questions.items, questions.video_ids)
         return {f"validation/qa/{score.metric.key}": score.value for score in scores}
 
-    return lambda: averaged(parts, metrics), "validation/qa/acc"
+    return lambda: averaged(by_corpus, metrics), "validation/qa/acc"
 
 
 def validation_galleries(
     encoder: NormalizedModel, inputs: Inputs, config: TrainingConfig, captions: int
 ) -> dict[str, Gallery]:
     """The validation galleries by corpus, for corpora with validation captions."""
-    galleries = {name: Gallery.of(inputs[name], "validation") for name in config.corpora}
-    galleries = {
-        name: gallery.first(config.validation.videos, captions)
-        for name, gallery in galleries.items()
-    }
+    galleries = {}
+    for name in config.corpora:
+        gallery = Gallery.of(inputs[name], "validation")
+        galleries[name] = gallery.first(config.validation.videos, captions)
     return readable(encoder, galleries)
 
 
-def readable(encoder: NormalizedModel, parts: dict[str, Items]) -> dict[str, Items]:
-    """The non-empty parts. Raises Unreadable before training, rather than at its end, if a frame cannot be read."""
-    parts = {name: part for name, part in parts.items() if part.texts}
-    for part in parts.values():
-        for number in part.numbers:
-            sample_frames(part.reader[number], encoder.model.config.video)
-    return parts
+def readable(encoder: NormalizedModel, galleries: dict[str, Items]) -> dict[str, Items]:
+    """The galleries with a text. Raises Unreadable before training, rather than at its end, if a frame cannot be
+    read."""
+    with_texts = {name: gallery for name, gallery in galleries.items() if gallery.texts}
+    for gallery in with_texts.values():
+        for index in gallery.sample_indices:
+            sample_frames(gallery.reader[index], encoder.model.config.video)
+    return with_texts
 
 
 def averaged(
-    parts: dict[str, Items], metrics: Callable[[Items], dict[str, float]]
+    galleries: dict[str, Items], metrics: Callable[[Items], dict[str, float]]
 ) -> dict[str, float]:
     """The metrics averaged over corpora; for several corpora also those of each as `<metric>/of/<corpus>`."""
-    by_corpus = {name: metrics(part) for name, part in parts.items()}
-    names = dict.fromkeys(name for values in by_corpus.values() for name in values)
-    means = {
-        name: float(np.mean([values[name] for values in by_corpus.values() if name in values]))
-        for name in names
-    }
+    by_corpus = {corpus: metrics(gallery) for corpus, gallery in galleries.items()}
+
+    # A corpus lacks the accuracy of types of questions that it does not have.
+    values_of: dict[str, list[float]] = {}
+    for values in by_corpus.values():
+        for name, value in values.items():
+            values_of.setdefault(name, []).append(value)
+    means = {name: float(np.mean(values)) for name, values in values_of.items()}
+
     if len(by_corpus) > 1:
-        means |= {
-            f"{name}/of/{corpus}": value
-            for corpus, values in by_corpus.items()
-            for name, value in values.items()
-        }
+        for corpus, values in by_corpus.items():
+            for name, value in values.items():
+                means[f"{name}/of/{corpus}"] = value
     return means
 
 

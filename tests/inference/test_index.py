@@ -296,7 +296,7 @@ def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")
     (item,), ((labels,), _) = scan_videos(tmp_path / "b.csv"), labeled(tmp_path / "b.csv", "test")
-    assert (item["path"], item["caption"], labels.about["captions"]) == (
+    assert (item["path"], item["caption"], labels.metadata["captions"]) == (
         str(tmp_path / "a.mp4"),
         "a dog",
         ("a dog",),

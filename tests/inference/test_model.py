@@ -53,7 +53,7 @@ def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer
     # Shards hold JPEGs of another size, so that pixels differ a little.
     assert (actual * evaluated.features[places].numpy()).sum(axis=1).min() > 0.95
     np.testing.assert_allclose(model.encode(gallery.texts[:2]), texts.features[:2], atol=1e-4)
-    samples = model.encode([reader[number] for number in gallery.numbers])
+    samples = model.encode([reader[number] for number in gallery.sample_indices])
     np.testing.assert_allclose(samples, evaluated.features, atol=1e-5, rtol=1e-4)
 
 

@@ -84,7 +84,7 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
         labeled(data, "validation")
     items, what = labeled(clips, "test")
     assert what.startswith("split test")
-    assert {item.about["split"] for item in items} == {"test"}
+    assert {item.metadata["split"] for item in items} == {"test"}
     in_store(clips / "index.parquet", *clips.glob("*.tar"))
     fetched = [item.source for item in labeled(memory, "test")[0]]
     assert {sample.fetched for sample in fetched} == {None}  # not all frames in memory

@@ -347,12 +347,12 @@ def corpus(corpus_of, tmp_path):
 
 def test_captions_and_questions_know_their_videos(corpus):
     captions, questions = Gallery.of(corpus, "train"), Questions.of(corpus, "train", exclude={"d"})
-    assert (captions.ids, captions.numbers) == (["a", "captioned", "c", "d"], [0, 1, 3, 4])
+    assert (captions.ids, captions.sample_indices) == (["a", "captioned", "c", "d"], [0, 1, 3, 4])
     assert captions.texts == ["one", "two", "three", "four", "five", "six"]
     assert captions.video_of_text.tolist() == [0, 1, 1, 2, 3, 3]
     assert captions.labels.relevant.argmax(1).tolist() == captions.video_of_text.tolist()
     assert captions.labels.relevant.sum() == 6
-    assert (questions.ids, questions.numbers, questions.video_ids) == (
+    assert (questions.ids, questions.sample_indices, questions.video_ids) == (
         ["a", "b"],
         [0, 2],
         ["a", "a", "b", "b", "b"],
@@ -387,7 +387,7 @@ def test_captions_and_questions_know_their_videos(corpus):
 def test_the_first_videos_and_captions(corpus, videos, captions, ids, texts, of):
     actual = Gallery.of(corpus, "train").first(videos, captions)
     assert (actual.ids, actual.texts, actual.video_of_text.tolist()) == (ids, texts, of)
-    assert actual.numbers == [0, 1, 3, 4][: len(ids)]
+    assert actual.sample_indices == [0, 1, 3, 4][: len(ids)]
 
 
 def test_the_queries_of_each_direction():
