@@ -22,18 +22,21 @@ from alpro.pipeline.reports.charts import (
     learning_curves,
     score_bars,
 )
-from alpro.pipeline.reports.results import Table, data_table, main_table, rows, tables
+from alpro.pipeline.reports.results import Rows, Table, data_table, main_table, rows, tables
 from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.controls import CONTROLS
 
-MISSING = "-"
-RUNS_BEFORE = 8  # that a page links
+UNKNOWN = "-"  # a value that a run does not have
+MAX_EARLIER_RUNS = 8  # that a page links
+MAX_OPEN_WARNINGS = 4  # a screen has room for them
 Link = tuple[str, str]  # its text and its address
 KINDS = ("configuration", "data", "code", "version")  # of what decides a result, and may differ
-FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+FINISHED = "finished"
+FAILED = "failed"
+STOPPED = "stopped"
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
@@ -58,64 +61,20 @@ def write_report(
 ) -> Path:
     """Writes the page of a run, and its summary beside it.
 
-    artifacts: of the steps that ran or were cached, in order; all steps unless the run failed. links: to the pages of
-    this run elsewhere.
+    Args:
+        artifacts: of the steps that ran or were cached, in order; all steps unless the run failed.
+        links: to the pages of this run elsewhere.
     """
-    found, records = (
-        rows(artifacts),
-        {record["name"]: (folder, record) for folder, record in artifacts},
-    )
-    shown = " ".join(row["what"] for row in found)
-    counted, rejected = list[list[str]](), list[list[str]]()
-    pictures = dict[str, list[tuple[str, str]]]()
-    for step in run["steps"]:
-        folder, record = records.get(step["name"], (None, None))
-        time = step["state"]
-        if record and time == "built":
-            time = str(timedelta(seconds=round(record["run"]["seconds"])))
-        counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
-        text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
-        counted.append(
-            [step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text]
-        )
-        if folder and (folder / "statistics.json").is_file():
-            reasons = read_json(folder / "statistics.json").get(
-                "reasons", {}
-            )  # most frequent first
-            rejected += [[step["name"], reason, str(count)] for reason, count in reasons.items()]
-        if folder and (of_stage := stage_pictures(folder)):
-            pictures[step["name"]] = of_stage
-    arguments = run["arguments"]
-    facts = {
-        "started": run["started"][:19].replace("T", " ") + " UTC",
-        "took": str(timedelta(seconds=round(run["seconds"]))),
-        "commit": run["commit"],
-        "configuration": arguments["config"],
-        "data": arguments["data"],
-        "changed values": "\n".join(arguments["changes"]) or "none",
-    }
-    notes = [
-        [one.label, one.meaning] for one in CONTROLS.values() if f"control: {one.label}" in shown
-    ]
-    warnings = [
-        [record["name"], line] for _, record in artifacts for line in record.get("warnings", [])
-    ]
-    first = [
-        main_table(found),
-        *tables({"score": found}),
-        Table("Warnings", ["stage", "warning"], warnings, texts=True),
-        Table("What the controls show", ["control", "it shows"], notes, texts=True),
-    ]
-    last = [
-        data_table(artifacts),
-        Table("Rejected", ["", "reason", "items"], rejected),
-        Table("Stages", ["stage", "fingerprint", "time", "inputs", "counts"], counted, texts=True),
-        Table(
-            "Run", ["", ""], [[label, text] for label, text in facts.items() if text], texts=True
-        ),
-    ]
-    chart = score_bars(found)
+    results = rows(artifacts)
+    chart = score_bars(results)
     sentence = fine_tuned_verdict(artifacts)
+    warnings = warnings_table(artifacts)
+
+    # What explains a run that did not finish is not folded.
+    opened = [] if run["state"] == FINISHED else ["Stages"]
+    if len(warnings.lines) <= MAX_OPEN_WARNINGS:
+        opened.append(warnings.title)
+
     write_page(
         path,
         run["title"],
@@ -123,17 +82,100 @@ def write_report(
         reason=run["reason"],
         verdicts=[sentence] if sentence else [],
         bars=[chart] if chart else [],
-        tables=first,
+        tables=[
+            main_table(results),
+            *tables({"score": results}),
+            warnings,
+            controls_table(results),
+        ],
         curves=learning_curves(artifacts),
         calibrations=calibrations(artifacts),
-        pictures=pictures,
-        last=last,
-        links=[*links, *runs_before(path, run)],
-        # What explains a run that did not finish is not folded; of warnings, what a screen has room for.
-        opened=["Stages"] * (run["state"] != FINISHED) + ["Warnings"] * (len(warnings) <= 4),
+        pictures=pictures_by_step(artifacts),
+        last=[
+            data_table(artifacts),
+            rejects_table(artifacts),
+            stages_table(run, artifacts),
+            facts_table(run),
+        ],
+        links=[*links, *earlier_runs(path, run)],
+        opened=opened,
     )
     write_json(path.with_suffix(".json"), run)
     return path
+
+
+def warnings_table(artifacts: Sequence[tuple[Path, Record]]) -> Table:
+    """The warnings of the stages."""
+    lines = []
+    for _, record in artifacts:
+        lines += [[record["name"], warning] for warning in record.get("warnings", [])]
+    return Table("Warnings", ["stage", "warning"], lines, texts=True)
+
+
+def controls_table(results: Rows) -> Table:
+    """What the controls among the results show."""
+    shown = " ".join(row["what"] for row in results)
+    lines = [
+        [control.label, control.meaning]
+        for control in CONTROLS.values()
+        if f"control: {control.label}" in shown
+    ]
+    return Table("What the controls show", ["control", "it shows"], lines, texts=True)
+
+
+def rejects_table(artifacts: Sequence[tuple[Path, Record]]) -> Table:
+    """The rejected items of each corpus by reason, the most frequent first, as its statistics have
+    them."""
+    lines = []
+    for folder, record in artifacts:
+        file = folder / "statistics.json"
+        if file.is_file():
+            reasons = read_json(file).get("reasons", {})
+            lines += [[record["name"], reason, str(count)] for reason, count in reasons.items()]
+    return Table("Rejected", ["", "reason", "items"], lines)
+
+
+def stages_table(run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Table:
+    """The steps of a run: how long each took, what it read, and what it counted."""
+    records = {record["name"]: record for _, record in artifacts}
+    lines = []
+    for step in run["steps"]:
+        record = records.get(step["name"])
+        time = step["state"]
+        if record and time == "built":
+            time = duration(record["run"]["seconds"])
+        counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
+        text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
+        inputs = ", ".join(step["inputs"])
+        lines.append([step["name"], step["fingerprint"][:8], time, inputs, text])
+    heads = ["stage", "fingerprint", "time", "inputs", "counts"]
+    return Table("Stages", heads, lines, texts=True)
+
+
+def facts_table(run: Mapping[str, Any]) -> Table:
+    """When a run started and what it was called with."""
+    arguments = run["arguments"]
+    facts = {
+        "started": run["started"][:19].replace("T", " ") + " UTC",
+        "took": duration(run["seconds"]),
+        "commit": run["commit"],
+        "configuration": arguments["config"],
+        "data": arguments["data"],
+        "changed values": "\n".join(arguments["changes"]) or "none",
+    }
+    lines = [[label, text] for label, text in facts.items() if text]
+    return Table("Run", ["", ""], lines, texts=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def pictures_by_step(artifacts: Sequence[tuple[Path, Record]]) -> dict[str, list[tuple[str, str]]]:
+    """The captions and addresses of the pictures of each step that has some."""
+    pictures = {record["name"]: stage_pictures(folder) for folder, record in artifacts}
+    return {name: shown for name, shown in pictures.items() if shown}
 
 
 def write_page(path: Path, title: str, **values: Any) -> Path:
@@ -143,10 +185,9 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["anchor"] = anchor
-    values = {"tables": (), "last": (), "opened": ()} | values
-    page = environment.get_template("page.html.jinja").render(
-        title=title, contents=contents_of(values), **values
-    )
+    values = {"tables": (), "last": (), "opened": (), **values}
+    template = environment.get_template("page.html.jinja")
+    page = template.render(title=title, contents=contents_of(values), **values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -158,13 +199,15 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
 
 def contents_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The sections of a page in order, each with its anchor."""
-    tables = [table.title for table in values["tables"] if table and table.lines]
-    names = [*tables]
-    names += ["Learning curves"] if values.get("curves") else []
-    names += ["Calibration"] if values.get("calibrations") else []
+    names = [table.title for table in values["tables"] if table and table.lines]
+    if values.get("curves"):
+        names.append("Learning curves")
+    if values.get("calibrations"):
+        names.append("Calibration")
     names += values.get("pictures") or ()
     names += [table.title for table in values["last"] if table and table.lines]
-    names += ["Links"] if values.get("links") else []
+    if values.get("links"):
+        names.append("Links")
     return {name: anchor(name) for name in names}
 
 
@@ -177,17 +220,21 @@ def anchor(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
-def runs_before(path: Path, run: Mapping[str, Any]) -> list[Link]:
-    """Links to the pages of the last runs of the same configuration in the folder of a page, the newest first."""
-    found = []
+def earlier_runs(path: Path, run: Mapping[str, Any]) -> list[Link]:
+    """Links to the pages of the last runs of the same configuration in the folder of a page, the
+    newest first."""
+    links = []
     for file in path.parent.glob("*.json"):
+        page = file.with_suffix(".html")
         with suppress(OSError, ValueError, TypeError, KeyError):  # no summary of a run
             other = read_json(file)
-            same = other["name"] == run["name"] and other["started"] < run["started"]
-            if same and file.stem != path.stem and file.with_suffix(".html").is_file():
-                text = f"{other['started'][:16].replace('T', ' ')}: {other['title']} ({other['state']})"
-                found.append((other["started"], (text, f"{quote(file.stem)}.html")))
-    return [link for _, link in sorted(found, reverse=True)[:RUNS_BEFORE]]
+            is_earlier = other["name"] == run["name"] and other["started"] < run["started"]
+            if is_earlier and file.stem != path.stem and page.is_file():
+                time = other["started"][:16].replace("T", " ")
+                text = f"{time}: {other['title']} ({other['state']})"
+                links.append((other["started"], (text, quote(page.name))))
+    links.sort(reverse=True)
+    return [link for _, link in links[:MAX_EARLIER_RUNS]]
 
 
 def stage_pictures(folder: Path) -> list[tuple[str, str]]:
@@ -196,7 +243,8 @@ def stage_pictures(folder: Path) -> list[tuple[str, str]]:
     for path in sorted((folder / "pictures").glob("*.png")):
         kind, _, step = path.stem.partition("-step-")
         caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
-        caption = f"Step {int(step)}: {caption}" if step.isdigit() else caption
+        if step.isdigit():
+            caption = f"Step {int(step)}: {caption}"
         data = base64.b64encode(path.read_bytes()).decode()
         pictures.append((caption, f"data:image/png;base64,{data}"))
     return pictures
@@ -224,22 +272,25 @@ class Compared(NamedTuple):
 
 
 def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> Compared:
-    """Compares artifacts of evaluations, the first with each of the others. Raises InputError as `compare` does."""
+    """Compares artifacts of evaluations, the first with each of the others. Raises InputError as
+    `compare` does."""
     names = [folder.name[:8] for folder, _ in artifacts]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise InputError(f"{repeated[0]}: named twice; name two runs")
-    (first, _), *others = artifacts
-    compared = [compare(first, folder) for folder, _ in others]
-    lines = differences(
-        [[found for _, found in store.lineage(dict(record))] for _, record in artifacts]
-    )
-    shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
-    results = dict(zip(names, [read_results(folder) for folder, _ in artifacts], strict=True))
 
-    pairs = list(zip(names[1:], compared, strict=True))
-    verdicts = [verdict_of(names[0], name, one) for name, one in pairs]
-    charts = [difference_bars(names[0], name, one) for name, one in pairs]
+    folders = [folder for folder, _ in artifacts]
+    compared = [compare(folders[0], folder) for folder in folders[1:]]
+    by_name = dict(zip(names[1:], compared, strict=True))
+    verdicts = [verdict_of(names[0], name, one) for name, one in by_name.items()]
+    charts = [difference_bars(names[0], name, one) for name, one in by_name.items()]
+
+    lineages = []
+    for _, record in artifacts:
+        lineages.append([ancestor for _, ancestor in store.lineage(record)])
+    lines = differences(lineages)
+    shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
+    results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
     marked = decisive(row["name"] for one in compared for row, _ in one.scores)
     return Compared(
         title=" and ".join(names),
@@ -262,38 +313,51 @@ def comparison_page(path: Path, compared: Compared) -> Path:
 
 
 def differences(runs: Sequence[Sequence[Record]]) -> list[list[str]]:
-    """What is not the same in all runs, each with all the records that it was built from: the kind of KINDS, a name,
-    and its value in each run."""
+    """What is not the same in all runs, each with all the records that it was built from: the kind
+    of KINDS, a name, and its value in each run."""
     described = [origins(records) for records in runs]
-    names = dict.fromkeys(name for of_run in described for name in of_run)
-    return [
-        [kind, name, *values]
-        for kind, name in sorted(names, key=lambda both: KINDS.index(both[0]))
-        if len(set(values := [of_run.get((kind, name), MISSING) for of_run in described])) > 1
-    ]
+    names: dict[tuple[str, str], None] = {}  # of all runs, in order
+    for of_run in described:
+        names |= dict.fromkeys(of_run)
+
+    lines = []
+    for kind, name in sorted(names, key=lambda kind_and_name: KINDS.index(kind_and_name[0])):
+        values = [of_run.get((kind, name), UNKNOWN) for of_run in described]
+        if len(set(values)) > 1:
+            lines.append([kind, name, *values])
+    return lines
 
 
 def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
-    """What decides the result of a run, by kind and name: configurations, corpora with their counts, digests of files,
-    commits, versions of stages, precisions and packages."""
+    """What decides the result of a run, by kind and name. Records of one run may differ, such as in
+    their commit: all different values are listed."""
     values: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
-        name, stage = record["name"], record["stage"]
-        found = {
-            ("configuration", key): str(v) for key, v in flatten({name: record["config"]}).items()
-        }
-        if stage in CORPUS_STAGES:
-            counts = ", ".join(
-                f"{count} {what}" for what, count in record["counts"].items() if count
-            )
-            found["data", name.partition(" ")[2] or name] = f"{record['fingerprint'][:8]}: {counts}"
-        found |= {
-            ("data", f"{name} {file}"): digest[:8] for file, digest in record["files"].items()
-        }
-        found["code", "commit"] = record["run"].get("commit") or MISSING
-        found["code", f"{stage}, version"] = str(record["stage_version"])
-        found |= {("code", f"{name} in"): record["precision"]} if record.get("precision") else {}
-        found |= {("version", package): version for package, version in record["versions"].items()}
-        for key, value in found.items():
+        for key, value in origin(record).items():
             values.setdefault(key, {})[value] = None
-    return {key: ", ".join(each) for key, each in values.items()}
+    return {key: ", ".join(different) for key, different in values.items()}
+
+
+def origin(record: Record) -> dict[tuple[str, str], str]:
+    """What decides one artifact: configuration, corpus with its counts, digests of files, commit,
+    version of the stage, precision and packages."""
+    name = record["name"]
+    stage = record["stage"]
+    decides: dict[tuple[str, str], str] = {}
+    for key, value in flatten({name: record["config"]}).items():
+        decides["configuration", key] = str(value)
+
+    if stage in CORPUS_STAGES:
+        counts = ", ".join(f"{count} {what}" for what, count in record["counts"].items() if count)
+        corpus = name.partition(" ")[2] or name
+        decides["data", corpus] = f"{record['fingerprint'][:8]}: {counts}"
+    for file, digest in record["files"].items():
+        decides["data", f"{name} {file}"] = digest[:8]
+
+    decides["code", "commit"] = record["run"].get("commit") or UNKNOWN
+    decides["code", f"{stage}, version"] = str(record["stage_version"])
+    if record.get("precision"):
+        decides["code", f"{name} in"] = record["precision"]
+    for package, version in record["versions"].items():
+        decides["version", package] = version
+    return decides
