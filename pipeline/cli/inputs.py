@@ -114,7 +114,11 @@ def print_check(report: dict[str, Any]) -> None:
     from alpro.pipeline.reports.terminal import print_rows
 
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
-    print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds})")
+    problems = report["problems"]
+    verdict = f"; a run fails: {len(problems)} problems" if problems else "; ready to run"
+    print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds}){verdict}")
+    for problem in problems:
+        print(f"problem: {problem}")
     print_rows([{"split": split, **texts} for split, texts in report["splits"].items()])
     print(f"splits: {report['split_source']}")
     bad, decoded = report["bad_rows"], report["decoded"]
@@ -155,5 +159,3 @@ def print_check(report: dict[str, Any]) -> None:
     print(
         f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    "
     )
-    for problem in report["problems"]:
-        print(f"problem: {problem}")

@@ -40,37 +40,11 @@ from alpro.shards.schema import (
 )
 from alpro.shards.sources.answers import first_option, question_of
 from alpro.shards.sources.cells import json_list
+from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, TIMES
 from alpro.shards.sources.folders import list_folder, media_stem, spelled
-from alpro.shards.sources.records import Record, plain, read_records
+from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.storage import Location, resolve
 from alpro.shards.storage import suffix as extension_of
-
-# Columns that contain the name of a video or image, and columns that contain captions; the first
-# that a record has.
-NAME_COLUMNS: tuple[str, ...] = (
-    "clip_name",
-    "video_path",
-    "image_path",
-    "file_name",
-    "filename",
-    "video_name",
-)
-NAME_COLUMNS += ("video", "video_id", "videoid", "videoID", "gif_name", "image", "path")
-TEXT_COLUMNS = ("caption", "captions", "sentence", "text", "description", "enCap", "name")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-}
-SPLIT_NAMES |= {
-    "validate": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-    "": "",
-}
 
 
 @dataclass(frozen=True)
@@ -287,10 +261,10 @@ def read_file(
     the videos."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
-    first = first_option(record for _, record in read_records(file))
+    first = first_option(record for _, record in named_records(file))
     others: set[str] = set()  # splits of an MSR-VTT file that are not read
     taken = False
-    for where, record in read_records(file):
+    for where, record in named_records(file):
         advance()
         try:
             if isinstance(record, str):
@@ -305,6 +279,12 @@ def read_file(
                     f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}"
                 )
             taken = True
+            times = [column for column in TIMES if record.get(column) not in (None, "")]
+            if times and entry.form is CAPTIONS:
+                log_once(
+                    f"{file}: {', '.join(times)} are not used: each caption is that of its whole file; a manifest "
+                    "(`path`, `start`, `end`) has parts of files"
+                )
             name, path, problem = media.locate(entry)
             key = split or own, str(path) or name
             joined.setdefault(key, Video(key[0], name, path, problem)).add(entry)
@@ -326,13 +306,14 @@ class MediaFiles:
         self.folder = folder
         self.root = Path(os.path.normpath(root.absolute())) if root else folder
         self.located: dict[str, tuple[str, Location, str]] = {}
-        self.by_stem: defaultdict[str, list[str]] = defaultdict(
-            list
-        )  # paths by their names without the extension
+        # Paths by their names without the extension, in any case.
+        self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        self.named: dict[Path, str] = {}  # the name by which a file was found
         with progress("listing media", None, "files") as advance:
             listing = list_folder(folder, advance)
         for path in listing.media:
-            self.by_stem[spelled(media_stem(path.rpartition("/")[2]))].append(f"{folder}/{path}")
+            stem = spelled(media_stem(path.rpartition("/")[2])).casefold()
+            self.by_stem[stem].append(f"{folder}/{path}")
         self.notes = list(listing.notes())
 
     def locate(self, entry: Entry) -> tuple[str, Location, str]:
@@ -380,10 +361,11 @@ class MediaFiles:
         """The file that a name refers to, or the path where it is expected.
 
         The file with exactly this name comes first, then one in the same folder with another
-        extension, or with an extension if the name lacks one. A name without a folder also matches
-        files in subfolders. A name with a video extension never matches an image, nor the reverse;
-        a name without an extension prefers the video. Raises ValueError if it matches several
-        files.
+        extension, or with an extension if the name lacks one, then one whose name differs in case.
+        A name without a folder also matches files in subfolders. A name with a video extension
+        never matches an image, nor the reverse; a name without an extension prefers the video.
+        Raises ValueError if it matches several files, or a file that a name in another case has
+        already found.
         """
         exact = self.folder / name
         if is_file(exact):
@@ -398,12 +380,13 @@ class MediaFiles:
             list
         )  # by how far they are from the name
         for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
-            for path in self.by_stem.get(stem, []):
+            for path in self.by_stem.get(stem.casefold(), []):
                 place = Path(normalize("NFC", path))
                 beside, own = place.parent == exact.parent, place.suffix.lower()
                 if (beside or "/" not in name) and not (has_extension and own in other_kind):
                     far = (
                         not beside,
+                        media_stem(place.name) not in (exact.name, exact.stem),
                         place.name != exact.name,
                         stem != exact.name,
                         own in IMAGE_EXTENSIONS,
@@ -415,6 +398,11 @@ class MediaFiles:
         if found[0].parent != found[-1].parent:
             raise ValueError(
                 f"the name could mean {' or '.join(str(p.relative_to(self.folder)) for p in found[:2])}"
+            )
+        other = self.named.setdefault(found[0], name)
+        if other != name and other.casefold() == name.casefold():
+            raise ValueError(
+                f"the names {other!r} and {name!r} differ only in case, and there is one file"
             )
         return found[0]
 

@@ -13,6 +13,7 @@ OPTION = re.compile(r"(?i)(a|opt|option|choice|candidate|answer_choice)[ _-]?(\d
 OPTION_LISTS = ("options", "choices", "candidates", "answer_choices", "multi_choice")
 NUMBER = re.compile(r"\d{1,2}(?:\.0)?")
 MAX_LOOKED_AT = 20  # records without options, after which a file has none
+LETTERS = "ABCDEFGHIJ"
 LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
 
 
@@ -69,6 +70,8 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
     for name in OPTION_LISTS:
         value = record.get(name)
         value = json_list(value) if isinstance(value, str) else value
+        if isinstance(value, dict) and "".join(sorted(value)).upper() == LETTERS[: len(value)]:
+            value = [value[letter] for letter in sorted(value)]
         if isinstance(value, list) and len(value) > 1:
             return [option_text(each) for each in value], None
 
@@ -105,7 +108,7 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
     elif option_text(answer).casefold() in folded:
         place = folded.index(option_text(answer).casefold())
     elif letter:
-        place = "ABCDEFGHIJ".index(letter[1].upper())
+        place = LETTERS.index(letter[1].upper())
     else:
         return answer
     if not 0 <= place < len(options):

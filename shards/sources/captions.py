@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 
 from alpro.errors import InputError
 from alpro.shards.schema import MAX_JSON_BYTES, SPLITS
-from alpro.shards.sources.annotations import SPLIT_NAMES, texts_of
+from alpro.shards.sources.annotations import texts_of
+from alpro.shards.sources.columns import SPLIT_NAMES
 from alpro.shards.sources.folders import (
     MAX_NAMED,
     OTHER_MEDIA,
@@ -33,7 +34,7 @@ from alpro.shards.sources.folders import (
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 SIDECARS = (".txt", ".caption", ".captions", ".cap")  # the first that is there counts
-JSON_KEYS = ("captions", "caption", "text", "prompt")
+JSON_KEYS = ("captions", "caption", "text", "prompt", "description")
 TEXT_FOLDERS = {
     *("labels", "label", "captions", "caption", "texts", "text", "txt", "prompts", "prompt"),
     *("annotations", "descriptions", "metas"),
@@ -134,7 +135,7 @@ class Sidecars:
         except RecursionError:
             raise ValueError(f"{file.name}: nested too deeply") from None
         if not isinstance(value, dict):
-            return []
+            return texts_of(value)
         key = next((key for key in JSON_KEYS if value.get(key)), "")
         return texts_of(value[key]) if key else []
 
@@ -158,7 +159,7 @@ def tables_in(listing: Listing) -> list[str]:
     stems = {spelled(without_suffix(path)).casefold() for path in listing.media}
     tables = []
     for path in listing.others:
-        name = path.removesuffix(".gz")
+        name = path[:-3] if path.lower().endswith(".gz") else path
         stem = spelled(without_suffix(name)).casefold()
         is_beside = stem in stems or without_suffix(stem) in stems
         if media_suffix(name.rpartition("/")[2]) in TABLES and not is_beside:
@@ -179,9 +180,17 @@ def tables_of_splits(listing: Listing) -> list[Table]:
         return named if len({table.split for table in named}) > 1 else []
 
     folders = Counter(path.rpartition("/")[0] for path in paths)
-    if not folders or max(folders.values()) > 1:
-        return []
-    return [Table(listing.folder / path, split_of_path(path)) for path in paths]
+    tables = [
+        Table(listing.folder / path, split_of_path(path) or split_in(stem_of(path)))
+        for path in paths
+    ]
+    if len(folders) == 1 and len({table.split for table in tables}) > 1:  # a folder of annotations
+        return tables if all(table.split for table in tables) else []
+    return tables if folders and max(folders.values()) == 1 else []
+
+
+def stem_of(path: str) -> str:
+    return media_stem(path.rpartition("/")[2])
 
 
 def split_in(name: str) -> str:
@@ -201,10 +210,12 @@ def split_of_path(path: str) -> str:
 def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
     """Whether folders are splits, and a note about them, or an empty string. They are if there is
     one of training, and another: a single folder `test` may be a trial."""
+    paths = list(paths)
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
     counts = Counter(map(split_of_path, paths))
     named = [split for split in SPLITS if counts[split]]
     if not named:
-        return False, ""
+        return False, folders_like_splits(folders)
     if "train" not in named or len(named) == 1:
         return False, (
             f"the folders named as the split {' and '.join(named)} are not taken for it, because there are none "
@@ -213,6 +224,17 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
     shown = ", ".join(f"{split} ({counts[split]})" for split in named)
     outside = f"; {counts['']} files in no such folder are for training" if counts[""] else ""
     return True, f"splits are those of the folders: {shown}{outside}"
+
+
+def folders_like_splits(folders: Iterable[str]) -> str:
+    """A note on folders whose names contain that of a split (videos_train), or an empty string."""
+    named = {split_in(folder): folder for folder in sorted(folders) if split_in(folder)}
+    if not named:
+        return ""
+    return (
+        f"the folders named as a split ({', '.join(named.values())}) are not taken for one; name them "
+        "train, validation and test, or name the splits in a column `split`"
+    )
 
 
 def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | None:

@@ -17,7 +17,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,8 @@ from pydantic_core import from_json
 
 from alpro.errors import InputError
 from alpro.shards.schema import MAX_JSON_BYTES, MEDIA_EXTENSIONS
+from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, TEXT_COLUMNS, with_usual_names
+from alpro.shards.sources.documents import entries
 from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
@@ -38,6 +41,7 @@ NOT_UTF8 = re.compile(
 )  # a byte that is not UTF-8, as `surrogateescape` decodes it
 
 
+csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
@@ -46,14 +50,15 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 
     Raises InputError if the file is missing, corrupt, in another format, or not UTF-8.
     """
-    name = str(path).removesuffix(".gz")
-    ending = PurePosixPath(name).suffix
+    is_compressed = str(path).lower().endswith(".gz")
+    name = str(path)[:-3] if is_compressed else str(path)
+    ending = PurePosixPath(name).suffix.lower()
     try:
         with local_copy(path) as local:
             if ending == ".parquet":
                 yield from _parquet(local)
                 return
-            with gzip.open(local) if name != str(path) else open(local, "rb") as file:
+            with gzip.open(local) if is_compressed else open(local, "rb") as file:
                 if b"\0" in file.peek(1024)[:1024]:
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
                 if not (read := READERS.get(ending)):
@@ -71,8 +76,20 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
+def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
+    """The records of a file, as `read_records`, with the usual names of their columns."""
+    for where, record in read_records(path):
+        yield where, record if isinstance(record, str) else with_usual_names(record)
+
+
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    for number, line in enumerate(text, 1):
+    """The names of a list; the rows of a table if the first line names columns of files and texts."""
+    first = text.readline()
+    columns = {FOLDED.get(cell.strip(' "\r\n').casefold()) for cell in re.split(r"[,;|\t]", first)}
+    if not columns.isdisjoint(NAME_COLUMNS) and not columns.isdisjoint({*TEXT_COLUMNS, "question"}):
+        yield from _table(chain([first], text), strict=True)
+        return
+    for number, line in enumerate(chain([first], text), 1):
         if line.strip():
             yield (
                 f"line {number}",
@@ -81,9 +98,23 @@ def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
 
 
 def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    for number, line in enumerate(text, 1):
+    first = text.readline()
+    if first.lstrip().startswith("["):  # a JSON list in a file of another name
+        content = first + text.read()
+        with suppress(ValueError, RecursionError):
+            value = json.loads(content)
+            if _are_objects(value):
+                yield from _entries(content, value)
+                return
+        text = io.StringIO(content)
+        first = text.readline()
+    for number, line in enumerate(chain([first], text), 1):
         if line.strip():
             yield f"line {number}", _object(line)
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def _object(line: str) -> Record | str:
@@ -100,9 +131,9 @@ def _object(line: str) -> Record | str:
 
 
 def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    """The entries of a list; those of an object, each with its key as `video`; or the records of
-    JSON Lines."""
-    content, value = text.read(), None
+    """The entries of a document (`documents.py`), or the records of JSON Lines."""
+    content = text.read()
+    value = None
     try:
         value = json.loads(content)
     except RecursionError:
@@ -110,49 +141,28 @@ def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     except ValueError as error:
         if not content.lstrip().startswith("{"):
             raise ValueError(f"not JSON: {error}") from None
+    yield from _entries(content, value)
+
+
+def _entries(content: str, value: Any) -> Iterator[tuple[str, Record | str]]:
+    """The entries of a parsed document. Raises ValueError if it is not UTF-8."""
     if NOT_UTF8.search(content):
         raise ValueError("not UTF-8")
-    if isinstance(value, list):
-        for number, entry in enumerate(value, 1):
-            yield f"entry {number}", entry if isinstance(entry, dict) else "not a JSON object"
-    elif not isinstance(value, dict) or not all(
-        isinstance(part, dict | list) for part in value.values()
-    ):
-        yield from _json_lines(io.StringIO(content))
-    elif isinstance(value.get("sentences"), list):
-        yield from _videos_with_sentences(value)
+    found = entries(value)
+    if found is not None:
+        yield from found
+    elif isinstance(value, dict) and len(content.strip().splitlines()) > 1:
+        yield "line 1", value  # one record on several lines
     else:
-        for key, entry in value.items():
-            yield (
-                f"entry {key!r}",
-                {**entry, "video": key} if isinstance(entry, dict) else "not a JSON object",
-            )
+        yield from _json_lines(io.StringIO(content))
 
 
-def _videos_with_sentences(value: Record) -> Iterator[tuple[str, Record | str]]:
-    """The videos of MSR-VTT, each with its captions as `sen_ids`."""
-    captions: dict[str, list[Any]] = {}
-    for sentence in value["sentences"]:
-        if isinstance(sentence, dict):
-            captions.setdefault(str(sentence.get("video_id")), []).append(
-                sentence.get("caption") or ""
-            )
-    about = {
-        str(video.get("video_id")): video
-        for video in value.get("videos") or []
-        if isinstance(video, dict)
-    }
-    for name in {**about, **captions}:
-        yield (
-            f"video {name!r}",
-            {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])},
-        )
-
-
-def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
-    header = text.readline()
+def _table(lines: Iterable[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
+    text = iter(lines)
+    skipped, header = _header(text)
     separator = _separator(header, dialect.get("delimiter", ","))
-    if separator == "\t" and "strict" not in dialect:
+    is_quoted = header.startswith('"') and header.rstrip().endswith('"')
+    if separator == "\t" and "strict" not in dialect and not is_quoted:
         dialect["quoting"] = csv.QUOTE_NONE
     else:
         dialect.pop("quoting", None)
@@ -163,14 +173,14 @@ def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
     reader = csv.reader(chain([header] if header else [], text), **dialect)
     columns = list[str]()
     while True:
-        first = reader.line_num + 1
+        first = skipped + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             if (
-                reader.line_num > first
+                skipped + reader.line_num > first
             ):  # the end of this text is unknown: continuing could lose rows
                 raise ValueError(
                     f"line {first}: unclosed quotation mark at the start of a text ({error}); "
@@ -184,6 +194,20 @@ def _table(text: IO[str], **dialect: Any) -> Iterator[tuple[str, Record | str]]:
             columns = _checked(cells)
         elif cells:
             yield f"line {first}", _in_columns(columns, cells, "quoting" not in dialect)
+
+
+def _header(text: Iterator[str]) -> tuple[int, str]:
+    """The number of lines before the header of a table, and the header. Such lines are blank, a
+    comment, or Excel's `sep=;`."""
+    for skipped, line in enumerate(text):
+        is_comment = line.startswith("#") and not re.search(r"[,;|\t]", line)
+        if (
+            line.strip()
+            and not is_comment
+            and not re.fullmatch(r"(?i)\"?sep=.\"?", line.rstrip("\r\n"))
+        ):
+            return skipped, line
+    return 0, ""
 
 
 def _checked(columns: list[str]) -> list[str]:

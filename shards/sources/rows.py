@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reject, Row
 from alpro.shards.sources.annotations import split_name, texts_of
 from alpro.shards.sources.answers import first_option, question_of
 from alpro.shards.sources.cells import json_list
-from alpro.shards.sources.records import plain, read_records
+from alpro.shards.sources.columns import COLUMNS, TEXTS
+from alpro.shards.sources.folders import spelled
+from alpro.shards.sources.records import named_records, plain
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
-TEXTS = {"caption", "captions", "questions"}
-COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
+MAX_FOLDERS = 256  # whose names are kept at a time
 
 
 def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row | Reject]:
@@ -44,16 +47,17 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
         raise InputError(f"{source}: a single file; name its folder")
 
     columns = set[str]()
+    files = FileNames()
     ids: dict[str, str] = {}
     empty = True
-    for where, record in read_records(source):
+    for where, record in named_records(source):
         empty = False
         if isinstance(record, str):  # the reason why the record cannot be read
             yield Reject(id=where, path="", reason="bad row", detail=record)
             continue
 
         columns |= record.keys()
-        row = row_of(where, record, parent(source))
+        row = row_of(where, record, parent(source), files)
         if isinstance(row, Row):
             other = ids.setdefault(row.id, where)
             if other is not where:
@@ -65,6 +69,11 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
 
     if empty:
         raise InputError(f"{source}: no rows")
+    if columns == {"video_id"} and suffix(source) == ".txt":
+        raise InputError(
+            f"{source}: read as a list of names, which has no texts; a table with the columns `video` and `caption` "
+            "(.csv, .tsv) has both"
+        )
     for names in ({"path"}, TEXTS) if require_texts else ({"path"},):
         if columns and not names & columns:
             raise InputError(
@@ -73,9 +82,53 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             )
 
 
-def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
+class FileNames:
+    """The names of the files in folders, each listed once, to find a file whose name differs in case
+    from a path."""
+
+    def __init__(self) -> None:
+        self.names = lru_cache(maxsize=MAX_FOLDERS)(names_in)
+        # Files of names in another case, with the paths that found them.
+        self.found: dict[Path, str] = {}
+
+    def actual(self, path: Location, text: str) -> Location:
+        """The file of a path, which is `text` in the manifest: one in another case if it is the only
+        one.
+
+        Raises ValueError if another path has found it.
+        """
+        if not isinstance(path, Path):
+            return path
+        names = self.names(path.parent)
+        same = names.get(spelled(path.name).casefold(), ())
+        if path.name in same or len(same) != 1:
+            return path
+        file = path.with_name(same[0])
+        other = self.found.setdefault(file, text)
+        if other != text:
+            raise ValueError(f"{other!r} and {text!r} differ only in case, and there is one file")
+        return file
+
+
+def names_in(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The names in a folder by their spelling in one case; none if it cannot be listed, which
+    decoding reports."""
+    names: dict[str, tuple[str, ...]] = {}
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 (half the time of Path.iterdir)
+            key = spelled(name).casefold()
+            names[key] = (*names.get(key, ()), name)
+    return names
+
+
+def row_of(
+    where: str, record: dict[str, Any], root: Location, files: FileNames | None = None
+) -> Row | Reject:
     """The row of a manifest record in the folder `root`, or a reject if the record is invalid.
-    Raises InputError for a path that is not allowed."""
+    Raises InputError for a path that is not allowed.
+
+    files: the names in the folders, if the case of a path does not count.
+    """
     name, file = where, ""
     try:
         record = {
@@ -97,6 +150,7 @@ def row_of(where: str, record: dict[str, Any], root: Location) -> Row | Reject:
         ):
             file = file.replace("\\", "/")  # as Windows writes it
         path = resolve(root, file)
+        path = files.actual(path, file) if files else path
         start = seconds_of(record.get("start"))
         end = seconds_of(record.get("end"))
         if start is not None and end is not None and start >= end:

@@ -31,7 +31,7 @@ from alpro.shards.sources.captions import (
 )
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.folders import Listing, list_folder, media_suffix
-from alpro.shards.sources.records import read_records
+from alpro.shards.sources.records import named_records
 from alpro.shards.sources.rows import row_of, scan_manifest
 from alpro.shards.storage import Location
 
@@ -91,7 +91,7 @@ def known_form(file: Path) -> Form | None:
     """The form of a known data set that a file has. None for others: a manifest names its files in
     `path`."""
     with suppress(InputError):  # the caller reads the file again
-        for _, record in read_records(file):
+        for _, record in named_records(file):
             if isinstance(record, dict):
                 form = form_of(record) if "path" not in record else None
                 return None if form is NAMES else form
@@ -189,7 +189,7 @@ def scan_lists(listing: Listing, pairs: list[tuple[str, str]], notes: list[str])
 def is_table(file: Path) -> bool:
     """Whether a file has rows of a manifest, or of a known form."""
     with suppress(InputError):
-        for _, record in read_records(file):
+        for _, record in named_records(file):
             if isinstance(record, dict):
                 form = form_of(record)
                 return "path" in record or (form is not None and form is not NAMES)
@@ -200,15 +200,19 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
     """The rows of several tables, each of a split or of a folder."""
     manifests = [table for table in tables if not known_form(table.file)]
     forms = [table for table in tables if table not in manifests]
-    at_root: dict[str, list[str]] = {}
+    of_folders: list[Table] = []
+    of_all: dict[str, list[str]] = {}
     for table in forms:
-        if table.folder == listing.folder:
-            at_root.setdefault(table.split, []).append(str(table.file))
+        # A folder of tables alone, such as annotations/ beside videos/, names files of the whole
+        # folder.
+        if table.folder != listing.folder and has_media(listing, table.folder):
+            of_folders.append(table)
+        else:
+            of_all.setdefault(table.split, []).append(str(table.file))
 
-    parts: list[Rows] = [of_table(listing.folder, table) for table in manifests]
-    parts += [of_table(listing.folder, table) for table in forms if table.folder != listing.folder]
-    if at_root:
-        parts.append(scan_annotations(listing.folder, keyed(at_root), root))
+    parts: list[Rows] = [of_table(listing.folder, table) for table in [*manifests, *of_folders]]
+    if of_all:
+        parts.append(scan_annotations(listing.folder, keyed(of_all), root))
 
     others = [
         path for path in tables_in(listing) if listing.folder / path not in {t.file for t in tables}
@@ -219,6 +223,12 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
         notes.append(f"not read: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}")
     if not any(table.split for table in tables):
         notes.append("the tables name no split")
+
+
+def has_media(listing: Listing, folder: Path) -> bool:
+    """Whether a listing has media in a folder or below."""
+    inside = f"{folder.relative_to(listing.folder).as_posix()}/"
+    return any(path.startswith(inside) for path in listing.media)
 
 
 def of_table(folder: Path, table: Table) -> Rows:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
+from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.sources.records import read_records
 from tests.conftest import one_line
 from tests.shards.conftest import read_manifest, single_row
@@ -316,9 +317,9 @@ def test_one_bad_line_is_one_bad_record(tmp_path):
         ("m.csv", TABLE % b"b.mp4,\xe4", "line 3", "not UTF-8"),
         (
             "m.csv",
-            TABLE % (b"b.mp4," + 200_000 * b"x"),
+            TABLE % (b"b.mp4," + (MAX_JSON_BYTES // 2 + 1) * b"x"),
             "line 3",
-            "field larger than field limit (131072)",
+            "field larger than field limit (8388608)",
         ),
         ("m.tsv", TABS % b"b.mp4\t\xe4", "line 3", "not UTF-8"),
         ("m.txt", b"a\n\xe4\n\n b \n", "line 2", "not UTF-8"),

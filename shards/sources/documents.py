@@ -1,0 +1,147 @@
+"""The records of a JSON document, in the forms in which data sets and programs nest them.
+
+[{...}, {...}]                                    a list of records
+{"data": [{...}, {...}]}                          the same under a key
+{"a.mp4": {...}, "b.mp4": {...}}                  records by their videos; also lists of records
+{"a.mp4": "a dog", "b.mp4": ["a cat", "a pet"]}   captions by their videos
+{"video": ["a.mp4"], "caption": ["a dog"]}        columns; of pandas, {"video": {"0": "a.mp4"}}
+{"videos": [...], "sentences": [...]}             MSR-VTT
+{"images": [...], "annotations": [...]}           COCO, with `videos` or `images`
+"""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from alpro.shards.schema import MEDIA_EXTENSIONS
+from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS
+
+Record = dict[str, Any]
+Entries = Iterator[tuple[str, Record | str]]
+NOT_AN_OBJECT = "not a JSON object"
+# Keys under which a document has its list of records.
+LISTS = (
+    *("data", "annotations", "items", "records", "samples", "rows", "videos", "captions"),
+    *("questions", "database", "results"),
+)
+
+
+def entries(value: Any) -> Entries | None:
+    """The records of a document, or why one is none; None if the document is itself a record, or of
+    no known form."""
+    if isinstance(value, list):
+        return _of_list(value)
+    if not isinstance(value, dict) or not value or _is_record(value):
+        return None
+    if isinstance(value.get("sentences"), list) and isinstance(value.get("videos", []), list):
+        return _videos_with_sentences(value)
+
+    media = next((key for key in ("videos", "images") if _are_records(value.get(key))), None)
+    if media and _are_records(value.get("annotations")):
+        return _coco(value[media], value["annotations"], media.removesuffix("s"))
+    columns = _columns(value)
+    if columns:
+        return _of_columns(columns)
+
+    # The records, if one key has them. Others, such as `info` or `licenses`, are about the file.
+    wrapped = next((key for key in LISTS if _are_records(value.get(key))), None)
+    if wrapped:
+        return _of_list(value[wrapped])
+    by_video = value.get("database", value)  # of YouCook2
+    if isinstance(by_video, dict) and _are_by_video(by_video):
+        return _by_video(by_video)
+    return None
+
+
+def _is_record(value: Record) -> bool:
+    """Whether an object names one file."""
+    names = [part for key, part in value.items() if FOLDED.get(key.casefold()) in NAME_COLUMNS]
+    return any(isinstance(part, str | int) for part in names)
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _are_by_video(value: Record) -> bool:
+    """Whether the keys are videos. Those of single texts must be files: an object of texts is often
+    something else."""
+    if all(isinstance(part, dict | list) for part in value.values()):
+        return True
+    are_files = all(PurePosixPath(key).suffix.lower() in MEDIA_EXTENSIONS for key in value)
+    return are_files and all(isinstance(part, str | dict | list) for part in value.values())
+
+
+def _columns(value: Record) -> dict[str, list[Any]] | None:
+    """The columns of a document that is a table, one of which names files; None if it is not."""
+    if not any(FOLDED.get(key.casefold()) in NAME_COLUMNS for key in value):
+        return None
+    columns = {
+        key: list(part.values()) if isinstance(part, dict) else part for key, part in value.items()
+    }
+    lengths = {len(part) if isinstance(part, list) else -1 for part in columns.values()}
+    return columns if len(columns) > 1 and len(lengths) == 1 and -1 not in lengths else None
+
+
+def _of_list(records: list[Any]) -> Entries:
+    for number, record in enumerate(records, 1):
+        yield f"entry {number}", record if isinstance(record, dict) else NOT_AN_OBJECT
+
+
+def _of_columns(columns: dict[str, list[Any]]) -> Entries:
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        yield f"entry {number}", dict(zip(columns, cells, strict=True))
+
+
+def _by_video(value: Record) -> Entries:
+    for name, part in value.items():
+        if isinstance(part, dict):
+            yield f"entry {name!r}", {**part, "video": name}
+        elif _are_records(part):
+            for record in part:
+                yield f"entry {name!r}", {**record, "video": name}
+        elif isinstance(part, str) or (part and _are_texts(part)):
+            yield f"entry {name!r}", {"video": name, "caption": part}
+        else:
+            yield f"entry {name!r}", NOT_AN_OBJECT
+
+
+def _coco(media: list[Record], annotations: list[Record], kind: str) -> Entries:
+    """The annotations of COCO's form, each with the name of its file."""
+    names = {}
+    for each in media:
+        name = next((each[key] for key in NAME_COLUMNS if each.get(key)), each.get("id"))
+        names[str(each.get("id"))] = str(name)
+    for number, annotation in enumerate(annotations, 1):
+        key = str(annotation.get(f"{kind}_id"))
+        if key not in names:
+            yield f"annotation {number}", f"no {kind} has the id {key}"
+        else:
+            rest = {
+                name: part for name, part in annotation.items() if name not in ("id", f"{kind}_id")
+            }
+            yield f"annotation {number}", {**rest, "video": names[key]}
+
+
+def _videos_with_sentences(value: Record) -> Entries:
+    """The videos of MSR-VTT, each with its captions as `sen_ids`."""
+    captions: dict[str, list[Any]] = {}
+    for sentence in value["sentences"]:
+        if isinstance(sentence, dict):
+            captions.setdefault(str(sentence.get("video_id")), []).append(
+                sentence.get("caption") or ""
+            )
+    about = {
+        str(video.get("video_id")): video
+        for video in value.get("videos") or []
+        if isinstance(video, dict)
+    }
+    for name in {**about, **captions}:
+        yield (
+            f"video {name!r}",
+            {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])},
+        )

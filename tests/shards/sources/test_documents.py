@@ -1,0 +1,143 @@
+"""Tables and JSON documents with the column names and the nesting that other programs use."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from alpro.errors import InputError
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.scan import scan_source
+from tests.shards.conftest import rows_and_rejects
+
+LINES = '{"video": "a.mp4", "caption": "a dog"}, {"video": "b.mp4", "caption": "a cat"}'
+ROWS = f"[{LINES}]"
+CAPTIONS = {
+    "a list": ("x.json", ROWS),
+    "a list as JSON Lines": ("x.jsonl", ROWS),
+    "a list under a key": ("x.json", f'{{"info": {{"year": 2016}}, "annotations": {ROWS}}}'),
+    "captions by videos": ("x.json", '{"a.mp4": "a dog", "b.mp4": ["a cat"]}'),
+    "lists by videos": ("x.json", '{"a": ["a dog"], "b": ["a cat"]}'),
+    "records by videos": ("x.json", '{"a": [{"caption": "a dog"}], "b": [{"caption": "a cat"}]}'),
+    "columns": ("x.json", '{"video": ["a.mp4", "b.mp4"], "caption": ["a dog", "a cat"]}'),
+    "columns of pandas": (
+        "x.json",
+        '{"video": {"0": "a.mp4", "1": "b.mp4"}, "caption": {"0": "a dog", "1": "a cat"}}',
+    ),
+    "COCO": (
+        "x.json",
+        '{"images": [{"id": 1, "file_name": "a.mp4"}, {"id": 2, "file_name": "b.mp4"}], "annotations": '
+        '[{"id": 7, "image_id": 1, "caption": "a dog"}, {"id": 8, "image_id": 2, "caption": "a cat"}]}',
+    ),
+    "capitals": ("x.csv", "Video,Caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "capitals of a manifest": ("x.csv", "Path,Caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "path and text": ("x.csv", "path,text\na.mp4,a dog\nb.mp4,a cat\n"),
+    "an extension in capitals": ("X.CSV", "video,caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "names in capitals": ("x.csv", "video,caption\nA.MP4,a dog\nB,a cat\n"),
+    "paths in capitals": ("x.csv", "path,caption\nA.MP4,a dog\nB.mp4,a cat\n"),
+    "Excel's line": ("x.csv", "sep=;\nvideo;caption\na.mp4;a dog\nb.mp4;a cat\n"),
+    "a comment": ("x.csv", "# by a tool\n\nvideo,caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "tabs and quotes": ("x.tsv", '"video"\t"caption"\n"a.mp4"\t"a dog"\n"b.mp4"\t"a cat"\n'),
+    "a table in a .txt": ("x.txt", "video\tcaption\na.mp4\ta dog\nb.mp4\ta cat\n"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def scanned(data: Path) -> tuple[list[Row], list[Reject]]:
+    return rows_and_rejects(scan_source(data)[1])
+
+
+@pytest.mark.parametrize("form", CAPTIONS)
+def test_captions_are_read_in_the_forms_of_other_programs(form, folder):
+    name, text = CAPTIONS[form]
+    (folder / name).write_text(text)
+    rows, rejects = scanned(folder / name)
+    assert rejects == []
+    assert [(row.path, row.captions) for row in rows] == [
+        (folder / "a.mp4", ("a dog",)),
+        (folder / "b.mp4", ("a cat",)),
+    ]
+
+
+def test_a_compressed_table_in_capitals_and_the_tables_of_splits_are_read(folder):
+    (folder / "TRAIN.CSV.GZ").write_bytes(gzip.compress(b"video,caption\na.mp4,a dog\n", mtime=0))
+    (folder / "TEST.CSV").write_text("video,caption\nb.mp4,a cat\n")
+    rows, _ = scanned(folder)
+    assert {row.path.name: row.split for row in rows} == {"a.mp4": "train", "b.mp4": "test"}
+
+
+def test_annotations_beside_the_folder_of_videos_name_its_files(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.json").write_text('[{"video": "a", "caption": "a dog"}]')
+    ((row,), _) = scanned(tmp_path)
+    assert (row.path, row.split) == (tmp_path / "videos" / "a.mp4", "train")
+
+    (tmp_path / "videos" / "b.mp4").touch()
+    (tmp_path / "annotations" / "test.json").write_text('[{"video": "b", "caption": "a cat"}]')
+    rows, _ = scanned(tmp_path)
+    assert {row.path.name: row.split for row in rows} == {"a.mp4": "train", "b.mp4": "test"}
+
+
+def test_two_names_that_differ_in_case_are_not_one_file(folder):
+    (folder / "x.csv").write_text("path,caption\nA.mp4,a dog\na.MP4,a cat\nb.mp4,a bird\n")
+    (folder / "y.csv").write_text("video,caption\nA.mp4,a dog\na.MP4,a cat\nb.mp4,a bird\n")
+    for table in ("x.csv", "y.csv"):
+        rows, rejects = scanned(folder / table)
+        assert [row.captions for row in rows] == [("a dog",), ("a bird",)]
+        assert len(rejects) == 1
+
+
+def test_a_split_is_named_by_a_subset_and_an_answer_by_its_index_or_letter(folder):
+    records = [
+        {
+            "Video": "a.mp4",
+            "q": "is it",
+            "answer_idx": 0,
+            "options": ["x", "y"],
+            "subset": "training",
+        },
+        {
+            "Video": "b.mp4",
+            "q": "is it",
+            "answer": "B",
+            "options": {"A": "x", "B": "y"},
+            "subset": "val",
+        },
+    ]
+    (folder / "x.json").write_text(json.dumps(records))
+    rows, _ = scanned(folder / "x.json")
+    assert [(row.split, row.questions[0].answer) for row in rows] == [
+        ("train", "x"),
+        ("validation", "y"),
+    ]
+
+
+def test_folders_named_like_splits_and_a_list_without_texts_are_named(folder):
+    for name in ("videos_train", "videos_test"):
+        (folder / name).mkdir()
+        (folder / name / "a.mp4").touch()
+        (folder / name / "a.txt").write_text("a dog")
+    notes: list[str] = []
+    rows = list(scan_source(folder, notes=notes)[1])
+    assert not any(row.split for row in rows if isinstance(row, Row))
+    assert any("videos_train" in note for note in notes)
+
+    (folder / "x.txt").write_text("a.mp4\nb.mp4\n")
+    with pytest.raises(InputError, match="list of names"):
+        scanned(folder / "x.txt")
+
+
+def test_a_text_beside_a_video_may_be_a_json_list_or_a_description(folder):
+    (folder / "a.json").write_text('["a dog", "a pet"]')
+    (folder / "b.json").write_text('{"description": "a cat"}')
+    rows, _ = scanned(folder)
+    assert [row.captions for row in rows] == [("a dog", "a pet"), ("a cat",)]
