@@ -13,13 +13,11 @@ Color = tuple[int, int, int]
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
 # Colors of the marks, which differ from the named colors.
-WHITE, BLACK, GREY, BROWN, CREAM = (
-    (250, 250, 250),
-    (15, 15, 15),
-    (130, 130, 130),
-    (115, 70, 35),
-    (235, 215, 165),
-)
+WHITE = (250, 250, 250)
+BLACK = (15, 15, 15)
+GREY = (130, 130, 130)
+BROWN = (115, 70, 35)
+CREAM = (235, 215, 165)
 
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
@@ -27,53 +25,63 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     rng = np.random.default_rng(scene.background)
     ground = background(rng, size)
     for thing in reversed(scene.things[1:]):  # they stay still
-        paste(ground, thing, 0.0)
-    out = np.empty((frames, size, size, 3), np.uint8)
+        paste(ground, thing, time=0.0)
+
+    clip = np.empty((frames, size, size, 3), np.uint8)
     for i in range(frames):
         picture = ground.copy()
-        paste(picture, scene.main, i / max(1, frames - 1))
-        picture += 2.5 * rng.standard_normal((size, size, 1), np.float32)
-        out[i] = np.clip(picture, 0, 255)
-    return out
+        paste(picture, scene.main, time=i / max(1, frames - 1))
+        picture += 2.5 * rng.standard_normal((size, size, 1), np.float32)  # noise of a camera
+        clip[i] = np.clip(picture, 0, 255)
+    return clip
 
 
 def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None) -> None:
     """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place.
-    drawn: another sprite than that of its kind and color."""
+
+    drawn: another sprite than that of its kind and color.
+    """
     size = len(picture)
     x, y, radius, angle = thing.pose(time)
-    reach = np.sqrt(2) * radius * size + 1  # of the rotated sprite's corners, pixels
-    left, top = (int(max(0, at * size - reach)) for at in (x, y))
-    right, bottom = (int(min(size, at * size + reach + 1)) for at in (x, y))
+
+    # The square of the picture that the rotated sprite can reach, in pixels.
+    reach = np.sqrt(2) * radius * size + 1
+    left = int(max(0, x * size - reach))
+    top = int(max(0, y * size - reach))
+    right = int(min(size, x * size + reach + 1))
+    bottom = int(min(size, y * size + reach + 1))
     if left >= right or top >= bottom:
         return
-    scale = SPRITE / (2 * radius * size)  # sprite pixels per frame pixel
-    cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
-    across, down = x * size - left, y * size - top
-    matrix = (
-        cos,
-        sin,
-        SPRITE / 2 - cos * across - sin * down,
-        -sin,
-        cos,
-        SPRITE / 2 + sin * across - cos * down,
-    )
-    image = Image.fromarray(sprite(thing.kind, thing.color) if drawn is None else drawn).transform(
-        (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+
+    # Pillow's matrix leads from a pixel of this square to one of the sprite: it rotates about the
+    # sprite's center.
+    scale = SPRITE / (2 * radius * size)  # sprite pixels per picture pixel
+    cos = np.cos(np.radians(angle)) * scale
+    sin = np.sin(np.radians(angle)) * scale
+    center_x = x * size - left
+    center_y = y * size - top
+    to_sprite_x = (cos, sin, SPRITE / 2 - cos * center_x - sin * center_y)
+    to_sprite_y = (-sin, cos, SPRITE / 2 + sin * center_x - cos * center_y)
+
+    image = Image.fromarray(sprite(thing.kind, thing.color) if drawn is None else drawn)
+    image = image.transform(
+        (right - left, bottom - top),
+        Image.Transform.AFFINE,
+        (*to_sprite_x, *to_sprite_y),
+        Image.Resampling.BILINEAR,
     )
     rgba = np.asarray(image, np.float32)  # premultiplied
-    part = picture[top:bottom, left:right]
-    part *= 1 - rgba[..., 3:] / 255
-    part += rgba[..., :3]
+    square = picture[top:bottom, left:right]
+    square *= 1 - rgba[..., 3:] / 255
+    square += rgba[..., :3]
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A dark tint with weak, smooth texture: (size, size, 3) float32."""
     tint = rng.uniform(18, 55, 3)
-    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    texture = (np.asarray(coarse, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
+    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8))
+    smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
+    texture = (np.asarray(smooth, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
     return (tint + texture).astype(np.float32)
 
 
@@ -88,8 +96,11 @@ def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(image), side)
-    for shape, fill, *place in _SHAPES[kind]:
-        getattr(pen, shape)(fill or color, *place)
+    for shape, fill, *coordinates in _SHAPES[kind]:
+        draw = getattr(pen, shape)
+        draw(fill or color, *coordinates)
+
+    # Premultiplied before it is averaged: otherwise the edge would take on transparent black.
     rgba = np.asarray(image, np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))
@@ -100,7 +111,8 @@ class _Pen:
     """Draws in coordinates from -1 to 1, y downwards, with a margin."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, side: int):
-        self.draw, self.side = draw, side
+        self.draw = draw
+        self.side = side
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
@@ -118,68 +130,73 @@ class _Pen:
         self.draw.polygon([self.at(*p) for p in points], fill=fill)
 
 
-def _round(count: int, radius: float) -> list[tuple[float, float]]:
+def _on_circle(count: int, radius: float) -> list[tuple[float, float]]:
     """Points on a circle, the first on the right."""
-    return [
-        (radius * np.cos(angle), radius * np.sin(angle))
-        for angle in np.arange(count) * 2 * np.pi / count
-    ]
+    angles = np.arange(count) * 2 * np.pi / count
+    return [(radius * np.cos(angle), radius * np.sin(angle)) for angle in angles]
 
 
 def _star() -> list[tuple[float, float]]:
-    angles, radii = np.arange(10) * np.pi / 5 - np.pi / 2, np.where(np.arange(10) % 2, 0.45, 1.0)
+    """The five tips of a star and the corners between them, from the top."""
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2
+    radii = np.where(np.arange(10) % 2, 0.45, 1.0)
     return [(r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)]
 
 
-# What is drawn of each thing, in order: the shape, its fill, and its place.
-OWN, NOTHING = None, (0, 0, 0, 0)  # the color of the thing; a hole
+THING_COLOR = None
+HOLE = (0, 0, 0, 0)
+# What is drawn of each thing, in order: the shape, its fill, and its coordinates.
 _SHAPES: dict[str, list[tuple]] = {
-    "ball": [("disc", OWN), ("box", WHITE, -0.93, -0.28, 0.93, 0.28)],
+    "ball": [("disc", THING_COLOR), ("box", WHITE, -0.93, -0.28, 0.93, 0.28)],
     "box": [
-        ("box", OWN, -0.85, -0.85, 0.85, 0.85),
+        ("box", THING_COLOR, -0.85, -0.85, 0.85, 0.85),
         ("box", BLACK, -0.2, -0.85, 0.2, 0.85),
         ("box", BLACK, -0.85, -0.2, 0.85, 0.2),
     ],
     "triangle": [
-        ("polygon", OWN, (0, -1), (0.95, 0.75), (-0.95, 0.75)),
+        ("polygon", THING_COLOR, (0, -1), (0.95, 0.75), (-0.95, 0.75)),
         ("polygon", GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1)),
     ],
-    "star": [("polygon", OWN, *_star()), ("disc", CREAM, 0, 0, 0.42)],
+    "star": [("polygon", THING_COLOR, *_star()), ("disc", CREAM, 0, 0, 0.42)],
     "heart": [
-        *(("disc", OWN, x, -0.35, 0.52) for x in (-0.47, 0.47)),
-        ("polygon", OWN, (-0.93, -0.1), (0.93, -0.1), (0, 0.98)),
+        *(("disc", THING_COLOR, x, -0.35, 0.52) for x in (-0.47, 0.47)),
+        ("polygon", THING_COLOR, (-0.93, -0.1), (0.93, -0.1), (0, 0.98)),
         ("disc", WHITE, -0.45, -0.36, 0.38),
     ],
     "cross": [
-        ("box", OWN, -0.35, -0.95, 0.35, 0.95),
-        ("box", OWN, -0.95, -0.35, 0.95, 0.35),
+        ("box", THING_COLOR, -0.35, -0.95, 0.35, 0.95),
+        ("box", THING_COLOR, -0.95, -0.35, 0.95, 0.35),
         ("box", BROWN, -0.4, -0.4, 0.4, 0.4),
     ],
     "ring": [
-        ("disc", OWN),
-        ("disc", NOTHING, 0, 0, 0.5),
-        *(("disc", GREY, x, y, 0.24) for x, y in _round(4, 0.75)),
+        ("disc", THING_COLOR),
+        ("disc", HOLE, 0, 0, 0.5),
+        *(("disc", GREY, x, y, 0.24) for x, y in _on_circle(4, 0.75)),
     ],
-    "moon": [("disc", OWN), ("disc", NOTHING, 0.45, -0.15, 0.8), ("disc", CREAM, -0.55, 0.3, 0.3)],
+    "moon": [
+        ("disc", THING_COLOR),
+        ("disc", HOLE, 0.45, -0.15, 0.8),
+        ("disc", CREAM, -0.55, 0.3, 0.3),
+    ],
     "flower": [
-        *(("disc", OWN, x, y, 0.38) for x, y in _round(6, 0.62)),
+        *(("disc", THING_COLOR, x, y, 0.38) for x, y in _on_circle(6, 0.62)),
         ("disc", WHITE, 0, 0, 0.46),
         ("disc", BLACK, 0, 0, 0.22),
     ],
     "fish": [
-        ("disc", OWN, -0.18, 0, 0.75, 0.5),
-        ("polygon", OWN, (0.35, 0), (1, -0.6), (1, 0.6)),
+        ("disc", THING_COLOR, -0.18, 0, 0.75, 0.5),
+        ("polygon", THING_COLOR, (0.35, 0), (1, -0.6), (1, 0.6)),
         ("disc", WHITE, -0.58, -0.1, 0.2),
         ("box", BLACK, -0.22, -0.47, 0.12, 0.47),
     ],
     "house": [
-        ("box", OWN, -0.75, -0.15, 0.75, 0.95),
+        ("box", THING_COLOR, -0.75, -0.15, 0.75, 0.95),
         ("polygon", BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12)),
         ("box", CREAM, -0.28, 0.25, 0.28, 0.95),
     ],
     "tree": [
         ("box", BROWN, -0.28, 0.3, 0.28, 1),
-        ("polygon", OWN, (0, -1), (0.62, -0.2), (-0.62, -0.2)),
-        ("polygon", OWN, (0, -0.6), (0.85, 0.42), (-0.85, 0.42)),
+        ("polygon", THING_COLOR, (0, -1), (0.62, -0.2), (-0.62, -0.2)),
+        ("polygon", THING_COLOR, (0, -0.6), (0.85, 0.42), (-0.85, 0.42)),
     ],
 }

@@ -3,7 +3,7 @@ splits; their captions in plain English, and questions with answers."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 
@@ -26,8 +26,6 @@ COLORS = {
     "green": (40, 170, 50),
     "blue": (50, 80, 235),
     "yellow": (240, 225, 40),
-}
-COLORS |= {
     "orange": (250, 140, 20),
     "purple": (140, 50, 190),
     "pink": (255, 130, 190),
@@ -37,7 +35,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
 OPPOSITES = (("left", "right"), ("up", "down"), ("growing", "shrinking"))
-REVERSED = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
+REVERSED = dict(OPPOSITES) | {second: first for first, second in OPPOSITES}
 HELD_OUT_SHARE = 0.25
 COMBINATIONS = tuple(product(THING_KINDS, COLORS, MOTIONS))
 
@@ -68,14 +66,22 @@ class Thing:
 
     def pose(self, time: float) -> tuple[float, float, float, float]:
         """Position, radius and angle at time 0..1 of the clip."""
-        x, y, radius, angle = self.x, self.y, self.radius, self.angle
+        x = self.x
+        y = self.y
+        radius = self.radius
+        angle = self.angle
         turn = 1 if self.clockwise else -1
+
         if self.motion in DIRECTIONS:
             dx, dy = DIRECTIONS[self.motion]
-            x, y = x + dx * self.reach * (time - 0.5), y + dy * self.reach * (time - 0.5)
+            x += dx * self.reach * (time - 0.5)
+            y += dy * self.reach * (time - 0.5)
         elif self.motion == "circle":
+            # The tilt, which a circling thing does not have, is where on the circle it begins.
             phase = 2 * np.pi * (turn * time) + np.radians(self.angle) * 6
-            x, y, angle = x + self.reach * np.cos(phase), y + self.reach * np.sin(phase), 0.0
+            x += self.reach * np.cos(phase)
+            y += self.reach * np.sin(phase)
+            angle = 0.0
         elif self.motion == "growing":
             radius *= 0.45 + 0.85 * time
         elif self.motion == "shrinking":
@@ -109,10 +115,8 @@ class Scene:
 
     def reverse(self) -> "Scene":
         """The same scene with time running backwards."""
-        return replace(
-            self,
-            things=tuple(replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things),
-        )
+        things = [replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things]
+        return replace(self, things=tuple(things))
 
 
 def draw_count(rng: np.random.Generator) -> int:
@@ -134,35 +138,42 @@ def draw_scene(
     kinds = draw_names(rng, THING_KINDS, count, main and main[0])
     colors = draw_names(rng, tuple(COLORS), count, main and main[1])
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
-    relation, places = _arrange(rng, count, motion)
+    relation, centers = _arrange(rng, count, motion)
+
     things = []
     for i, (kind, color) in enumerate(zip(kinds, colors, strict=True)):
+        thing_motion = motion if i == 0 else "still"
+        in_lane = thing_motion in DIRECTIONS
         radius = rng.uniform(0.22, 0.30) if count == 1 else rng.uniform(0.16, 0.19)
-        moves = motion if i == 0 else "still"
-        x, y = places[i] + rng.uniform(-0.03, 0.03, 2)
-        reach = {True: rng.uniform(0.65, 0.8), False: 0.0}[moves in DIRECTIONS]
-        if moves == "circle":
+        x, y = centers[i] + rng.uniform(-0.03, 0.03, 2)
+
+        # Drawn for every thing: the draws after it are the same for all motions.
+        reach = rng.uniform(0.65, 0.8)
+        if thing_motion == "circle":
             reach = 0.24 if count == 1 else 0.14
-        if moves in DIRECTIONS and count == 1:  # a random lane across the path
+        elif not in_lane:
+            reach = 0.0
+
+        if in_lane and count == 1:  # a random lane across the path
             across = rng.uniform(0.25, 0.75)
-            x, y = (0.5, across) if DIRECTIONS[moves][1] == 0 else (across, 0.5)
+            is_horizontal = DIRECTIONS[thing_motion][1] == 0
+            x, y = (0.5, across) if is_horizontal else (across, 0.5)
         if wide and count == 1:
             radius = rng.uniform(0.18, 0.32)
             x, y = rng.uniform(0.22, 0.78, 2)
-        angle, clockwise = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
-        things.append(
-            Thing(
-                kind,
-                color,
-                moves,
-                float(x),
-                float(y),
-                float(radius),
-                float(reach),
-                angle,
-                clockwise,
-            )
+
+        thing = Thing(
+            kind,
+            color,
+            thing_motion,
+            x=float(x),
+            y=float(y),
+            radius=float(radius),
+            reach=float(reach),
+            angle=float(rng.uniform(-15, 15)),
+            clockwise=bool(rng.random() < 0.5),
         )
+        things.append(thing)
     return Scene(tuple(things), relation, int(rng.integers(2**31)))
 
 
@@ -178,9 +189,14 @@ def draw_names(
 def _arrange(
     rng: np.random.Generator, count: int, motion: str
 ) -> tuple[str | None, list[np.ndarray]]:
-    """The relation of the main thing to the others, and the position of each."""
+    """The relation of the main thing to the others, and the center of each.
+
+    Nothing lies on the path of the main thing: beside a lane that runs left or right, the others
+    are above or below.
+    """
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
+
     choices: tuple[str, ...]
     if motion in ("left", "right"):
         choices = ("above", "below")
@@ -189,16 +205,17 @@ def _arrange(
     else:
         choices = ("above", "below", "beside") if count == 2 else ("above", "below", "between")
     relation = str(rng.choice(choices))
+
     if relation in ("above", "below"):
         main, other = (0.28, 0.74) if relation == "above" else (0.72, 0.26)
         across = [0.27, 0.73] if count == 3 else [float(rng.uniform(0.3, 0.7))]
-        places = [(0.5, main), *((x, other) for x in across)]
+        centers = [(0.5, main), *((x, other) for x in across)]
     elif relation == "between":
-        places = [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
+        centers = [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
     else:
         main, other = (0.28, 0.74) if rng.random() < 0.5 else (0.72, 0.26)
-        places = [(main, 0.5), (other, 0.5)]
-    return relation, [np.array(p) for p in places]
+        centers = [(main, 0.5), (other, 0.5)]
+    return relation, [np.array(center) for center in centers]
 
 
 def training_scene(
@@ -207,7 +224,8 @@ def training_scene(
     """A scene without held-out combinations, forwards and reversed."""
     while True:
         scene = draw_scene(rng, count, motion, wide)
-        if not any(t.held_out for s in (scene, scene.reverse()) for t in s.things):
+        things = (*scene.things, *scene.reverse().things)
+        if not any(thing.held_out for thing in things):
             return scene
 
 
@@ -216,8 +234,10 @@ def draw_main(
 ) -> tuple[str, str, str]:
     """A combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
-        kind, color = str(rng.choice(THING_KINDS)), str(rng.choice(list(COLORS)))
-        combination = kind, color, str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
+        kind = str(rng.choice(THING_KINDS))
+        color = str(rng.choice(list(COLORS)))
+        motion = str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
+        combination = (kind, color, motion)
         if combination not in taken and (combination in HELD_OUT) == held_out:
             return combination
 
@@ -234,21 +254,24 @@ def evaluation_scenes(
     """
     mains: set[tuple[str, str, str]] = set()
     splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
-    for held_out in (True, False):
-        numbers = [
-            round(size * unseen) if held_out else size - round(size * unseen) for size in sizes
-        ]
+    unseen_counts = [round(size * unseen) for size in sizes]
+    seen_counts = [size - count for size, count in zip(sizes, unseen_counts, strict=True)]
+
+    for held_out, counts in ((True, unseen_counts), (False, seen_counts)):
         drawn = []
-        for _ in range(sum(numbers)):
-            drawn.append(draw_main(rng, held_out, mains))
-            mains.add(drawn[-1])
-        order, first = rng.permutation(len(drawn)), 0
-        for split, number in zip(splits, numbers, strict=True):
-            split += [drawn[i] for i in order[first : first + number]]
-            first += number
-    return [
-        [scene_of(rng, split[i], mains) for i in rng.permutation(len(split))] for split in splits
-    ]
+        for _ in range(sum(counts)):
+            main = draw_main(rng, held_out, mains)
+            drawn.append(main)
+            mains.add(main)
+
+        shuffled = iter(rng.permutation(len(drawn)))
+        for split, count in zip(splits, counts, strict=True):
+            split += [drawn[i] for i in islice(shuffled, count)]
+
+    scenes = []
+    for split in splits:
+        scenes.append([scene_of(rng, split[i], mains) for i in rng.permutation(len(split))])
+    return scenes
 
 
 def scene_of(
@@ -293,12 +316,18 @@ def motion_phrase(motion: str, rng: np.random.Generator) -> str:
 
 
 def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True) -> str:
-    words = " ".join([thing.color] * color + [thing.kind if kind else "thing"])
-    return f"{'an' if article == 'a' and words[0] in 'aeiou' else article} {words}"
+    noun = thing.kind if kind else "thing"
+    words = f"{thing.color} {noun}" if color else noun
+    if article == "a" and words[0] in "aeiou":
+        article = "an"
+    return f"{article} {words}"
 
 
-def _others(scene: Scene, color: bool, kind: bool = True) -> str:
-    return " and ".join(name(t, color=color, kind=kind) for t in scene.things[1:])
+def _relation_phrase(scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True) -> str:
+    """How the main thing lies to the others, such as " next to a red ball"."""
+    assert scene.relation
+    others = " and ".join(name(t, color=color, kind=kind) for t in scene.things[1:])
+    return f" {rng.choice(RELATIONS[scene.relation])} {others}"
 
 
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -306,7 +335,7 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
     start = rng.choice(["", "", "in this video ", "here ", "we see how "])
     text = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
     if scene.relation:
-        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, color=True)}"
+        text += _relation_phrase(scene, rng, color=True)
     return text
 
 
@@ -318,17 +347,23 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     )
     if style == "full":
         return full_caption(scene, rng)
+
     if style == "plain":
-        text = f"{name(main, str(rng.choice(['a', 'the'])), color=False)} {motion_phrase(main.motion, rng)}"
+        article = str(rng.choice(["a", "the"]))
+        text = f"{name(main, article, color=False)} {motion_phrase(main.motion, rng)}"
         if scene.relation and rng.random() < 0.7:
-            text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, color=False)}"
+            text += _relation_phrase(scene, rng, color=False)
         return text
+
     if style == "motion":
         subject = f"the {main.color} one" if len(scene.things) > 1 or rng.random() < 0.3 else "it"
         return f"{subject} {motion_phrase(main.motion, rng)}"
+
     if style == "short":
-        what = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
-        return f"a {what} of {name(main, str(rng.choice(['a', 'the', 'one'])), color=rng.random() < 0.3)}"
+        medium = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
+        article = str(rng.choice(["a", "the", "one"]))
+        return f"a {medium} of {name(main, article, color=rng.random() < 0.3)}"
+
     return _count(scene, rng)
 
 
@@ -346,47 +381,50 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     style = rng.choice(["full", "kind", "color", "count"], p=[0.27, 0.5, 0.09, 0.14])
     if style == "count":
         return _count(scene, rng)
-    color, kind = bool(style != "kind"), bool(style != "color")
+
+    color = bool(style != "kind")
+    kind = bool(style != "color")
     start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
     text = f"{start} {name(scene.main, color=color, kind=kind)}"
     if scene.relation and rng.random() < 0.8:
-        text += f" {rng.choice(RELATIONS[scene.relation])} {_others(scene, color, kind)}"
+        text += _relation_phrase(scene, rng, color, kind)
     return text
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> str:
     count = len(scene.things)
-    things = f"{NUMBERS[count - 1]} {rng.choice(['thing', 'shape'])}{'s' if count > 1 else ''}"
+    noun = rng.choice(["thing", "shape"])
+    ending = "s" if count > 1 else ""
+    things = f"{NUMBERS[count - 1]} {noun}{ending}"
     if rng.random() < 0.3:
-        return f"there {'are' if count > 1 else 'is'} {things}"
+        verb = "are" if count > 1 else "is"
+        return f"there {verb} {things}"
+
     listed = " and ".join(name(t, color=rng.random() < 0.6) for t in scene.things)
     return f"{things}, {listed}"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     """One question of each applicable type: what, color, how many, where to."""
-    main, count = scene.main, len(scene.things)
+    main = scene.main
     moving = motion_phrase(main.motion, rng)
     # If the main thing is still, so are the others: the question uses its color.
     what = f"what is the {main.color} thing?"
     if main.motion != "still" and rng.random() < 0.5:
         what = f"what {moving}?"
-    things, verb = rng.choice(["things", "shapes"]), rng.choice(["are there", "do we see"])
+
+    things = rng.choice(["things", "shapes"])
+    verb = rng.choice(["are there", "do we see"])
+    which = rng.choice(["what", "which"])
     rows = [
         ("what", what, main.kind),
-        ("color", f"{rng.choice(['what', 'which'])} color is the {main.kind}?", main.color),
-        ("how_many", f"how many {things} {verb}?", NUMBERS[count - 1]),
+        ("color", f"{which} color is the {main.kind}?", main.color),
+        ("how_many", f"how many {things} {verb}?", NUMBERS[len(scene.things) - 1]),
     ]
     if main.motion in DIRECTIONS:
         subject = name(main, "the", color=bool(rng.random() < 0.5))
-        rows.append(
-            (
-                "where_to",
-                f"where does {subject} {rng.choice(['go', 'move', 'slide'])}?",
-                main.motion,
-            )
-        )
+        go = rng.choice(["go", "move", "slide"])
+        rows.append(("where_to", f"where does {subject} {go}?", main.motion))
     return [
-        {"question": str(question), "answer": answer, "type": kind}
-        for kind, question, answer in rows
+        {"question": question, "answer": answer, "type": kind} for kind, question, answer in rows
     ]
