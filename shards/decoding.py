@@ -80,6 +80,7 @@ def decode_image(
             Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
         ):
             limits.check_size(*image.size)
+
             upright = ImageOps.exif_transpose(image)
             width, height = upright.size
             target = (size, size)
@@ -124,13 +125,14 @@ def memory_limit(size: int) -> Iterator[None]:
     Further allocations raise MemoryError: FFmpeg and numpy report the failure, and the process
     continues. For processes of one thread, on Linux.
     """
-    own = resource.getrlimit(resource.RLIMIT_DATA)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(FileNotFoundError):  # another system
-        held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-        limits = [limit for limit in (held + size, *own) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), own[1]))
+        data_pages = int(Path("/proc/self/statm").read_text().split()[5])
+        allowed = data_pages * resource.getpagesize() + size
+        limits = [limit for limit in (allowed, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
 
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, own)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

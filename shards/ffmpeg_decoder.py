@@ -34,29 +34,23 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
         raise InputError(
             f"no ffmpeg-python ({error}): pip install 'alpro-pipeline[video]'"
         ) from error
-    allowed = {"protocol_whitelist": "file,pipe", "format_whitelist": CONTAINERS}
-    source = ffmpeg.input("", max_pixels=request.limits.max_pixels, threads=1, **allowed)[
-        "V"
-    ]  # no cover images
-    # One line a frame: stream, times of decoding and presentation (microseconds), duration, bytes,
-    # checksum.
-    listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
-    with open(request.path, "rb") as file:
-        timed = source.filter("setpts", ASCENDING) if file.read(4) == PROGRAM_STREAM else source
-    lines = _ffmpeg(timed.output("pipe:", **listing), request).decode().splitlines()
-    times = np.array([int(line.split(",")[2]) for line in lines if not line.startswith("#")]) / 1e6
-    if not len(times) or (np.diff(times) < 0).any():
-        raise DecodeError(
-            "unreadable",
-            "frame times are not ascending" if len(times) else "no frame could be decoded",
-        )
-    width, height = map(
-        int, next(line for line in lines if line.startswith("#dimensions")).split()[2].split("x")
+    # An empty name: `_ffmpeg` puts the file in.
+    opened = ffmpeg.input(
+        "",
+        max_pixels=request.limits.max_pixels,
+        threads=1,
+        protocol_whitelist="file,pipe",
+        format_whitelist=CONTAINERS,
     )
+    video = opened["V"]  # no cover images
+
+    times, width, height = _list_frames(video, request)
     request.limits.check_size(width, height)
     indices, duration = request.choose(times - times[0])
+    # With fewer frames than segments, a frame is decoded once and repeated.
     wanted, inverse = np.unique(indices, return_inverse=True)
-    frames = source.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
+
+    frames = video.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
     frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
     raw = {
         "format": "rawvideo",
@@ -67,13 +61,33 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
     planes = np.frombuffer(_ffmpeg(frames.output("pipe:", **raw), request), np.uint8)
     if planes.size != len(wanted) * 3 * request.size**2:
         raise DecodeError("unreadable", "frames are missing")
+
     green_blue_red = planes.reshape(len(wanted), 3, request.size, request.size)[inverse]
-    return Clip(
-        np.ascontiguousarray(green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)),
-        duration,
-        width,
-        height,
-    )
+    rgb = green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)
+    return Clip(np.ascontiguousarray(rgb), duration, width, height)
+
+
+def _list_frames(video: Any, request: ClipRequest) -> tuple[np.ndarray, int, int]:
+    """The times of all frames (n,), seconds, and their width and height. Raises DecodeError."""
+    with open(request.path, "rb") as file:
+        is_program_stream = file.read(4) == PROGRAM_STREAM
+    if is_program_stream:
+        video = video.filter("setpts", ASCENDING)
+
+    # A frame is a line: stream, times of decoding and presentation (microseconds), duration, bytes,
+    # checksum.
+    listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
+    lines = _ffmpeg(video.output("pipe:", **listing), request).decode().splitlines()
+    microseconds = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
+    if not microseconds:
+        raise DecodeError("unreadable", "no frame could be decoded")
+    times = np.array(microseconds) / 1e6
+    if (np.diff(times) < 0).any():
+        raise DecodeError("unreadable", "frame times are not ascending")
+
+    dimensions = next(line for line in lines if line.startswith("#dimensions"))
+    width, height = dimensions.split()[2].split("x")
+    return times, int(width), int(height)
 
 
 def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
@@ -84,11 +98,16 @@ def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
     # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock
     # error.
     options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-loglevel", "error", "-xerror")
-    command = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
+    command: list[str] = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
     command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
-    left, pipe = request.seconds_left(), subprocess.PIPE
+
+    left = request.seconds_left()
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         if hasattr(resource, "prlimit"):  # Linux
@@ -104,10 +123,10 @@ def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
     if process.returncode:
-        raise _ffmpeg_error(
-            process.returncode, log.decode("utf-8", errors="replace"), request.limits
-        )
+        text = log.decode("utf-8", errors="replace")
+        raise _ffmpeg_error(process.returncode, text, request.limits)
     return written
 
 
@@ -117,21 +136,19 @@ def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
         return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
     if "matches no streams" in log:
         return DecodeError("no video")
+
     if size := re.search(r"size (\d+)x(\d+) (?:is invalid|exceeds)", log):
         empty = "0" in size.groups()
         return DecodeError("unreadable" if empty else "too large", f"{size[1]} x {size[2]} pixels")
     if "Cannot allocate memory" in log or "get_buffer() failed" in log:
         return limits.too_much_memory()
+
     # Not the cause are the exit codes of ffmpeg's threads.
+    consequences = ("Task finished", "Terminating thread")
     messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
-    causes = [
-        text
-        for text in messages
-        if text and not text.startswith(("Task finished", "Terminating thread"))
-    ]
-    return DecodeError(
-        "unreadable", causes[0].split(" /")[0] if causes else "no frame could be decoded"
-    )
+    causes = [text for text in messages if text and not text.startswith(consequences)]
+    detail = causes[0].split(" /")[0] if causes else "no frame could be decoded"
+    return DecodeError("unreadable", detail)
 
 
 @lru_cache(maxsize=1)
@@ -150,8 +167,9 @@ def ffmpeg_version() -> str:
 
 @lru_cache(maxsize=1)
 def ffmpeg_binary() -> str:
-    """The ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError if neither exists."""
-    if path := shutil.which("ffmpeg"):
+    """The ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError without either."""
+    path = shutil.which("ffmpeg")
+    if path:
         return path
     try:
         import imageio_ffmpeg

@@ -124,7 +124,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     if hint:
         log.info(f"hint: {hint}")
 
-    with progress("decoding", len(plan.numbers), "items") as advance:
+    with progress("decoding", len(plan.row_indices), "items") as advance:
         run_unfinished(
             plan.units(),
             is_finished=partial(is_finished, config=config, out=out),
@@ -154,7 +154,7 @@ def plan_of(config: Config, manifest: Manifest) -> DecodePlan:
 
 def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
-    if not len(plan.numbers):
+    if not len(plan.row_indices):
         reject = next(plan.rejects(), None)
         if reject is None:
             raise InputError(f"{source}: no rows of these kinds")
@@ -358,7 +358,7 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
 
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed when they are written.
     """
-    merge_parts(plan.places, out, [plan.manifest.rejects()])
+    merge_parts(plan.rows_of_unit, out, [plan.manifest.rejects()])
 
     linked = 0
     training = np.zeros(9)
@@ -368,7 +368,7 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
     def units() -> Iterator[pa.Table]:
         # The records are read once, while units.parquet is written: there may be 100,000.
         nonlocal linked
-        for name in plan.places:
+        for name in plan.rows_of_unit:
             record = read_json(part_path(name, "json", out))
             everything[:] += record["sums"]
             if name.startswith("train"):
@@ -387,5 +387,5 @@ def merge(plan: DecodePlan, out: Path) -> Outcome:
         expected=plan.texts_by_split(),
     )
     # No row is left out in silence: each one is a sample or a reject.
-    assert counts["items"] == len(plan.numbers) + plan.manifest.about["rejects"]
+    assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
     return Outcome(counts | {"linked": linked}, sha256=sha256)

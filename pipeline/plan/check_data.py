@@ -44,7 +44,7 @@ def check_data(
         report = {
             "data": str(data),
             "form": plan.manifest.about["form"],
-            "items": len(plan.numbers) + len(bad_rows),
+            "items": len(plan.row_indices) + len(bad_rows),
             "notes": plan.manifest.about.get("notes", []),
             "bad_rows": {"count": len(bad_rows), "examples": bad_rows[:MAX_EXAMPLES]},
             "splits": plan.texts_by_split(),
@@ -63,7 +63,7 @@ def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dic
     first = 0
     for batch in plan.manifest.batches(columns):
         for row_index, row in enumerate(batch.to_pylist(), first):
-            if plan.mask[row_index]:
+            if plan.is_planned[row_index]:
                 yield SPLITS[plan.columns["split"][row_index]], row
         first += len(batch)
 

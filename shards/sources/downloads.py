@@ -37,15 +37,12 @@ from alpro.shards.storage import Location, call_store, exists, join, listing, pa
 from alpro.shards.tar import DamagedTar, TarMember, tar_members
 
 T = TypeVar("T")
-BLOCKS: dict[str, Any] = {
-    "block_size": 1 << 20,
-    "cache_type": "readahead",
-}  # of requests to a store
+# The options with which fsspec opens a tar: how much a request to a store fetches.
+REQUEST_OPTIONS: dict[str, Any] = {"block_size": 1 << 20, "cache_type": "readahead"}
 FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
-MAX_META_CHARACTERS = (
-    1000  # of a text in further columns; subtitles and metadata of YouTube are longer
-)
+# Of a text in further columns. Subtitles and metadata of YouTube are longer.
+MAX_META_CHARACTERS = 1000
 NOT_META = {"key", "status", "error_message", "caption", "captions", "split", "clips", "sha256"}
 SUCCESS = ("success", "")
 
@@ -56,58 +53,54 @@ class Download:
 
     media: Member | None = None
     caption: str = ""
-    about: Record = field(default_factory=dict)
+    metadata: Record = field(default_factory=dict)  # of the JSON
     problem: str = ""
-    copies: Counter[str] = field(
-        default_factory=Counter
-    )  # the number of members with each extension
+    copies: Counter[str] = field(default_factory=Counter)  # members by their extension
 
     def row(self, key: str, shard: Location) -> Row | Reject:
-        about = self.about
-        if self.media is None or str(about.get("status") or "") not in SUCCESS:
-            return not_fetched(key, about, "no media in the shard")
+        metadata = self.metadata
+        if self.media is None or str(metadata.get("status") or "") not in SUCCESS:
+            return not_fetched(key, metadata, "no media in the shard")
+
         try:
             if self.problem:
                 raise ValueError(self.problem)
             texts = [self.caption] if self.caption.strip() else []
-            texts = texts or texts_of(about.get("caption")) or texts_of(about.get("captions"))
+            texts = texts or texts_of(metadata.get("caption")) or texts_of(metadata.get("captions"))
             captions = [" ".join(text.split()) for text in texts]
             if any("\0" in text for text in captions):
                 raise ValueError("a NUL character in the caption, as a hole in the shard has")
-            clip = CLIP.fullmatch(key) if about.get("clips") else None
+
+            is_image = PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS
+            clip = CLIP.fullmatch(key) if metadata.get("clips") else None
             return Row(
                 id=key,
                 path=shard,
                 member=self.media,
-                kind="image"
-                if PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS
-                else "video",
+                kind="image" if is_image else "video",
                 captions=tuple(text for text in captions if text),
-                split=split_name(about.get("split")),
+                split=split_name(metadata.get("split")),
                 group=clip[1] if clip else "",
                 name=key,
-                meta={k: v for k, v in about.items() if k not in NOT_META and is_meta(v)},
+                meta={k: v for k, v in metadata.items() if k not in NOT_META and is_meta(v)},
             )
         except ValueError as error:
-            return Reject(
-                id=key, path=str(about.get("url") or ""), reason="bad row", detail=str(error)
-            )
+            url = str(metadata.get("url") or "")
+            return Reject(id=key, path=url, reason="bad row", detail=str(error))
 
 
 def is_meta(value: Any) -> bool:
     """Whether a value is a number or a short text."""
-    return (
-        len(value) <= MAX_META_CHARACTERS
-        if isinstance(value, str)
-        else isinstance(value, int | float)
-    )
+    if isinstance(value, str):
+        return len(value) <= MAX_META_CHARACTERS
+    return isinstance(value, int | float)
 
 
-def not_fetched(key: str, about: Record, otherwise: str) -> Reject:
+def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     """The reject of a download that failed, with its status and message, or another reason."""
-    texts = (str(about.get(name) or "") for name in ("status", "error_message"))
+    texts = (str(metadata.get(name) or "") for name in ("status", "error_message"))
     detail = redacted(": ".join(text for text in texts if text not in SUCCESS)) or otherwise
-    return Reject(id=key, path=str(about.get("url") or ""), reason="not fetched", detail=detail)
+    return Reject(id=key, path=str(metadata.get("url") or ""), reason="not fetched", detail=detail)
 
 
 def without_credentials(record: Record) -> Record:
@@ -129,14 +122,16 @@ def is_downloads(data: Location) -> bool:
 
     for shard in tars(data):
         with suppress(OSError):
-            if (found := with_tar(shard, has_media)) is not None:
-                return found
+            answer = with_tar(shard, has_media)
+            if answer is not None:
+                return answer
     return False
 
 
 def tars(data: Location) -> list[Location]:
     """The tars of a folder or URL, in order; empty if it is a file or does not exist."""
-    if data.is_file() if isinstance(data, Path) else suffix(data):
+    is_file = data.is_file() if isinstance(data, Path) else suffix(data) != ""
+    if is_file:
         return []
     try:
         return listing(data, ".tar")
@@ -148,7 +143,7 @@ def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
     """Calls a function with the open tar, again from its start if a request to a store fails."""
 
     def read(system: Any, name: str) -> T:
-        with system.open(name, "rb", **BLOCKS) as file:
+        with system.open(name, "rb", **REQUEST_OPTIONS) as file:
             return function(file)
 
     return call_store(shard, read)
@@ -163,53 +158,57 @@ def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
     ids: dict[str, Location] = {}
     for shard in tars(folder):
         try:
-            found, problem = with_tar(shard, read_samples)
+            samples, problem = with_tar(shard, read_samples)
         except OSError as error:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
-        if problem or not found:
-            detail = (
-                f"{problem}; {len(found)} samples before it" if problem else "it has no samples"
-            )
-            yield Reject(
-                id=PurePosixPath(str(shard)).name,
-                path=str(shard),
-                reason="unreadable",
-                detail=detail,
-            )
-        for key, sample in found.items():
+        if problem or not samples:
+            detail = "it has no samples"
+            if problem:
+                detail = f"{problem}; {len(samples)} samples before it"
+            name = PurePosixPath(str(shard)).name
+            yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
+
+        for key, sample in samples.items():
             row = sample.row(key, shard)
-            if isinstance(row, Row) and (other := ids.setdefault(key, shard)) is not shard:
-                raise InputError(f"{shard}: id {key!r} is also used in {other}; ids must be unique")
+            if isinstance(row, Row):
+                other = ids.setdefault(key, shard)
+                if other is not shard:
+                    raise InputError(
+                        f"{shard}: id {key!r} is also used in {other}; ids must be unique"
+                    )
             yield row
             yield from [row] * (max(sample.copies.values()) - 1)  # a reject for each of them
-        yield from lost(shard, found.keys())
+
+        yield from missing_downloads(shard, samples.keys())
 
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty
     string."""
-    found: dict[str, Download] = {}
-    last, problem = Download(), ""
+    samples: dict[str, Download] = {}
+    last = Download()
+    problem = ""
     try:
         for member in tar_members(file):
             path = PurePosixPath(member.name)
             key, _, extension = path.name.partition(".")
             if member.is_file and key:
-                last = found.setdefault(str(path.with_name(key)), Download())
+                last = samples.setdefault(str(path.with_name(key)), Download())
                 # Other programs write <key>.video.mp4 and <key>.caption.txt.
                 add_member(last, member, PurePosixPath(f"_.{extension.lower()}").suffix, file)
     except DamagedTar as error:
         problem = str(error)
+
     # The last sample may have had further members, if others have, or if there are no others to
     # tell. Of a tar that ends as it should, only the JSON counts, which every sample has or none:
     # zeros at its end may be a hole.
-    others = [other.copies.keys() for other in found.values() if other is not last]
-    is_cut = ".json" not in last.copies and any(".json" in other for other in others)
-    if is_cut or (problem and (not others or any(last.copies.keys() < other for other in others))):
-        last.problem = (
-            f"its last members are lost: {problem or 'the shard ends inside this sample'}"
-        )
-    return found, problem
+    others = [other.copies.keys() for other in samples.values() if other is not last]
+    lacks_json = ".json" not in last.copies and any(".json" in other for other in others)
+    lacks_members = not others or any(last.copies.keys() < other for other in others)
+    if lacks_json or (problem and lacks_members):
+        reason = problem or "the shard ends inside this sample"
+        last.problem = f"its last members are lost: {reason}"
+    return samples, problem
 
 
 def add_member(sample: Download, member: TarMember, extension: str, file: BinaryIO) -> None:
@@ -217,35 +216,43 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
     try:
         if sample.copies[extension] > 1:
             raise ValueError(f"in the shard {sample.copies[extension]} times; keys must be unique")
+
+        is_video = extension in VIDEO_EXTENSIONS
+        is_image = extension in IMAGE_EXTENSIONS
         if extension in (".json", ".txt"):
             if member.size > MAX_JSON_BYTES:
                 raise ValueError(f"{member.size} bytes, the limit is {MAX_JSON_BYTES}")
             text = member.read(file).decode()
             if extension == ".txt":
                 sample.caption = text
-            elif isinstance(about := json.loads(text), dict):
-                sample.about = without_credentials(plain(about))
-        elif extension in VIDEO_EXTENSIONS or (
-            extension in IMAGE_EXTENSIONS and sample.media is None
-        ):
+                return
+            metadata = json.loads(text)
+            if isinstance(metadata, dict):
+                sample.metadata = without_credentials(plain(metadata))
+        elif is_video or (is_image and sample.media is None):  # an image may be a video's thumbnail
             sample.media = Member(name=member.name, offset=member.offset, size=member.size)
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: {error}"
 
 
-def lost(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
+def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
     """The downloads of a shard that failed, and those that succeeded and that it lacks, from the
     table beside it."""
     name = PurePosixPath(str(shard)).stem
     table = join(parent(shard), f"{name}.parquet")
-    for where, record in read_records(table) if exists(table) else ():
+    if not exists(table):
+        return
+
+    for where, record in read_records(table):
         if isinstance(record, str):
             yield Reject(id=f"{name}.parquet {where}", path="", reason="bad row", detail=record)
-        elif (key := str(record.get("key"))) not in keys:
-            is_success = str(record.get("status") or "") in SUCCESS
-            reject = not_fetched(
-                key,
-                without_credentials(record),
-                f"{name}.parquet lists it, and {name}.tar lacks it",
-            )
-            yield reject.model_copy(update={"reason": "unreadable"}) if is_success else reject
+            continue
+        key = str(record.get("key"))
+        if key in keys:
+            continue
+
+        otherwise = f"{name}.parquet lists it, and {name}.tar lacks it"
+        reject = not_fetched(key, without_credentials(record), otherwise)
+        if str(record.get("status") or "") in SUCCESS:
+            reject = reject.model_copy(update={"reason": "unreadable"})
+        yield reject

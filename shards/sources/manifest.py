@@ -78,16 +78,18 @@ def import_source(
 
     Raises InputError if the source as a whole is unusable, as `scan_source`.
     """
-    data = Path(os.path.normpath(data.absolute())) if isinstance(data, Path) else data
     if isinstance(data, Path):
+        data = Path(os.path.normpath(data.absolute()))
         is_folder(data)  # raises InputError if a folder above may not be read
     files = {key: os.path.normpath(file.absolute()) for key, file in (annotations or {}).items()}
+
     source = digest({"data": str(data), "annotations": files, "root": str(root)})[:16]
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     state = digest({"code": code, "files": list(state_of(data, annotations))})[:16]
     folder = cache / f"{source}-{state}"
     if (folder / "about.json").is_file():
         return Manifest(folder)
+
     temporary = temporary_name(folder)
     try:
         make_folder(temporary)
@@ -100,6 +102,7 @@ def import_source(
         raise InputError(f"{error.filename or data}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
     for earlier in cache.glob(f"{source}-*"):
         if earlier != folder:
             shutil.rmtree(earlier, ignore_errors=True)
@@ -119,15 +122,20 @@ def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator
     media."""
     if not isinstance(data, Path):
         shards = tars(data)
-        places = [*shards, *(join(data, f"{Path(shard).stem}.parquet") for shard in shards)] or [
-            data
-        ]
-        yield from map(list, zip(map(str, places), identities(places), strict=True))
+        tables = [join(data, f"{Path(shard).stem}.parquet") for shard in shards]
+        files = [*shards, *tables] or [data]
+        for file, identity in zip(files, identities(files), strict=True):
+            yield [str(file), identity]
         return
+
     is_whole_folder = is_folder(data)
-    files = list(annotations.values()) if annotations else [data] * (not is_whole_folder)
-    for path in files:
+    if annotations:
+        tables = list(annotations.values())
+    else:
+        tables = [] if is_whole_folder else [data]
+    for path in tables:
         yield [str(path), file_state(path)]
+
     if annotations or is_whole_folder or known_form(data):
         folder = data if is_whole_folder else data.parent
         listing = list_folder(folder)
@@ -150,8 +158,10 @@ def write_manifest(
     notes: what is left out, complete when all records are read.
     """
     base = source if not isinstance(source, Path) or source.is_dir() else source.parent
-    counts, content = Counter[str](), hashlib.sha256()
-    rows, rejects = list[dict[str, Any]](), list[dict[str, Any]]()
+    counts: Counter[str] = Counter()
+    content = hashlib.sha256()
+    rows: list[dict[str, Any]] = []
+    rejects: list[dict[str, Any]] = []
     with (
         pq.ParquetWriter(folder / "manifest.parquet", MANIFEST) as row_file,
         pq.ParquetWriter(folder / "rejects.parquet", REJECTS) as reject_file,
@@ -167,25 +177,28 @@ def write_manifest(
             values = record.model_dump(mode="json")
             inside = values["path"].removeprefix(f"{base}/")
             content.update(json.dumps(values | {"path": inside}, sort_keys=True).encode())
+
             if isinstance(record, Row):
-                cut = int.from_bytes(
-                    hashlib.blake2b(record.id.encode(), digest_size=4).digest(), "big"
-                )
+                id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
+                cut = int.from_bytes(id_hash, "big")
                 rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})
                 counts.update(rows=1, questions=len(record.questions), splits=bool(record.split))
             else:
                 rejects.append(values)
                 counts.update(rejects=1)
+
             if len(rows) == ROW_GROUP:
                 flush()
         flush()
+
     about = {
         "source": str(source),
         "form": form,
         "rows": counts["rows"],
         "rejects": counts["rejects"],
+        "digest": content.hexdigest(),
+        "questions": counts["questions"] > 0,
+        "splits": counts["splits"] > 0,
+        "notes": notes,
     }
-    has = {"questions": counts["questions"] > 0, "splits": counts["splits"] > 0}
-    write_json(
-        folder / "about.json", {**about, "digest": content.hexdigest(), **has, "notes": notes}
-    )
+    write_json(folder / "about.json", about)

@@ -132,7 +132,9 @@ def split_of_run(
         settings = {name: config[name] for name in names if name in config}
         with TemporaryDirectory() as cache:
             plan = DecodePlan(import_source(source, Path(cache)), **settings)
-            return [row for row in plan.rows(plan.numbers) if known.get(row.id, row.split) == split]
+            return [
+                row for row in plan.rows(plan.row_indices) if known.get(row.id, row.split) == split
+            ]
     return None
 
 

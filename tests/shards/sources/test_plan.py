@@ -223,7 +223,7 @@ def test_rejects_are_kept_in_order_and_texts_are_counted():
         [bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), still, bad[1]]
     ) as planned:
         assert list(planned.rejects()) == bad
-        assert (list(planned.numbers), list(planned.places)) == (
+        assert (list(planned.row_indices), list(planned.rows_of_unit)) == (
             [0, 1],
             ["train-video-00000", "train-image-00000"],
         )
