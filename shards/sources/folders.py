@@ -18,18 +18,11 @@ from alpro.shards.schema import MEDIA_EXTENSIONS
 
 # Folders of previews, deleted files and snapshots, in lower case.
 NOT_DATA = {
-    *(
-        "@eadir",
-        "#recycle",
-        "@recycle",
-        "@recycle_bin",
-        "@recently-snapshot",
-        "#snapshot",
-        "~snapshot",
-    ),
-    *("@__thumb", "@synoeadir", "@tmp", "@sharesnap", "@snapshots", "$recycle.bin", "recycler"),
-    *("recycled", "recycle bin", "trash", "network trash folder", "temporary items", "lost+found"),
-    *("lost.dir", "found.000", "system volume information", "thumbnails", "__macosx", "_gsdata_"),
+    *("@eadir", "#recycle", "@recycle", "@recycle_bin", "@recently-snapshot", "#snapshot"),
+    *("~snapshot", "@__thumb", "@synoeadir", "@tmp", "@sharesnap", "@snapshots", "$recycle.bin"),
+    *("recycler", "recycled", "recycle bin", "trash", "network trash folder", "temporary items"),
+    *("lost+found", "lost.dir", "found.000", "system volume information", "thumbnails"),
+    *("__macosx", "_gsdata_"),
 }
 # What a workspace consists of, from its first moment on.
 WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "reports"}
@@ -37,35 +30,10 @@ MARKERS = {"mlflow.db", "artifact.json"}  # each is enough
 # Media that no decoder of this project reads: they are named if they have a text, or nothing else
 # is there.
 OTHER_MEDIA = {
-    *(
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".psd",
-        ".svg",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".dng",
-        ".raw",
-    ),
-    *(
-        ".mxf",
-        ".rm",
-        ".rmvb",
-        ".wtv",
-        ".dv",
-        ".y4m",
-        ".ivf",
-        ".nut",
-        ".braw",
-        ".r3d",
-        ".insv",
-        ".swf",
-    ),
-    *(".tif", ".tiff"),
+    *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tif", ".tiff"),
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw"),
+    *(".mxf", ".rm", ".rmvb", ".wtv", ".dv", ".y4m", ".ivf", ".nut", ".braw", ".r3d", ".insv"),
+    ".swf",
 }
 MAX_NAMED = 3  # names that are shown as examples
 
@@ -81,13 +49,13 @@ class Listing:
 
     def notes(self) -> list[str]:
         """A line with what is left out, by reason; none if nothing is."""
-        parts = []
+        reasons = []
         for reason, names in self.left_out.items():
             kinds = Counter(PurePosixPath(name).name for name in names)
             shown = ", ".join(name for name, _ in kinds.most_common(MAX_NAMED))
             more = ", ..." if len(kinds) > MAX_NAMED else ""
-            parts.append(f"{reason}: {len(names)} ({shown}{more})")
-        return [f"left out of {self.folder}: {'; '.join(parts)}"] if parts else []
+            reasons.append(f"{reason}: {len(names)} ({shown}{more})")
+        return [f"left out of {self.folder}: {'; '.join(reasons)}"] if reasons else []
 
 
 def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Listing:
@@ -101,16 +69,16 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
         inside = pending.pop()
         try:
             with os.scandir(folder / inside) as entries:
-                found = [
-                    (entry.name, entry.is_dir(follow_symlinks=False), entry) for entry in entries
-                ]
+                # A folder is known without a request to the disk; a link is looked at below.
+                children = [(entry, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except OSError as error:
             raise InputError(
-                f"{folder / inside}: this folder cannot be listed ({error.strerror or error}); make it readable, or "
-                "move it out of the data"
+                f"{folder / inside}: this folder cannot be listed ({error.strerror or error}); "
+                "make it readable, or move it out of the data"
             ) from error
 
-        for name, is_folder, entry in found:
+        for entry, is_folder in children:
+            name = entry.name
             path = f"{inside}/{name}" if inside else name
             is_media = media_suffix(name) in MEDIA_EXTENSIONS
             if is_folder:
@@ -152,6 +120,7 @@ def why_not_data(folder: Path, name: str) -> str:
             names = {entry.name for entry in entries}
     except OSError:
         return ""  # `list_folder` names it
+
     visible = {name for name in names if not name.startswith(".")}
     is_workspace = bool(visible) and visible <= WORKSPACE and "prefect" in visible
     if is_workspace or names & MARKERS:
