@@ -18,7 +18,7 @@ from alpro.stages.evaluation.metrics import TABLE_VERSION
 from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
 from alpro.stages.evaluation.results import Results, evaluating
 from alpro.stages.evaluation.scorer import Scorer
-from alpro.stages.evaluation.scores import add_answers, add_rankers
+from alpro.stages.evaluation.scores import add_answers, add_rankers, unanswerable
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
 VERSION = f"15 {TABLE_VERSION}"
@@ -123,6 +123,7 @@ def question_answering(
         contrasts=config.contrasts,
     )
 
+    results.warnings += unanswerable(questions.items, model.answers)
     add(what="question answering", name="qa", logits=model.answer(questions))
     for control in controls_of(config):
         logits = answer_under(control, config.seed, model, questions)

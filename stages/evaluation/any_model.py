@@ -20,6 +20,7 @@ from alpro.inference.find import input_folder
 from alpro.inference.index_videos import is_corpus
 from alpro.inference.model import Model
 from alpro.inference.search import RERANKED
+from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
@@ -33,7 +34,7 @@ from alpro.stages.evaluation.gallery import Labels
 from alpro.stages.evaluation.metrics import CAPTIONS, average_precision, by_direction
 from alpro.stages.evaluation.protocol import also_in_training
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.scores import Question, add_answers, add_retrieval
+from alpro.stages.evaluation.scores import Question, add_answers, add_retrieval, unanswerable
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,8 @@ def _add_answers(results: Results, model: Model, items: list[Labeled], videos: V
         video_of_question += [i] * len(item.metadata["questions"])
     if not questions:
         raise InputError("this model answers questions, and the data has none")
+    for line in unanswerable(questions, model.folder.answers):
+        log.warning(line)
 
     alpro = cast(Alpro, model.folder.model)
     pairs = np.stack([np.arange(len(questions)), np.array(video_of_question)], axis=1)

@@ -45,6 +45,7 @@ class Results:
     metrics: dict[str, float] = field(default_factory=dict)
     precision: str = ""  # type of the models' matrix products
     queries: list[pa.Table] = field(default_factory=list)  # the parts of scores.parquet
+    warnings: list[str] = field(default_factory=list)  # for the end of the run and its report
 
     @classmethod
     def of(cls, config: EvaluationConfig, corpora: dict[str, Path], out: Path) -> "Results":
@@ -155,7 +156,7 @@ class Results:
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
         items = {row["name"]: row["items"] for row in self.rows}
-        return Outcome(items, self.metrics, precision=self.precision)
+        return Outcome(items, self.metrics, warnings=self.warnings, precision=self.precision)
 
 
 @contextmanager

@@ -128,6 +128,27 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
     results.table(name, rows)
 
 
+def unanswerable(asked: list[Question], answers: Sequence[str]) -> list[str]:
+    """A line on the questions whose answer the model cannot give, if there are any: the share that
+    accuracy cannot exceed, and how many answers are in the list but for case or a final dot."""
+    known = set(answers)
+    missing = [question["answer"] for question in asked if question["answer"] not in known]
+    if not missing:
+        return []
+    folded = {folded_answer(answer) for answer in answers}
+    alike = sum(folded_answer(answer) in folded for answer in missing)
+    share = len(missing) / len(asked)
+    spelled = f", {alike} of which only by case or a final dot" if alike else ""
+    return [
+        f"{len(missing)} of {len(asked)} questions ({share:.1%}) have an answer that is none of the "
+        f"{len(answers)} of the model{spelled}: accuracy is at most {1 - share:.1%}"
+    ]
+
+
+def folded_answer(answer: str) -> str:
+    return answer.casefold().rstrip(".")
+
+
 def queries_of(asked: list[Question], video_ids: list[str]) -> Queries:
     return Queries.of(video_ids, [question["question"] for question in asked])
 

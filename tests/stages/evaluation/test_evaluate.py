@@ -18,7 +18,7 @@ from alpro.stages.evaluation.entities import EntityPrediction
 from alpro.stages.evaluation.gallery import Gallery, Labels, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.scores import add_answers, add_retrieval
+from alpro.stages.evaluation.scores import add_answers, add_retrieval, unanswerable
 from alpro.stages.evaluation.statistics import bootstrap_interval
 from alpro.stages.finetune_qa import frequent_answers
 from tests.stages.evaluation.conftest import also_in_training, evaluated, grey, statistics
@@ -87,6 +87,14 @@ def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(t
     assert [row["videos"] for row in results.rows] == [2, 2, 2]
     assert results.rows[0]["independent_videos"] == 1.6
     assert results.metrics["test/qa/left_or_right"] == pytest.approx(200 / 3)
+
+
+def test_the_share_of_answers_that_the_model_cannot_give_is_said():
+    asked = [{"question": "is it?", "answer": answer} for answer in ("yes", "Yes.", "blue", "no")]
+    (line,) = unanswerable(asked, ["yes", "no"])
+    assert "2 of 4 questions (50.0%)" in line
+    assert "1 of which only by case" in line
+    assert unanswerable(asked[:1], ["yes", "no"]) == []
 
 
 def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
