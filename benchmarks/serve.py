@@ -126,7 +126,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     import torch
 
     from alpro.models.alpro import Alpro
-    from alpro.models.folder import ModelFolder
+    from alpro.models.folder import ModelBundle
     from alpro.models.word_pieces import train_tokenizer
     from alpro.pipeline.config.load import load_config
     from alpro.stages import render_sample
@@ -143,7 +143,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
     sizes = with_vocab_size(load_config("sample").model, tokenizer)
-    ModelFolder("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
+    ModelBundle("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
     command = [
         "index",
         "add",

@@ -19,8 +19,8 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
-from alpro.models.clip_prompter import is_clip, is_hub_name, load_clip, words_of
-from alpro.models.folder import ModelFolder
+from alpro.models.clip_prompter import is_clip, is_hub_name, load_clip, wrap_tokenizer
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
@@ -50,15 +50,15 @@ class Videos:
     features: Tensor
 
 
-def load_model(folder: Path, device: torch.device) -> ModelFolder:
+def load_model(folder: Path, device: torch.device) -> ModelBundle:
     """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not valid."""
     try:
-        return ModelFolder.from_pretrained(model_folder(folder), device)
+        return ModelBundle.from_pretrained(model_folder(folder), device)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def load_prompter(folder: Path, device: torch.device) -> ModelFolder:
+def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
     """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts, or by its name
     on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
@@ -100,7 +100,7 @@ def encode_texts(
     """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many texts use
     `embed_texts`."""
     device = next(model.parameters()).device
-    ids, mask = words_of(tokenizer).batch(texts, model.text_length(length))
+    ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
     mask, tokens = mask.to(device), torch.empty(0)
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)

@@ -45,7 +45,7 @@ from alpro.inference.prompts import read_prompts
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.log import progress
 from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelFolder, load_labels
+from alpro.models.folder import ModelBundle, load_labels
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, precision
 from alpro.models.ranks import pick_device
@@ -126,7 +126,7 @@ class Model:
 
     def __init__(
         self,
-        folder: ModelFolder,
+        folder: ModelBundle,
         prompts: dict[str, Tensor],
         device: torch.device,
         dtype: torch.dtype = torch.float32,

@@ -24,14 +24,14 @@ from alpro.files import read_small_json, use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention
 from alpro.models.folder import (
-    ModelFolder,
+    ModelBundle,
     Preprocessing,
     check_finite,
     check_weights,
     write_tensors,
 )
 from alpro.models.timesformer import VideoConfig
-from alpro.models.word_pieces import WordPieces
+from alpro.models.word_pieces import BertTokenizer
 
 # With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a siglip too.
 TYPES = {"clip": 77, "siglip": 64}
@@ -186,7 +186,7 @@ class ClipPrompter(DualEncoder):
         return self.clip.config.text_config.max_position_embeddings
 
 
-class ClipWords(WordPieces):
+class ClipWords(BertTokenizer):
     """The tokenizer of a CLIP or SigLIP, for which there is no masking.
 
     All of these models saw lower case, which not every version of their tokenizers applies.
@@ -205,13 +205,13 @@ class ClipWords(WordPieces):
         return [np.array(row, np.int64) for row in words["input_ids"]]
 
 
-def words_of(tokenizer: Any) -> WordPieces:
+def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
     """The words of a tokenizer, which is that of a BERT or of a model of transformers."""
-    return WordPieces(tokenizer) if isinstance(tokenizer, Tokenizer) else ClipWords(tokenizer)
+    return BertTokenizer(tokenizer) if isinstance(tokenizer, Tokenizer) else ClipWords(tokenizer)
 
 
 @dataclass
-class ClipFolder(ModelFolder):
+class ClipBundle(ModelBundle):
     """A CLIP or SigLIP in the format of transformers."""
 
     model: ClipPrompter
@@ -324,7 +324,7 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
 
 def load_clip(
     name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter"
-) -> ClipFolder:
+) -> ClipBundle:
     """Loads a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
     name: a hub name or a folder; key: of the configuration, for messages. Raises InputError if it is not available, not
@@ -373,7 +373,7 @@ def load_clip(
         raise InputError(
             f"{where}: not readable as a CLIP or SigLIP ({one_line(error)}); {DOWNLOAD}"
         ) from error
-    return ClipFolder("prompter", prompter.to(device), tokenizer, preprocessing)
+    return ClipBundle("prompter", prompter.to(device), tokenizer, preprocessing)
 
 
 def pretrained_config(name: str) -> Any:

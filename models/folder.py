@@ -56,7 +56,7 @@ def write_tensors(
 
 
 @dataclass
-class ModelFolder:
+class ModelBundle:
     """A model with its tokenizer, preprocessing and labels, and by which of its scores it ranks clips better."""
 
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
@@ -97,7 +97,7 @@ class ModelFolder:
         )
 
     @classmethod
-    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelFolder":
+    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
         """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if a file is missing,
         corrupt or does not match the configuration.
 

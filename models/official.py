@@ -21,7 +21,7 @@ from torch import Tensor
 
 from alpro.errors import InputError, one_line
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from alpro.models.folder import ModelFolder, Preprocessing, check_weights, write_tensors
+from alpro.models.folder import ModelBundle, Preprocessing, check_weights, write_tensors
 from alpro.models.text import TextConfig
 from alpro.models.timesformer import VideoConfig, grid_side
 from alpro.models.word_pieces import load_tokenizer
@@ -197,7 +197,7 @@ def build(
     tokenizer: Tokenizer,
     words: Path | None,
     max_text_tokens: int | None,
-) -> tuple[ModelFolder, Imported]:
+) -> tuple[ModelBundle, Imported]:
     """Builds the model of a task from official weights. Raises ValueError if they do not match."""
     prompts = prompt_features(state)
     config = sizes(state)
@@ -237,7 +237,7 @@ def build(
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
     preprocessing = Preprocessing(max_text_tokens=max_text_tokens)
-    folder = ModelFolder(task, model.eval(), tokenizer, preprocessing, entities, answers)
+    folder = ModelBundle(task, model.eval(), tokenizer, preprocessing, entities, answers)
     return folder, Imported(len(weights) + len(prompts), unused, unknown, config)
 
 

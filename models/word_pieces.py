@@ -17,7 +17,7 @@ from alpro.files import read_small_json
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-class WordPieces:
+class BertTokenizer:
     """A tokenizer and the ids of its special tokens. Raises InputError if one is missing."""
 
     def __init__(self, tokenizer: Tokenizer):

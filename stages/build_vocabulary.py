@@ -39,7 +39,7 @@ LETTERS, MIN_COUNT = range(2, 31), 2  # of an entity
 LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """Selection of entities."""
 
     entities: int = Field(

@@ -11,7 +11,7 @@ from alpro.inference.encoding import embed_texts, load_prompter
 from alpro.inference.prompts import read_entities
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import ModelFolder, write_tensors
+from alpro.models.folder import ModelBundle, write_tensors
 from alpro.models.ranks import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
@@ -28,7 +28,7 @@ VERSION = 5
 MAX_PROMPT_TOKENS = 64
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """Prompts of the entities; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
@@ -62,7 +62,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """
     device = pick_device(resources.device)
     if config.prompter:
-        prompter: ModelFolder = load_clip(config.prompter, device)
+        prompter: ModelBundle = load_clip(config.prompter, device)
         prompter.save_pretrained(out / "model")
     else:
         assert inputs.prompter is not None

@@ -42,7 +42,7 @@ VERSION = 12
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """How a corpus is decoded."""
 
     manifest: str = Field(default="", description="name of a manifest of the rendered sample")

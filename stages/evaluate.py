@@ -24,7 +24,7 @@ from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
 VERSION = f"15 {TABLE_VERSION}"
 
 
-class Config(EvaluationConfig):
+class Config(EvaluationConfig, frozen=True):
     """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and `seed`."""
 
     controls: tuple[ControlName, ...] = Field(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from alpro.errors import InputError
 from alpro.inference.encoding import load_model
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
 from alpro.shards.reader import read_index
 from alpro.stages.evaluation.validation import validate_qa
@@ -20,7 +20,7 @@ from alpro.stages.training.stage import Training, fine_tuned, train
 VERSION = 6  # a head of other answers starts anew
 
 
-class Config(TrainingConfig):
+class Config(TrainingConfig, frozen=True):
     """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
 
     frames: int = Field(
@@ -65,18 +65,19 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         if config.answers_file:
             answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
         else:
-            answers = frequent_answers(
-                [inputs.corpora[name] for name in config.corpora], config.answers
-            )
+            folders = [inputs.corpora[name] for name in config.corpora]
+            answers = frequent_answers(folders, config.answers)
+
         model = fine_tuned(start, config.frames, device, answers)
         objective = QaObjective(
-            model, start.preprocessing.mean, start.preprocessing.std, answers
+            model,
+            mean=start.preprocessing.mean,
+            std=start.preprocessing.std,
+            answers=answers,
         ).to(device)
-        return Training(
-            ModelFolder("qa", model, start.tokenizer, start.preprocessing, answers=answers),
-            objective,
-            *validate_qa(objective, inputs.corpora, start.tokenizer, answers, config),
-        )
+        validate, select = validate_qa(objective, inputs.corpora, start.tokenizer, answers, config)
+        bundle = ModelBundle("qa", model, start.tokenizer, start.preprocessing, answers=answers)
+        return Training(bundle, objective, validate, select)
 
     return train(build, config, inputs.corpora, out, resources)
 
@@ -85,14 +86,15 @@ def frequent_answers(folders: list[Path], count: int) -> list[str]:
     """The `count` most frequent answers of the training splits, ties in alphabetical order. Raises InputError if the
     training splits have fewer than two."""
     counts: Counter[str] = Counter()
-    for folder in dict.fromkeys(folders):
+    for folder in dict.fromkeys(folders):  # two names may have one folder
         for row in read_index(folder, ["split", "questions"]).to_pylist():
             if row["split"] == "train":
-                counts.update(q["answer"] for q in row["questions"])
+                counts.update(question["answer"] for question in row["questions"])
+
     if len(counts) < 2:
         raise InputError(
-            f"the training split has {len(counts)} different answers; question answering needs at least 2"
+            f"the training split has {len(counts)} different answers; question answering needs at "
+            "least 2"
         )
-    return [
-        answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]
-    ]
+    # `Counter.most_common` keeps ties in the order of the rows.
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))[:count]

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from alpro.inference.encoding import load_model
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.validation import matched_pairs, validate_retrieval
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
@@ -16,7 +16,7 @@ from alpro.stages.training.stage import Training, fine_tuned, train
 VERSION = 6
 
 
-class Config(MatchingConfig):
+class Config(MatchingConfig, frozen=True):
     """Fine-tuning for retrieval; the official values are those of `msrvtt_retrieval`."""
 
     validation: MatchingValidation = MatchingValidation()
@@ -47,12 +47,18 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)
         model = fine_tuned(start, config.frames, device)
-        mean, std = start.preprocessing.mean, start.preprocessing.std
-        objective = MatchingObjective(model, mean, std, config.negative_pool_size).to(device)
+        objective = MatchingObjective(
+            model,
+            mean=start.preprocessing.mean,
+            std=start.preprocessing.std,
+            negative_pool_size=config.negative_pool_size,
+        ).to(device)
+        validate, select = validate_retrieval(objective, inputs.corpora, start.tokenizer, config)
         return Training(
-            ModelFolder("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
+            ModelBundle("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
             objective,
-            *validate_retrieval(objective, inputs.corpora, start.tokenizer, config),
+            validate,
+            select,
             pairs=matched_pairs(inputs.corpora, config),
         )
 

@@ -42,7 +42,7 @@ VERSION = 4
 COUNT_NAMES = ("items", "captions", "questions")
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """Which samples of the shards are in the corpus."""
 
     kinds: Literal["all", "video", "image"] = Field(

@@ -14,8 +14,8 @@ from alpro.inference.encoding import load_model, load_prompter
 from alpro.inference.prompts import read_entities, read_prompts
 from alpro.log import log
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import ClipFolder
-from alpro.models.folder import ModelFolder, Preprocessing, start_from
+from alpro.models.clip_prompter import ClipBundle
+from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import validate_pretraining
@@ -29,13 +29,17 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import (
+    LossWeights,
+    PretrainObjective,
+    PretrainSettings,
+)
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
 VERSION = 9
 
 
-class Config(EncoderConfig, MatchingConfig):
+class Config(EncoderConfig, MatchingConfig, frozen=True):
     """Pre-training of ALPRO."""
 
     weights: LossWeights = LossWeights()
@@ -79,6 +83,17 @@ class Config(EncoderConfig, MatchingConfig):
         """Whether a prompter is required, for pseudo-labels or initial weights."""
         return self.weights.pem > 0 or self.start == "prompter"
 
+    @property
+    def objective(self) -> PretrainSettings:
+        """The settings of the objective."""
+        return PretrainSettings(
+            weights=self.weights,
+            threshold=self.threshold,
+            negative_pool_size=self.negative_pool_size,
+            uniform_negatives=self.negatives == "uniform",
+            mlm_probability=self.mlm_probability,
+        )
+
 
 class Inputs(StageInputs):
     """The tokenizer, the entities and the corpora of the phases; a trained prompter and its prompts if
@@ -112,29 +127,32 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
         if prompter and inputs.prompts:
-            prompts = {
-                kind: value.to(device) for kind, value in read_prompts(inputs.prompts).items()
-            }
+            stored = read_prompts(inputs.prompts)
+            prompts = {kind: embeddings.to(device) for kind, embeddings in stored.items()}
+
+        # Weights of vit and bert first: `start` replaces those that it has, too.
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
-        folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
+        bundle = ModelBundle("pretrain", model, tokenizer, preprocessing, entities)
         config.load_initial(model)
         if prompter and config.start == "prompter":
             start_from(model, prompter.model)
         elif config.start != "scratch":
-            copy_start(folder, load_model(Path(config.start), device))
-        norm, losses = (preprocessing.mean, preprocessing.std), (config.weights, config.threshold)
-        teacher = prompter.normalized(device) if prompter else None
-        negatives = config.negative_pool_size, config.negatives == "uniform"
+            copy_start(bundle, load_model(Path(config.start), device))
+
         objective = PretrainObjective(
-            model, *norm, teacher, prompts, *losses, *negatives, config.mlm_probability
-        )
-        objective.to(device)
+            model,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            prompter=prompter.normalized(device) if prompter else None,
+            prompts=prompts,
+            settings=config.objective,
+        ).to(device)
 
         def draw(data: TrainingDataset) -> None:
             draw_pseudo_labels(objective, data, entities, out / "pictures" / "pseudo_labels.png")
 
         return Training(
-            folder,
+            bundle,
             objective,
             validate_pretraining(objective, inputs.corpora, tokenizer, config, out),
             draw=draw if config.weights.pem else None,
@@ -145,36 +163,39 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 def load_teacher(
     config: Config, inputs: Inputs, device: torch.device
-) -> tuple[ModelFolder | None, Tokenizer, Preprocessing]:
+) -> tuple[ModelBundle | None, Tokenizer, Preprocessing]:
     """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
     trained prompter. A CLIP or SigLIP keeps its own."""
     source = inputs.prompter or inputs.prompts
     teacher = load_prompter(source, device) if config.needs_prompter and source else None
-    if teacher and not isinstance(teacher, ClipFolder):
+    if teacher and not isinstance(teacher, ClipBundle):
         return teacher, teacher.tokenizer, teacher.preprocessing
+
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     return teacher, tokenizer, measure_preprocessing(config, inputs.corpora)
 
 
-def copy_start(own: ModelFolder, start: ModelFolder) -> None:
+def copy_start(target: ModelBundle, start: ModelBundle) -> None:
     """Copies the weights of another model, and its PEM head if it names the same entities. Raises InputError if its
     word pieces or its encoders differ."""
-    if start.tokenizer.get_vocab() != own.tokenizer.get_vocab():
+    if start.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise InputError(
-            "pretrain.start: this model has other word pieces than the vocabulary of this run, so its word embeddings "
-            "would be those of other words; set train_tokenizer.tokenizer to the tokenizer.json in its folder"
+            "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
+            "its word embeddings would be those of other words; set train_tokenizer.tokenizer to "
+            "the tokenizer.json in its folder"
         )
-    if (start.preprocessing.mean, start.preprocessing.std) != (
-        own.preprocessing.mean,
-        own.preprocessing.std,
-    ):
+
+    theirs = (start.preprocessing.mean, start.preprocessing.std)
+    ours = (target.preprocessing.mean, target.preprocessing.std)
+    if theirs != ours:
         log.warning(
             "pretrain.start: this model was trained with another normalization of the pixels"
         )
+
+    # The last layer of the PEM head has a row for each entity: with other entities its rows mean nothing.
+    excluded = () if start.entities == target.entities else ("pem_head.2",)
     try:
-        start_from(
-            own.model, start.model, () if start.entities == own.entities else ("pem_head.2",)
-        )
+        start_from(target.model, start.model, excluded)
     except ValueError as error:
         raise InputError(f"pretrain.start: {error}") from error
 
@@ -191,31 +212,33 @@ def draw_pseudo_labels(
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    video = (
-        step for step in range(len(data)) if data.sources[data.source_of[step]].kind == "video"
-    )
-    step = next(video, 0)
+    kinds = [data.sources[source].kind for source in data.source_of]
+    step = kinds.index("video") if "video" in kinds else 0
     source = data.sources[data.source_of[step]]
-    batch = objective.labeled(data[step].to(objective.mean.device))
+
+    batch = objective.with_pseudo_labels(data[step].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
     labels = batch.pseudo_labels.cpu()
+
     grid = objective.model.config.video.grid
-    rows = []
+    middle = batch.frames.shape[1] // 2
+    pictures = []
     for i in range(min(count, len(labels))):
         top = labels[i].topk(min(3, len(entities)))
-        named = [(entities[int(n)], float(p)) for p, n in zip(top.values, top.indices, strict=True)]
-        frame = batch.frames[i, batch.frames.shape[1] // 2].permute(1, 2, 0).cpu().numpy()
-        box = [side / grid for side in batch.boxes[i].tolist()]
-        words = data.words.tokenizer.decode(batch.text[i].tolist())
-        about = source.reader[int(batch.video[i]) - source.first_video].about
-        shown = entities_in_crop(
-            about, true_entities(about, entities), batch.boxes[i].tolist(), grid
+        probabilities = top.values.tolist()
+        names = [entities[index] for index in top.indices.tolist()]
+        box = batch.boxes[i].tolist()
+        metadata = source.reader[int(batch.video[i]) - source.first_video].about
+        picture = draw_entities(
+            batch.frames[i, middle].permute(1, 2, 0).cpu().numpy(),
+            [side / grid for side in box],
+            list(zip(names, probabilities, strict=True)),
+            data.words.tokenizer.decode(batch.text[i].tolist()),
+            bool(top.values[0] >= objective.threshold),
+            entities_in_crop(metadata, true_entities(metadata, entities), box, grid),
         )
-        rows.append(
-            draw_entities(
-                frame, box, named, words, bool(top.values[0] >= objective.threshold), shown
-            )
-        )
+        pictures.append(picture)
+
     file.parent.mkdir(exist_ok=True)
-    sheet(rows, columns=min(6, len(rows))).save(file)
+    sheet(pictures, columns=min(6, len(pictures))).save(file)

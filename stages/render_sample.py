@@ -37,7 +37,7 @@ VERSION = 6
 TIMES = 5  # at which a row states the places of its things
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """Sizes of the corpora of the [sample](results.md#how-the-sample-is-made)."""
 
     seed: int = Field(default=0, ge=0, description="seed of everything that is rendered")

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import ClipFolder, check_clip, load_clip
-from alpro.models.folder import ModelFolder
+from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
+from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import (
@@ -39,7 +39,7 @@ VERSION = 8  # of a CLIP, the best weights on validation
 SELECTED = "validation/vtc/mean_recall"
 
 
-class Crops(StageConfig):
+class Crops(StageConfig, frozen=True):
     """Training clips that show a crop of the frame, black outside, as PEM asks the prompter (section 3.2.2). Their
     captions are unchanged. Without them, the probabilities of a crop mean little: the prompter never saw one."""
 
@@ -58,21 +58,25 @@ class Crops(StageConfig):
 
     def check(self, grid: int) -> None:
         """Raises InputError if no crop of whole patches has the area."""
-        *_, width, height = random_box(grid, np.random.default_rng(0), self.area)
-        if self.share and not self.area[0] <= width * height / grid**2 <= self.area[1]:
+        # `random_box` returns a box of another area where none fits.
+        _, _, width, height = random_box(grid, np.random.default_rng(0), self.area)
+        smallest, largest = self.area
+        if self.share and not smallest <= width * height / grid**2 <= largest:
             raise InputError(
-                f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} patches"
+                f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} "
+                "patches"
             )
 
 
-class Config(EncoderConfig):
+class Config(EncoderConfig, frozen=True):
     """Training of the prompter."""
 
     crops: Crops = Crops()
 
     clip: str = Field(
         default="",
-        description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only video.frames applies",
+        description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only "
+        "video.frames applies",
         json_schema_extra=FILE_OR_NAME,
     )
     new_lr: float = Field(
@@ -88,7 +92,8 @@ class Config(EncoderConfig):
     )
     interpolate: bool = Field(
         False,
-        description="keep the best weights on validation between those of `clip` and the trained ones (WiSE-FT)",
+        description="keep the best weights on validation between those of `clip` and the trained "
+        "ones (WiSE-FT)",
     )
 
     @property
@@ -134,20 +139,27 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """Writes model/."""
 
     def build(device: torch.device) -> Training:
-        folder: ModelFolder = (
-            load_towers(config, device) if config.clip else untrained(config, inputs, device)
-        )
-        config.crops.check(folder.model.config.video.grid)  # that of a CLIP is not known before
-        norm = folder.preprocessing.mean, folder.preprocessing.std
+        bundle: ModelBundle
+        if config.clip:
+            bundle = load_towers(config, device)
+        else:
+            bundle = untrained(config, inputs, device)
+        config.crops.check(bundle.model.config.video.grid)  # that of a CLIP is not known before
+
         objective = PrompterObjective(
-            folder.model, *norm, config.crops.share, config.crops.area
+            bundle.model,
+            mean=bundle.preprocessing.mean,
+            std=bundle.preprocessing.std,
+            crop_share=config.crops.share,
+            crop_area=config.crops.area,
         ).to(device)
-        validate = validate_contrast(objective, inputs.corpora, folder.tokenizer, config, out)
-        if not config.clip or validate is None:
-            return Training(folder, objective, validate)
+        validate = validate_contrast(objective, inputs.corpora, bundle.tokenizer, config, out)
+
         # The paper's prompter has its last weights; a short training of a CLIP may lose on the way.
+        if not config.clip or validate is None:
+            return Training(bundle, objective, validate)
         return Training(
-            folder,
+            bundle,
             objective,
             partial(with_mean_recall, validate),
             select=SELECTED,
@@ -165,20 +177,20 @@ def with_mean_recall(validate: Validate) -> dict[str, float]:
     return values | {SELECTED: mean_recall(recalls)}
 
 
-def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelFolder:
+def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:
     """A prompter with the configured sizes, initial weights and normalization."""
     assert inputs.tokenizer is not None
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
     config.load_initial(model)
-    return ModelFolder("prompter", model, tokenizer, measure_preprocessing(config, inputs.corpora))
+    return ModelBundle("prompter", model, tokenizer, measure_preprocessing(config, inputs.corpora))
 
 
-def load_towers(config: Config, device: torch.device) -> ClipFolder:
+def load_towers(config: Config, device: torch.device) -> ClipBundle:
     """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts."""
-    folder = load_clip(config.clip, device, "train_prompter.clip")
-    check_clip(
-        config.clip, "train_prompter.clip", config.max_text_tokens
-    )  # also of the hub: it was downloaded
-    folder.model.unfreeze(config.model.video.frames, config.trained_layers)
-    return folder
+    key = "train_prompter.clip"
+    bundle = load_clip(config.clip, device, key)
+    # The plan has checked it already, unless it was still on the hub.
+    check_clip(config.clip, key, config.max_text_tokens)
+    bundle.model.unfreeze(config.model.video.frames, config.trained_layers)
+    return bundle

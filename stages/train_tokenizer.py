@@ -25,7 +25,7 @@ from alpro.stages.vocabulary.nouns import read_captions, read_questions
 VERSION = 1
 
 
-class Config(StageConfig):
+class Config(StageConfig, frozen=True):
     """The tokenizer of all models."""
 
     tokenizer: str = Field(

@@ -25,7 +25,7 @@ from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
 VERSION = f"12 {TABLE_VERSION}"
 
 
-class Config(EvaluationConfig):
+class Config(EvaluationConfig, frozen=True):
     """Zero-shot evaluation; its keys are set in `[evaluate]`, except `threshold`, which is that of `[pretrain]`."""
 
     threshold: float = Field(

@@ -318,16 +318,16 @@ def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[st
         import torch
 
         from alpro.models.alpro import Alpro, Prompter
-        from alpro.models.folder import ModelFolder
+        from alpro.models.folder import ModelBundle
         from alpro.stages import cache_prompts
 
         config = tiny_model(tokenizer.get_vocab_size())
         torch.manual_seed(0)
         for folder in (
-            ModelFolder("prompter", Prompter(config), tokenizer),
-            ModelFolder("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")),
-            ModelFolder("retrieval", Alpro(config), tokenizer),
-            ModelFolder("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
+            ModelBundle("prompter", Prompter(config), tokenizer),
+            ModelBundle("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")),
+            ModelBundle("retrieval", Alpro(config), tokenizer),
+            ModelBundle("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
         ):
             folder.save_pretrained(root / folder.task / "model")
         inputs = {"prompter": root / "prompter", "vocabulary": vocabulary}

@@ -15,12 +15,12 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, VideoConfig
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.official import Task, build, prompt_features, split_prompter
 from alpro.models.text import TextConfig
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 
 ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
 FILES = sorted(ORACLE.glob("*_*.npz"))
@@ -101,8 +101,7 @@ def pretrain(arrays: Arrays) -> Results:
         *identity,
         NormalizedModel(prompter, *identity),
         prompt_features(teacher),
-        LossWeights(),
-        threshold=0.0,
+        PretrainSettings(threshold=0.0),
     )
     methods = {"video": "encode_video", "text": "encode_text", "video_feat": "project_video"}
     methods |= {"text_feat": "project_text", "mlm_scores": "mlm_scores", "mpm_logits": "pem_logits"}
@@ -112,7 +111,7 @@ def pretrain(arrays: Arrays) -> Results:
         "mpm_labels": noted(prompter, "probabilities"),
     }
     batch = masked_batch(arrays)
-    batch = objective.eval().labeled(batch)
+    batch = objective.eval().with_pseudo_labels(batch)
     loss, metrics = objective(batch, objective.step_counts([batch]))
 
     yield "video_embeds", seen["video"][0][:, ::28]
@@ -162,7 +161,7 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, 2 * torch.from_numpy(uniform("video", shape, int(arrays["seed"])))
 
 
-def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelFolder:
+def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelBundle:
     """The model folder of `alpro model import`."""
     folder, about = build(weights or official_weights(task, arrays), task, tokenizer(), None, None)
     assert about.unknown == []

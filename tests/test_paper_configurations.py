@@ -17,7 +17,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
@@ -415,13 +415,13 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
         changes = Source(data, str(official / task), (*SIZES, *options)).changes(tmp_path / "w")
         return make(load_config("from_weights", data, changes), tmp_path / "run")
 
-    assert ModelFolder.from_pretrained(official / "pretrain").entities == [
+    assert ModelBundle.from_pretrained(official / "pretrain").entities == [
         "circle",
         "square",
         "triangle",
         "star",
     ]
-    assert ModelFolder.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
+    assert ModelBundle.from_pretrained(official / "qa").answers == ["circle", "square", "left"]
     folders = make_from("pretrain", *SHORT)
     assert folders.keys() == {
         "decode_videos data",
@@ -432,7 +432,7 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
     }
     for name in ("zero_shot", "evaluate"):
         assert (folders[name] / "results.json").is_file()
-    assert ModelFolder.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
+    assert ModelBundle.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
     for task in ("retrieval", "qa"):
         folders = make_from(task, "finetune_retrieval=false", "finetune_qa=false")
         assert folders.keys() == {"decode_videos data", "evaluate"}

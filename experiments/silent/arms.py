@@ -11,7 +11,7 @@ from torch import Tensor
 from alpro.inference.encoding import load_model
 from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.alpro import Alpro, mean_inside
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.models.losses import box_mask, kept_labels
 from alpro.stages import pretrain
 from alpro.stages.execution.interface import Outcome, Resources
@@ -88,12 +88,12 @@ class SilentObjective(PretrainObjective):
         self.arm = arm
         self.truth = truth
 
-    def labeled(self, batch: Batch) -> Batch:
+    def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with the labels of the arm, unless it has labels or PEM is off."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         if self.arm.labels in ("prompter", "permuted"):
-            return super().labeled(batch)
+            return super().with_pseudo_labels(batch)
 
         assert batch.boxes is not None
         true = self.truth.of(batch.ids, batch.boxes)
@@ -102,7 +102,7 @@ class SilentObjective(PretrainObjective):
         # The prompter is asked only where its labels count.
         of_prompter = true
         if self.arm.labels == "errors":
-            asked = super().labeled(batch).pseudo_labels
+            asked = super().with_pseudo_labels(batch).pseudo_labels
             assert asked is not None
             of_prompter = asked
         return replace(batch, pseudo_labels=arm_labels(self.arm.labels, true, of_prompter, kept))
@@ -146,8 +146,8 @@ def pretrain_arm(
         prompts = read_prompts(inputs.prompts) if prompter and inputs.prompts else {}
 
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
-        folder = ModelFolder("pretrain", model, tokenizer, preprocessing, entities)
-        pretrain.copy_start(folder, load_model(Path(config.start), device))
+        bundle = ModelBundle("pretrain", model, tokenizer, preprocessing, entities)
+        pretrain.copy_start(bundle, load_model(Path(config.start), device))
         if arm.only_head:
             assert model.pem_head
             model.requires_grad_(False)
@@ -161,11 +161,8 @@ def pretrain_arm(
             std=preprocessing.std,
             prompter=prompter.normalized(device) if prompter else None,
             prompts={kind: features.to(device) for kind, features in prompts.items()},
-            weights=config.weights,
-            threshold=config.threshold,
-            negative_pool_size=config.negative_pool_size,
-            mlm_probability=config.mlm_probability,
+            settings=config.objective,
         )
-        return Training(folder, objective.to(device), None)
+        return Training(bundle, objective.to(device), None)
 
     return train(build, config, inputs.corpora, out, resources)

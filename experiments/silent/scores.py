@@ -21,7 +21,7 @@ from alpro.inference.encoding import (
 )
 from alpro.inference.prompts import read_prompts
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.entities import CONFIDENT, calibration, entities_in_crop
 from alpro.stages.evaluation.gallery import Gallery
@@ -129,7 +129,7 @@ def teacher_scores(
 
 @torch.no_grad()
 def labels_of_boxes(
-    folder: ModelFolder, features: Tensor, reader: ShardReader, numbers: list[int], boxes: Tensor
+    folder: ModelBundle, features: Tensor, reader: ShardReader, numbers: list[int], boxes: Tensor
 ) -> Tensor:
     """A prompter's labels (N, M) of boxes (N, 4) in the stills with these numbers, black outside.
 

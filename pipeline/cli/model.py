@@ -345,7 +345,7 @@ def score_models(
 ) -> None:
     """Scores one model, or two over the same videos, and prints which is better."""
     from alpro.inference.find import find_prompter
-    from alpro.models.clip_prompter import ClipFolder
+    from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import decisive, verdict_of
@@ -374,7 +374,7 @@ def score_models(
         if theirs:
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
             rival, *_ = evaluate(theirs, decoded, split, place / "baseline")
-            averaged = ", frames averaged" if isinstance(theirs.folder, ClipFolder) else ""
+            averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
             head = f"{scored.baseline}{averaged}"
             head += " (baseline)" if head == scored.name else ""
             runs = {head: rival.rows, **runs}

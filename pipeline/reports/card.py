@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, read_record, read_results
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import Table, data_table, tables
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import EVALUATIONS
@@ -88,7 +88,7 @@ training started from, may restrict the use of the weights.
 """
 
 
-def model_card(artifact: Path, model: ModelFolder, name: str, license: str = "") -> str:
+def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "") -> str:
     """The text of README.md. artifact: of the store, or any model folder, of which less is known."""
     record, answers = read_record(artifact), len(model.answers)
     what, text, call = TASKS[model.task]

@@ -16,7 +16,7 @@ from alpro.stages.training.config import TOP_K
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
-class EvaluationConfig(StageConfig):
+class EvaluationConfig(StageConfig, frozen=True):
     """Settings of every evaluation: corpora, split, protocol and shape of the inputs."""
 
     retrieval: str = Field(default="", description="corpus for retrieval; empty: none")

@@ -15,7 +15,7 @@ from alpro.models.word_pieces import pad, padded
 
 @dataclass
 class Batch:
-    """The part of a step's batch on one rank. Frames are uint8; the objective normalizes them on its device."""
+    """One rank's share of a step's batch. Frames are uint8; the objective normalizes them on its device."""
 
     step: int
     kind: str
@@ -27,29 +27,25 @@ class Batch:
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
-    kept: Tensor | None = (
-        None  # (B, K) indices of the patches that are encoded, ascending; None: all
-    )
-    pseudo_labels: Tensor | None = (
-        None  # (B, M) of the crops; None: the objective asks the prompter
-    )
+    # (B, K) indices of the patches that are encoded, ascending; None: all
+    kept: Tensor | None = None
+    # (B, M) of the crops; None: the objective asks the prompter
+    pseudo_labels: Tensor | None = None
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
-    uniforms: Tensor | None = (
-        None  # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
-    )
+    # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
+    uniforms: Tensor | None = None
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
-    lengths: list[int] = field(
-        default_factory=list
-    )  # of the texts; empty if all batches have the same length
+    # Lengths of the texts; empty if all batches have the same length
+    lengths: list[int] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` applied to each tensor."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {
-            name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()
-        }
-        return Batch(**changed)
+        values: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            values[entry.name] = change(value) if isinstance(value, Tensor) else value
+        return Batch(**values)
 
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -57,22 +53,30 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self.map(Tensor.pin_memory)
 
-    def split(self, parts: int) -> list["Batch"]:
+    def split(self, count: int) -> list["Batch"]:
         """Equal micro-batches in order, for gradient accumulation; each is padded to its own longest text."""
-        if parts == 1:
+        if count == 1:
             return [self]
-        size = len(self.ids) // parts
+
+        size = len(self.ids) // count
         micro_batches = []
-        for number in range(parts):
-            cut = slice(number * size, (number + 1) * size)
-            part = replace(self.map(itemgetter(cut)), ids=self.ids[cut], lengths=self.lengths[cut])
-            if part.lengths:
-                longest = padded(max(part.lengths))
-                part.text, part.mask = part.text[:, :longest], part.mask[:, :longest]
-                if part.masked is not None and part.labels is not None:
-                    part.masked, part.labels = part.masked[:, :longest], part.labels[:, :longest]
-            micro_batches.append(part)
+        for start in range(0, count * size, size):
+            rows = slice(start, start + size)
+            micro_batch = replace(
+                self.map(itemgetter(rows)), ids=self.ids[rows], lengths=self.lengths[rows]
+            )
+            if micro_batch.lengths:
+                micro_batch.truncate_texts_(padded(max(micro_batch.lengths)))
+            micro_batches.append(micro_batch)
         return micro_batches
+
+    def truncate_texts_(self, length: int) -> None:
+        """Drops the text positions from `length` on, in place."""
+        self.text = self.text[:, :length]
+        self.mask = self.mask[:, :length]
+        if self.masked is not None and self.labels is not None:
+            self.masked = self.masked[:, :length]
+            self.labels = self.labels[:, :length]
 
 
 def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
@@ -88,6 +92,8 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         uniforms=torch.from_numpy(np.stack([item["uniforms"] for item in items])),
         lengths=[] if length else [len(item["ids"]) for item in items],
     )
+
+    # What only some objectives ask for.
     if "masked" in items[0]:
         batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
         batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
@@ -117,6 +123,7 @@ def mask_words(
     chosen = (rng.random(ids.shape) < probability) & ~special
     action = rng.random(ids.shape)
     random_ids = rng.integers(0, vocab_size, ids.shape)
+
     masked = np.where(chosen & (action < 0.8), mask_id, ids)
     masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
     return masked.astype(ids.dtype), np.where(chosen, ids, -100)
@@ -133,22 +140,22 @@ def random_box(
     Boxes are sampled as in random resized cropping and rounded to the patch grid; one that rounds to an area
     outside the range is sampled again. After 100 failures (a grid too coarse): the most central half.
     """
+    smallest, largest = area
     for _ in range(100):
-        target = rng.uniform(*area) * grid * grid
+        target = rng.uniform(smallest, largest) * grid * grid
         ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1])))
-        height, width = round(float(np.sqrt(target / ratio))), round(float(np.sqrt(target * ratio)))
+        height = round(float(np.sqrt(target / ratio)))
+        width = round(float(np.sqrt(target * ratio)))
+
         inside = 1 <= height <= grid and 1 <= width <= grid
-        if inside and area[0] <= height * width / grid**2 <= area[1]:
-            top, left = (
-                int(rng.integers(0, grid - height + 1)),
-                int(rng.integers(0, grid - width + 1)),
-            )
+        if inside and smallest <= height * width / grid**2 <= largest:
+            top = int(rng.integers(0, grid - height + 1))
+            left = int(rng.integers(0, grid - width + 1))
             return left, top, width, height
     return 0, grid // 4, grid, max(1, grid // 2)
 
 
 def keep_patches(grid: int, dropped: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices (K,), ascending, of the patches that remain if the fraction `dropped` of all is dropped at random, at
-    least one."""
+    """Indices (K,), ascending, of a random subset of patches: drops the fraction `dropped`, keeps at least one."""
     count = max(1, round((1 - dropped) * grid**2))
     return np.sort(rng.permutation(grid**2)[:count])

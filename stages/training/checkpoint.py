@@ -43,29 +43,28 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
+        tensors = optimizer_tensors(optimizer) | states
         try:
             write_tensors(trainable(model), temporary / "model.safetensors")
-            write_tensors(
-                optimizer_tensors(optimizer) | states, temporary / "optimizer.safetensors"
-            )
+            write_tensors(tensors, temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps(state))
             sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "sums.json").write_text(json.dumps(sums))
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         publish(temporary, target)
         log.debug(f"checkpoint {target}")
+
         for old in self.all()[KEEP:]:
             shutil.rmtree(old)
         # Best weights are kept as long as a checkpoint refers to them.
         with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
-            referenced = {
-                json.loads((path / "state.json").read_text()).get("best_step")
-                for path in self.all()
-            }
+            states_kept = [json.loads((path / "state.json").read_text()) for path in self.all()]
+            referenced = {state.get("best_step") for state in states_kept}
             for best in self.folder.glob("best-*.safetensors"):
                 if int(best.stem.split("-")[1]) not in referenced:
                     best.unlink()
@@ -84,16 +83,19 @@ class Checkpoints:
         a rank that is not in the checkpoint keeps its own.
         """
         for folder in self.all():
-            if corrupt := corrupt_files(folder):
+            corrupt = corrupt_files(folder)
+            if corrupt:
                 log.warning(f"{folder}: corrupt ({corrupt}); using the previous checkpoint")
                 if rank == 0:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
+
             log.debug(f"restoring {folder}")
-            unexpected = model.load_state_dict(
-                load_file(folder / "model.safetensors"), strict=False
-            ).unexpected_keys
+            # Not strict: frozen weights are not in the file.
+            weights = load_file(folder / "model.safetensors")
+            unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
             assert not unexpected, unexpected
+
             tensors = load_file(folder / "optimizer.safetensors")
             rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
             load_optimizer_tensors(optimizer, tensors)
@@ -112,22 +114,21 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer state as tensors named `<parameter index>.<state>`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": torch.as_tensor(value).detach().cpu()
-        for number, values in state.items()
-        for name, value in values.items()
-    }
+    tensors = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu()
+    return tensors
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def random_state() -> Tensor:

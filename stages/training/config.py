@@ -12,7 +12,7 @@ from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
-class Phase(StageConfig):
+class Phase(StageConfig, frozen=True):
     """A phase of training on a set of corpora. Every batch has samples of one corpus and one kind (video or image)."""
 
     corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
@@ -21,7 +21,6 @@ class Phase(StageConfig):
     )
     steps: int = Field(default=0, ge=0, description="optimizer steps; set either steps or epochs")
     epochs: float = Field(default=0, ge=0, description="passes over the examples")
-
     group_batches: bool = Field(
         default=False,
         description="put samples of a group into one batch, as negatives of each other",
@@ -44,7 +43,7 @@ class Phase(StageConfig):
         return self
 
 
-class Validation(StageConfig):
+class Validation(StageConfig, frozen=True):
     """Validation frequency, and how much of the validation split of each corpus is used."""
 
     times: int = Field(
@@ -55,7 +54,7 @@ class Validation(StageConfig):
     )
 
 
-class ContrastValidation(Validation):
+class ContrastValidation(Validation, frozen=True):
     """Validation of retrieval by similarity (VTC)."""
 
     videos: int = Field(
@@ -66,7 +65,7 @@ class ContrastValidation(Validation):
     )
 
 
-class MatchingValidation(Validation):
+class MatchingValidation(Validation, frozen=True):
     """Validation of retrieval by matching (VTM); the default is the test protocol."""
 
     captions: int = Field(
@@ -75,7 +74,7 @@ class MatchingValidation(Validation):
     top_k: int = Field(default=0, ge=0, description=TOP_K)
 
 
-class TrainingConfig(StageConfig):
+class TrainingConfig(StageConfig, frozen=True):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
@@ -163,12 +162,12 @@ class TrainingConfig(StageConfig):
         """Raises InputError if a batch cannot be divided equally among `ranks` processes."""
         if self.batch_size % (ranks * self.accumulation_steps):
             raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of {ranks} processes x {self.accumulation_steps} "
-                "accumulation_steps"
+                f"batch_size {self.batch_size} is not a multiple of {ranks} processes x "
+                f"{self.accumulation_steps} accumulation_steps"
             )
 
 
-class MatchingConfig(TrainingConfig):
+class MatchingConfig(TrainingConfig, frozen=True):
     """Settings of the stages that train video-text matching."""
 
     negative_pool_size: int = Field(
@@ -180,29 +179,33 @@ class MatchingConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _whole_pools(self) -> "MatchingConfig":
-        part = self.batch_size // self.accumulation_steps
+        pairs = self.batch_size // self.accumulation_steps
         if self.contrasts_whole_batch and not self.negative_pool_size:
             raise ValueError(
                 "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives from the whole "
-                f"batch would need the tokens of all micro-batches; set it to a divisor of {part}, such as {part}"
+                f"batch would need the tokens of all micro-batches; set it to a divisor of {pairs}, such as {pairs}"
             )
-        if self.negative_pool_size and part % self.negative_pool_size:
+        if self.negative_pool_size and pairs % self.negative_pool_size:
             raise ValueError(
-                f"negative_pool_size {self.negative_pool_size} does not divide batch_size / accumulation_steps = {part}"
+                f"negative_pool_size {self.negative_pool_size} does not divide "
+                f"batch_size / accumulation_steps = {pairs}"
             )
         return self
 
     def check_division(self, ranks: int) -> None:
         super().check_division(ranks)
-        local, pool = self.batch_size // self.accumulation_steps // ranks, self.negative_pool_size
-        if pool and local % pool and pool % local:
+        pairs = self.batch_size // self.accumulation_steps // ranks
+        pool = self.negative_pool_size
+
+        # A rank then has whole pools, or a pool whole ranks: no pool spans parts of two ranks.
+        if pool and pairs % pool and pool % pairs:
             raise InputError(
-                f"negative_pool_size {pool} and the {local} pairs per process and micro-batch ({ranks} processes): one "
-                "must be a multiple of the other"
+                f"negative_pool_size {pool} and the {pairs} pairs per process and micro-batch ({ranks} "
+                "processes): one must be a multiple of the other"
             )
 
 
-class EncoderConfig(TrainingConfig):
+class EncoderConfig(TrainingConfig, frozen=True):
     """Settings of the stages that create a model: its sizes and its initial weights."""
 
     validation: ContrastValidation = ContrastValidation()
@@ -217,7 +220,6 @@ class EncoderConfig(TrainingConfig):
         description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder",
         json_schema_extra=FILE_OR_NAME,
     )
-
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         default="clip",
         description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP). "

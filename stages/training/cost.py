@@ -29,7 +29,9 @@ class MatchingCost:
         pair = 2.0 * matrix_weights(model.multimodal_encoder) * (patches + 1 + text_tokens)
         frames = 2.0 * matrix_weights(model.video_encoder.blocks) * video.frames * patches
         text = 2.0 * matrix_weights(model.text_encoder.layers) * text_tokens
-        # Each example is fused as a pair, and with a hard negative of either kind.
+
+        # 3 passes: a backward pass computes twice what the forward pass does. Each example is fused as a pair, and with
+        # a hard negative of either kind.
         return cls(example=3 * (frames + text + 3 * pair), pair=pair)
 
     def warning(self, examples: int, pairs: int, times: int) -> str:

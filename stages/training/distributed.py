@@ -39,6 +39,7 @@ def init_distributed(resources: Resources) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
+
     timeout = timedelta(seconds=resources.rank_timeout)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield World(dist.get_rank(), size, device)
@@ -48,10 +49,10 @@ def init_distributed(resources: Resources) -> Iterator[World]:
 
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     """Averages gradients over the ranks. Buffers are constants, which need no synchronization."""
-    new = (
-        "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    )  # since PyTorch 2.13
-    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    # PyTorch 2.13 renamed this option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {renamed: False}
     # Gradients are views of what is reduced: one copy of them less in memory.
     options["gradient_as_bucket_view"] = True
     return DistributedDataParallel(module, **options)

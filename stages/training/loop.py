@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 import torch
 from safetensors.torch import load_file
@@ -41,9 +42,8 @@ from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
 MIN_UNREADABLE = 10  # unreadable examples below which training never stops
-MIN_SAVE_INTERVAL_RATIO = (
-    20  # minimum time between checkpoints, as a multiple of the time to write one
-)
+# Minimum time between checkpoints, as a multiple of the time to write one.
+MIN_SAVE_INTERVAL_RATIO = 20
 LOST_SECONDS = 10.0  # for a loading process that is dying to end
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 MIN_COMPILED_WIDTH = 512  # the smallest hidden size whose layers are compiled
@@ -61,9 +61,8 @@ class TrainerState:
     best_step: int = 0
     best_sum: str = ""  # checksum of the best weights
     best_metrics: dict[str, float] = field(default_factory=dict)
-    unlogged: dict[str, float] = field(
-        default_factory=dict
-    )  # metric sums since the last logged step
+    # Metric sums since the last logged step.
+    unlogged: dict[str, float] = field(default_factory=dict)
     skipped: int = 0  # non-finite steps: in total, and consecutive
     skipped_in_row: int = 0
     unreadable: int = 0  # examples that could not be read from their shards
@@ -78,7 +77,9 @@ class Clock:
         self.start_window()
 
     def start_window(self) -> None:
-        self.started, self.steps, self.waited = time.monotonic(), 0, 0.0
+        self.started = time.monotonic()
+        self.steps = 0
+        self.waited = 0.0  # seconds for batches
 
     def batch_loaded(self) -> None:
         self.steps += 1
@@ -110,35 +111,46 @@ class Run:
         world: World,
         resources: Resources,
     ):
-        self.objective, self.data, self.config, self.out = objective, data, config, out
-        self.world, self.resources = world, resources
+        self.objective = objective
+        self.data = data
+        self.config = config
+        self.out = out
+        self.world = world
+        self.resources = resources
         self.dtype = training_precision(objective, config, world)
-        for name in objective.unused_parameters:  # otherwise DDP needs find_unused_parameters
+
+        # DDP waits for the gradient of every parameter that requires one.
+        for name in objective.unused_parameters:
             getattr(objective.model, name).requires_grad_(False)
         compiled = are_layers_compiled(objective, resources, world)
         configure_layers(objective, compiled, resources.checkpoint_activations)
         if world.device.type == "cuda":
             objective.cast_frozen_(self.dtype)
+
         if world.rank:  # otherwise dropout is the same on every rank
             torch.manual_seed(config.seed + world.rank)
         self.optimizer = build_optimizer(objective, config)
-        self.checkpoints, self.file = Checkpoints(out / "checkpoints"), MetricsFile(out, world.main)
+        self.checkpoints = Checkpoints(out / "checkpoints")
         self.state = self.restore()
-        self.file.cut(self.state.step)
+        self.file = MetricsFile(out, world.main)
+        self.file.drop_after(self.state.step)
+
+        # After `restore`: DDP sends the weights of rank 0 to all.
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
-        self.mean, self.skipped = Mean(), Skipped(self.state.skipped_in_row)
+        self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
+        self.skipped = Skipped(self.state.skipped_in_row)
         self.unreadable: list[str] = []  # of this rank, since the last count
 
     def restore(self) -> TrainerState:
-        state = TrainerState(
-            **(self.checkpoints.restore(self.objective, self.optimizer, self.world.rank) or {})
-        )
+        stored = self.checkpoints.restore(self.objective, self.optimizer, self.world.rank)
+        state = TrainerState(**(stored or {}))
+
         newest, oldest = all_reduce_max([state.step, -state.step], self.world.device)
         if newest != -oldest:
             raise InputError(
-                f"{self.out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; restart when all "
-                "ranks see the same files"
+                f"{self.out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; "
+                "restart when all ranks see the same files"
             )
         if not self.world.main:
             state.unlogged = {}  # the sums over all ranks, which rank 0 restores
@@ -152,52 +164,45 @@ class Run:
         write a checkpoint and exit with status EXIT_INTERRUPTED. Raises InputError if too many examples are unreadable,
         or after MAX_SKIPPED_IN_ROW non-finite steps.
         """
-        state, steps, world = self.state, len(self.data), self.world
-        final, clock, next_sync = dict[str, float](), Clock(), state.step
-        if world.main and state.step:
-            log.info(f"continuing from step {state.step} of {steps}")
+        steps = len(self.data)
+        world = self.world
+        first = self.state.step
+        if world.main and first:
+            log.info(f"continuing from step {first} of {steps}")
+
+        final: dict[str, float] = {}
+        clock = Clock()
+        next_sync = first
         others = set(multiprocessing.active_children())
-        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", state.step)
+        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first)
         self.objective.train()
-        with catch_stop_signals() as stopping, bar as advance:
-            batches = self.data.loader(state.step, self.resources, world.device)
+        with catch_stop_signals() as received, bar as advance:
+            batches = self.data.loader(first, self.resources, world.device)
             loading = set(multiprocessing.active_children()) - others
             try:
-                for step, batch in enumerate(batches, state.step + 1):
+                for step, batch in enumerate(batches, first + 1):
                     clock.batch_loaded()
                     self.log_unreadable(batch)
                     self.update(batch.to(world.device))
-                    state.step, last = step, step == steps
+                    self.state.step = step
+
                     pace = clock.seconds() / clock.steps
+                    last = step == steps
                     logged = step % self.config.log_every == 0 or last
                     if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
-                        state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+                        self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
                     message = self.log(clock) if logged else ""
                     if world.main:
                         advance(1, message)
+
                     if validate and self.is_validated(step):
                         final = self.validate(validate, select)
                         clock.start_window()
-                    # Ranks agree on stopping and saving with a collective, about every SYNC_SECONDS.
                     if not last and (step >= next_sync or world.size == 1):
-                        interval = max(
-                            self.resources.checkpoint_interval,
-                            MIN_SAVE_INTERVAL_RATIO * clock.saving,
-                        )
-                        started = time.monotonic()
-                        flags = [bool(stopping), started - clock.last_save > interval, pace]
-                        stop, save, pace = all_reduce_max(flags, world.device)
+                        pace = self.save_or_stop(clock, bool(received), pace)
                         next_sync = step + max(
                             1, min(self.config.log_every, int(SYNC_SECONDS / pace))
                         )
-                        if stop or save:
-                            self.save()
-                            clock.last_save = time.monotonic()
-                            clock.saving = clock.last_save - started
-                        if stop:
-                            if world.main:
-                                log.info(f"stopped after step {step}")
-                            raise SystemExit(EXIT_INTERRUPTED)
                     clock.last_step = time.monotonic()
             except (InputError, torch.OutOfMemoryError):
                 raise
@@ -213,85 +218,115 @@ class Run:
                     f"a loading process died ({one_line(error)}); continue from the last checkpoint"
                 )
                 raise SystemExit(EXIT_INTERRUPTED) from error
-        if select and state.best_step and world.main:  # rank 0 saves the model
-            best = self.best_weights(state.best_step)
-            if not best.exists() or checksum(best) != state.best_sum:
-                raise InputError(f"{best}: corrupt; delete {self.out} and run again")
-            self.objective.load_state_dict(load_file(best), strict=False)
+
+        if select and self.state.best_step and world.main:  # rank 0 saves the model
+            self.load_best()
         return final
 
+    def save_or_stop(self, clock: Clock, stop_requested: bool, pace: float) -> float:
+        """Saves if it is time to, and exits after a stop signal.
+
+        pace: seconds a step. Ranks agree by a collective; returns the pace of the slowest.
+        """
+        interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
+        started = time.monotonic()
+        save_due = started - clock.last_save > interval
+        stop, save, pace = all_reduce_max([stop_requested, save_due, pace], self.world.device)
+
+        if stop or save:
+            self.save()
+            clock.last_save = time.monotonic()
+            clock.saving = clock.last_save - started
+        if stop:
+            if self.world.main:
+                log.info(f"stopped after step {self.state.step}")
+            raise SystemExit(EXIT_INTERRUPTED)
+        return pace
+
+    def load_best(self) -> None:
+        """Loads the weights that were the best on validation. Raises InputError if their file is corrupt."""
+        best = self.best_weights(self.state.best_step)
+        if not best.exists() or checksum(best) != self.state.best_sum:
+            raise InputError(f"{best}: corrupt; delete {self.out} and run again")
+        self.objective.load_state_dict(load_file(best), strict=False)
+
     def update(self, batch: Batch) -> None:
-        """One optimizer step on this rank's part of the global batch, without a device synchronization."""
+        """One optimizer step on this rank's share of the global batch, without a device synchronization."""
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        features, rows = None, []
+
+        # What all micro-batches need to know of each other.
+        features = None
         with self.autocast():
-            parts = [
-                self.objective.labeled(part) for part in batch.split(self.config.accumulation_steps)
+            micro_batches = [
+                self.objective.with_pseudo_labels(micro_batch)
+                for micro_batch in batch.split(self.config.accumulation_steps)
             ]
-            counts = self.objective.step_counts(parts)
+            counts = self.objective.step_counts(micro_batches)
             if self.config.contrasts_whole_batch:
-                features = self.objective.step_features(parts)
-        for number, part in enumerate(parts):
+                features = self.objective.step_features(micro_batches)
+
+        rows = []
+        names: tuple[str, ...] = ()
+        for index, micro_batch in enumerate(micro_batches):
             if features:
-                features = replace(features, part=number)
-            with self.gradient_sync(last=number == len(parts) - 1):
+                features = replace(features, micro_batch=index)
+            with self.gradient_sync(last=index == len(micro_batches) - 1):
                 with self.autocast():
-                    loss, metrics = self.module(part, counts, features)
-                (loss / len(parts)).backward()
+                    loss, metrics = self.module(micro_batch, counts, features)
+                (loss / len(micro_batches)).backward()
             metrics["loss"] = loss.detach()
+            names = (*metrics, "grad_norm")
             rows.append(torch.stack([value.float() for value in metrics.values()]))
+
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
         # The gradient and its norm are those of all ranks; the losses are this rank's.
         wrong = all_reduce_sum((~torch.isfinite(values)).float())
         finite = wrong.sum() == 0
+
         step_if(self.optimizer, finite)
         self.objective.model.clamp_temperature_()
-        names = (*metrics, "grad_norm")
         self.mean.add(names, values, finite)
         self.skipped.add(self.state.step, names, wrong)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Averages gradients over the ranks in the last micro-batch of a step only."""
-        return (
-            self.module.no_sync()
-            if isinstance(self.module, DistributedDataParallel) and not last
-            else nullcontext()
-        )
+        if isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
+        return nullcontext()
 
     def autocast(self) -> AbstractContextManager:
         return autocast(self.dtype, self.world.device)
 
     def is_validated(self, step: int) -> bool:
         """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last one at the end."""
-        times, steps = self.config.validation.times, len(self.data)
+        times = self.config.validation.times
+        steps = len(self.data)
         return step * times // steps > (step - 1) * times // steps
 
     def log_unreadable(self, batch: Batch) -> None:
         """Logs unreadable examples, up to MAX_LOGGED."""
-        for line in batch.unreadable[
-            : max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))
-        ]:
-            log.warning(f"step {self.state.step}: {line}; replaced by another example")
+        remaining = max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))
+        for error in batch.unreadable[:remaining]:
+            log.warning(f"step {self.state.step}: {error}; replaced by another example")
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
         """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there are too many."""
-        new, self.unreadable = self.unreadable, []
-        self.state.unreadable += int(
-            all_reduce_sum(torch.tensor(len(new), device=self.world.device))
-        )
+        last = f"; the last: {self.unreadable[-1]}" if self.unreadable else ""
+        new = torch.tensor(len(self.unreadable), device=self.world.device)
+        self.unreadable = []
+        self.state.unreadable += int(all_reduce_sum(new))
+
         seen = self.state.step * self.config.batch_size
-        if (
-            self.state.unreadable >= MIN_UNREADABLE
-            and self.state.unreadable > self.config.max_unreadable_share * seen
-        ):
+        allowed = self.config.max_unreadable_share * seen
+        if self.state.unreadable >= MIN_UNREADABLE and self.state.unreadable > allowed:
             raise InputError(
-                f"{self.state.unreadable} of {seen} examples cannot be read, more than max_unreadable_share = "
-                f"{self.config.max_unreadable_share:g} allows{f'; the last: {new[-1]}' if new else ''}; "
+                f"{self.state.unreadable} of {seen} examples cannot be read, more than "
+                f"max_unreadable_share = {self.config.max_unreadable_share:g} allows{last}; "
                 "delete the corpus's folder and run again to rebuild it"
             )
 
@@ -310,34 +345,33 @@ class Run:
         }
         clock.start_window()
         self.file.write(self.state.step, values)
-        loss = (
-            f"loss {values['train/loss']:.3f}, " if "train/loss" in values else "no finite step, "
+
+        has_loss = "train/loss" in values
+        loss = f"loss {values['train/loss']:.3f}" if has_loss else "no finite step"
+        return (
+            f"{loss}, {values['train/samples_per_second']:.3g} samples/s, "
+            f"waiting for data {values['train/data_wait']:.0%}, "
+            f"{values['train/memory_gib']:.3g} GiB at most"
         )
-        speed = f"{values['train/samples_per_second']:.3g} samples/s"
-        waited, memory = values["train/data_wait"], values["train/memory_gib"]
-        return f"{loss}{speed}, waiting for data {waited:.0%}, {memory:.3g} GiB at most"
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
         """Validates in the precision of training, and saves the weights if they are the best so far."""
         values = self.measure(validate)
         self.file.write(self.state.step, values)
-        if select and values[select] > self.state.best:
-            self.state.best, self.state.best_step, self.state.best_metrics = (
-                values[select],
-                self.state.step,
-                values,
-            )
+        if not select:
+            return values
+
+        if values[select] > self.state.best:
+            self.state.best = values[select]
+            self.state.best_step = self.state.step
+            self.state.best_metrics = values
             if self.world.main:
                 best = self.best_weights(self.state.step)
                 make_folder(best.parent)
                 with atomic_write(best) as temporary:
                     write_tensors(trainable(self.objective), temporary)
                 self.state.best_sum = checksum(best)
-        return (
-            self.state.best_metrics | {"selected_step": float(self.state.best_step)}
-            if select
-            else values
-        )
+        return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
 
     def measure(self, validate: Validate) -> dict[str, float]:
         """The metrics of the present weights, in the precision of training."""
@@ -358,20 +392,28 @@ class Run:
         """
         self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
         self.count_unreadable()
-        self.state.skipped_in_row, self.state.unlogged = self.skipped.in_row, self.mean.state()
+        self.state.skipped_in_row = self.skipped.in_row
+        self.state.unlogged = self.mean.state()
         rng = gather(random_state().to(self.world.device)).cpu().chunk(self.world.size)
-        if self.world.main:
-            try:
-                self.file.sync()
-                self.checkpoints.save(
-                    self.state.step, self.objective, self.optimizer, asdict(self.state), rng
-                )
-            except OSError as error:
-                last = next((int(path.name.split("-")[1]) for path in self.checkpoints.all()), 0)
-                log.warning(
-                    f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
-                    f"a restart resumes from step {last}"
-                )
+        if not self.world.main:
+            return
+
+        try:
+            self.file.sync()
+            self.checkpoints.save(
+                self.state.step,
+                model=self.objective,
+                optimizer=self.optimizer,
+                state=asdict(self.state),
+                rng=rng,
+            )
+        except OSError as error:
+            written = self.checkpoints.all()
+            last = int(written[0].name.split("-")[1]) if written else 0
+            log.warning(
+                f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
+                f"a restart resumes from step {last}"
+            )
 
 
 def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
@@ -433,8 +475,11 @@ def configure_layers(
         if not compiled:
             continue
 
-        layers: Sequence[nn.Module] = [module] if isinstance(module, Block | Layer) else []
-        layers = module.layers() if isinstance(module, ClipPrompter) else layers
+        layers: Sequence[nn.Module] = []
+        if isinstance(module, ClipPrompter):
+            layers = module.layers()
+        elif isinstance(module, Block | Layer):
+            layers = [module]
         for layer in layers:
             layer.compile(dynamic=False)
 
@@ -443,12 +488,13 @@ def configure_layers(
 def catch_stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current step can finish."""
     received: list[int] = []
-    before = {
-        s: signal.signal(s, lambda number, frame: received.append(number))
-        for s in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        received.append(signal_number)
+
+    previous = {name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for name, handler in previous.items():
+            signal.signal(name, handler)

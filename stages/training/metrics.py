@@ -39,9 +39,8 @@ class MetricsFile:
             with open(self.path, "a") as file:
                 file.write(line)
         except OSError as error:  # for example a full disk, which may have space again later
-            with suppress(
-                OSError
-            ):  # of the part of a line that was written, the next line would be a continuation
+            # The next line would continue a line that was written in part.
+            with suppress(OSError):
                 os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
@@ -51,12 +50,13 @@ class MetricsFile:
             sync(self.path)
             sync(self.path.parent)
 
-    def cut(self, step: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Removes the lines after `step`: a run resumed from a checkpoint writes them again."""
-        if self.active and self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if not self.active or not self.path.exists():
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -81,19 +81,18 @@ class Mean:
         )
         row = torch.cat([values.double(), values.new_ones(1, dtype=torch.double)])
         row = torch.where(counted, row, 0.0)
-        self.names, self.sums = names, row if self.sums is None else self.sums + row
+        self.names = names
+        self.sums = row if self.sums is None else self.sums + row
 
     def read(self) -> dict[str, float]:
         """The means over all ranks since the last read; empty if no step was counted."""
         if self.sums is None:
             return {}
-        *values, count = all_reduce_sum(self.sums).tolist()
+        *sums, count = all_reduce_sum(self.sums).tolist()
         self.sums = None
-        return (
-            {name: value / count for name, value in zip(self.names, values, strict=True)}
-            if count
-            else {}
-        )
+        if not count:
+            return {}
+        return {name: value / count for name, value in zip(self.names, sums, strict=True)}
 
     def state(self) -> dict[str, float]:
         """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank 0 restores them."""
@@ -125,17 +124,16 @@ class Skipped:
         """The number of skipped steps since the last read. Raises InputError after `limit` in a row."""
         if not self.pending:
             return 0
-        rows = torch.stack([wrong for _, _, wrong in self.pending]).tolist()
-        pending, self.pending = self.pending, []
+        pending = self.pending
+        self.pending = []
+        rows = torch.stack([wrong for _, _, wrong in pending]).tolist()
         for (step, names, _), wrong in zip(pending, rows, strict=True):
             self.in_row = self.in_row + 1 if any(wrong) else 0
             if self.in_row >= limit:
-                quantities = ", ".join(
-                    name for name, ranks in zip(names, wrong, strict=True) if ranks
-                )
+                quantities = [name for name, ranks in zip(names, wrong, strict=True) if ranks]
                 raise InputError(
-                    f"{quantities} not finite in {limit} consecutive steps, the last being step {step}; "
-                    "lower lr or max_grad_norm"
+                    f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last "
+                    f"being step {step}; lower lr or max_grad_norm"
                 )
         return sum(any(wrong) for wrong in rows)
 
@@ -146,11 +144,11 @@ def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
     VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that do not. QA: ln of
     the number of answers.
     """
-    pairs = (
-        config.batch_size
-        if config.contrasts_whole_batch
-        else config.batch_size // config.accumulation_steps
-    )
+    pairs = config.batch_size
+    if not config.contrasts_whole_batch:
+        pairs //= config.accumulation_steps
+
+    # -1/3 ln 1/3 - 2/3 ln 2/3
     matching = math.log(3) - 2 / 3 * math.log(2)
     return {"vtc": math.log(pairs), "vtm": matching, "qa": math.log(max(answers, 1))}
 
@@ -160,11 +158,14 @@ def losses_at_chance(
 ) -> Iterator[str]:
     """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its level."""
     for name, level in chance_levels(config, answers).items():
-        values = [line[f"train/loss_{name}"] for line in lines if f"train/loss_{name}" in line][
-            -LAST_VALUES:
-        ]
-        if values and level and sum(values) / len(values) >= CHANCE_SHARE * level:
+        key = f"train/loss_{name}"
+        values = [line[key] for line in lines if key in line][-LAST_VALUES:]
+        if not values or not level:
+            continue
+
+        loss = sum(values) / len(values)
+        if loss >= CHANCE_SHARE * level:
             yield (
-                f"loss_{name} ended at {sum(values) / len(values):.3f}; a model that has learned nothing has "
+                f"loss_{name} ended at {loss:.3f}; a model that has learned nothing has "
                 f"{level:.3f}: train for more steps, or change lr or the batch size"
             )

@@ -16,14 +16,13 @@ from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import Examples, Unit
+from alpro.stages.training.dataset import Examples, Granularity
 
 Metrics = dict[str, Tensor]
-Counts = Mapping[
-    str, Tensor
-]  # by loss, the mean number of items in a micro-batch of a step, on all ranks
+# By loss, the mean number of items in a micro-batch of a step, on all ranks.
+Counts = Mapping[str, Tensor]
 
-# The parts of the model that each loss trains, besides the video and text encoders, which every loss trains.
+# The submodules that each loss trains, besides the video and text encoders, which every loss trains.
 TRAINED_BY = {
     "vtc": {"video_proj", "text_proj", "temperature"},
     "vtm": {"multimodal_encoder", "vtm_head"},
@@ -37,27 +36,31 @@ TRAINED_BY = {
 class StepFeatures:
     """Embeddings of all P micro-batches of a step on this rank, without gradient, for VTC over the whole batch.
 
-    video, text (P, b, E); numbers (P, b): index of each pair's video; part: the micro-batch that is computed.
+    video, text (P, b, E); video_ids (P, b): index of each pair's video; micro_batch: the one that is computed.
     """
 
     video: Tensor
     text: Tensor
-    numbers: Tensor
-    part: int = 0
+    video_ids: Tensor
+    micro_batch: int = 0
 
-    def with_own(self, features: Tensor, own: Tensor) -> Tensor:
-        """Features (P, b, E) with those of this micro-batch (b, E) in their place -> (P * b, E).
+    def with_gradient(self, features: Tensor, current: Tensor) -> Tensor:
+        """Features (P, b, E), of which those of the computed micro-batch are replaced by `current` (b, E), which has
+        a gradient -> (P * b, E)."""
+        # The loss is averaged over P micro-batches, but only one of them has a gradient for these features: the
+        # gradient is multiplied by P. `lerp` from x to x keeps the value and has the weight as its derivative.
+        current = torch.lerp(current.detach(), current, float(len(features)))
+        before = features[: self.micro_batch]
+        after = features[self.micro_batch + 1 :]
+        return torch.cat([*before, current, *after])
 
-        Only they have a gradient, in one of P losses that are averaged: it is multiplied by P.
-        """
-        own = torch.lerp(own.detach(), own, float(len(features)))
-        return torch.cat([*features[: self.part], own, *features[self.part + 1 :]])
-
-    def of_part(self, similarity: Tensor) -> Tensor:
+    def of_micro_batch(self, similarity: Tensor) -> Tensor:
         """Similarities (P * b, ranks * P * b) -> those of the pairs of this micro-batch (b, ranks * b)."""
-        parts, size = self.numbers.shape
-        own = similarity[self.part * size : (self.part + 1) * size]
-        return own.unflatten(1, (-1, parts, size))[:, :, self.part].flatten(1)
+        micro_batches, size = self.video_ids.shape
+        start = self.micro_batch * size
+        rows = similarity[start : start + size]
+        by_rank = rows.unflatten(1, (-1, micro_batches, size))
+        return by_rank[:, :, self.micro_batch].flatten(1)
 
 
 class Objective(NormalizedModel):
@@ -68,27 +71,33 @@ class Objective(NormalizedModel):
     losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached.
     """
 
-    unit: Unit
+    granularity: Granularity
     losses: tuple[str, ...]
 
     @property
     def examples(self) -> Examples:
         """What a training example is made of."""
         video = self.model.config.video
-        return Examples(self.unit, video.frames, video.image_size, video.grid)
+        return Examples(
+            granularity=self.granularity,
+            frames=video.frames,
+            image_size=video.image_size,
+            grid=video.grid,
+        )
 
     @property
     def unused_parameters(self) -> set[str]:
         """Names of submodules and parameters that no loss trains."""
-        parts = set().union(*TRAINED_BY.values())
-        unused = parts.difference(*(TRAINED_BY[name] for name in self.losses))
+        submodules = set().union(*TRAINED_BY.values())
+        unused = submodules.difference(*(TRAINED_BY[name] for name in self.losses))
+        # Not every model has all of them: a prompter has no multimodal encoder.
         return {name for name in unused if getattr(self.model, name, None) is not None}
 
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
         """Tokens of the frames of a batch, of its kept patches."""
         return self.model.encode_video(self.pixels(batch.frames), cls_only, batch.kept)
 
-    def labeled(self, batch: Batch) -> Batch:
+    def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with pseudo-labels, if the objective uses any."""
         return batch
 
@@ -104,68 +113,86 @@ class Objective(NormalizedModel):
         """By loss, the number of items of this micro-batch that it is averaged over, of losses that have items."""
         return {}
 
-    def step_counts(self, parts: Sequence[Batch]) -> Counts:
+    def step_counts(self, micro_batches: Sequence[Batch]) -> Counts:
         """The counts of the micro-batches of a step on this rank; one collective of all ranks, if there are any."""
-        rows = [self.counts(part) for part in parts]
-        if not rows[0]:
+        counts = [self.counts(batch) for batch in micro_batches]
+        names = list(counts[0])
+        if not names:
             return {}
-        own = torch.stack(
-            [torch.stack([row[name] for row in rows]).sum() for name in rows[0]]
-        ).float()
-        means = all_reduce_sum(own).clamp(min=1) / (len(parts) * world_size())
-        return dict(zip(rows[0], means.unbind(), strict=True))
+
+        sums = [torch.stack([of_batch[name] for of_batch in counts]).sum() for name in names]
+        # Without any item the sum of losses is 0 too: at least 1 keeps the mean 0 instead of NaN.
+        totals = all_reduce_sum(torch.stack(sums).float()).clamp(min=1)
+        means = totals / (len(micro_batches) * world_size())
+        return dict(zip(names, means.unbind(), strict=True))
 
     @torch.no_grad()
-    def step_features(self, parts: Sequence[Batch]) -> StepFeatures:
+    def step_features(self, micro_batches: Sequence[Batch]) -> StepFeatures:
         """The features of the micro-batches of a step on this rank, from a forward pass without gradient.
 
         A micro-batch then contrasts with the whole batch in its own memory (as in OpenCLIP). Where it is computed
         again, dropout and stochastic depth are drawn anew.
         """
-        rows = []
-        for part in parts:
-            text = self.model.encode_text(part.text, part.mask)
-            rows.append((*self.project(self.encode_video(part, cls_only=True), text), part.video))
-        video, texts, numbers = (torch.stack(column) for column in zip(*rows, strict=True))
-        return StepFeatures(video, texts, numbers)
+        videos = []
+        texts = []
+        for batch in micro_batches:
+            text_tokens = self.model.encode_text(batch.text, batch.mask)
+            video_tokens = self.encode_video(batch, cls_only=True)
+            video, text = self.project(video_tokens, text_tokens)
+            videos.append(video)
+            texts.append(text)
+
+        video_ids = torch.stack([batch.video for batch in micro_batches])
+        return StepFeatures(torch.stack(videos), torch.stack(texts), video_ids)
 
     def project(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Video tokens (B, V, D) and text tokens (B, L, D) -> embeddings (B, E) of both, in float32."""
+        # Autocast is off: it would compute the projections in bfloat16.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             return self.model.project_video(video.float()), self.model.project_text(text.float())
 
     def contrast(
         self, batch: Batch, video: Tensor, text: Tensor, features: StepFeatures | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """VTC over G pairs from video tokens (B, V, D) and text tokens (B, L, D): the pairs of all ranks in this
-        micro-batch, or with `features` in all micro-batches.
+        """VTC (equations 1 to 3) over G pairs from video tokens (B, V, D) and text tokens (B, L, D): the pairs of all
+        ranks in this micro-batch, or with `features` in all micro-batches.
 
         Returns the loss, similarity / temperature (B, ranks * B) of this rank's videos to all texts of the micro-batch
         and of its texts to all videos, and metrics.
         """
         video, text = self.project(video, text)
-        numbers = batch.video
+        video_ids = batch.video
         if features:
-            video, text = (
-                features.with_own(features.video, video),
-                features.with_own(features.text, text),
-            )
-            numbers = features.numbers.flatten()
-        all_video, all_text, all_numbers = gather(video), gather(text), gather(numbers)
+            video = features.with_gradient(features.video, video)
+            text = features.with_gradient(features.text, text)
+            video_ids = features.video_ids.flatten()
+
+        # Gathered with gradients: a pair is also a negative in the losses of the other ranks, and without their
+        # gradients the step would not be that of one rank with the whole batch.
+        all_video = gather(video)
+        all_text = gather(text)
+        all_video_ids = gather(video_ids)
+
         temperature = self.model.clamped_temperature()
         # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
-            v2t, t2v = video @ all_text.T / temperature, text @ all_video.T / temperature
+            v2t = video @ all_text.T / temperature
+            t2v = text @ all_video.T / temperature
+
         # Labels by global rank: this rank's pairs start at column rank * B.
         target = torch.arange(len(video), device=v2t.device) + rank() * len(video)
-        loss = vtc_loss(v2t, t2v, target, numbers[:, None] == all_numbers[None])
+        same_video = video_ids[:, None] == all_video_ids[None]
+        loss = vtc_loss(v2t, t2v, target, same_video)
         metrics = {
             "loss_vtc": loss.detach(),
             "temperature": temperature.detach(),
             "in_batch_recall": (t2v.argmax(1) == target).float().mean(),
         }
+
+        # VTM needs the tokens of its negatives, and only those of this micro-batch exist.
         if features:
-            v2t, t2v = features.of_part(v2t), features.of_part(t2v)
+            v2t = features.of_micro_batch(v2t)
+            t2v = features.of_micro_batch(t2v)
         return loss, v2t, t2v, metrics
 
 
@@ -173,7 +200,7 @@ class PrompterObjective(Objective):
     """VTC only: training of the prompter (section 3.2.2). crop_share, crop_area: the share of the examples that show a
     crop, and the share of the frame that a crop has."""
 
-    unit: Unit = "sample"
+    granularity: Granularity = "sample"
     losses = ("vtc",)
 
     def __init__(
@@ -185,7 +212,8 @@ class PrompterObjective(Objective):
         crop_area: tuple[float, float] = (0.3, 0.75),
     ):
         super().__init__(model, mean, std)
-        self.crop_share, self.crop_area = crop_share, crop_area
+        self.crop_share = crop_share
+        self.crop_area = crop_area
 
     @property
     def examples(self) -> Examples:
@@ -194,16 +222,17 @@ class PrompterObjective(Objective):
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
         pixels = self.pixels(batch.frames)
         if batch.boxes is not None:
-            pixels = crop(pixels, batch.boxes, pixels.shape[-1] // self.examples.grid, self.black)
+            # Pixels are normalized: black is not 0.
+            patch_size = pixels.shape[-1] // self.examples.grid
+            pixels = crop(pixels, batch.boxes, patch_size, self.black)
         return self.model.encode_video(pixels, cls_only, batch.kept)
 
     def forward(
         self, batch: Batch, counts: Counts, features: StepFeatures | None = None
     ) -> tuple[Tensor, Metrics]:
         video = self.encode_video(batch, cls_only=True)
-        loss, _, _, metrics = self.contrast(
-            batch, video, self.model.encode_text(batch.text, batch.mask), features
-        )
+        text = self.model.encode_text(batch.text, batch.mask)
+        loss, _, _, metrics = self.contrast(batch, video, text, features)
         return loss, metrics
 
 
@@ -215,7 +244,7 @@ class MatchingObjective(Objective):
     """
 
     model: Alpro
-    unit: Unit = "caption"
+    granularity: Granularity = "caption"
     losses: tuple[str, ...] = ("vtc", "vtm")
 
     def __init__(
@@ -231,22 +260,29 @@ class MatchingObjective(Objective):
 
         Also returns valid (2B,), False for rows without a negative. One vectorized sample per direction.
         """
-        size, excluded = len(batch.video), self.excluded(batch)
-        videos, texts, masks = video, text, batch.mask
+        size = len(batch.video)
+        excluded = self.excluded(batch)
+
+        videos = video
+        texts = text
+        masks = batch.mask
         if self.shares_texts(size):
-            videos, texts, masks = (gather(x) for x in (video, text, batch.mask))
+            # With gradients: an example is also trained as a negative of the other ranks.
+            videos = gather(videos)
+            texts = gather(texts)
+            masks = gather(masks)
         else:
-            own = slice(rank() * size, (rank() + 1) * size)
-            v2t, t2v = v2t[:, own], t2v[:, own]
-        uniforms = (
-            batch.uniforms
-            if batch.uniforms is not None
-            else torch.rand(size, 2, device=video.device)
-        )
+            columns = slice(rank() * size, (rank() + 1) * size)
+            v2t = v2t[:, columns]
+            t2v = t2v[:, columns]
+
+        uniforms = batch.uniforms
+        if uniforms is None:
+            uniforms = torch.rand(size, 2, device=video.device)
         other_videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
-        other_texts, _ = hard_negatives(
-            v2t, excluded, uniforms[:, 1]
-        )  # valid is the same in both directions
+        # The excluded pairs are the same in both directions, and so is `valid`.
+        other_texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])
+
         pairs = [
             (text, batch.mask, videos[other_videos]),
             (texts[other_texts], masks[other_texts], video),
@@ -261,30 +297,40 @@ class MatchingObjective(Objective):
         """Pairs (B, G) of the global batch that are no negatives of this rank's pairs: those of other pools and of the
         same video. If no pool spans ranks, (B, B): this rank's pairs only."""
         size = len(batch.video)
-        pool = self.negative_pool_size or size * world_size()
-        first = rank() * size  # index of this rank's first pair in the global batch
-        rows = columns = torch.arange(first, first + size, device=batch.video.device)
-        numbers = batch.video
+        pool_size = self.negative_pool_size or size * world_size()
+
+        # Rows and columns are indices of pairs in the global batch, in which this rank's are consecutive.
+        first = rank() * size
+        rows = torch.arange(first, first + size, device=batch.video.device)
+        columns = rows
+        column_videos = batch.video
         if self.shares_texts(size):
-            numbers = gather(batch.video)
-            columns = torch.arange(len(numbers), device=batch.video.device)
-        return (rows[:, None] // pool != columns[None] // pool) | (
-            batch.video[:, None] == numbers[None]
-        )
+            column_videos = gather(batch.video)
+            columns = torch.arange(len(column_videos), device=batch.video.device)
+
+        other_pool = rows[:, None] // pool_size != columns[None] // pool_size
+        same_video = batch.video[:, None] == column_videos[None]
+        return other_pool | same_video
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: B positives, and 2B negatives without the rows that have none."""
-        return {"vtm": len(batch.video) + 2 * (~self.excluded(batch).all(dim=1)).sum()}
+        has_negative = ~self.excluded(batch).all(dim=1)
+        return {"vtm": len(batch.video) + 2 * has_negative.sum()}
 
     def forward(
         self, batch: Batch, counts: Counts, features: StepFeatures | None = None
     ) -> tuple[Tensor, Metrics]:
-        video, text = self.encode_video(batch), self.model.encode_text(batch.text, batch.mask)
+        video = self.encode_video(batch)
+        text = self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text, features)
-        others, valid = self.negatives(batch, video, text, v2t, t2v)
-        fused = self.model.fuse_cls(*concatenate([(text, batch.mask, video), *others]))
-        vtm, more = self.matching(fused, valid, counts)
-        return vtc + vtm, metrics | more
+
+        # Positives and negatives go through the multimodal encoder in one pass.
+        positives = (text, batch.mask, video)
+        negatives, valid = self.negatives(batch, video, text, v2t, t2v)
+        texts, masks, videos = concatenate([positives, *negatives])
+        cls = self.model.fuse_cls(texts, masks, videos)
+        vtm, vtm_metrics = self.matching(cls, valid, counts)
+        return vtc + vtm, metrics | vtm_metrics
 
     def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         """VTM, averaged over the pairs that count.
@@ -292,11 +338,13 @@ class MatchingObjective(Objective):
         cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a negative text. valid
         (2B,): which negatives count.
         """
+        positives = len(cls) - len(valid)
         logits = self.model.vtm_head(cls).float()
-        labels = (torch.arange(len(cls), device=cls.device) < len(cls) - len(valid)).long()
-        weight = torch.cat([valid.new_ones(len(cls) - len(valid)), valid]).float()
-        loss = vtm_loss(logits, labels, weight) / counts["vtm"]
-        accuracy = ((logits.argmax(1) == labels) * weight).sum() / counts["vtm"]
+        labels = (torch.arange(len(cls), device=cls.device) < positives).long()
+        weights = torch.cat([valid.new_ones(positives), valid]).float()
+
+        loss = vtm_loss(logits, labels, weights) / counts["vtm"]
+        accuracy = ((logits.argmax(1) == labels) * weights).sum() / counts["vtm"]
         return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": accuracy.detach()}
 
 
@@ -313,7 +361,7 @@ class QaObjective(Objective):
     """
 
     model: Alpro
-    unit: Unit = "question"
+    granularity: Granularity = "question"
     losses = ("qa",)
 
     def __init__(
@@ -336,10 +384,11 @@ class QaObjective(Objective):
     ) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
         text = self.model.encode_text(batch.text, batch.mask)
-        logits = self.model.answer(text, batch.mask, self.encode_video(batch)).float()
-        loss = (
-            F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
-            / counts["qa"]
-        )
+        video = self.encode_video(batch)
+        logits = self.model.answer(text, batch.mask, video).float()
+
+        losses = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
+        loss = losses / counts["qa"]
+        # An unknown answer, -100, equals no class.
         accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}

@@ -25,9 +25,11 @@ NO_DECAY = {
 }
 NO_DECAY |= {"position_embedding"}  # of a CLIP
 NEW = {"temporal"}  # modules that a CLIP gets beside its own weights
-BETAS, EPS = (0.9, 0.98), 1e-6
+BETAS = (0.9, 0.98)
+EPS = 1e-6
 
-MOMENTUM, ITERATIONS = 0.95, 5
+MOMENTUM = 0.95
+ITERATIONS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the Newton-Schulz iteration (Jordan et al., Muon, 2024)
 
 
@@ -41,41 +43,45 @@ class Muon(torch.optim.AdamW):
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(
-            self, state
-        )  # AdamW's asks for a number of steps of every parameter
+        # AdamW's own asks for a `step` of every parameter, which those of Muon do not have.
+        torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        # AdamW trains the groups before the last one.
         group = self.param_groups.pop()
         try:
             super().step(closure)
         finally:
             self.param_groups.append(group)
+
+        # The updates are views of one tensor: one collective for all of them.
         matrices = group["params"]
         finite = 1.0 - getattr(self, "found_inf", torch.zeros(()))
-        merged = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
-        updates = merged.split([matrix.numel() for matrix in matrices])
-        alike = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)  # update, direction
-        for number, (matrix, parts) in enumerate(zip(matrices, group["qkv"], strict=True)):
+        sizes = [matrix.numel() for matrix in matrices]
+        merged = matrices[0].new_zeros(sum(sizes))
+        updates = merged.split(sizes)
+
+        # Matrices of one shape are orthogonalized in one batch.
+        by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)  # update, direction
+        for index, (matrix, stacked) in enumerate(zip(matrices, group["qkv"], strict=True)):
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             gradient = torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
-            gradient = torch.where(
-                finite > 0, gradient, momentum
-            )  # a product with 0 would keep what is not finite
+            # A skipped step leaves the momentum as it is; a product with 0 would keep NaN.
+            gradient = torch.where(finite > 0, gradient, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
-            if belongs_to_this_rank(number):
-                direction = gradient.lerp(momentum, MOMENTUM).view(parts, -1, matrix.shape[1])
-                alike[direction.shape[1:]].append((updates[number], direction))
-        for pairs in alike.values():
-            results = orthogonalized(
-                torch.cat([direction for _, direction in pairs]), group["dtype"]
-            )
-            for (update, _), result in zip(
-                pairs, results.split([len(d) for _, d in pairs]), strict=True
-            ):
+            if belongs_to_this_rank(index):
+                direction = gradient.lerp(momentum, MOMENTUM).view(stacked, -1, matrix.shape[1])
+                by_shape[direction.shape[1:]].append((updates[index], direction))
+
+        for pairs in by_shape.values():
+            directions = [direction for _, direction in pairs]
+            results = orthogonalized(torch.cat(directions), group["dtype"])
+            split = results.split([len(direction) for direction in directions])
+            for (update, _), result in zip(pairs, split, strict=True):
                 torch.mul(result.reshape(-1), finite, out=update)
         all_reduce_(merged)
+
         decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.mul_(decay).add_(update.view_as(matrix), alpha=-group["lr"])
@@ -101,46 +107,54 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     Weight decay is on matrices only: not on biases, norms, position and time embeddings, temperature. Modules that are
     new beside the initial weights have groups with an `lr_scale`.
     """
-    layers = [m for m in model.modules() if isinstance(m, Block | Layer)]
-    hidden = {id(p): 1 for m in layers for p in m.parameters() if p.ndim == 2}
-    hidden |= {id(m.qkv.weight): 3 for m in model.modules() if isinstance(m, Attention)}
+    # By the id of a matrix of a layer, how many matrices it stacks: three if it is that of queries, keys and values.
+    stacked: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, Block | Layer):
+            stacked |= {id(weight): 1 for weight in module.parameters() if weight.ndim == 2}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            stacked[id(module.qkv.weight)] = 3
+
     muon = config.optimizer == "muon"
-    matrices = list[nn.Parameter]()
+    matrices: list[nn.Parameter] = []
     decays = defaultdict[tuple[bool, bool], list[nn.Parameter]](list)  # by new, decayed
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if muon and id(parameter) in hidden:
+        if muon and id(parameter) in stacked:
             matrices.append(parameter)
             continue
-        parts = set(name.split("."))
-        is_new = config.new_lr_scale != 1 and bool(parts & NEW)
-        decays[is_new, parameter.ndim >= 2 and not parts & NO_DECAY].append(parameter)
+        names = set(name.split("."))
+        is_new = config.new_lr_scale != 1 and bool(names & NEW)
+        is_decayed = parameter.ndim >= 2 and not names & NO_DECAY
+        decays[is_new, is_decayed].append(parameter)
 
     groups: list[dict[str, Any]] = [
         {"params": decays[False, True], "weight_decay": config.weight_decay},
         {"params": decays[False, False], "weight_decay": 0.0},
     ]
-    for decayed in (True, False):
-        if decays[True, decayed]:
-            decay = config.weight_decay if decayed else 0.0
-            group = {"params": decays[True, decayed], "weight_decay": decay}
-            groups.append({**group, "lr_scale": config.new_lr_scale})
+    for is_decayed in (True, False):
+        if decays[True, is_decayed]:
+            group = {
+                "params": decays[True, is_decayed],
+                "weight_decay": config.weight_decay if is_decayed else 0.0,
+                "lr_scale": config.new_lr_scale,
+            }
+            groups.append(group)
 
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)
-    stacked, dtype = (
-        [hidden[id(p)] for p in matrices],
-        precision(WIDE, matrices[0].device, config.mixed_precision),
-    )
-    trained = {
+
+    # The group of Muon is the last one.
+    group = {
         "params": matrices,
         "weight_decay": config.weight_decay,
-        "qkv": stacked,
-        "dtype": dtype,
+        "qkv": [stacked[id(matrix)] for matrix in matrices],
+        "dtype": precision(WIDE, matrices[0].device, config.mixed_precision),
     }
-    return Muon([*groups, trained], **settings)
+    return Muon([*groups, group], **settings)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

@@ -1,12 +1,12 @@
 """The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
 
-To add a loss, add its weight to `LossWeights`, its parts of the model to `TRAINED_BY` (objective.py), and a term to
+To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY` (objective.py), and a term to
 `PretrainObjective.forward` (and to `counts`, if it is a mean over items). Report, MLflow and checkpoints follow from
 these.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.models.ranks import world_size
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import Examples, Unit
+from alpro.stages.training.dataset import Examples, Granularity
 from alpro.stages.training.objective import (
     Counts,
     MatchingObjective,
@@ -28,7 +28,7 @@ from alpro.stages.training.objective import (
 )
 
 
-class LossWeights(StageConfig):
+class LossWeights(StageConfig, frozen=True):
     """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed; all 0: no training."""
 
     vtc: float = Field(default=1.0, ge=0, description="video-text contrast")
@@ -37,40 +37,54 @@ class LossWeights(StageConfig):
     pem: float = Field(default=1.0, ge=0, description="prompting entity modeling")
 
 
-class PretrainObjective(MatchingObjective):
-    """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed; PEM needs the prompter.
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Settings of `PretrainObjective`.
 
-    uniform_negatives: negatives of VTM are sampled uniformly and not by similarity, as without VTC. mlm_probability:
-    the share of the words that are masked.
+    Attributes:
+        weights: the weights of the losses.
+        threshold: PEM ignores crops whose most likely entity is less probable (section 3.4: 0.2).
+        negative_pool_size: see `MatchingObjective`.
+        uniform_negatives: VTM samples its negatives uniformly and not by similarity, as without VTC.
+        mlm_probability: the fraction of the tokens that MLM masks (section 3.2.3: 15 %).
     """
 
-    unit: Unit = "sample"
+    weights: LossWeights = field(default_factory=LossWeights)
+    threshold: float = 0.2
+    negative_pool_size: int = 0
+    uniform_negatives: bool = False
+    mlm_probability: float = 0.15
+
+
+class PretrainObjective(MatchingObjective):
+    """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed.
+
+    prompter: the frozen teacher of PEM, which PEM needs. prompts: the embeddings (M, E) of the entities by kind of
+    sample, "video" and "image".
+    """
+
+    granularity: Granularity = "sample"
     video_prompts: Tensor
     image_prompts: Tensor
 
-    def __init__(  # noqa: PLR0913 - settings follow in an object of their own
+    def __init__(
         self,
         model: Alpro,
         mean: Sequence[float],
         std: Sequence[float],
         prompter: NormalizedModel | None,
         prompts: dict[str, Tensor],
-        weights: LossWeights,
-        threshold: float,
-        negative_pool_size: int = 0,
-        uniform_negatives: bool = False,
-        mlm_probability: float = 0.15,
+        settings: PretrainSettings,
     ):
-        super().__init__(model, mean, std, negative_pool_size)
+        super().__init__(model, mean, std, settings.negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
-        self.threshold, self.uniform_negatives, self.mlm_probability = (
-            threshold,
-            uniform_negatives,
-            mlm_probability,
-        )
-        self.weights = weights.model_dump()
+
+        self.threshold = settings.threshold
+        self.uniform_negatives = settings.uniform_negatives
+        self.mlm_probability = settings.mlm_probability
+        self.weights = settings.weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
 
     def train(self, mode: bool = True) -> "PretrainObjective":
@@ -82,8 +96,10 @@ class PretrainObjective(MatchingObjective):
     def cast_frozen_(self, dtype: torch.dtype) -> None:
         if self.prompter is None:
             return
+
         teacher = self.prompter.model
-        projections = {teacher.video_proj, teacher.text_proj}  # which stay in float32
+        # Embeddings are compared in float32 (`DualEncoder.probabilities`), so their projections stay in it.
+        projections = {teacher.video_proj, teacher.text_proj}
         for module in teacher.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections:
                 module.to(dtype)
@@ -95,53 +111,68 @@ class PretrainObjective(MatchingObjective):
     def forward(
         self, batch: Batch, counts: Counts, features: StepFeatures | None = None
     ) -> tuple[Tensor, Metrics]:
-        on, length = self.losses, batch.text.shape[1]
+        terms: dict[str, tuple[Tensor, Metrics]] = {}
+        length = batch.text.shape[1]
         video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
-        terms: dict[str, tuple[Tensor, Metrics]] = {}
+
+        # Without VTC, all pairs are equally similar: the negatives of VTM are uniform.
         v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
-        if "vtc" in on:
+        if "vtc" in self.losses:
             loss, v2t, t2v, metrics = self.contrast(batch, video, text, features)
             terms["vtc"] = loss, metrics
         if self.uniform_negatives:
-            v2t, t2v = torch.zeros_like(v2t), torch.zeros_like(t2v)
-        if "vtm" in on or "pem" in on:  # VTM reads [CLS], PEM the patches
-            positive = self.model.fuse(text, batch.mask, video, None if "pem" in on else 1)
-        if "vtm" in on:
-            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
-            cls = torch.cat([positive[:, 0], self.model.fuse_cls(*concatenate(negatives))])
-            terms["vtm"] = self.matching(cls, valid, counts)
-        if "mlm" in on:
-            terms["mlm"] = self.masked_words(
-                batch, self.model.fuse(masked, batch.mask, video, length), counts
-            )
-        if "pem" in on:
-            terms["pem"] = self.entities(batch, positive[:, length + 1 :], counts)
-        total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
-        return total, {
-            name: value for _, metrics in terms.values() for name, value in metrics.items()
-        }
+            v2t = torch.zeros_like(v2t)
+            t2v = torch.zeros_like(t2v)
 
-    def labeled(self, batch: Batch) -> Batch:
+        # The positive pairs are fused once for both losses: VTM reads their [CLS], PEM their patches.
+        positive = None
+        if "pem" in self.losses:
+            positive = self.model.fuse(text, batch.mask, video)
+        elif "vtm" in self.losses:
+            positive = self.model.fuse(text, batch.mask, video, first=1)
+
+        if positive is not None and "vtm" in self.losses:
+            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
+            texts, masks, videos = concatenate(negatives)
+            cls = torch.cat([positive[:, 0], self.model.fuse_cls(texts, masks, videos)])
+            terms["vtm"] = self.matching(cls, valid, counts)
+        if "mlm" in self.losses:
+            words = self.model.fuse(masked, batch.mask, video, first=length)
+            terms["mlm"] = self.masked_words(batch, words, counts)
+        if positive is not None and "pem" in self.losses:
+            patches = positive[:, length + 1 :]  # behind the text tokens and the video's [CLS]
+            terms["pem"] = self.entities(batch, patches, counts)
+
+        # Equation 6.
+        total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
+        all_metrics: Metrics = {}
+        for _, metrics in terms.values():
+            all_metrics |= metrics
+        return total, all_metrics
+
+    def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
-        return replace(
-            batch, pseudo_labels=self.pseudo_labels(batch.frames, batch.boxes, batch.kind)
-        )
+        labels = self.pseudo_labels(batch.frames, batch.boxes, batch.kind)
+        return replace(batch, pseudo_labels=labels)
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
         """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W) uint8, black outside.
 
-        boxes (B, 4) in patches of this model; the prompter sees the crops with its own size and normalization.
+        Equation 4. boxes (B, 4) in patches of this model; the prompter sees the crops with its own size and
+        normalization.
         """
         assert self.prompter is not None
         prompts = self.image_prompts if kind == "image" else self.video_prompts
         video = self.model.config.video
-        black = torch.zeros(3, 1, 1, device=boxes.device)
-        shown = crop(scale_frames(frames, video.image_size), boxes, video.patch_size, black)
-        return self.prompter.model.probabilities(self.prompter.pixels(shown), prompts)
+        black = torch.zeros(3, 1, 1, device=boxes.device)  # before normalization
+
+        scaled = scale_frames(frames, video.image_size)
+        crops = crop(scaled, boxes, video.patch_size, black)
+        return self.prompter.model.probabilities(self.prompter.pixels(crops), prompts)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
@@ -159,47 +190,47 @@ class PretrainObjective(MatchingObjective):
         if "mlm" not in self.losses:
             text = self.model.encode_text(batch.text, batch.mask)
             return text, text
+
         assert batch.masked is not None
-        both = self.model.encode_text(
-            torch.cat([batch.text, batch.masked]), batch.mask.repeat(2, 1)
-        )
+        ids = torch.cat([batch.text, batch.masked])
+        both = self.model.encode_text(ids, batch.mask.repeat(2, 1))
         return both[: len(batch.text)], both[len(batch.text) :]
 
     def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked texts."""
         assert batch.labels is not None
-        places, labels = masked_positions(batch.labels, batch.max_masked)
-        scores = self.model.mlm_scores(
-            words.gather(1, places[..., None].expand(-1, -1, words.shape[2]))
-        )
+        # The vocabulary is large: only masked positions are scored.
+        positions, labels = masked_positions(batch.labels, batch.max_masked)
+        indices = positions[..., None].expand(-1, -1, words.shape[2])
+        scores = self.model.mlm_scores(words.gather(1, indices))
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        """PEM, averaged over the kept samples, with `pem_metrics`.
+        """PEM (equation 5), averaged over the kept samples, with `pem_metrics`.
 
         patches (B, P, D): the fused patch tokens of the positive pairs, which are averaged inside the crop.
         """
         assert batch.boxes is not None
         assert batch.pseudo_labels is not None
+        labels = batch.pseudo_labels
         inside = box_mask(batch.boxes, self.model.config.video.grid)
-        logits, labels = self.model.pem_logits(patches, inside), batch.pseudo_labels
-        summed, kept = pem_loss(logits, labels, self.threshold)
-        loss = summed / counts["pem"]
-        return loss, {
-            "loss_pem": loss.detach(),
-            **self.pem_metrics(logits, labels, kept, 1 / counts["pem"]),
-        }
+        logits = self.model.pem_logits(patches, inside)
+
+        loss_sum, kept = pem_loss(logits, labels, self.threshold)
+        loss = loss_sum / counts["pem"]
+        metrics = self.pem_metrics(logits, labels, kept, 1 / counts["pem"])
+        return loss, {"loss_pem": loss.detach(), **metrics}
 
     def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
         """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
         entity of the label, and the entropy of the labels, below which the loss cannot fall. each: the weight of a kept
         label in the mean."""
-        right = (logits.argmax(1) == labels.argmax(1)) & kept
+        correct = (logits.argmax(1) == labels.argmax(1)) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
         return {
             "pseudo_labels_kept": kept.float().mean(),
-            "pem_accuracy": right.sum() * each,
+            "pem_accuracy": correct.sum() * each,
             "pseudo_label_entropy": entropy.sum() * each,
         }
 
@@ -209,9 +240,8 @@ def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
 
     limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device synchronization.
     """
-    chosen = (
-        (labels != -100)
-        .int()
-        .argsort(dim=1, descending=True, stable=True)[:, : limit or labels.shape[1]]
-    )
-    return chosen, labels.gather(1, chosen)
+    masked = (labels != -100).int()
+    # A stable sort puts the masked positions first, in order, without reading how many they are.
+    order = masked.argsort(dim=1, descending=True, stable=True)
+    positions = order[:, : limit or labels.shape[1]]
+    return positions, labels.gather(1, positions)

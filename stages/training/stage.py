@@ -1,10 +1,10 @@
 """What the four training stages share: seed, model, data, objective, validation, training, model folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from alpro.artifact import require
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelFolder, Preprocessing, start_from
+from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.cost import MatchingCost
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import init_distributed
+from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.loop import (
     Run,
@@ -49,16 +49,16 @@ class Training:
     An objective without losses skips training and validates the initial weights.
 
     Attributes:
-        folder: the model to train with its tokenizer, preprocessing and labels; it is saved as the result.
+        bundle: the model to train with its tokenizer, preprocessing and labels; it is saved as the result.
         validate: the validation function, if any.
         select: the metric for model selection; empty: the last weights are the result.
         draw: called by rank 0 with the data set before training.
         interpolates: the result is the best on validation between the initial weights and the trained ones (needs
             `select`).
-        pairs: those that a validation matches.
+        pairs: the text-video pairs that a validation matches.
     """
 
-    folder: ModelFolder
+    bundle: ModelBundle
     objective: Objective
     validate: Validate | None
     select: str = ""
@@ -79,71 +79,119 @@ def train(
     with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         training = build(world.device)
-        folder, objective = training.folder, training.objective
+        bundle = training.bundle
+        objective = training.objective
+
         # Texts have one length where ranks use those of each other, and where a new one compiles the layers again.
-        local = config.batch_size // (world.size * config.accumulation_steps)
+        pairs_per_rank = config.batch_size // (world.size * config.accumulation_steps)
         compiled = are_layers_compiled(objective, resources, world)
-        one_length = compiled or objective.shares_texts(local)
-        ranks = world.rank, world.size
         data = TrainingDataset(
-            config, inputs, folder.tokenizer, objective.examples, *ranks, one_length
+            config,
+            inputs,
+            bundle.tokenizer,
+            objective.examples,
+            rank=world.rank,
+            ranks=world.size,
+            one_length=compiled or objective.shares_texts(pairs_per_rank),
         )
         dtype = training_precision(objective, config, world) if objective.losses else torch.float32
-        warnings, metrics = list[str](), dict[str, float]()
+
+        warnings: list[str] = []
         if world.main:
-            size = sum(parameter.numel() for parameter in folder.model.parameters())
-            log.info(
-                f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on {world.device.type}"
-            )
+            log_sizes(training, data, config, f"{name_of(dtype)} on {world.device.type}")
             warnings += data.cut_texts()
-            if training.pairs:
-                cost = MatchingCost.of(cast(Alpro, folder.model), config.max_text_tokens)
-                examples = len(data) * config.batch_size
-                line = cost.warning(examples, training.pairs, config.validation.times)
-                if line:
-                    log.info(line)
             for warning in warnings:
                 log.warning(f"warning: {warning}")
             if training.draw:
                 training.draw(data)
+
+        metrics: dict[str, float] = {}
         if objective.losses:
-            initial = dict[str, Tensor]()
-            if training.interpolates:
-                initial = {k: v.to("cpu", copy=True) for k, v in trainable(objective).items()}
-            run = Run(objective, data, config, out, world, resources)
-            metrics = run.train(training.validate, training.select)
-            if training.interpolates and training.validate:
-                validate = partial(run.measure, training.validate)
-                metrics |= interpolate_(objective, initial, validate, training.select)
+            metrics = fit(training, data, config, out, world, resources)
         elif training.validate:
             objective.eval()
             with torch.no_grad():
                 metrics = training.validate()
+
         if world.main:
-            if (
-                "pem_head" in objective.unused_parameters
-            ):  # nothing is named by a head that this training did not train
-                model = cast(Alpro, folder.model)
-                model.pem_head, model.mlm_head, folder.entities = None, None, []
-            folder.preprocessing = folder.preprocessing.model_copy(
-                update={"max_text_tokens": config.max_text_tokens}
-            )
-            if metrics.get("validation/mean_recall", 0) > metrics.get(
-                "validation/vtc/mean_recall", np.inf
-            ):
-                folder.ranking = "matching"
-            folder.save_pretrained(out / "model")
-            for warning in losses_at_chance(
-                read_metrics(out / "metrics.jsonl"), config, len(folder.answers)
-            ):
+            save_model(training, config, metrics, out / "model")
+            lines = read_metrics(out / "metrics.jsonl")
+            for warning in losses_at_chance(lines, config, len(bundle.answers)):
                 log.warning(f"warning: {warning}")
                 warnings.append(warning)
+
         counts = {
             "steps": len(data) if objective.losses else 0,
-            "examples": sum(map(len, data.sources)),
+            "examples": sum(len(source) for source in data.sources),
+            "samples_without_text": data.skipped,
         }
-        counts["samples_without_text"] = data.skipped
         return Outcome(counts, metrics, warnings, name_of(dtype))
+
+
+def log_sizes(
+    training: Training, data: TrainingDataset, config: TrainingConfig, computed: str
+) -> None:
+    """Logs the size of the model, and what validation costs if that is much beside the training.
+
+    computed: the type of the matrix products and the device.
+    """
+    model = training.bundle.model
+    size = sum(parameter.numel() for parameter in model.parameters())
+    log.info(f"{size / 1e6:.3g} M parameters, matrix products in {computed}")
+
+    if training.pairs:
+        cost = MatchingCost.of(cast(Alpro, model), config.max_text_tokens)
+        examples = len(data) * config.batch_size
+        message = cost.warning(examples, training.pairs, config.validation.times)
+        if message:
+            log.info(message)
+
+
+def fit(
+    training: Training,
+    data: TrainingDataset,
+    config: TrainingConfig,
+    out: Path,
+    world: World,
+    resources: Resources,
+) -> dict[str, float]:
+    """Trains the objective and, if the training `interpolates`, moves its weights towards the initial ones. Returns
+    the metrics of the final weights."""
+    objective = training.objective
+    initial: dict[str, Tensor] = {}
+    if training.interpolates:
+        weights = trainable(objective)
+        initial = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+
+    run = Run(objective, data, config, out, world, resources)
+    metrics = run.train(training.validate, training.select)
+    if training.interpolates and training.validate:
+        validate = partial(run.measure, training.validate)
+        metrics |= interpolate_(objective, initial, validate, training.select)
+    return metrics
+
+
+def save_model(
+    training: Training, config: TrainingConfig, metrics: Mapping[str, float], folder: Path
+) -> None:
+    """Writes the trained model with what this training decides of its preprocessing and ranking."""
+    bundle = training.bundle
+    # A PEM head that this training did not train names nothing.
+    if "pem_head" in training.objective.unused_parameters:
+        model = cast(Alpro, bundle.model)
+        model.pem_head = None
+        model.mlm_head = None
+        bundle.entities = []
+
+    bundle.preprocessing = bundle.preprocessing.model_copy(
+        update={"max_text_tokens": config.max_text_tokens}
+    )
+
+    by_matching = metrics.get("validation/mean_recall", 0)
+    by_similarity = metrics.get("validation/vtc/mean_recall", np.inf)
+    if by_matching > by_similarity:
+        bundle.ranking = "matching"
+    bundle.save_pretrained(folder)
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -159,23 +207,30 @@ def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessin
     if config.normalization in CONSTANTS:
         mean, std = CONSTANTS[config.normalization]
         return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
-    corpora = [
-        read_json(require(inputs[name], "statistics.json")) for name in sorted(config.corpora)
-    ]
-    mean, std = (
-        np.mean([statistics[key] for statistics in corpora], axis=0).round(5).tolist()
-        for key in ("mean", "std")
+
+    files = [require(inputs[name], "statistics.json") for name in sorted(config.corpora)]
+    statistics = [read_json(file) for file in files]
+
+    def average(key: str) -> Any:
+        return np.mean([values[key] for values in statistics], axis=0).round(5).tolist()
+
+    return Preprocessing(
+        mean=average("mean"), std=average("std"), max_text_tokens=config.max_text_tokens
     )
-    return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
 
 
 def fine_tuned(
-    start: ModelFolder, frames: int, device: torch.device, answers: Sequence[str] = ()
+    start: ModelBundle, frames: int, device: torch.device, answers: Sequence[str] = ()
 ) -> Alpro:
     """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers, if there are any
     (paper, section 4.1)."""
     config = start.model.config
-    config = config.model_copy(update={"video": config.video.model_copy(update={"frames": frames})})
-    model = Alpro(config, 0 if answers else len(start.entities), len(answers)).to(device)
-    start_from(model, start.model, () if start.answers == answers else ("qa_head.2",))
+    video = config.video.model_copy(update={"frames": frames})
+    config = config.model_copy(update={"video": video})
+    entities = 0 if answers else len(start.entities)
+    model = Alpro(config, entities=entities, answers=len(answers)).to(device)
+
+    # The last layer of the head has a row for each answer: with other answers its rows mean nothing.
+    excluded = () if start.answers == answers else ("qa_head.2",)
+    start_from(model, start.model, excluded)
     return model

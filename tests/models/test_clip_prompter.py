@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from transformers.utils.logging import enable_progress_bar
 
 from alpro.inference.encoding import embed_texts
-from alpro.models.clip_prompter import ClipFolder, ClipPrompter, is_clip, load_clip
+from alpro.models.clip_prompter import ClipBundle, ClipPrompter, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.conftest import REVISION, one_line
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def loaded(request, clip_folders) -> ClipFolder:
+def loaded(request, clip_folders) -> ClipBundle:
     return load_clip(str(clip_folders[request.param]))
 
 
@@ -39,7 +39,7 @@ def frames() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 3, 48, 48), generator=random, dtype=torch.uint8)
 
 
-def own_pixels(loaded: ClipFolder, frames: torch.Tensor) -> torch.Tensor:
+def own_pixels(loaded: ClipBundle, frames: torch.Tensor) -> torch.Tensor:
     """Frames (..., 3, S, S) uint8 -> (N, 3, 32, 32) with the normalization in the model's preprocessor_config.json."""
     images = torch.nn.functional.interpolate(
         frames.reshape(-1, *frames.shape[-3:]) / 255, (32, 32), mode="bilinear", antialias=True
@@ -50,7 +50,7 @@ def own_pixels(loaded: ClipFolder, frames: torch.Tensor) -> torch.Tensor:
     return (images - mean) / std
 
 
-def embedded(loaded: ClipFolder, texts: list[str], batch: int = 256) -> torch.Tensor:
+def embedded(loaded: ClipBundle, texts: list[str], batch: int = 256) -> torch.Tensor:
     return embed_texts(loaded.model, loaded.tokenizer, texts, 0, batch)
 
 
@@ -153,7 +153,7 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
     trainable.unfreeze(count)
     assert torch.equal(trainable.temporal[0].time_embed, times[nearest])
     clip = torch.randn(2, count, 3, 32, 32)
-    ClipFolder("prompter", trainable, loaded.tokenizer, loaded.preprocessing).save_pretrained(
+    ClipBundle("prompter", trainable, loaded.tokenizer, loaded.preprocessing).save_pretrained(
         tmp_path
     )
     again = load_clip(str(tmp_path)).model

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.clip_prompter import is_clip, load_clip
-from alpro.models.folder import ModelFolder, Preprocessing, read_task, start_from
+from alpro.models.folder import ModelBundle, Preprocessing, read_task, start_from
 from alpro.models.word_pieces import MAX_TOKENIZER_BYTES, load_tokenizer
 from tests.conftest import one_line
 
@@ -34,7 +34,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def saved(tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    folder = ModelFolder("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES)
+    folder = ModelBundle("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES)
     folder.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -50,11 +50,11 @@ def test_a_saved_model_is_loaded_unchanged(
     entities, answers = ENTITIES if task == "pretrain" else [], ANSWERS if task == "qa" else []
     model = Prompter(tiny) if task == "prompter" else Alpro(tiny, len(entities), len(answers))
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9)
-    ModelFolder(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(
+    ModelBundle(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(
         tmp_path / "deep" / "model"
     )
 
-    loaded = ModelFolder.from_pretrained(tmp_path / "deep" / "model")
+    loaded = ModelBundle.from_pretrained(tmp_path / "deep" / "model")
     assert (loaded.task, loaded.preprocessing) == (task, preprocessing)
     assert (loaded.entities, loaded.answers) == (entities, answers)
     assert type(loaded.model) is type(model)
@@ -75,8 +75,8 @@ def test_a_saved_model_is_loaded_unchanged(
     )  # the weights, too
 
 
-def load_any(folder: Path) -> ModelFolder:
-    return ModelFolder.from_pretrained(folder) if folder.name == "model" else load_clip(str(folder))
+def load_any(folder: Path) -> ModelBundle:
+    return ModelBundle.from_pretrained(folder) if folder.name == "model" else load_clip(str(folder))
 
 
 def refused(folder: Path, message: str = "") -> None:
@@ -343,7 +343,7 @@ def test_weights_of_another_type_are_refused_and_those_of_half_precision_are_not
     save_file(
         {key: value.bfloat16() for key, value in weights.items()}, saved / "model.safetensors"
     )
-    loaded = ModelFolder.from_pretrained(saved).model.video_proj.weight
+    loaded = ModelBundle.from_pretrained(saved).model.video_proj.weight
     assert loaded.dtype == torch.float32
     torch.testing.assert_close(loaded, weights["video_proj.weight"], atol=1e-3, rtol=1e-2)
 

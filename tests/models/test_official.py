@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.models.official import import_checkpoint
 from alpro.pipeline.cli.main import execute
 from tests.conftest import one_line
@@ -129,7 +129,7 @@ def test_every_weight_of_the_model_is_imported(
         }
     torch.save(state, tmp_path / "official.pt")
     actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
-    folder = ModelFolder.from_pretrained(tmp_path / "out")
+    folder = ModelBundle.from_pretrained(tmp_path / "out")
     video, text = (
         config.video.model_copy(update={"drop_path": 0.1}),
         config.text.model_copy(update={"dropout": 0.1}),
@@ -149,7 +149,7 @@ def test_every_weight_of_the_model_is_imported(
         assert (tmp_path / "out" / "prompts.safetensors").is_file()
         assert folder.entities == [f"entity {i}" for i in range(5)]
     if task == "pretrain":
-        teacher = ModelFolder.from_pretrained(tmp_path / "out" / "prompter")
+        teacher = ModelBundle.from_pretrained(tmp_path / "out" / "prompter")
         assert isinstance(teacher.model, Prompter)
         assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
         assert f"prompter.{VISUAL}head.weight" in actual.unused
@@ -165,7 +165,7 @@ def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given
     import_checkpoint(
         tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "ans2label.json"
     )
-    assert ModelFolder.from_pretrained(tmp_path / "out").answers == list("fedcba")
+    assert ModelBundle.from_pretrained(tmp_path / "out").answers == list("fedcba")
     (tmp_path / "few.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match="2 words, but the checkpoint's head has 6"):
         import_checkpoint(
@@ -182,7 +182,7 @@ def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given
     ]
     assert execute([*command, "--tokenizer", str(tokenizer), "--max-text-tokens", "50"]) == 0
     assert (
-        ModelFolder.from_pretrained(tmp_path / "imported" / "qa").preprocessing.max_text_tokens
+        ModelBundle.from_pretrained(tmp_path / "imported" / "qa").preprocessing.max_text_tokens
         == 50
     )
     with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):

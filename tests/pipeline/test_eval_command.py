@@ -14,7 +14,7 @@ from alpro.inference.encoding import match_top_k
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.search import search
-from alpro.models.folder import ModelFolder
+from alpro.models.folder import ModelBundle
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.any_model import Threshold, encode, labeled, labels_of
 from tests.conftest import decode_data, in_store
@@ -175,7 +175,7 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(
         == rivals["similarity/t2v/R1"]["protocol"]
         == "all pairs, 4 frames"
     )
-    two = ModelFolder.from_pretrained(
+    two = ModelBundle.from_pretrained(
         next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
     )
     two.model.set_frames(2)

@@ -12,8 +12,8 @@ from alpro.inference.encoding import encode_texts
 from alpro.inference.model import Model
 from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import ClipFolder, load_clip
-from alpro.models.folder import ModelFolder
+from alpro.models.clip_prompter import ClipBundle, load_clip
+from alpro.models.folder import ModelBundle
 from alpro.models.words import Templates
 from alpro.pipeline.config.load import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
@@ -22,7 +22,7 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 from tests.stages.training.part_of_a_batch import losses_of
 
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
     assert all(line["train/loss_pem"] > 0.1 for line in losses)
     assert all(line["train/pseudo_labels_kept"] == 1 for line in losses)
     assert (pretraining / "pictures" / "pseudo_labels.png").is_file()
-    folder = ModelFolder.from_pretrained(pretraining / "model")
+    folder = ModelBundle.from_pretrained(pretraining / "model")
     means = [read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)]
     assert folder.preprocessing.mean == pytest.approx(
         [sum(values) / 2 for values in zip(*means, strict=True)], abs=1e-4
@@ -236,12 +236,18 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(
     inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached, "clips": clips}
     inputs = pretrain.Inputs.of(inputs)
     prompter, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
-    assert isinstance(prompter, ClipFolder)
+    assert isinstance(prompter, ClipBundle)
     assert tokenizer.token_to_id("[CLS]") is not None
     assert preprocessing.mean != pytest.approx([0.48, 0.46, 0.41], abs=1e-3)
     prompts = read_prompts(cached)
-    arguments = preprocessing.mean, preprocessing.std, prompter.normalized(CPU), prompts
-    objective = PretrainObjective(Alpro(config.model, 8), *arguments, LossWeights(), 0.0)
+    objective = PretrainObjective(
+        Alpro(config.model, 8),
+        preprocessing.mean,
+        preprocessing.std,
+        prompter.normalized(CPU),
+        prompts,
+        PretrainSettings(threshold=0.0),
+    )
     frames, boxes = (
         torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8),
         torch.tensor([[0, 1, 2, 3]] * 2),
@@ -289,7 +295,7 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
 def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_was_trained(
     folders, vocabulary, tmp_path
 ):
-    prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
+    prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
     prompter.preprocessing = prompter.preprocessing.model_copy(update={"mean": (0.1, 0.2, 0.3)})
     prompter.save_pretrained(tmp_path / "model")
     config = pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
@@ -316,7 +322,7 @@ def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path,
     )
     prompts, entities = read_prompts(tmp_path), cache_prompts.read_entities(vocabulary)
     assert json.loads((tmp_path / "entities.json").read_text()) == entities
-    prompter = ModelFolder.from_pretrained(folders["prompter"] / "model")
+    prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
 
     def embedded(text: str) -> torch.Tensor:
         return encode_texts(prompter.model.eval(), prompter.tokenizer, [text], 64).features[0]

@@ -15,7 +15,7 @@ from spacy.training import Example
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
-from alpro.models.word_pieces import WordPieces, load_tokenizer
+from alpro.models.word_pieces import BertTokenizer, load_tokenizer
 from alpro.models.word_pieces import train_tokenizer as train
 from alpro.models.words import Templates, read_word_list
 from alpro.stages import build_vocabulary, finetune_qa, train_tokenizer
@@ -391,13 +391,13 @@ def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
 
 def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
     tokenizer = train(TEXTS, 120)
-    expected = WordPieces(tokenizer).batch(TEXTS, 9)
+    expected = BertTokenizer(tokenizer).batch(TEXTS, 9)
     tokenizer.enable_padding(length=12)
     tokenizer.enable_truncation(4)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert (loaded.padding, loaded.truncation) == (None, None)
-    for actual, wanted in zip(WordPieces(tokenizer).batch(TEXTS, 9), expected, strict=True):
+    for actual, wanted in zip(BertTokenizer(tokenizer).batch(TEXTS, 9), expected, strict=True):
         assert actual.tolist() == wanted.tolist()
     assert tokenizer.truncation["max_length"] == 4  # the argument is not modified
 

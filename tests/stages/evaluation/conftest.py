@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages.evaluation import scorer
 from alpro.stages.execution.interface import Resources
@@ -148,7 +148,7 @@ def reading(tiny_model, monkeypatch):
         answers = ["rising", "falling", "other"]
         model = Reading(tiny_model(own.get_vocab_size()), answers, words, certainty)
         preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
-        folder = ModelFolder(task, model, own, preprocessing, [], answers)
+        folder = ModelBundle(task, model, own, preprocessing, [], answers)
         monkeypatch.setattr(scorer, "load_model", lambda path, device: folder)
         return model
 

@@ -15,7 +15,11 @@ from alpro.stages.training.objective import (
     PrompterObjective,
     QaObjective,
 )
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import (
+    LossWeights,
+    PretrainObjective,
+    PretrainSettings,
+)
 
 SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
 VIDEO = {
@@ -100,13 +104,17 @@ def objective_of(
     for kind in ("video", "image"):
         random = 5 * torch.randn(ENTITIES, 8)
         prompts[kind] = random - (random @ common)[:, None] * common / common.dot(common)
-    losses = LossWeights(**(WEIGHTS if weights is None else weights))
-    return PretrainObjective(model, *NORM, teacher, prompts, losses, threshold, pool)
+    settings = PretrainSettings(
+        weights=LossWeights(**(WEIGHTS if weights is None else weights)),
+        threshold=threshold,
+        negative_pool_size=pool,
+    )
+    return PretrainObjective(model, *NORM, teacher, prompts, settings)
 
 
 def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and metrics of a step of one micro-batch."""
-    batch = objective.labeled(batch)
+    batch = objective.with_pseudo_labels(batch)
     return objective(batch, objective.step_counts([batch]))
 
 
@@ -117,13 +125,13 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     for name in NAMES:
         objective = objective_of(name)
         if rank == 0:  # as for the picture of pseudo-labels: nothing is asked of the other ranks
-            objective.labeled(part)
+            objective.with_pseudo_labels(part)
         module = (
             DistributedDataParallel(objective, find_unused_parameters=True)
             if ranks > 1
             else objective
         )
-        mine = objective.labeled(part)
+        mine = objective.with_pseudo_labels(part)
         loss, _ = module(mine, objective.step_counts([mine]))
         loss.backward()
         actual[f"{name}/loss"] = loss.detach()

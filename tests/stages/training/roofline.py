@@ -212,7 +212,7 @@ def kernels_of_a_step(
                 module.register_forward_hook(leave)
         with recorded:
             with run.autocast():
-                part = objective.labeled(batch)
+                part = objective.with_pseudo_labels(batch)
                 loss, _ = objective(part, objective.step_counts([part]))
             with recorded.compiled(compiled):
                 loss.backward()

@@ -125,9 +125,7 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
             HALF,
             NormalizedModel(prompter, HALF, HALF),
             prompts,
-            config.weights,
-            config.threshold,
-            config.negative_pool_size,
+            config.objective,
         )
     video = train_prompter.Config.model_fields["model"].default.video
     sizes = train_prompter.Config.model_fields["model"].default

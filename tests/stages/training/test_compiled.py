@@ -59,7 +59,7 @@ def test_the_layers_of_pretraining_are_few_whole_graphs(graphs):
     objective = objective_of("pretrain").train()
     graphs_of_step = []
     configure_layers(objective, compiled=True)
-    batch = objective.labeled(whole_batch())
+    batch = objective.with_pseudo_labels(whole_batch())
     for _ in range(2):
         loss, _ = objective(batch, objective.step_counts([batch]))
         loss.backward()

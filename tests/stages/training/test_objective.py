@@ -18,7 +18,7 @@ from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.training.batch import Batch, keep_patches
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
-from alpro.stages.training.pretrain_objective import LossWeights, PretrainObjective
+from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 from tests.stages.training.part_of_a_batch import (
     NAMES,
     NORM,
@@ -119,7 +119,9 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
             True,
             0,
         )  # as without VTC; and where the number is not known
-    batch = objective.labeled(replace(batch, boxes=None) if name == "prompter" else batch)
+    batch = objective.with_pseudo_labels(
+        replace(batch, boxes=None) if name == "prompter" else batch
+    )
     if "pem" in objective.losses:
         assert 1 < (batch.pseudo_labels.amax(1) >= 0.64).sum() < 7
         assert len(batch.pseudo_labels.argmax(1).unique()) > 2
@@ -234,7 +236,7 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
     assert not objective.prompter.training
     with torch.enable_grad():
         getattr(objective, f"{kind}_prompts").requires_grad_()
-        labels = objective.labeled(replace(batch, kind=kind)).pseudo_labels
+        labels = objective.with_pseudo_labels(replace(batch, kind=kind)).pseudo_labels
     assert not labels.requires_grad
     torch.testing.assert_close(labels, expected)
 
@@ -302,7 +304,8 @@ def pretraining(tiny_model, tokenizer) -> PretrainObjective:
     shape = tiny_model(tokenizer.get_vocab_size())
     prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
     teacher = NormalizedModel(Prompter(shape), *NORM)
-    return PretrainObjective(Alpro(shape, entities=8), *NORM, teacher, prompts, LossWeights(), 0.0)
+    settings = PretrainSettings(threshold=0.0)
+    return PretrainObjective(Alpro(shape, entities=8), *NORM, teacher, prompts, settings)
 
 
 def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
 from alpro.models.attention import Mlp
-from alpro.models.folder import ModelFolder, Preprocessing
+from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
@@ -30,7 +30,7 @@ NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
     """pretrained(name, **config): the weights that pre-training without losses starts from and ends with."""
 
-    def run(name: str, **config) -> ModelFolder:
+    def run(name: str, **config) -> ModelBundle:
         (tmp_path / name).mkdir()
         values = {
             "phases": [{"corpora": ["clips"], "steps": 1}],
@@ -45,7 +45,7 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
             tmp_path / name,
             resources,
         )
-        return ModelFolder.from_pretrained(tmp_path / name / "model")
+        return ModelBundle.from_pretrained(tmp_path / name / "model")
 
     return run
 
@@ -54,7 +54,7 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
 def tuned(folders, clips, tmp_path, resources):
     """tuned(stage, **config): the outcome of a step of fine-tuning, and the model."""
 
-    def run(stage, **config) -> tuple[Outcome, ModelFolder]:
+    def run(stage, **config) -> tuple[Outcome, ModelBundle]:
         (tmp_path / "tuned").mkdir()
         values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
         values |= {"validation": {"videos": 2}, **config}
@@ -65,12 +65,12 @@ def tuned(folders, clips, tmp_path, resources):
             tmp_path / "tuned",
             resources,
         )
-        return outcome, ModelFolder.from_pretrained(tmp_path / "tuned" / "model")
+        return outcome, ModelBundle.from_pretrained(tmp_path / "tuned" / "model")
 
     return run
 
 
-def weights(folder: ModelFolder) -> torch.Tensor:
+def weights(folder: ModelBundle) -> torch.Tensor:
     return torch.cat([p.flatten() for p in folder.model.parameters()])
 
 
@@ -98,7 +98,7 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     dataset = mock.Mock(side_effect=Killed)
     model = Alpro(tiny_model(tokenizer.get_vocab_size()))
     objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
-    made = Training(ModelFolder("retrieval", model, tokenizer), objective, None)
+    made = Training(ModelBundle("retrieval", model, tokenizer), objective, None)
     monkeypatch.setattr(
         stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu")))
     )
@@ -193,7 +193,7 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
         "other word pieces": (shape, words),
         "activation is gelu": (other, tokenizer),
     }.items():
-        folder = ModelFolder(
+        folder = ModelBundle(
             "pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)]
         )
         folder.save_pretrained(tmp_path / name)
@@ -244,7 +244,7 @@ def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_traini
 
 def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
     """Also one of as many, whose classes would be others."""
-    start = ModelFolder(
+    start = ModelBundle(
         "qa",
         Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2),
         tokenizer,
