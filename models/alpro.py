@@ -39,6 +39,8 @@ class ModelConfig(BaseModel):
         return self
 
 
+# The range of the learnable temperature, that of the official code: near 0 the logits grow without bound, and a
+# negative temperature would reverse them.
 TEMPERATURES = (0.001, 0.5)
 
 
@@ -102,6 +104,8 @@ class DualEncoder(nn.Module, ABC):
                 # The weights of an exported model may be half precision; a CLIP's projection has none.
                 weight = next(self.video_proj.parameters(), None)
                 dtype = torch.float32 if weight is None else weight.dtype
+
+                # Equation 4.
                 features = self.project_video(tokens.to(dtype)).float()
                 logits = (features @ prompts.float().T) / self.clamped_temperature().float()
                 probabilities = logits.softmax(dim=-1)
@@ -117,7 +121,8 @@ class DualEncoder(nn.Module, ABC):
         boxes (B, 4) in patches (left, top, width, height): the crop stays in place in every frame and the rest is
         black; black (3, 1, 1): a black pixel after normalization. prompts (M, E) as of `probabilities`.
         """
-        return self.probabilities(crop(frames, boxes, self.config.video.patch_size, black), prompts)
+        crops = crop(frames, boxes, self.config.video.patch_size, black)
+        return self.probabilities(crops, prompts)
 
 
 class Prompter(DualEncoder):
@@ -154,6 +159,7 @@ class Prompter(DualEncoder):
         self.config = self.config.model_copy(update={"video": self.video_encoder.config})
 
     def text_length(self, length: int) -> int:
+        # Texts are padded to a multiple of 8 tokens, which must have position embeddings.
         return min(length, self.config.text.max_length // 8 * 8)
 
 
@@ -183,6 +189,7 @@ class Alpro(Prompter):
         self.mlm_head = MlmHead(config.text) if entities else None
         self.pem_head = classifier(width, entities) if entities else None
         self.qa_head = classifier(width, answers) if answers else None
+        # Again, after `Prompter`: the modules above are new.
         initialize(self, config.init)
 
     def fuse(self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None) -> Tensor:
@@ -194,7 +201,7 @@ class Alpro(Prompter):
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused [CLS] token (B, D)."""
-        return self.fuse(text, mask, video, 1)[:, 0]
+        return self.fuse(text, mask, video, first=1)[:, 0]
 
     def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The VTM head on the fused [CLS]: logits (B, 2), index 1 = match."""
@@ -215,6 +222,7 @@ class Alpro(Prompter):
 
     def fused_patches(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused patch tokens (B, P, D), of which PEM averages those of a region. Arguments as of `fuse`."""
+        # Behind the text tokens comes the video's [CLS].
         return self.fuse(text, mask, video)[:, text.shape[1] + 1 :]
 
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
@@ -225,6 +233,7 @@ class Alpro(Prompter):
 
 def mean_inside(tokens: Tensor, inside: Tensor) -> Tensor:
     """The mean (B, D) of the tokens (B, P, D) where `inside` (B, P) is True."""
+    # A product with the mask, not an index: the number of tokens inside differs between examples.
     weights = inside.to(tokens.dtype)
     return (weights[:, None] @ tokens).squeeze(1) / weights.sum(dim=1, keepdim=True)
 

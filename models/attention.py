@@ -27,13 +27,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
-        width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
-        if (
-            x.shape[1] == 1 and mask is None and not self.dropout
-        ):  # it attends to itself, as the one frame of an image
+        width = x.shape[-1]
+        weight = self.qkv.weight
+        bias = self.qkv.bias
+
+        # A token that attends only to itself, as the one frame of an image: the result is its value.
+        if x.shape[1] == 1 and mask is None and not self.dropout:
             return self.proj(F.linear(x, weight[-width:], bias[-width:]))
         if first is None:
             return self.attend(self.qkv(x), mask)
+
+        # The last layer of an encoder of which only [CLS] is read: one query, all keys and values.
         (q,) = self.by_head(F.linear(x[:, :first], weight[:width], bias[:width]), 1)
         k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
         return self.output(q, k, v, mask)
@@ -53,9 +57,9 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
 
-    def by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""
-        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def by_head(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """(B, L, count * D) -> `count` tensors (B, heads, L, D / heads)."""
+        return x.unflatten(2, (count, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attention_on_gpu(
@@ -65,26 +69,32 @@ def attention_on_gpu(
 
     The temporal attention of a clip has a sequence of a few frames for each patch.
     """
-    if mask is None and not dropout and 1 < q.shape[2] <= MAX_PACKED and q.shape == k.shape:
-        packed = sequences_in_a_tile(len(q), q.shape[2])
+    sequences = len(q)
+    length = q.shape[2]
+    if mask is None and not dropout and 1 < length <= MAX_PACKED and q.shape == k.shape:
+        packed = sequences_in_a_tile(sequences, length)
         if packed > 1:
             return packed_attention(q, k, v, packed)
-    if len(q) <= MAX_SEQUENCES:
+
+    if sequences <= MAX_SEQUENCES:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    parts = []
-    for start in range(0, len(q), MAX_SEQUENCES):
-        part = slice(start, start + MAX_SEQUENCES)
-        own = mask[part] if mask is not None and len(mask) == len(q) else mask
-        parts.append(
-            F.scaled_dot_product_attention(q[part], k[part], v[part], own, dropout_p=dropout)
+
+    outputs = []
+    for start in range(0, sequences, MAX_SEQUENCES):
+        rows = slice(start, start + MAX_SEQUENCES)
+        # A mask of one row holds for all sequences.
+        mask_of_rows = mask[rows] if mask is not None and len(mask) == sequences else mask
+        output = F.scaled_dot_product_attention(
+            q[rows], k[rows], v[rows], attn_mask=mask_of_rows, dropout_p=dropout
         )
-    return torch.cat(parts)
+        outputs.append(output)
+    return torch.cat(outputs)
 
 
 def sequences_in_a_tile(sequences: int, length: int) -> int:
     """The largest divisor of the number of sequences, of so many that they fit a tile together."""
     fitting = range(1, max(1, TILE // length) + 1)
-    return max(number for number in fitting if sequences % number == 0)
+    return max(count for count in fitting if sequences % count == 0)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
@@ -94,8 +104,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
     alone, a sequence fills 3 % of a tile.
     """
     _, heads, length, width = q.shape
-    number = torch.arange(packed * length, device=q.device) // length
-    mask = number[:, None] == number[None]
+    sequence_of_token = torch.arange(packed * length, device=q.device) // length
+    mask = sequence_of_token[:, None] == sequence_of_token[None]
 
     def pack(x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, packed)).transpose(1, 2)

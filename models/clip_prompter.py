@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,17 +37,21 @@ from alpro.models.word_pieces import BertTokenizer
 # With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a siglip too.
 TYPES = {"clip": 77, "siglip": 64}
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
-DOWNLOAD = "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a network"
+DOWNLOAD = (
+    "use a folder with all of its files: hf download NAME --local-dir FOLDER, where there is a "
+    "network"
+)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
-# Its table of weights that it does not use, such as these and heads; `load_pretrained` says what is wrong.
+# transformers logs a table of the weights that it does not use, such as these and heads; `load_pretrained` reports
+# what is wrong.
 logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "LOAD REPORT" not in record.getMessage()
 )
 
 
 class TemporalAttention(nn.Module):
-    """Attention over the frames of a clip, at each place of the frames, before a layer of the vision tower: with the
+    """Attention over the frames of a clip, at each patch, before a layer of the vision tower: with the
     layer it is divided space-time attention. Its norm, queries, keys and values start as copies of the layer's, its
     output projection at zero, so that the tower starts as it was.
 
@@ -59,26 +64,25 @@ class TemporalAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
         self.attn = Attention(width, heads)
         self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
+
         with torch.no_grad():
             self.norm.load_state_dict(layer.layer_norm1.state_dict())
-            spatial = layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
-            self.attn.qkv.weight.copy_(torch.cat([part.weight for part in spatial]))
-            self.attn.qkv.bias.copy_(torch.cat([part.bias for part in spatial]))
+            spatial = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            self.attn.qkv.weight.copy_(torch.cat([linear.weight for linear in spatial]))
+            self.attn.qkv.bias.copy_(torch.cat([linear.bias for linear in spatial]))
             nn.init.zeros_(self.attn.proj.weight)
             nn.init.zeros_(self.attn.proj.bias)
 
     def times(self, frames: int) -> Tensor:
         """The embeddings (T, D) of the times of `frames` frames."""
-        nearest = (
-            torch.arange(frames, device=self.time_embed.device) * len(self.time_embed) // frames
-        )
+        index = torch.arange(frames, device=self.time_embed.device)
+        nearest = index * len(self.time_embed) // frames
         return self.time_embed[nearest]
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (B * T, N, D) of clips of T `frames` -> the same shape."""
-        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2) + self.times(
-            frames
-        )  # (B, N, T, D)
+        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
+        y = y + self.times(frames)
         y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return x + y.transpose(1, 2).flatten(0, 1)
 
@@ -99,26 +103,26 @@ class ClipPrompter(DualEncoder):
         self.pad_id = pad_id
         vision = model.config.vision_config
         # Boxes on whole frames: a 14-pixel patch does not divide every image size.
-        patch = next(p for p in range(vision.patch_size, 0, -1) if vision.image_size % p == 0)
-        self.config = ModelConfig(video=VideoConfig(image_size=vision.image_size, patch_size=patch))
+        size = vision.image_size
+        patch = max(p for p in range(1, vision.patch_size + 1) if size % p == 0)
+        self.config = ModelConfig(video=VideoConfig(image_size=size, patch_size=patch))
         self.temporal = nn.ModuleList()
         self.video_proj = self.text_proj = nn.Identity()  # the towers project themselves
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
         """Adds temporal attention for clips of `frames` frames, which does not change the embeddings yet."""
-        heads, layers = (
-            self.clip.config.vision_config.num_attention_heads,
-            self.clip.vision_model.encoder.layers,
-        )
+        heads = self.clip.config.vision_config.num_attention_heads
+        layers = self.clip.vision_model.encoder.layers
         self.temporal.extend(TemporalAttention(layer, heads, frames) for layer in layers)
         self.temporal.to(self.clip.logit_scale.device)
         self.set_frames(frames)
 
     def layers(self) -> list[nn.Module]:
         """The layers of both towers, with those of temporal attention."""
-        towers = self.clip.vision_model, self.clip.text_model
-        return [*self.temporal, *(layer for tower in towers for layer in tower.encoder.layers)]
+        vision = self.clip.vision_model.encoder.layers
+        text = self.clip.text_model.encoder.layers
+        return [*self.temporal, *vision, *text]
 
     def unfreeze(self, frames: int, layers: int = -1) -> None:
         """Makes it trainable, with temporal attention for clips of `frames` frames.
@@ -129,12 +133,14 @@ class ClipPrompter(DualEncoder):
             self.add_temporal(frames)
         self.set_frames(frames)
         self.requires_grad_(True)
+
         if layers >= 0:
             for tower in (self.clip.vision_model, self.clip.text_model):
-                frozen = len(tower.encoder.layers) - layers
                 tower.embeddings.requires_grad_(False)
-                for layer in tower.encoder.layers[: max(0, frozen)]:
+                frozen = max(0, len(tower.encoder.layers) - layers)
+                for layer in tower.encoder.layers[:frozen]:
                     layer.requires_grad_(False)
+            # The norm behind the embeddings, which a SigLIP does not have.
             if self.clip.config.model_type == "clip":
                 self.clip.vision_model.pre_layrnorm.requires_grad_(False)
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
@@ -144,19 +150,26 @@ class ClipPrompter(DualEncoder):
         self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
     ) -> Tensor:
         """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1, E)."""
-        count, tower, is_clip = (
-            frames.shape[1],
-            self.clip.vision_model,
-            self.clip.config.model_type == "clip",
-        )
+        batch, count = frames.shape[:2]
+        tower = self.clip.vision_model
+        is_clip = self.clip.config.model_type == "clip"
+
+        # The tower's own forward pass, with temporal attention before each layer.
         x = tower.embeddings(frames.flatten(0, 1))
-        x = tower.pre_layrnorm(x) if is_clip else x
-        for number, layer in enumerate(tower.encoder.layers):
-            x = self.temporal[number](x, count) if self.temporal else x
+        if is_clip:
+            x = tower.pre_layrnorm(x)
+        for depth, layer in enumerate(tower.encoder.layers):
+            if self.temporal:
+                x = self.temporal[depth](x, count)
             x = layer(x, attention_mask=None)
-        x = tower.post_layernorm(x[:, 0] if is_clip else x)
-        features = (self.clip.visual_projection(x) if is_clip else tower.head(x)).float()
-        return normalize(features, dim=-1).view(*frames.shape[:2], -1).mean(dim=1, keepdim=True)
+
+        # A CLIP projects its [CLS], a SigLIP pools all patches.
+        if is_clip:
+            features = self.clip.visual_projection(tower.post_layernorm(x[:, 0]))
+        else:
+            features = tower.head(tower.post_layernorm(x))
+        normalized = normalize(features.float(), dim=-1)
+        return normalized.view(batch, count, -1).mean(dim=1, keepdim=True)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token sees the padding behind
@@ -168,6 +181,7 @@ class ClipPrompter(DualEncoder):
         return self.clip.get_text_features(input_ids=ids).pooler_output.float()[:, None]
 
     def clamped_temperature(self) -> Tensor:
+        # Not clamped: a stored scale may lie outside, and training clamps the parameter.
         return (-self.clip.logit_scale.float()).exp().view(())
 
     @torch.no_grad()
@@ -195,27 +209,34 @@ class ClipWords(BertTokenizer):
     tokenizer: Any
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer, self.size = tokenizer, len(tokenizer)
-        self.pad_id = int(
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer)
+        has_padding = tokenizer.pad_token_id is not None
+        self.pad_id = int(tokenizer.pad_token_id if has_padding else tokenizer.eos_token_id)
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
-        words = self.tokenizer([text.lower() for text in texts], max_length=length, truncation=True)
-        return [np.array(row, np.int64) for row in words["input_ids"]]
+        lower = [text.lower() for text in texts]
+        encoded = self.tokenizer(lower, max_length=length, truncation=True)
+        return [np.array(row, np.int64) for row in encoded["input_ids"]]
 
 
 def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
-    """The words of a tokenizer, which is that of a BERT or of a model of transformers."""
-    return BertTokenizer(tokenizer) if isinstance(tokenizer, Tokenizer) else ClipWords(tokenizer)
+    """One interface for the tokenizer of a BERT and that of a CLIP or SigLIP of transformers."""
+    if isinstance(tokenizer, Tokenizer):
+        return BertTokenizer(tokenizer)
+    return ClipWords(tokenizer)
 
 
 @dataclass
 class ClipBundle(ModelBundle):
     """A CLIP or SigLIP in the format of transformers."""
 
-    model: ClipPrompter
     tokenizer: Any  # that of transformers
+
+    @property
+    def prompter(self) -> ClipPrompter:
+        """The model, by its type."""
+        return cast(ClipPrompter, self.model)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is in the same file of
@@ -223,15 +244,15 @@ class ClipBundle(ModelBundle):
         from transformers import logging as transformers_log
 
         transformers_log.disable_progress_bar()  # "Writing model shards", also into files
-        self.model.clip.save_pretrained(folder)
+        self.prompter.clip.save_pretrained(folder)
         file = folder / "model.safetensors"
         use_default_mode(file)
-        if self.model.temporal:
-            own = {
-                f"{TEMPORAL}{key}": value.contiguous()
-                for key, value in self.model.temporal.state_dict().items()
-            }
-            write_tensors(load_file(file) | own, file, {"format": "pt"})
+        if self.prompter.temporal:
+            weights = load_file(file)
+            for key, value in self.prompter.temporal.state_dict().items():
+                weights[f"{TEMPORAL}{key}"] = value.contiguous()
+            write_tensors(weights, file, {"format": "pt"})
+
         self.tokenizer.save_pretrained(folder)
         constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
@@ -256,31 +277,33 @@ def snapshot(name: str, local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    folder = Path()
-    for files in (["*.json", "*.txt", "*.model", "*.safetensors"], ["pytorch_model.bin"]):
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=files,
-                local_files_only=local_files_only,
-            )
+
+    def fetch(patterns: list[str]) -> Path:
+        folder = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=patterns,
+            local_files_only=local_files_only,
         )
-        if any(folder.glob("*.safetensors")):  # the CLIPs of OpenAI have none
-            break
+        return Path(folder)
+
+    folder = fetch(["*.json", "*.txt", "*.model", "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):  # the CLIPs of OpenAI have none
+        folder = fetch(["pytorch_model.bin"])
     return folder
 
 
 def hub_folder(name: str) -> Path:
     """The folder of a CLIP or SigLIP of the hub in its cache, downloaded if it is not there. Raises InputError, which
     says how to get it by hand, if that fails or if it is another kind of model."""
+    folder = None
+    with suppress(Exception):  # not in the cache
+        cached = snapshot(name, local_files_only=True)
+        if any((cached / file).is_file() for file in WEIGHTS):
+            folder = cached
+
     try:
-        folder = snapshot(name, local_files_only=True)
-        complete = any((folder / file).is_file() for file in WEIGHTS)
-    except Exception:  # not in the cache
-        complete = False
-    try:
-        folder = folder if complete else snapshot(name)
+        folder = folder or snapshot(name)
     except Exception as error:  # no network, no such model: each library raises its own type
         repository, _, revision = name.partition("@")
         options = f" --revision {revision}" if revision else ""
@@ -299,26 +322,29 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
     download."""
     from huggingface_hub import try_to_load_from_cache
 
-    where, folder = f"{key} = {name!r}", Path(name)
+    where = f"{key} = {name!r}"
+    folder = Path(name)
     if not folder.is_dir():
         if not is_hub_name(name):
             raise InputError(f"{where}: no such folder, and no name of the hub, ORGANIZATION/MODEL")
         repository, _, revision = name.partition("@")
-        if not isinstance(
-            file := try_to_load_from_cache(repository, "config.json", revision=revision or None),
-            str,
-        ):
+        file = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+        if not isinstance(file, str):  # None, or a mark that the hub has no such file
             return
         folder = Path(file).parent
+
     if not is_clip(folder):
         raise InputError(f"{where}: it has no config.json of a {' or '.join(TYPES)}")
+
     config = read_small_json(folder / "config.json")
     text = config.get("text_config")
     length = text.get("max_position_embeddings") if isinstance(text, dict) else None
-    length = length if isinstance(length, int) else TYPES[config["model_type"]]
+    if not isinstance(length, int):
+        length = TYPES[config["model_type"]]
     if max_text_tokens > length:
         raise InputError(
-            f"{where}: its texts have at most {length} tokens; lower max_text_tokens ({max_text_tokens})"
+            f"{where}: its texts have at most {length} tokens; lower max_text_tokens "
+            f"({max_text_tokens})"
         )
 
 
@@ -340,36 +366,37 @@ def load_clip(
         if config.model_type not in TYPES:
             raise InputError(f"{where}: it is a {config.model_type}, not a {' or '.join(TYPES)}")
         model, _ = load_pretrained(AutoModel, name, config)
-        tokenizer, words = AutoTokenizer.from_pretrained(name), config.text_config.vocab_size
-        if (
-            len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words
-        ):  # without its files: no words
+
+        # Without its files, transformers makes a tokenizer without words.
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        words = config.text_config.vocab_size
+        if len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words:
             raise ValueError(
-                f"its tokenizer has {len(tokenizer)} tokens, or numbers beyond the {words} of the model"
+                f"its tokenizer has {len(tokenizer)} tokens, or ids beyond the {words} of the model"
             )
+
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
-        mean, std = processor["image_mean"], processor["image_std"]
         preprocessing = Preprocessing(
-            mean=mean, std=std, max_text_tokens=config.text_config.max_position_embeddings
+            mean=processor["image_mean"],
+            std=processor["image_std"],
+            max_text_tokens=config.text_config.max_position_embeddings,
         )
+
+        # A text on trial: an id in config.json may overflow.
         prompter = ClipPrompter(model, ClipWords(tokenizer).pad_id)
-        prompter.encode_text(
-            torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)
-        )  # a config's id may overflow
-        dropouts = [part.attention_dropout for part in (config.text_config, config.vision_config)]
-        if not (
-            1e-6 < prompter.clamped_temperature() < 1e6
-            and all(0 <= share < 1 for share in dropouts)
-        ):
+        prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))
+        has_scale = bool(1e-6 < prompter.clamped_temperature() < 1e6)
+        towers = (config.text_config, config.vision_config)
+        if not has_scale or not all(0 <= tower.attention_dropout < 1 for tower in towers):
             raise ValueError(
-                "its logit_scale is no logarithm of a scale, or its attention_dropout no probability"
+                "its logit_scale is no logarithm of a scale, or its attention_dropout no "
+                "probability"
             )
         load_temporal(prompter, Path(name) / "model.safetensors")
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # no folder, no network, no weights, no tokenizer: each library raises its own type
+    # No folder, no network, no weights, no tokenizer: each library raises its own type.
+    except Exception as error:
         raise InputError(
             f"{where}: not readable as a CLIP or SigLIP ({one_line(error)}); {DOWNLOAD}"
         ) from error
@@ -377,65 +404,77 @@ def load_clip(
 
 
 def pretrained_config(name: str) -> Any:
-    """The configuration of a model of transformers, of anyone; its `name_or_path` has the other files. Raises
+    """The configuration of an untrusted transformers model; its `name_or_path` has the other files. Raises
     ValueError for a folder with pipes or devices, and what transformers raises."""
     from transformers import AutoConfig
 
     if "@" in name and not Path(name).is_dir():
         name = str(snapshot(name))
-    for file in Path(name).iterdir() if Path(name).is_dir() else ():
+    # Reading from a pipe would wait for ever.
+    files = Path(name).iterdir() if Path(name).is_dir() else ()
+    for file in files:
         if not file.is_file() and not file.is_dir():
             raise ValueError(f"{file.name} is not a regular file")
+
     config = AutoConfig.from_pretrained(name)
     json.dumps(config.to_dict(), allow_nan=False)  # an epsilon of NaN makes embeddings of NaN
-    config._attn_implementation = (
-        "sdpa"  # also of its towers: the files could name code from the hub
-    )
+    # Also of its towers: the files could name code from the hub.
+    config._attn_implementation = "sdpa"
     return config
 
 
 def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
-    """The model of a hub name or a folder with a `config`, of anyone, and the names of the weights of its head that the
-    file does not have, which are random. Its sizes are compared with those in the file, safetensors or else a pickle of
-    tensors only, before memory is taken, and its weights are finite. kind: a class of transformers that loads it.
-    Raises ValueError, and what transformers raises."""
+    """An untrusted transformers model, of a hub name or a folder with a `config`, and the names of the weights of its
+    head that the file does not have, which are random.
+
+    Its sizes are compared with those in the file, safetensors or else a pickle of tensors only, before memory is taken,
+    and its weights are finite. kind: a class of transformers that loads it. Raises ValueError, and what transformers
+    raises.
+    """
     from transformers import logging as transformers_log
     from transformers.modeling_utils import load_state_dict
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     transformers_log.disable_progress_bar()  # "Loading weights", also into files
-    parts = [getattr(config, part, config) for part in ("text_config", "vision_config")]
-    layers = sum(part.num_hidden_layers for part in {id(part): part for part in parts}.values())
     optional = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
     file = optional("model.safetensors") or optional("pytorch_model.bin")
     if file is None and Path(name).is_dir():
         raise ValueError("no model.safetensors, and no pytorch_model.bin")
     if file is not None:
         header = load_state_dict(file, map_location="meta")
-        if layers != len(
-            {found[0] for key in header if (found := re.match(r".*\.layers?\.\d+", key))}
-        ):
-            raise ValueError(
-                f"config.json has {layers} layers, but {Path(file).name} has another number of them"
-            )
-        with torch.device("meta"):
-            expected = sum(
-                parameter.numel() for parameter in kind.from_config(config).base_model.parameters()
-            )
-        stored = sum(weight.numel() for weight in header.values())
-        if expected > stored:
-            raise ValueError(
-                f"config.json has {expected} weights, but {Path(file).name} only {stored}"
-            )
+        check_header(header, kind, config, Path(file).name)
+
     model, report = kind.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
-    missing, other_shapes = report["missing_keys"], {key for key, *_ in report["mismatched_keys"]}
-    if wrong := sorted(key for key in {*missing, *other_shapes} if key.startswith(body)):
-        raise ValueError(f"weights are missing or of another shape, such as {wrong[0]}")
+    random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    random_in_body = sorted(key for key in random if key.startswith(body))
+    if random_in_body:
+        raise ValueError(f"weights are missing or of another shape, such as {random_in_body[0]}")
     check_finite(model.state_dict(), name)
-    return model, {*missing, *other_shapes}
+    return model, random
+
+
+def check_header(header: dict[str, Tensor], kind: Any, config: Any, name: str) -> None:
+    """Raises ValueError if the weights of a file, without their contents, are not as many as `config` says.
+
+    kind: a class of transformers. name: that of the file.
+    """
+    # The layers first: each takes time to build, even without memory for its weights. A BERT has no towers.
+    towers = [getattr(config, tower, config) for tower in ("text_config", "vision_config")]
+    distinct = {id(tower): tower for tower in towers}
+    layers = sum(tower.num_hidden_layers for tower in distinct.values())
+    matches = [re.match(r".*\.layers?\.\d+", key) for key in header]
+    if layers != len({match[0] for match in matches if match}):
+        raise ValueError(f"config.json has {layers} layers, but {name} has another number of them")
+
+    with torch.device("meta"):
+        model = kind.from_config(config).base_model
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(weight.numel() for weight in header.values())
+    if expected > stored:
+        raise ValueError(f"config.json has {expected} weights, but {name} only {stored}")
 
 
 def load_temporal(prompter: ClipPrompter, file: Path) -> None:
@@ -445,9 +484,9 @@ def load_temporal(prompter: ClipPrompter, file: Path) -> None:
         return
     with safe_open(file, framework="pt") as weights:
         names = [name for name in weights.keys() if name.startswith(TEMPORAL)]  # noqa: SIM118
-        own = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
-    if own:
-        prompter.add_temporal(len(own["0.time_embed"]))
-        check_weights(own, prompter.temporal, "temporal attention")
-        prompter.temporal.load_state_dict(own)
+        temporal = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
+    if temporal:
+        prompter.add_temporal(len(temporal["0.time_embed"]))
+        check_weights(temporal, prompter.temporal, "temporal attention")
+        prompter.temporal.load_state_dict(temporal)
         prompter.requires_grad_(False)

@@ -77,24 +77,22 @@ class ModelBundle:
             ranking=self.ranking,
         )
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-        write_tensors(
-            {k: v.contiguous() for k, v in self.model.state_dict().items()},
-            folder / "model.safetensors",
-        )
+
+        # safetensors refuses tensors that are views in another order.
+        state = self.model.state_dict()
+        weights = {key: value.contiguous() for key, value in state.items()}
+        write_tensors(weights, folder / "model.safetensors")
+
         self.tokenizer.save(str(folder / "tokenizer.json"))
         for name, labels in (("entities", self.entities), ("answers", self.answers)):
             if labels:
-                (folder / f"{name}.json").write_text(
-                    json.dumps(labels, ensure_ascii=False, indent=0) + "\n"
-                )
+                text = json.dumps(labels, ensure_ascii=False, indent=0)
+                (folder / f"{name}.json").write_text(text + "\n")
 
     def normalized(self, device: torch.device) -> NormalizedModel:
         """The model with its frame normalization, on `device` and in eval mode."""
-        return (
-            NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
-            .to(device)
-            .eval()
-        )
+        model = NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
+        return model.to(device).eval()
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
@@ -107,22 +105,22 @@ class ModelBundle:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
+
         try:
             config = FolderConfig.model_validate(read_small_json(folder / "config.json"))
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(
-                f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            ) from error
-        labels = [load_labels(folder / f"{name}.json") for name in ("entities", "answers")]
+            key = ".".join(str(name) for name in first["loc"])
+            raise ValueError(f"{folder}/config.json: {key}: {first['msg']}") from error
+        entities = load_labels(folder / "entities.json")
+        answers = load_labels(folder / "answers.json")
 
         def build() -> DualEncoder:
-            return (
-                Prompter(config.model)
-                if config.task == "prompter"
-                else Alpro(config.model, *map(len, labels))
-            )
+            if config.task == "prompter":
+                return Prompter(config.model)
+            return Alpro(config.model, entities=len(entities), answers=len(answers))
 
+        # The header first: a model of the sizes in config.json may not fit the memory.
         try:
             header = shapes(folder / "model.safetensors")
             check_sizes(config.model, header, build, folder)
@@ -132,19 +130,22 @@ class ModelBundle:
         model = build().to(device).eval()
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
+
         tokenizer = read_tokenizer(folder / "tokenizer.json")
-        if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.model.text.vocab_size:
+        last_id = max(tokenizer.get_vocab().values(), default=0)
+        embeddings = config.model.text.vocab_size
+        if last_id >= embeddings:
             raise ValueError(
-                f"{folder}/tokenizer.json: token {last}, but {config.model.text.vocab_size} embeddings"
+                f"{folder}/tokenizer.json: token {last_id}, but {embeddings} embeddings"
             )
         return cls(
-            config.task,
-            model,
-            tokenizer,
-            config.preprocessing,
-            labels[0],
-            labels[1],
-            config.ranking,
+            task=config.task,
+            model=model,
+            tokenizer=tokenizer,
+            preprocessing=config.preprocessing,
+            entities=entities,
+            answers=answers,
+            ranking=config.ranking,
         )
 
 
@@ -173,6 +174,7 @@ def shapes(file: Path) -> dict[str, torch.Tensor]:
     not of a floating-point type."""
     with safe_open(file, framework="pt") as weights:
         header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+
     for name, entry in header.items():
         if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ValueError(f"{file}: {name} is {entry.get_dtype()}, not of a floating-point type")
@@ -193,10 +195,14 @@ def check_sizes(
     where: Path,
 ) -> None:
     """Raises ValueError if the weights of a file are not those of the model that `build` makes, without its memory."""
-    if (depth := max(config.video.depth, config.text.depth)) > len(header):
+    # Each layer takes time to build, even without memory for its weights.
+    depth = max(config.video.depth, config.text.depth)
+    if depth > len(header):
         raise ValueError(
-            f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} weights"
+            f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} "
+            "weights"
         )
+
     try:
         with torch.device("meta"), Uninitialized():
             model = build()
@@ -218,28 +224,34 @@ def check_finite(weights: Mapping[str, torch.Tensor], where: Any) -> None:
     for key, value in weights.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{where}: {key} has weights that are not finite numbers; delete it, or train it again"
+                f"{where}: {key} has weights that are not finite numbers; delete it, or train it "
+                "again"
             )
 
 
 def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
     """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    found = {"of another shape": other_shapes(weights, own), "missing": missing, "unknown": unknown}
-    for what, keys in found.items():
+    expected = model.state_dict()
+    faults = {
+        "of another shape": other_shapes(weights, expected),
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unknown": sorted(weights.keys() - expected.keys()),
+    }
+    for fault, keys in faults.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{where}: weights {what}: {', '.join(keys[:3])}{more}")
+            raise ValueError(f"{where}: weights {fault}: {', '.join(keys[:3])}{more}")
 
 
-def other_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
+def other_shapes(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
     """The names that both have with different shapes, sorted, each with its two shapes."""
-    return [
-        f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & weights.keys())
-        if weights[key].shape != own[key].shape
-    ]
+    differences = []
+    for key in sorted(expected.keys() & weights.keys()):
+        actual_shape = tuple(weights[key].shape)
+        expected_shape = tuple(expected[key].shape)
+        if actual_shape != expected_shape:
+            differences.append(f"{key} is {actual_shape}, not {expected_shape}")
+    return differences
 
 
 # Settings that change what a model computes, but not the shapes of the weights that two models share.
@@ -249,11 +261,12 @@ SETTINGS_NOT_IN_SHAPES = {
 }
 
 
-def check_values(source: str, own: BaseModel, values: dict[str, Any]) -> None:
+def check_values(source: str, config: BaseModel, values: dict[str, Any]) -> None:
     """Raises ValueError if a configuration has another value of a key that no shape of the weights may show."""
     for key, value in values.items():
-        if getattr(own, key) != value:
-            raise ValueError(f"{source}.{key} is {getattr(own, key)}; set it to {value}")
+        configured = getattr(config, key)
+        if configured != value:
+            raise ValueError(f"{source}.{key} is {configured}; set it to {value}")
 
 
 def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()) -> None:
@@ -268,19 +281,20 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
         values = {key: getattr(theirs, key) for key in keys}
         check_values(f"model.{section}", getattr(model.config, section), values)
 
-    own = model.state_dict()
+    expected = model.state_dict()
     weights = dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
-        weights[key] = resize_embedding(key, weights[key], own[key])
+        weights[key] = resize_embedding(key, weights[key], expected[key])
     shared = {
-        key: value for key, value in weights.items() if key in own and not key.startswith(but)
+        key: value for key, value in weights.items() if key in expected and not key.startswith(but)
     }
+
     heads = ("pem_head", "qa_head", "mlm_head")
-    wrong = [line for line in other_shapes(shared, own) if not line.startswith(heads)]
+    wrong = [line for line in other_shapes(shared, expected) if not line.startswith(heads)]
     if wrong:
         raise ValueError(
             f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes"
         )
 
-    fitting = {key: value for key, value in shared.items() if value.shape == own[key].shape}
+    fitting = {key: value for key, value in shared.items() if value.shape == expected[key].shape}
     model.load_state_dict(fitting, strict=False)

@@ -15,6 +15,8 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
     pixels = frames if frames.is_floating_point() else frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
+
+    # Antialiased: without it, fine patterns of a frame that shrinks become coarse ones.
     resized = F.interpolate(
         pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False
     )
@@ -49,6 +51,6 @@ class NormalizedModel(nn.Module):
 
     def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:
         """`pixels` of clips (T, 3, H, W) uint8 of any heights and widths."""
-        return torch.cat(
-            [self.pixels(torch.from_numpy(clip)[None].to(self.mean.device)) for clip in clips]
-        )
+        # One by one: clips of different sizes fit no batch before they are resized.
+        frames = (torch.from_numpy(clip)[None].to(self.mean.device) for clip in clips)
+        return torch.cat([self.pixels(clip) for clip in frames])

@@ -85,7 +85,8 @@ def check_type(key: str, name: str, model_type: str, supported: str) -> None:
     encoder takes its embedding; what is like a BERT has other tokens, positions or layers."""
     if model_type != supported:
         raise InputError(
-            f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is supported"
+            f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is "
+            "supported"
         )
 
 
@@ -129,8 +130,8 @@ def load_vit(model: Prompter, name: str) -> None:
     else:
         vit = plain_vit(timm_weights(name, encoder.config))
 
-    own = encoder.state_dict()
-    plain = {key for key in own if "temporal_" not in key and key != "time_embed"}
+    expected = encoder.state_dict()
+    plain = {key for key in expected if "temporal_" not in key and key != "time_embed"}
     classifier = ("head.", "fc_norm.")
     unexpected = sorted(key for key in vit.keys() - plain if not key.startswith(classifier))
     if unexpected:
@@ -143,8 +144,10 @@ def load_vit(model: Prompter, name: str) -> None:
     weights = {key: value for key, value in vit.items() if key in plain}
     if "pos_embed" in weights:
         weights["pos_embed"] = resize_embedding(
-            f"vit = {name!r}: pos_embed", weights["pos_embed"], own["pos_embed"]
+            f"vit = {name!r}: pos_embed", weights["pos_embed"], expected["pos_embed"]
         )
+
+    # Section 3.4: spatial and temporal attention both start from the ViT's.
     for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
         copies = {
             key.replace(spatial, temporal): value
@@ -152,10 +155,10 @@ def load_vit(model: Prompter, name: str) -> None:
             if spatial in key
         }
         weights |= copies
-    for key in own:
+    for key, value in expected.items():
         if ".temporal_fc." in key or key == "time_embed":
-            weights[key] = torch.zeros_like(own[key])
-    check_match(f"vit = {name!r}", weights, own)
+            weights[key] = torch.zeros_like(value)
+    check_match(f"vit = {name!r}", weights, expected)
     encoder.load_state_dict(weights)
 
 
@@ -166,33 +169,39 @@ def plain_vit(vit: StateDict) -> StateDict:
     """
     vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
     vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
+
     scales = [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]
     for key in scales:
         block, scale = key.split(".ls")
-        layer = f"{block}.{'attn.proj' if scale.startswith('1') else 'mlp.fc2'}"
+        scaled = "attn.proj" if scale.startswith("1") else "mlp.fc2"
+        layer = f"{block}.{scaled}"
         gamma = vit.pop(key)
         vit[f"{layer}.weight"] = vit[f"{layer}.weight"] * gamma[:, None]
         vit[f"{layer}.bias"] = vit[f"{layer}.bias"] * gamma
+
     if "patch_embed.weight" in vit and "pre_norm.weight" in vit:
         vit.setdefault("patch_embed.bias", torch.zeros(len(vit["patch_embed.weight"])))
     return vit
 
 
-def clip_weights(name: str, own: VideoConfig) -> StateDict:
+def clip_weights(name: str, video: VideoConfig) -> StateDict:
     """The vision tower of a CLIP of transformers, with timm's key names. Raises ValueError if the video encoder would
     not start exactly as it on each frame, and InputError as `load_clip`."""
-    prompter = load_clip(name, key="vit").model
+    prompter = load_clip(name, key="vit").prompter
     check_type("vit", name, prompter.clip.config.model_type, "clip")
     if prompter.temporal:
         raise ValueError(
-            f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that it was"
+            f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that "
+            "it was"
         )
     config = prompter.clip.config.vision_config
     if config.layer_norm_eps != CLIP_EPS:
         raise ValueError(
-            f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not {CLIP_EPS}"
+            f"vit = {name!r}: the epsilon of its layer norms is {config.layer_norm_eps}, not "
+            f"{CLIP_EPS}"
         )
-    check_values(f"vit = {name!r}: model.video", own, tower_sizes(config.to_dict()))
+    check_values(f"vit = {name!r}: model.video", video, tower_sizes(config.to_dict()))
+
     vit = {}
     for key, value in prompter.clip.vision_model.state_dict().items():
         for theirs, ours in CLIP_NAMES:
@@ -200,20 +209,25 @@ def clip_weights(name: str, own: VideoConfig) -> StateDict:
         vit[key] = value
     vit["cls_token"] = vit["cls_token"][None, None]
     vit["pos_embed"] = vit["pos_embed"][None]
-    for block in range(own.depth):
+
+    # transformers has three matrices for queries, keys and values; timm and this project have one.
+    for block in range(video.depth):
+        attention = f"blocks.{block}.attn"
         for kind in ("weight", "bias"):
-            parts = [vit.pop(f"blocks.{block}.attn.{part}_proj.{kind}") for part in "qkv"]
-            vit[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+            projections = [vit.pop(f"{attention}.{name}_proj.{kind}") for name in "qkv"]
+            vit[f"{attention}.qkv.{kind}"] = torch.cat(projections)
     return vit
 
 
-def timm_weights(name: str, own: VideoConfig) -> StateDict:
-    """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than `own`."""
+def timm_weights(name: str, video: VideoConfig) -> StateDict:
+    """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than those of
+    `video`."""
     tagged, _, revision = name.partition("@")
     if "." not in tagged:
         raise ValueError(
             f"vit = {name!r}: add timm's tag, such as vit_base_patch16_224.orig_in21k_ft_in1k"
         )
+
     try:
         import timm
 
@@ -225,9 +239,11 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
         ) from error
     except Exception as error:  # unknown model or tag, no network: each library has its own type
         raise ValueError(
-            f"vit = {name!r}: not available from the cache or the hub ({one_line(error)}); where there is a network, "
-            f"save timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set vit to the file"
+            f"vit = {name!r}: not available from the cache or the hub ({one_line(error)}); where "
+            f"there is a network, save timm.create_model({tagged!r}, pretrained=True).state_dict() "
+            "with torch.save, and set vit to the file"
         ) from error
+
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
         raise ValueError(
             f"vit = {name!r}: it has rotary positions; the video encoder learns its own"
@@ -236,7 +252,7 @@ def timm_weights(name: str, own: VideoConfig) -> StateDict:
     if blocks:
         activation = "quick_gelu" if "Quick" in type(blocks[0].mlp.act).__name__ else "gelu"
         sizes = {"heads": blocks[0].attn.num_heads, "activation": activation}
-        check_values(f"vit = {name!r}: model.video", own, sizes)
+        check_values(f"vit = {name!r}: model.video", video, sizes)
     return dict(vit.state_dict())
 
 
@@ -247,15 +263,18 @@ def load_bert(model: Prompter, name: str) -> None:
     name: a hub name or a folder with config.json and weights. Raises ValueError with a one-line message if the weights
     are not available or do not match, and InputError if the model is not a BERT.
     """
-    weights, _, _ = from_official(bert_weights(name, model.config.text), model.config)
-    own = model.state_dict()
-    weights = {key: value for key, value in weights.items() if key in own}
-    needed = [key for key in own if key.startswith(("text_encoder.", "multimodal_encoder."))]
-    check_match(f"bert = {name!r}", weights, {key: own[key] for key in {*needed, *weights}})
+    converted, _, _ = from_official(bert_weights(name, model.config.text), model.config)
+    expected = model.state_dict()
+    weights = {key: value for key, value in converted.items() if key in expected}
+
+    # The encoders are required, the MLM head is not.
+    encoders = ("text_encoder.", "multimodal_encoder.")
+    required = {key for key in expected if key.startswith(encoders)} | weights.keys()
+    check_match(f"bert = {name!r}", weights, {key: expected[key] for key in required})
     model.load_state_dict(weights, strict=False)
 
 
-def bert_weights(name: str, own: TextConfig) -> StateDict:
+def bert_weights(name: str, text: TextConfig) -> StateDict:
     """The state dict of a BERT, with the key names of the official ALPRO checkpoints; without an MLM head if its file
     has none. Raises as `load_bert`, also if the text encoder has other heads."""
     try:
@@ -270,22 +289,20 @@ def bert_weights(name: str, own: TextConfig) -> StateDict:
         raise ValueError(
             f"bert = {name!r}: not readable as a BERT ({one_line(error)}); {DOWNLOAD}"
         ) from error
-    check_values(f"bert = {name!r}: model.text", own, {"heads": config.num_attention_heads})
-    return {
-        f"text_encoder.{key}": value
-        for key, value in bert.state_dict().items()
-        if key not in missing
-    }
+
+    check_values(f"bert = {name!r}: model.text", text, {"heads": config.num_attention_heads})
+    state = bert.state_dict()
+    return {f"text_encoder.{key}": value for key, value in state.items() if key not in missing}
 
 
-def check_match(source: str, weights: StateDict, own: StateDict) -> None:
+def check_match(source: str, weights: StateDict, expected: StateDict) -> None:
     """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
-    missing = sorted(own.keys() - weights.keys())
+    missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise ValueError(
             f"{source}: weights are missing, such as {missing[0]}; check the depth in [model]"
         )
-    wrong = other_shapes(weights, own)
+    wrong = other_shapes(weights, expected)
     if wrong:
         raise ValueError(
             f"{source}: {wrong[0]}; set the sizes in [model] to those of these weights"

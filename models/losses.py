@@ -13,6 +13,7 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     the row's own video. Such columns other than the target are excluded from the negatives, so that the loss never
     separates a video from a second caption of it.
     """
+    # -inf: a column that is excluded has no share in the denominator, and no gradient.
     excluded = same.scatter(1, target[:, None], False)
     v2t = F.cross_entropy(video_to_text.masked_fill(excluded, -torch.inf), target)
     t2v = F.cross_entropy(text_to_video.masked_fill(excluded, -torch.inf), target)
@@ -28,18 +29,20 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
     arbitrary, as it is if the similarity is not finite. No device synchronization.
     """
     valid = ~excluded.all(dim=1)
-    weights = similarity.detach().float().masked_fill(excluded, -torch.inf)
-    weights = torch.where(valid[:, None], weights, 0.0).softmax(dim=1)
+    logits = similarity.detach().float().masked_fill(excluded, -torch.inf)
+    # A softmax over -inf alone is NaN.
+    weights = torch.where(valid[:, None], logits, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN as well, and training skips the step
+
+    # Inversion of the distribution function, in double precision: torch.multinomial knows no given random numbers.
     cumulative = weights.double().cumsum(dim=1)
-    sampled = torch.searchsorted(
-        cumulative, uniforms[:, None].double() * cumulative[:, -1:], right=True
-    )
+    targets = uniforms[:, None].double() * cumulative[:, -1:]
+    sampled = torch.searchsorted(cumulative, targets, right=True)
     sampled = sampled.clamp(max=weights.shape[1] - 1)
+
     # Rounding can select a column of zero weight: take the most likely one instead.
-    sampled = torch.where(
-        weights.gather(1, sampled) > 0, sampled, weights.argmax(dim=1, keepdim=True)
-    )
+    most_likely = weights.argmax(dim=1, keepdim=True)
+    sampled = torch.where(weights.gather(1, sampled) > 0, sampled, most_likely)
     return sampled.squeeze(1), valid
 
 
@@ -64,7 +67,9 @@ def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[T
     likely entity is at least `threshold`. Returns the loss and kept (B,), boolean.
     """
     kept = kept_labels(pseudo_labels, threshold)
-    losses = -(pseudo_labels * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    losses = -(pseudo_labels * log_probabilities).sum(dim=1)
+    # A product with the mask, not an index: how many are kept would be read back from the device.
     return (losses * kept).sum(), kept
 
 
@@ -76,7 +81,7 @@ def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
     """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid), row-major, True inside."""
     left, top, width, height = boxes.unbind(1)
-    at = torch.arange(grid, device=boxes.device)
-    rows = (at >= top[:, None]) & (at < (top + height)[:, None])
-    columns = (at >= left[:, None]) & (at < (left + width)[:, None])
+    index = torch.arange(grid, device=boxes.device)
+    rows = (index >= top[:, None]) & (index < (top + height)[:, None])
+    columns = (index >= left[:, None]) & (index < (left + width)[:, None])
     return (rows[:, :, None] & columns[:, None, :]).flatten(1)

@@ -110,32 +110,34 @@ def import_checkpoint(
     try:
         if out.exists():
             raise InputError(f"{out}: exists already; choose another folder or delete it")
-        own, prompter = split_prompter(read_checkpoint(file))
+        weights, prompter = split_prompter(read_checkpoint(file))
         if task == "prompter" and prompter:
-            own = prompter
+            weights = prompter
         convert = partial(
             build,
             tokenizer=load_tokenizer(tokenizer),
             words=words,
             max_text_tokens=max_text_tokens,
         )
-        folder, summary = convert(own, task)
+        bundle, summary = convert(weights, task)
         shutil.rmtree(building, ignore_errors=True)
-        folder.save_pretrained(building)
-        save_prompts(own, building)
+        bundle.save_pretrained(building)
+        save_prompts(weights, building)
 
+        # The prompter in the checkpoint becomes a model of its own.
         if task == "pretrain" and prompter:
-            teacher, of_teacher = convert(prompter, "prompter")
+            teacher, teacher_summary = convert(prompter, "prompter")
             teacher.save_pretrained(building / "prompter")
             save_prompts(prompter, building / "prompter")
-            summary.read += of_teacher.read
-            summary.unused += [f"prompter.{key}" for key in of_teacher.unused]
-            summary.unknown += [f"prompter.{key}" for key in of_teacher.unknown]
+            summary.read += teacher_summary.read
+            summary.unused += [f"prompter.{key}" for key in teacher_summary.unused]
+            summary.unknown += [f"prompter.{key}" for key in teacher_summary.unknown]
         building.rename(out)
     except ValueError as error:
-        raise InputError(
-            str(error) if str(error).startswith(str(file)) else f"{file}: {error}"
-        ) from error
+        message = str(error)
+        if not message.startswith(str(file)):
+            message = f"{file}: {message}"
+        raise InputError(message) from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written: {error}") from error
     finally:
@@ -159,8 +161,8 @@ def read_checkpoint(path: Path) -> StateDict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: refused: this file is not a plain checkpoint, it contains code; ask its author for the state "
-            "dict only"
+            f"{path}: refused: this file is not a plain checkpoint, it contains code; ask its "
+            "author for the state dict only"
         ) from error
     except Exception as error:  # a truncated zip file, a text file: torch raises many types
         raise ValueError(f"{path}: not readable as a checkpoint: {one_line(error)}") from error
@@ -207,16 +209,17 @@ def build(
         max_text_tokens = min(MAX_TEXT_TOKENS[task], limit)
     if not 4 <= max_text_tokens <= limit:
         raise InputError(
-            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this text encoder"
+            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this text "
+            "encoder"
         )
     if tokenizer.get_vocab_size() != config.text.vocab_size:
         raise ValueError(
-            f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokenizer.get_vocab_size()} pieces; "
-            "set --tokenizer to the one it was trained with"
+            f"{config.text.vocab_size} word embeddings, but the tokenizer has "
+            f"{tokenizer.get_vocab_size()} pieces; set --tokenizer to the one it was trained with"
         )
 
-    of_model = {key: value for key, value in state.items() if not key.endswith("prompt_feat")}
-    weights, unused, unknown = from_official(of_model, config)
+    model_state = {key: value for key, value in state.items() if not key.endswith("prompt_feat")}
+    weights, unused, unknown = from_official(model_state, config)
     entities: list[str] = []
     answers: list[str] = []
     if task == "prompter" and "video" in prompts:
@@ -230,15 +233,22 @@ def build(
     if task == "prompter":
         model = Prompter(config)
     else:
-        model = Alpro(config, len(entities), len(answers))
-    own = model.state_dict()
-    unused += [key for key in weights if key not in own and key.startswith(UNUSED_PREFIXES[task])]
+        model = Alpro(config, entities=len(entities), answers=len(answers))
+    expected = model.state_dict()
+    ignored = UNUSED_PREFIXES[task]
+    unused += [key for key in weights if key not in expected and key.startswith(ignored)]
     weights = {key: value for key, value in weights.items() if key not in unused}
     check_weights(weights, model, f"this checkpoint as --task {task}")
     model.load_state_dict(weights, assign=True)
-    preprocessing = Preprocessing(max_text_tokens=max_text_tokens)
-    folder = ModelBundle(task, model.eval(), tokenizer, preprocessing, entities, answers)
-    return folder, Imported(len(weights) + len(prompts), unused, unknown, config)
+    bundle = ModelBundle(
+        task,
+        model.eval(),
+        tokenizer,
+        preprocessing=Preprocessing(max_text_tokens=max_text_tokens),
+        entities=entities,
+        answers=answers,
+    )
+    return bundle, Imported(len(weights) + len(prompts), unused, unknown, config)
 
 
 def sizes(state: StateDict) -> ModelConfig:
@@ -246,14 +256,14 @@ def sizes(state: StateDict) -> ModelConfig:
 
     Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and BERT.
     """
-    visual, text = "visual_encoder.model.", "text_encoder."
+    visual = "visual_encoder.model."
+    text = "text_encoder."
     if f"{text}bert.embeddings.word_embeddings.weight" in state:
-        text += "bert."
+        text += "bert."  # not in question answering
 
     def layers(prefix: str) -> int:
-        return len(
-            {key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)}
-        )
+        names = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+        return len({name.partition(".")[0] for name in names})
 
     try:
         width, _, patch, _ = state[f"{visual}patch_embed.proj.weight"].shape
@@ -287,11 +297,8 @@ def sizes(state: StateDict) -> ModelConfig:
             ),
             embed_dim=embed_dim,
         )
-    except (
-        KeyError,
-        ValueError,
-        ZeroDivisionError,
-    ) as error:  # a missing key, another shape, a size
+    # A missing key, another shape, a size.
+    except (KeyError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"not the weights of ALPRO's official code ({one_line(error)})") from error
 
 
@@ -301,33 +308,46 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
     Returns the weights, the known but unused keys, and the unknown keys.
     """
     weights: StateDict = {}
-    unused, unknown = [], []
-    parts: dict[str, dict[int, Tensor]] = {}
+    unused: list[str] = []
+    unknown: list[str] = []
+    # By the name of a matrix of queries, keys and values, these three.
+    stacks: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
         if any(re.search(pattern, key) for pattern in UNUSED):
             unused.append(key)
-        elif match := _LAYER.match(key):
-            depth, name, kind = int(match[1]), match[2], match[3]
-            fusion_depth = depth - config.text.fusion_layer
-            if fusion_depth < 0:
-                layer = f"text_encoder.layers.{depth}"
-            else:
-                layer = f"multimodal_encoder.layers.{fusion_depth}"
-            if name in _QKV:
-                parts.setdefault(f"{layer}.attention.qkv.{kind}", {})[_QKV.index(name)] = value
-            elif name in _IN_LAYER:
-                weights[f"{layer}.{_IN_LAYER[name]}.{kind}"] = value
+            continue
+
+        match = _LAYER.match(key)
+        if match is None:
+            renamed = _rename(key)
+            if renamed:
+                weights[renamed] = value
             else:
                 unknown.append(key)
-        elif renamed := _rename(key):
-            weights[renamed] = value
+            continue
+
+        # The first layers of the BERT are the text encoder, the others the multimodal encoder.
+        depth = int(match[1])
+        name, kind = match[2], match[3]
+        fusion_depth = depth - config.text.fusion_layer
+        if fusion_depth < 0:
+            layer = f"text_encoder.layers.{depth}"
+        else:
+            layer = f"multimodal_encoder.layers.{fusion_depth}"
+
+        if name in _QKV:
+            stack = stacks.setdefault(f"{layer}.attention.qkv.{kind}", {})
+            stack[_QKV.index(name)] = value
+        elif name in _IN_LAYER:
+            weights[f"{layer}.{_IN_LAYER[name]}.{kind}"] = value
         else:
             unknown.append(key)
 
-    # One matrix of queries, keys and values, in that order; parts of different shapes fit no layer.
-    for name, three in parts.items():
-        if len({part.shape for part in three.values()}) == 1 and len(three) == 3:
-            weights[name] = torch.cat([three[i] for i in range(3)])
+    # One matrix of queries, keys and values, in that order; three of different shapes fit no layer.
+    for name, stack in stacks.items():
+        same_shape = len({tensor.shape for tensor in stack.values()}) == 1
+        if same_shape and len(stack) == 3:
+            weights[name] = torch.cat([stack[i] for i in range(3)])
         else:
             unknown.append(name)
     return weights, unused, unknown
@@ -353,7 +373,7 @@ def outputs(weights: StateDict, head: str, task: str) -> int:
 def read_labels(file: Path | None, size: int, what: str) -> list[str]:
     """The labels of a head in order; numbered if `file` is None. Raises InputError if their number is another."""
     if file is None:
-        return [f"{what} {number}" for number in range(size)]
+        return [f"{what} {index}" for index in range(size)]
     words = read_word_list(file, "--words")
     if len(words) != size:
         raise InputError(
@@ -364,14 +384,16 @@ def read_labels(file: Path | None, size: int, what: str) -> list[str]:
 
 def prompt_features(state: StateDict) -> dict[str, Tensor]:
     """The prompt embeddings (M, E) of a prompter's checkpoint by kind, if any."""
-    kinds = ("video", "image")
-    return {kind: state[f"{kind}_prompt_feat"] for kind in kinds if f"{kind}_prompt_feat" in state}
+    prompts = {}
+    for kind in ("video", "image"):
+        key = f"{kind}_prompt_feat"
+        if key in state:
+            prompts[kind] = state[key]
+    return prompts
 
 
 def save_prompts(state: StateDict, folder: Path) -> None:
     """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
-    if prompts := prompt_features(state):
-        write_tensors(
-            {kind: value.contiguous() for kind, value in prompts.items()},
-            folder / "prompts.safetensors",
-        )
+    prompts = {kind: value.contiguous() for kind, value in prompt_features(state).items()}
+    if prompts:
+        write_tensors(prompts, folder / "prompts.safetensors")

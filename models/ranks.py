@@ -45,13 +45,14 @@ def gather(local: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+        of_ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(of_ranks, local.contiguous())
+        return torch.cat(of_ranks)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The sum of the ranks' gradients of this rank's part."""
+        """The sum of the ranks' gradients of this rank's rows."""
+        # torch.distributed's own all_gather has no gradient: other ranks' losses would not train this rank's pairs.
         (gradient,) = gradients
         return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
 

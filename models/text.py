@@ -88,6 +88,7 @@ class Layer(nn.Module):
             attended = self.attention(x, mask, first)
         else:
             attended = self.attention.attend(qkv, mask)
+
         x = self.norm1(x[:, :first] + self.dropout(attended))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -103,7 +104,7 @@ class Layers(nn.ModuleList):
         self.checkpoint_activations = False
 
     def forward(self, x: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
-        mask = mask.bool()[:, None, None, :]
+        mask = mask.bool()[:, None, None, :]  # for all heads and queries
         last = len(self) - 1
         for depth, layer in enumerate(self):
             first_of_layer = first if depth == last else None
@@ -140,9 +141,10 @@ class MultimodalEncoder(nn.Module):
     def forward(
         self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None
     ) -> Tensor:
-        video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
         tokens = torch.cat([text, video], dim=1)
-        return self.layers(tokens, torch.cat([mask, video_mask], dim=1), first)
+        video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
+        masks = torch.cat([mask, video_mask], dim=1)
+        return self.layers(tokens, masks, first)
 
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
@@ -159,12 +161,14 @@ class MultimodalEncoder(nn.Module):
         """
         x = torch.cat([text[of_text], video[of_video]], dim=1)
         *layers, last = self.layers
+
         # The first layer reads its queries, keys and values: pairs share those of their texts and videos.
         for layer in layers[:1]:
             shared = torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1)
             x = layer(x, None, qkv=shared)
         for layer in layers[1:]:
             x = layer(x, None)
+        # No mask: texts have no padding. Of the last layer only [CLS] is read.
         return last(x, None, 1)[:, 0]
 
 

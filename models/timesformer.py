@@ -11,10 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 
-EPS, CLIP_EPS = (
-    1e-6,
-    1e-5,
-)  # of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`
+# Epsilon of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`.
+EPS = 1e-6
+CLIP_EPS = 1e-5
 
 
 class VideoConfig(BaseModel):
@@ -94,7 +93,9 @@ class Block(nn.Module):
 
     def __init__(self, config: VideoConfig):
         super().__init__()
-        width, heads, eps = config.width, config.heads, config.norm_eps
+        width = config.width
+        heads = config.heads
+        eps = config.norm_eps
         self.temporal_norm1 = nn.LayerNorm(width, eps=eps)
         self.temporal_attn = Attention(width, heads)
         self.temporal_fc = nn.Linear(width, width)
@@ -115,19 +116,22 @@ class Block(nn.Module):
         patches = patches.unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
 
+        # Temporal attention: a sequence of T tokens for each patch.
         y = patches.transpose(1, 2).reshape(b * n, t, d)
         y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
         patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
 
-        # [CLS] attends to every frame separately; its T updates are averaged.
-        y = self.norm1(
-            torch.cat([cls.unsqueeze(1).expand(b, t, 1, d), patches], dim=2).view(b * t, n + 1, d)
-        )
-        y = drop_path(self.attn(y, first=1 if cls_only else None), keep, 1).unflatten(0, (b, t))
+        # Spatial attention: a sequence of 1 + N tokens for each frame. [CLS] attends to every frame separately; its T
+        # updates are averaged.
+        cls_of_frames = cls.unsqueeze(1).expand(b, t, 1, d)
+        y = torch.cat([cls_of_frames, patches], dim=2).view(b * t, n + 1, d)
+        y = self.attn(self.norm1(y), first=1 if cls_only else None)
+        y = drop_path(y, keep, 1).unflatten(0, (b, t))
         cls_update, update = y.split((1, y.shape[2] - 1), dim=2)
         x = cls + cls_update.mean(dim=1)
         if not cls_only:
             x = torch.cat([x, (patches + update).reshape(b, t * n, d)], dim=1)
+
         return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
 
 
@@ -148,25 +152,27 @@ class TimeSformer(nn.Module):
     def __init__(self, config: VideoConfig):
         super().__init__()
         self.config = config
-        self.patch_embed: nn.Module = (
-            conv_stem(config.width, config.patch_size)
-            if config.stem == "conv"
-            else nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
-        self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
-        self.pre_norm = (
-            nn.LayerNorm(config.width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
-        )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        rates = [
-            1 - config.drop_path * number / max(1, config.depth - 1)
-            for number in range(config.depth)
-        ]
-        self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.checkpoint_activations = False
+
+        width = config.width
+        patch = config.patch_size
+        self.patch_embed: nn.Module
+        if config.stem == "conv":
+            self.patch_embed = conv_stem(width, patch)
+        else:
+            self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
+        self.time_embed = nn.Parameter(torch.zeros(1, config.frames, width))
+
+        self.pre_norm = nn.LayerNorm(width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+
+        # Stochastic depth grows linearly from 0 in the first block to `drop_path` in the last.
+        last = max(1, config.depth - 1)
+        rates = [1 - config.drop_path * depth / last for depth in range(config.depth)]
+        self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
 
     def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
@@ -178,23 +184,31 @@ class TimeSformer(nn.Module):
         size = self.config.image_size
         if (height, width) != (size, size) or t not in (1, self.config.frames):
             raise ValueError(
-                f"(T, H, W) is ({t}, {height}, {width}); the encoder takes ({self.config.frames}, {size}, {size})"
+                f"(T, H, W) is ({t}, {height}, {width}); the encoder takes "
+                f"({self.config.frames}, {size}, {size})"
             )
+
+        # Patches (B, T, N, D) with the embeddings of their positions and times; [CLS] has no time.
         x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
-        patches = (
-            x.view(b, t, *x.shape[1:]) + self.pos_embed[:, None, 1:] + self.time_embed[:, :t, None]
-        )
+        positions = self.pos_embed[:, None, 1:]
+        times = self.time_embed[:, :t, None]
+        patches = x.view(b, t, *x.shape[1:]) + positions + times
         if kept is not None:
-            patches = patches.gather(2, kept[:, None, :, None].expand(-1, t, -1, patches.shape[3]))
+            indices = kept[:, None, :, None].expand(-1, t, -1, patches.shape[3])
+            patches = patches.gather(2, indices)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
         x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
-        keep, last = self.sample_drop_path(b), len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            args = (x, t, None if keep is None else keep[number], cls_only and number == last)
+
+        keep = self.sample_drop_path(b)
+        last = len(self.blocks) - 1
+        for depth, block in enumerate(self.blocks):
+            keep_of_block = None if keep is None else keep[depth]
+            only_cls = cls_only and depth == last
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, *args, use_reentrant=False)
+                x = checkpoint(block, x, t, keep_of_block, only_cls, use_reentrant=False)
             else:
-                x = block(*args)
+                x = block(x, t, keep_of_block, only_cls)
+
         # Normalize the tokens of each frame, then average over time (the paper's temporal mean pooling).
         x = self.norm(x)
         if cls_only:
@@ -204,11 +218,12 @@ class TimeSformer(nn.Module):
 
     def set_frames(self, frames: int) -> None:
         """Changes the number of frames of a clip; the time embedding is resized."""
-        if frames != self.config.frames:
-            times = self.time_embed.data
-            target = times.new_empty(1, frames, times.shape[2])
-            self.time_embed = nn.Parameter(resize_embedding("time_embed", times, target))
-            self.config = self.config.model_copy(update={"frames": frames})
+        if frames == self.config.frames:
+            return
+        times = self.time_embed.data
+        target = times.new_empty(1, frames, times.shape[2])
+        self.time_embed = nn.Parameter(resize_embedding("time_embed", times, target))
+        self.config = self.config.model_copy(update={"frames": frames})
 
     def sample_drop_path(self, samples: int) -> Tensor | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
@@ -227,17 +242,19 @@ def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
     An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
     ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
     """
-    if (
-        embedding.dim() != 3
-        or embedding.shape[::2] != target.shape[::2]
-        or embedding.shape[1] in (0, target.shape[1])
-    ):
+    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2]:
         return embedding
+    length = target.shape[1]
+    if embedding.shape[1] in (0, length):
+        return embedding
+
     if key.endswith("time_embed"):
-        return F.interpolate(
-            embedding.transpose(1, 2), size=target.shape[1], mode="nearest"
-        ).transpose(1, 2)
-    old, new = grid_side(embedding.shape[1], key), grid_side(target.shape[1], key)
+        by_channel = embedding.transpose(1, 2)
+        return F.interpolate(by_channel, size=length, mode="nearest").transpose(1, 2)
+
+    # [CLS] has no place on the grid: it stays as it is.
+    old = grid_side(embedding.shape[1], key)
+    new = grid_side(length, key)
     patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

@@ -21,39 +21,40 @@ class BertTokenizer:
     """A tokenizer and the ids of its special tokens. Raises InputError if one is missing."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer = without_padding(tokenizer)
-        self.size = tokenizer.get_vocab_size()
-        self.pad_id, self.sep_id, self.mask_id = (
-            self._special(name) for name in ("[PAD]", "[SEP]", "[MASK]")
-        )
+        self.tokenizer = without_padding(tokenizer)
+        self.size = self.tokenizer.get_vocab_size()
+        self.pad_id = self._special("[PAD]")
+        self.sep_id = self._special("[SEP]")
+        self.mask_id = self._special("[MASK]")
 
     def _special(self, name: str) -> int:
-        number = self.tokenizer.token_to_id(name)
-        if number is None:
+        token_id = self.tokenizer.token_to_id(name)
+        if token_id is None:
             raise InputError(
-                f"the tokenizer has no {name}; use a BERT tokenizer (WordPiece with [CLS], [SEP], [PAD], [MASK])"
+                f"the tokenizer has no {name}; use a BERT tokenizer (WordPiece with [CLS], [SEP], "
+                "[PAD], [MASK])"
             )
-        return number
+        return token_id
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Token ids of each text, at most `length`; the last is always [SEP]."""
         # A batch of one wakes the library's threads: 0.16 ms instead of 0.09.
-        encoded = (
-            [self.tokenizer.encode(texts[0])]
-            if len(texts) == 1
-            else self.tokenizer.encode_batch(texts)
-        )
-        rows = [np.array(one.ids[:length], np.int64) for one in encoded]
+        if len(texts) == 1:
+            encodings = [self.tokenizer.encode(texts[0])]
+        else:
+            encodings = self.tokenizer.encode_batch(texts)
+
+        rows = [np.array(encoding.ids[:length], np.int64) for encoding in encodings]
         for row in rows:
-            row[-1] = self.sep_id
+            row[-1] = self.sep_id  # also of a text that is cut
         return rows
 
     def batch(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask (N, L) of texts."""
         rows = self.ids(texts, length)
-        return torch.from_numpy(pad(rows, self.pad_id)), torch.from_numpy(
-            pad([np.ones_like(r) for r in rows], 0)
-        )
+        ids = pad(rows, self.pad_id)
+        mask = pad([np.ones_like(row) for row in rows], 0)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def padded(length: int) -> int:
@@ -63,10 +64,11 @@ def padded(length: int) -> int:
 
 def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
     """Pads rows to one array with the length of the longest row, or `length`, rounded up."""
-    out = np.full((len(rows), padded(length or max(len(row) for row in rows))), fill, np.int64)
+    longest = length or max(len(row) for row in rows)
+    array = np.full((len(rows), padded(longest)), fill, np.int64)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
+        array[i, : len(row)] = row
+    return array
 
 
 def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Tokenizer:
@@ -75,30 +77,36 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
     library's trainer breaks ties by a random hash, which is not reproducible.)
     """
-    plain = bert_tokenizer(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+    untrained = bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
     words: Counter[str] = Counter()
     for text, count in Counter(texts).items():
-        for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)):
+        normalized = untrained.normalizer.normalize_str(text)
+        for word, _ in untrained.pre_tokenizer.pre_tokenize_str(normalized):
             words[word] += count
     letters: Counter[str] = Counter()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
-    letter_pieces = max(
-        1, (size - len(SPECIAL)) // 4
-    )  # a letter has two pieces: at the start of a word, and inside
-    by_count = [
-        sorted(counts, key=lambda piece: (-counts[piece], piece)) for counts in (letters, words)
-    ]
-    chosen = by_count[0][: letter_pieces // 2]
-    pieces = [*SPECIAL, *chosen, *(f"##{letter}" for letter in chosen)]
-    pieces = list(dict.fromkeys([*pieces, *by_count[1]]))[:size]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return finish_tokenizer(
-        bert_tokenizer(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
-    )
+
+    # A quarter of the pieces are letters, each of which has two: at the start of a word, and inside.
+    letter_pieces = max(1, (size - len(SPECIAL)) // 4)
+    frequent_letters = by_frequency(letters)[: letter_pieces // 2]
+    inner_letters = [f"##{letter}" for letter in frequent_letters]
+    pieces = [*SPECIAL, *frequent_letters, *inner_letters, *by_frequency(words)]
+
+    # A word of one letter comes twice.
+    distinct = list(dict.fromkeys(pieces))[:size]
+    vocabulary = {piece: index for index, piece in enumerate(distinct)}
+    model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    return finish_tokenizer(bert_tokenizer(model))
 
 
-def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+def by_frequency(counts: Counter[str]) -> list[str]:
+    """The keys from the most frequent on, ties in alphabetical order."""
+    return sorted(counts, key=lambda key: (-counts[key], key))
+
+
+def bert_tokenizer(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -107,7 +115,7 @@ def bert_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens(SPECIAL)
-    ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=ends
     )
@@ -119,24 +127,19 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     Raises InputError if it does not exist or cannot be read.
     """
-    path, file = Path(name), None
+    path = Path(name)
+    file = None
     try:
-        file = next(
-            (
-                file
-                for file in (path, path / "tokenizer.json", path / "vocab.txt")
-                if file.is_file()
-            ),
-            None,
-        )
+        candidates = (path, path / "tokenizer.json", path / "vocab.txt")
+        files = [candidate for candidate in candidates if candidate.is_file()]
+        file = files[0] if files else None
         if file is None:
-            return without_padding(
-                Tokenizer.from_pretrained(*name.split("@"))
-            )  # perhaps with a revision
+            identifier, _, revision = name.partition("@")
+            return without_padding(Tokenizer.from_pretrained(identifier, revision or "main"))
         if file.suffix == ".json":
             return without_padding(read_tokenizer(file))
         return finish_tokenizer(
-            bert_tokenizer(Tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]")))
+            bert_tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))
         )
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
@@ -144,16 +147,15 @@ def load_tokenizer(name: str) -> Tokenizer:
             reason = message.removeprefix(f"{file}: ").removeprefix("not readable: ")
             raise InputError(f"tokenizer {file}: not readable: {reason}") from error
         raise InputError(
-            f"tokenizer {name!r}: no such file or folder, and no such model on the hub ({type(error).__name__}); "
-            "use a folder with its tokenizer.json or vocab.txt"
+            f"tokenizer {name!r}: no such file or folder, and no such model on the hub "
+            f"({type(error).__name__}); use a folder with its tokenizer.json or vocab.txt"
         ) from error
 
 
 MAX_TOKENIZER_BYTES = 32 << 20
 MAX_COMPONENT = 10_000  # characters of JSON, without the vocabulary
-MAX_WORD = (
-    1000  # characters: a longer word is [UNK]; pieces of a word are tried from the longest on
-)
+# Characters: a longer word is [UNK]. Pieces of a word are tried from the longest on: quadratic time.
+MAX_WORD = 1000
 # Components whose time and memory grow with the text alone. A regular expression may need exponential time, and a chain
 # of replacements doubles the text with each.
 COMPONENTS = {
@@ -188,7 +190,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
     Raises ValueError with a one-line message if it is not readable, or has components that a BERT tokenizer has not.
     """
     try:
-        check_components(values := read_small_json(file, MAX_TOKENIZER_BYTES))
+        values = read_small_json(file, MAX_TOKENIZER_BYTES)
+        check_components(values)
     except (AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file}: not a tokenizer") from error
     except ValueError as error:
@@ -203,16 +206,22 @@ def check_components(values: Any) -> None:
     """Raises ValueError, AttributeError or TypeError if the JSON of a tokenizer is not that of a BERT tokenizer."""
     for name, allowed in COMPONENTS.items():
         for component in components(values.get(name)):
-            if component.get("type", "WordPiece") not in allowed:
-                raise ValueError(
-                    f"its {name} is {component.get('type')}; use a BERT tokenizer (WordPiece)"
-                )
-        if name != "model" and (length := len(json.dumps(values.get(name)))) > MAX_COMPONENT:
+            # Old files of a WordPiece model do not say its type.
+            kind = component.get("type", "WordPiece")
+            if kind not in allowed:
+                raise ValueError(f"its {name} is {kind}; use a BERT tokenizer (WordPiece)")
+
+        if name == "model":
+            continue  # its vocabulary is long
+        length = len(json.dumps(values.get(name)))
+        if length > MAX_COMPONENT:
             raise ValueError(
                 f"its {name} has {length:,} characters; use a BERT tokenizer (WordPiece)"
             )
-    if (word := values["model"].get("max_input_chars_per_word", 0)) > MAX_WORD:
-        raise ValueError(f"max_input_chars_per_word is {word}; at most {MAX_WORD}")
+
+    max_word = values["model"].get("max_input_chars_per_word", 0)
+    if max_word > MAX_WORD:
+        raise ValueError(f"max_input_chars_per_word is {max_word}; at most {MAX_WORD}")
     if not all(token["content"] for token in values.get("added_tokens", [])):
         raise ValueError("an added token is empty")
 

@@ -32,7 +32,7 @@ class Templates(BaseModel):
 
     @field_validator("video", "image")
     @classmethod
-    def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _one_entity(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(
@@ -75,10 +75,12 @@ def read_word_list(file: Path, key: str) -> list[str]:
             )
         value = sorted(value, key=value.__getitem__)
 
-    if not isinstance(value, list) or not all(
+    are_words = isinstance(value, list) and all(
         isinstance(word, str) and word.strip() for word in value
-    ):
+    )
+    if not are_words:
         raise InputError(f"{where}: neither a list of words nor an object of word to number")
+
     words = [word.strip() for word in value]
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:
@@ -89,4 +91,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
 def parse_lines(text: str) -> list[str]:
     lines = [line for line in text.split("\n") if line.strip()]
     counted = [re.fullmatch(r"(.*\S)\s+\d+", line.strip()) for line in lines]
-    return [match[1] for match in counted if match] if all(counted) else lines
+    # One line without a count: the digits are part of the words.
+    if not all(counted):
+        return lines
+    return [match[1] for match in counted if match]

@@ -192,5 +192,5 @@ def load_towers(config: Config, device: torch.device) -> ClipBundle:
     bundle = load_clip(config.clip, device, key)
     # The plan has checked it already, unless it was still on the hub.
     check_clip(config.clip, key, config.max_text_tokens)
-    bundle.model.unfreeze(config.model.video.frames, config.trained_layers)
+    bundle.prompter.unfreeze(config.model.video.frames, config.trained_layers)
     return bundle
