@@ -37,7 +37,7 @@ DEFAULT_LIMITS = Limits()
 def file_name(source: Source) -> str:
     """The file of a source, or the shard and the id of a sample, for messages."""
     if isinstance(source, Sample):
-        return f"{source.shard}: {source.about['id']}"
+        return f"{source.shard}: {source.metadata['id']}"
     return str(source.path if isinstance(source, Row) else source)
 
 
@@ -60,7 +60,7 @@ def is_file(text: Any) -> bool:
 
 def is_image(source: Source) -> bool:
     if isinstance(source, Sample):
-        return source.about["kind"] == "image"
+        return source.metadata["kind"] == "image"
     if isinstance(source, Row):
         return source.kind == "image"
     return suffix(located(source)) in IMAGE_EXTENSIONS
@@ -102,7 +102,7 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
 
 
 def _load_sample(sample: Sample, count: int, size: int) -> Clip:
-    about = sample.about
+    about = sample.metadata
     frames = sample.frames(segment_starts(len(sample), count))
     if is_image(sample):
         frames = squash(frames, size)

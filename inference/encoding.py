@@ -172,7 +172,7 @@ def sample_frames(
     size.
     """
     frames = sample.frames(segment_starts(len(sample), config.frames) if chosen is None else chosen)
-    if sample.about["kind"] == "image":
+    if sample.metadata["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)
 

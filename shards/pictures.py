@@ -74,7 +74,7 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
             frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
         except Unreadable:
             continue
-        about = sample.about
+        about = sample.metadata
         texts = [
             *about["captions"][:2],
             *(f"{q['question']} {q['answer']}" for q in about["questions"][:2]),

@@ -30,15 +30,10 @@ from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
 FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
-KEPT_COLUMNS = [
-    "id",
-    "split",
-    "kind",
-    "group",
-    "shard",
-]  # columns of the index that a reader keeps in memory
+KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # that a reader has in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
-MAX_GAP_BYTES = 65536  # beyond twice a sample's size, that one request may fetch: headers, members of other samples
+# Headers and members of other samples that one request may fetch, beyond twice a sample's size.
+MAX_GAP_BYTES = 65536
 MAX_KEPT_SAMPLES = 2**13  # of a corpus on a disk that a reader keeps, if it has no more
 MAX_KEPT_BYTES = 2**28  # of their decoded frames, if all frames of the corpus take no more
 
@@ -48,49 +43,52 @@ class Unreadable(InputError):
     and the reason."""
 
 
-Span = tuple[
-    int, int, int | None
-]  # the offset, size (bytes) and CRC-32 of a member; None: not known
+Span = tuple[int, int, int | None]  # of a member: offset, size (bytes), CRC-32 (None: not known)
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of a shard: its metadata and the positions of its frames. Its length is the number
-    of frames."""
+    """A sample of a shard: its metadata and where its frames are. Its length is the number of
+    frames."""
 
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     shard: Location
-    places: list[Span]  # of each frame's JPEG
+    spans: list[Span]  # of each frame's JPEG
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
     kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)  # decoded frames
     max_kept_bytes: int = 0  # of a decoded frame; a larger one is decoded again each time
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.spans)
 
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
         """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises
         Unreadable."""
-        chosen = list(range(len(self))) if chosen is None else chosen
+        if chosen is None:
+            chosen = list(range(len(self)))
         decoded = {i: self._frame(i) for i in set(chosen)}
-        if len(sizes := {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}) > 1:
+        sizes = {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}
+        if len(sizes) > 1:
             raise Unreadable(
-                f"{self.shard}: {self.about['id']}: its frames have different sizes: {' and '.join(sorted(sizes))}"
+                f"{self.shard}: {self.metadata['id']}: its frames have different sizes: "
+                f"{' and '.join(sorted(sizes))}"
             )
         return np.stack([decoded[i] for i in chosen])
 
-    def _frame(self, number: int) -> np.ndarray:
-        if (frame := self.kept.get(number)) is not None:
+    def _frame(self, frame_index: int) -> np.ndarray:
+        frame = self.kept.get(frame_index)
+        if frame is not None:
             return frame
+
         try:
-            frame = decode_jpeg(_read(self.shard, *self.places[number], self.fetched))
+            frame = decode_jpeg(_read(self.shard, self.spans[frame_index], self.fetched))
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
             raise Unreadable(
-                f"{self.shard}: {self.about['id']}, frame {number}: {_reason(error)}"
+                f"{self.shard}: {self.metadata['id']}, frame {frame_index}: {_reason(error)}"
             ) from error
         if frame.nbytes <= self.max_kept_bytes:
-            self.kept[number] = frame
+            self.kept[frame_index] = frame
         return frame
 
 
@@ -107,11 +105,10 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 
 
 class ShardReader:
-    """The samples of a decoded corpus (a folder with index.parquet and shards), filtered, by number
-    0..N-1.
+    """The samples 0..N-1 of a decoded corpus (a folder with index.parquet and shards), filtered.
 
-    The folder, and the shards in the index, may be paths or URLs. Memory holds only the position of
-    each sample: some tens of bytes, and 24 per frame. Texts and frames stay in the shards.
+    The folder, and the shards in the index, may be paths or URLs. Memory holds only where each
+    sample is: tens of bytes, and 24 per frame. Texts and frames stay in the shards.
     """
 
     def __init__(
@@ -123,28 +120,35 @@ class ShardReader:
     ):
         """`exclude`: ids of samples to leave out."""
         self.folder = folder
-        values = {
-            name: value for name, value in (("split", split), ("kind", kind)) if value is not None
-        }
+        filters = {"split": split, "kind": kind}
+        values = {name: value for name, value in filters.items() if value is not None}
+
+        # A list of Python's integers would take four times the memory.
+        json_spans = array("q")
+        frame_spans = array("q")
+        frame_counts = array("q", [0])
         tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
-        places, frames, lengths = array("q"), array("q"), array("q", [0])
         for table in _selected(folder, values, exclude):
-            places.frombytes(_stacked([table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]))
+            json_columns = [table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]
+            json_spans.frombytes(_stacked(json_columns))
             columns = [table[name].combine_chunks() for name in FRAME_SPAN_COLUMNS]
-            frames.frombytes(_stacked([column.flatten() for column in columns]))
-            lengths.frombytes(columns[0].value_lengths().cast("int64").to_numpy().tobytes())
+            frame_spans.frombytes(_stacked([column.flatten() for column in columns]))
+            counts = columns[0].value_lengths().cast("int64")
+            frame_counts.frombytes(counts.to_numpy().tobytes())
             tables.append(table.drop_columns([*JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]))
+
         self.table = pa.concat_tables(tables).combine_chunks()
         self._ids = self.column("id")
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
-        self._shard = shards.indices.to_numpy(zero_copy_only=False)
-        self._json, self._frames = (
-            np.frombuffer(rows, np.int64).reshape(-1, 3) for rows in (places, frames)
-        )
-        self._first = np.cumsum(np.frombuffer(lengths, np.int64))
-        self._kept = dict[int, Sample]()
-        self.table = self.table.drop_columns(["shard"])  # tables above
+        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # of each sample
+        self.table = self.table.drop_columns(["shard"])
+
+        self._json_spans = np.frombuffer(json_spans, np.int64).reshape(-1, 3)
+        self._frame_spans = np.frombuffer(frame_spans, np.int64).reshape(-1, 3)
+        # The frames of sample i are first_frame[i] to first_frame[i + 1].
+        self._first_frame = np.cumsum(np.frombuffer(frame_counts, np.int64))
+        self._kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -158,37 +162,42 @@ class ShardReader:
             column = read_index(self.folder, [name])[name].take(self.table["row"]).combine_chunks()
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
-    def frame_count(self, number: int) -> int:
+    def frame_count(self, sample_index: int) -> int:
         """The number of frames of sample 0..N-1, without reading it."""
-        return int(self._first[number + 1] - self._first[number])
+        return int(self._first_frame[sample_index + 1] - self._first_frame[sample_index])
 
-    def __getitem__(self, number: int) -> Sample:
-        """Sample number 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
+    def __getitem__(self, sample_index: int) -> Sample:
+        """Sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
         replaced."""
-        if (kept := self._kept.get(number)) is not None:
+        kept = self._kept.get(sample_index)
+        if kept is not None:
             return kept
-        shard, name = self._shards[self._shard[number]], self._ids[number].as_py()
-        place: Span = tuple(self._json[number].tolist())
-        first = int(self._first[number])
-        frames = self._frames[first : self._first[number + 1]].tolist()
+
+        shard = self._shards[self._shard_index[sample_index]]
+        sample_id = self._ids[sample_index].as_py()
+        json_span: Span = tuple(self._json_spans[sample_index].tolist())
+        first, end = self._first_frame[sample_index : sample_index + 2]
+        frame_spans = self._frame_spans[first:end].tolist()
         try:
-            fetched = None if isinstance(shard, Path) else _fetch(shard, [place, *frames])
-            about = json.loads(_read(shard, *place, fetched))
-            if about["id"] != name:
+            fetched = None if isinstance(shard, Path) else _fetch(shard, [json_span, *frame_spans])
+            metadata = json.loads(_read(shard, json_span, fetched))
+            if metadata["id"] != sample_id:
                 raise ValueError(
-                    f"the shard has {about['id']} in its place: the index belongs to another shard"
+                    f"the shard has {metadata['id']} in its place: "
+                    "the index belongs to another shard"
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unreadable(f"{shard}: {name}: {_reason(error)}") from error
+            raise Unreadable(f"{shard}: {sample_id}: {_reason(error)}") from error
+
         sample = Sample(
-            about,
+            metadata,
             shard,
-            frames,
+            frame_spans,
             fetched,
-            max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frames)),
+            max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frame_spans)),
         )
         if not fetched and len(self) <= MAX_KEPT_SAMPLES:
-            self._kept[number] = sample
+            self._kept[sample_index] = sample
         return sample
 
 
@@ -197,16 +206,16 @@ def _selected(
 ) -> Iterator[pa.Table]:
     """The index in batches, with row numbers: the rows that have these values and no excluded id."""
     columns = [*KEPT_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
-    first, excluded = 0, pa.array(sorted(exclude), pa.string())
+    schema = pa.schema([INDEX.field(name) for name in columns])
+    excluded = pa.array(sorted(exclude), pa.string())
+    first_row = 0
     for batch in index_batches(folder, columns):
         # Other tools write the same values with other types.
-        table = (
-            pa.Table.from_batches([batch])
-            .select(columns)
-            .cast(pa.schema([INDEX.field(name) for name in columns]))
-        )
-        table = table.append_column("row", pa.array(np.arange(first, first + table.num_rows)))
-        first += table.num_rows
+        table = pa.Table.from_batches([batch]).select(columns).cast(schema)
+        rows = np.arange(first_row, first_row + table.num_rows)
+        table = table.append_column("row", pa.array(rows))
+        first_row += table.num_rows
+
         for column, value in values.items():
             table = table.filter(pc.equal(table[column], value))
         if exclude:
@@ -220,12 +229,10 @@ def _stacked(columns: list[pa.Array]) -> bytes:
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """The sample of an index row, with the row as its metadata."""
-    sums = row.get("frame_crc32s") or [None] * len(
-        row["frame_sizes"]
-    )  # an index for search has none
-    return Sample(
-        row, shard, list(zip(row["frame_offsets"], row["frame_sizes"], sums, strict=True))
-    )
+    sizes = row["frame_sizes"]
+    checksums = row.get("frame_crc32s") or [None] * len(sizes)  # an index for search has none
+    spans = zip(row["frame_offsets"], sizes, checksums, strict=True)
+    return Sample(row, shard, list(spans))
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
@@ -236,7 +243,7 @@ def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
 
 
 def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The index of a decoded corpus, in batches of some thousand rows. Raises InputError as
+    """The index of a decoded corpus, in batches of thousands of rows. Raises InputError as
     `read_index`."""
     with _index_file(folder) as file:
         yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH, columns=columns)
@@ -257,22 +264,23 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def _read(
-    shard: Location, offset: int, size: int, crc32: int | None, fetched: Fetched | None = None
-) -> bytes:
+def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
     """The bytes of a member. Raises OSError if they are not those that were indexed."""
+    offset, size, crc32 = span
     if fetched:
-        data = fetched[1][offset - fetched[0] :][:size]
+        start, content = fetched
+        data = content[offset - start :][:size]
     elif isinstance(shard, Path):
-        file = _opened(
-            str(shard), os.stat(shard).st_mtime_ns
-        )  # open if another thread evicts it from the cache, too
+        # `file` stays open while it is referenced, if another thread evicts it from the cache, too.
+        file = _opened(str(shard), os.stat(shard).st_mtime_ns)
         data = os.pread(file.fileno(), size, offset)
     else:
         data = read_range(shard, offset, size)
+
     if len(data) != size:
         raise OSError(
-            f"the shard is truncated: it ends at byte {offset + len(data)}, {offset + size} expected"
+            f"the shard is truncated: it ends at byte {offset + len(data)}, "
+            f"{offset + size} expected"
         )
     if crc32 is not None and zlib.crc32(data) != crc32:
         raise OSError(
@@ -281,11 +289,12 @@ def _read(
     return data
 
 
-def _fetch(shard: str, places: list[Span]) -> Fetched | None:
+def _fetch(shard: str, spans: list[Span]) -> Fetched | None:
     """All members of a sample in one request; None if they lie too far apart, as in shards of other
     tools."""
-    start, end = min(o for o, _, _ in places), max(o + size for o, size, _ in places)
-    if end - start > 2 * sum(size for _, size, _ in places) + MAX_GAP_BYTES:
+    start = min(offset for offset, _, _ in spans)
+    end = max(offset + size for offset, size, _ in spans)
+    if end - start > 2 * sum(size for _, size, _ in spans) + MAX_GAP_BYTES:
         return None
     return start, read_range(shard, start, end - start)
 

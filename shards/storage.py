@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -42,18 +43,7 @@ Answer = TypeVar("Answer")
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
-    "http",
-    "https",
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "az",
-    "abfs",
-    "abfss",
-    "adl",
-    "oss",
-    "hf",
+    *("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the local disk
 MAX_CONCURRENT_REQUESTS = 16
@@ -61,17 +51,9 @@ CHUNK_BYTES = 1 << 22  # of a member of a tar that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 # Keys that different stores use for a file's version, the most reliable first.
 VERSION_KEYS = [
-    "etag",
-    "contentmd5",
-    "md5hash",
-    "md5",
-    "sha256",
-    "checksum",
-    "digest",
-    "crc32c",
-    "blobid",
+    *("etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid"),
+    *("generation", "lastmodified", "mtime", "modified", "updated", "created"),
 ]
-VERSION_KEYS += ["generation", "lastmodified", "mtime", "modified", "updated", "created"]
 
 
 class TooLarge(OSError):
@@ -106,7 +88,8 @@ def absolute(text: Location, base: Path | None = None) -> Location:
     location = located(text)
     if isinstance(location, str):
         return location
-    path = (base or Path()) / os.path.expanduser(location)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    # Path.expanduser raises for an unknown ~user.
+    path = (base or Path()) / os.path.expanduser(location)  # noqa: PTH111
     try:
         return path.resolve()
     except RuntimeError as error:
@@ -126,8 +109,11 @@ def join(folder: Location, name: str) -> Location:
         return Path(folder, name)
     if "::" in name:
         raise InputError(f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it")
+
     head, path, rest = _split(folder)
-    return head + posixpath.join(path, quote(name) if _is_http(head) else name) + rest
+    if _is_http(head):
+        name = quote(name)
+    return head + posixpath.join(path, name) + rest
 
 
 def parent(location: Location) -> Location:
@@ -145,10 +131,11 @@ def suffix(location: Location) -> str:
     """
     if isinstance(location, Path):
         return location.suffix.lower()
+
     head, path, _ = _split(location)
-    extension = PurePosixPath(
-        unquote(re.split("[?#]", path)[0]) if _is_http(head) else path
-    ).suffix.lower()
+    if _is_http(head):
+        path = unquote(re.split("[?#]", path)[0])
+    extension = PurePosixPath(path).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
 
 
@@ -176,24 +163,23 @@ def resolve(root: Location, path: str) -> Location:
     refuse_credentials("path", path)
     location = located(path) if is_url(path) else path
     if isinstance(location, Path) or not is_url(path):
-        found = _inside(root, str(location))
+        resolved = _inside(root, str(location))
     else:
-        protocol, inside = location.partition("://")[0].lower(), f"{str(root).rstrip('/')}/"
-        is_below = (
-            isinstance(root, str)
-            and ".." not in unquote(location).split("/")
-            and location.startswith(inside)
-        )
-        found = (
-            location
-            if is_below or ("::" not in location and protocol in NETWORK_PROTOCOLS)
-            else None
-        )
-    if found is None:
+        resolved = location if _is_allowed(root, location) else None
+    if resolved is None:
         raise InputError(
             f"path {path!r} is outside the data folder {root}; put the manifest above its files"
         )
-    return found
+    return resolved
+
+
+def _is_allowed(root: Location, url: str) -> bool:
+    """Whether a URL is below `root`, or a plain one of a network store."""
+    prefix = f"{str(root).rstrip('/')}/"
+    if isinstance(root, str) and url.startswith(prefix) and ".." not in unquote(url).split("/"):
+        return True
+    protocol = url.partition("://")[0].lower()
+    return "::" not in url and protocol in NETWORK_PROTOCOLS
 
 
 def _inside(root: Location, path: str) -> Location | None:
@@ -201,13 +187,16 @@ def _inside(root: Location, path: str) -> Location | None:
     if isinstance(root, str):
         name = posixpath.normpath(path)
         return None if name.startswith(("/", "..")) else join(root, name)
-    if (
-        not path.isascii()
-    ):  # a disk may spell accents otherwise than a table: decomposed (NFD), as on macOS
+
+    # A disk may spell accents otherwise than a table: decomposed (NFD), as on macOS.
+    if not path.isascii():
         forms = (path, normalize("NFC", path), normalize("NFD", path))
         path = next((form for form in forms if os.path.lexists(Path(root, form))), path)
-    whole, folder = os.path.normpath(os.path.join(root, path)), os.path.normpath(root)  # noqa: PTH118 (much faster)
-    return Path(whole) if whole == folder or whole.startswith(folder.rstrip("/") + "/") else None
+
+    whole = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 - much faster than Path
+    folder = os.path.normpath(root)
+    is_inside = whole == folder or whole.startswith(folder.rstrip("/") + "/")
+    return Path(whole) if is_inside else None
 
 
 # Requests
@@ -219,10 +208,7 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(location.absolute())
     try:
         system, name = url_to_fs(location)
-    except (
-        ImportError,
-        ValueError,
-    ) as error:  # a missing package, which fsspec names, or an unknown protocol
+    except (ImportError, ValueError) as error:  # a missing package, or an unknown protocol
         raise InputError(f"{location}: {_line(error)}") from error
     _kept.add(system)
     return system, name
@@ -248,6 +234,7 @@ def call_store(
         except Exception as error:
             if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
                 raise
+
             cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
             status = getattr(cause, "status", None)
             # fsspec also raises FileNotFoundError for a server that does not respond: then the
@@ -273,9 +260,13 @@ def _line(error: BaseException) -> str:
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
     """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends earlier."""
-    data = call_store(
-        location, lambda system, name: system.cat_file(name, start=offset, end=offset + size)
-    )
+
+    def read(system: fsspec.AbstractFileSystem, name: str) -> bytes:
+        data = system.cat_file(name, start=offset, end=offset + size)
+        assert isinstance(data, bytes)  # a str only if a text was asked for
+        return data
+
+    data = call_store(location, read)
     if len(data) > size:
         raise OSError(
             f"{location}: the server does not support range requests; put filecache:: before the URL"
@@ -285,8 +276,13 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
 
 def exists(location: Location) -> bool:
     """Whether a file exists. Raises OSError if the store does not respond."""
-    try:  # not from a cache: another machine may write files
-        call_store(location, lambda system, name: (system.invalidate_cache(), system.info(name)))
+
+    def ask(system: fsspec.AbstractFileSystem, name: str) -> None:
+        system.invalidate_cache()  # another machine may write files
+        system.info(name)
+
+    try:
+        call_store(location, ask)
     except FileNotFoundError:
         return False
     return True
@@ -299,16 +295,16 @@ def listing(folder: Location, extension: str) -> list[Location]:
         return sorted(
             path for path in folder.iterdir() if path.suffix == extension and path.is_file()
         )
+
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
-    # Stores return names in different forms (over HTTP, URLs); the part after the last slash is the
-    # file name.
-    paths = [
-        (entry["name"], entry["name"].rpartition("/")[2])
-        for entry in entries
-        if entry["type"] == "file"
-    ]
-    names = sorted(unquote(name) if "://" in path else name for path, name in paths)
-    return [join(folder, name) for name in names if name.endswith(extension)]
+    names = []
+    for entry in entries:
+        if entry["type"] == "file":
+            # Stores return names in different forms (over HTTP, URLs); the part after the last
+            # slash is the file name.
+            name = entry["name"].rpartition("/")[2]
+            names.append(unquote(name) if "://" in entry["name"] else name)
+    return [join(folder, name) for name in sorted(names) if name.endswith(extension)]
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
@@ -320,6 +316,7 @@ def identities(locations: Iterable[Location]) -> Iterator[str]:
     """
     remaining = iter(locations)
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        # In batches: `map` takes all of its items at once.
         while batch := list(islice(remaining, 64 * MAX_CONCURRENT_REQUESTS)):
             yield from threads.map(_identity, batch)
 
@@ -327,6 +324,7 @@ def identities(locations: Iterable[Location]) -> Iterator[str]:
 def _identity(location: Location) -> str:
     if isinstance(location, Path):
         return " ".join(map(str, file_state(location) or ["missing"]))
+
     try:
         info = call_store(location, lambda system, name: system.info(name))
     except FileNotFoundError:
@@ -335,8 +333,10 @@ def _identity(location: Location) -> str:
         return "not fetched"
     if info.get("type", "file") != "file":
         return "missing"
+
     values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
-    return f"{info.get('size')} {next((f'{key} {values[key]}' for key in VERSION_KEYS if values.get(key)), '')}"
+    versions = (f"{key} {values[key]}" for key in VERSION_KEYS if values.get(key))
+    return f"{info.get('size')} {next(versions, '')}"
 
 
 # Local copies
@@ -359,10 +359,10 @@ def local_copy(
     if isinstance(location, Path) and not member:
         yield location
         return
+
     limit = _SizeLimit(max_bytes)
-    handle, name = tempfile.mkstemp(
-        suffix(Path(member.name) if member else location), ".fetched.", folder
-    )
+    extension = suffix(Path(member.name) if member else location)
+    handle, name = tempfile.mkstemp(suffix=extension, prefix=".fetched.", dir=folder)
     os.close(handle)
     copy = Path(name)
     try:
@@ -370,9 +370,7 @@ def local_copy(
             limit.set_size(member.size)
             _unpack(member, location, copy)
         else:
-            call_store(
-                location, lambda system, name: system.get_file(name, str(copy), callback=limit)
-            )
+            call_store(location, partial(_fetch_file, copy=copy, limit=limit))
             limit.set_size(copy.stat().st_size)  # not every store reports progress
         yield copy
     finally:
@@ -387,6 +385,13 @@ def _unpack(member: Member, tar: Location, copy: Path) -> None:
             if len(data) != size:
                 raise EOFError(f"{tar} ends inside {member.name}")
             out.write(data)
+
+
+def _fetch_file(
+    system: fsspec.AbstractFileSystem, name: str, copy: Path, limit: "_SizeLimit"
+) -> None:
+    # fsspec's own annotation is that of its default, a callback that does nothing.
+    system.get_file(name, str(copy), callback=limit)  # pyright: ignore[reportArgumentType]
 
 
 class _SizeLimit(Callback):

@@ -46,7 +46,8 @@ class TarMember:
     def chunks(self, file: BinaryIO) -> Iterator[bytes]:
         file.seek(self.offset)
         for start in range(0, self.size, CHUNK_BYTES):
-            data = file.read(size := min(CHUNK_BYTES, self.size - start))
+            size = min(CHUNK_BYTES, self.size - start)
+            data = file.read(size)
             if len(data) != size:
                 raise DamagedTar(self.offset + start, f"the file ends inside {self.name!r}")
             yield data
@@ -59,7 +60,8 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     cuts, and unless the archive ends with two blocks of zeros, and a third or the rest of a record
     of zeros after them: more are a hole.
     """
-    end, at = file.seek(0, SEEK_END), 0
+    end = file.seek(0, SEEK_END)
+    at = 0  # the end of the last member
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as tar:
@@ -69,13 +71,14 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
                     raise DamagedTar(
                         at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}"
                     )
-                is_file = (
-                    member.isreg() and not member.issparse()
-                )  # a sparse file has other bytes than its data
+                # A sparse file has other bytes than its data.
+                is_file = member.isreg() and not member.issparse()
                 yield TarMember(member.name, member.offset_data, size, is_file, member.isdir())
                 at = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise error if isinstance(error, DamagedTar) else DamagedTar(at, str(error)) from None
+
+    # The first header that tarfile does not take must be the end of the archive.
     file.seek(at)
     limit = 3 * BLOCK if end % tarfile.RECORDSIZE else tarfile.RECORDSIZE + BLOCK
     if not 2 * BLOCK <= end - at <= limit or file.read(limit).strip(b"\0"):

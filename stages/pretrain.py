@@ -229,7 +229,7 @@ def draw_pseudo_labels(
         probabilities = top.values.tolist()
         names = [entities[index] for index in top.indices.tolist()]
         box = batch.boxes[i].tolist()
-        metadata = source.reader[int(batch.video[i]) - source.first_video].about
+        metadata = source.reader[int(batch.video[i]) - source.first_video].metadata
         picture = draw_entities(
             batch.frames[i, middle].permute(1, 2, 0).cpu().numpy(),
             [side / grid for side in box],

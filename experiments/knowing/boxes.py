@@ -49,7 +49,7 @@ class Boxes:
         boxes = []
         kinds = []
         for number in range(len(reader)):
-            for thing in reader[number].about["meta"]["things"]:
+            for thing in reader[number].metadata["meta"]["things"]:
                 if thing["kind"] in entities:
                     numbers.append(number)
                     boxes.append(box_of(thing, grid))

@@ -86,5 +86,5 @@ def true_labels(things: Things, box: list[int], grid: int, entities: dict[str, i
 def things_of(corpus: Path, split: str) -> dict[str, Things]:
     """The things of each still of a split, by its id."""
     reader = ShardReader(corpus, split, "image")
-    abouts = (reader[number].about for number in range(len(reader)))
+    abouts = (reader[number].metadata for number in range(len(reader)))
     return {about["id"]: about["meta"]["things"] for about in abouts}

@@ -102,7 +102,7 @@ class Crops:
         boxes = []
         shown = []
         for number in range(len(reader)):
-            about = reader[number].about
+            about = reader[number].metadata
             box = random_box(grid, rng)
             places = {
                 thing["kind"]: [square(thing)]

@@ -78,7 +78,7 @@ def labeled_samples(corpus: Location, split: str) -> tuple[list[Labeled], str]:
     for index in range(len(reader)):
         sample = reader[index]
         # Without the bytes that were fetched: memory does not hold the frames of all samples.
-        items.append(Labeled(replace(sample, fetched=None), sample.about))
+        items.append(Labeled(replace(sample, fetched=None), sample.metadata))
 
     what = f"split {split}"
     if shared:

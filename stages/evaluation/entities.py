@@ -108,7 +108,9 @@ def entities_of_crops(
                 prediction = EntityPrediction(
                     clip.id,
                     clip.captions,
-                    truth=entities_in_crop(samples[row].about, clip.truth, boxes[row], config.grid),
+                    truth=entities_in_crop(
+                        samples[row].metadata, clip.truth, boxes[row], config.grid
+                    ),
                     named=entities[int(best[row])],
                     probability=float(probabilities[row]),
                     box=boxes[row],
@@ -235,7 +237,7 @@ def clips_with_entities(reader: ShardReader, entities: list[str]) -> dict[int, K
     """The samples that show a known entity, by their index in the reader."""
     clips = {}
     for index in range(len(reader)):
-        about = reader[index].about
+        about = reader[index].metadata
         truth = true_entities(about, entities)
         if truth:
             clips[index] = KnownClip(about["id"], CAPTIONS.join(about["captions"]), truth)

@@ -283,16 +283,16 @@ class TrainingDataset(Dataset[Batch]):
         sample = source.reader[int(sample_index)]
 
         item: dict[str, Any] = {
-            "id": sample.about["id"],
+            "id": sample.metadata["id"],
             "video": source.first_video + int(sample_index),
         }
         if self.spec.granularity == "question":
-            question = sample.about["questions"][text_index]
+            question = sample.metadata["questions"][text_index]
             text = question["question"]
             full_text = f"{text} {question['answer']}"
             item["answer"] = self.answers.get(question["answer"], -100)
         else:
-            captions = sample.about["captions"]
+            captions = sample.metadata["captions"]
             if text_index < 0:
                 text_index = int(rng.integers(len(captions)))
             text = full_text = captions[text_index]

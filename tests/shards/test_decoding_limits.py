@@ -354,6 +354,6 @@ def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, reso
         assert channels == 3
         # Images keep their aspect ratio, and are never enlarged.
         assert (height, width) == (32, 32) or (
-            sample.about["kind"] == "image" and 1 <= min(height, width) <= 32
+            sample.metadata["kind"] == "image" and 1 <= min(height, width) <= 32
         )
     assert min(len(reader), len(rejects)) > count / 10

@@ -94,7 +94,7 @@ def test_samples_round_trip_in_any_order(corpus, rows, clips):
             "group": name,
             "source": row.path.name,
         }
-        assert sample.about == about | texts | video
+        assert sample.metadata == about | texts | video
         frames = sample.frames()
         assert frames.shape == clips[name].frames.shape
         assert np.abs(frames.astype(int) - clips[name].frames).mean() < 2
@@ -120,7 +120,7 @@ def test_filtering_by_split_kind_and_id(corpus):
             ROWS[name][2] for name in names
         ]
         samples = [reader[number] for number in range(len(reader))]
-        assert [sample.about["id"] for sample in samples] == names
+        assert [sample.metadata["id"] for sample in samples] == names
         assert [len(sample) for sample in samples] == [ROWS[name][2] for name in names]
     assert read_index(corpus, ["id", "split"]).column_names == ["id", "split"]
 
@@ -131,7 +131,7 @@ def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
     for url in (memory, http, f"filecache::{http}"):
         there = ShardReader(url)
         assert there.column("captions") == here.column("captions")
-        assert [there[n].about for n in range(5)] == [here[n].about for n in range(5)]
+        assert [there[n].metadata for n in range(5)] == [here[n].metadata for n in range(5)]
         assert read_all(there) == read_all(here)
         assert np.array_equal(there[0].frames([2]), here[0].frames([2]))
         assert len(ShardReader(url, "train", "image")) == 1

@@ -249,7 +249,7 @@ def test_webdataset_reads_metadata_and_frames(clips):
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
     assert len(samples) == len(reader)
     assert [sample["json"] for sample in samples] == [
-        reader[number].about for number in range(len(reader))
+        reader[number].metadata for number in range(len(reader))
     ]
     frames = sorted(key for key in samples[0] if key.endswith(".jpg"))
     assert len(frames) == len(reader[0]) == 8
@@ -270,7 +270,7 @@ def corpus(make_row, smooth_clip, tmp_path) -> Path:
 def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
     shard = corpus / "a.tar"
     content, reader = shard.read_bytes(), ShardReader(corpus)
-    expected = [(sample.about, sample.frames()) for sample in map(reader.__getitem__, range(4))]
+    expected = [(sample.metadata, sample.frames()) for sample in map(reader.__getitem__, range(4))]
     read, lost = 0, 0
     for number, changed in enumerate(damaged(content, headers_of(content))):
         shard = corpus / f"{number}.tar"
@@ -280,7 +280,7 @@ def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
         for number, (about, frames) in enumerate(expected):
             try:
                 sample = reader[number]
-                assert sample.about == about
+                assert sample.metadata == about
                 assert np.array_equal(sample.frames(), frames)
                 read += 1
             except Unreadable:

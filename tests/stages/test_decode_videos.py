@@ -48,7 +48,7 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
     paths = pq.read_table(corpora[corpus] / "rejects.parquet")["path"].to_pylist()
     assert paths == [f"{name}.mp4" for name in rejects]
     for number in (0, len(reader) - 1):
-        about = reader[number].about
+        about = reader[number].metadata
         row = rows[about["id"]]
         assert (about["captions"], about["split"], about["group"]) == (
             row["captions"],

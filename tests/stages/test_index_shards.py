@@ -56,7 +56,7 @@ def assert_same(one: Path, other: Path) -> None:
     order = np.argsort(b.column("id").to_pylist())
     assert len(a) == len(b) > 0
     for number, its in zip(np.argsort(a.column("id").to_pylist()), order, strict=True):
-        assert a[int(number)].about == b[int(its)].about
+        assert a[int(number)].metadata == b[int(its)].metadata
         assert np.array_equal(a[int(number)].frames([0]), b[int(its)].frames([0]))
 
 
