@@ -14,7 +14,7 @@ from alpro.log import log
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
-SUM = "sum"  # the digest of the record's other values
+RECORD_DIGEST = "sum"  # the key of the digest of the record's other values
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
 Record = dict[str, Any]
@@ -22,8 +22,10 @@ Record = dict[str, Any]
 # Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last
 # weights of a prompter and of pre-training are the result: how often they are validated selects
 # none.
-WITHOUT_EFFECT: tuple[str, ...] = ("*.log_every", "*.max_reject_share")
-WITHOUT_EFFECT += ("train_prompter.validation.times", "pretrain.validation.times")
+NOT_FINGERPRINTED = (
+    *("*.log_every", "*.max_reject_share"),
+    *("train_prompter.validation.times", "pretrain.validation.times"),
+)
 
 
 def digest_of(record: Record) -> str:
@@ -31,11 +33,12 @@ def digest_of(record: Record) -> str:
     fingerprints of its inputs and the contents of outside files, as its record has them. The path
     of a file whose contents count does not count itself; such a file has the name of its key,
     STAGE.KEY."""
-    stage, files = record["stage"], record["files"]
-    config = flatten(record["config"], f"{stage}.")
-    counted = {
-        key: value for key, value in config.items() if key not in files and not has_no_effect(key)
-    }
+    stage = record["stage"]
+    files = record["files"]
+    counted = {}
+    for key, value in flatten(record["config"], f"{stage}.").items():
+        if key not in files and not has_no_effect(key):
+            counted[key] = value
     inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
     return digest(
         {
@@ -50,7 +53,7 @@ def digest_of(record: Record) -> str:
 
 def has_no_effect(key: str) -> bool:
     """Whether a result does not depend on a key of a configuration, STAGE.KEY."""
-    return any(fnmatchcase(key, pattern) for pattern in WITHOUT_EFFECT)
+    return any(fnmatchcase(key, pattern) for pattern in NOT_FINGERPRINTED)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,6 +78,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RECORD
     if not path.is_file():
         return None
+
     try:
         record = read_json(path)
     except ValueError:
@@ -87,16 +91,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def sum_of(record: Record) -> str:
-    return digest({key: value for key, value in record.items() if key != SUM})
+def record_digest(record: Record) -> str:
+    """The digest of all values of a record but itself."""
+    return digest({key: value for key, value in record.items() if key != RECORD_DIGEST})
 
 
 def check_record(folder: Path, record: Record) -> None:
     """Raises InputError if a record was changed after it was written. Records of earlier versions
-    have no sum."""
-    if SUM in record and record[SUM] != sum_of(record):
+    have no digest."""
+    if RECORD_DIGEST in record and record[RECORD_DIGEST] != record_digest(record):
         raise InputError(
-            f"{folder / RECORD} was changed after it was written; {what_to_do(folder)}"
+            f"{folder / RECORD} was changed after it was written; {repair_hint(folder)}"
         )
 
 
@@ -107,21 +112,21 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
 
     Raises InputError if one is damaged or missing.
     """
-    folder = (
-        folder.parent if folder.name == "model" and (folder.parent / RECORD).is_file() else folder
-    )
+    if folder.name == "model" and (folder.parent / RECORD).is_file():
+        folder = folder.parent
     record = read_record(folder)
     if record is None:
         return {}
     check_record(folder, record)
+
     contents = record.get("contents", {})
     small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
+    paths = [folder / name for name in small]
     with ThreadPoolExecutor(THREADS) as threads:
-        for name, sha256 in zip(
-            small, threads.map(lambda name: readable_checksum(folder / name), small), strict=True
-        ):
+        checksums = threads.map(readable_checksum, paths)
+        for name, path, sha256 in zip(small, paths, checksums, strict=True):
             if sha256 != contents[name]["sha256"]:
-                raise InputError(f"{folder / name} is damaged or missing; {what_to_do(folder)}")
+                raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
     return {folder / name: contents[name]["sha256"] for name in small}
 
 
@@ -143,7 +148,7 @@ def require(folder: Path, name: str) -> Path:
     return path
 
 
-def what_to_do(folder: Path) -> str:
+def repair_hint(folder: Path) -> str:
     return f"restore it, or delete {folder} to rebuild the artifact"
 
 
@@ -156,9 +161,9 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
     """The artifacts STAGE/FINGERPRINT in a folder of artifacts that match, with their records,
     oldest first."""
-    found = [
-        (folder, record)
-        for folder in root.glob(pattern)
-        if folder.is_dir() and (record := read_record(folder))
-    ]
-    return sorted(found, key=lambda pair: pair[1].get("run", {}).get("at", ""))
+    matches = []
+    for folder in root.glob(pattern):
+        record = read_record(folder) if folder.is_dir() else None
+        if record:
+            matches.append((folder, record))
+    return sorted(matches, key=lambda match: match[1].get("run", {}).get("at", ""))

@@ -45,26 +45,18 @@ PARAMETER = re.compile("(?<=[?#&;])([^=&;?#]+)=([^&;#]*)")
 # The ends of names of secret parameters: letters alone, in lower case, without a final `id`, as in
 # AWSAccessKeyId.
 SECRET = re.compile(
-    "(token|secret|passw(or)?d|passwort|passphrase|passcode|pswd|userpass|signature|credentials?|creds?|bearer|jwt|hmac"
-    "|authorization|session|sess|sessid|cookie|keypair|securelink|hdnts|hdnea|hdntl|authcode|accesscode"
-    "|(api|access|secret|private|auth|app|shared|master|encryption|subscription|license|stream|sign|signing|session"
-    "|user|account|consumer|client|security|service|host|storage)key)$"
+    "(token|secret|passw(or)?d|passwort|passphrase|passcode|pswd|userpass|signature|credentials?"
+    "|creds?|bearer|jwt|hmac|authorization|session|sess|sessid|cookie|keypair|securelink"
+    "|hdnts|hdnea|hdntl|authcode|accesscode"
+    "|(api|access|secret|private|auth|app|shared|master|encryption|subscription|license|stream"
+    "|sign|signing|session|user|account|consumer|client|security|service|host|storage)key)$"
 )
 SECRET_WORDS = {"sig", "sas", "pwd", "pw", "psw", "oauth", "ticket", "otp", "policy", "secretid"}
 # Words that also have other meanings, which their values tell: sign=left, key=3, auth=0, md5=(a
 # checksum).
 AMBIGUOUS = {
-    "key",
-    "pass",
-    "auth",
-    "sign",
-    "session",
-    "sess",
-    "sessionid",
-    "sid",
-    "md5",
-    "pin",
-    "credentials",
+    *("key", "pass", "auth", "sign", "md5", "pin", "credentials"),
+    *("session", "sess", "sessionid", "sid"),
 }
 HARMLESS = {
     "md5": re.compile("[0-9a-fA-F]{32}"),
@@ -72,7 +64,8 @@ HARMLESS = {
     "pin": re.compile(r"\d{1,2}"),
     "sign": re.compile(r"[+-]?\d{0,4}|[a-zA-Z]{1,12}"),
     "": re.compile(
-        r"[+-]?\d{1,6}|true|false|yes|no|on|off|none|null|[\w/.-]+\.(?:mp4|webm|mkv|mov|avi|jpe?g|png|tar)",
+        r"[+-]?\d{1,6}|true|false|yes|no|on|off|none|null"
+        r"|[\w/.-]+\.(?:mp4|webm|mkv|mov|avi|jpe?g|png|tar)",
         re.IGNORECASE,
     ),
 }
@@ -85,7 +78,8 @@ AUTHORIZATION = re.compile(
 BASE64 = re.compile(r"(?<![\w+/=-])[A-Za-z0-9+/_-]{8,}={0,2}(?![\w+/=-])")
 USER_IN_TEXT = re.compile(r"(?<=//)[^\s/@]*:[^\s@]*@|(?<=//)[^\s/@:]+@")
 LABELLED = re.compile(
-    r"\b((?:user(?:name)?|login|pass(?:word|wd)?|pwd|secret|token|credentials?)\b['\"]?\s*[:=]\s*)[^\s,;&]+",
+    r"\b((?:user(?:name)?|login|pass(?:word|wd)?|pwd|secret|token|credentials?)\b"
+    r"['\"]?\s*[:=]\s*)[^\s,;&]+",
     re.IGNORECASE,
 )
 
@@ -134,10 +128,8 @@ def _has_user(link: Link) -> bool:
 
 def _has_secret_parameter(text: str) -> bool:
     parameters = [(unquote(name), unquote(value)) for name, value in PARAMETER.findall(text)]
-    names = {name.lower() for name, _ in parameters}
-    return any(
-        _is_secret(name, value, expires=not names.isdisjoint(EXPIRES)) for name, value in parameters
-    )
+    expires = any(name.lower() in EXPIRES for name, _ in parameters)
+    return any(_is_secret(name, value, expires) for name, value in parameters)
 
 
 def _is_secret(name: str, value: str, expires: bool) -> bool:
@@ -171,8 +163,9 @@ def refuse_credentials(where: str, value: object) -> None:
     """
     if contains_credentials(value):
         raise InputError(
-            f"{where}: this URL contains a user name, a password or a signature; give it by the environment of the "
-            "store's library, or in fsspec's configuration (docs/security.md, Credentials)"
+            f"{where}: this URL contains a user name, a password or a signature; give it by the "
+            "environment of the store's library, or in fsspec's configuration (docs/security.md, "
+            "Credentials)"
         )
 
 
@@ -199,13 +192,13 @@ def redacted(text: str) -> str:
     text = AUTHORIZATION.sub(rf"\1 {HIDDEN}", text[:MAX_MESSAGE])
     text = USER_IN_TEXT.sub(f"{HIDDEN}@", text)
     text = LABELLED.sub(rf"\1{HIDDEN}", text)
-    text = BASE64.sub(lambda found: HIDDEN if _is_encoded_user(found[0]) else found[0], text)
+    text = BASE64.sub(lambda match: HIDDEN if _is_encoded_user(match[0]) else match[0], text)
     return PARAMETER.sub(_hidden_parameter, text)
 
 
-def _hidden_parameter(found: re.Match[str]) -> str:
-    is_secret = _is_secret(unquote(found[1]), unquote(found[2]), expires=False)
-    return f"{found[1]}={HIDDEN}" if is_secret else found[0]
+def _hidden_parameter(match: re.Match[str]) -> str:
+    is_secret = _is_secret(unquote(match[1]), unquote(match[2]), expires=False)
+    return f"{match[1]}={HIDDEN}" if is_secret else match[0]
 
 
 def _is_encoded_user(text: str) -> bool:

@@ -21,8 +21,7 @@ def one_line(error: BaseException, max_length: int = MAX_REASON) -> str:
     >>> one_line(TimeoutError())
     'TimeoutError'
     """
-    # `splitlines` also breaks at form feeds and at Unicode's separators, as the readers of a log
-    # may.
+    # `splitlines` also breaks at form feeds and Unicode's separators, as readers of a log may.
     lines = [line.strip() for line in str(error).splitlines()]
     line = " ".join(filter(None, lines)) or type(error).__name__
     if len(line) > max_length:

@@ -10,20 +10,24 @@ from typing import Any
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-NO_REGION = "is not a region of the frame: it takes left, top, width and height as fractions, such as 0.5, 0, 0.5, 1"
+NO_REGION = (
+    "is not a region of the frame: it takes left, top, width and height as fractions, such as "
+    "0.5, 0, 0.5, 1"
+)
 ROUNDING = 1e-3  # by which left + width, or top + height, may exceed 1
 
 
 def check_box(box: Sequence[float]) -> Box:
     """A region inside the frame. Raises ValueError for anything else."""
     try:
-        left, top, width, height = (float(number) for number in box)
+        left, top, width, height = (float(side) for side in box)
     except (TypeError, ValueError):
-        left = top = width = height = -1.0
-    ends = left + width, top + height
-    if not (
-        left >= 0 and top >= 0 and width > 0 and height > 0 and max(ends) <= 1 + ROUNDING
-    ):  # false for NaN, too
+        raise ValueError(f"{box} {NO_REGION}") from None
+
+    # All comparisons are false for NaN, which is therefore refused.
+    starts_inside = left >= 0 and top >= 0
+    ends_inside = max(left + width, top + height) <= 1 + ROUNDING
+    if not (starts_inside and ends_inside and width > 0 and height > 0):
         raise ValueError(f"{box} {NO_REGION}")
     return left, top, width, height
 
@@ -40,8 +44,11 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
     """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one.
     Raises ValueError if the region is not inside the frame."""
     left, top, width, height = check_box(box)
-    column, row = (min(grid - 1, round(at * grid)) for at in (left, top))
-    columns, rows = (max(1, round(length * grid)) for length in (width, height))
+    column = min(grid - 1, round(left * grid))
+    row = min(grid - 1, round(top * grid))
+    columns = max(1, round(width * grid))
+    rows = max(1, round(height * grid))
+    # Both ends are rounded, so the last patch may lie outside of the grid.
     return column, row, min(grid - column, columns), min(grid - row, rows)
 
 

@@ -24,15 +24,16 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         raise InputError(
-            f"{lock.lock_file}: this disk has no file locks ({error.strerror}); choose a folder on a local disk, or "
-            "mount this one with locks (NFS version 4, or lockd; Lustre: the option flock)"
+            f"{lock.lock_file}: this disk has no file locks ({error.strerror}); choose a folder on "
+            "a local disk, or mount this one with locks (NFS version 4, or lockd; Lustre: the "
+            "option flock)"
         ) from error
     return True
 
 
-def lock_number(lock: FileLock) -> int:
-    """The open file of a lock that is held, for child processes to inherit: it is free when all of
-    them have ended."""
-    number = lock._context.lock_file_fd
-    assert number is not None
-    return number
+def lock_descriptor(lock: FileLock) -> int:
+    """The file descriptor of a lock that is held, for child processes to inherit: it is free when
+    all of them have ended."""
+    descriptor = lock._context.lock_file_fd
+    assert descriptor is not None
+    return descriptor

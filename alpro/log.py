@@ -18,17 +18,17 @@ from typing import Any
 
 LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: DEBUG, INFO, or WARNING for no progress
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
-PLAIN = "ALPRO_PLAIN_PROGRESS"  # environment variable: 1 while stages run side by side, whose bars would overlap
+# Environment variable: 1 while stages run side by side, whose bars would overlap.
+PLAIN = "ALPRO_PLAIN_PROGRESS"
 QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
-SPEED_SECONDS = (
-    600.0  # the time left follows from the speed in this window: a step may take minutes
-)
+# The time left follows from the speed in this window: a step may take minutes.
+SPEED_SECONDS = 600.0
 
 log = logging.getLogger("alpro")
 
 
-class Lines(logging.Handler):
+class StderrHandler(logging.Handler):
     """Prints each record as a line on the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -64,7 +64,7 @@ def warn_once(text: str) -> None:
 
 
 if not log.handlers:
-    log.addHandler(Lines())
+    log.addHandler(StderrHandler())
     log.setLevel(os.environ.get(LEVEL, "INFO"))
     log.propagate = False  # the handlers of other libraries would print the lines again
 
@@ -83,6 +83,7 @@ def progress(
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         yield lambda n=1, note="": None
         return
+
     bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
     task = bar.add_task(what, total=total, completed=done, note="") if bar else None
     began = last_line = time.monotonic()
@@ -92,16 +93,14 @@ def progress(
     def show(now: float) -> None:
         nonlocal last_line
         last_line = now
-        parts = [
-            f"{count} {unit}" if total is None else f"{count} of {total} {unit}",
-            f"{now - began:.0f} s",
-        ]
+        of_total = "" if total is None else f" of {total}"
+        details = [f"{count}{of_total} {unit}", f"{now - began:.0f} s"]
         if total is not None and count > done:
             left = (now - began) * (total - count) / (count - done)
-            parts.append(f"{timedelta(seconds=round(left))} left")
+            details.append(f"{timedelta(seconds=round(left))} left")
         if last_note:
-            parts.append(last_note)
-        log.info(f"{what}: {', '.join(parts)}")
+            details.append(last_note)
+        log.info(f"{what}: {', '.join(details)}")
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal count, last_note
@@ -143,14 +142,14 @@ def progress_bar(unit: str) -> Any:
         TimeRemainingColumn,
     )
 
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
-    )
-    remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    console = Console(stderr=True)
-    return Progress(
-        *columns, *remaining, console=console, transient=True, speed_estimate_period=SPEED_SECONDS
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
     )

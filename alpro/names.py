@@ -24,7 +24,8 @@ from alpro.log import log
 RUNS = "runs.jsonl"
 INDEXES = "indexes.txt"  # folders, a line each
 STAGE_NAME = re.compile(
-    r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?(@(?P<mark>[0-9a-f]+))?"
+    r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?"
+    r"(@(?P<fingerprint>[0-9a-f]+))?"
 )
 
 Artifact = tuple[Path, Record]  # its folder and its record
@@ -37,7 +38,7 @@ class Use:
     at: str
     config: str
     changes: int
-    found: tuple[Artifact, ...]
+    artifacts: tuple[Artifact, ...]
 
 
 def record_run(
@@ -58,8 +59,8 @@ def record_run(
     with (workspace / RUNS).open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
-        cut = file.read(1) not in (b"", b"\n")  # by a power failure
-        file.write(("\n" * cut + text).encode())
+        is_cut = file.read(1) not in (b"", b"\n")  # by a power failure
+        file.write((f"\n{text}" if is_cut else text).encode())
 
 
 def record_index(workspace: Path, index: Path) -> None:
@@ -74,10 +75,11 @@ def record_index(workspace: Path, index: Path) -> None:
 def index_folders(workspace: Path) -> list[Path]:
     """The indexes that are known: those that were noted, and those in the workspace, beside it and
     in the current folder."""
-    places = {workspace.resolve(), workspace.resolve().parent, Path.cwd()}
-    beside = {file.parent for place in places for file in place.glob("*/index.json")}
+    folders = set()
+    for searched in {workspace.resolve(), workspace.resolve().parent, Path.cwd()}:
+        folders |= {file.parent for file in searched.glob("*/index.json")}
     noted = {Path(line) for line in index_lines(workspace / INDEXES)}
-    return sorted(beside | {folder for folder in noted if (folder / "index.json").is_file()})
+    return sorted(folders | {folder for folder in noted if (folder / "index.json").is_file()})
 
 
 def index_lines(file: Path) -> list[str]:
@@ -95,29 +97,31 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     """
     refuse_credentials("model or artifact", str(name))
     folder = Path(name).expanduser()
-    root = workspace / "artifacts"
-    if record := read_record(folder):
+    record = read_record(folder)
+    if record:
         return folder, record
 
-    found = named_artifacts(str(name), workspace)
-    if len(found) == 1:
-        if "@" not in str(name) and not is_fingerprint(str(name)):
-            log.info(f"{name}: {described(found[0][1])}")
-        return found[0]
+    root = workspace / "artifacts"
+    names_fingerprint = "@" in str(name) or is_fingerprint(str(name))
+    matches = named_artifacts(str(name), workspace)
+    if len(matches) == 1:
+        if not names_fingerprint:
+            log.info(f"{name}: {summarize(matches[0][1])}")
+        return matches[0]
 
-    if "@" in str(name) or is_fingerprint(str(name)):
-        what = (
-            f"{len(found)} artifacts start" if found else "no such folder, and no artifact starts"
-        )
+    if names_fingerprint:
+        what = "no such folder, and no artifact starts"
+        if matches:
+            what = f"{len(matches)} artifacts start"
         raise InputError(f"{name}: {what} with it in {root}; `alpro artifacts ls` lists them")
-    if not found:
+    if not matches:
         raise InputError(
-            f"{name}: no such folder, and no artifact of this name in {root}; `alpro artifacts ls` lists all"
+            f"{name}: no such folder, and no artifact of this name in {root}; "
+            "`alpro artifacts ls` lists all"
         )
-    listed = " or ".join(
-        f"{record['stage']}@{described(record, record['name'])}" for _, record in reversed(found)
-    )
-    raise InputError(f"{name}: several artifacts; name one: {listed}")
+    newest_first = [record for _, record in reversed(matches)]
+    listed = [f"{record['stage']}@{summarize(record, record['name'])}" for record in newest_first]
+    raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
 
 
 def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
@@ -128,20 +132,22 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
     match = STAGE_NAME.fullmatch(name)
     if not match:
         return []
+
     stage = match["stage"].replace("-", "_")
     present = artifacts(root, f"{stage}/*")
-    if match["mark"]:
-        return starting_with(match["mark"], present)
+    if match["fingerprint"]:
+        return starting_with(match["fingerprint"], present)
 
     if match["corpus"]:
         step = f"{stage} {match['corpus']}"
         present = [(folder, record) for folder, record in present if record["name"] == step]
+
     uses = uses_of(present, workspace)
     if match["config"]:
         uses = [use for use in uses if use.config == match["config"]]
         fewest = min((use.changes for use in uses), default=0)
         uses = [use for use in uses if use.changes == fewest]
-    return list(uses[-1].found) if uses else []
+    return list(uses[-1].artifacts) if uses else []
 
 
 def kept_by_name(workspace: Path) -> set[str]:
@@ -164,34 +170,33 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
     logged: list[Use] = []
     latest = ""
     for run in logged_runs(workspace):
-        found = [
-            by_fingerprint[mark] for mark in run["artifacts"].values() if mark in by_fingerprint
-        ]
-        if found:
+        fingerprints = run["artifacts"].values()
+        used = [by_fingerprint[each] for each in fingerprints if each in by_fingerprint]
+        if used:
             # Lines are in order, and no artifact is newer than its use, also where the clock went
             # back.
-            latest = max(latest, run["at"], *(built_at(record) for _, record in found))
-            changes = len(run["changes"])
-            logged.append(Use(latest, config_name(run["config"]), changes, tuple(found)))
+            latest = max(latest, run["at"], *(built_at(record) for _, record in used))
+            config = config_name(run["config"])
+            logged.append(Use(latest, config, len(run["changes"]), tuple(used)))
 
     # By command, and in it by the name of the step: the newest counts.
     built: dict[str, dict[str, Artifact]] = {}
     for folder, record in present:
         arguments = record.get("run", {}).get("arguments") or {}
-        made = built.setdefault(json.dumps(arguments, sort_keys=True), {})
-        made[record["name"]] = folder, record
-    recorded = [use_of_records(tuple(made.values())) for made in built.values()]
+        command = json.dumps(arguments, sort_keys=True)
+        built.setdefault(command, {})[record["name"]] = folder, record
+    recorded = [use_of_records(tuple(by_step.values())) for by_step in built.values()]
     return sorted([*recorded, *logged], key=attrgetter("at"))
 
 
-def use_of_records(found: tuple[Artifact, ...]) -> Use:
+def use_of_records(used: tuple[Artifact, ...]) -> Use:
     """The use of artifacts by the command that their records name."""
-    arguments = found[0][1].get("run", {}).get("arguments") or {}
+    arguments = used[0][1].get("run", {}).get("arguments") or {}
     return Use(
-        at=max(built_at(record) for _, record in found),
+        at=max(built_at(record) for _, record in used),
         config=config_name(arguments.get("config", "")),
         changes=len(arguments.get("changes", ())),
-        found=found,
+        artifacts=used,
     )
 
 
@@ -205,6 +210,7 @@ def logged_runs(workspace: Path) -> list[dict[str, Any]]:
         lines = (workspace / RUNS).read_text("utf-8", "replace").splitlines()
     except OSError:  # no command has run here
         return []
+
     runs = []
     for line in lines:
         try:
@@ -229,16 +235,16 @@ def is_fingerprint(name: str) -> bool:
     return bool(re.fullmatch(r"[0-9a-f]+", name))
 
 
-def starting_with(mark: str, found: list[Artifact]) -> list[Artifact]:
-    return [(folder, record) for folder, record in found if record["fingerprint"].startswith(mark)]
+def starting_with(start: str, present: list[Artifact]) -> list[Artifact]:
+    return [artifact for artifact in present if artifact[1]["fingerprint"].startswith(start)]
 
 
-def described(record: Record, name: str = "") -> str:
+def summarize(record: Record, name: str = "") -> str:
     """An artifact in a line: the start of its fingerprint, its name if it is given, the
     configuration of its run with its changes, and when."""
     run = record.get("run", {})
     arguments = run.get("arguments") or {}
     made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()
-    parts = (name, made_by, run.get("at", "")[:16].replace("T", " "))
-    details = ", ".join(part for part in parts if part)
+    minute = run.get("at", "")[:16].replace("T", " ")
+    details = ", ".join(filter(None, (name, made_by, minute)))
     return record["fingerprint"][:8] + (f" ({details})" if details else "")

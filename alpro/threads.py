@@ -14,7 +14,9 @@ MAX_THREADS = 16  # of a machine with many cores
 
 def cores() -> int:
     """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux: what a container or a job may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -33,4 +35,5 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
         while pending:
             yield pending.popleft().result()
     finally:
+        # Also if the reader stops early: what has not begun is not computed.
         pool.shutdown(cancel_futures=True)

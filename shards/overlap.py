@@ -34,15 +34,18 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     splits = np.array(index["split"].to_pylist(), object)
     in_training = splits == "train"
     captions = captions_in_training(index["captions"], in_training)
+
     hashes = hash_frames(ShardReader(folder), in_training, max_samples)
-    known = {value for number, value in hashes.items() if value and in_training[number]}
-    frames = np.array([hashes.get(number) in known for number in range(len(splits))], bool)
-    compared = np.array([bool(hashes.get(number)) for number in range(len(splits))], bool)
+    training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
+    frames = np.array([hashes.get(i) in training_hashes for i in range(len(splits))], bool)
+    compared = np.array([bool(hashes.get(i)) for i in range(len(splits))], bool)
+
     columns = {"items": splits != "", "captions": captions, "compared": compared, "frames": frames}
-    counts = {
-        split: {name: int(column[splits == split].sum()) for name, column in columns.items()}
-        for split in SPLITS[1:]
-    }
+    counts = {}
+    for split in SPLITS[1:]:
+        in_split = splits == split
+        counts[split] = {name: int(column[in_split].sum()) for name, column in columns.items()}
+
     table = index.drop_columns("captions").append_column("captions", pa.array(captions))
     table = table.append_column("frames", pa.array(frames))
     return table.filter(pa.array((captions | frames) & ~in_training)), counts
@@ -61,33 +64,33 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
 def hash_frames(
     reader: ShardReader, in_training: np.ndarray, max_samples: int
 ) -> dict[int, bytes | None]:
-    """The hashes of frames by the numbers of their samples: validation and test samples first, up
-    to half of `max_samples`, then training samples."""
-    held_out, training = np.flatnonzero(~in_training), np.flatnonzero(in_training)
+    """The hashes of frames by the index of their sample: validation and test samples first, up to
+    half of `max_samples`, then training samples."""
+    held_out = np.flatnonzero(~in_training)
+    training = np.flatnonzero(in_training)
+    # If there are few training samples, the others are compared in their place.
     held_out_count = min(len(held_out), max(max_samples // 2, max_samples - len(training)))
     training_count = min(len(training), max_samples - held_out_count)
-    places = (
-        segment_starts(len(held_out), held_out_count),
-        segment_starts(len(training), training_count),
-    )
-    chosen = np.sort(np.concatenate([held_out[places[0]], training[places[1]]])).tolist()
+    held_out = held_out[segment_starts(len(held_out), held_out_count)]
+    training = training[segment_starts(len(training), training_count)]
+    chosen = np.sort(np.concatenate([held_out, training])).tolist()
+
     hashes = {}
     with (
         progress("hashing frames", len(chosen), "samples") as advance,
         ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads,
     ):
-        for number, value in zip(
-            chosen, threads.map(partial(hash_sample, reader), chosen), strict=True
-        ):
-            hashes[number] = value
+        values = threads.map(partial(hash_sample, reader), chosen)
+        for sample_index, value in zip(chosen, values, strict=True):
+            hashes[sample_index] = value
             advance()
     return hashes
 
 
-def hash_sample(reader: ShardReader, number: int) -> bytes | None:
+def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:
     """The hash of a sample; None if it is corrupt or blank."""
     try:
-        sample = reader[number]
+        sample = reader[sample_index]
         return perceptual_hash(sample.frames(segment_starts(len(sample), min(2, len(sample)))))
     except Unreadable:
         return None
@@ -98,8 +101,9 @@ def perceptual_hash(frames: np.ndarray) -> bytes | None:
     neighbours.
 
     None if no pixel is."""
-    small = [
-        np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16) for frame in frames
-    ]
-    brighter = np.stack([np.diff(image, axis=1) > 2 for image in small])
-    return np.packbits(brighter).tobytes() if brighter.any() else None
+    brighter = []
+    for frame in frames:
+        small = np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16)
+        brighter.append(np.diff(small, axis=1) > 2)  # by more than the noise of JPEG
+    bits = np.stack(brighter)
+    return np.packbits(bits).tobytes() if bits.any() else None

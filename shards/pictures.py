@@ -11,9 +11,15 @@ from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.sampling import segment_starts
 
 TILE = 176  # pixels of a frame in a picture
-MAX_CHARACTERS, MAX_LINES = 1000, 8  # of a text in a picture
-INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (120, 120, 128)
-GREEN, RED, AMBER = (30, 150, 70), (205, 50, 45), (235, 160, 20)
+MAX_CHARACTERS = 1000  # of a text in a picture
+MAX_LINES = 8
+LINE_HEIGHT = 17  # pixels
+INK = (25, 25, 28)
+PAPER = (255, 255, 255)
+FAINT = (120, 120, 128)
+GREEN = (30, 150, 70)
+RED = (205, 50, 45)
+AMBER = (235, 160, 20)
 
 
 def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -39,22 +45,24 @@ def strip(
         wrapped += [(line, color) for line in shown[:MAX_LINES]]
         if len(text) > MAX_CHARACTERS or len(shown) > MAX_LINES:
             wrapped.append(("...", FAINT))
-    height = TILE + 8 + 17 * len(wrapped) + 12
+
+    height = TILE + 8 + LINE_HEIGHT * len(wrapped) + 12
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
         image.paste(picture, (i * (TILE + 4), 0))
     draw = ImageDraw.Draw(image)
     for i, (text, color) in enumerate(wrapped):
-        draw.text((2, TILE + 6 + 17 * i), text, color, font())
+        draw.text((2, TILE + 6 + LINE_HEIGHT * i), text, color, font())
     return image
 
 
 def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Strips stacked in columns."""
     width = max(row.width for row in rows) + 12
-    rows_per_column = -(-len(rows) // columns)
+    rows_per_column = -(-len(rows) // columns)  # rounded up
     stacks = [rows[i * rows_per_column : (i + 1) * rows_per_column] for i in range(columns)]
     height = max(sum(row.height for row in stack) for stack in stacks)
+
     image = Image.new("RGB", (width * columns, height), PAPER)
     for i, stack in enumerate(stacks):
         y = 0
@@ -68,18 +76,17 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
     """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are
     left out."""
     rows = []
-    for number in segment_starts(len(reader), min(count, len(reader))):
+    for sample_index in segment_starts(len(reader), min(count, len(reader))):
         try:
-            sample = reader[number]
+            sample = reader[sample_index]
             frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
         except Unreadable:
             continue
-        about = sample.metadata
-        texts = [
-            *about["captions"][:2],
-            *(f"{q['question']} {q['answer']}" for q in about["questions"][:2]),
-        ]
-        lines = [(line, INK) for line in (f"{about['id']} ({about['split']})", *texts)]
+
+        metadata = sample.metadata
+        texts = [f"{metadata['id']} ({metadata['split']})", *metadata["captions"][:2]]
+        texts += [f"{q['question']} {q['answer']}" for q in metadata["questions"][:2]]
+        lines = [(text, INK) for text in texts]
         rows.append(strip([tile(frame) for frame in frames], lines, len(frames) * (TILE + 4)))
     return rows
 
@@ -100,11 +107,12 @@ def draw_entities(
     (None: not known).
     """
     image = crop_tile(frame, box)
-    colors = [INK if shown is None else GREEN if name in shown else RED for name, _ in entities]
-    lines = [
-        (f"{name} ({value:.2f})", color)
-        for (name, value), color in zip(entities, colors, strict=True)
-    ]
+    lines = []
+    for name, probability in entities:
+        color = INK
+        if shown is not None:
+            color = GREEN if name in shown else RED
+        lines.append((f"{name} ({probability:.2f})", color))
     if kept is not None:
         lines.append(("kept" if kept else "dropped: below the threshold", INK if kept else FAINT))
     return strip([image], [*lines, (caption, FAINT)], TILE + 4)
@@ -114,7 +122,9 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
     fractions)."""
     left, top, width, height = box
-    x0, y0, x1, y1 = (round(TILE * v) for v in (left, top, left + width, top + height))
+    corners = (left, top, left + width, top + height)
+    x0, y0, x1, y1 = (round(TILE * fraction) for fraction in corners)
+
     image = tile(frame)
     dark = image.point(lambda value: int(0.35 * value))
     dark.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
@@ -131,9 +141,6 @@ def retrieval_picture(
     for text, note, results in queries:
         tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]
         labels = "  |  ".join(label for _, label, _ in results)
-        rows.append(
-            strip(
-                tiles, [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)], len(tiles) * (TILE + 4)
-            )
-        )
+        lines = [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)]
+        rows.append(strip(tiles, lines, len(tiles) * (TILE + 4)))
     return sheet(rows, columns=2 if len(rows) > 3 else 1)

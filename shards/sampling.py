@@ -29,22 +29,19 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
     """
     # The time from which each frame is the nearest; the last entry stands for the frame after the
     # last.
-    nearest = np.concatenate(
-        [times[:1], (times[1:] + times[:-1]) / 2, times[-1:] + last_frame_seconds(times) / 2]
-    )
-    first = (
-        0
-        if start is None
-        else max(int(np.searchsorted(nearest, start + 1e-6, side="right")) - 1, 0)
-    )
-    last = (
-        len(times)
-        if end is None
-        else max(int(np.searchsorted(nearest, end + 1e-6, side="right")) - 1, 0)
-    )
+    middles = (times[1:] + times[:-1]) / 2
+    after_last = times[-1:] + last_frame_seconds(times) / 2
+    nearest_from = np.concatenate([times[:1], middles, after_last])
+
+    def nearest(seconds: float) -> int:
+        # A microsecond: a time that was rounded still counts for the frame that it is of.
+        return max(int(np.searchsorted(nearest_from, seconds + 1e-6, side="right")) - 1, 0)
+
+    first = 0 if start is None else nearest(start)
+    end_frame = len(times) if end is None else min(nearest(end), len(times))
     if first >= len(times) or (start is not None and end is not None and end <= start):
         return first, first
-    return first, max(min(last, len(times)), first + 1)
+    return first, max(end_frame, first + 1)
 
 
 def last_frame_seconds(times: np.ndarray) -> float:
@@ -61,6 +58,7 @@ def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> li
     """Pre-training's sampling: random frames, half of them from each half of the clip, in order."""
     if available < count or count == 1:  # one frame is from either half
         return sorted(int(i) for i in rng.integers(0, available, count))
+
     middle = (available + count % 2) // 2  # if odd, the extra frame is from the first half
     early = rng.choice(middle, count - count // 2, replace=False)
     late = middle + rng.choice(available - middle, count // 2, replace=False)
@@ -79,6 +77,7 @@ def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     negatives in the contrastive and matching losses: clips of the same source are the hardest
     negatives.
     """
-    names, group = np.unique(groups, return_inverse=True)
-    place = rng.permutation(len(names))[group]
-    return np.lexsort((rng.random(len(groups)), place))
+    names, group_index = np.unique(groups, return_inverse=True)
+    rank_of_group = rng.permutation(len(names))[group_index]
+    # By the rank of the group, and at random within it: the last key of lexsort counts first.
+    return np.lexsort((rng.random(len(groups)), rank_of_group))

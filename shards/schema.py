@@ -19,19 +19,8 @@ KINDS: tuple[Kind, ...] = ("video", "image")
 # have pictures.
 VIDEO_EXTENSIONS = {
     *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
-    *(
-        ".mkv",
-        ".mk3d",
-        ".webm",
-        ".avi",
-        ".divx",
-        ".xvid",
-        ".gif",
-        ".flv",
-        ".wmv",
-        ".asf",
-        ".dvr-ms",
-    ),
+    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid", ".gif", ".flv", ".wmv", ".asf"),
+    ".dvr-ms",
     *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
     *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
@@ -83,9 +72,8 @@ class Row(BaseModel):
     end: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of the same source, which stay in one split
-    name: str = (
-        ""  # of the file in the data; the group of rows without one, or what a pattern finds in it
-    )
+    # Of the file in the data. It is the group of a row without one, or what a pattern finds in it.
+    name: str = ""
     member: Member | None = None  # of the tar `path`
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
 
@@ -101,9 +89,8 @@ class Row(BaseModel):
             return PurePosixPath(self.member.name).name
         if isinstance(self.path, Path):
             return self.path.name
-        link = next(
-            link for link in self.path.split("::") if "://" in link
-        )  # the link of a chain that has the path
+        # Of a chain of URLs, the first link with a path names the file.
+        link = next(link for link in self.path.split("::") if "://" in link)
         if link.lower().startswith("http"):
             link = unquote(re.split("[?#]", link)[0])
         return PurePosixPath(link).name
@@ -171,6 +158,7 @@ REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "d
 QUESTIONS = pa.list_(
     pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
 )
+MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
 # One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where
 # shards are cut; `meta` is JSON.
@@ -186,10 +174,7 @@ MANIFEST = pa.schema(
         ("split", pa.string()),
         ("group", pa.string()),
         ("name", pa.string()),
-        (
-            "member",
-            pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]),
-        ),
+        ("member", MEMBER),
         ("cut", pa.uint32()),
         ("meta", pa.string()),
     ]

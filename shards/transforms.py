@@ -14,9 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance
 
-MAX_CROP_ATTEMPTS = (
-    10  # attempts before the fallback to the largest central crop, as in torchvision
-)
+# Before the fallback to the largest central crop, as in torchvision.
+MAX_CROP_ATTEMPTS = 10
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
@@ -24,22 +23,25 @@ def squash(frames: np.ndarray, size: int) -> np.ndarray:
     3)."""
     if frames.shape[1:3] == (size, size):
         return frames
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BICUBIC))
-            for f in frames
-        ]
-    )
+    return np.stack([_resized(frame, size) for frame in frames])
+
+
+def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+    picture = Image.fromarray(frame)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def random_crop(frames: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A crop of `share` of both sides (1: the whole frame) at a random place: (T, H, W, 3) to (T,
-    h, w, 3)."""
+    """A crop of `share` of both sides (1: the whole frame) at a random position: (T, H, W, 3) to
+    (T, h, w, 3)."""
     if share == 1:
         return frames
+
     height, width = frames.shape[1:3]
-    h, w = round(height * share), round(width * share)
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    h = round(height * share)
+    w = round(width * share)
+    top = int(rng.integers(height - h + 1))
+    left = int(rng.integers(width - w + 1))
     return frames[:, top : top + h, left : left + w]
 
 
@@ -57,8 +59,7 @@ def random_resized_crop(
     central crop within the bounds of the aspect ratio is used. Bicubic.
     """
     left, top, width, height = crop_box(frame.shape[1], frame.shape[0], rng, scale, ratio)
-    cropped = Image.fromarray(frame[top : top + height, left : left + width])
-    return np.asarray(cropped.resize((size, size), Image.Resampling.BICUBIC))
+    return _resized(frame[top : top + height, left : left + width], size)
 
 
 def crop_box(
@@ -71,10 +72,15 @@ def crop_box(
     """The crop of `random_resized_crop`: left, top, width, height in pixels."""
     for _ in range(MAX_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
+        # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
         aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        w = round(float(np.sqrt(area * aspect)))
+        h = round(float(np.sqrt(area / aspect)))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+            left = int(rng.integers(width - w + 1))
+            top = int(rng.integers(height - h + 1))
+            return left, top, w, h
+
     w = min(width, round(height * ratio[1]))
     h = min(height, round(width / ratio[0]))
     return (width - w) // 2, (height - h) // 2, w, h
@@ -82,17 +88,20 @@ def crop_box(
 
 Picture = Image.Image
 FILL = (128, 128, 128)
-VIDEO_STRENGTH, IMAGE_STRENGTH = 0.5, 0.7  # levels 5 and 7 of 10
+VIDEO_STRENGTH = 0.5  # level 5 of 10
+IMAGE_STRENGTH = 0.7
 SIDES = re.compile(
-    r"\b((left|right)(wards?|most|y|ies|-?hand(ed|er)?|-?sided?|-?sides)?|(counter|anti)?-?clock-?wise)\b",
+    r"\b((left|right)(wards?|most|y|ies|-?hand(ed|er)?|-?sided?|-?sides)?"
+    r"|(counter|anti)?-?clock-?wise)\b",
     re.IGNORECASE,
 )
 
 
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
     """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is unchanged."""
+    # The last operation mirrors.
     operations = VIDEO_OPERATIONS[:-1] if SIDES.search(text) else VIDEO_OPERATIONS
-    chosen = [operations[number] for number in rng.choice(len(operations), 2, replace=False)]
+    chosen = [operations[i] for i in rng.choice(len(operations), 2, replace=False)]
     return np.stack([apply(chosen, frame, VIDEO_STRENGTH) for frame in frames])
 
 
@@ -101,8 +110,9 @@ def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Genera
     frame = random_resized_crop(frame, size, rng)
     if rng.random() < 0.5 and not SIDES.search(text):
         frame = frame[:, ::-1]
-    chosen = [IMAGE_OPERATIONS[number] for number in rng.choice(len(IMAGE_OPERATIONS), 2)]
-    return apply([operation for operation in chosen if rng.random() < 0.5], frame, IMAGE_STRENGTH)
+    chosen = [IMAGE_OPERATIONS[i] for i in rng.choice(len(IMAGE_OPERATIONS), 2)]
+    applied = [operation for operation in chosen if rng.random() < 0.5]
+    return apply(applied, frame, IMAGE_STRENGTH)
 
 
 Operation = Callable[[Picture, float], Picture]
@@ -145,9 +155,8 @@ def identity(picture: Picture, strength: float) -> Picture:
 
 
 def shear_x(picture: Picture, strength: float) -> Picture:
-    return affine(
-        picture, 1, -0.3 * strength, 0, 0, 1, 0
-    )  # maps output to input pixels: lower rows move right
+    # The matrix maps output to input pixels: lower rows move right.
+    return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)
 
 
 def shear_y(picture: Picture, strength: float) -> Picture:
@@ -170,21 +179,12 @@ def mirror(picture: Picture, strength: float) -> Picture:
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-BRIGHTNESS, SHARPNESS, CONTRAST = map(
-    enhanced, (ImageEnhance.Brightness, ImageEnhance.Sharpness, ImageEnhance.Contrast)
-)
+BRIGHTNESS = enhanced(ImageEnhance.Brightness)
+SHARPNESS = enhanced(ImageEnhance.Sharpness)
+CONTRAST = enhanced(ImageEnhance.Contrast)
 IMAGE_OPERATIONS = [
-    identity,
-    BRIGHTNESS,
-    SHARPNESS,
-    shear_x,
-    shear_y,
-    translate_x,
-    translate_y,
-    rotate,
+    *(identity, BRIGHTNESS, SHARPNESS),
+    *(shear_x, shear_y, translate_x, translate_y, rotate),
 ]
-VIDEO_OPERATIONS = [
-    *IMAGE_OPERATIONS,
-    CONTRAST,
-    mirror,
-]  # mirror last: dropped if the text names a side
+# `mirror` is last: `augment_video` drops it if the text names a side.
+VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]

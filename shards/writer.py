@@ -32,14 +32,14 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, quality: int = 90):
-        import webdataset
+        from webdataset.writer import TarWriter
 
         self.path = path
         self.quality = quality
         self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
         # Owner and time are constant, so that the same samples give the same bytes.
-        self.tar = webdataset.TarWriter(self.file, user="alpro", group="alpro", mtime=0)
+        self.tar = TarWriter(self.file, user="alpro", group="alpro", mtime=0)
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
@@ -67,8 +67,8 @@ class ShardWriter:
             raise DecodeError("bad row", detail)
 
         members: dict[str, Any] = {"__key__": sample_key(row.id), "json": content}
-        for number, frame in enumerate(clip.frames):
-            members[f"{number:02d}.jpg"] = encode_jpeg(frame, self.quality)
+        for frame_index, frame in enumerate(clip.frames):
+            members[f"{frame_index:02d}.jpg"] = encode_jpeg(frame, self.quality)
         self.tar.write(members)
         self.count += 1
 
@@ -129,9 +129,10 @@ def index_shard(shard: Path) -> pa.Table:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
     if not samples:
         raise InputError(f"{shard}: it has no samples")
-    rows = [
-        _index_row(shard, key, sample) | {"shard": shard.name} for key, sample in samples.items()
-    ]
+
+    rows = []
+    for key, sample in samples.items():
+        rows.append(_index_row(shard, key, sample) | {"shard": shard.name})
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
@@ -157,32 +158,34 @@ def _add_member(
         )
 
     sample = samples.setdefault(match["key"], _Members())
-    number = int(match["frame"]) if match["frame"] else None
-    is_duplicate = bool(sample.metadata) if number is None else number in sample.frames
+    frame_index = int(match["frame"]) if match["frame"] else None  # None: the JSON
+    is_duplicate = bool(sample.metadata) if frame_index is None else frame_index in sample.frames
     if is_duplicate:
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
-    if number is None and member.size > MAX_JSON_BYTES:
+    if frame_index is None and member.size > MAX_JSON_BYTES:
         raise InputError(
             f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
         )
 
     span = (member.offset, member.size, member.crc32(file))
-    if number is None:
+    if frame_index is None:
         sample.metadata = member.read(file)
         sample.json = span
     else:
-        sample.frames[number] = span
+        sample.frames[frame_index] = span
 
 
 def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
     if not sample.metadata or not sample.frames:
         raise InputError(f"{path}: sample {key} has no json or no frames")
+
     try:
         metadata = SampleMetadata.model_validate_json(sample.metadata)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
+
     # Zeros at the end of a tar look like its end.
     count = len(sample.frames)
     if metadata.frames and metadata.frames != count:
@@ -190,7 +193,7 @@ def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
 
     row = metadata.model_dump(exclude={"version", "frames", "meta"})
     row["key"] = key
-    frames = [sample.frames[number] for number in sorted(sample.frames)]
+    frames = [sample.frames[i] for i in sorted(sample.frames)]
     for position, name in enumerate(("offset", "size", "crc32")):
         row[f"json_{name}"] = sample.json[position]
         row[f"frame_{name}s"] = [span[position] for span in frames]

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
-from alpro.locks import acquire, lock_number
+from alpro.locks import acquire, lock_descriptor
 from alpro.stages.execution.interface import STOP, Resources
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -109,7 +109,7 @@ def reserved(
 
     try:
         names = [files[file] for file in locks]
-        yield names, tuple(lock_number(lock) for lock in locks.values())
+        yield names, tuple(lock_descriptor(lock) for lock in locks.values())
     finally:
         for lock in locks.values():
             lock.release()

@@ -22,7 +22,7 @@ from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.locks import lock_number
+from alpro.locks import lock_descriptor
 from alpro.log import log
 from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
@@ -223,7 +223,7 @@ def find_or_build(progress: str, current: PipelineRun, step: Step) -> State | No
         log.debug(f"{step.name}: {folder}")
         record = store.find(step)
         if record is None:
-            record = build(current, step, folder, progress, lock_number(lock))
+            record = build(current, step, folder, progress, lock_descriptor(lock))
             announce(done_line(step, record))
         elif existed:
             announce(f"{progress}{step.name}: cached")

@@ -23,14 +23,14 @@ from huggingface_hub import constants
 
 from alpro.artifact import (
     RECORD,
+    RECORD_DIGEST,
     RECORD_VERSION,
-    SUM,
     artifacts,
     check_artifact,
     check_record,
     digest_of,
     read_record,
-    sum_of,
+    record_digest,
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
@@ -276,7 +276,7 @@ def write_record(
         "run": {"at": time_after(folder.parent.parent), **run_info},
     }
     sync_tree(folder)
-    record[SUM] = sum_of(record)
+    record[RECORD_DIGEST] = record_digest(record)
     write_json(folder / RECORD, record)
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)

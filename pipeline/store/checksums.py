@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alpro.artifact import RECORD, SUM, THREADS, sum_of
+from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, record_digest
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
@@ -70,7 +70,7 @@ def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
                 yield Problem(
                     "damaged", folder.name, record["name"], RECORD, "does not match its fingerprint"
                 )
-            if record.get(SUM) != sum_of(record):
+            if record.get(RECORD_DIGEST) != record_digest(record):
                 yield Problem(
                     "damaged",
                     folder.name,
