@@ -1,13 +1,16 @@
-"""Trains steps of pre-training at the paper's sizes on drawn clips: samples per second, memory and utilization.
+"""Times training steps and temporal attention at the paper's sizes, on a GPU or, with --small, on a CPU.
 
-    python benchmarks/gpu.py [--steps 30] [--batch 16] [--small] [--compile] [--json FILE]
+    python benchmarks/gpu.py [--steps 30] [--batch 16] [--small] [--parts attention block runs] [--json FILE]
 
-The stages are those of a run: one step of the prompter, the prompts, then pre-training with its loader, augmentation
-and checkpoint. Only the vocabulary is smaller, 200 word pieces and 8 entities. With --small the models are
-those of the tests, for a CPU: this shows that the program works, and its figures mean nothing.
+- attention: the temporal attention of clips of four frames, forward and backward, in each variant.
+- block: a Block at four frames, eager and compiled: time, kernels, and those that take longest.
+- runs: whole stages with their loader, augmentation and checkpoint, on drawn JPEGs of 256 pixels: pre-training with
+  four frames and with one, eager and compiled, and the fine-tuning of a CLIP in the micro-batches of `from_clip`.
 
-The baseline of the ratio is a large matrix multiplication in the precision of training, measured on the same device.
-FLOPs of a step: 6 for each parameter and token that it trains, 2 for those of the frozen prompter, without attention.
+The models have random weights. With --small they are those of the tests: this shows that the program works, and its
+figures mean nothing. The baseline of the utilization (MFU) is a large matrix multiplication in the precision of
+training, measured on the same device. FLOPs of a step: 6 for each parameter and token that it trains, 2 for those of
+the frozen prompter, without attention. On a CPU, operations are counted in place of kernels.
 """
 
 import argparse
@@ -16,17 +19,50 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
-from tiny_world import MODEL, add_inputs, configuration, run_stage, write_inputs
+from tiny_world import MODEL, SCENES, add_inputs, configuration, draw, run_stage, write_vocabulary
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.attention import (
+    attention_by_products,
+    packed_attention,
+    sequences_in_a_tile,
+)
+from alpro.models.timesformer import Block, VideoConfig
+from alpro.shards.clip import Clip
+from alpro.shards.schema import Row
+from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.loop import Run
 from alpro.stages.training.metrics import read_metrics
 
-WARMUP = 5  # steps that are not counted
+WARMUP = 10  # steps that are not counted: a window of the log
+LOG_EVERY = 10
 TEXT_TOKENS = 32
+PIXELS = 256  # of a stored frame
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+PARTS = ("attention", "block", "runs")
+# Of openai/clip-vit-base-patch16, but for the vocabulary.
+CLIP = {
+    "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+}
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
 
 def main() -> int:
@@ -34,95 +70,278 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=30, help="steps that are counted")
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=16,
-        help="samples of a step; the paper has 16 on each of 16 GPUs",
-    )
+    parser.add_argument("--batch", type=int, default=16, help="samples of a step")
     parser.add_argument("--small", action="store_true", help="small models, for a CPU")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    cuda = torch.cuda.is_available()
-    model = ModelConfig.model_validate(MODEL if options.small else {"init": "scratch"})
-    changes = {
-        "model": model.model_dump(),
-        "batch_size": options.batch,
-        "max_text_tokens": TEXT_TOKENS,
-    }
-    changes |= {"negative_pool_size": 0, "start": "scratch", "mixed_precision": True}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, resources = Path(temporary), Resources(compile=options.compile)
-        inputs = write_inputs(folder)
-        for stage, steps in (("train_prompter", 1), ("pretrain", WARMUP + options.steps)):
-            own = changes if stage == "pretrain" else {"model": changes["model"], "batch_size": 2}
-            config = configuration(stage, steps, own)
-            config["phases"] = [{"corpora": ["clips"], "steps": steps}]
-            run_stage(stage, config, inputs, folder / stage / "out", resources)
-            add_inputs(stage, inputs, folder / stage / "out", resources)
-        lines = [
-            line
-            for line in read_metrics(folder / "pretrain" / "out" / "metrics.jsonl")
-            if "train/loss" in line
-        ]
-    counted = lines[WARMUP:]
-    speed = statistics.median(line["train/samples_per_second"] for line in counted)
-    flops, peak = speed * flops_of_a_sample(model), matmul_flops(cuda, options.small)
-    figures = {
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
+
+    figures: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if CUDA else "CPU",
         "torch": torch.__version__,
-        "batch": options.batch,
-        "samples_per_second": speed,
-        "milliseconds": 1000 * options.batch / speed,
-        "memory_gib": max(line["train/memory_gib"] for line in counted),
-        "data_wait": statistics.median(line["train/data_wait"] for line in counted),
-        "tflops": flops / 1e12,
-        "matmul_tflops": peak / 1e12,
-        "utilization": flops / peak,
-        "loss": counted[-1]["train/loss"],
+        "matmul_tflops": matmul_flops(options.small) / 1e12,
     }
-    for name, value in figures.items():
-        print(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    programs = {"attention": attention_variants, "block": block_variants, "runs": runs}
+    for part in options.parts:
+        # Written after each part: a lent GPU may be taken back.
+        figures[part] = programs[part](options, figures)
+        for row in figures[part]:
+            print(" | ".join(f"{name} {shown(value)}" for name, value in row.items()), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1))
     return 0
 
 
-def flops_of_a_sample(config: ModelConfig) -> float:
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def seconds_of(work: Callable[[], Any], repeats: int = 10) -> float:
+    """The median time of several calls, after three that are not counted."""
+    times = []
+    for number in range(3 + repeats):
+        synchronize()
+        started = time.perf_counter()
+        work()
+        synchronize()
+        if number >= 3:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def synchronize() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def kernels_of(work: Callable[[], Any]) -> Counter[str]:
+    """The number of kernels of a call by name; on a CPU, of operations."""
+    activities = [ProfilerActivity.CUDA] if CUDA else [ProfilerActivity.CPU]
+    with profile(activities=activities) as profiled:
+        work()
+        synchronize()
+    kind = DeviceType.CUDA if CUDA else DeviceType.CPU
+    return Counter(event.name for event in profiled.events() if event.device_type == kind)
+
+
+def backend_of(q: Tensor, mask: Tensor | None = None) -> str:
+    """The kernel that PyTorch's attention chooses."""
+    return SDPBackend(torch._fused_sdp_choice(q, q, q, attn_mask=mask)).name
+
+
+def attention_by_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As F.scaled_dot_product_attention (B, heads, L, D), by element-wise products and sums."""
+    scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+    return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2)
+
+
+def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
+    """Temporal attention: a sequence of four frames for each patch of each clip."""
+    patches = 4 if options.small else 196
+    shape = (options.batch * patches, 2 if options.small else 12, 4, 64)
+    q, k, v = (torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
+    together = sequences_in_a_tile(shape[0], shape[2])
+    variants: dict[str, Callable[..., Tensor]] = {
+        "alone": scaled_dot_product_attention,
+        "products": attention_by_products,
+        "broadcast": attention_by_broadcast,
+        "broadcast, compiled": torch.compile(attention_by_broadcast),
+        "packed": lambda q, k, v: packed_attention(q, k, v, together),
+    }
+    if not CUDA:  # it takes a minute, and a compiler
+        del variants["broadcast, compiled"]
+    expected = scaled_dot_product_attention(q, k, v)
+
+    rows: list[dict] = []
+    for name, attend in variants.items():
+
+        def work(attend: Callable[..., Tensor] = attend) -> None:
+            attend(q, k, v).sum().backward()
+
+        row: dict[str, Any] = {"attention": name, "milliseconds": 1000 * seconds_of(work)}
+        row["to alone"] = row["milliseconds"] / (rows[0] if rows else row)["milliseconds"]
+        row["kernels"] = kernels_of(work).total()
+        row["largest difference"] = (attend(q, k, v) - expected).abs().max().item()
+        rows.append(row)
+    rows[0]["backend"] = backend_of(q)
+    packed = q[: together * (len(q) // together)].reshape(-1, shape[1], together * 4, shape[3])
+    mask = torch.ones(together * 4, together * 4, dtype=torch.bool, device=DEVICE)
+    rows[-1]["backend"] = backend_of(packed, mask)
+    return rows
+
+
+def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
+    """One layer of the video encoder at four frames, forward and backward."""
+    config = VideoConfig(**MODEL["video"]) if options.small else VideoConfig()
+    rows = []
+    for compiled in (False, True) if CUDA else (False,):
+        block = Block(config).to(DEVICE)
+        if compiled:
+            block.compile()
+        tokens = 1 + 4 * config.grid**2
+        x = torch.randn(options.batch, tokens, config.width, device=DEVICE, requires_grad=True)
+
+        def work(block: Block = block, x: Tensor = x) -> None:
+            with torch.autocast(DEVICE.type, DTYPE, enabled=CUDA):
+                y = block(x, 4)
+            y.float().sum().backward()
+
+        row: dict[str, Any] = {"block": "compiled" if compiled else "eager"}
+        row["milliseconds"] = 1000 * seconds_of(work)
+        kernels = kernels_of(work)
+        row["kernels"] = kernels.total()
+        row["most frequent"] = [f"{count} {name:.80}" for name, count in kernels.most_common(8)]
+        rows.append(row)
+    return rows
+
+
+def write_corpus(folder: Path, kind: str, samples: int) -> Path:
+    """Writes drawn clips of 16 frames, or stills, as JPEGs of PIXELS; returns the folder."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder / "all.tar", 90) as writer:
+        for number in range(samples):
+            sky, ground = SCENES[number % len(SCENES)]
+            frames = draw(sky, ground, 16 if kind == "video" else 1, rng)
+            scale = PIXELS // frames.shape[1]
+            frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+            row = {"id": str(number), "path": "none", "kind": kind, "split": "train"}
+            row |= {"group": str(number), "captions": [f"{sky} over {ground}"]}
+            writer.write(Row.model_validate(row), Clip(frames, 1.0, PIXELS, PIXELS))
+    pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
+    return folder
+
+
+def write_clip(folder: Path, small: bool) -> Path:
+    """Writes a CLIP with random weights, whose tokens are letters; returns the folder."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    words = {word: n for n, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    layers = {"num_hidden_layers": 2 if small else 12}
+    text = layers | (SMALL if small else CLIP["text"])
+    text |= {"vocab_size": len(words), "max_position_embeddings": TEXT_TOKENS}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = layers | (SMALL if small else CLIP["vision"])
+    vision |= {"image_size": 32 if small else 224, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    CLIPTokenizer(vocab=words, merges=[]).save_pretrained(folder)
+    constants = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(constants))
+    return folder
+
+
+def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
+    """Stages as a run has them."""
+    model = MODEL if options.small else {"init": "scratch"}
+    frames = ModelConfig.model_validate(model).video.frames
+    shared = {"batch_size": options.batch, "max_text_tokens": TEXT_TOKENS, "log_every": LOG_EVERY}
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        vocabulary = write_vocabulary(folder / "vocabulary")
+        inputs = {"vocabulary": vocabulary, "tokenizer": vocabulary}
+        for name, kind in (("clips", "video"), ("stills", "image")):
+            inputs[name] = write_corpus(folder / name, kind, 32 if options.small else 512)
+
+        # A teacher of one step, whose prompts pre-training reads.
+        config = configured("train_prompter", "clips", 1, {"model": model, "batch_size": 2})
+        run_stage("train_prompter", config, inputs, folder / "teacher" / "out", Resources())
+        add_inputs("train_prompter", inputs, folder / "teacher" / "out", Resources())
+
+        steps = WARMUP + options.steps
+        own = shared | {"model": model, "negative_pool_size": 0, "start": "scratch"}
+        towers = {"clip": str(write_clip(folder / "clip", options.small)), "contrast": "batch"}
+        towers |= {"model": {"video": {"frames": 2 if options.small else 8}}}
+        towers = shared | towers | {"batch_size": 8 * options.batch, "accumulation_steps": 8}
+        cases: list[tuple[str, str, str, int, dict[str, Any]]] = [
+            (f"ALPRO, T={frames}", "pretrain", "clips", frames, own),
+            ("ALPRO, T=1", "pretrain", "stills", 1, own | {"repeat_images": False}),
+            ("CLIP", "train_prompter", "clips", 0, towers),
+        ]
+        for name, stage, corpus, count, changes in cases:
+            for compiled in (False, True) if CUDA else (False,):
+                out = folder / f"{name} {compiled}" / "out"
+                row = {"run": name, "compiled": compiled}
+                config = configured(stage, corpus, steps, changes)
+                row |= timed(stage, config, inputs, out, Resources(compile=compiled))
+                if count:
+                    flops = flops_of_a_sample(ModelConfig.model_validate(model), count)
+                    row["tflops"] = row["samples_per_second"] * flops / 1e12
+                    row["utilization"] = row["tflops"] / figures["matmul_tflops"]
+                rows.append(row)
+    return rows
+
+
+def configured(stage: str, corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a stage on a corpus. Keys of pre-training and of a CLIP replace those of the small world."""
+    config = configuration(stage, steps)
+    if "clip" in changes:
+        config.pop("model")
+    return config | {"phases": [{"corpora": [corpus], "steps": steps}]} | changes
+
+
+def timed(
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    resources: Resources,
+) -> dict[str, Any]:
+    """Speed, memory and waiting of a run's windows after the first, and the kernels of its last step."""
+    update = Run.update
+    kernels = 0
+
+    def counted(run: Run, batch: Any) -> None:
+        nonlocal kernels
+        if run.state.step < len(run.data) - 1:
+            update(run, batch)
+        else:
+            kernels = kernels_of(lambda: update(run, batch)).total()
+
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    with mock.patch.object(Run, "update", counted):
+        run_stage(stage, config, inputs, out, resources)
+    lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
+    windows = lines[1:-1] or lines  # the first has the compilation, the last the profiler
+
+    def median(name: str) -> float:
+        return statistics.median(line[f"train/{name}"] for line in windows)
+
+    speed = median("samples_per_second")
+    return {
+        "batch": config["batch_size"],
+        "samples_per_second": speed,
+        "milliseconds": 1000 * config["batch_size"] / speed,
+        "data_wait": median("data_wait"),
+        "memory_gib": max(line["train/memory_gib"] for line in lines),
+        "kernels": kernels,
+        "loss": lines[-1]["train/loss"],
+    }
+
+
+def flops_of_a_sample(config: ModelConfig, frames: int) -> float:
     """A sample's video (trained and in the prompter), its text twice (clean, masked), and its four pairs."""
     with torch.device("meta"):
         model = Alpro(config, entities=8)
+    parts = (model.video_encoder, model.text_encoder, model.multimodal_encoder)
     video, text, fusion = (
-        sum(parameter.numel() for parameter in part.parameters() if parameter.dim() > 1)
-        for part in (model.video_encoder, model.text_encoder, model.multimodal_encoder)
+        sum(weight.numel() for weight in part.parameters() if weight.dim() > 1) for part in parts
     )
-    patches = (config.video.image_size // config.video.patch_size) ** 2
-    tokens = config.video.frames * patches
-    return float(
-        8 * video * tokens
-        + 6 * text * 2 * TEXT_TOKENS
-        + 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS)
-    )
+    patches = config.video.grid**2
+    of_video = 8 * video * frames * patches
+    of_text = 6 * text * 2 * TEXT_TOKENS
+    of_pairs = 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS)
+    return float(of_video + of_text + of_pairs)
 
 
-def matmul_flops(cuda: bool, small: bool) -> float:
+def matmul_flops(small: bool) -> float:
     """FLOPs per second of the best of several large matrix multiplications."""
-    side, device = 512 if small else 8192 if cuda else 2048, "cuda" if cuda else "cpu"
-    a, b = (
-        torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-        for _ in range(2)
-    )
-    seconds = []
-    for _ in range(6):
-        if cuda:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / min(seconds)
+    side = 512 if small else 8192 if CUDA else 2048
+    a = torch.randn(side, side, device=DEVICE, dtype=DTYPE)
+    b = torch.randn(side, side, device=DEVICE, dtype=DTYPE)
+    return 2 * side**3 / seconds_of(lambda: a @ b)
 
 
 if __name__ == "__main__":
