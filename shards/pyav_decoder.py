@@ -118,6 +118,10 @@ def _timestamps(
     # order of the file.
     if container_format == "mpeg" or (container_format == "avi" and codec.has_b_frames):
         raise DecodeError("unreadable", "no unique timestamps to seek")
+    # MOV and AVI give the palette with the first packet that is read, and not again after a seek:
+    # frames would be black.
+    if codec.pix_fmt == "pal8":
+        raise DecodeError("unreadable", "a palette, which a seek loses")
 
     is_vp8 = codec.name == "vp8"
     second = float(1 / stream.time_base)
