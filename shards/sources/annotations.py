@@ -1,14 +1,19 @@
 """Reads the annotation files of data sets into rows: one row per video and split, with all its
 texts.
 
-    MSR-VTT            videodatainfo.json: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}
-    ActivityNet        {"v_<id>": {"duration", "timestamps", "sentences"}}; the sentences are one paragraph
-    DiDeMo             a list of {"video", "description", "times"}; the descriptions of a video are one paragraph
+    MSR-VTT            videodatainfo.json: {"videos": [{"video_id", "split"}],
+                       "sentences": [{"video_id", "caption"}]}
+    ActivityNet        {"v_<id>": {"duration", "timestamps", "sentences"}}; the sentences are one
+                       paragraph
+    DiDeMo             a list of {"video", "description", "times"}; the descriptions of a video are
+                       one paragraph
     VATEX              a list of {"videoID", "enCap"}
-    WebVid             a table with videoid, name (the caption), and optionally page_dir and contentUrl
+    WebVid             a table with videoid, name (the caption), and optionally page_dir and
+                       contentUrl
     ALPRO's own lists  {"caption", "clip_name"}; a list of captions is one paragraph
     questions          {"question", "answer", "video_id", "answer_type"}
-    a table            a column that names a file, such as video or file_name, and caption, sentence or text
+    a table            a column that names a file, such as video or file_name, and caption, sentence
+                       or text
     a list of videos   such a column alone; the texts come from another file
 
 The columns of a record determine its form. Each name is looked up in the folder of videos, with or
@@ -40,7 +45,7 @@ from alpro.shards.schema import (
 )
 from alpro.shards.sources.answers import first_option, question_of
 from alpro.shards.sources.cells import json_list
-from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, TIMES
+from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, TIMES, Split
 from alpro.shards.sources.folders import list_folder, media_stem, spelled
 from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.storage import Location, resolve
@@ -59,10 +64,11 @@ class Form:
     joined: Literal["", "record", "video"] = ""
 
     def fits(self, record: Record) -> bool:
-        return all(
-            any(name in record for name in ((one,) if isinstance(one, str) else one))
-            for one in self.columns
-        )
+        for column in self.columns:
+            names = (column,) if isinstance(column, str) else column
+            if not any(name in record for name in names):
+                return False
+        return True
 
 
 DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
@@ -108,7 +114,7 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
     """
     form = form_of(record)
     if form is DOWNLOADS:
-        raise InputError(f"{file}: {form.title}; use the folder of its shards, {file.parent}")
+        raise InputError(f"{file}: {DOWNLOADS.title}; use the folder of its shards, {file.parent}")
     if form is None or (form is NAMES and not lists):
         columns = ", ".join(sorted(record)[:20])
         raise InputError(
@@ -116,30 +122,38 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
             "name the column of the files `video`, and that of the texts `caption`, or set "
             "`annotations.texts` to the file that has them"
         )
-    if form is CAPTIONS and (
-        own := [key for key in ("start", "end", "group") if record.get(key) not in (None, "")]
-    ):
-        raise InputError(
-            f"{file}: a table with the column {own[0]} is a manifest: name the column of the files `path`"
-        )
+    if form is CAPTIONS:
+        of_manifests = [k for k in ("start", "end", "group") if record.get(k) not in (None, "")]
+        if of_manifests:
+            raise InputError(
+                f"{file}: a table with the column {of_manifests[0]} is a manifest: name the column "
+                "of the files `path`"
+            )
+
     record = plain(record)
-    value = next(record[key] for key in NAME_COLUMNS if key in record)
-    name = "" if value is None else str(value)
-    texts: list[Any] = texts_of(
-        next((record[column] for column in form.texts if column in record), None)
-    )
-    texts = [" ".join(texts)] if texts and form.joined else texts
+    name_cell = next(record[key] for key in NAME_COLUMNS if key in record)
+    name = "" if name_cell is None else str(name_cell)
+    text_cell = next((record[column] for column in form.texts if column in record), None)
+    texts: list[Any] = texts_of(text_cell)
+    if texts and form.joined:
+        texts = [" ".join(texts)]
     if form is QUESTIONS:
         texts = [question_of(record, "answer_type", first), *texts]
     elif form.texts and not texts:
         raise ValueError("no caption")
-    others = [f"{record['page_dir']}/{name}"] if record.get("page_dir") else []  # of WebVid
-    others += [name[2:]] if name.startswith("v_") else []  # of ActivityNet
-    others += [f"video{name}", f"vid{name}"] if name.isdecimal() else []  # of MSRVTT-QA and MSVD-QA
-    return Entry(form, name, tuple(texts), tuple(others), str(record.get("contentUrl") or ""))
+
+    other_names = []
+    if record.get("page_dir"):  # of WebVid
+        other_names.append(f"{record['page_dir']}/{name}")
+    if name.startswith("v_"):  # of ActivityNet
+        other_names.append(name[2:])
+    if name.isdecimal():  # of MSRVTT-QA and MSVD-QA
+        other_names += [f"video{name}", f"vid{name}"]
+    url = str(record.get("contentUrl") or "")
+    return Entry(form, name, tuple(texts), other_names=tuple(other_names), url=url)
 
 
-def split_name(text: Any) -> str:
+def split_name(text: Any) -> Split:
     """The name of a split, or an empty string. Raises ValueError if it is unknown."""
     split = str(text or "").strip().lower()
     if split not in SPLIT_NAMES:
@@ -154,8 +168,10 @@ def texts_of(value: Any) -> list[str]:
     Raises ValueError for anything else.
     """
     if isinstance(value, str):
-        value = [value] if (found := json_list(value)) is None else found
-    value = [] if value is None else value
+        listed = json_list(value)
+        value = [value] if listed is None else listed
+    if value is None:
+        value = []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("captions are not a list of strings")
     return [" ".join(text.split()) for text in value if text.strip()]
@@ -180,23 +196,24 @@ class Video:
 
     def add(self, entry: Entry) -> None:
         texts = self.sentences if entry.form.joined == "video" else self.captions
+        # Each record of a question has the captions of its video.
+        known = texts if entry.form is QUESTIONS else ()
         self.questions += [text for text in entry.texts if isinstance(text, dict)]
-        again = (
-            texts if entry.form is QUESTIONS else ()
-        )  # each record of a question has the captions of its video
-        texts += [text for text in entry.texts if isinstance(text, str) and text not in again]
+        texts += [text for text in entry.texts if isinstance(text, str) and text not in known]
 
     def row(self, row_id: str, texts: "Video") -> Row | Reject:
         """texts: the video with the texts, itself or that of another file."""
         if self.problem:
             return Reject(id=row_id, path="", reason="bad row", detail=self.problem)
+
+        paragraph = [" ".join(texts.sentences)] if texts.sentences else []
         return Row(
             id=row_id,
             path=self.path,
             kind="image" if extension_of(self.path) in IMAGE_EXTENSIONS else "video",
-            captions=(*texts.captions, *([" ".join(texts.sentences)] if texts.sentences else [])),
+            captions=(*texts.captions, *paragraph),
             questions=tuple(Question(**question) for question in texts.questions),
-            split=self.split,
+            split=split_name(self.split),
             name=self.name,
         )
 
@@ -218,21 +235,29 @@ def scan_annotations(
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
-    media, joined, bad = MediaFiles(videos, root), dict[tuple[str, str], Video](), ""
+    media = MediaFiles(videos, root)
+    joined: dict[tuple[str, str], Video] = {}
+    first_problem = ""
     for key, file in files.items():
-        split, lists = key.partition(".")[0], TEXTS in files and key != TEXTS
+        split = key.partition(".")[0]
+        lists = TEXTS in files and key != TEXTS
         with progress(f"reading {file.name}", None, "records") as advance:
             for reject in read_file(file, split, joined, media, lists, advance):
-                bad = bad or f"; {reject.id}: {reject.detail}"
+                first_problem = first_problem or f"; {reject.id}: {reject.detail}"
                 yield reject
-    splits = Counter(place for split, place in joined if split != TEXTS)
-    if not splits:
-        raise InputError(f"{', '.join(str(f) for f in files.values())}: no annotations{bad}")
-    for (split, place), video in joined.items():
-        if split != TEXTS:
-            has_texts = video.captions or video.sentences or video.questions
-            texts = video if has_texts else joined.get((TEXTS, place), video)
-            yield video.row(video.name if splits[place] == 1 else f"{split}/{video.name}", texts)
+
+    split_count = Counter(path for split, path in joined if split != TEXTS)
+    if not split_count:
+        names = ", ".join(str(file) for file in files.values())
+        raise InputError(f"{names}: no annotations{first_problem}")
+
+    for (split, path), video in joined.items():
+        if split == TEXTS:
+            continue
+        has_texts = video.captions or video.sentences or video.questions
+        texts = video if has_texts else joined.get((TEXTS, path), video)
+        row_id = video.name if split_count[path] == 1 else f"{split}/{video.name}"
+        yield video.row(row_id, texts)
 
 
 def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -241,11 +266,11 @@ def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     >>> list(keyed({"train": ["a.json", "b.json"], "test": ["c.json"]}))
     ['train', 'train.2', 'test']
     """
-    return {
-        split if number == 1 else f"{split}.{number}": Path(file)
-        for split, names in files.items()
-        for number, file in enumerate(names, 1)
-    }
+    keys = {}
+    for split, names in files.items():
+        for number, file in enumerate(names, 1):
+            keys[split if number == 1 else f"{split}.{number}"] = Path(file)
+    return keys
 
 
 def read_file(
@@ -262,38 +287,42 @@ def read_file(
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
     first = first_option(record for _, record in named_records(file))
-    others: set[str] = set()  # splits of an MSR-VTT file that are not read
-    taken = False
+    other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
+    is_used = False
     for where, record in named_records(file):
         advance()
         try:
             if isinstance(record, str):
                 raise ValueError(record)
             entry = read_entry(record, file, lists, first)
-            own = split_name(record.get("split")) if entry.form is MSRVTT or not split else ""
-            if split in SPLITS and own not in ("", split):
-                others.add(own)
+
+            has_split = entry.form is MSRVTT or not split
+            named_split = split_name(record.get("split")) if has_split else ""
+            if split in SPLITS and named_split not in ("", split):
+                other_splits.add(named_split)
                 continue
-            if not taken and not split:
+
+            if not is_used and not split:
                 log_once(
                     f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}"
                 )
-            taken = True
+            is_used = True
             times = [column for column in TIMES if record.get(column) not in (None, "")]
             if times and entry.form is CAPTIONS:
                 log_once(
-                    f"{file}: {', '.join(times)} are not used: each caption is that of its whole file; a manifest "
-                    "(`path`, `start`, `end`) has parts of files"
+                    f"{file}: {', '.join(times)} are not used: each caption is that of its whole "
+                    "file; a manifest (`path`, `start`, `end`) has parts of files"
                 )
+
             name, path, problem = media.locate(entry)
-            key = split or own, str(path) or name
-            joined.setdefault(key, Video(key[0], name, path, problem)).add(entry)
+            video_split = split or named_split
+            video = Video(video_split, name, path, problem)
+            joined.setdefault((video_split, str(path) or name), video).add(entry)
         except ValueError as error:
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
-    if others and not taken:
-        raise InputError(
-            f"{file}: no video of the split {split}; its videos are of {' and '.join(sorted(others))}"
-        )
+    if other_splits and not is_used:
+        others = " and ".join(sorted(other_splits))
+        raise InputError(f"{file}: no video of the split {split}; its videos are of {others}")
 
 
 class MediaFiles:
@@ -325,35 +354,41 @@ class MediaFiles:
         """
         if entry.name not in self.located:
             name = self.relative(entry.name)
+            path: Location = ""
+            problem = ""
             try:
                 path = self._path(name, entry)
                 str(path).encode()  # a folder name may not be valid UTF-8
-                self.located[entry.name] = name, path, ""
             except (ValueError, InputError) as error:
-                self.located[entry.name] = name, "", str(error)
+                path = ""
+                problem = str(error)
+            self.located[entry.name] = (name, path, problem)
         return self.located[entry.name]
 
     def _path(self, name: str, entry: Entry) -> Location:
         if entry.url and not self.by_stem:
             return resolve(self.folder, entry.url)
-        for place, other in enumerate((name, *entry.other_names)):
-            with suppress(ValueError):  # ambiguous: another of its names may not be
-                if is_file(path := self.find(self.relative(other) if place else other)):
+        for index, other in enumerate((name, *entry.other_names)):
+            # A name that is outside or ambiguous: another of its names may not be.
+            with suppress(ValueError):
+                path = self.find(self.relative(other) if index else other)
+                if is_file(path):
                     return path
         return self.find(name)
 
     def relative(self, name: str) -> str:
-        """The path of a name relative to the folder of videos. Raises ValueError if it is outside."""
+        """The path of a name relative to the folder of videos. Raises ValueError outside of it."""
         if "\\" in name and not is_file(self.folder / name):  # as Windows writes it
             name = name.replace("\\", "/")
-        path = os.path.normpath(os.path.join(self.root, name))  # noqa: PTH118 (much faster)
+        path = os.path.normpath(os.path.join(self.root, name))  # noqa: PTH118 - much faster
         for folder in (f"{self.folder}/", f"{self.root}/") if Path(name).name else ():
             if path.startswith(folder):
                 return path.removeprefix(folder)
+
         if name.startswith("/"):
             raise ValueError(
-                f"name {name!r} is an absolute path outside {self.root}; set `root` of the corpus to the folder in it "
-                f"that corresponds to {self.folder}"
+                f"name {name!r} is an absolute path outside {self.root}; set `root` of the corpus "
+                f"to the folder in it that corresponds to {self.folder}"
             )
         raise ValueError(f"name {name!r} names no file in the folder of videos")
 
@@ -370,41 +405,53 @@ class MediaFiles:
         exact = self.folder / name
         if is_file(exact):
             return exact
-        exact = Path(
-            normalize("NFC", str(exact))
-        )  # a disk may spell accents otherwise than a table
-        ending = exact.suffix.lower()
-        other_kind = IMAGE_EXTENSIONS if ending in VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
-        has_extension = ending in MEDIA_EXTENSIONS
-        matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(
-            list
-        )  # by how far they are from the name
-        for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
-            for path in self.by_stem.get(stem.casefold(), []):
-                place = Path(normalize("NFC", path))
-                beside, own = place.parent == exact.parent, place.suffix.lower()
-                if (beside or "/" not in name) and not (has_extension and own in other_kind):
-                    far = (
-                        not beside,
-                        media_stem(place.name) not in (exact.name, exact.stem),
-                        place.name != exact.name,
-                        stem != exact.name,
-                        own in IMAGE_EXTENSIONS,
-                    )
-                    matches[far].append(Path(path))
+        # A disk may spell accents otherwise than a table.
+        exact = Path(normalize("NFC", str(exact)))
+        matches = self._matches(exact, is_anywhere="/" not in name)
         if not matches:
+            has_extension = exact.suffix.lower() in MEDIA_EXTENSIONS
             return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
-        found = sorted(matches[min(matches)])
-        if found[0].parent != found[-1].parent:
-            raise ValueError(
-                f"the name could mean {' or '.join(str(p.relative_to(self.folder)) for p in found[:2])}"
-            )
-        other = self.named.setdefault(found[0], name)
+
+        closest = sorted(matches[min(matches)])
+        file = closest[0]
+        if file.parent != closest[-1].parent:
+            shown = " or ".join(str(path.relative_to(self.folder)) for path in closest[:2])
+            raise ValueError(f"the name could mean {shown}")
+        other = self.named.setdefault(file, name)
         if other != name and other.casefold() == name.casefold():
             raise ValueError(
                 f"the names {other!r} and {name!r} differ only in case, and there is one file"
             )
-        return found[0]
+        return file
+
+    def _matches(self, exact: Path, is_anywhere: bool) -> dict[tuple[bool, ...], list[Path]]:
+        """The files that a path may mean, by how far they are from it: the least is the best.
+
+        is_anywhere: also those in other folders.
+        """
+        extension = exact.suffix.lower()
+        has_extension = extension in MEDIA_EXTENSIONS
+        other_kind = IMAGE_EXTENSIONS if extension in VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
+
+        matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(list)
+        for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
+            for path in self.by_stem.get(stem.casefold(), []):
+                file = Path(normalize("NFC", path))
+                file_extension = file.suffix.lower()
+                is_beside = file.parent == exact.parent
+                if not (is_beside or is_anywhere):
+                    continue
+                if has_extension and file_extension in other_kind:
+                    continue
+                distance = (
+                    not is_beside,
+                    media_stem(file.name) not in (exact.name, exact.stem),
+                    file.name != exact.name,
+                    stem != exact.name,
+                    file_extension in IMAGE_EXTENSIONS,
+                )
+                matches[distance].append(Path(path))
+        return matches
 
 
 def is_file(path: Path) -> bool:

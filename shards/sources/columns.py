@@ -1,6 +1,6 @@
 """The columns that annotation files and manifests have, and other names for them."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alpro.shards.sources.answers import options_of
 
@@ -20,19 +20,18 @@ TEXTS = {"caption", "captions", "questions"}
 COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
 TIMES = ("start_time", "end_time", "start time", "end time", "start_sec", "end_sec")
 
-SPLIT_NAMES = {
+Split = Literal["", "train", "validation", "test"]
+SPLIT_NAMES: dict[str, Split] = {
+    "": "",
     "train": "train",
     "training": "train",
     "val": "validation",
     "valid": "validation",
     "dev": "validation",
-}
-SPLIT_NAMES |= {
     "validate": "validation",
     "validation": "validation",
     "test": "test",
     "testing": "test",
-    "": "",
 }
 
 KNOWN = {
@@ -70,11 +69,13 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
         renamed["question"] = renamed.pop("q")
         if "a" in renamed and "answer" not in renamed:
             renamed["answer"] = renamed.pop("a")
+
     if "split" not in renamed:
         for name in SPLIT_ALIASES:
             if str(renamed.get(name) or "-").strip().lower() in SPLIT_NAMES:
                 renamed["split"] = renamed.pop(name)
                 break
+
     if "path" in renamed and not renamed.keys() & TEXTS:
         _rename_first(renamed, CAPTION_ALIASES, "caption")
     if "question" in renamed and "answer" not in renamed and options_of(renamed)[0]:
