@@ -66,7 +66,7 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
 
 
 def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
-    """The options of a record, in order, and the number in the name of the first; None for a list."""
+    """The options of a record, in order, and the number in the name of the first (a list: None)."""
     for name in OPTION_LISTS:
         value = record.get(name)
         value = json_list(value) if isinstance(value, str) else value
@@ -101,32 +101,35 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
     if NUMBER.fullmatch(answer):
         if first is None:
             raise ValueError(
-                f"the answer {answer} is the number of an option, and whether they count from 0 or 1 is not clear; "
-                "write the option's text"
+                f"the answer {answer} is the number of an option, and whether they count from 0 "
+                "or 1 is not clear; write the option's text"
             )
-        place = int(float(answer)) - first
+        index = int(float(answer)) - first
     elif option_text(answer).casefold() in folded:
-        place = folded.index(option_text(answer).casefold())
+        index = folded.index(option_text(answer).casefold())
     elif letter:
-        place = LETTERS.index(letter[1].upper())
+        index = LETTERS.index(letter[1].upper())
     else:
         return answer
-    if not 0 <= place < len(options):
+
+    if not 0 <= index < len(options):
         raise ValueError(f"the answer {answer} is none of the {len(options)} options")
-    return options[place]
+    return options[index]
 
 
 def first_option(records: Iterable[Any]) -> int | None:
     """The number of the first option in the records of a file: 0 if an answer is 0, 1 if one is the
     number of options; None if the answers do not tell, or if the first records have no options."""
     has_options = False
-    for number_of_record, record in enumerate(records):
+    for record_index, record in enumerate(records):
         if not isinstance(record, dict):
             continue
+
         options, _ = options_of(record)
         has_options = has_options or bool(options)
-        if number_of_record > MAX_LOOKED_AT and not has_options:
+        if record_index > MAX_LOOKED_AT and not has_options:
             return None
+
         answer = text_of(record.get("answer")).strip()
         if options and NUMBER.fullmatch(answer):
             number = int(float(answer))

@@ -1,7 +1,8 @@
 """Finds the captions of the videos of a folder: in a text beside each of them, or in the tables of
 the folder.
 
-    a.mp4, a.txt                      also .caption, .captions, .cap and a.mp4.txt, in any case; one caption a line
+    a.mp4, a.txt                      also .caption, .captions, .cap and a.mp4.txt, in any case; one
+                                      caption a line
     a.mp4, a.json                     an object with `caption`, `captions`, `text` or `prompt`
     videos/a.mp4, labels/a.txt        a folder of texts (TEXT_FOLDERS) with the names of the videos
     videos.txt, prompts.txt           the names and the captions, line by line
@@ -17,6 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from alpro.errors import InputError
@@ -40,12 +42,7 @@ TEXT_FOLDERS = {
     *("annotations", "descriptions", "metas"),
 }
 NAME_LISTS = {
-    "videos.txt",
-    "video.txt",
-    "images.txt",
-    "files.txt",
-    "filenames.txt",
-    "file_names.txt",
+    *("videos.txt", "video.txt", "images.txt", "files.txt", "filenames.txt", "file_names.txt"),
 }
 TEXT_LISTS = {"prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "texts.txt", "labels.txt"}
 # Files that may have captions, and are not read as they are.
@@ -58,7 +55,10 @@ LOOKS_LIKE_TEXT = {
 NOT_CAPTIONS = re.compile(
     r"(?i)(readme|licen[cs]e|requirements|changelog|notice|classes|\.?_?stats)\b.*"
 )
-HOW = "name each text like its video (a.mp4, a.txt), or pass a table with the columns `video` and `caption`"
+HOW = (
+    "name each text like its video (a.mp4, a.txt), or pass a table with the columns `video` and "
+    "`caption`"
+)
 
 
 def without_suffix(path: str) -> str:
@@ -73,25 +73,27 @@ class Sidecars:
         self.folder = listing.folder
         self.exact: dict[str, str] = {}  # paths by their names, whose extension is in lower case
         self.folded: defaultdict[str, list[str]] = defaultdict(list)  # the same in any case
-        folders = set()
+        text_folders: set[str] = set()
         for path in listing.others:
             suffix = media_suffix(path.rpartition("/")[2])
-            if suffix in (*SIDECARS, ".json"):
-                key = spelled(without_suffix(path)) + suffix
-                self.exact.setdefault(key, path)
-                self.folded[key.casefold()].append(path)
-                folders |= {part for part in path.split("/")[:-1] if part.lower() in TEXT_FOLDERS}
-        self.text_folders = sorted(folders)
+            if suffix not in (*SIDECARS, ".json"):
+                continue
+            key = spelled(without_suffix(path)) + suffix
+            self.exact.setdefault(key, path)
+            self.folded[key.casefold()].append(path)
+            folders = path.split("/")[:-1]
+            text_folders.update(name for name in folders if name.lower() in TEXT_FOLDERS)
+        self.text_folders = sorted(text_folders)
 
     def of(self, media: str) -> str | None:
         """The path of the text of a video, or None."""
         media = spelled(media)
-        for path in (media, *self._in_text_folders(media)):
-            for suffix in (*SIDECARS, ".json"):
-                for name in (f"{path}{suffix}", f"{without_suffix(path)}{suffix}"):
-                    found = self._find(name)
-                    if found and (suffix != ".json" or self._has_captions(found)):
-                        return found
+        paths = (media, *self._in_text_folders(media))
+        for path, suffix in product(paths, (*SIDECARS, ".json")):
+            for name in (f"{path}{suffix}", f"{without_suffix(path)}{suffix}"):
+                text = self._find(name)
+                if text and (suffix != ".json" or self._has_captions(text)):
+                    return text
         return None
 
     def _find(self, name: str) -> str | None:
@@ -103,11 +105,11 @@ class Sidecars:
     def _in_text_folders(self, media: str) -> Iterator[str]:
         """The path of a video with a folder of texts in place of one of its folders, or below the
         last one."""
-        parts = media.split("/")
-        for folder in self.text_folders:
-            for place in range(len(parts) - 1):
-                yield "/".join([*parts[:place], folder, *parts[place + 1 :]])
-            yield "/".join([*parts[:-1], folder, parts[-1]])
+        *folders, name = media.split("/")
+        for text_folder in self.text_folders:
+            for i in range(len(folders)):
+                yield "/".join([*folders[:i], text_folder, *folders[i + 1 :], name])
+            yield "/".join([*folders, text_folder, name])
 
     def _has_captions(self, path: str) -> bool:
         try:
@@ -218,8 +220,8 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
         return False, folders_like_splits(folders)
     if "train" not in named or len(named) == 1:
         return False, (
-            f"the folders named as the split {' and '.join(named)} are not taken for it, because there are none "
-            "of train and of another split; a column `split` names them"
+            f"the folders named as the split {' and '.join(named)} are not taken for it, because "
+            "there are none of train and of another split; a column `split` names them"
         )
     shown = ", ".join(f"{split} ({counts[split]})" for split in named)
     outside = f"; {counts['']} files in no such folder are for training" if counts[""] else ""
@@ -263,8 +265,8 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
     first, second = both
     if len(first) != len(second):
         raise InputError(
-            f"{listing.folder}: {names[0]} has {len(first)} lines, and {texts[0]} {len(second)}: line by line, they "
-            "are the videos and their captions"
+            f"{listing.folder}: {names[0]} has {len(first)} lines, and {texts[0]} {len(second)}: "
+            "line by line, they are the videos and their captions"
         )
     pairs = [(name.strip(), text) for name, text in zip(first, second, strict=True) if name.strip()]
     return f"{names[0]} and {texts[0]}", pairs
@@ -283,11 +285,9 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
         for path in listing.others
         if media_suffix(path) in SIDECARS and path not in used
     }
-    unknown, unreadable, candidates = (
-        Counter[str](),
-        Counter[str](),
-        defaultdict[str, list[str]](list),
-    )
+    unknown: Counter[str] = Counter()  # by their extensions
+    unreadable: Counter[str] = Counter()
+    candidates: defaultdict[str, list[str]] = defaultdict(list)
     for path in listing.others:
         name = path.rpartition("/")[2]
         suffix = media_suffix(name)
@@ -304,8 +304,8 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
     if archives or compressed:
         shown = ", ".join([*archives, *compressed][:MAX_NAMED])
         yield (
-            f"{len(archives) + len(compressed)} archives ({shown}) are not read: unpack them; shards are .tar "
-            "files without compression (gunzip)"
+            f"{len(archives) + len(compressed)} archives ({shown}) are not read: unpack them; "
+            "shards are .tar files without compression (gunzip)"
         )
     if unreadable:
         yield f"{kinds_of(unreadable)} cannot be decoded; convert them to MP4 or JPEG"

@@ -9,6 +9,7 @@
 {"images": [...], "annotations": [...]}           COCO, with `videos` or `images`
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -129,19 +130,18 @@ def _coco(media: list[Record], annotations: list[Record], kind: str) -> Entries:
 
 def _videos_with_sentences(value: Record) -> Entries:
     """The videos of MSR-VTT, each with its captions as `sen_ids`."""
-    captions: dict[str, list[Any]] = {}
+    captions: defaultdict[str, list[Any]] = defaultdict(list)
     for sentence in value["sentences"]:
         if isinstance(sentence, dict):
-            captions.setdefault(str(sentence.get("video_id")), []).append(
-                sentence.get("caption") or ""
-            )
-    about = {
-        str(video.get("video_id")): video
-        for video in value.get("videos") or []
-        if isinstance(video, dict)
-    }
-    for name in {**about, **captions}:
-        yield (
-            f"video {name!r}",
-            {**about.get(name, {}), "video_id": name, "sen_ids": captions.get(name, [])},
-        )
+            name = str(sentence.get("video_id"))
+            captions[name].append(sentence.get("caption") or "")
+
+    videos: dict[str, Record] = {}
+    for video in value.get("videos") or []:
+        if isinstance(video, dict):
+            videos[str(video.get("video_id"))] = video
+
+    for name in {**videos, **captions}:
+        video = videos.get(name, {})
+        record = {**video, "video_id": name, "sen_ids": captions.get(name, [])}
+        yield f"video {name!r}", record

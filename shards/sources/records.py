@@ -36,11 +36,7 @@ from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
-NOT_UTF8 = re.compile(
-    "[\udc80-\udcff]"
-)  # a byte that is not UTF-8, as `surrogateescape` decodes it
-
-
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
@@ -61,17 +57,18 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
             with gzip.open(local) if is_compressed else open(local, "rb") as file:
                 if b"\0" in file.peek(1024)[:1024]:
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-                if not (read := READERS.get(ending)):
+                read = READERS.get(ending)
+                if not read:
                     raise InputError(
-                        f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or .parquet file (also .gz), "
-                        "or a folder of videos"
+                        f"{path}: unsupported format; a manifest is a .jsonl, .csv, .tsv or "
+                        ".parquet file (also .gz), or a folder of videos"
                     )
+
                 # Lines end with \r in files of old programs only; otherwise it is a part of a text.
                 start = file.peek(1 << 16)
                 newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
-                yield from read(
-                    io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
-                )
+                text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
+                yield from read(text)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
@@ -89,12 +86,11 @@ def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     if not columns.isdisjoint(NAME_COLUMNS) and not columns.isdisjoint({*TEXT_COLUMNS, "question"}):
         yield from _table(chain([first], text), strict=True)
         return
+
     for number, line in enumerate(chain([first], text), 1):
         if line.strip():
-            yield (
-                f"line {number}",
-                "not UTF-8" if NOT_UTF8.search(line) else {"video_id": line.strip()},
-            )
+            is_utf8 = not NOT_UTF8.search(line)
+            yield f"line {number}", {"video_id": line.strip()} if is_utf8 else "not UTF-8"
 
 
 def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
@@ -108,6 +104,7 @@ def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
                 return
         text = io.StringIO(content)
         first = text.readline()
+
     for number, line in enumerate(chain([first], text), 1):
         if line.strip():
             yield f"line {number}", _object(line)
@@ -179,9 +176,8 @@ def _table(lines: Iterable[str], **dialect: Any) -> Iterator[tuple[str, Record |
         except StopIteration:
             return
         except csv.Error as error:
-            if (
-                skipped + reader.line_num > first
-            ):  # the end of this text is unknown: continuing could lose rows
+            # The end of this text is unknown: continuing could lose rows.
+            if skipped + reader.line_num > first:
                 raise ValueError(
                     f"line {first}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
@@ -190,6 +186,7 @@ def _table(lines: Iterable[str], **dialect: Any) -> Iterator[tuple[str, Record |
                 raise ValueError(f"line {first}: {error}") from None
             yield f"line {first}", str(error)
             continue
+
         if not columns:
             columns = _checked(cells)
         elif cells:
@@ -201,11 +198,8 @@ def _header(text: Iterator[str]) -> tuple[int, str]:
     comment, or Excel's `sep=;`."""
     for skipped, line in enumerate(text):
         is_comment = line.startswith("#") and not re.search(r"[,;|\t]", line)
-        if (
-            line.strip()
-            and not is_comment
-            and not re.fullmatch(r"(?i)\"?sep=.\"?", line.rstrip("\r\n"))
-        ):
+        is_separator = re.fullmatch(r"(?i)\"?sep=.\"?", line.rstrip("\r\n"))
+        if line.strip() and not is_comment and not is_separator:
             return skipped, line
     return 0, ""
 
@@ -222,7 +216,8 @@ def _checked(columns: list[str]) -> list[str]:
     data = [name for name in columns if PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS]
     if data:
         raise ValueError(
-            f"line 1 is a row ({data[0]!r}), not the names of the columns; add a first line such as path,caption"
+            f"line 1 is a row ({data[0]!r}), not the names of the columns; add a first line such "
+            "as path,caption"
         )
     repeated = [name for name in columns if name and columns.count(name) > 1]
     if repeated:
@@ -244,7 +239,11 @@ def _in_columns(columns: list[str], cells: list[str], quoted: bool) -> Record | 
     if any(map(NOT_UTF8.search, cells)):
         return "not UTF-8"
     if not quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
-        return "an unclosed quotation mark at the start of a text; save a table with quoted texts as CSV"
+        return (
+            "an unclosed quotation mark at the start of a text; save a table with quoted texts "
+            "as CSV"
+        )
+
     record = dict(zip(columns, cells, strict=False))
     record.pop("", None)
     return record
@@ -255,7 +254,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record | str]]:
         _checked(table.schema_arrow.names)
         numbers = count(1)
         for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-            yield from ((f"row {next(numbers)}", record) for record in batch.to_pylist())
+            for record in batch.to_pylist():
+                yield f"row {next(numbers)}", record
 
 
 READERS: dict[str, Callable[[IO[str]], Iterator[tuple[str, Record | str]]]] = {

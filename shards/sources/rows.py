@@ -41,7 +41,8 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
         raise InputError(f"{source}: cannot be read: {error}") from error
     if is_missing:
         raise InputError(
-            f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a folder of videos"
+            f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a "
+            "folder of videos"
         )
     if suffix(source) in MEDIA_EXTENSIONS:
         raise InputError(f"{source}: a single file; name its folder")
@@ -62,8 +63,8 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             other = ids.setdefault(row.id, where)
             if other is not where:
                 raise InputError(
-                    f"{source}: {where}: id {row.id!r} is also used in {other}; ids must be unique (put the captions "
-                    "of one file into one row, or name it in a column `video`)"
+                    f"{source}: {where}: id {row.id!r} is also used in {other}; ids must be unique "
+                    "(put the captions of one file into one row, or name it in a column `video`)"
                 )
         yield row
 
@@ -71,14 +72,16 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
         raise InputError(f"{source}: no rows")
     if columns == {"video_id"} and suffix(source) == ".txt":
         raise InputError(
-            f"{source}: read as a list of names, which has no texts; a table with the columns `video` and `caption` "
-            "(.csv, .tsv) has both"
+            f"{source}: read as a list of names, which has no texts; a table with the columns "
+            "`video` and `caption` (.csv, .tsv) has both"
         )
     for names in ({"path"}, TEXTS) if require_texts else ({"path"},):
         if columns and not names & columns:
+            missing = " or ".join(sorted(names))
+            present = ", ".join(sorted(columns)[:20])
             raise InputError(
-                f"{source}: no column {' or '.join(sorted(names))} (it has {', '.join(sorted(columns)[:20])}); name "
-                "the column of the files path, or video, and that of the texts caption"
+                f"{source}: no column {missing} (it has {present}); name the column of the files "
+                "path, or video, and that of the texts caption"
             )
 
 
@@ -99,10 +102,12 @@ class FileNames:
         """
         if not isinstance(path, Path):
             return path
+
         names = self.names(path.parent)
         same = names.get(spelled(path.name).casefold(), ())
         if path.name in same or len(same) != 1:
             return path
+
         file = path.with_name(same[0])
         other = self.found.setdefault(file, text)
         if other != text:
@@ -129,7 +134,8 @@ def row_of(
 
     files: the names in the folders, if the case of a path does not count.
     """
-    name, file = where, ""
+    name = where
+    file = ""
     try:
         record = {
             key: value
@@ -142,12 +148,8 @@ def row_of(
         if not isinstance(record.get("path"), str):
             raise ValueError("no path")
         file = record["path"].strip()
-        if (
-            "\\" in file
-            and isinstance(root, Path)
-            and not is_url(file)
-            and not (root / file).exists()
-        ):
+        is_local = isinstance(root, Path) and not is_url(file)
+        if "\\" in file and is_local and not Path(root, file).exists():
             file = file.replace("\\", "/")  # as Windows writes it
         path = resolve(root, file)
         path = files.actual(path, file) if files else path
@@ -155,31 +157,32 @@ def row_of(
         end = seconds_of(record.get("end"))
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
-        window = (
-            ""
-            if start is None and end is None
-            else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
-        )
+        window = ""
+        if start is not None or end is not None:
+            window = f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
+
         kind = record.get("kind", "image" if suffix(path) in IMAGE_EXTENSIONS else "video")
         texts = [*texts_of(record.get("captions")), *texts_of(record.get("caption"))]
-        return Row(
-            id=name if "id" in record else _without_suffix(file) + window,
-            path=path,
-            kind=str(kind).strip().lower(),
-            captions=tuple(dict.fromkeys(texts)),
-            questions=tuple(_questions(record.get("questions", []))),
-            start=start,
-            end=end,
-            split=split_name(record.get("split", "")),
-            group=str(record.get("group", "")),
-            name=_file_key(path, root),
-            meta={key: value for key, value in record.items() if key not in COLUMNS},
-        )
+        values = {
+            "id": name if "id" in record else _without_suffix(file) + window,
+            "path": path,
+            "kind": str(kind).strip().lower(),
+            "captions": tuple(dict.fromkeys(texts)),
+            "questions": tuple(_questions(record.get("questions", []))),
+            "start": start,
+            "end": end,
+            "split": split_name(record.get("split", "")),
+            "group": str(record.get("group", "")),
+            "name": _file_key(path, root),
+            "meta": {key: value for key, value in record.items() if key not in COLUMNS},
+        }
+        return Row.model_validate(values)
     except InputError as error:
         raise InputError(f"{where} of the manifest: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        column = ".".join(map(str, first["loc"]))
+        detail = f"{column}: {first['msg']}"
         return Reject(id=name, path=file, reason="bad row", detail=detail)
     except (ValueError, TypeError, OverflowError) as error:
         return Reject(id=name, path=file, reason="bad row", detail=str(error))
@@ -212,7 +215,8 @@ def _without_suffix(path: str) -> str:
 
 def _file_key(path: Location, root: Location) -> str:
     """A key that is equal for all rows of a file, however they spell its path."""
-    text, folder = str(path), f"{root}/"
+    text = str(path)
+    folder = f"{root}/"
     if not isinstance(path, Path) or not isinstance(root, Path):
         return text
     return text.removeprefix(folder) if text.startswith(folder) else os.path.relpath(path, root)
@@ -222,5 +226,6 @@ def _questions(value: Any) -> Iterator[dict[str, str]]:
     value = json_list(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(q, dict) for q in value):
         raise ValueError("questions are not a list of {question, answer}")
+
     first = first_option(value)
     return (question_of(item, "type", first) for item in value)

@@ -135,6 +135,9 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
         nonlocal without_text
         for path in listing.media:
             text = sidecars.of(path)
+            record_id = without_suffix(path)
+            if counts[record_id] > 1:  # a video and an image of one name
+                record_id = path
             try:
                 captions = sidecars.read(text) if text else []
             except (ValueError, OSError) as error:
@@ -144,23 +147,17 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
                 if text:
                     used[text] = path
             without_text += not any(caption.strip() for caption in captions)
-            is_unique = counts[without_suffix(path)] == 1  # not a video and an image of one name
-            record = {
-                "id": without_suffix(path) if is_unique else path,
-                "path": path,
-                "captions": captions,
-            }
+            record = {"id": record_id, "path": path, "captions": captions}
             yield row_of(str(listing.folder / path), record, listing.folder)
+
         for path in without_decoder(listing, sidecars, used):
             detail = f"no decoder reads {media_suffix(path)} files; convert it to MP4 or JPEG"
             yield Reject(id=path, path=path, reason="unreadable", detail=detail)
 
     if not listing.media:
-        left_out = "; ".join(notes_on_files(listing, {}, 0))
-        raise InputError(
-            f"{listing.folder}: no video or image in this folder"
-            + (f"; {left_out}" if left_out else "")
-        )
+        lines = [f"{listing.folder}: no video or image in this folder"]
+        raise InputError("; ".join([*lines, *notes_on_files(listing, {}, 0)]))
+
     yield from in_folder_splits(rows(), listing.folder, notes, listing)
     notes += notes_on_files(listing, used, without_text)
 
@@ -210,14 +207,13 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
         else:
             of_all.setdefault(table.split, []).append(str(table.file))
 
-    parts: list[Rows] = [of_table(listing.folder, table) for table in [*manifests, *of_folders]]
+    sources: list[Rows] = [of_table(listing.folder, table) for table in [*manifests, *of_folders]]
     if of_all:
-        parts.append(scan_annotations(listing.folder, keyed(of_all), root))
+        sources.append(scan_annotations(listing.folder, keyed(of_all), root))
 
-    others = [
-        path for path in tables_in(listing) if listing.folder / path not in {t.file for t in tables}
-    ]
-    yield from unique(chain.from_iterable(parts), listing.folder)
+    files = {table.file for table in tables}
+    others = [path for path in tables_in(listing) if listing.folder / path not in files]
+    yield from unique(chain.from_iterable(sources), listing.folder)
     notes += listing.notes()
     if others:
         notes.append(f"not read: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}")
@@ -238,6 +234,7 @@ def of_table(folder: Path, table: Table) -> Rows:
         rows = scan_annotations(table.folder, {table.split: table.file})
     else:
         rows = scan_manifest(table.file)
+
     inside = table.folder.relative_to(folder).as_posix()
     prefix = "" if inside == "." else f"{inside}/"
     for row in rows:
@@ -281,7 +278,7 @@ def in_folder_splits(
 
 def split_hint(rows: Rows, notes: list[str]) -> Rows:
     """The rows of a manifest; a note if its folders are named as splits, and no row names one."""
-    folders = set()
+    folders: set[str] = set()
     is_named = False
     for row in rows:
         if isinstance(row, Row):
@@ -289,11 +286,12 @@ def split_hint(rows: Rows, notes: list[str]) -> Rows:
             if not is_named:
                 folders.add(split_of_path(row.name))
         yield row
+
     named = sorted(folders - {""})
     if len(named) > 1 and not is_named:
         notes.append(
-            f"the files are in folders named as splits ({', '.join(named)}), and no row names a split: a column "
-            "`split` does"
+            f"the files are in folders named as splits ({', '.join(named)}), and no row names a "
+            "split: a column `split` does"
         )
 
 
