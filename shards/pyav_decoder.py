@@ -290,7 +290,7 @@ class _Canvas:
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...]:
-    """The display matrix (a, b, c, d) of a frame: it shows the point (x, y) at (ax + cy, bx + dy)."""
+    """The display matrix (a, b, c, d) of a frame, which shows (x, y) at (ax + cy, bx + dy)."""
     from av.sidedata.sidedata import Type
 
     # Read from a small copy: a frame and its side data form a reference cycle until the next

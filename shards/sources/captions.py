@@ -234,8 +234,8 @@ def folders_like_splits(folders: Iterable[str]) -> str:
     if not named:
         return ""
     return (
-        f"the folders named as a split ({', '.join(named.values())}) are not taken for one; name them "
-        "train, validation and test, or name the splits in a column `split`"
+        f"the folders named as a split ({', '.join(named.values())}) are not taken for one; "
+        "name them train, validation and test, or name the splits in a column `split`"
     )
 
 

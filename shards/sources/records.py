@@ -80,7 +80,7 @@ def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 
 
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
-    """The names of a list; the rows of a table if the first line names columns of files and texts."""
+    """The names of a list; the rows of a table if the first line names the columns of one."""
     first = text.readline()
     columns = {FOLDED.get(cell.strip(' "\r\n').casefold()) for cell in re.split(r"[,;|\t]", first)}
     if not columns.isdisjoint(NAME_COLUMNS) and not columns.isdisjoint({*TEXT_COLUMNS, "question"}):

@@ -86,8 +86,8 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
 
 
 class FileNames:
-    """The names of the files in folders, each listed once, to find a file whose name differs in case
-    from a path."""
+    """The names of the files in folders, to find a file whose name differs in case from a path.
+    A folder is listed once."""
 
     def __init__(self) -> None:
         self.names = lru_cache(maxsize=MAX_FOLDERS)(names_in)
@@ -95,8 +95,9 @@ class FileNames:
         self.found: dict[Path, str] = {}
 
     def actual(self, path: Location, text: str) -> Location:
-        """The file of a path, which is `text` in the manifest: one in another case if it is the only
-        one.
+        """The file of a path: one whose name differs in case, if it is the only one.
+
+        text: the path as the manifest has it.
 
         Raises ValueError if another path has found it.
         """
