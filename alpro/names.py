@@ -145,6 +145,7 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
     uses = uses_of(present, workspace)
     if match["config"]:
         uses = [use for use in uses if use.config == match["config"]]
+        # CONFIG/STAGE is the configuration itself, rather than a variant of it.
         fewest = min((use.changes for use in uses), default=0)
         uses = [use for use in uses if use.changes == fewest]
     return list(uses[-1].artifacts) if uses else []

@@ -101,6 +101,7 @@ class ClipRequest:
             detail = f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
             raise DecodeError("no frames", detail)
 
+        # The window may be longer than the video, whose length then counts.
         end = total if self.end is None else min(total, self.end)
         indices = first + np.array(segment_starts(last - first, self.count))
         return indices, max(0.0, end - start)

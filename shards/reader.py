@@ -97,10 +97,12 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     except for CMYK, and refuses a few files that Pillow reads. Raises many types for a corrupt
     file."""
     try:
-        if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
+        colorspace = simplejpeg.decode_jpeg_header(data)[2]
+        if colorspace in ("YCbCr", "Gray"):
             return simplejpeg.decode_jpeg(data)
-    except ValueError:
+    except ValueError:  # Pillow may read it
         pass
+
     return np.asarray(Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB"))
 
 
@@ -196,6 +198,7 @@ class ShardReader:
             fetched,
             max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frame_spans)),
         )
+        # With fetched bytes, a sample would keep all of its frames in memory.
         if not fetched and len(self) <= MAX_KEPT_SAMPLES:
             self._kept[sample_index] = sample
         return sample

@@ -232,6 +232,7 @@ def call_store(
         except (InputError, TooLarge):
             raise
         except Exception as error:
+            # Nothing is gained by another request: the fault is on this machine.
             if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
                 raise
 
