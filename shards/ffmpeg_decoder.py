@@ -98,7 +98,8 @@ def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
     # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock
     # error.
     options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-loglevel", "error", "-xerror")
-    command: list[str] = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
+    compiled = ffmpeg.compile(output.global_args(*options), cmd=ffmpeg_binary())
+    command = [str(argument) for argument in compiled]
     command[command.index("-i") + 1] = str(request.path)  # ffmpeg-python only accepts UTF-8 names
 
     left = request.seconds_left()
