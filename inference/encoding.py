@@ -1,13 +1,13 @@
 """Encoding of texts and videos, each once, and scores of many pairs: what a head makes of their fused [CLS].
 
-Of pairs, what two have in common is computed once: the encoders before, and here the queries, keys and values of the
+Work that pairs share is done once: the encoders before, and here the queries, keys and values of the
 first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,9 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
     """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts, or by its name
     on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
-    clip = is_clip(inside) or is_hub_name(str(folder))
-    return load_clip(str(inside), device, "model") if clip else load_model(inside, device)
+    if is_clip(inside) or is_hub_name(str(folder)):
+        return load_clip(str(inside), device, "model")
+    return load_model(inside, device)
 
 
 def model_folder(folder: Path) -> Path:
@@ -75,11 +76,10 @@ def model_folder(folder: Path) -> Path:
 def width_of(folder: Path) -> int:
     """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts as wide."""
     file = model_folder(folder) / "config.json"
-    return (
-        read_json(file).get("model", {}).get("video", {}).get("width", WIDE)
-        if file.is_file()
-        else 0
-    )
+    if not file.is_file():
+        return 0
+    sizes = read_json(file).get("model", {})
+    return sizes.get("video", {}).get("width", WIDE)
 
 
 def float32(device: torch.device) -> AbstractContextManager:
@@ -101,15 +101,19 @@ def encode_texts(
     `embed_texts`."""
     device = next(model.parameters()).device
     ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
-    mask, tokens = mask.to(device), torch.empty(0)
+    mask = mask.to(device)
+
+    tokens = torch.empty(0)
     for start in range(0, len(ids), batch):
-        part = slice(start, start + batch)
-        encoded = model.encode_text(ids[part].to(device), mask[part])
-        if not start:  # filled in place to avoid a second copy
+        rows = slice(start, start + batch)
+        encoded = model.encode_text(ids[rows].to(device), mask[rows])
+        if start == 0:  # filled in place to avoid a second copy
             tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
-        tokens[part] = encoded
+        tokens[rows] = encoded
+
     with float32(device):
-        return Texts(tokens, mask, model.project_text(tokens).float())
+        features = model.project_text(tokens).float()
+    return Texts(tokens, mask, features)
 
 
 @torch.no_grad()
@@ -117,61 +121,72 @@ def embed_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
 ) -> Tensor:
     """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
-    parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
-    return torch.cat(
-        [encode_texts(model, tokenizer, part, length, batch).features for part in parts]
-    )
+    features = []
+    for start in range(0, len(texts), batch):
+        encoded = encode_texts(model, tokenizer, texts[start : start + batch], length, batch)
+        features.append(encoded.features)
+    return torch.cat(features)
 
 
 @torch.no_grad()
 def encode_videos(
     encoder: NormalizedModel,
     reader: ShardReader,
-    numbers: list[int],
+    sample_indices: list[int],
     batch: int = 32,
     reorder: Reorder | None = None,
 ) -> Videos:
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
-    reorder: permutation of the frames of a clip, for the controls. In several processes, each encodes a part, and all
-    have the result. Each calls `reorder` for every clip in order, so that a random permutation does not depend on the
-    number of processes.
+    reorder: permutation of the frames of a clip, for the controls. Several processes share the batches, and all have
+    the result. Each calls `reorder` for every clip in order, so that a random permutation does not depend on the number
+    of processes.
     """
-    config, device = encoder.model.config.video, encoder.mean.device
-    chosen = [segment_starts(reader.frame_count(n), config.frames) for n in numbers]
+    config = encoder.model.config.video
+    device = encoder.mean.device
+    count = len(sample_indices)
+    frames = [segment_starts(reader.frame_count(i), config.frames) for i in sample_indices]
     if reorder:
-        chosen = [reorder(frames) for frames in chosen]
-    tokens = torch.zeros(len(numbers), 1, config.width, device=device)
-    own = [
-        slice(start, start + batch)
-        for i, start in enumerate(range(0, len(numbers), batch))
-        if belongs_to_this_rank(i)
-    ]
-    parts = own or [slice(1)] * bool(numbers)  # without a part of its own: for the shape
-    samples = (
-        (n, some) for part in parts for n, some in zip(numbers[part], chosen[part], strict=True)
-    )
-    decoded = map_ahead(lambda sample: sample_frames(reader[sample[0]], config, sample[1]), samples)
-    for part in parts:
-        encoded = encoder.model.encode_video(encoder.pixels_of(islice(decoded, len(numbers[part]))))
+        frames = [reorder(indices) for indices in frames]
+
+    starts = range(0, count, batch)
+    starts_of_rank = [start for i, start in enumerate(starts) if belongs_to_this_rank(i)]
+    batches = [range(start, min(start + batch, count)) for start in starts_of_rank]
+    # A rank without a batch encodes a video all the same: it needs the shape of the tokens.
+    is_idle = count > 0 and not batches
+    if is_idle:
+        batches = [range(1)]
+
+    def decode(row: int) -> np.ndarray:
+        return sample_frames(reader[sample_indices[row]], config, frames[row])
+
+    tokens = torch.zeros(count, 1, config.width, device=device)
+    decoded = map_ahead(decode, chain.from_iterable(batches))
+    for rows in batches:
+        pixels = encoder.pixels_of(islice(decoded, len(rows)))
+        encoded = encoder.model.encode_video(pixels)
         if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
-            tokens = torch.zeros(len(numbers), *encoded.shape[1:], device=device)
-        if own:
-            tokens[part] = encoded
+            tokens = torch.zeros(count, *encoded.shape[1:], device=device)
+        if not is_idle:
+            tokens[rows.start : rows.stop] = encoded
+
     all_reduce_(tokens)
     with float32(device):
-        return Videos(tokens, encoder.model.project_video(tokens).float())
+        features = encoder.model.project_video(tokens).float()
+    return Videos(tokens, features)
 
 
 def sample_frames(
-    sample: Sample, config: VideoConfig, chosen: list[int] | None = None
+    sample: Sample, config: VideoConfig, frame_indices: list[int] | None = None
 ) -> np.ndarray:
     """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of `config.frames` segments.
 
     Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
     size.
     """
-    frames = sample.frames(segment_starts(len(sample), config.frames) if chosen is None else chosen)
+    if frame_indices is None:
+        frame_indices = segment_starts(len(sample), config.frames)
+    frames = sample.frames(frame_indices)
     if sample.metadata["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)
@@ -193,39 +208,57 @@ def score(
 ) -> Tensor:
     """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video indices.
 
-    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. In several processes, each
-    scores a part of the batches, and all have the result.
+    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. Several processes share the
+    batches, and all have the result.
     """
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
-    scores: Tensor | None = None
     if not len(pairs):
         return head(texts.tokens.new_empty(0, texts.tokens.shape[-1])).float()
-    number = count()
+
+    scores: Tensor | None = None
+    batch_index = 0
     with progress("matching", len(pairs), "pairs") as advance:
-        for start, part in by_video(pairs):
-            some = slice(start, start + VIDEOS)
-            tokens, qkv = videos.tokens[some], model.multimodal_encoder.project(videos.tokens[some])
-            size = batch or (PAIRS if tokens.is_cuda else max(1, CPU_VALUES // tokens[0].numel()))
-            for chosen in batches(pairs[part, 0], lengths, size):
-                advance(len(chosen))
-                if not (own := belongs_to_this_rank(next(number))) and scores is not None:
+        for first_video, block in by_video(pairs):
+            tokens = videos.tokens[first_video : first_video + VIDEOS]
+            # The queries, keys and values of the first layer are those of all pairs of a video.
+            qkv = model.multimodal_encoder.project(tokens)
+            size = batch or pairs_at_a_time(tokens)
+
+            for in_block in batches(pairs[block, 0], lengths, size):
+                advance(len(in_block))
+                is_of_this_rank = belongs_to_this_rank(batch_index)
+                batch_index += 1
+                # Every rank computes its first batch: it needs the shape of the scores.
+                if scores is not None and not is_of_this_rank:
                     continue
-                rows = part[chosen]
-                few, place = np.unique(pairs[rows, 0], return_inverse=True)
-                text = texts.tokens[torch.from_numpy(few).to(device), : int(lengths[few[0]])]
-                of_text, of_video = (
-                    torch.from_numpy(a).to(device) for a in (place, pairs[rows, 1] - start)
+
+                rows = block[in_block]
+                distinct, text_of_pair = np.unique(pairs[rows, 0], return_inverse=True)
+                length = int(lengths[distinct[0]])  # of all texts of the batch
+                fused = model.multimodal_encoder.pairs(
+                    texts.tokens[torch.from_numpy(distinct).to(device), :length],
+                    torch.from_numpy(text_of_pair).to(device),
+                    tokens,
+                    qkv,
+                    torch.from_numpy(pairs[rows, 1] - first_video).to(device),
                 )
-                fused = model.multimodal_encoder.pairs(text, of_text, tokens, qkv, of_video)
                 with float32(device):
                     output = head(fused.float())
+
                 if scores is None:
                     scores = output.new_zeros(len(pairs), *output.shape[1:])
-                if own:
+                if is_of_this_rank:
                     scores[torch.from_numpy(rows).to(device)] = output
     assert scores is not None
     return all_reduce_(scores)
+
+
+def pairs_at_a_time(tokens: Tensor) -> int:
+    """The number of pairs in a batch that suits the device. tokens: of the videos (N, 1 + patches, D)."""
+    if tokens.is_cuda:
+        return PAIRS
+    return max(1, CPU_VALUES // tokens[0].numel())
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
@@ -237,8 +270,9 @@ def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: 
 
 def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
     """The logit margin of every pair: (texts, videos)."""
-    shape = len(texts.tokens), len(videos.tokens)
-    return match(model, texts, videos, np.argwhere(np.ones(shape, bool))).view(shape).cpu().numpy()
+    shape = (len(texts.tokens), len(videos.tokens))
+    pairs = np.argwhere(np.ones(shape, bool))
+    return match(model, texts, videos, pairs).view(shape).cpu().numpy()
 
 
 def match_top_k(
@@ -247,33 +281,38 @@ def match_top_k(
     """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos of each text (t2v),
     or texts of each video (v2t); the other pairs of a direction are ranked by similarity below them."""
     similarity = similarities(texts.features, videos.features).cpu()
-    chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
-    for direction, pairs in zip(directions, chosen, strict=True):
+    is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
+    for direction, of_direction in zip(directions, is_chosen, strict=True):
         axis = 1 if direction == "t2v" else 0
-        pairs.scatter_(
-            axis, similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices, True
-        )
-    matched = chosen.any(0)
+        best = similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices
+        of_direction.scatter_(axis, best, True)
+
+    # A pair that both directions choose is matched once.
+    is_matched = is_chosen.any(0)
     margins = torch.zeros_like(similarity)
-    margins[matched] = match(model, texts, videos, matched.nonzero().numpy()).cpu()
-    lowest = margins[matched].min() - 10  # below margin + similarity, which is at least margin - 1
+    margins[is_matched] = match(model, texts, videos, is_matched.nonzero().numpy()).cpu()
+
+    # Below margin + similarity, which is at least margin - 1.
+    lowest = margins[is_matched].min() - 10
     others = similarity - similarity.max() + lowest
-    return torch.where(chosen, margins + similarity, others).numpy()
+    return torch.where(is_chosen, margins + similarity, others).numpy()
 
 
 def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The first of each VIDEOS consecutive videos, and the indices of their pairs (P, 2)."""
+    """Blocks of VIDEOS consecutive videos: the index of the first one, and the rows of their pairs (P, 2)."""
     block = pairs[:, 1] // VIDEOS
     order = block.argsort(kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
-        yield int(block[part[0]]) * VIDEOS, part
+    borders = np.flatnonzero(np.diff(block[order])) + 1
+    for rows in np.split(order, borders):
+        yield int(block[rows[0]]) * VIDEOS, rows
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Places of text indices (P,), at most `size` at a time, of texts of one length, and pairs of a text together.
+    """The rows of text indices (P,), at most `size` at a time, of texts of one length, and pairs of a text together.
 
     lengths (T,): number of tokens of each text.
     """
     order = np.lexsort((texts, lengths[texts]))
-    for part in np.split(order, np.flatnonzero(np.diff(lengths[texts[order]])) + 1):
-        yield from np.split(part, range(size, len(part), size))
+    borders = np.flatnonzero(np.diff(lengths[texts[order]])) + 1
+    for rows in np.split(order, borders):
+        yield from np.split(rows, range(size, len(rows), size))

@@ -14,16 +14,19 @@ from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import hub_folder, is_hub_name
 from alpro.names import find_artifact, named_artifacts
 
-WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # the first that exists; only a CLIP may have the second
+# The first that exists; only a CLIP may have the second.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
-OTHERS = [
-    f"{name}.json"
-    for name in ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config")
-]
-OTHERS += ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
+OTHERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
 PROMPTS = "prompts.safetensors"
 
 
@@ -52,17 +55,21 @@ def verified_model(name: str | Path | FoundModel, workspace: Path) -> FoundModel
     if isinstance(name, FoundModel):
         return name
     refuse_credentials("model", str(name))
+
     folder = Path(name).expanduser()
     if not folder.is_dir():
+        # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
         if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):
             return FoundModel(hub_folder(str(name)))
         folder, _ = find_artifact(name, workspace)
+
     if not has_model(folder) and not (folder / PROMPTS).is_file():
         raise InputError(f"{folder}: not a model folder: it has no config.json")
     return FoundModel(folder, check_artifact(folder))
 
 
 def has_model(folder: Path) -> bool:
+    """Whether a folder is a model folder, or an artifact with one."""
     return (model_folder(folder) / "config.json").is_file()
 
 
@@ -77,10 +84,12 @@ def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | None
     An artifact of cache_prompts names its prompter, and that of a prompter is named by the newest cache_prompts of the
     workspace that embedded entities with it. follow: a model that was trained with a prompter also stands for it.
     """
-    found = _find_prompter(folder, follow)
-    for other in {place for place in found if place} - {folder}:
+    prompter, prompts = _find_prompter(folder, follow)
+    # Whoever names `folder` has compared it with its record.
+    for other in {prompter, prompts} - {folder, None}:
+        assert other is not None
         check_artifact(other)
-    return found
+    return prompter, prompts
 
 
 def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
@@ -91,6 +100,7 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
     record = read_record(folder)
     if record is None:
         return folder, None
+
     inputs = record["inputs"]
     if record["stage"] == "cache_prompts" and "prompter" in inputs:
         return input_folder(folder, inputs["prompter"]), folder
@@ -98,31 +108,37 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
         for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
             if other["inputs"].get("prompter", {}).get("fingerprint") == record["fingerprint"]:
                 return folder, prompts
-    for source in inputs.values() if follow else ():
-        if source["stage"] in ("cache_prompts", "pretrain"):
-            found = _find_prompter(input_folder(folder, source), follow)
-            if found[1]:
-                return found
+
+    if follow:
+        # The prompter of a fine-tuned model is that of the model that it started from.
+        for source in inputs.values():
+            if source["stage"] in ("cache_prompts", "pretrain"):
+                prompter, prompts = _find_prompter(input_folder(folder, source), follow)
+                if prompts:
+                    return prompter, prompts
     return folder, None
 
 
 def is_pretrained(folder: Path) -> bool:
     """Whether a folder has a model of pre-training, which names entities itself."""
-    return (
-        has_model(folder)
-        and read_json(model_folder(folder) / "config.json").get("task") == "pretrain"
-    )
+    if not has_model(folder):
+        return False
+    config = read_json(model_folder(folder) / "config.json")
+    return config.get("task") == "pretrain"
 
 
 def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> str:
     """SHA-256 of the files that determine what a model computes, wherever they are. checksums: those of files that
     were read already. Raises InputError if one is missing."""
     known = checksums or {}
-    inside, total = model_folder(folder), hashlib.sha256()
+    inside = model_folder(folder)
     weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])
+
+    total = hashlib.sha256()
     for name in ("config.json", weights, *OTHERS):
-        if file_state(inside / name) is not None:
-            sha256 = known.get(inside / name) or checksum(inside / name)
+        file = inside / name
+        if file_state(file) is not None:
+            sha256 = known.get(file) or checksum(file)
             total.update(f"{name} {sha256}\n".encode())
         elif name not in OTHERS:
             raise InputError(

@@ -62,7 +62,7 @@ REJECTED = pa.schema([*REJECTS, *(field for field in ITEMS if field.name not in 
 LATER_COLUMNS = ("duration",)  # which an index of an earlier version lacks
 Item = dict[str, Any]  # a row of ITEMS
 Signature = tuple[str, str, str]  # see `signature_of`
-WHAT_TO_DO = "delete this folder, and create the index again"
+REPAIR_HINT = "delete this folder, and create the index again"
 
 
 class About(BaseModel):
@@ -95,6 +95,7 @@ class Index:
     def open(cls, folder: str | Path) -> "Index":
         """Reads an index. Raises InputError if it is missing or corrupt."""
         folder = Path(folder)
+        # A merge deletes the parts that the index.json named a moment ago: then it is read again.
         while True:
             about = read_about(folder)
             try:
@@ -108,7 +109,7 @@ class Index:
             except (OSError, ValueError, pa.ArrowException) as error:
                 if read_about(folder).parts != about.parts:  # another process merged them
                     continue
-                raise InputError(f"{folder}: corrupt: {one_line(error)}; {WHAT_TO_DO}") from error
+                raise InputError(f"{folder}: corrupt: {one_line(error)}; {REPAIR_HINT}") from error
         return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects)
 
     def __repr__(self) -> str:
@@ -117,8 +118,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def item(self, number: int) -> Item:
-        return self.items.slice(number, 1).to_pylist()[0]
+    def item(self, row: int) -> Item:
+        """The item of a row."""
+        return self.items.slice(row, 1).to_pylist()[0]
 
     @cached_property
     def model(self) -> Model:
@@ -136,13 +138,16 @@ class Index:
         from alpro.inference import search  # which imports this module
 
         if isinstance(query, str) and not is_file(query):
-            return search.search(self, self.model, query, k, **options)
+            # pyright takes this file and alpro/inference/index.py, its link, for two modules.
+            return search.search(self, self.model, query, k, **options)  # pyright: ignore[reportArgumentType]
         if isinstance(query, str | Path):
             (embedded,) = self.model.stream([query])
             if embedded.error:
                 raise embedded.error
             query = embedded.embedding
-        return search.similar(self, np.asarray(query, np.float32), k, **options)
+
+        vector = np.asarray(query, np.float32)
+        return search.similar(self, vector, k, **options)  # pyright: ignore[reportArgumentType]
 
     def find_model(
         self, name: str | Path | FoundModel = "", workspace: Path = Path("workspace")
@@ -155,9 +160,10 @@ class Index:
             raise InputError(
                 f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model"
             )
+
         found = verified_model(name or self.about.model, workspace)
-        what = "leave out --model" if name else "create the index again"
-        check_digest(self.folder, self.about, found.path, found.digest, what)
+        repair_hint = "leave out --model" if name else "create the index again"
+        check_digest(self.folder, self.about, found.path, found.digest, repair_hint)
         return found
 
     def load_model(
@@ -180,8 +186,9 @@ class Index:
             for item in rows_of(table):
                 folders = map(str, PurePath(item["path"]).parents)
                 for text in (item["id"], item["path"], *folders):
-                    if spelled(text) in name_of:
-                        yield name_of[spelled(text)], item
+                    name = name_of.get(spelled(text))
+                    if name is not None:
+                        yield name, item
                         break
 
 
@@ -190,29 +197,33 @@ def read_about(folder: Path) -> About:
     file = folder / "index.json"
     if not file.is_file():
         raise InputError(
-            f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an index"
+            f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an "
+            "index"
         )
+
     try:
         return About.model_validate_json(file.read_text())
     except OSError as error:  # the index may be whole: it must not be deleted
         raise InputError(f"{file}: {error.strerror}; make it readable for this user") from error
     except ValueError as error:  # pydantic's, or not UTF-8
-        raise InputError(f"{file}: cannot be read: {one_line(error)}; {WHAT_TO_DO}") from error
+        raise InputError(f"{file}: cannot be read: {one_line(error)}; {REPAIR_HINT}") from error
 
 
 def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:
     """The fingerprints of the artifacts whose models embedded the videos of indexes. A folder that is no index has
     none."""
-    found = set()
+    fingerprints = set()
     for folder in folders:
         try:
             model = Path(read_about(folder).model)
         except InputError:
             continue
+
         artifact = model.parent if model.name == "model" else model
-        if record := read_record(artifact):
-            found.add(record["fingerprint"])
-    return found
+        record = read_record(artifact)
+        if record:
+            fingerprints.add(record["fingerprint"])
+    return fingerprints
 
 
 def read_part(file: Path, schema: pa.Schema) -> pa.Table:
@@ -223,6 +234,7 @@ def read_part(file: Path, schema: pa.Schema) -> pa.Table:
         if name not in table.column_names:
             empty = pa.nulls(len(table), schema.field(name).type)
             table = table.append_column(name, empty)
+
     missing = set(schema.names) - set(table.column_names)
     if missing:
         raise ValueError(f"{file.name}: no column {', '.join(sorted(missing))}")
@@ -239,10 +251,12 @@ def embeddings_of(rows: pa.Table) -> np.ndarray:
     for chunk in rows["embedding"].chunks:
         if not len(chunk):
             continue
-        widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
-        if len(widths) != 1 or not widths[0] > 0 or chunk.flatten().null_count:
+        # The length of a null is NaN, which is not above 0.
+        lengths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
+        values = chunk.flatten()
+        if len(lengths) != 1 or not lengths[0] > 0 or values.null_count:
             raise ValueError("embeddings of different lengths, or without one")
-        vectors.append(chunk.flatten().to_numpy().reshape(len(chunk), -1))
+        vectors.append(values.to_numpy().reshape(len(chunk), -1))
     return np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
 
 
@@ -263,7 +277,9 @@ def key_of(item: Item) -> str:
 
 def window_of(item: Item) -> str:
     """What an item is in its file: a sample of a shard, or a window."""
-    return item["id"] if item["frame_offsets"] is not None else f"{item['start']}-{item['end']}"
+    if item["frame_offsets"] is not None:
+        return item["id"]
+    return f"{item['start']}-{item['end']}"
 
 
 def signature_of(item: Item) -> Signature:
@@ -288,13 +304,13 @@ def check_digest(
     about: About,
     model: Path | str,
     digest: str,
-    what_to_do: str = "choose another folder for the index",
+    repair_hint: str = "choose another folder for the index",
 ) -> None:
     """Raises InputError if a model is not that of an index: their embeddings cannot be compared."""
     if about.digest != digest:
         raise InputError(
-            f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of {model} "
-            f"({digest[:8]}); {what_to_do}"
+            f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of "
+            f"{model} ({digest[:8]}); {repair_hint}"
         )
 
 
@@ -327,18 +343,22 @@ class IndexWriter:
         self._delete_others()
         index = Index.open(folder)
         self.rows = len(index)  # in all parts
-        self.moved: dict[str, str] = {}  # the keys of clips whose files moved, by their new keys
-        self.old = index  # whose embeddings they keep
-        self.places: dict[
-            Signature, int
-        ] = {}  # the rows of the index, by what stays of a moved file
-        for number, row in enumerate(rows_of(index.items)):
-            self.places[signature_of(row)] = number
-        self.known = {key_of(row): row["identity"] for row in rows_of(index.items)}
-        self.rejects = {
-            key_of(row): row for row in rows_of(index.rejects) if row["reason"] != "bad row"
-        }
+
+        # Clips whose files moved keep the embeddings of the index as it was.
+        self.old = index
+        self.moved: dict[str, str] = {}  # the keys that they had, by their new keys
+        self.row_of_signature: dict[Signature, int] = {}
+        self.known: dict[str, str] = {}  # identities of clips, by their keys
+        for row, item in enumerate(rows_of(index.items)):
+            self.row_of_signature[signature_of(item)] = row
+            self.known[key_of(item)] = item["identity"]
+
+        self.rejects: dict[str, Item] = {}  # by their keys
+        for item in rows_of(index.rejects):
+            if item["reason"] != "bad row":  # which the manifest of this run has again, or not
+                self.rejects[key_of(item)] = item
         self.bad_rows = list[Reject]()  # of the manifest of this run
+
         self.items: list[Item] = []  # of the next part
         self.embeddings: list[np.ndarray] = []
         self.last = time.monotonic()
@@ -356,7 +376,8 @@ class IndexWriter:
     def identities(self) -> Iterator[tuple[str, str]]:
         """What the index has: the key and the identity of each clip and reject."""
         yield from self.known.items()
-        yield from ((key, row["identity"]) for key, row in self.rejects.items())
+        for key, reject in self.rejects.items():
+            yield key, reject["identity"]
 
     def add(self, item: Item, embedding: np.ndarray) -> None:
         """Adds a clip."""
@@ -370,15 +391,17 @@ class IndexWriter:
     def take_over(self, item: Item) -> bool:
         """Adds a new clip with the embedding that the index has of it under a path where it no longer is, if its
         folder moved. Returns whether it has."""
-        number = self.places.get(signature_of(item))
-        if number is None or not item["identity"]:
+        row = self.row_of_signature.get(signature_of(item))
+        if row is None or not item["identity"]:
             return False
-        before = self.old.item(number)
+
+        before = self.old.item(row)
         path = located(before["path"])
-        if not isinstance(path, Path) or path.exists():
+        if not isinstance(path, Path) or path.exists():  # a copy, whose original stays
             return False
+
         self.moved[key_of(item)] = key_of(before)
-        self.add(item | {"duration": before["duration"]}, self.old.embeddings[number])
+        self.add(item | {"duration": before["duration"]}, self.old.embeddings[row])
         return True
 
     def reject(self, item: Item, reason: Reason, detail: str) -> None:
@@ -389,10 +412,9 @@ class IndexWriter:
     def commit(self) -> None:
         """Writes the clips since the last commit as a part, and adds it to the index."""
         if self.items:
+            items = pa.Table.from_pylist(self.items, ITEMS)
             vectors = pa.array(self.embeddings, PART.field("embedding").type)
-            self._add_part(
-                pa.Table.from_pylist(self.items, ITEMS).append_column("embedding", vectors)
-            )
+            self._add_part(items.append_column("embedding", vectors))
             self.rows += len(self.items)
         self.items = []
         self.embeddings = []
@@ -402,24 +424,29 @@ class IndexWriter:
         """Adds the last part and writes the rejects; merges the parts if there are many, or if clips were replaced,
         rejected or are `gone` (the keys of those to remove)."""
         self.commit()
-        gone = {*gone, *self.moved.values()}
-        rejects = [row for key, row in self.rejects.items() if key not in gone]
+
+        removed = {*gone, *self.moved.values()}
+        rejects = [reject for key, reject in self.rejects.items() if key not in removed]
         table = pa.Table.from_pylist([*rejects, *map(vars, self.bad_rows)], REJECTED)
         with atomic_write(self.folder / REJECTS_FILE) as temporary:
             pq.write_table(table, temporary)
-        gone = {*gone, *self.rejects}
-        if self.rows > len(self.known.keys() - gone) or len(self.about.parts) > MAX_PARTS:
-            self._merge(gone)
+
+        removed |= self.rejects.keys()
+        has_stale_rows = self.rows > len(self.known.keys() - removed)
+        if has_stale_rows or len(self.about.parts) > MAX_PARTS:
+            self._merge(removed)
 
     def _merge(self, gone: Collection[str]) -> None:
         """Replaces the parts by one with the last row of each clip that is not gone, in the order of the rows."""
         tables = [read_part(self.folder / f"{name}.parquet", PART) for name in self.about.parts]
         whole = pa.concat_tables([PART.empty_table(), *tables])
-        last = {
-            key_of(row): number
-            for number, row in enumerate(rows_of(whole.drop_columns("embedding")))
-        }
-        rows = sorted(number for key, number in last.items() if key not in gone)
+
+        last_row: dict[str, int] = {}  # by the key of a clip
+        for row, item in enumerate(rows_of(whole.drop_columns("embedding"))):
+            last_row[key_of(item)] = row
+        rows = sorted(row for key, row in last_row.items() if key not in gone)
+
+        # `index.json` names the old parts or the new one, whenever a power failure comes.
         self.about = self.about.model_copy(update={"parts": ()})
         self._add_part(whole.take(pa.array(rows, pa.int64())))
         self._delete_others()

@@ -81,13 +81,11 @@ def _item_of(row: Row, columns: Sequence[str]) -> Item:
 
 def is_corpus(source: Location) -> bool:
     """Whether it is a decoded corpus. Raises InputError if a local folder may not be read."""
-    if isinstance(source, Path):
-        is_folder(source / "index.parquet")
-    return (
-        exists(join(source, "index.parquet"))
-        if isinstance(source, str)
-        else (source / "index.parquet").is_file()
-    )
+    if isinstance(source, str):
+        return exists(join(source, "index.parquet"))
+    # `is_file` says no for a folder that may not be read; this raises.
+    is_folder(source / "index.parquet")
+    return (source / "index.parquet").is_file()
 
 
 def in_windows(
@@ -120,10 +118,12 @@ def in_windows(
         if seconds <= window:
             yield item
             continue
+
         last = max(0, ceil((seconds - window - SHORTEST) / stride))
-        for number in range(last + 1):
-            end = number * stride + window if number < last else round(seconds, 3)
-            yield item | {"start": number * stride, "end": end}
+        for i in range(last + 1):
+            start = i * stride
+            end = start + window if i < last else round(seconds, 3)
+            yield item | {"start": start, "end": end}
 
 
 @dataclass
@@ -156,9 +156,11 @@ def settings(
     """
     if stride and not (window and stride <= window):
         raise InputError(
-            "--stride needs a --window, and is not longer: a longer one would leave parts of videos out"
+            "--stride needs a --window, and is not longer: a longer one would leave parts of "
+            "videos out"
         )
-    stride = stride or (window and window / 2)
+    if not stride and window:
+        stride = window / 2
     model = model.resolve()
     about = About(
         model=str(model),
@@ -171,14 +173,13 @@ def settings(
         if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise InputError(f"{folder}: not empty, and not an index; choose another folder")
         return about
+
     before = read_about(folder)
     check_digest(folder, before, about.model, about.digest)
     if window and (window, stride) != (before.window, before.stride):
-        windows = (
-            f"windows of {before.window:g} s every {before.stride:g} s"
-            if before.window
-            else "no windows"
-        )
+        windows = "no windows"
+        if before.window:
+            windows = f"windows of {before.window:g} s every {before.stride:g} s"
         raise InputError(f"{folder}: this index has {windows}; choose another folder for the index")
     if columns and about.columns != before.columns:
         kept = f"keeps {', '.join(before.columns)}" if before.columns else "keeps no columns"
@@ -234,6 +235,7 @@ def _add(
     items, total = count_new(items, {key for key, _ in writer.identities()})
     pending: list[Item] = []  # those that are decoded, in order
 
+    # `model.batches` draws from this while it decodes ahead: `pending` says whose clips come next.
     def wanted() -> Iterator[Row | Sample]:
         for item in with_identities(items):
             if isinstance(item, Reject):
@@ -273,6 +275,7 @@ def _add(
             if line:
                 log.info(line)
 
+    # A file that changed may have fewer windows now: those of the old one are removed.
     stale = set()
     for key, identity in writer.identities():
         path = key.rpartition("\n")[0]  # which may have a newline in its name
@@ -335,10 +338,11 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
     with changing(folder):
         writer = IndexWriter(folder, read_about(folder))
         named = list(Index.open(folder).named(names))
-        found = {name for name, _ in named}
-        missing = [name for name in names if name not in found]
+        matched = {name for name, _ in named}
+        missing = [name for name in names if name not in matched]
         items = [] if missing else [item for _, item in named]
         writer.finish({key_of(item) for item in items})
+
     if missing:
         raise InputError(
             f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is"
@@ -354,8 +358,11 @@ def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]
         items = [item for item in chunk if not isinstance(item, Reject)]
         files = dict.fromkeys(item["path"] for item in items if item["path"] not in shards)
         known = shards | dict(zip(files, identities(map(located, files)), strict=True))
+
+        # Only shards are kept, of which there are few: their samples may be in many chunks.
         for item in items:
             if item["frame_offsets"] is not None:
                 shards[item["path"]] = known[item["path"]]
+
         for row in chunk:
             yield row if isinstance(row, Reject) else row | {"identity": known[row["path"]]}

@@ -69,8 +69,10 @@ FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
 
 def non_empty_list(items: Iterable[T]) -> list[T]:
     """The items as a list. Raises InputError for a string or None instead of a list, and for an empty list."""
-    is_one = isinstance(items, str | Path) or not isinstance(items, Iterable)
-    listed = [] if is_one else list(items)
+    listed: list[T] = []
+    # A str is iterable, too: its letters are no texts.
+    if isinstance(items, Iterable) and not isinstance(items, str | Path):
+        listed = list(items)
     if not listed:
         raise InputError(f"expected a list of one or more items, not {items!r}")
     return listed
@@ -172,13 +174,12 @@ class Model:
 
         target = pick_device(device)
         loaded = load_prompter(folder, target)
-        kind = (
-            precision(loaded.model.config.video.width, target)
-            if dtype == "auto"
-            else getattr(torch, dtype)
-        )
+        if dtype == "auto":
+            torch_dtype = precision(loaded.model.config.video.width, target)
+        else:
+            torch_dtype = getattr(torch, dtype)
         if source is None:
-            return cls(loaded, prompts={}, device=target, dtype=kind)
+            return cls(loaded, prompts={}, device=target, dtype=torch_dtype)
 
         embedded = read_prompts(require(source, PROMPTS).parent)
         embeddings = {name: value.to(target) for name, value in embedded.items()}
@@ -186,13 +187,14 @@ class Model:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
+
         names = len(loaded.entities)
         rows = len(embeddings["video"])
         if names != rows:
             raise InputError(
                 f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
             )
-        return cls(loaded, prompts=embeddings, device=target, dtype=kind)
+        return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
 
     def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
         """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
@@ -226,18 +228,31 @@ class Model:
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
         with progress("encoding", total, "videos", steady=True) as advance:
             while True:
-                part = list(islice(decoded, max(1, batch_size)))
-                if not part:
+                batch = list(islice(decoded, max(1, batch_size)))
+                if not batch:
                     break
-                sources = {i: source for i, (source, _) in part}
-                clips = {i: clip for i, (_, clip) in part if isinstance(clip, Clip)}
-                errors = {i: error for i, (_, error) in part if isinstance(error, DecodeError)}
+
+                sources: dict[int, Any] = {}
+                clips: dict[int, Clip] = {}
+                errors: dict[int, DecodeError] = {}
+                for position, (source, clip) in batch:
+                    sources[position] = source
+                    if isinstance(clip, DecodeError):
+                        errors[position] = clip
+                    else:
+                        clips[position] = clip
 
                 frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips.values()]
                 videos = self._encode(frames, cls_only)
-                durations = {i: clip.duration for i, clip in clips.items()}
-                yield Encoded(sources, list(clips), videos, errors, durations)
-                advance(len(part))
+                durations = {position: clip.duration for position, clip in clips.items()}
+                yield Encoded(
+                    sources,
+                    decoded=list(clips),
+                    videos=videos,
+                    errors=errors,
+                    durations=durations,
+                )
+                advance(len(batch))
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
         """Videos of frames (T, 3, H, W) uint8, of any sizes."""
@@ -283,16 +298,21 @@ class Model:
         unknown = []
         words = re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)  # and symbols, such as emoji
         for word in dict.fromkeys(words):
+            if FUNCTION_WORD.fullmatch(word):
+                continue
             pieces = tokenizer.encode(word, add_special_tokens=False).tokens
-            split = not pieces or (len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces))
-            if ("[UNK]" in pieces or split) and not FUNCTION_WORD.fullmatch(word):
+            # Known words are one piece, or a few long ones, such as a stem and its ending.
+            is_in_short_pieces = len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces)
+            if not pieces or "[UNK]" in pieces or is_in_short_pieces:
                 unknown.append(word)
         return unknown
 
     def note(self, text: str) -> str:
         """A line on the words of a text that the model does not know; empty if there are none."""
         words = ", ".join(self.unknown_words(text))
-        return f"the model does not know: {words}; the scores may mean nothing" if words else ""
+        if not words:
+            return ""
+        return f"the model does not know: {words}; the scores may mean nothing"
 
     @cached_property
     def embed_dim(self) -> int:
@@ -318,10 +338,13 @@ class Model:
         listed = non_empty_list(inputs)
         if kind not in InputKind.__args__:  # type: ignore[attr-defined]
             raise InputError(f"kind {kind!r} is not one of {', '.join(InputKind.__args__)}")  # type: ignore[attr-defined]
-        kinds = {is_file(one) for one in listed} if kind == "auto" else {kind == "file"}
-        if len(kinds) > 1:
+
+        are_files = {kind == "file"}
+        if kind == "auto":
+            are_files = {is_file(item) for item in listed}
+        if len(are_files) > 1:
             raise InputError("expected a list of texts or a list of files, not both in one")
-        if not kinds.pop():
+        if are_files == {False}:
             return self.embed_texts(listed).cpu().numpy()
 
         embedded = np.full((len(listed), self.embed_dim), np.nan, np.float32)
@@ -332,8 +355,9 @@ class Model:
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
         """VTC similarity (N, M) float32, -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or
         returns them. NaN for a file that cannot be decoded."""
-        first, second = (self._embeddings(inputs, batch_size) for inputs in (a, b))
-        return first @ second.T
+        embeddings_a = self._embeddings(a, batch_size)
+        embeddings_b = self._embeddings(b, batch_size)
+        return embeddings_a @ embeddings_b.T
 
     def _embeddings(self, inputs: Any, batch_size: int) -> np.ndarray:
         """The embeddings (N, E) of texts or files, or of what is embedded already."""
@@ -380,34 +404,40 @@ class Model:
             rows = self._score_pairs(batch.videos, [texts[i] for i in batch.decoded])
             by_position = dict(zip(batch.decoded, rows, strict=True))
             for position in batch.sources:
-                del texts[position]
+                del texts[position]  # a stream has no end: memory holds a few batches
                 yield by_position.get(position) or dict.fromkeys(self.pair_columns)
 
     @property
     def pair_columns(self) -> tuple[str, ...]:
         """The names of the results of `pairs`."""
         if self.folder.answers:
-            return "answer", "probability"
-        return ("similarity", "match") if isinstance(self.folder.model, Alpro) else ("similarity",)
+            return ("answer", "probability")
+        if isinstance(self.folder.model, Alpro):
+            return ("similarity", "match")
+        return ("similarity",)
 
     def _score_pairs(self, videos: Videos, texts: list[str]) -> list[dict[str, Any]]:
+        """The rows of `pairs` of videos with a text each."""
         if not texts:
             return []
         encoded = self.texts(texts)
-        rows: list[Any]
-        if self.folder.answers:
-            probabilities = self._answers(videos, encoded)
-            rows = [self._best(row, self.folder.answers, top_k=1)[0] for row in probabilities]
-            return [dict(zip(self.pair_columns, row, strict=True)) for row in rows]
 
-        columns = [(videos.features * encoded.features).sum(1).tolist()]
+        rows: list[dict[str, Any]] = []
+        if self.folder.answers:
+            for probabilities in self._answers(videos, encoded):
+                ((answer, probability),) = self._best(probabilities, self.folder.answers, top_k=1)
+                rows.append({"answer": answer, "probability": probability})
+            return rows
+
+        similarity = (videos.features * encoded.features).sum(1).tolist()
+        rows = [{"similarity": value} for value in similarity]
         if isinstance(self.folder.model, Alpro):
             pairs = np.arange(len(texts))[:, None].repeat(2, axis=1)  # each text with its video
             with self.precision():
                 margins = match(self.folder.model, encoded, videos, pairs)
-            columns.append(margins.sigmoid().tolist())
-        rows = list(zip(*columns, strict=True))
-        return [dict(zip(self.pair_columns, row, strict=True)) for row in rows]
+            for row, probability in zip(rows, margins.sigmoid().tolist(), strict=True):
+                row["match"] = probability
+        return rows
 
     @torch.inference_mode()
     def ask(
@@ -419,8 +449,10 @@ class Model:
         """
         if not self.folder.answers:
             raise InputError(
-                f"this {self.folder.task} model does not answer questions; load a model of finetune_qa"
+                f"this {self.folder.task} model does not answer questions; load a model of "
+                "finetune_qa"
             )
+
         clips = self.frames(file) if frames is None else frames
         videos = self._encode(list(clips.cpu().numpy()))
         probabilities = self._answers(videos, self.texts([question]))
@@ -458,8 +490,8 @@ class Model:
         grid = model.config.video.grid
         if not self.names_entities:
             raise InputError(
-                f"this {self.folder.task} model names no entities: use a pre-trained model, or a prompter with its "
-                "prompts, Model.load(PROMPTER, prompts=PROMPTS)"
+                f"this {self.folder.task} model names no entities: use a pre-trained model, or a "
+                "prompter with its prompts, Model.load(PROMPTER, prompts=PROMPTS)"
             )
         if text and not isinstance(model, Alpro):
             raise InputError(
@@ -474,10 +506,10 @@ class Model:
         with self.precision():
             if isinstance(model, Alpro):
                 length = self.folder.preprocessing.max_text_tokens
+                # Not `self.texts`, which refuses an empty text.
                 caption = encode_texts(model, self.folder.tokenizer, [text], length)
-                fused = model.fused_patches(
-                    caption.tokens, caption.mask, model.encode_video(pixels)
-                )
+                video = model.encode_video(pixels)
+                fused = model.fused_patches(caption.tokens, caption.mask, video)
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
                 prompts = self.prompts[self.kind_of(file)]
@@ -487,23 +519,28 @@ class Model:
     @property
     def entities_note(self) -> str:
         """A line on what `entities` can name: it chooses from a closed list, whatever is shown."""
-        names = self.folder.entities
-        shown = ", ".join(names[:SHOWN_ENTITIES]) + (", ..." if len(names) > SHOWN_ENTITIES else "")
-        return f"{len(names):,} entities: {shown}; one of these is always named"
+        entities = self.folder.entities
+        shown = ", ".join(entities[:SHOWN_ENTITIES])
+        if len(entities) > SHOWN_ENTITIES:
+            shown = f"{shown}, ..."
+        return f"{len(entities):,} entities: {shown}; one of these is always named"
 
     def kind_of(self, file: Source) -> str:
         """The key of `prompts` for a file: image, if there are any of images, or video."""
         return "image" if is_image(file) and "image" in self.prompts else "video"
 
-    def _alpro(self, what: str) -> Alpro:
+    def _alpro(self, verb: str) -> Alpro:
+        """The model, if it is no prompter. Raises InputError with what it cannot do."""
         if not isinstance(self.folder.model, Alpro):
             raise InputError(
-                f"a prompter has no multimodal encoder to {what} with; load a pre-trained or fine-tuned model"
+                f"a prompter has no multimodal encoder to {verb} with; load a pre-trained or "
+                "fine-tuned model"
             )
         return self.folder.model
 
     @staticmethod
     def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
+        """The words with the highest probabilities (words,), in descending order."""
         best = probabilities.topk(min(top_k, len(words)))
         ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(words[i], probability) for i, probability in ranked]

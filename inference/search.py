@@ -136,6 +136,7 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     (`filters.py`).
     """
     if rerank is None:
+        # "matching" if it was better than similarity when the model was validated.
         rerank = RERANKED if model.folder.ranking == "matching" else 0
     # A page after the reranked clips shows none of them.
     can_match = isinstance(model.folder.model, Alpro) and offset < rerank
@@ -154,7 +155,9 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     result.note = model.note(text)
 
     if nothing_below is not None:
-        best = hits[0].similarity or 0.0 if hits else -1.0
+        best = -1.0
+        if hits:
+            best = hits[0].similarity or 0.0
         result.nothing_fits = best < nothing_below
         if result.nothing_fits:
             note = f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
@@ -232,8 +235,9 @@ def similar_hits(index: Index, query: np.ndarray, k: int, mask: np.ndarray) -> l
     count = k
     while True:
         rows, scores = most_similar(index.embeddings, query, count, mask)
-        ranked = zip(rows.tolist(), scores.tolist(), strict=True)
-        hits = [Hit(index.item(row), row, score) for row, score in ranked]
+        hits = []
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            hits.append(Hit(index.item(row), row, similarity=score))
         if index.about.window:
             hits = group_windows(hits)
         if len(hits) >= k or len(rows) < count:
@@ -261,6 +265,7 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
                 near = group
                 break
 
+        # A window that touches only the neighbors of a hit is a hit of its own: spans do not chain.
         if near is None:
             of_file.append(len(groups))
             groups.append(replace(hit, span=(start, end)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from alpro.inference.hub.configuration_alpro import AlproConfig
 from alpro.inputs import WHOLE, patches_of
@@ -38,7 +38,8 @@ class AlproModel(PreTrainedModel):
         self.model: DualEncoder
         if config.task == "prompter":
             self.model = Prompter(sizes)
-            shape = len(config.entities), sizes.embed_dim
+            # Buffers, so that the weights' file holds the prompts of the entities.
+            shape = (len(config.entities), sizes.embed_dim)
             self.register_buffer("video_prompts", torch.zeros(shape))
             self.register_buffer("image_prompts", torch.zeros(shape))
         else:
@@ -58,9 +59,8 @@ class AlproModel(PreTrainedModel):
 
     def get_video_features(self, pixel_values: Tensor) -> Tensor:
         """Embeddings (V, E) of length 1."""
-        frames = pixel_values.to(
-            self.dtype
-        )  # the processor's are float32, whatever the weights are
+        # The processor's are float32, whatever the weights are.
+        frames = pixel_values.to(self.dtype)
         return self.model.project_video(self.model.encode_video(frames, cls_only=True))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -75,12 +75,19 @@ class AlproModel(PreTrainedModel):
         **unused: object,
     ) -> AlproOutput:
         """The embeddings of what there is, and the similarity of every text and video if there are both."""
-        video = None if pixel_values is None else self.get_video_features(pixel_values)
+        video = None
+        if pixel_values is not None:
+            video = self.get_video_features(pixel_values)
+
         text = None
         if input_ids is not None:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            text = self.get_text_features(input_ids, mask)
-        similarity = None if video is None or text is None else text @ video.T
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            text = self.get_text_features(input_ids, attention_mask)
+
+        similarity = None
+        if video is not None and text is not None:
+            similarity = text @ video.T
         return AlproOutput(video_embeds=video, text_embeds=text, similarity=similarity)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -89,6 +96,7 @@ class AlproModel(PreTrainedModel):
         videos = model.encode_video(pixel_values.to(self.dtype))
         text = model.encode_text(input_ids, attention_mask)
 
+        # Video by video: the fusion of all pairs at once would need N x V times the memory.
         columns = []
         for video in videos:
             repeated = video[None].expand(len(text), -1, -1)
@@ -99,9 +107,10 @@ class AlproModel(PreTrainedModel):
     def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Probabilities (N, answers) of `config.answers` for the question about each of N videos. Raises ValueError if
         the model does not answer questions."""
-        video = self._alpro().encode_video(pixel_values.to(self.dtype))
-        text = self.model.encode_text(input_ids, attention_mask)
-        return self._alpro().answer(text, attention_mask, video).softmax(dim=-1)
+        model = self._alpro()
+        video = model.encode_video(pixel_values.to(self.dtype))
+        text = model.encode_text(input_ids, attention_mask)
+        return model.answer(text, attention_mask, video).softmax(dim=-1)
 
     def entities(
         self,
@@ -117,19 +126,25 @@ class AlproModel(PreTrainedModel):
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:
             raise ValueError("this model names no entities: it is not a prompter with prompts")
+
         if boxes is None:
             boxes = [WHOLE] * len(pixel_values)
         regions = boxes.tolist() if isinstance(boxes, Tensor) else boxes
         frames = pixel_values.to(self.dtype)
         grid = self.model.config.video.grid
-        indices = [patches_of(region, grid) for region in regions]
-        patches = torch.tensor(indices, device=frames.device)
+        patches = torch.tensor(
+            [patches_of(region, grid) for region in regions], device=frames.device
+        )
+
+        # Outside of the region the prompter sees black: 0, normalized.
         mean = frames.new_tensor(self.config.mean).view(3, 1, 1)
         std = frames.new_tensor(self.config.std).view(3, 1, 1)
+        black = -mean / std
         prompts = self.image_prompts if image else self.video_prompts
-        return self.model.pseudo_labels(frames, patches, prompts, -mean / std)
+        return self.model.pseudo_labels(frames, patches, prompts, black)
 
     def _alpro(self) -> Alpro:
+        """The model, if it is no prompter. Raises ValueError."""
         if not isinstance(self.model, Alpro):
             raise ValueError(
                 "a prompter has no multimodal encoder: it only embeds, and names entities"

@@ -10,23 +10,15 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from alpro.inputs import check_text
 from alpro.models.frames import normalize_frames
 from alpro.shards.sampling import segment_starts
 
 FILE = "processor_config.json"
-HUB = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "revision",
-    "subfolder",
-)  # options of a download
-
-
+# Options of a download.
+HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Options that transformers and sentence-transformers pass to every processor. What they usually say is
 # what this one does.
 USUAL: dict[str, set[Any]] = {
@@ -89,17 +81,19 @@ class AlproProcessor(ProcessorMixin):
         """Writes the processor and its tokenizer. It does not push: `huggingface_hub.upload_folder` does."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        values = {
-            "processor_class": type(self).__name__,
-            **{name: getattr(self, name) for name in self.settings},
-        }
-        values["auto_map"] = {"AutoProcessor": f"processing_alpro.{type(self).__name__}"}
+
+        name = type(self).__name__
+        values: dict[str, Any] = {"processor_class": name}
+        for setting in self.settings:
+            values[setting] = getattr(self, setting)
+        values["auto_map"] = {"AutoProcessor": f"processing_alpro.{name}"}
         (folder / FILE).write_text(json.dumps(values, indent=1) + "\n")
         if self._auto_class:  # loaded from an exported folder: with its code
             custom_object_save(self, folder)
         return [str(folder / FILE), *self.tokenizer.save_pretrained(folder)]
 
-    def __call__(
+    # Videos come first, as users of this model call it; transformers calls processors with keywords.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         videos: Any = None,
         text: str | Sequence[str] | None = None,
@@ -113,11 +107,15 @@ class AlproProcessor(ProcessorMixin):
         data: dict[str, Tensor] = {}
         if videos is not None:
             many = [videos] if _is_single(videos, dimensions=4) else videos
-            loaded = [self._read_video(v) if isinstance(v, str | Path) else v for v in many]
-            data["pixel_values"] = torch.cat([self._pixels(np.asarray(v)) for v in loaded])
+            pixels = []
+            for video in many:
+                frames = self._read_video(video) if isinstance(video, str | Path) else video
+                pixels.append(self._pixels(np.asarray(frames)))
+            data["pixel_values"] = torch.cat(pixels)
         if images is not None:
             many = [images] if _is_single(images, dimensions=3) else images
-            data["pixel_values"] = torch.cat([self._pixels(_read_image(one)) for one in many])
+            data["pixel_values"] = torch.cat([self._pixels(_read_image(image)) for image in many])
+
         if text is not None:
             texts = [text] if isinstance(text, str) else text
             encoded = self.tokenizer(
@@ -141,32 +139,37 @@ class AlproProcessor(ProcessorMixin):
 
         # Titles that are not UTF-8 are no reason to refuse a file.
         with av.open(str(file), metadata_errors="ignore") as container:
+            # Packets, and not the header, which may lack the number of frames or be wrong.
             packets = sum(packet.pts is not None for packet in container.demux(video=0))
             wanted = segment_starts(packets, self.frames)
 
             container.seek(0)
             frames = {}
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
+            for i, frame in enumerate(container.decode(video=0)):
+                if i in wanted:
                     picture = frame.to_ndarray(
                         width=self.image_size,
                         height=self.image_size,
                         format="gbrp",
                         interpolation=Interpolation.BICUBIC + Interpolation.ACCURATE_RND,
                     )
-                    frames[number] = np.rot90(picture, frame.rotation // 90)
+                    frames[i] = np.rot90(picture, frame.rotation // 90)
+
         missing = set(wanted) - frames.keys()
         if not packets or missing:
             raise ValueError(
                 f"{file}: only {len(frames)} of {len(set(wanted))} frames are readable"
             )
-        return np.stack([frames[number] for number in wanted])
+        # A short video repeats frames.
+        return np.stack([frames[i] for i in wanted])
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """Frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-            found = f"{frames.shape} {frames.dtype}"
-            raise ValueError(f"a video is frames (F, H, W, 3) uint8, not {found}")
+            raise ValueError(
+                f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}"
+            )
+
         chosen = frames[segment_starts(len(frames), self.frames)].transpose(0, 3, 1, 2)
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
