@@ -50,9 +50,9 @@ def export(model: Model, folder: Path, card: str) -> None:
 
     Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
     """
-    kept = model.folder
-    video = kept.model.config.video
-    if not isinstance(kept.model, Prompter):
+    source = model.folder
+    video = source.model.config.video
+    if not isinstance(source.model, Prompter):
         raise InputError(
             "a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact"
         )
@@ -61,34 +61,38 @@ def export(model: Model, folder: Path, card: str) -> None:
 
     logging.disable_progress_bar()
     exported = modeling_alpro.AlproModel(configuration(model))
-    exported.model.load_state_dict(kept.model.state_dict())
+    exported.model.load_state_dict(source.model.state_dict())
     for kind in ("video", "image"):
         if kind in model.prompts:
             getattr(exported, f"{kind}_prompts").copy_(model.prompts[kind])
 
+    # The folder has its name when it is complete: a killed export leaves none.
     building = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     try:
         with os_errors(building):
             exported.eval().save_pretrained(building)
         use_default_mode(building / "model.safetensors")
+
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=kept.tokenizer,
-            model_max_length=kept.preprocessing.max_text_tokens,
+            tokenizer_object=source.tokenizer,
+            model_max_length=source.preprocessing.max_text_tokens,
             **{f"{name}_token": token for name, token in SPECIAL.items()},
         )
         processor = processing_alpro.AlproProcessor(
-            tokenizer, video.image_size, video.frames, **kept.preprocessing.model_dump()
+            tokenizer, video.image_size, video.frames, **source.preprocessing.model_dump()
         )
         processor.save_pretrained(building)
-        for name, source in code().items():
-            (building / f"{name}.py").write_text(source, "utf-8")
+
+        for name, text in code().items():
+            (building / f"{name}.py").write_text(text, "utf-8")
         for name, values in SENTENCE_TRANSFORMERS.items():
             write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
         (building / "LICENSE").write_text(license, "utf-8")
+
         building.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}") from error
@@ -98,19 +102,20 @@ def export(model: Model, folder: Path, card: str) -> None:
 
 def configuration(model: Model) -> configuration_alpro.AlproConfig:
     """The configuration of the exported model; `auto_map` names its classes."""
-    kept = model.folder
+    source = model.folder
     classes = {
         "AutoConfig": "configuration_alpro.AlproConfig",
         "AutoModel": "modeling_alpro.AlproModel",
         "AutoProcessor": "processing_alpro.AlproProcessor",
     }
-    prompted = isinstance(kept.model, Alpro) or bool(model.prompts)
+    # A prompter without the prompts of its entities cannot name them.
+    names_entities = isinstance(source.model, Alpro) or bool(model.prompts)
     return configuration_alpro.AlproConfig(
-        task=kept.task,
-        sizes=kept.model.config.model_dump(mode="json"),
-        **kept.preprocessing.model_dump(mode="json"),
-        entities=kept.entities if prompted else [],
-        answers=kept.answers,
+        task=source.task,
+        sizes=source.model.config.model_dump(mode="json"),
+        **source.preprocessing.model_dump(mode="json"),
+        entities=source.entities if names_entities else [],
+        answers=source.answers,
         auto_map=classes,
         architectures=["AlproModel"],
     )
@@ -120,15 +125,17 @@ def code() -> dict[str, str]:
     """The source of each exported module by name: the classes, and the modules of this package that they import, with
     imports relative to the folder."""
     sources: dict[str, str] = {}
-    left: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
-    while left:
-        module = left.pop()
+    pending: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
+    while pending:
+        module = pending.pop()
         name = module.__name__.rpartition(".")[2]
         if name in sources:
             continue
+
         assert module.__file__ is not None
         source = Path(module.__file__).read_text("utf-8")
-        left += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
+        pending += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
+        # transformers loads the modules of a folder, which are not installed.
         sources[name] = OWN_IMPORT.sub(
             lambda match: f"from .{match[1].rpartition('.')[2]} import", source
         )

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alpro.artifact import require
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 
 
 def read_entities(vocabulary: Path) -> list[str]:
@@ -23,10 +23,12 @@ def read_prompts(folder: Path) -> dict[str, Tensor]:
     try:
         prompts = load_file(file) if file.is_file() else {}
     except SafetensorError as error:
-        raise InputError(f"{file}: not readable: {error}") from error
-    if "video" not in prompts or not all(
-        value.dim() == 2 and value.is_floating_point() and value.isfinite().all()
-        for value in prompts.values()
-    ):
+        raise InputError(f"{file}: not readable: {one_line(error)}") from error
+
+    is_valid = "video" in prompts
+    for value in prompts.values():
+        is_matrix = value.dim() == 2 and value.is_floating_point()
+        is_valid = is_valid and is_matrix and bool(value.isfinite().all())
+    if not is_valid:
         raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
     return prompts

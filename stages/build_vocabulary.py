@@ -1,7 +1,7 @@
 """Selects the M most frequent nouns of the captions as entities."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,18 @@ JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
-    "back beginning bottom center centre corner corners end front inside left middle outside rest right side sides "
-    "start top "
-    "angle angles background backgrounds clip clips closeup closeups footage foreground frame frames image images "
-    "lapse motion picture pictures scene scenes segment segments sequence sequences shot shots view views "
+    "back beginning bottom center centre corner corners end front inside left middle outside "
+    "rest right side sides start top "
+    "angle angles background backgrounds clip clips closeup closeups footage foreground "
+    "frame frames image images lapse motion picture pictures scene scenes segment segments "
+    "sequence sequences shot shots view views "
     "item items object objects other others stuff thing things time times"
 )
-LETTERS, MIN_COUNT = range(2, 31), 2  # of an entity
-LEFT_OUT = {"count": pa.int64(), "reason": pa.string()}
+LETTERS = range(2, 31)  # how many an entity may have
+MIN_COUNT = 2  # of an entity
+ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
+LEFT_OUT = pa.schema([("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())])
+REJECTED = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
 
 
 class Config(StageConfig, frozen=True):
@@ -47,7 +51,8 @@ class Config(StageConfig, frozen=True):
     )
     entities_file: str = Field(
         default="",
-        description="a file of entities instead of nouns: a JSON list, or lines with a word and perhaps its count",
+        description="a file of entities instead of nouns: a JSON list, or lines with a word and "
+        "perhaps its count",
         json_schema_extra=FILE,
     )
     tagger: str = Field(
@@ -99,32 +104,46 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     else:
         nouns = nouns_of(count_words(captions, config.tagger, resources))
         entities, left_out = select_words(nouns, config)
-    write(out / "entities.parquet", {"entity": pa.string(), "count": pa.int64()}, entities)
-    write(out / "left_out.parquet", {"noun": pa.string(), **LEFT_OUT}, left_out)
+
+    write_rows(out / "entities.parquet", ENTITIES, entities)
+    write_rows(out / "left_out.parquet", LEFT_OUT, left_out)
+    # After the tables: left_out.parquet says why words do not qualify.
     check_enough(entities, config, out)
-    rejected = [(name, source, "no caption") for name, source in without]
-    write(
-        out / "rejects.parquet",
-        {"id": pa.string(), "path": pa.string(), "reason": pa.string()},
-        rejected,
-    )
-    counts = {"captions": captions.total(), "distinct_captions": len(captions), "nouns": len(nouns)}
-    counts |= {"entities": len(entities), "left_out": len(left_out)}
-    few = f"{len(entities)} entities: no more nouns of the captions qualify, of {config.entities} that are asked for"
-    warnings = [few] if len(entities) < config.entities else []
-    return Outcome(counts | {"samples_without_caption": len(without)}, warnings=warnings)
+    rejects = [(name, source, "no caption") for name, source in without]
+    write_rows(out / "rejects.parquet", REJECTED, rejects)
+
+    warnings = []
+    if len(entities) < config.entities:
+        warnings.append(
+            f"{len(entities)} entities: no more nouns of the captions qualify, of "
+            f"{config.entities} that are asked for"
+        )
+    counts = {
+        "captions": captions.total(),
+        "distinct_captions": len(captions),
+        "nouns": len(nouns),
+        "entities": len(entities),
+        "left_out": len(left_out),
+        "samples_without_caption": len(without),
+    }
+    return Outcome(counts, warnings=warnings)
 
 
-def write(path: Path, columns: Mapping[str, pa.DataType], rows: list[tuple]) -> None:
-    """Writes rows as a table with typed columns, even without rows."""
-    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
-    pq.write_table(pa.table(arrays, names=list(columns)), path)
+def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
+    """Writes rows, which may be none, as a table."""
+    columns = []
+    for i, column in enumerate(schema):
+        columns.append(pa.array([row[i] for row in rows], column.type))
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
 
 
 def nouns_of(words: Words) -> list[Candidate]:
     """The nouns among counted words, the most frequent first, ties in alphabetical order."""
-    counts = {name: count for (name, is_noun), count in words.items() if is_noun}
-    nouns = [Candidate(name, count, count + words[name, False]) for name, count in counts.items()]
+    nouns = []
+    for (name, is_noun), count in words.items():
+        if is_noun:
+            occurrences = count + words.get((name, False), 0)
+            nouns.append(Candidate(name, count, occurrences))
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
@@ -137,13 +156,14 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
     words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
     if len(words) < config.entities:
         raise InputError(
-            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has {len(words)} words; "
-            "lower `entities`"
+            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has "
+            f"{len(words)} words; lower `entities`"
         )
-    rest: LeftOut = [
-        (word, None, f"below the first {config.entities}") for word in words[config.entities :]
-    ]
-    return [(word, None) for word in words[: config.entities]], rest
+
+    reason = f"below the first {config.entities}"
+    chosen: Chosen = [(word, None) for word in words[: config.entities]]
+    left_out: LeftOut = [(word, None, reason) for word in words[config.entities :]]
+    return chosen, left_out
 
 
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
@@ -152,7 +172,8 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
     Both are in the order of `words`.
     """
     prompts = config.templates.words()
-    prompts |= {f"{word}s" for word in prompts}
+    prompts |= {f"{word}s" for word in prompts}  # plurals
+
     chosen: Chosen = []
     left_out: LeftOut = []
     for word in words:
@@ -170,9 +191,9 @@ def check_enough(entities: Chosen, config: Config, out: Path) -> None:
     """Raises InputError if there are fewer than two entities."""
     if len(entities) < 2:
         raise InputError(
-            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are needed; "
-            f"{out / 'left_out.parquet'} says why the others do not (tagger = {config.tagger!r}), and "
-            "build_vocabulary.entities_file takes a list of your own"
+            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are "
+            f"needed; {out / 'left_out.parquet'} says why the others do not (tagger = "
+            f"{config.tagger!r}), and build_vocabulary.entities_file takes a list of your own"
         )
 
 
@@ -184,9 +205,10 @@ def is_word(text: str) -> bool:
 
 def is_syllable(text: str) -> bool:
     """Whether one character is a word or a syllable: an ideograph, Hangul or Kana."""
-    return len(text) == 1 and unicodedata.name(text, "").startswith(
-        ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
-    )
+    if len(text) != 1:
+        return False
+    name = unicodedata.name(text, "")
+    return name.startswith(("CJK", "HANGUL", "HIRAGANA", "KATAKANA"))
 
 
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:

@@ -67,14 +67,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     else:
         assert inputs.prompter is not None
         prompter = load_prompter(inputs.prompter, device)
+
     entities = read_entities(inputs.vocabulary)
-    prompts = {
-        kind: embed(prompter.model, prompter.tokenizer, entities, templates)
-        for kind, templates in config.templates.kinds.items()
-    }
-    write_tensors(
-        {kind: value.cpu() for kind, value in prompts.items()}, out / "prompts.safetensors"
-    )
+    prompts = {}
+    for kind, templates in config.templates.kinds.items():
+        embeddings = embed(prompter.model, prompter.tokenizer, entities, templates)
+        prompts[kind] = embeddings.cpu()
+    write_tensors(prompts, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     return Outcome({"entities": len(entities)})
 

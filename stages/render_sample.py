@@ -99,19 +99,22 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
+
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
+    render_batch = partial(render_items, config=config, out=out)
     with progress("rendering", len(items), "files") as advance:
-        for _, count in run_units(
-            batches, partial(render_items, config=config, out=out), resources
-        ):
+        for _, count in run_units(batches, render_batch, resources):
             advance(count)
     broken = write_broken_items(out)
+
+    counts = {}
     for corpus in CORPORA:
-        rows = [item.row for item in items if item.corpus == corpus] + (
-            broken if corpus == "clips" else []
-        )
-        (out / f"{corpus}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = {corpus: sum(item.corpus == corpus for item in items) for corpus in CORPORA}
+        rows = [item.row for item in items if item.corpus == corpus]
+        counts[corpus] = len(rows)
+        if corpus == "clips":
+            rows += broken
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (out / f"{corpus}.jsonl").write_text("".join(lines))
     return Outcome(counts | {"broken": len(broken)})
 
 
@@ -119,11 +122,10 @@ def lessons(config: Config) -> list[Item]:
     """One thing that moves across the frame, and the reversed clip, which differs only in the motion."""
     rng = np.random.default_rng([config.seed, 1])
     items = []
-    for number in range(config.lessons):
+    for i in range(config.lessons):
         scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
-        items += with_reversed(
-            "lessons", f"lesson-{number:05d}", scene, grammar.lesson_caption, rng
-        )
+        name = f"lesson-{i:05d}"
+        items += with_reversed("lessons", name, scene, grammar.lesson_caption, rng)
     return items
 
 
@@ -131,14 +133,16 @@ def clips(config: Config) -> list[Item]:
     """The main corpus: training scenes, and validation and test scenes with combinations that are not in training."""
     rng = np.random.default_rng([config.seed, 2])
     items = []
-    for number in range(config.clips):
+    for i in range(config.clips):
         scene = training_scene(rng, draw_count(rng))
-        items += with_reversed("clips", f"train-{number:05d}", scene, grammar.caption, rng)
+        items += with_reversed("clips", f"train-{i:05d}", scene, grammar.caption, rng)
+
+    # Seeded apart: more training clips leave these as they are.
     rng = np.random.default_rng([config.seed, 3])
     scenes = evaluation_scenes(rng, (config.validation, config.test), UNSEEN)
-    for split, drawn in zip(("validation", "test"), scenes, strict=True):
-        for number, scene in enumerate(drawn):
-            name = f"{split}-{number:05d}"
+    for split, scenes_of_split in zip(("validation", "test"), scenes, strict=True):
+        for i, scene in enumerate(scenes_of_split):
+            name = f"{split}-{i:05d}"
             items.append(item("clips", name, name, scene, split, 1, grammar.full_caption, rng))
     return items
 
@@ -147,11 +151,10 @@ def stills(config: Config) -> list[Item]:
     """Images of the same scenes, in the role of CC3M."""
     rng = np.random.default_rng([config.seed, 4])
     items = []
-    for number in range(config.stills):
-        scene = training_scene(
-            rng, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), "still", wide=True
-        )
-        name = f"still-{number:05d}"
+    for i in range(config.stills):
+        count = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+        scene = training_scene(rng, count, "still", wide=True)
+        name = f"still-{i:05d}"
         items.append(
             item("stills", name, name, scene, "train", CAPTIONS, grammar.still_caption, rng)
         )
@@ -183,19 +186,28 @@ def item(  # noqa: PLR0913 - each is a column of the row
     caption: CaptionFunction,
     rng: np.random.Generator,
 ) -> Item:
-    image = corpus == "stills"
-    path = f"images/{name}.jpg" if image else f"videos/{name}.mp4"
+    """An item with up to `captions` different captions, and its questions, which are of `clips` only."""
+    is_image = corpus == "stills"
+    path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
+
+    # Captions before questions: both draw from `rng`.
+    drawn = [caption(scene, rng) for _ in range(captions)]
+    questions = grammar.questions(scene, rng) if corpus == "clips" else []
+    things = []
+    for thing in scene.things:
+        things.append({"kind": thing.kind, "color": thing.color, "motion": thing.motion})
+
     row = {
         "id": name,
         "path": path,
-        "kind": "image" if image else "video",
-        "captions": list(dict.fromkeys(caption(scene, rng) for _ in range(captions))),
-        "questions": [] if image or corpus == "lessons" else grammar.questions(scene, rng),
+        "kind": "image" if is_image else "video",
+        "captions": list(dict.fromkeys(drawn)),
+        "questions": questions,
         "split": split,
         "group": group,
-        "things": [{"kind": t.kind, "color": t.color, "motion": t.motion} for t in scene.things],
-        "entities": [t.kind for t in scene.things],
-        "places": places(scene, 1 if image else TIMES),
+        "things": things,
+        "entities": [thing.kind for thing in scene.things],
+        "places": places(scene, 1 if is_image else TIMES),
         "unseen": split != "train" and scene.main.held_out,
     }
     return Item(corpus, path, scene, row)
@@ -204,17 +216,15 @@ def item(  # noqa: PLR0913 - each is a column of the row
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
     """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the frame) at evenly spaced
     times of the clip."""
-    poses = {
-        thing.kind: [thing.pose(time) for time in np.linspace(0, 1, times)]
-        for thing in scene.things
-    }
-    return {
-        kind: [
-            [round(v, 3) for v in (x - radius, y - radius, x + radius, y + radius)]
-            for x, y, radius, _ in some
-        ]
-        for kind, some in poses.items()
-    }
+    squares_of_kind = {}
+    for thing in scene.things:
+        squares = []
+        for time in np.linspace(0, 1, times):
+            x, y, radius, _ = thing.pose(time)
+            corners = (x - radius, y - radius, x + radius, y + radius)
+            squares.append([round(value, 3) for value in corners])
+        squares_of_kind[thing.kind] = squares
+    return squares_of_kind
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:
@@ -242,24 +252,30 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for pixels in frames:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p"))
-            )
-        container.mux(stream.encode(None))
+            frame = av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))  # the frames that the encoder still holds
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
     """RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range, chroma averaged."""
     height, width = pixels.shape[:2]
     rgb = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.int32)
-    four = rgb[:, 0::2, 0::2] + rgb[:, 0::2, 1::2] + rgb[:, 1::2, 0::2] + rgb[:, 1::2, 1::2]
+
     # The standard's matrix times 2**16: luma 16 to 235, chroma 16 to 240.
     red, green, blue = rgb
     luma = (16829 * red + 33039 * green + 6416 * blue + (16 << 16) + (1 << 15)) >> 16
-    red, green, blue = four
-    first = (-9714 * red - 19070 * green + 28784 * blue + (128 << 18) + (1 << 17)) >> 18
-    second = (28784 * red - 24103 * green - 4681 * blue + (128 << 18) + (1 << 17)) >> 18
-    planes = [plane.astype(np.uint8).ravel() for plane in (luma, first, second)]
+
+    # Chroma has half of the resolution: the sums of four pixels, hence 2**18.
+    upper = rgb[:, 0::2, 0::2] + rgb[:, 0::2, 1::2]
+    lower = rgb[:, 1::2, 0::2] + rgb[:, 1::2, 1::2]
+    red, green, blue = upper + lower
+    blue_difference = (-9714 * red - 19070 * green + 28784 * blue + (128 << 18) + (1 << 17)) >> 18
+    red_difference = (28784 * red - 24103 * green - 4681 * blue + (128 << 18) + (1 << 17)) >> 18
+
+    planes = []
+    for plane in (luma, blue_difference, red_difference):
+        planes.append(plane.astype(np.uint8).ravel())
     return np.concatenate(planes).reshape(height * 3 // 2, width)
 
 
@@ -275,16 +291,18 @@ def write_broken_items(out: Path) -> list[dict[str, Any]]:
     }
     for name, content in files.items():
         (out / "videos" / name).write_bytes(content)
-    captions = {name: ["a red star moves left"] for name in (*files, "broken-missing.mp4")} | {
-        "broken-silent.mp4": []
-    }
-    return [
-        {
-            "id": name.removesuffix(".mp4"),
-            "path": f"videos/{name}",
-            "kind": "video",
-            "captions": texts,
-            "split": "train",
-        }
-        for name, texts in captions.items()
-    ]
+
+    rows = []
+    for name in (*files, "broken-missing.mp4"):
+        # A good file without a caption is rejected, too.
+        captions = [] if name == "broken-silent.mp4" else ["a red star moves left"]
+        rows.append(
+            {
+                "id": name.removesuffix(".mp4"),
+                "path": f"videos/{name}",
+                "kind": "video",
+                "captions": captions,
+                "split": "train",
+            }
+        )
+    return rows

@@ -46,7 +46,8 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """For pre-training, on its corpora. Another one's tokenizer reads no captions, and depends on no other key."""
+    """For pre-training, on its corpora. A tokenizer that is not trained reads no captions, and depends on no other
+    key."""
     config: Config = pipeline.train_tokenizer
     if pipeline.pretrain is None:
         return None
@@ -60,13 +61,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
         captions, _ = read_captions(inputs.corpora)
-        prompts = Counter(
-            template.replace("{}", "")
-            for template in config.templates.video + config.templates.image
-        )
-        tokenizer = train_tokenizer(
-            captions + read_questions(inputs.corpora) + prompts, config.word_pieces
-        )
+        questions = read_questions(inputs.corpora)
+        # Each template once, so that the words of prompts are pieces.
+        templates = config.templates.video + config.templates.image
+        prompts = Counter(template.replace("{}", "") for template in templates)
+        texts = captions + questions + prompts
+        tokenizer = train_tokenizer(texts, config.word_pieces)
         counts = {"captions": captions.total()}
     else:
         tokenizer = load_tokenizer(config.tokenizer)

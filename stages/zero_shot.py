@@ -58,6 +58,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
     if pipeline.pretrain:
         values["threshold"] = pipeline.pretrain.threshold
     config = Config.model_validate(values)
+
     searches = config.retrieval and pipeline.start_task in ("", "pretrained")
     if not (config.corpora and (searches or pipeline.uses_prompter)):
         return None
@@ -70,7 +71,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
             "prompts": "cache_prompts",
         }
     folders = {pipeline.start_task: pipeline.start} if pipeline.start else {}
-    return Needs(config, stages, folders, config.corpora)
+    return Needs(config, stages=stages, folders=folders, corpora=config.corpora)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
@@ -90,7 +91,14 @@ def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.de
     model = Scorer.load(config, inputs.pretrained, device)
     corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    add_rankers(results, "zero-shot", "zero_shot", model, gallery.labels, model.score(gallery))
+    add_rankers(
+        results,
+        what="zero-shot",
+        name="zero_shot",
+        model=model,
+        labels=gallery.labels,
+        scored=model.score(gallery),
+    )
 
 
 def entities(config: Config, inputs: Inputs, results: Results, device: torch.device) -> None:

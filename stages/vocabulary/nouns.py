@@ -21,7 +21,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import run_units
 
 if TYPE_CHECKING:
-    from spacy import Language
+    from spacy.language import Language
 
 Words = Counter[tuple[str, bool]]  # lower-cased words, as nouns and as other parts of speech
 CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
@@ -49,9 +49,12 @@ def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Wo
     """Counts the words of captions (which have counts themselves), nouns apart."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
     tag = partial(tag_unit, tagger=tagger)
-    few = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
-    here = few or resources.worker_count == 1
-    tagged = ((unit, tag(unit)) for unit in units) if here else run_units(units, tag, resources)
+    tagged: Iterator[tuple[CaptionUnit, Words]]
+    is_small = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
+    if is_small or resources.worker_count == 1:
+        tagged = ((unit, tag(unit)) for unit in units)
+    else:
+        tagged = run_units(units, tag, resources)
 
     total: Words = Counter()
     with progress("tagging", len(captions), "captions") as advance:
@@ -74,17 +77,19 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
-    counts: Counter[tuple[int, bool]] = Counter()
+    texts, weights = unit
+    counts: Counter[tuple[int, bool]] = Counter()  # by the numbers of words
+    words: Words = Counter()
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
-        for doc, weight in zip(
-            nlp.pipe(map(composed, unit[0]), batch_size=CAPTIONS_PER_BATCH), unit[1], strict=True
-        ):
+        docs = nlp.pipe(map(composed, texts), batch_size=CAPTIONS_PER_BATCH)
+        for doc, weight in zip(docs, weights, strict=True):
             for word, tag in doc.to_array([LOWER, POS]).tolist():
                 counts[word, tag == NOUN] += weight
-        words = Words(
-            {(nlp.vocab.strings[word], is_noun): count for (word, is_noun), count in counts.items()}
-        )
+
+        for (word, is_noun), count in counts.items():
+            words[nlp.vocab.strings[word], is_noun] = count
+
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
     return words
@@ -108,6 +113,7 @@ def load_tagger(name: str) -> "Language":
         raise InputError(
             "build_vocabulary needs spaCy: pip install 'alpro-pipeline[vocabulary]'"
         ) from None
+
     try:
         nlp = spacy.load(EMBEDDED if name == "embedded" else name)
     except OSError:
@@ -115,13 +121,17 @@ def load_tagger(name: str) -> "Language":
             f"build_vocabulary.tagger = {name!r}: not installed; "
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
+
     for component in list(nlp.component_names):
         if nlp.get_pipe_meta(component).factory not in TAGGING:
             nlp.remove_pipe(component)
+
     # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:
         model = getattr(pipe, "model", None)
-        for layer in model.walk() if model else ():
+        if model is None:  # a component of rules
+            continue
+        for layer in model.walk():
             if isinstance(layer.ops, NumpyOps):
                 layer.ops = NumpyOps(use_blis=False)
     return nlp
@@ -152,5 +162,8 @@ def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
 
 
 def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of the training split of a corpus, a batch of which is in memory."""
     for batch in index_batches(folder, ["split", *columns]):
-        yield from (row for row in batch.to_pylist() if row["split"] == "train")
+        for row in batch.to_pylist():
+            if row["split"] == "train":
+                yield row
