@@ -2,8 +2,9 @@
 of the other files and of itself."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ RECORD_VERSION = 2
 RECORD_DIGEST = "sum"  # the key of the digest of the record's other values
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
-Record = dict[str, Any]
-
 # Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last
 # weights of a prompter and of pre-training are the result: how often they are validated selects
 # none.
@@ -28,25 +27,81 @@ NOT_FINGERPRINTED = (
 )
 
 
+@dataclass(frozen=True)
+class Source:
+    """An artifact that another one was built from."""
+
+    stage: str
+    fingerprint: str
+
+    def folder(self, root: Path) -> Path:
+        """Its folder in a folder of artifacts."""
+        return root / self.stage / self.fingerprint[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What artifact.json says: what an artifact was built from, what the stage reported, and the run.
+
+    A stage that has not run has no outcome: `counts` and all fields below are empty.
+    """
+
+    name: str = ""  # for users: the stage, and the corpus if there are several
+    fingerprint: str = ""
+    stage: str = ""
+    stage_version: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Source] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # digests of outside files, by name
+    paths: Mapping[str, str] = field(default_factory=dict)  # of inputs that no step builds
+    counts: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    precision: str = ""
+    contents: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 of each file
+    versions: Mapping[str, str] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)  # when, how long, by which command
+    # The JSON object of the file, which may have more: its digest covers that, too.
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Record":
+        """The record of a JSON object. What it lacks is empty: a record may be older than a field."""
+        names = {one.name for one in fields(cls)} - {"inputs", "values"}
+        known = {name: value for name, value in values.items() if name in names}
+        inputs = {
+            name: Source(source["stage"], source["fingerprint"])
+            for name, source in values.get("inputs", {}).items()
+        }
+        return cls(**known, inputs=inputs, values=values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of a new record, with its digest."""
+        values: dict[str, Any] = {"version": RECORD_VERSION}
+        for one in fields(self):
+            if one.name != "values":
+                values[one.name] = getattr(self, one.name)
+        values["inputs"] = {name: asdict(source) for name, source in self.inputs.items()}
+        values[RECORD_DIGEST] = record_digest(values)
+        return values
+
+
 def digest_of(record: Record) -> str:
     """The fingerprint of an artifact: SHA-256 of the stage, its version, its configuration, the
     fingerprints of its inputs and the contents of outside files, as its record has them. The path
     of a file whose contents count does not count itself; such a file has the name of its key,
     STAGE.KEY."""
-    stage = record["stage"]
-    files = record["files"]
     counted = {}
-    for key, value in flatten(record["config"], f"{stage}.").items():
-        if key not in files and not has_no_effect(key):
+    for key, value in flatten(record.config, f"{record.stage}.").items():
+        if key not in record.files and not has_no_effect(key):
             counted[key] = value
-    inputs = {name: source["fingerprint"] for name, source in record["inputs"].items()}
     return digest(
         {
-            "stage": stage,
-            "version": record["stage_version"],
+            "stage": record.stage,
+            "version": record.stage_version,
             "config": counted,
-            "inputs": inputs,
-            "files": files,
+            "inputs": {name: source.fingerprint for name, source in record.inputs.items()},
+            "files": record.files,
         }
     )
 
@@ -73,33 +128,33 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Record | None:
     """The record of an artifact folder; None if there is no readable record, and so no artifact."""
     path = folder / RECORD
     if not path.is_file():
         return None
 
     try:
-        record = read_json(path)
+        values = read_json(path)
     except ValueError:
-        record = None
-    if not isinstance(record, dict):
+        values = None
+    if not isinstance(values, dict):
         log.warning(f"{path} is corrupt: its artifact is rebuilt")
         return None
-    if record.get("version") != RECORD_VERSION:  # of an earlier version of this project
+    if values.get("version") != RECORD_VERSION:  # of an earlier version of this project
         return None
-    return record
+    return Record.of(values)
 
 
-def record_digest(record: Record) -> str:
-    """The digest of all values of a record but itself."""
-    return digest({key: value for key, value in record.items() if key != RECORD_DIGEST})
+def record_digest(values: Mapping[str, Any]) -> str:
+    """The digest of a record's JSON object without its own."""
+    return digest({key: value for key, value in values.items() if key != RECORD_DIGEST})
 
 
 def check_record(folder: Path, record: Record) -> None:
     """Raises InputError if a record was changed after it was written. Records of earlier versions
-    have no digest."""
-    if RECORD_DIGEST in record and record[RECORD_DIGEST] != record_digest(record):
+    have no sum."""
+    if RECORD_DIGEST in record.values and record.values[RECORD_DIGEST] != record_digest(record.values):
         raise InputError(
             f"{folder / RECORD} was changed after it was written; {repair_hint(folder)}"
         )
@@ -119,7 +174,7 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
         return {}
     check_record(folder, record)
 
-    contents = record.get("contents", {})
+    contents = record.contents
     small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
     paths = [folder / name for name in small]
     with ThreadPoolExecutor(THREADS) as threads:

@@ -140,7 +140,7 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
 
     if match["corpus"]:
         step = f"{stage} {match['corpus']}"
-        present = [(folder, record) for folder, record in present if record["name"] == step]
+        present = [(folder, record) for folder, record in present if record.name == step]
 
     uses = uses_of(present, workspace)
     if match["config"]:
@@ -155,19 +155,19 @@ def kept_by_name(workspace: Path) -> set[str]:
     """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands for."""
     by_stage: dict[str, list[Artifact]] = {}
     for folder, record in artifacts(workspace / "artifacts"):
-        by_stage.setdefault(record["stage"], []).append((folder, record))
+        by_stage.setdefault(record.stage, []).append((folder, record))
 
     kept: set[str] = set()
     for stage, present in by_stage.items():
         configs = {use.config for use in uses_of(present, workspace)}
         for name in (stage, *(f"{config}/{stage}" for config in configs)):
-            kept |= {record["fingerprint"] for _, record in named_artifacts(name, workspace)}
+            kept |= {record.fingerprint for _, record in named_artifacts(name, workspace)}
     return kept
 
 
 def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
     """Which commands built or found the artifacts of one stage, the last one at the end."""
-    by_fingerprint = {record["fingerprint"]: (folder, record) for folder, record in present}
+    by_fingerprint = {record.fingerprint: (folder, record) for folder, record in present}
     logged: list[Use] = []
     latest = ""
     for run in logged_runs(workspace):
@@ -183,9 +183,9 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
     # By command, and in it by the name of the step: the newest counts.
     built: dict[str, dict[str, Artifact]] = {}
     for folder, record in present:
-        arguments = record.get("run", {}).get("arguments") or {}
+        arguments = record.run.get("arguments") or {}
         command = json.dumps(arguments, sort_keys=True)
-        built.setdefault(command, {})[record["name"]] = folder, record
+        built.setdefault(command, {})[record.name] = folder, record
     recorded = [use_of_records(tuple(by_step.values())) for by_step in built.values()]
     return sorted([*recorded, *logged], key=attrgetter("at"))
 
@@ -202,7 +202,7 @@ def use_of_records(used: tuple[Artifact, ...]) -> Use:
 
 
 def built_at(record: Record) -> str:
-    return record.get("run", {}).get("at", "")
+    return record.run.get("at", "")
 
 
 def logged_runs(workspace: Path) -> list[dict[str, Any]]:
@@ -237,15 +237,15 @@ def is_fingerprint(name: str) -> bool:
 
 
 def starting_with(start: str, present: list[Artifact]) -> list[Artifact]:
-    return [artifact for artifact in present if artifact[1]["fingerprint"].startswith(start)]
+    return [artifact for artifact in present if artifact[1].fingerprint.startswith(start)]
 
 
 def summarize(record: Record, name: str = "") -> str:
     """An artifact in a line: the start of its fingerprint, its name if it is given, the
     configuration of its run with its changes, and when."""
-    run = record.get("run", {})
+    run = record.run
     arguments = run.get("arguments") or {}
     made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()
     minute = run.get("at", "")[:16].replace("T", " ")
     details = ", ".join(filter(None, (name, made_by, minute)))
-    return record["fingerprint"][:8] + (f" ({details})" if details else "")
+    return record.fingerprint[:8] + (f" ({details})" if details else "")

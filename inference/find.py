@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from alpro.artifact import artifacts, check_artifact, read_record
+from alpro.artifact import Source, artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
@@ -73,9 +73,9 @@ def has_model(folder: Path) -> bool:
     return (model_folder(folder) / "config.json").is_file()
 
 
-def input_folder(artifact: Path, source: dict[str, str]) -> Path:
+def input_folder(artifact: Path, source: Source) -> Path:
     """The folder of an input of an artifact, which its record names, in the same workspace."""
-    return artifact.parents[1] / source["stage"] / source["fingerprint"][:16]
+    return source.folder(artifact.parents[1])
 
 
 def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | None]:
@@ -101,18 +101,19 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
     if record is None:
         return folder, None
 
-    inputs = record["inputs"]
-    if record["stage"] == "cache_prompts" and "prompter" in inputs:
+    inputs = record.inputs
+    if record.stage == "cache_prompts" and "prompter" in inputs:
         return input_folder(folder, inputs["prompter"]), folder
-    if record["stage"] == "train_prompter":
+    if record.stage == "train_prompter":
         for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
-            if other["inputs"].get("prompter", {}).get("fingerprint") == record["fingerprint"]:
+            prompter = other.inputs.get("prompter")
+            if prompter and prompter.fingerprint == record.fingerprint:
                 return folder, prompts
 
     if follow:
         # The prompter of a fine-tuned model is that of the model that it started from.
         for source in inputs.values():
-            if source["stage"] in ("cache_prompts", "pretrain"):
+            if source.stage in ("cache_prompts", "pretrain"):
                 prompter, prompts = _find_prompter(input_folder(folder, source), follow)
                 if prompts:
                     return prompter, prompts

@@ -222,7 +222,7 @@ def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:
         artifact = model.parent if model.name == "model" else model
         record = read_record(artifact)
         if record:
-            fingerprints.add(record["fingerprint"])
+            fingerprints.add(record.fingerprint)
     return fingerprints
 
 

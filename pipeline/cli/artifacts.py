@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.names import config_name, find_artifact, index_folders, kept_by_name
 from alpro.pipeline.cli.options import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from alpro.pipeline.store.artifacts import Store
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
-Record = dict[str, Any]
 
 
 def store_of(workspace: Path) -> "Store":
@@ -45,12 +45,10 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
     if json:
         from alpro.pipeline.store.checksums import size_of
 
-        print_json(
-            [
-                {"folder": str(folder), "bytes": size_of(folder), **record}
-                for folder, record in found
-            ]
-        )
+        rows = []
+        for folder, record in found:
+            rows.append({"folder": str(folder), "bytes": size_of(folder), **record.values})
+        print_json(rows)
     elif not found:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
@@ -62,14 +60,14 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
     built_from = store_of(workspace).lineage(record)
-    run = record["run"]
+    run = record.run
     commit = run.get("commit") or "unknown"
     if command := shlex.join(command_of(record)):
         print(f"{command}\n  in the folder {run['arguments'].get('folder', '')}", end="")
         print(f", at commit {commit.removesuffix('+')}", end="")
         print(", which lacks changes of the checkout" if commit.endswith("+") else "")
 
-    print(f"\n{record['name']}  {folder}\nfingerprint {record['fingerprint']}")
+    print(f"\n{record.name}  {folder}\nfingerprint {record.fingerprint}")
     print(f"built {run['at']}, MLflow run {run.get('mlflow_run')}")
     if score := score_of(record):
         print(f"score: {score}")
@@ -78,18 +76,19 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
         print_artifacts(built_from)
 
     # An evaluation's counts are the queries of each score, which `compare` and the report show.
-    keys = ["config", "files", "metrics", "counts", "versions"]
-    if record["stage"] in EVALUATIONS:
-        keys.remove("counts")
+    shown = {"config": record.config, "files": record.files, "metrics": record.metrics}
+    if record.stage not in EVALUATIONS:
+        shown["counts"] = record.counts
+    shown["versions"] = record.versions
     print()
-    print(toml_text({key: record[key] for key in keys if record[key]}), end="")
+    print(toml_text({key: values for key, values in shown.items() if values}), end="")
 
 
 def command_of(record: Record) -> list[str]:
     """The command that builds an artifact; empty if its record has none."""
-    if not (arguments := record["run"].get("arguments")):
+    if not (arguments := record.run.get("arguments")):
         return []
-    words = ["alpro", "run", record["stage"], "--config", arguments["config"]]
+    words = ["alpro", "run", record.stage, "--config", arguments["config"]]
     words += ["--data", arguments["data"]] if arguments["data"] else []
     return words + [word for change in arguments["changes"] for word in ("--set", change)]
 
@@ -107,7 +106,7 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
     print_rows([problem._asdict() for problem in problems])
-    files = sum(len(record.get("contents", {})) for _, record in found)
+    files = sum(len(record.contents) for _, record in found)
     counts = ", ".join(
         f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items()
     )
@@ -148,7 +147,7 @@ def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
     for folder, record in store.all():
         sources = {source.resolve() for source, _ in store.lineage(record)[:-1]}
         if folder.resolve() not in removed and sources & removed:
-            built.append(f"{record['name']} {record['fingerprint'][:8]}")
+            built.append(f"{record.name} {record.fingerprint[:8]}")
     if built:
         print(f"{len(built)} artifacts were built from it and stay: {', '.join(built)}")
 
@@ -179,7 +178,7 @@ def collect_garbage(
     from alpro.inference.index import indexed_fingerprints
 
     store = store_of(workspace)
-    named = {find_artifact(name, workspace)[1]["fingerprint"] for name in artifacts}
+    named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
     kept = named or kept_by_name(workspace)
     kept |= indexed_fingerprints(index_folders(workspace))
     kept |= registered(workspace)
@@ -228,8 +227,7 @@ def log_artifacts(
     for name in (artifact, *more):
         folder, record = find_artifact(name, workspace)
         experiment = (
-            record["run"]
-            .get("arguments", {})
+            record.run.get("arguments", {})
             .get("config", "alpro")
             .rpartition("/")[2]
             .removesuffix(".toml")
@@ -237,10 +235,8 @@ def log_artifacts(
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         if not run or tracker.warned:
-            raise InputError(f"MLflow store {tracker.uri}: {record['name']} is not logged")
-        print(
-            f"{record['name']} {record['fingerprint'][:16]}: run {run} in the experiment {experiment}"
-        )
+            raise InputError(f"MLflow store {tracker.uri}: {record.name} is not logged")
+        print(f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}")
 
 
 @group.command(name="compare")
@@ -262,11 +258,11 @@ def compare_artifacts(
     if len(artifacts) == 1:
         raise InputError(f"{artifacts[0]}: name two or more, or none for the last two evaluations")
     found = [find_artifact(name, workspace) for name in artifacts] or last_two(workspace)
-    fingerprints = [record["fingerprint"] for _, record in found]
+    fingerprints = [record.fingerprint for _, record in found]
     for (_, record), count in zip(found, map(fingerprints.count, fingerprints), strict=True):
         if count > 1:
             raise InputError(
-                f"{record['name']} {record['fingerprint'][:8]}: the same artifact twice; name two different ones, or "
+                f"{record.name} {record.fingerprint[:8]}: the same artifact twice; name two different ones, or "
                 "none for the last two evaluations"
             )
     compared = compared_runs(store_of(workspace), found)
@@ -284,10 +280,10 @@ def last_two(workspace: Path) -> list[tuple[Path, Record]]:
     found = [
         (folder, record)
         for folder, record in store_of(workspace).all()
-        if record["stage"] in EVALUATIONS
+        if record.stage in EVALUATIONS
     ]
-    for stage in dict.fromkeys(record["stage"] for _, record in reversed(found)):
-        same = [(folder, record) for folder, record in found if record["stage"] == stage]
+    for stage in dict.fromkeys(record.stage for _, record in reversed(found)):
+        same = [(folder, record) for folder, record in found if record.stage == stage]
         if len(same) > 1:
             return same[-2:]
     raise InputError(f"{workspace / 'artifacts'}: no two evaluations of one stage to compare")
@@ -301,15 +297,13 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
     sizes = [size_of(folder) for folder, _ in found]
     lines = []
     for (_, record), size in zip(found, sizes, strict=True):
-        inputs = (
-            f"{name} {source['fingerprint'][:8]}" for name, source in record["inputs"].items()
-        )
+        inputs = (f"{name} {source.fingerprint[:8]}" for name, source in record.inputs.items())
         lines.append(
             {
-                "fingerprint": record["fingerprint"][:16],
-                "name": record["name"],
-                "built": record["run"]["at"][:16].replace("T", " "),
-                "seconds": round(record["run"]["seconds"]),
+                "fingerprint": record.fingerprint[:16],
+                "name": record.name,
+                "built": record.run["at"][:16].replace("T", " "),
+                "seconds": round(record.run["seconds"]),
                 "MB": f"{size / 1e6:,.1f}",
                 "score": score_of(record),
                 "changes": changes_of(record),
@@ -322,7 +316,7 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
 
 def changes_of(record: Record) -> str:
     """The configuration of the run that built an artifact, with what was changed."""
-    arguments = record["run"].get("arguments") or {}
+    arguments = record.run.get("arguments") or {}
     changes = arguments.get("changes", ())
     return " ".join([config_name(arguments.get("config", "")), *changes]).strip()
 
@@ -332,10 +326,10 @@ def score_of(record: Record) -> str:
     validation split; empty without one."""
     from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
-    metrics = record["metrics"]
+    metrics = record.metrics
     evaluated = (
         {name.partition("/")[2]: value for name, value in metrics.items()}
-        if record["stage"] in EVALUATIONS
+        if record.stage in EVALUATIONS
         else {}
     )
     shown = [
@@ -346,6 +340,6 @@ def score_of(record: Record) -> str:
     validated = [
         f"{short} {metrics[name]:.1f}"
         for name, short in VALIDATION_SCORES.items()
-        if name in metrics and record["stage"] not in EVALUATIONS
+        if name in metrics and record.stage not in EVALUATIONS
     ]
     return ", ".join(shown[:2] or validated[:1])

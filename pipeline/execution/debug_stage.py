@@ -37,12 +37,12 @@ def work_of(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no {RECORD} or {WORK} of a stage; give a folder of artifacts/")
 
     artifacts = folder.absolute().parents[1]
-    inputs = dict(record["paths"])
-    for name, source in record["inputs"].items():
-        inputs[name] = str(artifacts / source["stage"] / source["fingerprint"][:16])
+    inputs = dict(record.paths)
+    for name, source in record.inputs.items():
+        inputs[name] = str(source.folder(artifacts))
     return {
-        "stage": record["stage"],
-        "config": record["config"],
+        "stage": record.stage,
+        "config": record.config,
         "inputs": inputs,
         "resources": Resources().model_dump(),
     }

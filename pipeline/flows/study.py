@@ -173,15 +173,15 @@ def validation_rows(record: Record) -> Rows:
     """What a training reached on the validation split, as rows of results.json; without chance and interval."""
     scores = []
     for name, metric in VALIDATION_SCORES.items():
-        if name in record["metrics"]:
+        if name in record.metrics:
             row = {
                 "name": name,
-                "what": record["name"],
+                "what": record.name,
                 "direction": "",
                 "metric": metric,
                 "unit": "%",
             }
-            row |= {"higher_is_better": True, "value": record["metrics"][name]}
+            row |= {"higher_is_better": True, "value": record.metrics[name]}
             scores.append(row | {"items": None, "chance": None})
     return scores
 
@@ -190,7 +190,7 @@ def work_table(members: list[Member]) -> Table:
     """What is left to do of a study: for each run, the stages that no earlier run builds, and how long these take by
     the newest record of each stage in the workspace."""
     store = members[0].plan.store
-    seconds = {record["name"]: record["run"].get("seconds") for _, record in store.all()}
+    seconds = {record.name: record.run.get("seconds") for _, record in store.all()}
     counted: set[str] = set()
     stages: list[str] = []
     lines = []

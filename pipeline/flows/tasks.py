@@ -91,7 +91,7 @@ class PipelineRun:
         Prefect. error: what ended the run, if it did not finish."""
         run_summary = self.run_summary(error)
         artifacts = list(self.artifacts.values())
-        fingerprints = {name: record["fingerprint"] for name, (_, record) in self.found.items()}
+        fingerprints = {name: record.fingerprint for name, (_, record) in self.found.items()}
         record_run(self.workspace, self.arguments, fingerprints)
 
         # The server of a command ends with it: no link leads to its page.
@@ -234,7 +234,7 @@ def find_or_build(progress: str, current: PipelineRun, step: Step) -> State | No
     if not existed:
         return None
     current.cached.add(step.name)
-    return Completed(name="Cached", message=f"{folder} is of {record['run']['at']}")
+    return Completed(name="Cached", message=f"{folder} is of {record.run['at']}")
 
 
 def build(current: PipelineRun, step: Step, folder: Path, progress: str, lock_file: int) -> Record:
@@ -302,10 +302,10 @@ def run_remotely(current: PipelineRun, step: Step, progress: str) -> None:
 
 def done_line(step: Step, record: Record) -> str:
     """How long a stage took, and its score on the validation split, if it has one."""
-    line = f"{step.name}: done in {record['run']['seconds']:.0f} s"
+    line = f"{step.name}: done in {record.run['seconds']:.0f} s"
     for key, name in VALIDATION_SCORES.items():
-        if key in record["metrics"]:
-            return f"{line}, {name} {record['metrics'][key]:.1f} %"
+        if key in record.metrics:
+            return f"{line}, {name} {record.metrics[key]:.1f} %"
     return line
 
 

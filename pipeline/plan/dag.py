@@ -7,7 +7,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, cast
 
-from alpro.artifact import flatten, has_no_effect
+from alpro.artifact import Record, flatten, has_no_effect
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.clip_prompter import check_clip
@@ -242,7 +242,7 @@ def required(steps: list[Step], store: Store) -> list[Step]:
 def reason(step: Step, store: Store, config: str = "") -> str:
     """Why a step has to run: what differs from the most similar artifact of the same name, and of
     the same configuration if one is given, by its name or file."""
-    others = [record for _, record in store.all() if record["name"] == step.name]
+    others = [record for _, record in store.all() if record.name == step.name]
     if config:
         others = [record for record in others if made_with(record, config)]
     if not others:
@@ -255,30 +255,30 @@ def reason(step: Step, store: Store, config: str = "") -> str:
     return ", ".join(fewest[:3]) + more
 
 
-def made_with(record: Mapping[str, Any], config: str) -> bool:
+def made_with(record: Record, config: str) -> bool:
     """Whether the command that built an artifact named this configuration. A record without a
     command fits all."""
-    named = (record["run"].get("arguments") or {}).get("config", config)
+    named = (record.run.get("arguments") or {}).get("config", config)
     return config_name(named) == config_name(config)
 
 
-def differences(record: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+def differences(record: Record, description: Record) -> list[str]:
     """What differs between an artifact's record and a step's description, of all that decides the
     fingerprint."""
     changes = []
-    if record["stage_version"] != description["stage_version"]:
+    if record.stage_version != description.stage_version:
         changes.append("the stage's code has a new version")
 
     # The path of a file whose contents count does not count itself.
-    files = record["files"].keys() & description["files"].keys()
-    old = flatten(record["config"], f"{record['stage']}.")
-    new = flatten(description["config"], f"{description['stage']}.")
+    files = record.files.keys() & description.files.keys()
+    old = flatten(record.config, f"{record.stage}.")
+    new = flatten(description.config, f"{description.stage}.")
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
             changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
 
-    changes += [f"input {name}" for name in changed_names(record["inputs"], description["inputs"])]
-    changes += [f"files of {name}" for name in changed_names(record["files"], description["files"])]
+    changes += [f"input {name}" for name in changed_names(record.inputs, description.inputs)]
+    changes += [f"files of {name}" for name in changed_names(record.files, description.files)]
     return changes
 
 

@@ -93,7 +93,7 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     record, answers = read_record(artifact), len(model.answers)
     what, text, call = TASKS[model.task]
     tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
-    sources: list[tuple[Path, dict[str, Any]]] = []
+    sources: list[tuple[Path, Record]] = []
     evaluated = ""
     index = ""
     if record:
@@ -108,7 +108,7 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     rendered = "All of it is rendered by alpro-pipeline: moving shapes with captions by rules."
     limit = f"Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
     data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
-    data += [rendered] if any(source["stage"] == "render_sample" for _, source in sources) else []
+    data += [rendered] if any(source.stage == "render_sample" for _, source in sources) else []
     return CARD.format(
         license_tag=license or "other",
         tag=tag,
@@ -130,25 +130,25 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     )
 
 
-def training(sources: list[tuple[Path, dict[str, Any]]]) -> str:
+def training(sources: list[tuple[Path, Record]]) -> str:
     if not sources:
         return "Not recorded: the model was exported from a folder without an artifact."
     lines = []
     for _, record in sources:
-        if "lr" in (config := record["config"]):
-            steps, lr = record["counts"].get("steps", ""), f"{config['lr']:g}"
+        if "lr" in (config := record.config):
+            steps, lr = record.counts.get("steps", ""), f"{config['lr']:g}"
             lines.append(
                 [
-                    record["name"],
-                    record["fingerprint"][:16],
+                    record.name,
+                    record.fingerprint[:16],
                     str(steps),
                     str(config["batch_size"]),
                     lr,
                 ]
             )
     _, last = sources[-1]
-    versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
-    built = f"Built {last['run']['at'][:10]}, commit {last['run'].get('commit') or 'unknown'}, with {versions}."
+    versions = ", ".join(f"{package} {version}" for package, version in last.versions.items())
+    built = f"Built {last.run['at'][:10]}, commit {last.run.get('commit') or 'unknown'}, with {versions}."
     return markdown(
         Table("", ["stage", "fingerprint", "steps", "batch size", "learning rate"], lines, built)
     )
@@ -158,15 +158,15 @@ def newest_scores(store: Store, record: Record) -> tuple[str, list[dict[str, Any
     """The split and the scores of the newest evaluation of the model; empty if there is none."""
     split = ""
     scores: list[dict[str, Any]] = []
-    prefixes = PREFIXES_OF_STAGE.get(record["stage"], ("-",))
+    prefixes = PREFIXES_OF_STAGE.get(record.stage, ("-",))
     for folder, other in store.all():
-        used = {source["fingerprint"] for source in other["inputs"].values()}
-        if other["stage"] not in EVALUATIONS or record["fingerprint"] not in used:
+        used = {source.fingerprint for source in other.inputs.values()}
+        if other.stage not in EVALUATIONS or record.fingerprint not in used:
             continue
         rows = read_results(folder)
         own = [row for row in rows if row["name"].partition("/")[0].startswith(prefixes)]
         if own:
-            split = other["config"]["split"]
+            split = other.config["split"]
             scores = own
     return split, scores
 

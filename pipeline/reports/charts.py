@@ -157,9 +157,9 @@ def learning_curves(artifacts: Iterable[tuple[Path, Record]]) -> dict[str, list[
     """The curves of the trainings among artifacts, by the names of their steps."""
     found: dict[str, list[Curve]] = {}
     for folder, record in artifacts:
-        if record["stage"] in TRAININGS:
+        if record.stage in TRAININGS:
             curves = list(curves_of(read_metrics(folder / "metrics.jsonl")))
-            found |= {record["name"]: curves} if curves else {}
+            found |= {record.name: curves} if curves else {}
     return found
 
 

@@ -108,7 +108,7 @@ def warnings_table(artifacts: Sequence[tuple[Path, Record]]) -> Table:
     """The warnings of the stages."""
     lines = []
     for _, record in artifacts:
-        lines += [[record["name"], warning] for warning in record.get("warnings", [])]
+        lines += [[record.name, warning] for warning in record.warnings]
     return Table("Warnings", ["stage", "warning"], lines, texts=True)
 
 
@@ -131,20 +131,20 @@ def rejects_table(artifacts: Sequence[tuple[Path, Record]]) -> Table:
         file = folder / "statistics.json"
         if file.is_file():
             reasons = read_json(file).get("reasons", {})
-            lines += [[record["name"], reason, str(count)] for reason, count in reasons.items()]
+            lines += [[record.name, reason, str(count)] for reason, count in reasons.items()]
     return Table("Rejected", ["", "reason", "items"], lines)
 
 
 def stages_table(run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Table:
     """The steps of a run: how long each took, what it read, and what it counted."""
-    records = {record["name"]: record for _, record in artifacts}
+    records = {record.name: record for _, record in artifacts}
     lines = []
     for step in run["steps"]:
         record = records.get(step["name"])
         time = step["state"]
         if record and time == "built":
-            time = duration(record["run"]["seconds"])
-        counts = record["counts"] if record and record["stage"] not in EVALUATIONS else {}
+            time = duration(record.run["seconds"])
+        counts = record.counts if record and record.stage not in EVALUATIONS else {}
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
         inputs = ", ".join(step["inputs"])
         lines.append([step["name"], step["fingerprint"][:8], time, inputs, text])
@@ -174,7 +174,7 @@ def duration(seconds: float) -> str:
 
 def pictures_by_step(artifacts: Sequence[tuple[Path, Record]]) -> dict[str, list[tuple[str, str]]]:
     """The captions and addresses of the pictures of each step that has some."""
-    pictures = {record["name"]: stage_pictures(folder) for folder, record in artifacts}
+    pictures = {record.name: stage_pictures(folder) for folder, record in artifacts}
     return {name: shown for name, shown in pictures.items() if shown}
 
 
@@ -341,23 +341,23 @@ def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
 def origin(record: Record) -> dict[tuple[str, str], str]:
     """What decides one artifact: configuration, corpus with its counts, digests of files, commit,
     version of the stage, precision and packages."""
-    name = record["name"]
-    stage = record["stage"]
+    name = record.name
+    stage = record.stage
     decides: dict[tuple[str, str], str] = {}
-    for key, value in flatten({name: record["config"]}).items():
+    for key, value in flatten({name: record.config}).items():
         decides["configuration", key] = str(value)
 
     if stage in CORPUS_STAGES:
-        counts = ", ".join(f"{count} {what}" for what, count in record["counts"].items() if count)
+        counts = ", ".join(f"{count} {what}" for what, count in record.counts.items() if count)
         corpus = name.partition(" ")[2] or name
-        decides["data", corpus] = f"{record['fingerprint'][:8]}: {counts}"
-    for file, digest in record["files"].items():
+        decides["data", corpus] = f"{record.fingerprint[:8]}: {counts}"
+    for file, digest in record.files.items():
         decides["data", f"{name} {file}"] = digest[:8]
 
-    decides["code", "commit"] = record["run"].get("commit") or UNKNOWN
-    decides["code", f"{stage}, version"] = str(record["stage_version"])
-    if record.get("precision"):
-        decides["code", f"{name} in"] = record["precision"]
-    for package, version in record["versions"].items():
+    decides["code", "commit"] = record.run.get("commit") or UNKNOWN
+    decides["code", f"{stage}, version"] = str(record.stage_version)
+    if record.precision:
+        decides["code", f"{name} in"] = record.precision
+    for package, version in record.versions.items():
         decides["version", package] = version
     return decides

@@ -47,7 +47,7 @@ def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
     """The rows of results.json of every evaluation among artifacts, each score once."""
     by_name: dict[str, dict[str, Any]] = {}
     for folder, record in artifacts:
-        if record["stage"] in EVALUATIONS:
+        if record.stage in EVALUATIONS:
             by_name |= {row["name"]: row for row in read_results(folder)}
     return list(by_name.values())
 
@@ -142,10 +142,10 @@ def data_table(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
     """The corpora among artifacts with their counts; None without a corpus."""
     lines = []
     for _, record in artifacts:
-        if record["stage"] in CORPUS_STAGES:
-            corpus = record["name"].partition(" ")[2] or record["name"]
-            counts = [f"{record['counts'].get(key, 0):,}" for key in CORPUS_COUNTS]
-            lines.append([corpus, record["fingerprint"][:8], *counts])
+        if record.stage in CORPUS_STAGES:
+            corpus = record.name.partition(" ")[2] or record.name
+            counts = [f"{record.counts.get(key, 0):,}" for key in CORPUS_COUNTS]
+            lines.append([corpus, record.fingerprint[:8], *counts])
     return Table("Data", ["", "fingerprint", *CORPUS_COUNTS], lines) if lines else None
 
 

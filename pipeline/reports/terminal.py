@@ -33,7 +33,7 @@ def print_results(
     if as_json:
         values = {
             "results": results,
-            "artifacts": {record["name"]: of_json(folder, record) for folder, record in artifacts},
+            "artifacts": {record.name: of_json(folder, record) for folder, record in artifacts},
             "report": str(report) if report.is_file() else "",
         }
         print(json.dumps(values, indent=1, ensure_ascii=False))
@@ -51,8 +51,12 @@ def print_results(
 
 def of_json(folder: Path, record: Record) -> dict[str, Any]:
     """What `--json` prints of an artifact."""
-    numbers = {key: record[key] for key in ("fingerprint", "counts", "metrics")}
-    return {"folder": str(folder), **numbers}
+    return {
+        "folder": str(folder),
+        "fingerprint": record.fingerprint,
+        "counts": record.counts,
+        "metrics": record.metrics,
+    }
 
 
 def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
@@ -65,8 +69,8 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
             print(sentence)
     elif artifacts:
         folder, record = artifacts[-1]
-        print(f"{record['name']}: {folder}")
-        for key, value in {**record["counts"], **record["metrics"]}.items():
+        print(f"{record.name}: {folder}")
+        for key, value in {**record.counts, **record.metrics}.items():
             print(f"  {key}: {value:g}")
 
 
@@ -74,7 +78,7 @@ def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> No
     """Prints the warnings of the stages, or how many the report has."""
     warnings = []
     for _, record in artifacts:
-        warnings += [f"{record['name']}: {line}" for line in record.get("warnings", [])]
+        warnings += [f"{record.name}: {line}" for line in record.warnings]
     if len(warnings) > MAX_WARNINGS and report.is_file():
         print(f"warnings: {len(warnings)}, below the tables of the report")
         return

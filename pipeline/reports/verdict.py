@@ -72,7 +72,7 @@ def smallest(row: Mapping[str, Any], clips: int) -> str:
 def fine_tuned_verdict(artifacts: Sequence[tuple[Path, Record]]) -> str:
     """The sentence on a run that scores a model before and after its fine-tuning over the same test queries; empty for
     another run, and if the test queries differ."""
-    folders = {record["stage"]: folder for folder, record in artifacts}
+    folders = {record.stage: folder for folder, record in artifacts}
     if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
         return ""
     before, after = "zero_shot_vtc/t2v/R1", "retrieval_vtc/t2v/R1"

@@ -120,5 +120,5 @@ def model_name(folder: str) -> str:
     """The name of a model for people: its stage and fingerprint, or its folder."""
     record = read_record(Path(folder))
     if record:
-        return f"{record['name']} {record['fingerprint'][:8]}"
+        return f"{record.name} {record.fingerprint[:8]}"
     return Path(folder).name

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib import import_module, metadata
@@ -23,14 +23,13 @@ from huggingface_hub import constants
 
 from alpro.artifact import (
     RECORD,
-    RECORD_DIGEST,
-    RECORD_VERSION,
+    Record,
+    Source,
     artifacts,
     check_artifact,
     check_record,
     digest_of,
     read_record,
-    record_digest,
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
@@ -45,7 +44,7 @@ LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
-Artifact = tuple[Path, dict[str, Any]]  # its folder and its record
+Artifact = tuple[Path, Record]  # its folder and its record
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,15 @@ class Step:
     name: str  # name for users: the stage, and the corpus if there are several
     config: StageConfig
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
-    files: Mapping[str, str] = field(
-        default_factory=dict
-    )  # outside files: name, or STAGE.KEY, to SHA-256 or version
+    # SHA-256 or version of outside files, by name or STAGE.KEY.
+    files: Mapping[str, str] = field(default_factory=dict)
     # Inputs that no step builds, such as a model folder of the user's. Only their digests in `files` count.
     paths: Mapping[str, Location] = field(default_factory=dict)
     # The user's files that an input in `paths` was imported from.
     sources: Mapping[str, Location] = field(default_factory=dict)
     unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
-    missing: str = (
-        ""  # why the outside files cannot be read on this machine; the step cannot run then
-    )
+    # Why the outside files cannot be read on this machine; the step cannot run then.
+    missing: str = ""
 
     def needs(self, other: "Step") -> bool:
         """Whether the other's artifact is an input of this step, or of one of its inputs."""
@@ -81,30 +78,26 @@ class Step:
         return digest_of(self._recipe())
 
     @property
-    def description(self) -> dict[str, Any]:
-        """The part of the artifact record that is known before the stage runs."""
-        return {
-            "version": RECORD_VERSION,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            **self._recipe(),
-            "paths": {
-                name: str(absolute(path)) for name, path in {**self.sources, **self.paths}.items()
-            },
-        }
+    def description(self) -> Record:
+        """The artifact's record as it is known before the stage runs."""
+        paths = {**self.sources, **self.paths}
+        return replace(
+            self._recipe(),
+            name=self.name,
+            fingerprint=self.fingerprint,
+            paths={name: str(absolute(path)) for name, path in paths.items()},
+        )
 
-    def _recipe(self) -> dict[str, Any]:
-        inputs = {
-            name: {"stage": step.stage, "fingerprint": step.fingerprint}
-            for name, step in self.inputs.items()
-        }
-        return {
-            "stage": self.stage,
-            "stage_version": self.module.VERSION,
-            "config": self.config.model_dump(mode="json"),
-            "inputs": inputs,
-            "files": dict(self.files),
-        }
+    def _recipe(self) -> Record:
+        """What the fingerprint is the digest of."""
+        inputs = {name: Source(step.stage, step.fingerprint) for name, step in self.inputs.items()}
+        return Record(
+            stage=self.stage,
+            stage_version=self.module.VERSION,
+            config=self.config.model_dump(mode="json"),
+            inputs=inputs,
+            files=dict(self.files),
+        )
 
 
 class Store:
@@ -116,7 +109,7 @@ class Store:
     def folder(self, step: Step) -> Path:
         return self.root / step.stage / step.fingerprint[:16]
 
-    def find(self, step: Step) -> dict[str, Any] | None:
+    def find(self, step: Step) -> Record | None:
         """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
         record = read_record(self.folder(step))
         if record is not None:
@@ -137,7 +130,7 @@ class Store:
             make_folder(folder.parent)
             while not acquire(lock, blocking=False):
                 if announce:
-                    announce(f"{step.name}: waits for another run that makes it")
+                    announce(f"{step.name}: waiting for another run to build it")
                 announce = None
                 STOP.get().wait(LOCK_SECONDS)
         except OSError as error:
@@ -148,8 +141,8 @@ class Store:
             lock.release()
 
     def make(
-        self, step: Step, work: Callable[[Step, Path], Outcome], run_info: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, step: Step, work: Callable[[Step, Path], Outcome], run_info: Mapping[str, Any]
+    ) -> Record:
         """Runs `work` in the step's folder, then writes the record that completes the artifact. Call under `lock`.
 
         `run_info` is the caller's information about this run (commit, run ids). Returns the record. Raises InputError
@@ -159,34 +152,32 @@ class Store:
         make_folder(folder)
         started = time.monotonic()
         outcome = work(step, folder)
-        if step.unchanged and not step.unchanged():
-            for name in (
-                UNFINISHED
-            ):  # results from the changed files must not be reused if the files are restored
-                shutil.rmtree(folder / name, ignore_errors=True)
-            where = " or ".join(map(str, (step.sources or step.paths).values()))
-            raise InputError(
-                f"{step.name}: its input files changed during the run ({where}); run again"
-            )
-        return write_record(
-            folder,
-            step.description,
-            outcome,
-            {"seconds": round(time.monotonic() - started, 1), **run_info},
-        )
+        seconds = round(time.monotonic() - started, 1)
 
-    def lineage(self, record: dict[str, Any]) -> list[Artifact]:
-        """The artifact and all that it was built from and that was not removed since, inputs before their users."""
-        present = {found["fingerprint"]: (folder, found) for folder, found in self.all()}
+        if step.unchanged and not step.unchanged():
+            # Results from the changed files must not be reused if the files are restored.
+            for name in UNFINISHED:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            files = " or ".join(map(str, (step.sources or step.paths).values()))
+            raise InputError(
+                f"{step.name}: its input files changed during the run ({files}); run again"
+            )
+        return write_record(folder, step.description, outcome, {"seconds": seconds, **run_info})
+
+    def lineage(self, record: Record) -> list[Artifact]:
+        """The artifact and all that it was built from and that was not removed since, inputs before
+        their users."""
+        present = {other.fingerprint: (folder, other) for folder, other in self.all()}
         ordered: dict[str, Artifact] = {}
 
         def visit(fingerprint: str) -> None:
             if fingerprint in present and fingerprint not in ordered:
-                for source in present[fingerprint][1]["inputs"].values():
-                    visit(source["fingerprint"])
+                _, built = present[fingerprint]
+                for source in built.inputs.values():
+                    visit(source.fingerprint)
                 ordered[fingerprint] = present[fingerprint]
 
-        visit(record["fingerprint"])
+        visit(record.fingerprint)
         return list(ordered.values())
 
     def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
@@ -195,17 +186,20 @@ class Store:
         kept: fingerprints; by default the newest artifact of each name.
         """
         present = self.all()
-        newest = {record["name"]: record["fingerprint"] for _, record in present}
-        inputs = {record["fingerprint"]: record["inputs"].values() for _, record in present}
-        reached, left = set[str](), [*kept] or [*newest.values()]
-        while left:
-            if (one := left.pop()) not in reached:
-                reached.add(one)
-                left += [source["fingerprint"] for source in inputs.get(one, ())]
+        newest = {record.name: record.fingerprint for _, record in present}
+        inputs = {record.fingerprint: record.inputs.values() for _, record in present}
+
+        reached: set[str] = set()
+        pending = [*kept] or [*newest.values()]
+        while pending:
+            fingerprint = pending.pop()
+            if fingerprint not in reached:
+                reached.add(fingerprint)
+                pending += [source.fingerprint for source in inputs.get(fingerprint, ())]
         return [
             (folder, record)
             for folder, record in reversed(present)
-            if record["fingerprint"] not in reached
+            if record.fingerprint not in reached
         ]
 
     def unfinished(self) -> list[Path]:
@@ -256,40 +250,46 @@ class Store:
 def check_inputs(locations: Iterable[Location | str]) -> None:
     """Raises InputError if a file of an artifact that a stage is about to read is not as recorded."""
     for location in locations:
-        if isinstance(folder := located(str(location)), Path):
+        folder = located(str(location))
+        if isinstance(folder, Path):
             check_artifact(folder)
 
 
 def write_record(
-    folder: Path, description: dict[str, Any], outcome: Outcome, run_info: dict[str, Any]
-) -> dict[str, Any]:
-    """Writes the record that completes an artifact, and deletes files that only a resumed run needs. Returns the
-    record. It has the sizes and SHA-256 of all files, of which only those are read that the stage has not hashed."""
-    record = {
-        **description,
-        "counts": outcome.counts,
-        "metrics": outcome.metrics,
-        "warnings": outcome.warnings,
-        "precision": outcome.precision,
-        "contents": describe_contents(folder, outcome.sha256),
-        "versions": versions() | hub_commits(description),
-        "run": {"at": time_after(folder.parent.parent), **run_info},
-    }
+    folder: Path, description: Record, outcome: Outcome, run_info: Mapping[str, Any]
+) -> Record:
+    """Writes the record that completes an artifact, and deletes files that only a resumed run needs.
+
+    Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that
+    the stage has not hashed.
+    """
+    record = replace(
+        description,
+        counts=outcome.counts,
+        metrics=outcome.metrics,
+        warnings=outcome.warnings,
+        precision=outcome.precision,
+        contents=describe_contents(folder, outcome.sha256),
+        versions=versions() | hub_commits(description),
+        run={"at": time_after(folder.parent.parent), **run_info},
+    )
+    values = record.to_json()
+    # The files are on the disk before the record that says so.
     sync_tree(folder)
-    record[RECORD_DIGEST] = record_digest(record)
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, values)
+
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes
         stale.unlink(missing_ok=True)
-    return record
+    return Record.of(values)
 
 
 def time_after(root: Path) -> str:
     """The time of a new record: now, but after all others of the store. Their order is that in which artifacts were
     built, also if the clock was set back between two of them."""
     now = datetime.now(UTC).replace(microsecond=0)
-    times = [record["run"]["at"] for _, record in artifacts(root) if "at" in record.get("run", {})]
+    times = [record.run["at"] for _, record in artifacts(root) if "at" in record.run]
     newest = datetime.fromisoformat(max(times)) if times else now
     if newest.tzinfo is None:
         newest = newest.replace(tzinfo=UTC)
@@ -302,21 +302,24 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-    with suppress(
-        InputError
-    ):  # optional: PyAV has its own libraries; the binary decodes the files that they cannot
+    # Optional: PyAV has its own libraries; the binary decodes the files that they cannot.
+    with suppress(InputError):
         installed["ffmpeg"] = ffmpeg_version()
     return installed
 
 
-def hub_commits(description: dict[str, Any]) -> dict[str, str]:
-    """By STAGE.KEY, the commits of the hub's models that a stage names without a revision, as its cache has them."""
-    found: dict[str, str] = {}
+def hub_commits(description: Record) -> dict[str, str]:
+    """By STAGE.KEY, the commits of the hub's models that a stage names without a revision, as its
+    cache has them."""
+    commits: dict[str, str] = {}
     for stage, key in FILES_OR_NAMES:
-        if stage == description["stage"] and f"{stage}.{key}" not in description["files"]:
-            for name in (value := description["config"].get(key, ""), f"timm/{value}"):
-                head = Path(
-                    constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main"
-                )
-                found |= {f"{stage}.{key}": head.read_text()} if head.is_file() else {}
-    return found
+        setting = f"{stage}.{key}"
+        if stage != description.stage or setting in description.files:
+            continue
+        model = description.config.get(key, "")
+        for name in (model, f"timm/{model}"):
+            repository = f"models--{name.replace('/', '--')}"
+            head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
+            if head.is_file():
+                commits[setting] = head.read_text()
+    return commits

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, record_digest
+from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, record_digest
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
@@ -61,24 +61,24 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     }
 
 
-def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem]:
+def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
     """Compares the files of artifacts with their records. Artifacts whose files are as recorded yield nothing."""
-    total = sum(len(record.get("contents", {})) for _, record in artifacts)
+    total = sum(len(record.contents) for _, record in artifacts)
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
-            if folder.name != record["fingerprint"][:16]:
+            if folder.name != record.fingerprint[:16]:
                 yield Problem(
-                    "damaged", folder.name, record["name"], RECORD, "does not match its fingerprint"
+                    "damaged", folder.name, record.name, RECORD, "does not match its fingerprint"
                 )
-            if record.get(RECORD_DIGEST) != record_digest(record):
+            if record.values.get(RECORD_DIGEST) != record_digest(record.values):
                 yield Problem(
                     "damaged",
                     folder.name,
-                    record["name"],
+                    record.name,
                     RECORD,
                     "was changed after it was written",
                 )
-            recorded = record.get("contents", {})
+            recorded = record.contents
             files = sorted(recorded.keys() | files_of(folder).keys())
             paths = [folder / file for file in files]
             for file, problem in zip(
@@ -86,7 +86,7 @@ def verify(artifacts: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[Problem
             ):
                 advance(1)
                 if problem:
-                    yield Problem(problem[0], folder.name, record["name"], file, problem[1])
+                    yield Problem(problem[0], folder.name, record.name, file, problem[1])
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:

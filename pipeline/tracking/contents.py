@@ -17,7 +17,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pydantic import ValidationError
 
-from alpro.artifact import Record
+from alpro.artifact import Record, Source
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.execution.interface import Interrupted
@@ -87,19 +87,17 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
 
 def stage_title(record: Record) -> str:
     """The name of a stage's run: its name, and its fingerprint."""
-    return f"{record['name']} · {record['fingerprint'][:8]}"
+    return f"{record.name} · {record.fingerprint[:8]}"
 
 
 def params_of(record: Record) -> dict[str, Any]:
     """The values of a stage's configuration that are not the defaults; artifact.json has all of them."""
-    config = import_module(f"alpro.stages.{record['stage']}").Config
+    config = import_module(f"alpro.stages.{record.stage}").Config
     try:
-        values = config.model_validate(record["config"]).model_dump(
-            mode="json", exclude_defaults=True
-        )
+        values = config.model_validate(record.config).model_dump(mode="json", exclude_defaults=True)
     except ValidationError:  # of another version of this project
-        values = record["config"]
-    return {record["stage"]: values}
+        values = record.config
+    return {record.stage: values}
 
 
 def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:
@@ -109,15 +107,13 @@ def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:
     """
     store = folder.parent.parent
     corpora = {
-        name: source
-        for name, source in record["inputs"].items()
-        if source["stage"] in CORPUS_STAGES
+        name: source for name, source in record.inputs.items() if source.stage in CORPUS_STAGES
     }
-    if record["stage"] in CORPUS_STAGES:
-        corpora = {record["name"].partition(" ")[2] or record["name"]: record}
+    if record.stage in CORPUS_STAGES:
+        name = record.name.partition(" ")[2] or record.name
+        corpora = {name: Source(record.stage, record.fingerprint)}
     return [
-        dataset(name, source["fingerprint"], store / source["stage"] / source["fingerprint"][:16])
-        for name, source in corpora.items()
+        dataset(name, source.fingerprint, source.folder(store)) for name, source in corpora.items()
     ]
 
 

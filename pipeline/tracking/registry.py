@@ -32,7 +32,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     The version links the logged model of its training, which has the scores. Raises InputError if MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
-        raise InputError(f"{record['name']} {record['fingerprint'][:16]} has no model")
+        raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
     columns = Model.load(folder, device="cpu").pair_columns
     outputs: list[Any] = [
         ColSpec("string" if column == "answer" else "double", column) for column in columns
@@ -42,34 +42,30 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
         mlflow.set_tracking_uri(uri)
         versions = client.search_model_versions(f"name = '{name}'")
         version = next(
-            (
-                str(v.version)
-                for v in versions
-                if v.tags.get("fingerprint") == record["fingerprint"]
-            ),
+            (str(v.version) for v in versions if v.tags.get("fingerprint") == record.fingerprint),
             "",
         )
         if not version:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
-            model = tracker.logged_model(record["fingerprint"])
+            model = tracker.logged_model(record.fingerprint)
             if not model:  # its training was logged to another store
                 tracker.log_artifact(folder, record)
-                model = tracker.logged_model(record["fingerprint"])
+                model = tracker.logged_model(record.fingerprint)
             # MLflow prints what the command prints, and misses an example: no video is on every machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")
                 logged = mlflow.pyfunc.log_model(
                     model_id=model,
-                    name=record["stage"],
+                    name=record.stage,
                     loader_module=__name__,
                     data_path=str(folder / "model"),
                     signature=ModelSignature(INPUTS, Schema(outputs)),
                     pip_requirements=["alpro-pipeline"],
                     registered_model_name=name,
-                    metadata={"fingerprint": record["fingerprint"]},
+                    metadata={"fingerprint": record.fingerprint},
                 )
             version = str(logged.registered_model_version)
-            client.set_model_version_tag(name, version, "fingerprint", record["fingerprint"])
+            client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except Exception as error:

@@ -162,7 +162,7 @@ class Tracker:
         about: the record of the artifact, or what is known of it before.
         """
         with self._described(about, folder, parent, tags or {}) as run:
-            with self._followed(run, folder), self._monitored(run, about["stage"]):
+            with self._followed(run, folder), self._monitored(run, about.stage):
                 yield run
             record = read_record(folder)
             if record:
@@ -181,7 +181,7 @@ class Tracker:
         self, about: Record, folder: Path, parent: str, tags: dict[str, str]
     ) -> Iterator[str]:
         """The run of a stage, with its parameters, tags and data sets."""
-        known = {"stage": about["stage"], "fingerprint": about["fingerprint"]}
+        known = {"stage": about.stage, "fingerprint": about.fingerprint}
         with self.run(stage_title(about), params_of(about), known | tags, parent) as run:
             datasets = datasets_of(folder, about)
             if datasets:
@@ -210,11 +210,11 @@ class Tracker:
         scores = dict[str, float]()
         training = dict[str, float]()
         for _, record in artifacts:
-            if record["stage"] in EVALUATIONS:
-                scores |= record["metrics"]
+            if record.stage in EVALUATIONS:
+                scores |= record.metrics
             else:
-                prefix = f"training/{record['stage']}"
-                training |= {f"{prefix}/{key}": value for key, value in record["metrics"].items()}
+                prefix = f"training/{record.stage}"
+                training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
         self.log_metrics(run, rounded(headlines(scores) | scores) | training)
 
         corpora = [one for folder, record in artifacts for one in datasets_of(folder, record)]
@@ -294,11 +294,11 @@ class Tracker:
     def _result(self, run: str, folder: Path, record: Record) -> None:
         """Logs what a person looks at of an artifact: its record, numbers, pictures, and the first rows of its tables;
         its model, or its scores of the models that it evaluates."""
-        stage = record["stage"]
+        stage = record.stage
         lines = read_metrics(folder / "metrics.jsonl")
         step = lines[-1]["step"] if lines else 0
 
-        numbers = dict(record["metrics"])
+        numbers = dict(record.metrics)
         if stage in EVALUATIONS:
             short = rounded(headlines(numbers))
             self._scores(run, record, short, step)
@@ -308,8 +308,8 @@ class Tracker:
                 model = self._model(run, folder, record, step)
                 validated = [key for key in VALIDATION_SCORES if key in numbers]
                 self.log_metrics(run, {key: numbers[key] for key in validated[:1]}, step, model)
-            numbers |= {f"counts/{name}": float(count) for name, count in record["counts"].items()}
-        numbers["seconds"] = record["run"].get("seconds", 0.0)
+            numbers |= {f"counts/{name}": float(count) for name, count in record.counts.items()}
+        numbers["seconds"] = record.run.get("seconds", 0.0)
         self.log_metrics(run, numbers, step)
 
         self._log(run, "log_artifact", str(folder / "artifact.json"))
@@ -327,10 +327,10 @@ class Tracker:
         tags = {
             "mlflow.model.isExternal": "true",
             "path": str(folder / "model"),
-            "fingerprint": record["fingerprint"],
+            "fingerprint": record.fingerprint,
         }
         params = {key: str(value)[:500] for key, value in flatten(params_of(record)).items()}
-        title = f"{record['fingerprint'][:8]} {record['stage']} · {self.name}"
+        title = f"{record.fingerprint[:8]} {record.stage} · {self.name}"
         name = re.sub(r"[/:.%\"']", "_", title)  # MLflow's names of models have none of these
 
         def create() -> str:
@@ -346,16 +346,16 @@ class Tracker:
     def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
         """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
         them."""
-        inputs = record["inputs"]
+        inputs = record.inputs
         models = set[str]()
         for short, value in scores.items():
             source = inputs.get(MODEL_OF_HEADLINE[short])
-            model = self.logged_model(source["fingerprint"]) if source else ""
+            model = self.logged_model(source.fingerprint) if source else ""
             if not model:
                 continue
             models.add(model)
-            corpus = record["config"].get("qa" if short == "QA" else "retrieval", "")
-            digest = inputs.get(corpus, {}).get("fingerprint", "")[:16]
+            corpus = record.config.get("qa" if short == "QA" else "retrieval", "")
+            digest = inputs[corpus].fingerprint[:16] if corpus in inputs else ""
             self.log_metrics(run, {short: value}, step, model, corpus, digest)
         if models:
             self._log(run, "log_inputs", models=[LoggedModelInput(model) for model in models])

@@ -119,8 +119,8 @@ def split_of_run(
     """
     corpora = chain.from_iterable(map(corpora_of, artifacts))
     for corpus in corpora:
-        config = (read_record(corpus) or {}).get("config")
-        if config is None or not (corpus / "index.parquet").is_file():
+        record = read_record(corpus)
+        if record is None or not (corpus / "index.parquet").is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
                 "column split"
@@ -130,7 +130,7 @@ def split_of_run(
         if known is None:
             continue
         names = ("group_pattern", "validation", "test", "seed")
-        settings = {name: config[name] for name in names if name in config}
+        settings = {name: record.config[name] for name in names if name in record.config}
         with TemporaryDirectory() as cache:
             plan = DecodePlan(import_source(source, Path(cache)), **settings)
             return [
@@ -158,9 +158,9 @@ def corpora_of(artifact: Path) -> Iterator[Path]:
     record = read_record(artifact)
     if record is None:
         return
-    for source in record["inputs"].values():
+    for source in record.inputs.values():
         folder = input_folder(artifact, source)
-        if source["stage"] in CORPUS_STAGES:
+        if source.stage in CORPUS_STAGES:
             yield folder
         else:
             yield from corpora_of(folder)

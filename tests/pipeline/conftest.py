@@ -12,13 +12,16 @@ os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from uuid import UUID
 
 import pytest
 
 from alpro.files import digest
+
+if TYPE_CHECKING:
+    from alpro.artifact import Record
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
@@ -99,15 +102,15 @@ def wait_for(
 
 def write_artifact(
     root: Path, stage: str, mark: str = "", inputs: Mapping[str, Any] | None = None, **more: Any
-) -> tuple[Path, dict[str, Any]]:
+) -> "tuple[Path, Record]":
     """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the stage. inputs: records by
     name."""
-    from alpro.artifact import RECORD_VERSION
+    from alpro.artifact import RECORD_VERSION, Record
     from alpro.files import digest, write_json
 
     sources = {
-        name: {"stage": r["stage"], "fingerprint": r["fingerprint"]}
-        for name, r in (inputs or {}).items()
+        name: {"stage": record.stage, "fingerprint": record.fingerprint}
+        for name, record in (inputs or {}).items()
     }
     record = {
         "version": RECORD_VERSION,
@@ -130,7 +133,7 @@ def write_artifact(
     folder = root / "artifacts" / stage / record["fingerprint"][:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "artifact.json", record)
-    return folder, record
+    return folder, Record.of(record)
 
 
 @contextmanager
@@ -201,7 +204,7 @@ def copied(first, monkeypatch) -> None:
         (out / "of").write_text(
             step.fingerprint
         )  # otherwise what follows would not run: its inputs would be equal
-        return Outcome(record["counts"], record["metrics"])
+        return Outcome(dict(record.counts), dict(record.metrics))
 
     monkeypatch.setattr(tasks, "run_stage", work)
 

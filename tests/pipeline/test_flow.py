@@ -47,9 +47,9 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert list(first) == STAGES
     folders = [Path(folder) for folder in first.values()]
     artifacts = [(folder, record) for folder in folders if (record := read_record(folder))]
-    assert [record["name"] for _, record in artifacts] == STAGES
+    assert [record.name for _, record in artifacts] == STAGES
     assert list(verify(artifacts)) == []  # every file is recorded
-    assert sum(name.endswith(".tar") for _, record in artifacts for name in record["contents"]) == 4
+    assert sum(name.endswith(".tar") for _, record in artifacts for name in record.contents) == 4
     left = [path for folder in folders for path in folder.rglob("*") if path.name.endswith(".part")]
     assert (
         left
@@ -143,7 +143,7 @@ def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
     for stage in (folder, Path(first["render_sample"])):  # whose work is in a pool
         out = tmp_path / stage.parent.name
         outcome = import_module(module).main([str(stage), str(out)])
-        assert outcome.counts == read_record(stage)["counts"]
+        assert outcome.counts == read_record(stage).counts
         made = {file.name for file in out.iterdir()}
         assert made == {file.name for file in stage.iterdir()} - {RECORD}
     with pytest.raises(InputError, match=r"artifact\.json"):
@@ -207,7 +207,7 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
     for name, folder in first.items():
         prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
-        metrics = read_record(Path(folder))["metrics"]
+        metrics = read_record(Path(folder)).metrics
         shown = rounded(metrics) if name in EVALUATIONS else metrics
         repeated = {f"{prefix}{metric}": value for metric, value in shown.items()}
         assert repeated.items() <= parent.data.metrics.items(), name
@@ -348,7 +348,7 @@ def test_every_metric_has_its_name_on_the_page(first):
     assert len(documented) == len(set(documented)) > 30
     logged = set()
     for folder in map(Path, first.values()):
-        logged |= read_record(folder)["metrics"].keys()
+        logged |= read_record(folder).metrics.keys()
         logged |= {name for line in read_metrics(folder / "metrics.jsonl") for name in line}
     logged -= {"step", "time"}
 

@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from alpro.artifact import digest_of
+from alpro.artifact import Record, digest_of
 from alpro.errors import InputError
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import Corpus
@@ -249,12 +250,11 @@ def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
     """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
     logged = {"log_every", "max_reject_share"}
     for step in steps_of().values():
-        record = json.loads(json.dumps(step.description))
+        record = Record.of(json.loads(json.dumps(step.description.to_json())))
         assert digest_of(record) == step.fingerprint
-        for key in record["config"]:
-            older = record | {
-                "config": {name: value for name, value in record["config"].items() if name != key}
-            }
+        for key in record.config:
+            others = {name: value for name, value in record.config.items() if name != key}
+            older = replace(record, config=others)
             assert (digest_of(older) == step.fingerprint) == (key in logged), (step.name, key)
 
 
@@ -411,7 +411,7 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(
             ),
             {},
         )
-        return store.folder(step), made["counts"]
+        return store.folder(step), made.counts
 
     def change(*_: object) -> None:
         wall.rename(aside)

@@ -84,17 +84,17 @@ def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatc
 
     record = store.make(step, work, {"commit": "abc"})
     assert store.find(step) == record
-    assert record["run"]["seconds"] == 7.2
-    assert record["fingerprint"] == step.fingerprint
-    assert record["config"] == step.config.model_dump(mode="json")
-    assert record["inputs"]["sample"]["fingerprint"] == step.inputs["sample"].fingerprint
-    assert (record["counts"], record["metrics"]) == ({"items": 3}, {"score": 0.5})
-    assert (record["warnings"], record["precision"], record["run"]["commit"]) == (
+    assert record.run["seconds"] == 7.2
+    assert record.fingerprint == step.fingerprint
+    assert record.config == step.config.model_dump(mode="json")
+    assert record.inputs["sample"].fingerprint == step.inputs["sample"].fingerprint
+    assert (record.counts, record.metrics) == ({"items": 3}, {"score": 0.5})
+    assert (record.warnings, record.precision, record.run["commit"]) == (
         ["few"],
         "float32",
         "abc",
     )
-    assert {"python", "torch", "av", "ffmpeg"} <= record["versions"].keys()
+    assert {"python", "torch", "av", "ffmpeg"} <= record.versions.keys()
     assert {path.name for path in store.folder(step).rglob("*")} == {
         "result.txt",
         "model",
@@ -335,11 +335,11 @@ def many(store) -> Store:
 
 
 def marks(artifacts: list) -> str:
-    return "".join(record["fingerprint"][0] for _, record in artifacts)
+    return "".join(record.fingerprint[0] for _, record in artifacts)
 
 
 def folder_of(store: Store, mark: str) -> Path:
-    return next(folder for folder, record in store.all() if record["fingerprint"][0] == mark)
+    return next(folder for folder, record in store.all() if record.fingerprint[0] == mark)
 
 
 def alpro(store: Store, *words: str) -> int:
@@ -355,7 +355,7 @@ def test_lineage_has_inputs_first_and_each_once_and_what_no_kept_result_was_buil
     for kept, expected in removed.items():
         assert marks(many.unreachable([mark * 64 for mark in kept])) == expected, kept
     assert marks(many.unreachable(["gone"])) == "0edcba"
-    records = {record["fingerprint"][0]: record for _, record in many.all()}  # oldest first
+    records = {record.fingerprint[0]: record for _, record in many.all()}  # oldest first
     assert "".join(records) == "abcde0"
     assert marks(many.lineage(records["d"])) == "abcd"
     assert marks(many.lineage(records["0"])) == "ae0"
@@ -496,5 +496,5 @@ def test_a_clock_that_was_set_back_changes_no_order(store, monkeypatch):
     monkeypatch.setattr(artifacts_module, "datetime", Clock)
     for seed in (1, 2):
         store.make(sample_step(seed=seed), lambda step, out: Outcome(), {})
-    assert [record["config"]["seed"] for _, record in store.all()] == [1, 2]
-    assert [record["config"]["seed"] for _, record in store.unreachable()] == [1]
+    assert [record.config["seed"] for _, record in store.all()] == [1, 2]
+    assert [record.config["seed"] for _, record in store.unreachable()] == [1]

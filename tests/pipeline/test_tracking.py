@@ -158,7 +158,7 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(
         "arguments": {"config": "configs/sample.toml", "changes": []},
     }
     marks = [
-        write_artifact(tmp_path, stage, run=run)[1]["fingerprint"]
+        write_artifact(tmp_path, stage, run=run)[1].fingerprint
         for stage in ("build_vocabulary", "zero_shot")
     ]
     command = ["artifacts", "log", *(mark[:8] for mark in marks), "--workspace", str(tmp_path)]
@@ -274,7 +274,7 @@ def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tra
         "R1": 75,
         "QA": 9,
     } | scores
-    assert tracker.logged_model(model[1]["fingerprint"]) == models[0].model_id
+    assert tracker.logged_model(model[1].fingerprint) == models[0].model_id
     assert not list(tmp_path.glob("mlflow/**/*.safetensors"))
 
 

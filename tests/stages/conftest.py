@@ -65,9 +65,9 @@ def power_cuts(tmp_path, monkeypatch, record_property):
             folder = store.folder(step)
             record = read_record(folder)
             assert list(verify([(folder, record)])) == []
-            return {name: record["contents"][name] for name in names or record["contents"]}, record[
-                "metrics"
-            ]
+            assert record is not None
+            contents = {name: record.contents[name] for name in names or record.contents}
+            return contents, dict(record.metrics)
 
         counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)
         record_property(step.stage, counts)
