@@ -352,7 +352,8 @@ def score_models(
     from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
 
-    folder, other = scored.folder, scored.baseline_folder
+    folder = scored.folder
+    other = scored.baseline_folder
     items, what = labeled(data, split, [folder, other] if other else [folder])
     prompter, prompts = find_prompter(folder, follow=True)
     loaded = models.load(folder)
@@ -361,34 +362,43 @@ def score_models(
     naming = loaded if prompter == folder else models.load(prompter, prompts)
 
     with TemporaryDirectory() as temporary:
-        place = out or Path(temporary)
+        results_folder = out or Path(temporary)
+        baseline_folder = results_folder / "baseline"
         try:
-            (place / "baseline" if other else place).mkdir(parents=True, exist_ok=True)
+            (baseline_folder if other else results_folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--out {place}: {error.strerror}") from error
+            raise InputError(f"--out {results_folder}: {error.strerror}") from error
+
         results, decoded, threshold = evaluate(
-            loaded, items, split, place, naming if prompts else None
+            loaded, items, split, results_folder, naming if prompts else None
         )
         runs = {scored.name if other else "score": results.rows}
         compared = Comparison([], {}, 0)
+        baseline_rows: list[dict[str, Any]] = []
         if theirs:
+            # Both see the same frames, and only the videos that the first model could decode.
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-            rival, *_ = evaluate(theirs, decoded, split, place / "baseline")
+            baseline, *_ = evaluate(theirs, decoded, split, baseline_folder)
+            baseline_rows = baseline.rows
             averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
             head = f"{scored.baseline}{averaged}"
-            head += " (baseline)" if head == scored.name else ""
-            runs = {head: rival.rows, **runs}
-            compared = compare(place / "baseline", place)
+            if head == scored.name:
+                head += " (baseline)"
+            runs = {head: baseline_rows, **runs}
+            compared = compare(baseline_folder, results_folder)
 
     marked = decisive(row["name"] for row, _ in compared.scores)
     sentence = verdict_of(scored.baseline, scored.name, compared)
     if json:
-        values: dict[str, Any] = {"results": results.rows, "baseline": rival.rows if other else []}
-        values["differences"] = {
-            row["name"]: difference._asdict() for row, difference in compared.scores
+        values = {
+            "results": results.rows,
+            "baseline": baseline_rows,
+            "differences": {
+                row["name"]: difference._asdict() for row, difference in compared.scores
+            },
+            "verdict": sentence,
+            "nothing_below": vars(threshold) if threshold else None,
         }
-        values["verdict"] = sentence
-        values["nothing_below"] = vars(threshold) if threshold else None
         print(json_format.dumps(values, indent=1))
         return
 

@@ -136,9 +136,9 @@ def common_tags() -> dict[str, str]:
     tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
     with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
-    return tags | (
-        {"mlflow.source.git.commit": commit.removesuffix("+")} if commit != "unknown" else {}
-    )
+    if commit != "unknown":
+        tags["mlflow.source.git.commit"] = commit.removesuffix("+")
+    return tags
 
 
 @cache
@@ -173,10 +173,15 @@ def read_table(path: Path) -> Any:
     """The first rows of a table as a data frame with plain columns."""
     import pandas as pd
 
-    frame = (pd.read_json(path) if path.suffix == ".json" else pd.read_parquet(path)).head(
-        TABLE_ROWS
-    )
+    read = pd.read_json if path.suffix == ".json" else pd.read_parquet
+    frame = read(path).head(TABLE_ROWS)
     for column in frame.columns:
-        if frame[column].map(lambda v: hasattr(v, "__len__") and not isinstance(v, str)).any():
-            frame[column] = frame[column].map(lambda v: ", ".join(map(str, v)))
+        values = list(frame[column])
+        if any(map(is_list, values)):
+            frame[column] = [", ".join(map(str, value)) for value in values]
     return frame
+
+
+def is_list(value: Any) -> bool:
+    """Whether a cell of a table has several values."""
+    return hasattr(value, "__len__") and not isinstance(value, str)

@@ -12,6 +12,8 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.artifacts import download_artifacts
+from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
@@ -41,10 +43,12 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
         client = MlflowClient(uri)
         mlflow.set_tracking_uri(uri)
         versions = client.search_model_versions(f"name = '{name}'")
-        version = next(
-            (str(v.version) for v in versions if v.tags.get("fingerprint") == record.fingerprint),
-            "",
-        )
+        registered = [
+            str(one.version)
+            for one in versions
+            if one.tags.get("fingerprint") == record.fingerprint
+        ]
+        version = registered[0] if registered else ""
         if not version:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             model = tracker.logged_model(record.fingerprint)
@@ -82,8 +86,8 @@ def registered_folder(uri: str, name: str) -> Path:
     refuse_credentials("--tracking-uri", uri)
     try:
         mlflow.set_tracking_uri(uri)
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
-        data = mlflow.models.Model.load(folder).flavors["python_function"]["data"]
+        folder = Path(download_artifacts(artifact_uri=name))
+        data = MlflowModel.load(folder).flavors["python_function"]["data"]
     except Exception as error:
         raise InputError(f"{name}: not in the MLflow store {uri}: {one_line(error)}") from error
     return folder / data

@@ -55,7 +55,7 @@ from alpro.stages.evaluation.score_names import HEADLINES, MODEL_OF_HEADLINE, VA
 from alpro.stages.training.metrics import read_metrics
 
 FOLLOW_SECONDS = 2.0
-SYSTEM_SECONDS = 10.0  # between values of CPU, memory and GPU
+SYSTEM_SECONDS = 10  # between values of CPU, memory and GPU
 # Without calls after one that MLflow did not answer: each may take a connection timeout.
 PAUSE_SECONDS = 30.0
 TABLES = (
@@ -88,9 +88,13 @@ class Tracker:
     not have, of which nothing is logged."""
 
     def __init__(self, client: MlflowClient, experiment: str, uri: str, name: str = ""):
-        self.client, self.experiment, self.uri, self.name = client, experiment, uri, name
-        self.warned, self.paused_until = False, 0.0
-        self.lock = threading.RLock()
+        self.client = client
+        self.experiment = experiment
+        self.uri = uri
+        self.name = name
+        self.warned = False
+        self.paused_until = 0.0
+        self.lock = threading.RLock()  # stages log side by side
 
     @classmethod
     def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":
@@ -129,20 +133,19 @@ class Tracker:
     ) -> Iterator[str]:
         """A run for the time of the body, nested in `parent` if there is one: its id. It ends as the body does:
         FINISHED, FAILED or KILLED."""
-        tags = common_tags() | tags | ({"mlflow.parentRunId": parent} if parent else {})
-        run = (
-            self._call(
-                lambda: (
-                    self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
-                )
-            )
-            or ""
+        tags = common_tags() | tags
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        created_run = self._call(
+            lambda: self.client.create_run(self.experiment, run_name=name, tags=tags)
         )
+        run = created_run.info.run_id if created_run else ""
+
+        # MLflow accepts at most a hundred parameters in a call, of at most 6,000 characters each.
         flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
-        for start in range(
-            0, len(flat), 100
-        ):  # MLflow accepts at most a hundred parameters in a call
+        for start in range(0, len(flat), 100):
             self._log(run, "log_batch", params=flat[start : start + 100])
+
         status = "FINISHED"
         try:
             yield run
@@ -392,11 +395,11 @@ class Tracker:
 
     def _log(self, run: str, method: str, *args: Any, **values: Any) -> bool:
         """Calls a method of the client for a run. Returns whether MLflow took it."""
-        return (
-            bool(run)
-            and self._call(lambda: getattr(self.client, method)(run, *args, **values) or True)
-            is not None
-        )
+        if not run:
+            return False
+        # Most methods return None when they succeed, as `_call` does when they fail.
+        taken = self._call(lambda: getattr(self.client, method)(run, *args, **values) or True)
+        return taken is not None
 
     def _call(self, call: Callable[[], Any]) -> Any:
         """What a call to MLflow returns; None if it fails, or if MLflow did not answer a moment ago."""
@@ -406,10 +409,8 @@ class Tracker:
             try:
                 return call()
             except Exception as error:  # of MLflow, requests, or the client of a store of artifacts
-                refused = isinstance(error, MlflowException) and error.get_http_status_code() in (
-                    400,
-                    404,
-                )
+                status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+                refused = status in (400, 404)  # this call only: the store works
                 if not refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
                 if refused or not self.warned:
