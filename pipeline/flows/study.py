@@ -227,46 +227,55 @@ def hours_text(names: list[str], seconds: Mapping[str, float | None]) -> str:
 
 
 def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
-    """A row for each score and variant, scores in the order of the results. scores: rows of results.json by variant and
-    seed; the first variant is the one that the others are compared with.
+    """A row for each score and variant, scores in the order of the results.
 
-    `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of the difference to the first
-    over the seeds that both have. `interval` and `difference_interval` are half widths, None for fewer than two seeds.
+    `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of the
+    difference to the first variant over the seeds that both have. `interval` and
+    `difference_interval` are half widths, None for fewer than two seeds.
+
+    scores: rows of results.json by variant and seed.
     """
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # by score, variant and seed
+    by_score: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # by score, variant and seed
     for variant, runs in scores.items():
         for seed, of_run in runs.items():
             for row in of_run:
                 if row["value"] is not None:
-                    found.setdefault(row["name"], {}).setdefault(variant, {})[seed] = row
-    first, table = next(iter(scores)), []
-    for name, by_variant in found.items():
-        base = by_variant.get(first, {})
-        for variant, shown in by_variant.items():
-            values = [row["value"] for row in shown.values()]
-            both = [] if variant == first else sorted(base.keys() & shown.keys())
-            pairs = [shown[seed]["value"] - base[seed]["value"] for seed in both]
-            chances = [row["chance"] for row in shown.values() if row["chance"] is not None]
-            about = next(iter(shown.values()))
-            table.append(
-                {
-                    "score": name,
-                    "variant": variant,
-                    **{
-                        key: about[key]
-                        for key in ("what", "direction", "metric", "unit", "higher_is_better")
-                    },
-                    "seeds": list(shown),
-                    "values": values,
-                    "items": [row["items"] for row in shown.values()],
-                    "mean": mean(values),
-                    "interval": interval(values),
-                    "difference": mean(pairs) if pairs else None,
-                    "difference_interval": interval(pairs),
-                    "chance": mean(chances) if chances else None,
-                }
-            )
+                    variants = by_score.setdefault(row["name"], {})
+                    variants.setdefault(variant, {})[seed] = row
+
+    first = next(iter(scores))
+    table = []
+    for name, by_variant in by_score.items():
+        for variant, by_seed in by_variant.items():
+            baseline = {} if variant == first else by_variant.get(first, {})
+            table.append({"score": name, "variant": variant, **summary_of(by_seed, baseline)})
     return table
+
+
+def summary_of(
+    by_seed: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One score of a variant over its seeds, as `score_rows` describes it. baseline: the rows of the
+    first variant; empty for the first itself."""
+    rows = list(by_seed.values())
+    values = [row["value"] for row in rows]
+    chances = [row["chance"] for row in rows if row["chance"] is not None]
+    # The seeds pair the runs: what a seed changes for both cancels in the difference.
+    both = sorted(baseline.keys() & by_seed.keys())
+    pairs = [by_seed[seed]["value"] - baseline[seed]["value"] for seed in both]
+
+    described = ("what", "direction", "metric", "unit", "higher_is_better")
+    return {
+        **{key: rows[0][key] for key in described},
+        "seeds": list(by_seed),
+        "values": values,
+        "items": [row["items"] for row in rows],
+        "mean": mean(values),
+        "interval": interval(values),
+        "difference": mean(pairs) if pairs else None,
+        "difference_interval": interval(pairs),
+        "chance": mean(chances) if chances else None,
+    }
 
 
 def interval(values: list[float]) -> float | None:
@@ -286,20 +295,27 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
     """The rows as a table to print."""
     lines = []
     for row in summaries:
-        difference = "" if row["difference"] is None else change_text(row["difference"], None, None)
-        spreads = [
-            "" if row[key] is None else f"± {row[key]:.1f}"
-            for key in ("interval", "difference_interval")
-        ]
-        cells = [number_text(row["mean"], row["unit"]), spreads[0], difference, spreads[1]]
-        cells += [
-            " ".join(f"{value:.1f}" for value in row["values"]),
-            number_text(row["chance"], row["unit"]),
-        ]
-        lines.append([f"{row['what']}, {metric_text(row)}", row["variant"], *cells])
+        difference = row["difference"]
+        lines.append(
+            [
+                f"{row['what']}, {metric_text(row)}",
+                row["variant"],
+                number_text(row["mean"], row["unit"]),
+                half_width(row["interval"]),
+                "" if difference is None else change_text(difference, None, None),
+                half_width(row["difference_interval"]),
+                " ".join(f"{value:.1f}" for value in row["values"]),
+                number_text(row["chance"], row["unit"]),
+            ]
+        )
     return Table(
         title,
         ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"],
         lines,
         NOTE,
     )
+
+
+def half_width(value: float | None) -> str:
+    """Half an interval behind its mean; empty without one."""
+    return "" if value is None else f"± {value:.1f}"
