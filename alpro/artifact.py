@@ -221,4 +221,4 @@ def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
         record = read_record(folder) if folder.is_dir() else None
         if record:
             matches.append((folder, record))
-    return sorted(matches, key=lambda match: match[1].get("run", {}).get("at", ""))
+    return sorted(matches, key=lambda match: match[1].run.get("at", ""))

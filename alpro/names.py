@@ -192,7 +192,7 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
 
 def use_of_records(used: tuple[Artifact, ...]) -> Use:
     """The use of artifacts by the command that their records name."""
-    arguments = used[0][1].get("run", {}).get("arguments") or {}
+    arguments = used[0][1].run.get("arguments") or {}
     return Use(
         at=max(built_at(record) for _, record in used),
         config=config_name(arguments.get("config", "")),

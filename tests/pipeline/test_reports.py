@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -519,7 +520,9 @@ def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts,
     (row,) = read_json(results_file)
     control = row | {"name": "qa_text_only/acc", "what": "control: text only"}
     write_json(results_file, [control, row])
-    artifacts[2][1]["warnings"] = ["loss <vtc> ended at chance", "3 captions are cut"]
+    folder, record = artifacts[2]
+    warnings = ["loss <vtc> ended at chance", "3 captions are cut"]
+    artifacts[2] = folder, replace(record, warnings=warnings)
     page = write_report(tmp_path / "mine.html", summary(STATES), artifacts).read_text("utf-8")
     assert table_below(page, "What the controls show")[1:] == [
         ["text only", CONTROLS["text_only"].meaning]
