@@ -153,8 +153,9 @@ def record_digest(values: Mapping[str, Any]) -> str:
 
 def check_record(folder: Path, record: Record) -> None:
     """Raises InputError if a record was changed after it was written. Records of earlier versions
-    have no sum."""
-    if RECORD_DIGEST in record.values and record.values[RECORD_DIGEST] != record_digest(record.values):
+    have no digest."""
+    values = record.values
+    if RECORD_DIGEST in values and values[RECORD_DIGEST] != record_digest(values):
         raise InputError(
             f"{folder / RECORD} was changed after it was written; {repair_hint(folder)}"
         )

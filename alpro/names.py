@@ -120,7 +120,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             "`alpro artifacts ls` lists all"
         )
     newest_first = [record for _, record in reversed(matches)]
-    listed = [f"{record['stage']}@{summarize(record, record['name'])}" for record in newest_first]
+    listed = [f"{record.stage}@{summarize(record, record.name)}" for record in newest_first]
     raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
 
 

@@ -13,7 +13,7 @@ from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Row
+from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reason, Row
 from alpro.shards.storage import (
     DISK_FULL,
     Location,
@@ -97,7 +97,7 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
             raise
         # What a store raises has no number; of the local disk, it is a fault that nobody expects.
         fetching = isinstance(error, OSError) and error.errno is None
-        reason = "not fetched" if fetching else "unexpected error"
+        reason: Reason = "not fetched" if fetching else "unexpected error"
         raise DecodeError(reason, f"{type(error).__name__}: {one_line(error)}") from error
 
 

@@ -106,17 +106,17 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
         return input_folder(folder, inputs["prompter"]), folder
     if record.stage == "train_prompter":
         for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
-            prompter = other.inputs.get("prompter")
-            if prompter and prompter.fingerprint == record.fingerprint:
+            source = other.inputs.get("prompter")
+            if source and source.fingerprint == record.fingerprint:
                 return folder, prompts
 
     if follow:
         # The prompter of a fine-tuned model is that of the model that it started from.
-        for source in inputs.values():
-            if source.stage in ("cache_prompts", "pretrain"):
-                prompter, prompts = _find_prompter(input_folder(folder, source), follow)
-                if prompts:
-                    return prompter, prompts
+        for start in inputs.values():
+            if start.stage in ("cache_prompts", "pretrain"):
+                found = _find_prompter(input_folder(folder, start), follow)
+                if found[1]:
+                    return found
     return folder, None
 
 

@@ -186,9 +186,9 @@ class Index:
             for item in rows_of(table):
                 folders = map(str, PurePath(item["path"]).parents)
                 for text in (item["id"], item["path"], *folders):
-                    name = name_of.get(spelled(text))
-                    if name is not None:
-                        yield name, item
+                    given = name_of.get(spelled(text))
+                    if given is not None:
+                        yield given, item
                         break
 
 

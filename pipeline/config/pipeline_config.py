@@ -1,5 +1,6 @@
 """The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen object."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -31,7 +32,7 @@ from alpro.stages.training.config import TrainingConfig
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
-class Corpus(DecodeVideos):
+class Corpus(DecodeVideos, frozen=True):
     """A corpus: where its videos are, and how they are decoded. Set exactly one of `manifest` (of the rendered
     sample), `data` and `shards`."""
 
@@ -68,7 +69,7 @@ class Corpus(DecodeVideos):
     @property
     def annotation_files(self) -> dict[str, Path]:
         """The annotation files by split; further files of a split have keys of their own."""
-        files = {
+        files: dict[str, Sequence[str]] = {
             split: [file] if isinstance(file, str) else file
             for split, file in self.annotations.items()
         }

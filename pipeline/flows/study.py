@@ -174,7 +174,7 @@ def validation_rows(record: Record) -> Rows:
     scores = []
     for name, metric in VALIDATION_SCORES.items():
         if name in record.metrics:
-            row = {
+            row: dict[str, Any] = {
                 "name": name,
                 "what": record.name,
                 "direction": "",

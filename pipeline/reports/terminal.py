@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -88,7 +88,7 @@ def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> No
 
 def print_table(table: Table, title: bool = True) -> None:
     """Prints a table; a name that several lines share is printed in the first."""
-    lines = []
+    lines: list[list[str]] = []
     above = ""
     for name, *cells in table.lines:
         lines.append(["" if lines and name == above else name, *cells])
@@ -137,7 +137,7 @@ def print_columns(
     )
     grid = Grid(box=None, pad_edge=False)
     for column, head in enumerate(heads):
-        justify = "right" if column in right else "left"
+        justify: Literal["left", "right"] = "right" if column in right else "left"
         grid.add_column(Text(head), justify=justify, overflow="fold", no_wrap=not is_terminal)
     for line in lines:
         grid.add_row(*map(Text, line))  # not as markup: a value may have brackets

@@ -261,7 +261,7 @@ def evaluate(
         if labels.texts:
             threshold = _add_retrieval(results, model, labels, videos)
 
-    if prompter is model:
+    if prompter is not None and prompter is model:
         _add_entities(results, prompter, decoded, videos)
     elif prompter is not None:
         decoded_by_prompter, prompter_videos = encode(prompter, decoded)

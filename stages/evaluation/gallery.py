@@ -51,7 +51,7 @@ class Gallery:
         ids = reader.column("id").to_pylist()
         items_of_samples = reader.column(cls.column).to_pylist()
 
-        sample_indices = []
+        sample_indices: list[int] = []
         items = []
         video_of_text = []
         for i, of_sample in enumerate(items_of_samples):

@@ -101,7 +101,7 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
 
     logits (questions, answers): those of the questions `asked` about videos. contrasts: pairs of answers.
     """
-    predicted = [answers[i] for i in logits.argmax(1).tolist()]
+    predicted = [answers[int(index)] for index in logits.argmax(1)]
     baseline = majority_baseline(trained, asked)
     for score in accuracy_scores(predicted, baseline, asked, video_ids):
         results.add(score, what, name)

@@ -46,14 +46,12 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
-class StageConfig(BaseModel, frozen=True):
+class StageConfig(BaseModel, frozen=True, extra="forbid"):
     """Base of every stage's configuration: frozen, unknown keys are errors.
 
     Subclasses say `frozen=True` as well: they inherit it when they run, but type checkers read it from each class. It
     lets a subclass narrow the type of a field.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class StageInputs(BaseModel):

@@ -75,7 +75,7 @@ def test_a_stage_stands_for_the_artifact_that_was_built_last(artifact, tmp_path,
         InputError, match=r"several artifacts; name one: decode_videos@baba.* or decode_videos@abab"
     ):
         find_artifact("decode_videos", tmp_path)
-    assert find_artifact("decode_videos@ab", tmp_path)[1]["name"] == "decode_videos ab"
+    assert find_artifact("decode_videos@ab", tmp_path)[1].name == "decode_videos ab"
 
 
 def test_a_stage_is_that_of_the_last_command_and_config_stage_stays(artifact, tmp_path):
