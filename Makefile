@@ -44,10 +44,11 @@ coverage: $(TOOLS) ## the fast tests, and the lines and branches that they do no
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about half an hour
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
-lint: $(TOOLS) ## ruff and mypy
+lint: $(TOOLS) ## ruff, mypy and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 bench: $(TOOLS) ## the benchmarks, each a table with a ratio against its baseline
 	@for program in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$program || exit 1; done

@@ -108,7 +108,7 @@ def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
     config = training(("a",), accumulation_steps=parts)
     with pytest.raises(Killed):
         stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu"))
-    assert dataset.call_args.args[-1] is expected
+    assert dataset.call_args.kwargs["one_length"] is expected
 
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
