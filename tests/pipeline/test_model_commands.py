@@ -9,6 +9,7 @@ import yaml
 from pyarrow import csv
 
 from alpro import Model
+from alpro.artifact import Source
 from alpro.files import digest, write_json
 from alpro.inference.index import Index
 from alpro.inference.search import search
@@ -223,7 +224,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
     inputs = {
         "retrieval": model,
-        "qa": {"stage": "finetune_qa", "fingerprint": digest("finetune_qa")},
+        "qa": Source("finetune_qa", digest("finetune_qa")),
     }
     evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
     write_json(evaluated / "results.json", scores)

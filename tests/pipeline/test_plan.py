@@ -117,7 +117,7 @@ def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_
     store = SimpleNamespace(all=lambda: [(Path(), record) for record in records])
     assert reason(step, store) == "evaluate.seed = 3 (was 2)"
     assert reason(steps_of()["pretrain"], store) == "no artifact yet"
-    records[:] = [step.description | {"stage_version": 0, "files": {"model": "x"}, "inputs": {}}]
+    records[:] = [replace(step.description, stage_version=0, files={"model": "x"}, inputs={})]
     assert reason(step, store).startswith("the stage's code has a new version, input ")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alpro.artifact import Record
 from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
@@ -189,11 +190,15 @@ def test_rows_are_those_of_every_evaluation_each_once_and_corpora_have_a_line(ro
     for stage, part in (("pretrain", rows), ("zero_shot", rows[:3]), ("evaluate", rows[2:])):
         (tmp_path / stage).mkdir()
         write_json(tmp_path / stage / "results.json", part)
-        artifacts.append((tmp_path / stage, {"stage": stage}))
+        artifacts.append((tmp_path / stage, Record(stage=stage)))
     assert results.rows(artifacts) == rows
     assert results.rows(artifacts[:1]) == []
-    corpus = {"stage": "decode_videos", "name": "decode_videos clips", "fingerprint": "a" * 64}
-    corpus |= {"counts": {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}}
+    corpus = Record(
+        stage="decode_videos",
+        name="decode_videos clips",
+        fingerprint="a" * 64,
+        counts={"samples": 2000, "captions": 3, "questions": 4, "rejected": 5},
+    )
     table = data_table([(tmp_path, corpus), *artifacts])
     assert table.heads == ["", "fingerprint", "samples", "captions", "questions", "rejected"]
     assert table.lines == [["clips", "a" * 8, "2,000", "3", "4", "5"]]
@@ -362,19 +367,12 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
 
 
 def test_only_what_differs_in_the_origins_of_runs_is_listed():
-    shared = {
-        "stage_version": 1,
-        "config": {},
-        "counts": {},
-        "files": {},
-        "versions": {"torch": "2.11"},
-    }
-    shared |= {"run": {"commit": "abc"}}
-    clips = shared | {"stage": "decode_videos", "name": "decode_videos clips"}
-    model = shared | {"stage": "pretrain", "name": "pretrain", "fingerprint": "f" * 64}
+    shared = Record(stage_version=1, versions={"torch": "2.11"}, run={"commit": "abc"})
+    clips = replace(shared, stage="decode_videos", name="decode_videos clips")
+    model = replace(shared, stage="pretrain", name="pretrain", fingerprint="f" * 64)
     first = [
-        clips | {"fingerprint": "1" * 64, "counts": {"samples": 9, "rejected": 0}},
-        model | {"config": {"lr": 1, "weights": {"x": 2}}, "precision": "float32"},
+        replace(clips, fingerprint="1" * 64, counts={"samples": 9, "rejected": 0}),
+        replace(model, config={"lr": 1, "weights": {"x": 2}}, precision="float32"),
     ]
     assert differences([first, first, first]) == []
     changed = {
@@ -384,8 +382,8 @@ def test_only_what_differs_in_the_origins_of_runs_is_listed():
     }
     changed |= {"files": {"model": "0123456789"}, "precision": "bfloat16", "stage_version": 2}
     second = [
-        clips | {"fingerprint": "2" * 64, "counts": {"samples": 8, "rejected": 1}},
-        model | changed,
+        replace(clips, fingerprint="2" * 64, counts={"samples": 8, "rejected": 1}),
+        replace(model, **changed),
     ]
     assert differences([first, first, second]) == [
         ["configuration", "pretrain.weights.x", "2", "2", "3"],
@@ -404,7 +402,7 @@ STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
 
 
 @pytest.fixture
-def artifacts(tmp_path) -> list[tuple[Path, dict[str, Any]]]:
+def artifacts(tmp_path) -> list[tuple[Path, Record]]:
     """Artifacts of four stages."""
     counts: list[dict[str, int]] = [
         {"samples": 190, "rejected": 10},

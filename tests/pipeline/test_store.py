@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.artifact import read_record, require
+from alpro.artifact import Record, Source, read_record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.names import record_index
@@ -107,10 +107,12 @@ def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_on
 ):
     config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
     hub(clip_folders["clip"], "timm/vit.tag")
-    about = {"stage": "train_prompter", "config": config, "files": {}}
-    assert hub_commits(about) == {"train_prompter.clip": REVISION, "train_prompter.vit": REVISION}
+    record = Record(stage="train_prompter", config=config)
+    assert hub_commits(record) == {"train_prompter.clip": REVISION, "train_prompter.vit": REVISION}
     config["clip"] += f"@{REVISION}"
-    assert hub_commits(about | {"files": {"train_prompter.vit": "the digest of a folder"}}) == {}
+    assert (
+        hub_commits(replace(record, files={"train_prompter.vit": "the digest of a folder"})) == {}
+    )
 
 
 def test_failing_work_can_be_continued_and_that_of_changed_files_leaves_nothing(store):
@@ -153,7 +155,7 @@ def test_a_run_waits_for_another_until_it_is_stopped(store, monkeypatch):
                 Stop, "wait", lambda self, seconds: (release := next(times)) and release()
             )
             with store.lock(step, lines.append):
-                assert lines == [f"{step.name}: waits for another run that makes it"]
+                assert lines == [f"{step.name}: waiting for another run to build it"]
     token = STOP.set(stop)
     try:
         with store.lock(step):
@@ -314,7 +316,7 @@ def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
         "counts": {"rows": 3},
         "versions": {"torch": "9.9"},
     }
-    more |= {"inputs": {source: {"stage": source, "fingerprint": source * 64} for source in inputs}}
+    more |= {"inputs": {source: Source(source, source * 64) for source in inputs}}
     folder, _ = write_artifact(
         store.root.parent, name.split()[0], **more, config={"seed": 7, "lr": 0.1234567891}
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.artifact import RECORD_VERSION
+from alpro.artifact import RECORD_VERSION, Record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.load import shipped
@@ -328,7 +328,7 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
 
 def test_a_study_that_ends_with_a_training_has_its_validation_scores():
     metrics = {"validation/t2v/R1": 55.8, "validation/t2v/R5": 90.0, "selected_step": 4.0}
-    (row,) = validation_rows({"name": "finetune_retrieval", "metrics": metrics})
+    (row,) = validation_rows(Record(name="finetune_retrieval", metrics=metrics))
     assert (row["name"], row["value"], row["chance"]) == ("validation/t2v/R1", 55.8, None)
     (summary,) = score_rows({"base": {0: [row]}})
     (line,) = study_table("mine", [summary]).lines

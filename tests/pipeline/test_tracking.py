@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -108,7 +109,7 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
             "counts": {"steps": 3},
             "run": {"seconds": 7.0},
         }
-        write_json(folder / "artifact.json", step.description | numbers)
+        write_json(folder / "artifact.json", replace(step.description, **numbers).to_json())
         assert tracker.client.get_run(run).info.status == "RUNNING"
     logged = tracker.client.get_run(run)
     assert [value[:2] for value in history(tracker, run, "loss")] == [(4.0, 1), (2.0, 2), (1.0, 3)]
