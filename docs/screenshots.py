@@ -18,6 +18,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 OUT = Path(__file__).parent / "pictures"
 
 
+# Stills below the window are loaded when a person scrolls to them.
+STILLS_ARE_SHOWN = """
+[...document.querySelectorAll(".card img")]
+  .filter((image) => image.getBoundingClientRect().top < innerHeight)
+  .every((image) => image.complete && image.naturalWidth)
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,11 +74,12 @@ def save(page: Page, name: str) -> None:
 
 
 def shoot_page(chromium: Browser, url: str) -> None:
-    """The page as it opens, and a clip with a question and a box."""
+    """The results of a text, and a clip with a question and a box."""
     page = chromium.new_page(viewport={"width": 1100, "height": 900})
-    page.goto(url)
-    page.get_by_text("clips").last.wait_for(timeout=120_000)
-    page.wait_for_load_state("networkidle")
+    page.set_default_timeout(120_000)
+    page.goto(f"{url}?text=a red ball rolls to the left")
+    page.locator(".card").first.wait_for()
+    page.wait_for_function(STILLS_ARE_SHOWN)
     save(page, "serve-search")
 
     page.locator(".card .still").nth(1).click()
