@@ -41,7 +41,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Record:
-    """What artifact.json says: what an artifact was built from, what the stage reported, and the run.
+    """What artifact.json says: what an artifact was built from, what the stage reported, and the
+    run.
 
     A stage that has not run has no outcome: `counts` and all fields below are empty.
     """
@@ -66,7 +67,8 @@ class Record:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Record":
-        """The record of a JSON object. What it lacks is empty: a record may be older than a field."""
+        """The record of a JSON object. What it lacks is empty: a record may be older than a
+        field."""
         names = {one.name for one in fields(cls)} - {"inputs", "values"}
         known = {name: value for name, value in values.items() if name in names}
         inputs = {

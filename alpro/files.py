@@ -109,7 +109,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def use_default_mode(path: Path) -> None:
-    """Gives a file the mode of new files: those of safetensors are readable by their owner alone."""
+    """Gives a file the mode of new files: those of safetensors are readable by their owner
+    alone."""
     umask = os.umask(0o077)  # it cannot be read without being set
     os.umask(umask)
     with suppress(OSError):  # a disk without modes: CIFS or gcsfuse of another user

@@ -152,7 +152,8 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
 
 
 def kept_by_name(workspace: Path) -> set[str]:
-    """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands for."""
+    """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands
+    for."""
     by_stage: dict[str, list[Artifact]] = {}
     for folder, record in artifacts(workspace / "artifacts"):
         by_stage.setdefault(record.stage, []).append((folder, record))

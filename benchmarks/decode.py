@@ -35,7 +35,8 @@ from alpro.shards.ffmpeg_decoder import ffmpeg_binary
 Task = tuple[
     Path, float | None, float | None
 ]  # a file and the seconds from which and to which it is decoded
-COUNT, SIZE = 8, 256
+COUNT = 8
+SIZE = 256
 
 
 def main() -> None:
@@ -53,7 +54,8 @@ def main() -> None:
             clips = [
                 render(Path(name) / f"clip-{spacing}-{i}.mp4", spacing, 300, i) for i in range(4)
             ]
-            part, film = Path(name) / f"part-{spacing}.mp4", Path(name) / f"film-{spacing}.mp4"
+            part = Path(name) / f"part-{spacing}.mp4"
+            film = Path(name) / f"film-{spacing}.mp4"
             render(part, spacing, 1500, 0, (320, 180))
             command = [
                 ffmpeg_binary(),
@@ -91,7 +93,8 @@ def measure(tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for _ in range(runs):
         for name, method in methods.items():
-            wall, processor = time.perf_counter(), processor_time()
+            wall = time.perf_counter()
+            processor = processor_time()
             for task in tasks:
                 method(task)
             times[name].append((time.perf_counter() - wall, processor_time() - processor))
@@ -114,7 +117,8 @@ def show(title: str, results: dict[str, dict[str, float]], clips: int) -> None:
     print(f"\n{title}\n  {'':14} {'clips/s':>8} {'of base':>8} {'processor ms':>13} {'of base':>8}")
     base = results["ffmpeg"]
     for name, each in results.items():
-        speed, work = base["wall"] / each["wall"], base["processor"] / each["processor"]
+        speed = base["wall"] / each["wall"]
+        work = base["processor"] / each["processor"]
         milliseconds = 1000 * each["processor"] / clips
         print(
             f"  {name:14} {clips / each['wall']:8.1f} {speed:8.2f} {milliseconds:13.1f} {work:8.2f}"
@@ -179,7 +183,9 @@ def render(
         stream = container.add_stream(
             "libx264", rate=30, options={"crf": "23", "preset": "veryfast", "g": str(spacing)}
         )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for number in range(frames):
             left = number * 3 % (texture.shape[1] - width)
             frame = np.ascontiguousarray(texture[:height, left : left + width])

@@ -1,16 +1,19 @@
-"""Times training steps and temporal attention at the paper's sizes, on a GPU or, with --small, on a CPU.
+"""Times training steps and temporal attention at the paper's sizes, on a GPU or, with --small, on a
+CPU.
 
-    python benchmarks/gpu.py [--steps 30] [--batch 16] [--small] [--parts attention block runs] [--json FILE]
+    python benchmarks/gpu.py [--steps 30] [--batch 16] [--small] [--parts attention block runs]
+    [--json FILE]
 
 - attention: the temporal attention of clips of four frames, forward and backward, in each variant.
 - block: a Block at four frames, eager and compiled: time, kernels, and those that take longest.
 - runs: whole stages with their loader, augmentation and checkpoint, on drawn JPEGs of 256 pixels: pre-training with
   four frames and with one, eager and compiled, and the fine-tuning of a CLIP in the micro-batches of `from_clip`.
 
-The models have random weights. With --small they are those of the tests: this shows that the program works, and its
-figures mean nothing. The baseline of the utilization (MFU) is a large matrix multiplication in the precision of
-training, measured on the same device. FLOPs of a step: 6 for each parameter and token that it trains, 2 for those of
-the frozen prompter, without attention. On a CPU, operations are counted in place of kernels.
+The models have random weights. With --small they are those of the tests: this shows that the
+program works, and its figures mean nothing. The baseline of the utilization (MFU) is a large matrix
+multiplication in the precision of training, measured on the same device. FLOPs of a step: 6 for
+each parameter and token that it trains, 2 for those of the frozen prompter, without attention. On a
+CPU, operations are counted in place of kernels.
 """
 
 import argparse
@@ -274,7 +277,8 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
 
 
 def configured(stage: str, corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a stage on a corpus. Keys of pre-training and of a CLIP replace those of the small world."""
+    """The configuration of a stage on a corpus. Keys of pre-training and of a CLIP replace those of
+    the small world."""
     config = configuration(stage, steps)
     if "clip" in changes:
         config.pop("model")
@@ -288,7 +292,8 @@ def timed(
     out: Path,
     resources: Resources,
 ) -> dict[str, Any]:
-    """Speed, memory and waiting of a run's windows after the first, and the kernels of its last step."""
+    """Speed, memory and waiting of a run's windows after the first, and the kernels of its last
+    step."""
     update = Run.update
     kernels = 0
 
@@ -322,7 +327,8 @@ def timed(
 
 
 def flops_of_a_sample(config: ModelConfig, frames: int) -> float:
-    """A sample's video (trained and in the prompter), its text twice (clean, masked), and its four pairs."""
+    """A sample's video (trained and in the prompter), its text twice (clean, masked), and its four
+    pairs."""
     with torch.device("meta"):
         model = Alpro(config, entities=8)
     parts = (model.video_encoder, model.text_encoder, model.multimodal_encoder)

@@ -35,7 +35,10 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
 
-RUNS, BATCH, BATCHES = 3, 16, 6  # 16 samples per GPU: the paper's 256 on 16 GPUs
+# 16 samples per GPU: the paper's 256 on 16 GPUs
+RUNS = 3
+BATCH = 16
+BATCHES = 6
 CAPTION = "bright clouds drift slowly over other clouds on a windy day"
 
 
@@ -51,7 +54,8 @@ def main() -> None:
     )  # the loader pins memory, which needs CUDA
     counts = sorted({0, 1, os.cpu_count() or 1})
     with tempfile.TemporaryDirectory() as temporary:
-        videos, corpus = Path(temporary) / "videos", Path(temporary) / "corpus"
+        videos = Path(temporary) / "videos"
+        corpus = Path(temporary) / "corpus"
         videos.mkdir()
         files = [
             render(videos / f"{number}.mp4", 50, 300, number) for number in range(arguments.clips)
@@ -80,7 +84,8 @@ def main() -> None:
         for name, rows in runs.items()
     }
     print(
-        f"samples/s by worker processes; in brackets, times decode_video; load {os.getloadavg()[0]:.1f}"
+        f"samples/s by worker processes; in brackets, times decode_video; load "
+        f"{os.getloadavg()[0]:.1f}"
     )
     print(f"  {'':20}" + "".join(f"{count:20}" for count in counts))
     for name, row in rates.items():

@@ -24,7 +24,9 @@ from alpro.stages import cache_prompts
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.metrics import read_metrics
 
-SIZE, FRAMES = 32, 4  # pixels, frames of a stored clip
+# pixels, frames of a stored clip
+SIZE = 32
+FRAMES = 4
 SKIES = {
     "dusk": (220, 20, 20),
     "noon": (20, 20, 220),

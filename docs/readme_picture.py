@@ -32,11 +32,13 @@ def main() -> None:
             sheet(sample_strips(ShardReader(clips, "train"), 2), 2),
         ),
         (
-            "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows the entity",
+            "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop "
+            "shows the entity",
             pseudo_labels,
         ),
         (
-            "The four best test clips for the texts with the best ranks (left) and the worst (right)",
+            "The four best test clips for the texts with the best ranks (left) and the worst "
+            "(right)",
             retrieval,
         ),
     ]

@@ -27,7 +27,8 @@ ROOMS = {
     "shards": ((7.6, 3.0), "#cfe2f3", "manifest, decoding, shards,\nreading, augmentation"),
     "alpro": ((5.0, 1.0), "#e3e3e3", "errors, files, records, log, threads;\nimported by every room"),
 }  # fmt: skip
-WIDTH, HEIGHT = 4.4, 1.1
+WIDTH = 4.4
+HEIGHT = 1.1
 
 
 def room_of(module: str) -> str | None:

@@ -67,11 +67,11 @@ def is_image(source: Source) -> bool:
 
 
 def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS) -> Clip:
-    """`count` frames of a video, each the first of one of as many segments, or those of an image repeated: (count,
-    size, size, 3) uint8. The frames of a sample have their stored size.
+    """`count` frames of a video, each the first of one of as many segments, or those of an image
+    repeated: (count, size, size, 3) uint8. The frames of a sample have their stored size.
 
-    Raises DecodeError, whatever the reason, so that one file does not end a stream; and InputError if no decoder is
-    installed.
+    Raises DecodeError, whatever the reason, so that one file does not end a stream; and InputError
+    if no decoder is installed.
     """
     try:
         if isinstance(source, Sample):

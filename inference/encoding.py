@@ -1,7 +1,8 @@
-"""Encoding of texts and videos, each once, and scores of many pairs: what a head makes of their fused [CLS].
+"""Encoding of texts and videos, each once, and scores of many pairs: what a head makes of their
+fused [CLS].
 
-Work that pairs share is done once: the encoders before, and here the queries, keys and values of the
-first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
+Work that pairs share is done once: the encoders before, and here the queries, keys and values of
+the first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame i
 
 @dataclass
 class Texts:
-    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its embedding."""
+    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its
+    embedding."""
 
     tokens: Tensor
     mask: Tensor
@@ -51,7 +53,8 @@ class Videos:
 
 
 def load_model(folder: Path, device: torch.device) -> ModelBundle:
-    """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not valid."""
+    """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not
+    valid."""
     try:
         return ModelBundle.from_pretrained(model_folder(folder), device)
     except ValueError as error:
@@ -59,8 +62,8 @@ def load_model(folder: Path, device: torch.device) -> ModelBundle:
 
 
 def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
-    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of cache_prompts, or by its name
-    on the hub. Raises InputError if it is not valid."""
+    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of
+    cache_prompts, or by its name on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
     if is_clip(inside) or is_hub_name(str(folder)):
         return load_clip(str(inside), device, "model")
@@ -74,7 +77,8 @@ def model_folder(folder: Path) -> Path:
 
 
 def width_of(folder: Path) -> int:
-    """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts as wide."""
+    """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts
+    as wide."""
     file = model_folder(folder) / "config.json"
     if not file.is_file():
         return 0
@@ -97,8 +101,8 @@ def similarities(texts: Tensor, videos: Tensor) -> Tensor:
 def encode_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
 ) -> Texts:
-    """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many texts use
-    `embed_texts`."""
+    """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many
+    texts use `embed_texts`."""
     device = next(model.parameters()).device
     ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
     mask = mask.to(device)
@@ -120,7 +124,8 @@ def encode_texts(
 def embed_texts(
     model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
 ) -> Tensor:
-    """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own length."""
+    """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own
+    length."""
     features = []
     for start in range(0, len(texts), batch):
         encoded = encode_texts(model, tokenizer, texts[start : start + batch], length, batch)
@@ -138,9 +143,9 @@ def encode_videos(
 ) -> Videos:
     """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
 
-    reorder: permutation of the frames of a clip, for the controls. Several processes share the batches, and all have
-    the result. Each calls `reorder` for every clip in order, so that a random permutation does not depend on the number
-    of processes.
+    reorder: permutation of the frames of a clip, for the controls. Several processes share the
+    batches, and all have the result. Each calls `reorder` for every clip in order, so that a random
+    permutation does not depend on the number of processes.
     """
     config = encoder.model.config.video
     device = encoder.mean.device
@@ -179,10 +184,11 @@ def encode_videos(
 def sample_frames(
     sample: Sample, config: VideoConfig, frame_indices: list[int] | None = None
 ) -> np.ndarray:
-    """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of `config.frames` segments.
+    """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of
+    `config.frames` segments.
 
-    Images, which are stored with their aspect ratio, are resized to the encoder's size; video frames are stored at one
-    size.
+    Images, which are stored with their aspect ratio, are resized to the encoder's size; video
+    frames are stored at one size.
     """
     if frame_indices is None:
         frame_indices = segment_starts(len(sample), config.frames)
@@ -206,10 +212,11 @@ def score(
     pairs: np.ndarray,
     batch: int = 0,
 ) -> Tensor:
-    """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video indices.
+    """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video
+    indices.
 
-    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. Several processes share the
-    batches, and all have the result.
+    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. Several
+    processes share the batches, and all have the result.
     """
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
@@ -255,15 +262,16 @@ def score(
 
 
 def pairs_at_a_time(tokens: Tensor) -> int:
-    """The number of pairs in a batch that suits the device. tokens: of the videos (N, 1 + patches, D)."""
+    """The number of pairs in a batch that suits the device. tokens: of the videos (N, 1 + patches,
+    D)."""
     if tokens.is_cuda:
         return PAIRS
     return max(1, CPU_VALUES // tokens[0].numel())
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
-    """The logit margin (match minus no match) of pairs (P, 2) of text and video indices: (P,). It has the order of the
-    probability, without its rounding near 0 and 1."""
+    """The logit margin (match minus no match) of pairs (P, 2) of text and video indices: (P,). It
+    has the order of the probability, without its rounding near 0 and 1."""
     logits = score(model, model.vtm_head, texts, videos, pairs, batch)
     return logits[:, 1] - logits[:, 0]
 
@@ -278,8 +286,9 @@ def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
 def match_top_k(
     model: Alpro, texts: Texts, videos: Videos, k: int, directions: tuple[str, ...] = ("t2v", "v2t")
 ) -> np.ndarray:
-    """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos of each text (t2v),
-    or texts of each video (v2t); the other pairs of a direction are ranked by similarity below them."""
+    """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos
+    of each text (t2v), or texts of each video (v2t); the other pairs of a direction are ranked by
+    similarity below them."""
     similarity = similarities(texts.features, videos.features).cpu()
     is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
     for direction, of_direction in zip(directions, is_chosen, strict=True):
@@ -299,7 +308,8 @@ def match_top_k(
 
 
 def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of VIDEOS consecutive videos: the index of the first one, and the rows of their pairs (P, 2)."""
+    """Blocks of VIDEOS consecutive videos: the index of the first one, and the rows of their pairs
+    (P, 2)."""
     block = pairs[:, 1] // VIDEOS
     order = block.argsort(kind="stable")
     borders = np.flatnonzero(np.diff(block[order])) + 1
@@ -308,7 +318,8 @@ def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The rows of text indices (P,), at most `size` at a time, of texts of one length, and pairs of a text together.
+    """The rows of text indices (P,), at most `size` at a time, of texts of one length, and pairs of
+    a text together.
 
     lengths (T,): number of tokens of each text.
     """

@@ -1,5 +1,5 @@
-"""Exports a model as a folder for `transformers` and `sentence-transformers`, which need `trust_remote_code=True` and
-not this package."""
+"""Exports a model as a folder for `transformers` and `sentence-transformers`, which need
+`trust_remote_code=True` and not this package."""
 
 import importlib
 import re
@@ -19,7 +19,8 @@ from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
-# The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts and videos.
+# The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts
+# and videos.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
         {
@@ -46,9 +47,11 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 
 def export(model: Model, folder: Path, card: str) -> None:
-    """Writes config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to a new folder.
+    """Writes config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to
+    a new folder.
 
-    Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads as it is.
+    Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads
+    as it is.
     """
     source = model.folder
     video = source.model.config.video
@@ -122,8 +125,8 @@ def configuration(model: Model) -> configuration_alpro.AlproConfig:
 
 
 def code() -> dict[str, str]:
-    """The source of each exported module by name: the classes, and the modules of this package that they import, with
-    imports relative to the folder."""
+    """The source of each exported module by name: the classes, and the modules of this package that
+    they import, with imports relative to the folder."""
     sources: dict[str, str] = {}
     pending: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
     while pending:

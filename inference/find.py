@@ -1,4 +1,5 @@
-"""Finds the model that a person names: a folder, an artifact of a workspace, or a CLIP of the hub."""
+"""Finds the model that a person names: a folder, an artifact of a workspace, or a CLIP of the
+hub."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from alpro.names import find_artifact, named_artifacts
 
 # The first that exists; only a CLIP may have the second.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a CLIP.
+# Also decide what a model computes, if they are there: the tokenizer, and the preprocessing of a
+# CLIP.
 OTHERS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,8 +34,9 @@ PROMPTS = "prompts.safetensors"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model that was found and compared with its record: its folder, and the SHA-256 of the files that were read for
-    that. Who has one need not read the weights again to know which model it is."""
+    """A model that was found and compared with its record: its folder, and the SHA-256 of the files
+    that were read for that. Who has one need not read the weights again to know which model it
+    is."""
 
     path: Path
     checksums: Mapping[Path, str] = field(default_factory=dict)
@@ -50,8 +53,9 @@ def find_model(name: str | Path, workspace: Path) -> Path:
 
 
 def verified_model(name: str | Path | FoundModel, workspace: Path) -> FoundModel:
-    """A model: the folder `name` itself, that of the artifact that it names, see `find_artifact`, or that of a CLIP
-    or SigLIP of the hub, which is downloaded. Raises InputError unless exactly one is found, and if it is damaged."""
+    """A model: the folder `name` itself, that of the artifact that it names, see `find_artifact`,
+    or that of a CLIP or SigLIP of the hub, which is downloaded. Raises InputError unless exactly
+    one is found, and if it is damaged."""
     if isinstance(name, FoundModel):
         return name
     refuse_credentials("model", str(name))
@@ -79,10 +83,12 @@ def input_folder(artifact: Path, source: Source) -> Path:
 
 
 def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | None]:
-    """The folder of a prompter and that of its prompts (None: there are no prompts), from a folder of either.
+    """The folder of a prompter and that of its prompts (None: there are no prompts), from a folder
+    of either.
 
-    An artifact of cache_prompts names its prompter, and that of a prompter is named by the newest cache_prompts of the
-    workspace that embedded entities with it. follow: a model that was trained with a prompter also stands for it.
+    An artifact of cache_prompts names its prompter, and that of a prompter is named by the newest
+    cache_prompts of the workspace that embedded entities with it. follow: a model that was trained
+    with a prompter also stands for it.
     """
     prompter, prompts = _find_prompter(folder, follow)
     # Whoever names `folder` has compared it with its record.
@@ -129,8 +135,8 @@ def is_pretrained(folder: Path) -> bool:
 
 
 def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> str:
-    """SHA-256 of the files that determine what a model computes, wherever they are. checksums: those of files that
-    were read already. Raises InputError if one is missing."""
+    """SHA-256 of the files that determine what a model computes, wherever they are. checksums:
+    those of files that were read already. Raises InputError if one is missing."""
     known = checksums or {}
     inside = model_folder(folder)
     weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])

@@ -1,8 +1,9 @@
 """An index of embedded videos: a folder that `alpro index` fills and `alpro search` reads.
 
-index.json names the model and the parts. A part is a Parquet file with a row for each clip and its embedding. It counts
-once index.json names it, so an interrupted run keeps every finished part, and a search can run at the same time. What
-index.json does not name is deleted before any other change. rejects.parquet has the files that could not be decoded.
+index.json names the model and the parts. A part is a Parquet file with a row for each clip and its
+embedding. It counts once index.json names it, so an interrupted run keeps every finished part, and
+a search can run at the same time. What index.json does not name is deleted before any other change.
+rejects.parquet has the files that could not be decoded.
 """
 
 import hashlib
@@ -66,8 +67,9 @@ REPAIR_HINT = "delete this folder, and create the index again"
 
 
 class About(BaseModel):
-    """index.json: the model (its folder, its digest), the names of the parts, the windows that videos are cut into, if
-    they are (their length, and the time from one to the next, in seconds), and the kept columns of the manifest."""
+    """index.json: the model (its folder, its digest), the names of the parts, the windows that
+    videos are cut into, if they are (their length, and the time from one to the next, in seconds),
+    and the kept columns of the manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,8 +84,8 @@ class About(BaseModel):
 
 @dataclass(frozen=True, repr=False)
 class Index:
-    """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector; `rejects` has the files
-    that could not be decoded, with the reason."""
+    """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector;
+    `rejects` has the files that could not be decoded, with the reason."""
 
     folder: Path
     about: About
@@ -128,12 +130,12 @@ class Index:
         return self.load_model()
 
     def search(self, query: Any, k: int = 10, **options: Any) -> "SearchResult":
-        """The `k` clips that fit best: a text (str), or those similar to a file (`Path`, or a str as
-        of `Model.encode`) or to an embedding (E,).
+        """The `k` clips that fit best: a text (str), or those similar to a file (`Path`, or a str
+        as of `Model.encode`) or to an embedding (E,).
 
-        options: as of `search.search` for a text (filters, rerank, nothing_below, offset), and as of
-        `search.similar` otherwise (filters, offset). Raises InputError for an invalid filter, and
-        DecodeError if the file cannot be decoded.
+        options: as of `search.search` for a text (filters, rerank, nothing_below, offset), and as
+        of `search.similar` otherwise (filters, offset). Raises InputError for an invalid filter,
+        and DecodeError if the file cannot be decoded.
         """
         from alpro.inference import search  # which imports this module
 
@@ -158,7 +160,8 @@ class Index:
         """
         if not name and not Path(self.about.model).is_dir():
             raise InputError(
-                f"{self.folder}: its model {self.about.model} is gone; name a copy of it with --model"
+                f"{self.folder}: its model {self.about.model} is gone; name a copy of it with "
+                f"--model"
             )
 
         found = verified_model(name or self.about.model, workspace)
@@ -176,7 +179,8 @@ class Index:
         return Model.load(self.find_model(name, workspace), **options)
 
     def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
-        """The items and rejects that a name stands for, each after the name: an id, a file, or a folder."""
+        """The items and rejects that a name stands for, each after the name: an id, a file, or a
+        folder."""
         name_of: dict[str, str] = {}
         for name in names:
             name_of[spelled(name)] = name
@@ -210,8 +214,8 @@ def read_about(folder: Path) -> About:
 
 
 def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:
-    """The fingerprints of the artifacts whose models embedded the videos of indexes. A folder that is no index has
-    none."""
+    """The fingerprints of the artifacts whose models embedded the videos of indexes. A folder that
+    is no index has none."""
     fingerprints = set()
     for folder in folders:
         try:
@@ -271,7 +275,8 @@ def source_of(item: Item) -> Row | Sample:
 
 
 def key_of(item: Item) -> str:
-    """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains now."""
+    """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains
+    now."""
     return f"{item['path']}\n{window_of(item)}"
 
 
@@ -283,8 +288,8 @@ def window_of(item: Item) -> str:
 
 
 def signature_of(item: Item) -> Signature:
-    """What stays the same of an item if the folder of its file moves: size and time of the file, its name, and the
-    window, or the sample in a shard."""
+    """What stays the same of an item if the folder of its file moves: size and time of the file,
+    its name, and the window, or the sample in a shard."""
     return item["identity"], PurePath(item["path"]).name, window_of(item)
 
 
@@ -294,7 +299,8 @@ def clip_key(item: Item) -> str:
 
 
 def rows_of(table: pa.Table) -> Iterator[Item]:
-    """The rows of a table, a few of which are objects at a time: they take ten times the memory of the columns."""
+    """The rows of a table, a few of which are objects at a time: they take ten times the memory of
+    the columns."""
     for batch in table.to_batches(PART_CLIPS):
         yield from batch.to_pylist()
 
@@ -316,7 +322,8 @@ def check_digest(
 
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Raises InputError if another process changes the index, or if the folder cannot be written."""
+    """Raises InputError if another process changes the index, or if the folder cannot be
+    written."""
     lock = FileLock(folder / ".lock")
     try:
         make_folder(folder)
@@ -333,7 +340,8 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 class IndexWriter:
-    """Changes an index, within `changing`. The whole index is in memory, twice while parts are merged."""
+    """Changes an index, within `changing`. The whole index is in memory, twice while parts are
+    merged."""
 
     def __init__(self, folder: Path, about: About):
         self.folder = folder
@@ -389,8 +397,8 @@ class IndexWriter:
             self.commit()
 
     def take_over(self, item: Item) -> bool:
-        """Adds a new clip with the embedding that the index has of it under a path where it no longer is, if its
-        folder moved. Returns whether it has."""
+        """Adds a new clip with the embedding that the index has of it under a path where it no
+        longer is, if its folder moved. Returns whether it has."""
         row = self.row_of_signature.get(signature_of(item))
         if row is None or not item["identity"]:
             return False
@@ -421,8 +429,8 @@ class IndexWriter:
         self.last = time.monotonic()
 
     def finish(self, gone: Collection[str] = ()) -> None:
-        """Adds the last part and writes the rejects; merges the parts if there are many, or if clips were replaced,
-        rejected or are `gone` (the keys of those to remove)."""
+        """Adds the last part and writes the rejects; merges the parts if there are many, or if
+        clips were replaced, rejected or are `gone` (the keys of those to remove)."""
         self.commit()
 
         removed = {*gone, *self.moved.values()}
@@ -437,7 +445,8 @@ class IndexWriter:
             self._merge(removed)
 
     def _merge(self, gone: Collection[str]) -> None:
-        """Replaces the parts by one with the last row of each clip that is not gone, in the order of the rows."""
+        """Replaces the parts by one with the last row of each clip that is not gone, in the order
+        of the rows."""
         tables = [read_part(self.folder / f"{name}.parquet", PART) for name in self.about.parts]
         whole = pa.concat_tables([PART.empty_table(), *tables])
 

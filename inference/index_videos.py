@@ -1,4 +1,5 @@
-"""Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does not have."""
+"""Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does
+not have."""
 
 import json
 import time
@@ -40,9 +41,11 @@ CORPUS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
 
 
 def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item | Reject]:
-    """The items of a folder, a manifest (with or without texts) or a decoded corpus, without `identity`, in order.
+    """The items of a folder, a manifest (with or without texts) or a decoded corpus, without
+    `identity`, in order.
 
-    columns: of the manifest, which the items keep. Raises InputError if there is no such thing, or nothing in it.
+    columns: of the manifest, which the items keep. Raises InputError if there is no such thing, or
+    nothing in it.
     """
     source = absolute(source)
     if is_corpus(source):
@@ -91,8 +94,9 @@ def is_corpus(source: Location) -> bool:
 def in_windows(
     items: Iterable[Item | Reject], window: float, stride: float
 ) -> Iterator[Item | Reject]:
-    """The items, those that are whole videos longer than a window cut into windows of that many seconds, one every
-    `stride` seconds; the last one ends with the video, and shows at least SHORTEST seconds that no other does.
+    """The items, those that are whole videos longer than a window cut into windows of that many
+    seconds, one every `stride` seconds; the last one ends with the video, and shows at least
+    SHORTEST seconds that no other does.
 
     Raises InputError for samples of a decoded corpus, of which only a few frames are there.
     """
@@ -128,8 +132,8 @@ def in_windows(
 
 @dataclass
 class Counts:
-    """What a run did with the items: embedded, rejected (also by reason), and skipped, because an earlier run did so.
-    `replaced` of them had changed since."""
+    """What a run did with the items: embedded, rejected (also by reason), and skipped, because an
+    earlier run did so. `replaced` of them had changed since."""
 
     embedded: int = 0
     rejected: int = 0
@@ -149,10 +153,11 @@ def settings(
     stride: float | None = None,
     columns: Sequence[str] = (),
 ) -> About:
-    """The settings of an index that is created, or those of one that exists, whose model may be at another place now.
+    """The settings of an index that is created, or those of one that exists, whose model may be at
+    another place now.
 
-    stride: default half a window. Raises InputError if the index is of another model, or has other windows or columns,
-    if the windows leave parts of videos out, or if the folder has other files.
+    stride: default half a window. Raises InputError if the index is of another model, or has other
+    windows or columns, if the windows leave parts of videos out, or if the folder has other files.
     """
     if stride and not (window and stride <= window):
         raise InputError(
@@ -194,10 +199,12 @@ def add_videos(
     videos: Location | Iterable[Item | Reject],
     report: Callable[[str], None] = lambda line: None,
 ) -> Counts:
-    """Embeds the videos that the index in `folder` does not have, or whose files changed, and adds them to it.
+    """Embeds the videos that the index in `folder` does not have, or whose files changed, and adds
+    them to it.
 
-    about: see `settings`. videos: as `scan_videos` takes them, or what it returns. report: called with a line for each
-    rejected file. Raises InputError if the index is in use, or if the folder cannot be written.
+    about: see `settings`. videos: as `scan_videos` takes them, or what it returns. report: called
+    with a line for each rejected file. Raises InputError if the index is in use, or if the folder
+    cannot be written.
     """
     is_new = not (folder / "index.json").is_file()
     if isinstance(videos, str | Path):
@@ -332,8 +339,9 @@ def rough_time(seconds: float) -> str:
 
 
 def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
-    """Deletes the vectors and rows of what names stand for (`Index.named`), and returns these rows. Raises InputError
-    if a name stands for nothing in the index, which then stays as it is, or if another process changes the index."""
+    """Deletes the vectors and rows of what names stand for (`Index.named`), and returns these rows.
+    Raises InputError if a name stands for nothing in the index, which then stays as it is, or if
+    another process changes the index."""
     read_about(folder)  # raises InputError if there is none
     with changing(folder):
         writer = IndexWriter(folder, read_about(folder))
@@ -351,7 +359,8 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
 
 
 def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
-    """The items with the identity of their files, looked up with concurrent requests; a shard is looked up once."""
+    """The items with the identity of their files, looked up with concurrent requests; a shard is
+    looked up once."""
     remaining = iter(sources)
     shards: dict[str, str] = {}
     while chunk := list(islice(remaining, CHUNK)):

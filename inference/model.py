@@ -1,7 +1,8 @@
-"""A trained model for its users: encode and compare, match, ask, name the entities of a region (docs/python.md).
+"""A trained model for its users: encode and compare, match, ask, name the entities of a region
+(docs/python.md).
 
-Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by memory. A file that
-cannot be decoded is reported with the reason, and the others go on.
+Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by
+memory. A file that cannot be decoded is reported with the reason, and the others go on.
 """
 
 import os
@@ -68,7 +69,8 @@ FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
 
 
 def non_empty_list(items: Iterable[T]) -> list[T]:
-    """The items as a list. Raises InputError for a string or None instead of a list, and for an empty list."""
+    """The items as a list. Raises InputError for a string or None instead of a list, and for an
+    empty list."""
     listed: list[T] = []
     # A str is iterable, too: its letters are no texts.
     if isinstance(items, Iterable) and not isinstance(items, str | Path):
@@ -79,8 +81,8 @@ def non_empty_list(items: Iterable[T]) -> list[T]:
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list. Raises InputError for a string or None instead of a list, an empty list, and an empty text
-    or what is no str."""
+    """The texts as a list. Raises InputError for a string or None instead of a list, an empty list,
+    and an empty text or what is no str."""
     listed = non_empty_list(texts)
     try:
         return [check_text(text) for text in listed]
@@ -89,7 +91,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 
 def find_in_workspace(name: PathLike | FoundModel, workspace: PathLike | None) -> Path:
-    """The folder of a model that Python names. Raises InputError, which names `workspace=` if there is no workspace."""
+    """The folder of a model that Python names. Raises InputError, which names `workspace=` if there
+    is no workspace."""
     root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
     try:
         return verified_model(name, root).path
@@ -124,7 +127,8 @@ class Encoded:
 
 
 class Model:
-    """A model with its preprocessing. Videos and images are files; frames are sampled as in evaluation."""
+    """A model with its preprocessing. Videos and images are files; frames are sampled as in
+    evaluation."""
 
     def __init__(
         self,
@@ -157,13 +161,15 @@ class Model:
         device: Device = "auto",
         dtype: Dtype = "auto",
     ) -> "Model":
-        """Loads a model folder; or the model of an artifact, by its fingerprint or the first characters of it, by its
-        stage (that of the last command) or by CONFIG/STAGE; or a CLIP or SigLIP by its name on the hub.
+        """Loads a model folder; or the model of an artifact, by its fingerprint or the first
+        characters of it, by its stage (that of the last command) or by CONFIG/STAGE; or a CLIP or
+        SigLIP by its name on the hub.
 
-        workspace: where artifacts are looked up; by default $ALPRO_WORKSPACE, or the folder `workspace`.
-        prompts: the artifact of cache_prompts with the entities of a prompter; by default the newest in the workspace
-        that was embedded with it, if there is any. dtype: of the encoders' matrix products, auto: as in training;
-        weights, embeddings and scores are float32. Raises InputError if there is no such model, or a file is missing.
+        workspace: where artifacts are looked up; by default $ALPRO_WORKSPACE, or the folder
+        `workspace`. prompts: the artifact of cache_prompts with the entities of a prompter; by
+        default the newest in the workspace that was embedded with it, if there is any. dtype: of
+        the encoders' matrix products, auto: as in training; weights, embeddings and scores are
+        float32. Raises InputError if there is no such model, or a file is missing.
         """
         if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
@@ -197,7 +203,8 @@ class Model:
         return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
 
     def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
-        """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be decoded."""
+        """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be
+        decoded."""
         try:
             frames = load_frames(file, self.folder.model.config.video, limits)
         except DecodeError as error:
@@ -208,7 +215,8 @@ class Model:
 
     @torch.inference_mode()
     def embed_frames(self, frames: Tensor) -> np.ndarray:
-        """The embeddings (N, E) of videos of decoded frames (N, T, 3, H, W) uint8, as of `frames`."""
+        """The embeddings (N, E) of videos of decoded frames (N, T, 3, H, W) uint8, as of
+        `frames`."""
         videos = self._encode(list(frames.cpu().numpy()), cls_only=True)
         return videos.features.cpu().numpy()
 
@@ -220,10 +228,11 @@ class Model:
         cls_only: bool = False,
         total: int | None = None,
     ) -> Iterator[Encoded]:
-        """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory holds one batch.
+        """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory
+        holds one batch.
 
-        cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total: the number of sources,
-        for the progress, if it is known.
+        cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total:
+        the number of sources, for the progress, if it is known.
         """
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
         with progress("encoding", total, "videos", steady=True) as advance:
@@ -269,7 +278,8 @@ class Model:
         return autocast(self.dtype, self.device)
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
-        """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for each, in order."""
+        """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for
+        each, in order."""
         for batch in self.batches(files, batch_size, cls_only=True):
             embeddings = batch.videos.features.cpu().numpy()
             by_position = dict(zip(batch.decoded, embeddings, strict=True))
@@ -290,8 +300,9 @@ class Model:
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The content words of a text that are not in the tokenizer, or only in pieces of fewer than MIN_PIECE letters
-        on average, such as words that no training caption has. Scores of such a text mean little."""
+        """The content words of a text that are not in the tokenizer, or only in pieces of fewer
+        than MIN_PIECE letters on average, such as words that no training caption has. Scores of
+        such a text mean little."""
         tokenizer = self.folder.tokenizer
         if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
             return []
@@ -327,11 +338,12 @@ class Model:
             yield batch
 
     def encode(self, inputs: Any, batch_size: int = BATCH, kind: InputKind = "auto") -> np.ndarray:
-        """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a single one.
+        """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a
+        single one.
 
-        kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of a file that exists, and
-        a name that ends like a video or an image is a file; any other string is a text. The row of a file that cannot
-        be decoded is NaN, and a warning names it.
+        kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of a
+        file that exists, and a name that ends like a video or an image is a file; any other string
+        is a text. The row of a file that cannot be decoded is NaN, and a warning names it.
         """
         if isinstance(inputs, str | Path):
             return self.encode([inputs], batch_size, kind)[0]
@@ -353,8 +365,8 @@ class Model:
         return embedded
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
-        """VTC similarity (N, M) float32, -1 to 1, of the N texts or files of `a` and the M of `b`, as `encode` takes or
-        returns them. NaN for a file that cannot be decoded."""
+        """VTC similarity (N, M) float32, -1 to 1, of the N texts or files of `a` and the M of `b`,
+        as `encode` takes or returns them. NaN for a file that cannot be decoded."""
         embeddings_a = self._embeddings(a, batch_size)
         embeddings_b = self._embeddings(b, batch_size)
         return embeddings_a @ embeddings_b.T
@@ -371,7 +383,8 @@ class Model:
     def match(
         self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
     ) -> np.ndarray:
-        """VTM probabilities (texts, files) float32 that text and video match. NaN for a file that cannot be decoded."""
+        """VTM probabilities (texts, files) float32 that text and video match. NaN for a file that
+        cannot be decoded."""
         model = self._alpro("match")
         texts = non_empty_list(texts)
         files = non_empty_list(files)
@@ -391,8 +404,9 @@ class Model:
     def pairs(
         self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH
     ) -> Iterator[dict[str, Any]]:
-        """For a stream of a video and its text each: `answer` and `probability` to a question if the model answers
-        questions, else `similarity` and, except for a prompter, `match`. None if the file cannot be decoded."""
+        """For a stream of a video and its text each: `answer` and `probability` to a question if
+        the model answers questions, else `similarity` and, except for a prompter, `match`. None if
+        the file cannot be decoded."""
         texts: dict[int, str] = {}
 
         def files() -> Iterator[Source]:
@@ -443,9 +457,11 @@ class Model:
     def ask(
         self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
     ) -> list[tuple[str, float]]:
-        """The `top_k` most likely answers of the model's closed list with their probabilities, in descending order.
+        """The `top_k` most likely answers of the model's closed list with their probabilities, in
+        descending order.
 
-        frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be decoded.
+        frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be
+        decoded.
         """
         if not self.folder.answers:
             raise InputError(
@@ -480,11 +496,12 @@ class Model:
         text: str = "",
         frames: Tensor | None = None,
     ) -> list[tuple[str, float]]:
-        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of the frame.
+        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of
+        the frame.
 
-        A prompter sees the region alone. A pre-trained model sees all of the video and, as in pre-training, its
-        caption `text`, which may be empty; its PEM head then names the region, if it was trained with PEM. frames: as
-        of `ask`.
+        A prompter sees the region alone. A pre-trained model sees all of the video and, as in
+        pre-training, its caption `text`, which may be empty; its PEM head then names the region, if
+        it was trained with PEM. frames: as of `ask`.
         """
         model = self.folder.model
         grid = model.config.video.grid

@@ -1,4 +1,5 @@
-"""What build_vocabulary and cache_prompts leave for a prompter: its entities, and the embeddings of their prompts."""
+"""What build_vocabulary and cache_prompts leave for a prompter: its entities, and the embeddings of
+their prompts."""
 
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def read_entities(vocabulary: Path) -> list[str]:
 
 
 def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E). Raises InputError if they
-    are missing, or not readable as such."""
+    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E). Raises
+    InputError if they are missing, or not readable as such."""
     file = require(folder, "prompts.safetensors")
     try:
         prompts = load_file(file) if file.is_file() else {}

@@ -1,4 +1,5 @@
-"""Searches an index: clips are ranked by similarity (VTC); on request, the best of them again by matching (VTM)."""
+"""Searches an index: clips are ranked by similarity (VTC); on request, the best of them again by
+matching (VTM)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

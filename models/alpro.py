@@ -1,4 +1,5 @@
-"""ALPRO: two encoders and their projections, the multimodal encoder, and the heads (paper, section 3.1)."""
+"""ALPRO: two encoders and their projections, the multimodal encoder, and the heads (paper, section
+3.1)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,7 +28,8 @@ class ModelConfig(BaseModel):
     )
     init: Literal["bert", "scratch"] = Field(
         default="bert",
-        description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training from random weights",
+        description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training "
+        "from random weights",
     )
 
     @model_validator(mode="after")
@@ -39,16 +41,17 @@ class ModelConfig(BaseModel):
         return self
 
 
-# The range of the learnable temperature, that of the official code: near 0 the logits grow without bound, and a
-# negative temperature would reverse them.
+# The range of the learnable temperature, that of the official code: near 0 the logits grow without
+# bound, and a negative temperature would reverse them.
 TEMPERATURES = (0.001, 0.5)
 
 
 class DualEncoder(nn.Module, ABC):
-    """A video and a text encoder with a shared embedding space: ALPRO's own (`Prompter`), or a CLIP's (`ClipPrompter`).
+    """A video and a text encoder with a shared embedding space: ALPRO's own (`Prompter`), or a
+    CLIP's (`ClipPrompter`).
 
-    config: its sizes, of which `video.image_size` and `video.frames` hold for every one. video_proj, text_proj: of
-    [CLS] to the shared space.
+    config: its sizes, of which `video.image_size` and `video.frames` hold for every one.
+    video_proj, text_proj: of [CLS] to the shared space.
     """
 
     config: ModelConfig
@@ -59,7 +62,8 @@ class DualEncoder(nn.Module, ABC):
     def encode_video(
         self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
     ) -> Tensor:
-        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with `cls_only`.
+        """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with
+        `cls_only`.
 
         kept (B, K): indices of the patches to encode; None: all N.
         """
@@ -69,7 +73,8 @@ class DualEncoder(nn.Module, ABC):
         """Token ids and attention mask (B, L) -> text tokens (B, L, D)."""
 
     def project_video(self, tokens: Tensor) -> Tensor:
-        """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation 1."""
+        """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation
+        1."""
         return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
 
     def project_text(self, tokens: Tensor) -> Tensor:
@@ -82,15 +87,18 @@ class DualEncoder(nn.Module, ABC):
 
     @abstractmethod
     def clamp_temperature_(self) -> None:
-        """Clamps the parameter in place after an optimizer step: outside the range it has no gradient."""
+        """Clamps the parameter in place after an optimizer step: outside the range it has no
+        gradient."""
 
     @abstractmethod
     def set_frames(self, frames: int) -> None:
-        """Changes the number of frames of a clip; time embeddings are resized (nearest neighbor)."""
+        """Changes the number of frames of a clip; time embeddings are resized (nearest
+        neighbor)."""
 
     @abstractmethod
     def text_length(self, length: int) -> int:
-        """The number of tokens of a text that is read: at most `length`, or as many as the model always takes."""
+        """The number of tokens of a text that is read: at most `length`, or as many as the model
+        always takes."""
 
     def probabilities(self, frames: Tensor, prompts: Tensor) -> Tensor:
         """Probabilities (B, M) of the entities in normalized frames (B, T, 3, S, S) (equation 4).
@@ -99,9 +107,11 @@ class DualEncoder(nn.Module, ABC):
         """
         with torch.inference_mode():
             tokens = self.encode_video(frames, cls_only=True)
-            # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
+            # In float32: after division by the temperature, bfloat16 keeps two digits of a
+            # similarity.
             with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
-                # The weights of an exported model may be half precision; a CLIP's projection has none.
+                # The weights of an exported model may be half precision; a CLIP's projection has
+                # none.
                 weight = next(self.video_proj.parameters(), None)
                 dtype = torch.float32 if weight is None else weight.dtype
 
@@ -118,16 +128,17 @@ class DualEncoder(nn.Module, ABC):
     ) -> Tensor:
         """Probabilities (B, M) of the entities in a crop of normalized frames (B, T, 3, S, S).
 
-        boxes (B, 4) in patches (left, top, width, height): the crop stays in place in every frame and the rest is
-        black; black (3, 1, 1): a black pixel after normalization. prompts (M, E) as of `probabilities`.
+        boxes (B, 4) in patches (left, top, width, height): the crop stays in place in every frame
+        and the rest is black; black (3, 1, 1): a black pixel after normalization. prompts (M, E) as
+        of `probabilities`.
         """
         crops = crop(frames, boxes, self.config.video.patch_size, black)
         return self.probabilities(crops, prompts)
 
 
 class Prompter(DualEncoder):
-    """ALPRO's encoders, with their projections; the frozen teacher of prompting entity modeling has no other part
-    (paper, section 3.2.2)."""
+    """ALPRO's encoders, with their projections; the frozen teacher of prompting entity modeling has
+    no other part (paper, section 3.2.2)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -164,7 +175,8 @@ class Prompter(DualEncoder):
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
-    """Fills frames (B, T, 3, S, S) with black (3, 1, 1) outside boxes (B, 4), given in patches of `patch` pixels."""
+    """Fills frames (B, T, 3, S, S) with black (3, 1, 1) outside boxes (B, 4), given in patches of
+    `patch` pixels."""
     grid = frames.shape[-1] // patch
     inside = box_mask(boxes, grid).view(-1, grid, grid)
     inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)  # (B, S, S)
@@ -172,10 +184,11 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
 
 
 class Alpro(Prompter):
-    """The video-language model (paper, section 3.1): the encoders, the multimodal encoder and its heads.
+    """The video-language model (paper, section 3.1): the encoders, the multimodal encoder and its
+    heads.
 
-    entities: outputs of the PEM head, which comes with an MLM head; 0: neither. answers: outputs of the
-    question-answering head; 0: no such head.
+    entities: outputs of the PEM head, which comes with an MLM head; 0: neither. answers: outputs of
+    the question-answering head; 0: no such head.
     """
 
     def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
@@ -221,12 +234,14 @@ class Alpro(Prompter):
         return self.mlm_head(tokens, self.text_encoder.embeddings.word_embeddings.weight)
 
     def fused_patches(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        """The fused patch tokens (B, P, D), of which PEM averages those of a region. Arguments as of `fuse`."""
+        """The fused patch tokens (B, P, D), of which PEM averages those of a region. Arguments as
+        of `fuse`."""
         # Behind the text tokens comes the video's [CLS].
         return self.fuse(text, mask, video)[:, text.shape[1] + 1 :]
 
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
-        """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B, M)."""
+        """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B,
+        M)."""
         assert self.pem_head is not None
         return self.pem_head(mean_inside(fused_patches, inside))
 
@@ -239,7 +254,8 @@ def mean_inside(tokens: Tensor, inside: Tensor) -> Tensor:
 
 
 def classifier(width: int, outputs: int) -> nn.Sequential:
-    """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering heads."""
+    """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering
+    heads."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
 
 
@@ -247,10 +263,10 @@ def classifier(width: int, outputs: int) -> nn.Sequential:
 def initialize(model: nn.Module, init: str) -> None:
     """Initializes every weight of `model`.
 
-    "bert": normal(0.02), with temporal_fc at zero, so that a TimeSformer with ViT weights starts as that ViT applied
-    to each frame. "scratch": lets a small model leave the plateau of the contrastive loss without pre-trained
-    weights: fan-in scaling, word embeddings with standard deviation 1 / sqrt(D), and position and time embeddings of
-    the same scale as the patches.
+    "bert": normal(0.02), with temporal_fc at zero, so that a TimeSformer with ViT weights starts as
+    that ViT applied to each frame. "scratch": lets a small model leave the plateau of the
+    contrastive loss without pre-trained weights: fan-in scaling, word embeddings with standard
+    deviation 1 / sqrt(D), and position and time embeddings of the same scale as the patches.
     """
     scratch = init == "scratch"
 

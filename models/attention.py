@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# CUDA starts at most this many blocks in the dimension that holds the batch; more fail with "invalid configuration".
+# CUDA starts at most this many blocks in the dimension that holds the batch; more fail with
+# "invalid configuration".
 MAX_SEQUENCES = 65_535
-# The fused kernels of a GPU compute tiles of this many queries and keys, however short a sequence is.
+# The fused kernels of a GPU compute tiles of this many queries and keys, however short a sequence
+# is.
 TILE = 128
 MAX_PACKED = 16  # tokens of the longest sequence that is packed with others into a tile
 
@@ -14,9 +16,10 @@ MAX_PACKED = 16  # tokens of the longest sequence that is packed with others int
 class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
 
-    `forward(x, mask, first)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where a token may be
-    attended to; None attends to all tokens. With `first`, only the first tokens attend -> (B, first, D).
-    `attend(qkv, mask)` is the part after the first linear, whose output (B, L, 3D) it takes.
+    `forward(x, mask, first)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where
+    a token may be attended to; None attends to all tokens. With `first`, only the first tokens
+    attend -> (B, first, D). `attend(qkv, mask)` is the part after the first linear, whose output
+    (B, L, 3D) it takes.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -31,7 +34,8 @@ class Attention(nn.Module):
         weight = self.qkv.weight
         bias = self.qkv.bias
 
-        # A token that attends only to itself, as the one frame of an image: the result is its value.
+        # A token that attends only to itself, as the one frame of an image: the result is its
+        # value.
         if x.shape[1] == 1 and mask is None and not self.dropout:
             return self.proj(F.linear(x, weight[-width:], bias[-width:]))
         if first is None:
@@ -51,7 +55,8 @@ class Attention(nn.Module):
         if q.is_cuda:
             out = attention_on_gpu(q, k, v, mask, dropout)
         elif q.dtype == torch.bfloat16 and q.requires_grad:
-            # The backward pass of the fused kernel on a CPU: 66 ms of 8 x 197 tokens, products 45 ms.
+            # The backward pass of the fused kernel on a CPU: 66 ms of 8 x 197 tokens, products 45
+            # ms.
             out = attention_by_products(q, k, v, mask, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -65,7 +70,8 @@ class Attention(nn.Module):
 def attention_on_gpu(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """As F.scaled_dot_product_attention, for any number of sequences; short ones share the tiles of the kernel.
+    """As F.scaled_dot_product_attention, for any number of sequences; short ones share the tiles of
+    the kernel.
 
     The temporal attention of a clip has a sequence of a few frames for each patch.
     """
@@ -98,10 +104,11 @@ def sequences_in_a_tile(sequences: int, length: int) -> int:
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
-    """Attention within sequences (B, heads, L, D), of which `packed` are one sequence of the kernel.
+    """Attention within sequences (B, heads, L, D), of which `packed` are one sequence of the
+    kernel.
 
-    A mask keeps them apart. By the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time:
-    alone, a sequence fills 3 % of a tile.
+    A mask keeps them apart. By the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a
+    tenth of the time: alone, a sequence fills 3 % of a tile.
     """
     _, heads, length, width = q.shape
     sequence_of_token = torch.arange(packed * length, device=q.device) // length
@@ -118,7 +125,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
 def attention_by_products(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """As F.scaled_dot_product_attention, by two matrix products with a softmax, which is float32 inside."""
+    """As F.scaled_dot_product_attention, by two matrix products with a softmax, which is float32
+    inside."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf)

@@ -1,4 +1,5 @@
-"""A CLIP or SigLIP of transformers as the prompter, as it is or trained further on the corpora: beyond the paper."""
+"""A CLIP or SigLIP of transformers as the prompter, as it is or trained further on the corpora:
+beyond the paper."""
 
 import json
 import logging
@@ -34,7 +35,8 @@ from alpro.models.folder import (
 from alpro.models.timesformer import VideoConfig
 from alpro.models.word_pieces import BertTokenizer
 
-# With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a siglip too.
+# With the length of their texts where config.json has none. SigLIP 2 of a fixed resolution is a
+# siglip too.
 TYPES = {"clip": 77, "siglip": 64}
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
 DOWNLOAD = (
@@ -43,19 +45,20 @@ DOWNLOAD = (
 )
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
 TEMPORAL = "temporal."  # start of the names of the weights that transformers' model does not have
-# transformers logs a table of the weights that it does not use, such as these and heads; `load_pretrained` reports
-# what is wrong.
+# transformers logs a table of the weights that it does not use, such as these and heads;
+# `load_pretrained` reports what is wrong.
 logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "LOAD REPORT" not in record.getMessage()
 )
 
 
 class TemporalAttention(nn.Module):
-    """Attention over the frames of a clip, at each patch, before a layer of the vision tower: with the
-    layer it is divided space-time attention. Its norm, queries, keys and values start as copies of the layer's, its
-    output projection at zero, so that the tower starts as it was.
+    """Attention over the frames of a clip, at each patch, before a layer of the vision tower: with
+    the layer it is divided space-time attention. Its norm, queries, keys and values start as copies
+    of the layer's, its output projection at zero, so that the tower starts as it was.
 
-    The embedding of the times is inside this branch. With another number of frames, the nearest time is used.
+    The embedding of the times is inside this branch. With another number of frames, the nearest
+    time is used.
     """
 
     def __init__(self, layer: Any, heads: int, frames: int):
@@ -88,11 +91,13 @@ class TemporalAttention(nn.Module):
 
 
 class ClipPrompter(DualEncoder):
-    """A CLIP or SigLIP with the interface of the trained prompter, and its pseudo-labels; frozen until `unfreeze`.
+    """A CLIP or SigLIP with the interface of the trained prompter, and its pseudo-labels; frozen
+    until `unfreeze`.
 
-    It encodes the frames of a clip one by one; the embedding of a clip is the mean of theirs, normalized again. With
-    temporal attention, frames see each other in every layer. The temperature is the inverse of the model's logit scale.
-    SigLIP adds a bias to its logits, which cancels in the softmax over the entities.
+    It encodes the frames of a clip one by one; the embedding of a clip is the mean of theirs,
+    normalized again. With temporal attention, frames see each other in every layer. The temperature
+    is the inverse of the model's logit scale. SigLIP adds a bias to its logits, which cancels in
+    the softmax over the entities.
 
     model: a CLIPModel or SiglipModel. pad_id: of its tokenizer.
     """
@@ -111,7 +116,8 @@ class ClipPrompter(DualEncoder):
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
-        """Adds temporal attention for clips of `frames` frames, which does not change the embeddings yet."""
+        """Adds temporal attention for clips of `frames` frames, which does not change the
+        embeddings yet."""
         heads = self.clip.config.vision_config.num_attention_heads
         layers = self.clip.vision_model.encoder.layers
         self.temporal.extend(TemporalAttention(layer, heads, frames) for layer in layers)
@@ -127,7 +133,8 @@ class ClipPrompter(DualEncoder):
     def unfreeze(self, frames: int, layers: int = -1) -> None:
         """Makes it trainable, with temporal attention for clips of `frames` frames.
 
-        layers: of each tower, the last ones are trained, with all that follows them; -1: everything.
+        layers: of each tower, the last ones are trained, with all that follows them; -1:
+        everything.
         """
         if not self.temporal:
             self.add_temporal(frames)
@@ -149,7 +156,8 @@ class ClipPrompter(DualEncoder):
     def encode_video(
         self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
     ) -> Tensor:
-        """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1, E)."""
+        """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1,
+        E)."""
         batch, count = frames.shape[:2]
         tower = self.clip.vision_model
         is_clip = self.clip.config.model_type == "clip"
@@ -172,8 +180,8 @@ class ClipPrompter(DualEncoder):
         return normalized.view(batch, count, -1).mean(dim=1, keepdim=True)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token sees the padding behind
-        it; SigLIP saw texts padded to its full length, without a mask."""
+        """Token ids (B, L) -> embeddings (B, 1, E). The mask is not needed: in a CLIP, no token
+        sees the padding behind it; SigLIP saw texts padded to its full length, without a mask."""
         length = self.text_length(0)
         ids = ids[:, :length]
         if self.clip.config.model_type == "siglip":
@@ -239,8 +247,9 @@ class ClipBundle(ModelBundle):
         return cast(ClipPrompter, self.model)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is in the same file of
-        weights: transformers alone reads the rest, a CLIP or SigLIP that sees frames one by one."""
+        """Writes the model, its tokenizer and its normalization. Its temporal attention, if any, is
+        in the same file of weights: transformers alone reads the rest, a CLIP or SigLIP that sees
+        frames one by one."""
         from transformers import logging as transformers_log
 
         transformers_log.disable_progress_bar()  # "Writing model shards", also into files
@@ -267,13 +276,15 @@ def is_clip(folder: Path) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it is ORGANIZATION/MODEL, perhaps with @REVISION, as of a model of the hub, and not a folder."""
+    """Whether it is ORGANIZATION/MODEL, perhaps with @REVISION, as of a model of the hub, and not a
+    folder."""
     return bool(HUB_NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
 def snapshot(name: str, local_files_only: bool = False) -> Path:
-    """The folder of the files of a model of the hub, ORGANIZATION/MODEL or ORGANIZATION/MODEL@REVISION, in the hub's
-    cache. Raises what huggingface_hub raises. local_files_only: nothing is downloaded."""
+    """The folder of the files of a model of the hub, ORGANIZATION/MODEL or
+    ORGANIZATION/MODEL@REVISION, in the hub's cache. Raises what huggingface_hub raises.
+    local_files_only: nothing is downloaded."""
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -294,8 +305,9 @@ def snapshot(name: str, local_files_only: bool = False) -> Path:
 
 
 def hub_folder(name: str) -> Path:
-    """The folder of a CLIP or SigLIP of the hub in its cache, downloaded if it is not there. Raises InputError, which
-    says how to get it by hand, if that fails or if it is another kind of model."""
+    """The folder of a CLIP or SigLIP of the hub in its cache, downloaded if it is not there. Raises
+    InputError, which says how to get it by hand, if that fails or if it is another kind of
+    model."""
     folder = None
     with suppress(Exception):  # not in the cache
         cached = snapshot(name, local_files_only=True)
@@ -318,8 +330,8 @@ def hub_folder(name: str) -> Path:
 
 
 def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
-    """Raises InputError for what is no CLIP or SigLIP, or takes shorter texts, as far as that is known without a
-    download."""
+    """Raises InputError for what is no CLIP or SigLIP, or takes shorter texts, as far as that is
+    known without a download."""
     from huggingface_hub import try_to_load_from_cache
 
     where = f"{key} = {name!r}"
@@ -353,8 +365,8 @@ def load_clip(
 ) -> ClipBundle:
     """Loads a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
-    name: a hub name or a folder; key: of the configuration, for messages. Raises InputError if it is not available, not
-    readable, or another kind of model.
+    name: a hub name or a folder; key: of the configuration, for messages. Raises InputError if it
+    is not available, not readable, or another kind of model.
     """
     where = f"{key.rpartition('.')[2]} = {name!r}"
     try:
@@ -404,8 +416,8 @@ def load_clip(
 
 
 def pretrained_config(name: str) -> Any:
-    """The configuration of an untrusted transformers model; its `name_or_path` has the other files. Raises
-    ValueError for a folder with pipes or devices, and what transformers raises."""
+    """The configuration of an untrusted transformers model; its `name_or_path` has the other files.
+    Raises ValueError for a folder with pipes or devices, and what transformers raises."""
     from transformers import AutoConfig
 
     if "@" in name and not Path(name).is_dir():
@@ -424,12 +436,12 @@ def pretrained_config(name: str) -> Any:
 
 
 def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
-    """An untrusted transformers model, of a hub name or a folder with a `config`, and the names of the weights of its
-    head that the file does not have, which are random.
+    """An untrusted transformers model, of a hub name or a folder with a `config`, and the names of
+    the weights of its head that the file does not have, which are random.
 
-    Its sizes are compared with those in the file, safetensors or else a pickle of tensors only, before memory is taken,
-    and its weights are finite. kind: a class of transformers that loads it. Raises ValueError, and what transformers
-    raises.
+    Its sizes are compared with those in the file, safetensors or else a pickle of tensors only,
+    before memory is taken, and its weights are finite. kind: a class of transformers that loads it.
+    Raises ValueError, and what transformers raises.
     """
     from transformers import logging as transformers_log
     from transformers.modeling_utils import load_state_dict
@@ -457,11 +469,13 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
 
 
 def check_header(header: dict[str, Tensor], kind: Any, config: Any, name: str) -> None:
-    """Raises ValueError if the weights of a file, without their contents, are not as many as `config` says.
+    """Raises ValueError if the weights of a file, without their contents, are not as many as
+    `config` says.
 
     kind: a class of transformers. name: that of the file.
     """
-    # The layers first: each takes time to build, even without memory for its weights. A BERT has no towers.
+    # The layers first: each takes time to build, even without memory for its weights. A BERT has no
+    # towers.
     towers = [getattr(config, tower, config) for tower in ("text_config", "vision_config")]
     distinct = {id(tower): tower for tower in towers}
     layers = sum(tower.num_hidden_layers for tower in distinct.values())
@@ -478,8 +492,8 @@ def check_header(header: dict[str, Tensor], kind: Any, config: Any, name: str) -
 
 
 def load_temporal(prompter: ClipPrompter, file: Path) -> None:
-    """Loads the temporal attention in the weights of a model that was trained here, if it has any. Raises ValueError if
-    it does not match."""
+    """Loads the temporal attention in the weights of a model that was trained here, if it has any.
+    Raises ValueError if it does not match."""
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as weights:

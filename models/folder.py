@@ -1,4 +1,5 @@
-"""A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and label lists."""
+"""A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and
+label lists."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ Ranking = Literal["similarity", "matching"]
 
 
 class Preprocessing(BaseModel):
-    """Input preprocessing: per-channel mean and std of pixels in [0, 1], and the maximum text length in tokens."""
+    """Input preprocessing: per-channel mean and std of pixels in [0, 1], and the maximum text
+    length in tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +59,8 @@ def write_tensors(
 
 @dataclass
 class ModelBundle:
-    """A model with its tokenizer, preprocessing and labels, and by which of its scores it ranks clips better."""
+    """A model with its tokenizer, preprocessing and labels, and by which of its scores it ranks
+    clips better."""
 
     task: Literal["prompter", "pretrain", "retrieval", "qa"]
     model: DualEncoder
@@ -96,11 +99,11 @@ class ModelBundle:
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if a file is missing,
-        corrupt or does not match the configuration.
+        """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if
+        a file is missing, corrupt or does not match the configuration.
 
-        The folder may be of anyone: the sizes of the configuration are compared with the shapes in the header of the
-        weights before memory is taken for either.
+        The folder may be of anyone: the sizes of the configuration are compared with the shapes in
+        the header of the weights before memory is taken for either.
         """
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
@@ -160,7 +163,8 @@ def read_task(folder: Path) -> str:
 
 
 def load_labels(path: Path) -> list[str]:
-    """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such file."""
+    """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such
+    file."""
     if not path.exists():
         return []
     labels = read_small_json(path)
@@ -170,8 +174,8 @@ def load_labels(path: Path) -> list[str]:
 
 
 def shapes(file: Path) -> dict[str, torch.Tensor]:
-    """The weights of a safetensors file as tensors without contents. Raises SafetensorError, and ValueError if one is
-    not of a floating-point type."""
+    """The weights of a safetensors file as tensors without contents. Raises SafetensorError, and
+    ValueError if one is not of a floating-point type."""
     with safe_open(file, framework="pt") as weights:
         header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
 
@@ -182,7 +186,8 @@ def shapes(file: Path) -> dict[str, torch.Tensor]:
 
 
 class Uninitialized(TorchFunctionMode):
-    """Leaves out the random weights of embeddings: on the meta device, they import the compiler (3 s)."""
+    """Leaves out the random weights of embeddings: on the meta device, they import the compiler (3
+    s)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **(kwargs or {}))
@@ -194,7 +199,8 @@ def check_sizes(
     build: Callable[[], DualEncoder],
     where: Path,
 ) -> None:
-    """Raises ValueError if the weights of a file are not those of the model that `build` makes, without its memory."""
+    """Raises ValueError if the weights of a file are not those of the model that `build` makes,
+    without its memory."""
     # Each layer takes time to build, even without memory for its weights.
     depth = max(config.video.depth, config.text.depth)
     if depth > len(header):
@@ -214,7 +220,8 @@ def check_sizes(
 
 
 def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
-    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or not finite."""
+    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or
+    not finite."""
     check_shapes(weights, model, where)
     check_finite(weights, where)
 
@@ -254,7 +261,8 @@ def other_shapes(weights: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     return differences
 
 
-# Settings that change what a model computes, but not the shapes of the weights that two models share.
+# Settings that change what a model computes, but not the shapes of the weights that two models
+# share.
 SETTINGS_NOT_IN_SHAPES = {
     "video": ("depth", "heads", "pre_norm", "activation"),
     "text": ("depth", "fusion_layer", "heads"),
@@ -262,7 +270,8 @@ SETTINGS_NOT_IN_SHAPES = {
 
 
 def check_values(source: str, config: BaseModel, values: dict[str, Any]) -> None:
-    """Raises ValueError if a configuration has another value of a key that no shape of the weights may show."""
+    """Raises ValueError if a configuration has another value of a key that no shape of the weights
+    may show."""
     for key, value in values.items():
         configured = getattr(config, key)
         if configured != value:
@@ -272,9 +281,10 @@ def check_values(source: str, config: BaseModel, values: dict[str, Any]) -> None
 def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()) -> None:
     """Copies the weights that `model` and `other` share by name.
 
-    The time embedding is resized to the model's number of frames (nearest neighbour, as in TimeSformer) and the
-    position embedding to its image size (bicubic). Heads of another shape, and those in `but`, are not copied. Raises
-    ValueError if any other shape differs, or a setting that no shape shows.
+    The time embedding is resized to the model's number of frames (nearest neighbour, as in
+    TimeSformer) and the position embedding to its image size (bicubic). Heads of another shape, and
+    those in `but`, are not copied. Raises ValueError if any other shape differs, or a setting that
+    no shape shows.
     """
     for section, keys in SETTINGS_NOT_IN_SHAPES.items():
         theirs = getattr(other.config, section)

@@ -1,4 +1,5 @@
-"""Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and inference alike."""
+"""Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and
+inference alike."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +12,8 @@ from alpro.models.alpro import DualEncoder
 
 
 def scale_frames(frames: Tensor, size: int) -> Tensor:
-    """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if needed."""
+    """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if
+    needed."""
     pixels = frames if frames.is_floating_point() else frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
@@ -29,7 +31,8 @@ def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Te
 
 
 class NormalizedModel(nn.Module):
-    """A model with its frame normalization. mean, std: per channel, of pixels in [0, 1]; not in the state dict."""
+    """A model with its frame normalization. mean, std: per channel, of pixels in [0, 1]; not in the
+    state dict."""
 
     mean: Tensor
     std: Tensor
@@ -46,7 +49,8 @@ class NormalizedModel(nn.Module):
         return -self.mean / self.std
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S) and normalized."""
+        """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S)
+        and normalized."""
         return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)
 
     def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Initialization from pre-trained weights: a ViT of timm or a CLIP's, and a BERT (paper, section 4.1)."""
+"""Initialization from pre-trained weights: a ViT of timm or a CLIP's, and a BERT (paper, section
+4.1)."""
 
 import re
 from pathlib import Path
@@ -32,7 +33,8 @@ CLIP_NAMES = (
     ("self_attn.out_proj", "attn.proj"),
     ("self_attn", "attn"),
 )
-# The vision tower's keys in transformers, whose config.json leaves out those that have these values.
+# The vision tower's keys in transformers, whose config.json leaves out those that have these
+# values.
 CLIP_TOWER: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -44,8 +46,8 @@ CLIP_TOWER: dict[str, Any] = {
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config.json of a model of transformers in a folder; empty if it is missing or not readable: loading the
-    weights reports the reason."""
+    """The config.json of a model of transformers in a folder; empty if it is missing or not
+    readable: loading the weights reports the reason."""
     try:
         config = read_small_json(Path(name) / "config.json") if name else {}
     except (OSError, ValueError):
@@ -54,8 +56,8 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def video_sizes(vit: str) -> dict[str, Any]:
-    """The keys of `[model.video]` of a CLIP of transformers in a folder; empty if `vit` is anything else. Raises
-    InputError for a folder with another model of transformers."""
+    """The keys of `[model.video]` of a CLIP of transformers in a folder; empty if `vit` is anything
+    else. Raises InputError for a folder with another model of transformers."""
     config = read_config(vit)
     tower = config.get("vision_config")
     if not isinstance(tower, dict):
@@ -65,7 +67,8 @@ def video_sizes(vit: str) -> dict[str, Any]:
 
 
 def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `[model.video]` of the vision tower of a CLIP of transformers. config: its `vision_config`."""
+    """The keys of `[model.video]` of the vision tower of a CLIP of transformers. config: its
+    `vision_config`."""
     values = CLIP_TOWER | config
     width = values["hidden_size"]
     return {
@@ -81,8 +84,9 @@ def tower_sizes(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_type(key: str, name: str, model_type: str, supported: str) -> None:
-    """Raises InputError for another type of model of transformers: a SigLIP has no [CLS] token, from which the video
-    encoder takes its embedding; what is like a BERT has other tokens, positions or layers."""
+    """Raises InputError for another type of model of transformers: a SigLIP has no [CLS] token,
+    from which the video encoder takes its embedding; what is like a BERT has other tokens,
+    positions or layers."""
     if model_type != supported:
         raise InputError(
             f"{key} = {name!r}: this is a {model_type}; of transformers only a {supported} is "
@@ -91,8 +95,8 @@ def check_type(key: str, name: str, model_type: str, supported: str) -> None:
 
 
 def text_sizes(bert: str) -> dict[str, Any]:
-    """The keys of `[model.text]` of a BERT in a folder, split in halves as in the paper; empty if `bert` is anything
-    else. Raises InputError for a folder with another model of transformers."""
+    """The keys of `[model.text]` of a BERT in a folder, split in halves as in the paper; empty if
+    `bert` is anything else. Raises InputError for a folder with another model of transformers."""
     config = read_config(bert)
     if not config:
         return {}
@@ -113,14 +117,16 @@ def text_sizes(bert: str) -> dict[str, Any]:
 
 
 def load_vit(model: Prompter, name: str) -> None:
-    """Loads ViT weights into the video encoder. name: a timm model name with its tag, perhaps with @REVISION, a
-    state-dict file, or the folder or hub name of a CLIP of transformers, of which it is the vision tower.
+    """Loads ViT weights into the video encoder. name: a timm model name with its tag, perhaps with
+    @REVISION, a state-dict file, or the folder or hub name of a CLIP of transformers, of which it
+    is the vision tower.
 
-    Temporal attention and its norm start as copies of the spatial ones and temporal_fc at zero, so that the encoder
-    starts as that ViT applied to each frame (TimeSformer). The position embedding is resized to the image size
-    (bicubic); the time embedding starts at zero. `plain_vit` says what of other ViTs is converted. Raises ValueError
-    with a one-line message if the weights are not available or do not match, or if the ViT has other components
-    (register tokens, query norms, rotary positions).
+    Temporal attention and its norm start as copies of the spatial ones and temporal_fc at zero, so
+    that the encoder starts as that ViT applied to each frame (TimeSformer). The position embedding
+    is resized to the image size (bicubic); the time embedding starts at zero. `plain_vit` says what
+    of other ViTs is converted. Raises ValueError with a one-line message if the weights are not
+    available or do not match, or if the ViT has other components (register tokens, query norms,
+    rotary positions).
     """
     encoder = model.video_encoder
     if Path(name).suffix in WEIGHT_FILES:
@@ -165,7 +171,8 @@ def load_vit(model: Prompter, name: str) -> None:
 def plain_vit(vit: StateDict) -> StateDict:
     """The weights of a timm ViT as those of a plain one with the same tokens.
 
-    DINOv2: layer scales are multiplied into the layers before them. CLIP: the patches have no bias, so it is zero.
+    DINOv2: layer scales are multiplied into the layers before them. CLIP: the patches have no bias,
+    so it is zero.
     """
     vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
     vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
@@ -185,8 +192,8 @@ def plain_vit(vit: StateDict) -> StateDict:
 
 
 def clip_weights(name: str, video: VideoConfig) -> StateDict:
-    """The vision tower of a CLIP of transformers, with timm's key names. Raises ValueError if the video encoder would
-    not start exactly as it on each frame, and InputError as `load_clip`."""
+    """The vision tower of a CLIP of transformers, with timm's key names. Raises ValueError if the
+    video encoder would not start exactly as it on each frame, and InputError as `load_clip`."""
     prompter = load_clip(name, key="vit").prompter
     check_type("vit", name, prompter.clip.config.model_type, "clip")
     if prompter.temporal:
@@ -220,8 +227,8 @@ def clip_weights(name: str, video: VideoConfig) -> StateDict:
 
 
 def timm_weights(name: str, video: VideoConfig) -> StateDict:
-    """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other heads than those of
-    `video`."""
+    """The state dict of a timm model, from the hub or its cache. Raises ValueError, also for other
+    heads than those of `video`."""
     tagged, _, revision = name.partition("@")
     if "." not in tagged:
         raise ValueError(
@@ -257,11 +264,12 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
 
 
 def load_bert(model: Prompter, name: str) -> None:
-    """Loads BERT weights: the first layers into the text encoder, the others into the multimodal encoder, and the
-    prediction head into the MLM head.
+    """Loads BERT weights: the first layers into the text encoder, the others into the multimodal
+    encoder, and the prediction head into the MLM head.
 
-    name: a hub name or a folder with config.json and weights. Raises ValueError with a one-line message if the weights
-    are not available or do not match, and InputError if the model is not a BERT.
+    name: a hub name or a folder with config.json and weights. Raises ValueError with a one-line
+    message if the weights are not available or do not match, and InputError if the model is not a
+    BERT.
     """
     converted, _, _ = from_official(bert_weights(name, model.config.text), model.config)
     expected = model.state_dict()
@@ -275,8 +283,9 @@ def load_bert(model: Prompter, name: str) -> None:
 
 
 def bert_weights(name: str, text: TextConfig) -> StateDict:
-    """The state dict of a BERT, with the key names of the official ALPRO checkpoints; without an MLM head if its file
-    has none. Raises as `load_bert`, also if the text encoder has other heads."""
+    """The state dict of a BERT, with the key names of the official ALPRO checkpoints; without an
+    MLM head if its file has none. Raises as `load_bert`, also if the text encoder has other
+    heads."""
     try:
         from transformers import AutoModelForMaskedLM
 
@@ -296,7 +305,8 @@ def bert_weights(name: str, text: TextConfig) -> StateDict:
 
 
 def check_match(source: str, weights: StateDict, expected: StateDict) -> None:
-    """Raises ValueError if weights are missing, of another shape than the model's, or not finite."""
+    """Raises ValueError if weights are missing, of another shape than the model's, or not
+    finite."""
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         raise ValueError(

@@ -1,4 +1,5 @@
-"""The losses of the four objectives as pure functions, and hard negative sampling (paper, section 3.2)."""
+"""The losses of the four objectives as pure functions, and hard negative sampling (paper, section
+3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,11 @@ from torch import Tensor
 def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same: Tensor) -> Tensor:
     """Video-text contrastive loss (equations 2 and 3), averaged over both directions and the rows.
 
-    video_to_text, text_to_video (B, G): similarity / temperature of this rank's B pairs against the G pairs of
-    the global batch. target (B,): the column of the row's own pair. same (B, G), boolean: the column belongs to
-    the row's own video. Such columns other than the target are excluded from the negatives, so that the loss never
-    separates a video from a second caption of it.
+    video_to_text, text_to_video (B, G): similarity / temperature of this rank's B pairs against the
+    G pairs of the global batch. target (B,): the column of the row's own pair. same (B, G),
+    boolean: the column belongs to the row's own video. Such columns other than the target are
+    excluded from the negatives, so that the loss never separates a video from a second caption of
+    it.
     """
     # -inf: a column that is excluded has no share in the denominator, and no gradient.
     excluded = same.scatter(1, target[:, None], False)
@@ -21,12 +23,14 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
 
 
 def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples one column per row with probability proportional to the softmax of the similarity (section 3.2.1).
+    """Samples one column per row with probability proportional to the softmax of the similarity
+    (section 3.2.1).
 
-    similarity (B, G): similarity / temperature. excluded (B, G), boolean: columns that are never sampled, such as those
-    of the row's own video. uniforms (B,): random numbers in [0, 1), one per row; the sample is a function of them.
-    Returns columns (B,) and valid (B,), which is False if every column of the row is excluded; the column is then
-    arbitrary, as it is if the similarity is not finite. No device synchronization.
+    similarity (B, G): similarity / temperature. excluded (B, G), boolean: columns that are never
+    sampled, such as those of the row's own video. uniforms (B,): random numbers in [0, 1), one per
+    row; the sample is a function of them. Returns columns (B,) and valid (B,), which is False if
+    every column of the row is excluded; the column is then arbitrary, as it is if the similarity is
+    not finite. No device synchronization.
     """
     valid = ~excluded.all(dim=1)
     logits = similarity.detach().float().masked_fill(excluded, -torch.inf)
@@ -34,7 +38,8 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
     weights = torch.where(valid[:, None], logits, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN as well, and training skips the step
 
-    # Inversion of the distribution function, in double precision: torch.multinomial knows no given random numbers.
+    # Inversion of the distribution function, in double precision: torch.multinomial knows no given
+    # random numbers.
     cumulative = weights.double().cumsum(dim=1)
     targets = uniforms[:, None].double() * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, targets, right=True)
@@ -47,8 +52,8 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
 
 
 def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 = match, summed with
-    weights (N,): 1 for rows that count, 0 for others."""
+    """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 =
+    match, summed with weights (N,): 1 for rows that count, 0 for others."""
     return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
@@ -63,8 +68,9 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
 def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Prompting entity modeling loss (equation 5): soft cross-entropy summed over the kept samples.
 
-    logits (B, M); pseudo_labels (B, M): the prompter's probabilities. A sample is kept if the probability of its most
-    likely entity is at least `threshold`. Returns the loss and kept (B,), boolean.
+    logits (B, M); pseudo_labels (B, M): the prompter's probabilities. A sample is kept if the
+    probability of its most likely entity is at least `threshold`. Returns the loss and kept (B,),
+    boolean.
     """
     kept = kept_labels(pseudo_labels, threshold)
     log_probabilities = F.log_softmax(logits.float(), dim=1)
@@ -74,12 +80,14 @@ def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[T
 
 
 def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
-    """Which samples PEM keeps (B,): the most likely entity of pseudo_labels (B, M) has at least `threshold`."""
+    """Which samples PEM keeps (B,): the most likely entity of pseudo_labels (B, M) has at least
+    `threshold`."""
     return pseudo_labels.amax(dim=1) >= threshold
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
-    """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid), row-major, True inside."""
+    """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid),
+    row-major, True inside."""
     left, top, width, height = boxes.unbind(1)
     index = torch.arange(grid, device=boxes.device)
     rows = (index >= top[:, None]) & (index < (top + height)[:, None])

@@ -1,8 +1,9 @@
 """Checkpoints of the authors' code (.pt) as model folders: `alpro model import`.
 
-Official checkpoints store the text and multimodal encoders as one 12-layer BERT (`text_encoder.bert.*`, for question
-answering `text_encoder.*`) and contain unused tensors. Keys map one to one except in attention: the official text
-layers have separate query, key and value matrices; this project concatenates them in that order.
+Official checkpoints store the text and multimodal encoders as one 12-layer BERT
+(`text_encoder.bert.*`, for question answering `text_encoder.*`) and contain unused tensors. Keys
+map one to one except in attention: the official text layers have separate query, key and value
+matrices; this project concatenates them in that order.
 """
 
 import pickle
@@ -33,8 +34,8 @@ WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 # Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.
 MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 
-# Unused keys of official checkpoints: the classifier of the video encoder, position ids, and the MLM decoder with its
-# bias (tied to the word embeddings and to predictions.bias).
+# Unused keys of official checkpoints: the classifier of the video encoder, position ids, and the
+# MLM decoder with its bias (tied to the word embeddings and to predictions.bias).
 UNUSED = (r"visual_encoder\.model\.head\.", r"\.position_ids$", r"cls\.predictions\.decoder\.")
 # Prefixes of weights that official checkpoints contain but the model of the task does not have.
 UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {
@@ -81,7 +82,8 @@ _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 @dataclass
 class Imported:
-    """Summary of a conversion: number of converted tensors, unused keys, unknown keys, and configuration."""
+    """Summary of a conversion: number of converted tensors, unused keys, unknown keys, and
+    configuration."""
 
     read: int
     unused: list[str]
@@ -97,12 +99,13 @@ def import_checkpoint(
     words: Path | None = None,
     max_text_tokens: int | None = None,
 ) -> Imported:
-    """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes `out`/prompter.
+    """Converts an official checkpoint to the model folder `out`; for a pre-training one also writes
+    `out`/prompter.
 
-    tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in the order of the
-    head, as in `read_word_list`; without it they are numbered. max_text_tokens: maximum length of a text; None: the
-    task's MAX_TEXT_TOKENS. Raises InputError, and leaves no files, if the checkpoint is not one of this task or the
-    folder cannot be written.
+    tokenizer: as in `load_tokenizer`. words: the entities (pretrain, prompter) or answers (qa) in
+    the order of the head, as in `read_word_list`; without it they are numbered. max_text_tokens:
+    maximum length of a text; None: the task's MAX_TEXT_TOKENS. Raises InputError, and leaves no
+    files, if the checkpoint is not one of this task or the folder cannot be written.
     """
     if file.suffix not in WEIGHT_FILES:
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
@@ -146,10 +149,11 @@ def import_checkpoint(
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """Reads the state dict in a .pt, .pth, .bin or .safetensors file, without training state and `module.` prefixes.
+    """Reads the state dict in a .pt, .pth, .bin or .safetensors file, without training state and
+    `module.` prefixes.
 
-    Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file contains code, is not
-    readable, or has no weights.
+    Unpickles tensors and plain values only. Raises ValueError with a one-line message if the file
+    contains code, is not readable, or has no weights.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, or not a regular file")
@@ -182,7 +186,8 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
-    """Splits a pre-training checkpoint into the weights of the model and those of its prompter (possibly empty)."""
+    """Splits a pre-training checkpoint into the weights of the model and those of its prompter
+    (possibly empty)."""
     model = {}
     prompter = {}
     for key, value in state.items():
@@ -209,7 +214,8 @@ def build(
         max_text_tokens = min(MAX_TEXT_TOKENS[task], limit)
     if not 4 <= max_text_tokens <= limit:
         raise InputError(
-            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this text "
+            f"--max-text-tokens {max_text_tokens} must be from 4 to {limit}, the limit of this "
+            f"text "
             "encoder"
         )
     if tokenizer.get_vocab_size() != config.text.vocab_size:
@@ -252,9 +258,11 @@ def build(
 
 
 def sizes(state: StateDict) -> ModelConfig:
-    """The sizes of a model, from the shapes of its official weights. Raises ValueError if they are not ALPRO's.
+    """The sizes of a model, from the shapes of its official weights. Raises ValueError if they are
+    not ALPRO's.
 
-    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and BERT.
+    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and
+    BERT.
     """
     visual = "visual_encoder.model."
     text = "text_encoder."
@@ -303,7 +311,8 @@ def sizes(state: StateDict) -> ModelConfig:
 
 
 def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, list[str], list[str]]:
-    """Converts an official state dict of one model (without the `prompter.` prefix) to this project's keys.
+    """Converts an official state dict of one model (without the `prompter.` prefix) to this
+    project's keys.
 
     Returns the weights, the known but unused keys, and the unknown keys.
     """
@@ -328,7 +337,8 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
 
         # The first layers of the BERT are the text encoder, the others the multimodal encoder.
         depth = int(match[1])
-        name, kind = match[2], match[3]
+        name = match[2]
+        kind = match[3]
         fusion_depth = depth - config.text.fusion_layer
         if fusion_depth < 0:
             layer = f"text_encoder.layers.{depth}"
@@ -371,7 +381,8 @@ def outputs(weights: StateDict, head: str, task: str) -> int:
 
 
 def read_labels(file: Path | None, size: int, what: str) -> list[str]:
-    """The labels of a head in order; numbered if `file` is None. Raises InputError if their number is another."""
+    """The labels of a head in order; numbered if `file` is None. Raises InputError if their number
+    is another."""
     if file is None:
         return [f"{what} {index}" for index in range(size)]
     words = read_word_list(file, "--words")
@@ -393,7 +404,8 @@ def prompt_features(state: StateDict) -> dict[str, Tensor]:
 
 
 def save_prompts(state: StateDict, folder: Path) -> None:
-    """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt embeddings."""
+    """Writes prompts.safetensors in the format of cache_prompts if the checkpoint has prompt
+    embeddings."""
     prompts = {kind: value.contiguous() for kind, value in prompt_features(state).items()}
     if prompts:
         write_tensors(prompts, folder / "prompts.safetensors")

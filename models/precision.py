@@ -1,4 +1,5 @@
-"""Mixed precision: bfloat16 where the device computes it natively and the model is large enough to gain."""
+"""Mixed precision: bfloat16 where the device computes it natively and the model is large enough to
+gain."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +7,8 @@ from typing import Any
 
 import torch
 
-# Narrower models stay in float32 on a CPU. The sample's prompter, at width 96, takes 0.74 of the CPU time (AMX).
+# Narrower models stay in float32 on a CPU. The sample's prompter, at width 96, takes 0.74 of the
+# CPU time (AMX).
 WIDE = 96
 # Of Intel since 2023, of AMD since Zen 4, of ARM; other processors emulate them slowly.
 NATIVE = ("amx_bf16", "avx512_bf16", "bf16")
@@ -15,8 +17,8 @@ NATIVE = ("amx_bf16", "avx512_bf16", "bf16")
 def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
     """The type of the matrix products of a model of this width.
 
-    bfloat16 if `mixed`, on a GPU with instructions for it and on a CPU with bfloat16 instructions if
-    the width is at least WIDE; otherwise float32.
+    bfloat16 if `mixed`, on a GPU with instructions for it and on a CPU with bfloat16 instructions
+    if the width is at least WIDE; otherwise float32.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,4 +1,5 @@
-"""This process among the ranks of a distributed run, and collectives that are no-ops in a single process."""
+"""This process among the ranks of a distributed run, and collectives that are no-ops in a single
+process."""
 
 from typing import Any, Literal, cast
 
@@ -12,7 +13,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def pick_device(name: Device, local: int = 0) -> torch.device:
-    """The device of a name; `auto` is a GPU if there is one. Of several GPUs it is the one with index `local`.
+    """The device of a name; `auto` is a GPU if there is one. Of several GPUs it is the one with
+    index `local`.
 
     Raises InputError for `cuda` if there is no GPU.
     """
@@ -52,7 +54,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The sum of the ranks' gradients of this rank's rows."""
-        # torch.distributed's own all_gather has no gradient: other ranks' losses would not train this rank's pairs.
+        # torch.distributed's own all_gather has no gradient: other ranks' losses would not train
+        # this rank's pairs.
         (gradient,) = gradients
         return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
 
@@ -82,16 +85,16 @@ def all_reduce_sum(local: Tensor) -> Tensor:
 
 
 def belongs_to_this_rank(batch: int) -> bool:
-    """Whether this rank computes a batch, by its index: the ranks take turns. Afterwards `all_reduce_` gives every rank
-    the results of all."""
+    """Whether this rank computes a batch, by its index: the ranks take turns. Afterwards
+    `all_reduce_` gives every rank the results of all."""
     return batch % world_size() == rank()
 
 
 def all_reduce_(results: Tensor) -> Tensor:
     """Sums a tensor over all ranks, in place, and returns it.
 
-    Each rank has filled in the batches that belong to it and left zeros elsewhere. So each value comes from one rank,
-    and does not depend on the number of ranks.
+    Each rank has filled in the batches that belong to it and left zeros elsewhere. So each value
+    comes from one rank, and does not depend on the number of ranks.
     """
     if dist.is_initialized():
         dist.all_reduce(results)

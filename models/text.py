@@ -1,4 +1,5 @@
-"""BERT split in two: the first layers encode text, the last ones fuse text and video (paper, section 3.1)."""
+"""BERT split in two: the first layers encode text, the last ones fuse text and video (paper,
+section 3.1)."""
 
 from typing import cast
 
@@ -69,8 +70,8 @@ class TextEmbeddings(nn.Module):
 class Layer(nn.Module):
     """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
 
-    With `first`, only the first tokens are computed: (B, first, D). `qkv` (B, L, 3D): the projected queries, keys and
-    values of x, where the caller has them.
+    With `first`, only the first tokens are computed: (B, first, D). `qkv` (B, L, 3D): the projected
+    queries, keys and values of x, where the caller has them.
     """
 
     def __init__(self, config: TextConfig):
@@ -130,8 +131,8 @@ class TextEncoder(nn.Module):
 class MultimodalEncoder(nn.Module):
     """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
 
-    text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding is added:
-    both encoders add their own. `first` as in `Layers`.
+    text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding
+    is added: both encoders add their own. `first` as in `Layers`.
     """
 
     def __init__(self, config: TextConfig):
@@ -147,22 +148,24 @@ class MultimodalEncoder(nn.Module):
         return self.layers(tokens, masks, first)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which depend on no other
-        token: those of a text or a video are the same in all its pairs."""
+        """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which
+        depend on no other token: those of a text or a video are the same in all its pairs."""
         return cast(Layer, self.layers[0]).attention.qkv(tokens)
 
     def pairs(
         self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor
     ) -> Tensor:
-        """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation mode.
+        """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation
+        mode.
 
-        text (T, L, D): texts without padding; video (V, N, D); qkv (V, N, 3D): the projected videos; of_text (P,),
-        of_video (P,): indices of texts and videos.
+        text (T, L, D): texts without padding; video (V, N, D); qkv (V, N, 3D): the projected
+        videos; of_text (P,), of_video (P,): indices of texts and videos.
         """
         x = torch.cat([text[of_text], video[of_video]], dim=1)
         *layers, last = self.layers
 
-        # The first layer reads its queries, keys and values: pairs share those of their texts and videos.
+        # The first layer reads its queries, keys and values: pairs share those of their texts and
+        # videos.
         for layer in layers[:1]:
             shared = torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1)
             x = layer(x, None, qkv=shared)
@@ -173,7 +176,8 @@ class MultimodalEncoder(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """BERT's prediction head with the decoder tied to the word embeddings: tokens (..., D) -> logits (..., vocab)."""
+    """BERT's prediction head with the decoder tied to the word embeddings: tokens (..., D) ->
+    logits (..., vocab)."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

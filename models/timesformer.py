@@ -1,4 +1,5 @@
-"""The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual Encoder")."""
+"""The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual
+Encoder")."""
 
 import math
 from typing import Literal
@@ -17,7 +18,8 @@ CLIP_EPS = 1e-5
 
 
 class VideoConfig(BaseModel):
-    """Sizes of the video encoder; the defaults are the paper's (ViT-B/16 at 224 x 224, 4 frames)."""
+    """Sizes of the video encoder; the defaults are the paper's (ViT-B/16 at 224 x 224, 4
+    frames)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +27,8 @@ class VideoConfig(BaseModel):
     patch_size: int = Field(default=16, ge=4, description="height and width of a patch, pixels")
     stem: Literal["patch", "conv"] = Field(
         default="patch",
-        description="embedding of patches: linear (patch), or convolutions for training from random weights (conv)",
+        description="embedding of patches: linear (patch), or convolutions for training from "
+        "random weights (conv)",
     )
     frames: int = Field(default=4, ge=1, description="frames of a clip")
     width: int = Field(default=768, ge=8, description="hidden size")
@@ -71,11 +74,12 @@ class VideoConfig(BaseModel):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Convolutions 3 x 3 of stride 2 from frames (N, 3, S, S) to patches (N, D, S / patch, S / patch), whose channels
-    double up to the width D (Xiao et al., Early Convolutions Help Transformers See Better, 2021).
+    """Convolutions 3 x 3 of stride 2 from frames (N, 3, S, S) to patches (N, D, S / patch, S /
+    patch), whose channels double up to the width D (Xiao et al., Early Convolutions Help
+    Transformers See Better, 2021).
 
-    With a linear projection, the outline of a small thing is inside one patch, and a small model trained from random
-    weights hardly learns it.
+    With a linear projection, the outline of a small thing is inside one patch, and a small model
+    trained from random weights hardly learns it.
     """
     layers: list[nn.Module] = []
     channels = 3
@@ -89,7 +93,8 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Divided space-time attention: temporal attention per patch, spatial attention per frame, MLP; all pre-norm."""
+    """Divided space-time attention: temporal attention per patch, spatial attention per frame, MLP;
+    all pre-norm."""
 
     def __init__(self, config: VideoConfig):
         super().__init__()
@@ -107,9 +112,11 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False
     ) -> Tensor:
-        """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1, D) with `cls_only`.
+        """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1,
+        D) with `cls_only`.
 
-        keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all 1.
+        keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all
+        1.
         """
         # `split`, not slices: the gradient of a slice is a tensor of zeros of the size of x.
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
@@ -121,8 +128,8 @@ class Block(nn.Module):
         y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
         patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
 
-        # Spatial attention: a sequence of 1 + N tokens for each frame. [CLS] attends to every frame separately; its T
-        # updates are averaged.
+        # Spatial attention: a sequence of 1 + N tokens for each frame. [CLS] attends to every frame
+        # separately; its T updates are averaged.
         cls_of_frames = cls.unsqueeze(1).expand(b, t, 1, d)
         y = torch.cat([cls_of_frames, patches], dim=2).view(b * t, n + 1, d)
         y = self.attn(self.norm1(y), first=1 if cls_only else None)
@@ -144,8 +151,8 @@ def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
 
 
 class TimeSformer(nn.Module):
-    """Normalized frames (B, T, 3, S, S) -> tokens (B, 1 + N, D): [CLS], then N = (S / patch)^2 patch tokens in
-    row-major order, averaged over the T frames after the final norm."""
+    """Normalized frames (B, T, 3, S, S) -> tokens (B, 1 + N, D): [CLS], then N = (S / patch)^2
+    patch tokens in row-major order, averaged over the T frames after the final norm."""
 
     keep_rates: Tensor
 
@@ -175,10 +182,12 @@ class TimeSformer(nn.Module):
         self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
 
     def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
-        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an image as one frame.
+        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an
+        image as one frame.
 
-        kept (B, K): encode only these patches, the same in every frame -> tokens (B, 1 + K, D) (patch dropping: FLIP,
-        Li et al., 2023). Raises ValueError if the number or size of the frames is not the configured one.
+        kept (B, K): encode only these patches, the same in every frame -> tokens (B, 1 + K, D)
+        (patch dropping: FLIP, Li et al., 2023). Raises ValueError if the number or size of the
+        frames is not the configured one.
         """
         b, t, _, height, width = frames.shape
         size = self.config.image_size
@@ -209,7 +218,8 @@ class TimeSformer(nn.Module):
             else:
                 x = block(x, t, keep_of_block, only_cls)
 
-        # Normalize the tokens of each frame, then average over time (the paper's temporal mean pooling).
+        # Normalize the tokens of each frame, then average over time (the paper's temporal mean
+        # pooling).
         x = self.norm(x)
         if cls_only:
             return x
@@ -226,7 +236,8 @@ class TimeSformer(nn.Module):
         self.config = self.config.model_copy(update={"frames": frames})
 
     def sample_drop_path(self, samples: int) -> Tensor | None:
-        """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep probability; None in eval mode.
+        """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep
+        probability; None in eval mode.
 
         One call to the generator for all blocks.
         """
@@ -237,10 +248,12 @@ class TimeSformer(nn.Module):
 
 
 def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
-    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of `target`.
+    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of
+    `target`.
 
-    An embedding that differs in more than its length is returned unchanged, and the caller rejects it. Raises
-    ValueError for a position embedding that is not [CLS] and a square grid, such as that of a distilled ViT.
+    An embedding that differs in more than its length is returned unchanged, and the caller rejects
+    it. Raises ValueError for a position embedding that is not [CLS] and a square grid, such as that
+    of a distilled ViT.
     """
     if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2]:
         return embedding

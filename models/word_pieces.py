@@ -72,10 +72,11 @@ def pad(rows: list[np.ndarray], fill: int, length: int = 0) -> np.ndarray:
 
 
 def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Tokenizer:
-    """Trains a lower-casing WordPiece tokenizer in BERT's format, [CLS] text [SEP], from texts or their counts.
+    """Trains a lower-casing WordPiece tokenizer in BERT's format, [CLS] text [SEP], from texts or
+    their counts.
 
-    Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical order. (The
-    library's trainer breaks ties by a random hash, which is not reproducible.)
+    Its pieces are the most frequent words, and single characters for the rest; ties in alphabetical
+    order. (The library's trainer breaks ties by a random hash, which is not reproducible.)
     """
     untrained = bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
     words: Counter[str] = Counter()
@@ -87,7 +88,8 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
 
-    # A quarter of the pieces are letters, each of which has two: at the start of a word, and inside.
+    # A quarter of the pieces are letters, each of which has two: at the start of a word, and
+    # inside.
     letter_pieces = max(1, (size - len(SPECIAL)) // 4)
     frequent_letters = by_frequency(letters)[: letter_pieces // 2]
     inner_letters = [f"##{letter}" for letter in frequent_letters]
@@ -123,7 +125,8 @@ def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Loads a tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub or in its cache.
+    """Loads a tokenizer.json, a vocab.txt or the folder of either, or a BERT by its name on the hub
+    or in its cache.
 
     Raises InputError if it does not exist or cannot be read.
     """
@@ -154,10 +157,11 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 MAX_TOKENIZER_BYTES = 32 << 20
 MAX_COMPONENT = 10_000  # characters of JSON, without the vocabulary
-# Characters: a longer word is [UNK]. Pieces of a word are tried from the longest on: quadratic time.
+# Characters: a longer word is [UNK]. Pieces of a word are tried from the longest on: quadratic
+# time.
 MAX_WORD = 1000
-# Components whose time and memory grow with the text alone. A regular expression may need exponential time, and a chain
-# of replacements doubles the text with each.
+# Components whose time and memory grow with the text alone. A regular expression may need
+# exponential time, and a chain of replacements doubles the text with each.
 COMPONENTS = {
     "normalizer": {
         "BertNormalizer",
@@ -185,9 +189,11 @@ COMPONENTS = {
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, which may be of anyone: its components are checked before it is built.
+    """The tokenizer of a tokenizer.json, which may be of anyone: its components are checked before
+    it is built.
 
-    Raises ValueError with a one-line message if it is not readable, or has components that a BERT tokenizer has not.
+    Raises ValueError with a one-line message if it is not readable, or has components that a BERT
+    tokenizer has not.
     """
     try:
         values = read_small_json(file, MAX_TOKENIZER_BYTES)
@@ -203,7 +209,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def check_components(values: Any) -> None:
-    """Raises ValueError, AttributeError or TypeError if the JSON of a tokenizer is not that of a BERT tokenizer."""
+    """Raises ValueError, AttributeError or TypeError if the JSON of a tokenizer is not that of a
+    BERT tokenizer."""
     for name, allowed in COMPONENTS.items():
         for component in components(values.get(name)):
             # Old files of a WordPiece model do not say its type.
@@ -236,8 +243,8 @@ def components(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def without_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns the tokenizer without padding and truncation, which a file may enable: both are applied later, with an
-    attention mask. The argument is not modified."""
+    """Returns the tokenizer without padding and truncation, which a file may enable: both are
+    applied later, with an attention mask. The argument is not modified."""
     if tokenizer.padding or tokenizer.truncation:
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_padding()

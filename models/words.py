@@ -1,5 +1,5 @@
-"""Words that users give: prompt templates for entities (paper, section 3.2.2), one set for videos and one for images;
-and lists of entities or answers, in the order of a model's head."""
+"""Words that users give: prompt templates for entities (paper, section 3.2.2), one set for videos
+and one for images; and lists of entities or answers, in the order of a model's head."""
 
 import json
 import re
@@ -51,10 +51,12 @@ class Templates(BaseModel):
 
 
 def read_word_list(file: Path, key: str) -> list[str]:
-    """Reads the words of a file in order: a JSON list, a JSON object of word to number (ans2label.json), or lines.
+    """Reads the words of a file in order: a JSON list, a JSON object of word to number
+    (ans2label.json), or lines.
 
-    If all lines end in a number, as in the official list of nouns (`word count`), the numbers are removed. `key` is the
-    configuration key of the file, for messages. Raises InputError for other formats and for duplicate words.
+    If all lines end in a number, as in the official list of nouns (`word count`), the numbers are
+    removed. `key` is the configuration key of the file, for messages. Raises InputError for other
+    formats and for duplicate words.
     """
     where = f"{key} = {str(file)!r}"
     try:

@@ -1,1 +1,2 @@
-"""Manifests, decoding, WebDataset shards, readers and sampling. Imports neither torch nor stages."""
+"""Manifests, decoding, WebDataset shards, readers and sampling. Imports neither torch nor
+stages."""

@@ -207,7 +207,8 @@ class ShardReader:
 def _selected(
     folder: Location, values: dict[str, str], exclude: Collection[str]
 ) -> Iterator[pa.Table]:
-    """The index in batches, with row numbers: the rows that have these values and no excluded id."""
+    """The index in batches, with row numbers: the rows that have these values and no excluded
+    id."""
     columns = [*KEPT_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
     schema = pa.schema([INDEX.field(name) for name in columns])
     excluded = pa.array(sorted(exclude), pa.string())

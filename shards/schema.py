@@ -59,7 +59,8 @@ class Member(BaseModel):
 
 
 class Row(BaseModel):
-    """An item of a manifest: a video (or `start`..`end` seconds of it) or an image, with its texts."""
+    """An item of a manifest: a video (or `start`..`end` seconds of it) or an image, with its
+    texts."""
 
     model_config = ConfigDict(frozen=True)
 

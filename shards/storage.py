@@ -260,7 +260,8 @@ def _line(error: BaseException) -> str:
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
-    """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends earlier."""
+    """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends
+    earlier."""
 
     def read(system: fsspec.AbstractFileSystem, name: str) -> bytes:
         data = system.cat_file(name, start=offset, end=offset + size)
@@ -270,7 +271,8 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
     data = call_store(location, read)
     if len(data) > size:
         raise OSError(
-            f"{location}: the server does not support range requests; put filecache:: before the URL"
+            f"{location}: the server does not support range requests; put filecache:: before the "
+            f"URL"
         )
     return data
 

@@ -98,7 +98,8 @@ SIDES = re.compile(
 
 
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
-    """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is unchanged."""
+    """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is
+    unchanged."""
     # The last operation mirrors.
     operations = VIDEO_OPERATIONS[:-1] if SIDES.search(text) else VIDEO_OPERATIONS
     chosen = [operations[i] for i in rng.choice(len(operations), 2, replace=False)]

@@ -164,7 +164,8 @@ def _add_member(
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
     if frame_index is None and member.size > MAX_JSON_BYTES:
         raise InputError(
-            f"{shard}: member {member.name!r} has {member.size} bytes, the limit is {MAX_JSON_BYTES}"
+            f"{shard}: member {member.name!r} has {member.size} bytes, the limit is "
+            f"{MAX_JSON_BYTES}"
         )
 
     span = (member.offset, member.size, member.crc32(file))

@@ -1,5 +1,5 @@
-"""What each stage reads and writes, a module for each. Stages know models and shards, and neither Prefect nor who runs
-them.
+"""What each stage reads and writes, a module for each. Stages know models and shards, and neither
+Prefect nor who runs them.
 
 A stage's module has:
 
@@ -9,17 +9,17 @@ A stage's module has:
   make a corpus have none: `pipeline/plan/corpora.py` has a step for each corpus;
 - `run(config, inputs, out, resources) -> Outcome`.
 
-This table is what the command line, the launcher and the deployments need to know of the stages, without importing
-them.
+This table is what the command line, the launcher and the deployments need to know of the stages,
+without importing them.
 """
 
 from typing import Literal
 
 Kind = Literal["data", "text", "training", "model", "evaluation"]
 
-# In an order in which they can run. `data` and `text` run in the pipeline's process and in the pool `cpu`; the others
-# hold a model and run in a process of their own and in the pool `gpu`. `training` may use several processes,
-# `evaluation` writes results.json.
+# In an order in which they can run. `data` and `text` run in the pipeline's process and in the pool
+# `cpu`; the others hold a model and run in a process of their own and in the pool `gpu`. `training`
+# may use several processes, `evaluation` writes results.json.
 STAGES: dict[str, Kind] = {
     "render_sample": "data",
     "decode_videos": "data",

@@ -25,7 +25,8 @@ from alpro.stages.vocabulary.nouns import Words, count_words, read_captions
 
 VERSION = 5  # letters of any script
 JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
-# Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts, words for anything.
+# Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts,
+# words for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
@@ -57,7 +58,8 @@ class Config(StageConfig, frozen=True):
     )
     tagger: str = Field(
         default="embedded",
-        description="embedded: the English tagger of this package; else an installed spaCy pipeline",
+        description="embedded: the English tagger of this package; else an installed spaCy "
+        "pipeline",
         json_schema_extra=file_or_word("embedded"),
     )
     exclude: tuple[str, ...] = Field(
@@ -152,7 +154,8 @@ LeftOut = list[tuple[str, int | None, str]]  # with their counts, and the reason
 
 
 def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
-    """The first M words of `entities_file`, and the others. Raises InputError if there are fewer than M."""
+    """The first M words of `entities_file`, and the others. Raises InputError if there are fewer
+    than M."""
     words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
     if len(words) < config.entities:
         raise InputError(
@@ -198,7 +201,8 @@ def check_enough(entities: Chosen, config: Config, out: Path) -> None:
 
 
 def is_word(text: str) -> bool:
-    """Whether a text consists of letters of any script, with their combining marks, and the joiners between them."""
+    """Whether a text consists of letters of any script, with their combining marks, and the joiners
+    between them."""
     kinds = {unicodedata.category(character)[0] for character in text if character not in JOINERS}
     return text[:1].isalpha() and kinds <= {"L", "M"}
 
@@ -212,7 +216,8 @@ def is_syllable(text: str) -> bool:
 
 
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
-    """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the templates."""
+    """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the
+    templates."""
     if not is_word(word.name):
         return "not of letters alone"
     if len(word.name) not in LETTERS and not is_syllable(word.name):

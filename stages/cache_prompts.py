@@ -1,4 +1,5 @@
-"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section 3.2.2)."""
+"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section
+3.2.2)."""
 
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Config(StageConfig, frozen=True):
     templates: Templates = Templates()
     prompter: str = Field(
         default="",
-        description="a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a folder",
+        description="a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a "
+        "folder",
         json_schema_extra=FILE_OR_NAME,
     )
 
@@ -57,8 +59,8 @@ def needs(pipeline: Pipeline) -> Needs | None:
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json.
 
-    A configured prompter is copied to model/: the later stages then use these weights, whatever becomes of the folder
-    or the hub.
+    A configured prompter is copied to model/: the later stages then use these weights, whatever
+    becomes of the folder or the hub.
     """
     device = pick_device(resources.device)
     if config.prompter:
@@ -81,7 +83,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 def embed(
     model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]
 ) -> Tensor:
-    """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the official code."""
+    """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the
+    official code."""
     texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
     return features.view(len(words), len(templates), -1).mean(dim=1)

@@ -1,4 +1,5 @@
-"""Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or rejects.parquet."""
+"""Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or
+rejects.parquet."""
 
 import re
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ class Config(StageConfig, frozen=True):
     seed: int = Field(default=0, ge=0, description="seed of the split")
     group_pattern: str = Field(
         default="",
-        description="regular expression for the path of an item without a group: its first capturing group, or "
+        description="regular expression for the path of an item without a group: its first "
+        "capturing group, or "
         "the whole match, is the group",
     )
     max_reject_share: float = Field(
@@ -97,16 +99,16 @@ UNIT_SETTINGS = {"frames", "size", "timeout", "max_bytes"}
 
 
 class Inputs(StageInputs):
-    """The imported source, a folder that `import_source` has filled; or the rendered sample, with Config.manifest in
-    it, which only exists when the stage runs, so that the stage imports it."""
+    """The imported source, a folder that `import_source` has filled; or the rendered sample, with
+    Config.manifest in it, which only exists when the stage runs, so that the stage imports it."""
 
     manifest: Path | None = None
     sample: Path | None = None
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py), statistics.json,
-    overlap.parquet and pictures/samples.png.
+    """Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py),
+    statistics.json, overlap.parquet and pictures/samples.png.
     """
     parts = open_parts(out)
     if inputs.sample:
@@ -173,7 +175,8 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
 
 
 def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
-    """Whether a unit was finished by an interrupted run, from the same files and without transient rejects."""
+    """Whether a unit was finished by an interrupted run, from the same files and without transient
+    rejects."""
     finished = read_unit(unit.name, out)
     if finished is None:
         return False
@@ -230,7 +233,8 @@ def decode_unit(
 
 
 def unit_key(unit: DecodeUnit, config: Config) -> str:
-    """The digest of everything that determines a shard: its rows, the identities of their files, and the settings."""
+    """The digest of everything that determines a shard: its rows, the identities of their files,
+    and the settings."""
     files = identities(row.path for row in unit.rows)
     rows = []
     for row, file in zip(unit.rows, files, strict=True):
@@ -240,7 +244,8 @@ def unit_key(unit: DecodeUnit, config: Config) -> str:
 
 
 def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
-    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames' pixels.
+    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames'
+    pixels.
 
     A decoder may crash or hang. The index of each item is noted before it is decoded: if the note
     is still there when the unit is tried again, the process died during this item, which is decoded
@@ -277,8 +282,8 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
 
 
 def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
-    """`decode` in a subprocess, for an item during which a process died. The item may not be the cause, so it is tried
-    twice, and then with the ffmpeg binary, which has its own process."""
+    """`decode` in a subprocess, for an item during which a process died. The item may not be the
+    cause, so it is tried twice, and then with the ffmpeg binary, which has its own process."""
     seconds = config.timeout + BUSY_SECONDS
     attempt = partial(run_in_subprocess, decode, row, path, config, seconds=seconds)
     try:
@@ -297,8 +302,9 @@ def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
 def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> Clip:
     """Decodes the frames of an item from its local file.
 
-    Raises DecodeError with the reason for any exception of a decoder, so that one file does not stop the stage. A
-    missing decoder (InputError) and a full disk are not caused by the file and are raised unchanged.
+    Raises DecodeError with the reason for any exception of a decoder, so that one file does not
+    stop the stage. A missing decoder (InputError) and a full disk are not caused by the file and
+    are raised unchanged.
     """
     limits = Limits(config.timeout)
     try:
@@ -328,8 +334,8 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
 
 @contextmanager
 def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
-    """Yields the local path of a row's file, or a temporary copy of a URL or of a member of a tar. Raises DecodeError
-    if the file cannot be fetched."""
+    """Yields the local path of a row's file, or a temporary copy of a URL or of a member of a tar.
+    Raises DecodeError if the file cannot be fetched."""
     with ExitStack() as stack:
         try:
             copy = local_copy(row.path, max_bytes, folder, row.member)
@@ -356,7 +362,8 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
 def merge(plan: DecodePlan, out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects, the units and the statistics.
 
-    Checks that the counts add up. The outcome has the checksums of the shards, which are hashed when they are written.
+    Checks that the counts add up. The outcome has the checksums of the shards, which are hashed
+    when they are written.
     """
     merge_parts(plan.rows_of_unit, out, [plan.manifest.rejects()])
 

@@ -1,4 +1,5 @@
-"""Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section 4)."""
+"""Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section
+4)."""
 
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,13 @@ VERSION = f"15 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig, frozen=True):
-    """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and `seed`."""
+    """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and
+    `seed`."""
 
     controls: tuple[ControlName, ...] = Field(
         default=(),
-        description="shuffled, reversed, single_frame (the best one as a still clip), text_only (questions "
+        description="shuffled, reversed, single_frame (the best one as a still clip), text_only "
+        "(questions "
         "without the video)",
     )
     seed: int = Field(default=0, ge=0, description="seed of the shuffled frames")
@@ -47,7 +50,8 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """Where the pipeline fine-tunes a model, or starts from one that is fine-tuned, unless it fine-tunes it again."""
+    """Where the pipeline fine-tunes a model, or starts from one that is fine-tuned, unless it
+    fine-tunes it again."""
     config: Config = pipeline.evaluate
     tunings = {"retrieval": pipeline.finetune_retrieval, "qa": pipeline.finetune_qa}
     is_tuned = pipeline.start_task in tunings and tunings[pipeline.start_task] is None
@@ -107,7 +111,8 @@ def controls_of(config: Config) -> list[ControlName]:
 def question_answering(
     config: Config, inputs: Inputs, results: Results, device: torch.device
 ) -> None:
-    """Accuracy by type with the most frequent training answer as chance level; two-way accuracy; controls."""
+    """Accuracy by type with the most frequent training answer as chance level; two-way accuracy;
+    controls."""
     config = config.model_copy(update={"frames": 0, "max_text_tokens": 0})  # those are of retrieval
     assert inputs.qa is not None
     model = Scorer.load(config, inputs.qa, device)

@@ -1,4 +1,5 @@
-"""Fine-tunes for question answering as classification of the training answers (paper, section 4.1)."""
+"""Fine-tunes for question answering as classification of the training answers (paper, section
+4.1)."""
 
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,8 @@ class Config(TrainingConfig, frozen=True):
     answers: int = Field(default=1500, ge=2, description="answers, the most frequent in training")
     answers_file: str = Field(
         default="",
-        description="a file of answers instead: a JSON object of answer to index, a JSON list or lines",
+        description="a file of answers instead: a JSON object of answer to index, a JSON list or "
+        "lines",
         json_schema_extra=FILE,
     )
 
@@ -83,8 +85,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:
-    """The `count` most frequent answers of the training splits, ties in alphabetical order. Raises InputError if the
-    training splits have fewer than two."""
+    """The `count` most frequent answers of the training splits, ties in alphabetical order. Raises
+    InputError if the training splits have fewer than two."""
     counts: Counter[str] = Counter()
     for folder in dict.fromkeys(folders):  # two names may have one folder
         for row in read_index(folder, ["split", "questions"]).to_pylist():

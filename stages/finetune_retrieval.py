@@ -1,4 +1,5 @@
-"""Fine-tunes for text-video retrieval: VTC + VTM, with model selection on the validation split (paper, section 4.1)."""
+"""Fine-tunes for text-video retrieval: VTC + VTM, with model selection on the validation split
+(paper, section 4.1)."""
 
 from pathlib import Path
 

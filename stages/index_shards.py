@@ -1,10 +1,11 @@
 """Indexes existing WebDataset shards as a corpus. The shards are not copied.
 
-The output is that of decode_videos, but the index column `shard` has full paths or URLs. A shard is one unit of work. A
-shard that is damaged or has members that are not samples stops the stage: without it, hundreds of samples would be
-missing. A sample whose frames cannot be read is a reject; so is a sample that is lost or has changed since the
-index.parquet beside the shards was written, if there is one. One frame of each sample is decoded for validation, its
-size, and the mean and standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one
+The output is that of decode_videos, but the index column `shard` has full paths or URLs. A shard is
+one unit of work. A shard that is damaged or has members that are not samples stops the stage:
+without it, hundreds of samples would be missing. A sample whose frames cannot be read is a reject;
+so is a sample that is lost or has changed since the index.parquet beside the shards was written, if
+there is one. One frame of each sample is decoded for validation, its size, and the mean and
+standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one
 request instead of about twenty per sample.
 """
 
@@ -62,8 +63,8 @@ class ShardUnit:
 
 
 def list_shards(folder: Location) -> list[Location]:
-    """The shards (*.tar) of a folder or URL, in order. Raises InputError if there are none, or if the URL contains
-    credentials, which the index would store."""
+    """The shards (*.tar) of a folder or URL, in order. Raises InputError if there are none, or if
+    the URL contains credentials, which the index would store."""
     refuse_credentials("shards", folder)
     try:
         shards = listing(folder, ".tar")
@@ -115,7 +116,8 @@ def is_finished(unit: ShardUnit, out: Path) -> bool:
 
 
 def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
-    """Indexes one shard, decodes a frame of each sample, and writes its parts of index, rejects and statistics."""
+    """Indexes one shard, decodes a frame of each sample, and writes its parts of index, rejects and
+    statistics."""
     try:
         with local_copy(unit.shard, folder=out / "parts") as path:
             try:
@@ -144,7 +146,8 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
 
 
 def index_beside(shard: Location) -> pa.Table:
-    """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it cannot be read."""
+    """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it
+    cannot be read."""
     file = join(parent(shard), "index.parquet")
     name = PurePosixPath(str(shard)).name
     try:
@@ -246,8 +249,9 @@ def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path
 
 
 def check_samples(units: list[ShardUnit], out: Path) -> None:
-    """Raises InputError if two samples have the same id, or if the videos have different frame sizes, which cannot be
-    batched. Images may have any size: they are resized when they are read."""
+    """Raises InputError if two samples have the same id, or if the videos have different frame
+    sizes, which cannot be batched. Images may have any size: they are resized when they are
+    read."""
     parts = [part_path(unit.name, "index.parquet", out) for unit in units]
     rows = pa.concat_tables([pq.read_table(part, columns=["id", "shard"]) for part in parts])
     counts = rows.group_by("id").aggregate([("shard", "count")])

@@ -1,4 +1,5 @@
-"""Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
+"""Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and
+3.4)."""
 
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,8 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
     weights: LossWeights = LossWeights()
     start: str = Field(
         default="scratch",
-        description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or the path of an "
+        description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or "
+        "the path of an "
         "ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
@@ -66,7 +68,8 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
     def _has_contrast(self) -> "Config":
         if self.contrasts_whole_batch and not self.weights.vtc:
             raise ValueError(
-                "contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of the two"
+                "contrast = batch needs the contrastive loss, but weights.vtc is 0; remove one of "
+                "the two"
             )
         return self
 
@@ -74,7 +77,8 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
     def _keeps_crops(self) -> "Config":
         if self.weights.pem and any(phase.patch_dropping for phase in self.phases):
             raise ValueError(
-                "patch_dropping with PEM: all patches of its crops are needed; set one of the two to 0"
+                "patch_dropping with PEM: all patches of its crops are needed; set one of the two "
+                "to 0"
             )
         return self
 
@@ -96,8 +100,9 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """The tokenizer, the entities and the corpora of the phases; a trained prompter and its prompts if
-    `Config.needs_prompter`, or only the prompts, which then have a CLIP or SigLIP beside them."""
+    """The tokenizer, the entities and the corpora of the phases; a trained prompter and its prompts
+    if `Config.needs_prompter`, or only the prompts, which then have a CLIP or SigLIP beside
+    them."""
 
     tokenizer: Path
     vocabulary: Path
@@ -164,8 +169,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 def load_teacher(
     config: Config, inputs: Inputs, device: torch.device
 ) -> tuple[ModelBundle | None, Tokenizer, Preprocessing]:
-    """The prompter, if one is required, and the tokenizer and the normalization of the model to train: those of a
-    trained prompter. A CLIP or SigLIP keeps its own."""
+    """The prompter, if one is required, and the tokenizer and the normalization of the model to
+    train: those of a trained prompter. A CLIP or SigLIP keeps its own."""
     source = inputs.prompter or inputs.prompts
     teacher = load_prompter(source, device) if config.needs_prompter and source else None
     if teacher and not isinstance(teacher, ClipBundle):
@@ -176,8 +181,8 @@ def load_teacher(
 
 
 def copy_start(target: ModelBundle, start: ModelBundle) -> None:
-    """Copies the weights of another model, and its PEM head if it names the same entities. Raises InputError if its
-    word pieces or its encoders differ."""
+    """Copies the weights of another model, and its PEM head if it names the same entities. Raises
+    InputError if its word pieces or its encoders differ."""
     if start.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
@@ -192,7 +197,8 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
             "pretrain.start: this model was trained with another normalization of the pixels"
         )
 
-    # The last layer of the PEM head has a row for each entity: with other entities its rows mean nothing.
+    # The last layer of the PEM head has a row for each entity: with other entities its rows mean
+    # nothing.
     excluded = () if start.entities == target.entities else ("pem_head.2",)
     try:
         start_from(target.model, start.model, excluded)
@@ -208,7 +214,8 @@ def draw_pseudo_labels(
     file: Path,
     count: int = 12,
 ) -> None:
-    """Draws pseudo-labels of crops of the first batch of videos, or of images; they stay the same in training.
+    """Draws pseudo-labels of crops of the first batch of videos, or of images; they stay the same
+    in training.
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """

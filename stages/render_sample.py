@@ -1,4 +1,5 @@
-"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and splits."""
+"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and
+splits."""
 
 import json
 from collections.abc import Callable
@@ -57,12 +58,14 @@ class Config(StageConfig, frozen=True):
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
-        # Drawn by rejection without replacement: the last ones would take forever. Of seen ones there are enough.
+        # Drawn by rejection without replacement: the last ones would take forever. Of seen ones
+        # there are enough.
         unseen = round(self.validation * UNSEEN) + round(self.test * UNSEEN)
         available = int(0.8 * len(HELD_OUT))
         if unseen > available:
             raise ValueError(
-                f"validation and test need {unseen} combinations that training has not, and {available} are available; "
+                f"validation and test need {unseen} combinations that training has not, and "
+                f"{available} are available; "
                 "lower `validation` or `test`"
             )
         return self
@@ -119,7 +122,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def lessons(config: Config) -> list[Item]:
-    """One thing that moves across the frame, and the reversed clip, which differs only in the motion."""
+    """One thing that moves across the frame, and the reversed clip, which differs only in the
+    motion."""
     rng = np.random.default_rng([config.seed, 1])
     items = []
     for i in range(config.lessons):
@@ -130,7 +134,8 @@ def lessons(config: Config) -> list[Item]:
 
 
 def clips(config: Config) -> list[Item]:
-    """The main corpus: training scenes, and validation and test scenes with combinations that are not in training."""
+    """The main corpus: training scenes, and validation and test scenes with combinations that are
+    not in training."""
     rng = np.random.default_rng([config.seed, 2])
     items = []
     for i in range(config.clips):
@@ -186,7 +191,8 @@ def item(  # noqa: PLR0913 - each is a column of the row
     caption: CaptionFunction,
     rng: np.random.Generator,
 ) -> Item:
-    """An item with up to `captions` different captions, and its questions, which are of `clips` only."""
+    """An item with up to `captions` different captions, and its questions, which are of `clips`
+    only."""
     is_image = corpus == "stills"
     path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
 
@@ -214,8 +220,8 @@ def item(  # noqa: PLR0913 - each is a column of the row
 
 
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
-    """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the frame) at evenly spaced
-    times of the clip."""
+    """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the
+    frame) at evenly spaced times of the clip."""
     squares_of_kind = {}
     for thing in scene.things:
         squares = []
@@ -228,7 +234,8 @@ def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:
-    """Renders files, again if they exist: after an interruption they may be incomplete. Returns their number."""
+    """Renders files, again if they exist: after an interruption they may be incomplete. Returns
+    their number."""
     for item in items:
         path = out / item.path
         if path.suffix == ".jpg":
@@ -239,10 +246,11 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
-    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for byte.
+    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for
+    byte.
 
-    x264's lookahead reads uninitialized memory, which makes it nondeterministic, and the vector code of FFmpeg's color
-    conversion differs between processors. Both are disabled.
+    x264's lookahead reads uninitialized memory, which makes it nondeterministic, and the vector
+    code of FFmpeg's color conversion differs between processors. Both are disabled.
     """
     import av
 
@@ -258,7 +266,8 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range, chroma averaged."""
+    """RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range, chroma
+    averaged."""
     height, width = pixels.shape[:2]
     rgb = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.int32)
 
@@ -280,7 +289,8 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_broken_items(out: Path) -> list[dict[str, Any]]:
-    """Writes a few items that must be rejected, each for a different reason. Returns their manifest rows."""
+    """Writes a few items that must be rejected, each for a different reason. Returns their manifest
+    rows."""
     good = (out / "videos" / "train-00000.mp4").read_bytes()
     files = {
         "broken-empty.mp4": b"",

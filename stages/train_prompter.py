@@ -1,7 +1,7 @@
 """Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2).
 
-Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is at first the mean of those of the
-frames, so that this fine-tunes what is otherwise the baseline.
+Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is at first the mean
+of those of the frames, so that this fine-tunes what is otherwise the baseline.
 """
 
 from functools import partial
@@ -40,8 +40,9 @@ SELECTED = "validation/vtc/mean_recall"
 
 
 class Crops(StageConfig, frozen=True):
-    """Training clips that show a crop of the frame, black outside, as PEM asks the prompter (section 3.2.2). Their
-    captions are unchanged. Without them, the probabilities of a crop mean little: the prompter never saw one."""
+    """Training clips that show a crop of the frame, black outside, as PEM asks the prompter
+    (section 3.2.2). Their captions are unchanged. Without them, the probabilities of a crop mean
+    little: the prompter never saw one."""
 
     share: float = Field(
         default=0.0, ge=0, le=1, description="fraction of the examples that show a crop"
@@ -87,7 +88,8 @@ class Config(EncoderConfig, frozen=True):
     trained_layers: int = Field(
         -1,
         ge=-1,
-        description="last layers of each tower of `clip` that are trained, with all that follows them; -1: "
+        description="last layers of each tower of `clip` that are trained, with all that follows "
+        "them; -1: "
         "everything; 0: temporal attention, final norms and projections",
     )
     interpolate: bool = Field(
@@ -120,7 +122,8 @@ class Config(EncoderConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """The tokenizer, except for the towers of a CLIP, which has its own; the corpora of the phases."""
+    """The tokenizer, except for the towers of a CLIP, which has its own; the corpora of the
+    phases."""
 
     tokenizer: Path | None = None
     corpora: dict[str, Path]
@@ -187,7 +190,8 @@ def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelBund
 
 
 def load_towers(config: Config, device: torch.device) -> ClipBundle:
-    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small for the texts."""
+    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small
+    for the texts."""
     key = "train_prompter.clip"
     bundle = load_clip(config.clip, device, key)
     # The plan has checked it already, unless it was still on the hub.

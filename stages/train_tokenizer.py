@@ -1,7 +1,7 @@
 """Trains word pieces on the captions, or takes those of a BERT.
 
-A stage of its own, so that one prompter serves many vocabularies: the prompter depends on the tokenizer, and not on the
-entities.
+A stage of its own, so that one prompter serves many vocabularies: the prompter depends on the
+tokenizer, and not on the entities.
 """
 
 from collections import Counter
@@ -30,7 +30,8 @@ class Config(StageConfig, frozen=True):
 
     tokenizer: str = Field(
         default="train",
-        description="train: from the captions; else a tokenizer.json, or a BERT's folder or hub name",
+        description="train: from the captions; else a tokenizer.json, or a BERT's folder or hub "
+        "name",
         json_schema_extra=file_or_word("train"),
     )
     word_pieces: int = Field(
@@ -46,8 +47,8 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """For pre-training, on its corpora. A tokenizer that is not trained reads no captions, and depends on no other
-    key."""
+    """For pre-training, on its corpora. A tokenizer that is not trained reads no captions, and
+    depends on no other key."""
     config: Config = pipeline.train_tokenizer
     if pipeline.pretrain is None:
         return None

@@ -1,4 +1,5 @@
-"""Zero-shot evaluation: retrieval by the pre-trained model, entity accuracy of the prompter (paper, section 4.2)."""
+"""Zero-shot evaluation: retrieval by the pre-trained model, entity accuracy of the prompter (paper,
+section 4.2)."""
 
 from pathlib import Path
 
@@ -26,7 +27,8 @@ VERSION = f"12 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig, frozen=True):
-    """Zero-shot evaluation; its keys are set in `[evaluate]`, except `threshold`, which is that of `[pretrain]`."""
+    """Zero-shot evaluation; its keys are set in `[evaluate]`, except `threshold`, which is that of
+    `[pretrain]`."""
 
     threshold: float = Field(
         default=0.2,
@@ -37,8 +39,9 @@ class Config(EvaluationConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """The pre-trained model for retrieval; the prompts and the entities for the accuracy of the prompter, which is the
-    one beside the prompts if it was not trained; the corpora of the evaluation."""
+    """The pre-trained model for retrieval; the prompts and the entities for the accuracy of the
+    prompter, which is the one beside the prompts if it was not trained; the corpora of the
+    evaluation."""
 
     pretrained: Path | None = None
     vocabulary: Path | None = None

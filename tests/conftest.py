@@ -1,4 +1,5 @@
-"""Fixtures of many tests: a small sample corpus, rendered and decoded once; a vocabulary; tiny models and corpora."""
+"""Fixtures of many tests: a small sample corpus, rendered and decoded once; a vocabulary; tiny
+models and corpora."""
 
 import os
 
@@ -38,13 +39,13 @@ REVISION = "0" * 40  # of the model of `hub`
 settings.register_profile("busy machine", derandomize=True, deadline=None)
 settings.load_profile("busy machine")
 
-# A process that was forked after a flow ran, such as a loading process, would stop Prefect's services at exit and fail,
-# because it does not have them.
+# A process that was forked after a flow ran, such as a loading process, would stop Prefect's
+# services at exit and fail, because it does not have them.
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
-# Few tests take long. They start early, so that no process waits for them at the end: first of all Prefect's server
-# with a run of the whole pipeline.
+# Few tests take long. They start early, so that no process waits for them at the end: first of all
+# Prefect's server with a run of the whole pipeline.
 HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
 HEAVY += [
     "tests/stages/corpora/test_rejects.py",
@@ -52,7 +53,8 @@ HEAVY += [
 ]
 HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
-# How many are read, written or computed together: so few that a small corpus or index has several groups of each.
+# How many are read, written or computed together: so few that a small corpus or index has several
+# groups of each.
 SMALL = {
     "shards.reader.ROWS_PER_BATCH": 3,
     "shards.sources.records.PARQUET_BATCH_ROWS": 2,
@@ -89,7 +91,8 @@ def small_groups() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """build_once(name, build): a folder that build(folder) fills in the first of the processes of `-n` that needs it.
+    """build_once(name, build): a folder that build(folder) fills in the first of the processes of
+    `-n` that needs it.
 
     Tests do not write into it.
     """
@@ -133,8 +136,8 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def two_ranks(free_port) -> Callable[..., list[int]]:
-    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses. Both get SIGTERM
-    once `stop_after` is true."""
+    """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses.
+    Both get SIGTERM once `stop_after` is true."""
 
     def run(
         program: Path, *arguments: object, stop_after: Callable[[], object] | None = None
@@ -148,7 +151,8 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
         command = [sys.executable, program, *arguments]
         both = []
         for rank in range(2):
-            # As if each had a machine of its own: no more than the choice of a device may depend on a local rank.
+            # As if each had a machine of its own: no more than the choice of a device may depend on
+            # a local rank.
             env = os.environ | {
                 key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()
             }
@@ -170,7 +174,8 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="session")
 def wait_for_end() -> Callable[[int], None]:
-    """wait_for_end(process): returns when a process of any parent has ended; fails after two minutes."""
+    """wait_for_end(process): returns when a process of any parent has ended; fails after two
+    minutes."""
 
     def wait(process: int) -> None:
         try:
@@ -215,7 +220,8 @@ def sample(build_once, resources) -> Path:
 
 @pytest.fixture(scope="session")
 def decode_sample(sample, resources) -> Callable[..., Path]:
-    """decode_sample(out, corpus, resources=..., **config): decodes a corpus of the sample into a folder."""
+    """decode_sample(out, corpus, resources=..., **config): decodes a corpus of the sample into a
+    folder."""
     from alpro.stages import decode_videos
 
     def decode(out: Path, corpus: str, resources=resources, **changes) -> Path:
@@ -247,11 +253,9 @@ def decoded(corpus: str, **config: Any) -> Any:
     return folder
 
 
-clips, lessons, stills = (
-    decoded("clips", samples_per_shard=16),
-    decoded("lessons"),
-    decoded("stills"),
-)
+clips = decoded("clips", samples_per_shard=16)
+lessons = decoded("lessons")
+stills = decoded("stills")
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +265,8 @@ def corpora(clips, lessons, stills) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def vocabulary(build_once, corpora, resources) -> Path:
-    """What build_vocabulary and train_tokenizer make of the sample, in one folder: 8 entities and a tokenizer."""
+    """What build_vocabulary and train_tokenizer make of the sample, in one folder: 8 entities and a
+    tokenizer."""
     from alpro.stages import build_vocabulary, train_tokenizer
 
     def build(out: Path) -> None:
@@ -287,7 +292,8 @@ def tokenizer(vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., Any]:
-    """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes milliseconds."""
+    """tiny_model(vocab_size=..., dropout=...): the configuration of a model that takes
+    milliseconds."""
     from alpro.models.alpro import ModelConfig
 
     video = {
@@ -312,7 +318,8 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[str, Path]:
-    """The folders of a random model of each task, as in artifacts, and the prompts of the prompter."""
+    """The folders of a random model of each task, as in artifacts, and the prompts of the
+    prompter."""
 
     def build(root: Path) -> None:
         import torch
@@ -348,8 +355,9 @@ def videos(sample) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def clip_folders(tmp_path_factory) -> dict[str, Path]:
-    """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters) and dropout in
-    training: the folders of a `clip`, a `siglip`, and the `clip` without safetensors, as OpenAI's are on the hub."""
+    """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters)
+    and dropout in training: the folders of a `clip`, a `siglip`, and the `clip` without
+    safetensors, as OpenAI's are on the hub."""
     import json
 
     import torch
@@ -368,10 +376,8 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
     shapes = {"text_config": text, "vision_config": sizes | {"image_size": 32, "patch_size": 16}}
     torch.manual_seed(5)
-    clip, siglip = (
-        CLIPModel(CLIPConfig(projection_dim=16, **shapes)),
-        SiglipModel(SiglipConfig(**shapes)),
-    )
+    clip = CLIPModel(CLIPConfig(projection_dim=16, **shapes))
+    siglip = SiglipModel(SiglipConfig(**shapes))
     folders = {}
     for name, model in {"clip": clip, "siglip": siglip}.items():
         folders[name] = tmp_path_factory.mktemp(name)
@@ -395,7 +401,8 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Callable[..., str]:
-    """hub(folder, name="my/clip"): the name of a model on the hub that was downloaded; there is no network."""
+    """hub(folder, name="my/clip"): the name of a model on the hub that was downloaded; there is no
+    network."""
     from huggingface_hub import constants
 
     def downloaded(folder: Path, name: str = "my/clip") -> str:
@@ -412,7 +419,8 @@ def hub(tmp_path, monkeypatch) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
-    """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig of one phase."""
+    """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig
+    of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
     def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
@@ -436,8 +444,9 @@ def training() -> Callable[..., Any]:
 def corpus_of() -> Callable[..., Path]:
     """corpus_of(folder, rows): a decoded corpus, without videos.
 
-    A row is a dict with an id and, where they matter, split, kind, group, captions, questions, meta and `frames`, an
-    array (T, H, W, 3). By default a video has 6 frames of 8 x 8 noise, an image one.
+    A row is a dict with an id and, where they matter, split, kind, group, captions, questions, meta
+    and `frames`, an array (T, H, W, 3). By default a video has 6 frames of 8 x 8 noise, an image
+    one.
     """
     import pyarrow.parquet as pq
 
@@ -471,7 +480,8 @@ def corpus_of() -> Callable[..., Path]:
 
 
 class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range, whose connections are kept; `asked` has the requests."""
+    """Files of a folder over HTTP, whole or by range, whose connections are kept; `asked` has the
+    requests."""
 
     protocol_version = "HTTP/1.1"
 
@@ -481,7 +491,8 @@ class RangeServer(SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if not (wanted and self.server.ranges and path.is_file()):
             return super().send_head()
-        first, last = int(wanted[1]), min(int(wanted[2]), path.stat().st_size - 1)
+        first = int(wanted[1])
+        last = min(int(wanted[2]), path.stat().st_size - 1)
         data = path.read_bytes()[first : last + 1]
         self.send_response(206)
         self.send_header("Content-Length", str(len(data)))
@@ -495,12 +506,14 @@ class RangeServer(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPServer]]]:
-    """served(folder, ranges=True): the URL of a folder, and the server, whose `asked` are the requests so far."""
+    """served(folder, ranges=True): the URL of a folder, and the server, whose `asked` are the
+    requests so far."""
     servers = []
 
     def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(folder)))
-        server.asked, server.ranges = [], ranges
+        server.asked = []
+        server.ranges = ranges
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_address[1]}", server

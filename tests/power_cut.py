@@ -1,8 +1,8 @@
 """Power failures on a disk that writes nothing by itself: what is not synced is lost.
 
-`record` runs a job and notes after each of its file operations what the disk holds if the power fails then. Contents
-are those of the file's last sync, empty if there was none. Names are either all there, as a journal may write them
-early ("kept"), or those of the folder's last sync ("lost").
+`record` runs a job and notes after each of its file operations what the disk holds if the power
+fails then. Contents are those of the file's last sync, empty if there was none. Names are either
+all there, as a journal may write them early ("kept"), or those of the folder's last sync ("lost").
 """
 
 import os
@@ -112,12 +112,14 @@ def restore(disk: Disk, root: Path) -> None:
 def cut_everywhere(
     root: Path, job: Callable[[], None], result: Callable[[], Any], monkeypatch: Any, every: int = 1
 ) -> dict[str, int]:
-    """Runs `job` in `root`, cuts the power after each `every`-th file operation, runs it again on what the disk holds,
-    and compares the result with that of the first run. Equal disks are tried once."""
+    """Runs `job` in `root`, cuts the power after each `every`-th file operation, runs it again on
+    what the disk holds, and compares the result with that of the first run. Equal disks are tried
+    once."""
     root.mkdir()
     with recorded(root, monkeypatch) as recorder:
         job()
-    expected, tried = result(), set[int]()
+    expected = result()
+    tried = set[int]()
     restore(recorder.cuts[-1]["lost"], root)
     assert result() == expected, "what is finished is on the disk"
     # Those around the record, which is written near the end, are always tried.

@@ -1,5 +1,5 @@
-"""What every room uses: complete files, errors in one line, checks of regions and texts, URLs without
-credentials, and the log: lines of progress with the time left, and none with -q."""
+"""What every room uses: complete files, errors in one line, checks of regions and texts, URLs
+without credentials, and the log: lines of progress with the time left, and none with -q."""
 
 import io
 import json
@@ -126,7 +126,8 @@ def test_an_empty_text_is_refused():
             check_text(text, "question")
 
 
-# URLs with passwords and signatures are refused where they come in: nothing has to be removed later.
+# URLs with passwords and signatures are refused where they come in: nothing has to be removed
+# later.
 
 WITHOUT = [
     "https://host/a.mp4",

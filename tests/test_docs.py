@@ -78,7 +78,8 @@ def table_of(page: str, head: str) -> str:
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """The lines of code blocks, without comments and with continued lines joined; and code spans."""
+    """The lines of code blocks, without comments and with continued lines joined; and code
+    spans."""
     block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     prose = block.sub("", text)
     code = [code for language, code in block.findall(text) if not language]
@@ -95,7 +96,8 @@ def shell_lines(text: str) -> Iterator[str]:
 
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
-    """The calls of a program on all pages and in the headers of configurations: page and arguments."""
+    """The calls of a program on all pages and in the headers of configurations: page and
+    arguments."""
     sources = {name: text for name, text in TEXTS.items() if name != "CHANGELOG.md"}
     for path in sorted(CONFIGS.rglob("*.toml")):
         header = path.read_text().partition("\nname = ")[0].partition("\nconfig = ")[0]
@@ -117,7 +119,8 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     words = [argument for argument in arguments if argument != "..."]
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     given = bound.arguments
-    source, config = given.get("source", Source()), given.get("config", "")
+    source = given.get("source", Source())
+    config = given.get("config", "")
     if command is run:
         assert given.get("stage", "") in ("", *STAGES)
         config = (
@@ -130,7 +133,8 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         )  # instead of the user's files
         assert load_config(config, data, source.changes(tmp_path)).name == config
     if command is study and given["file"] != "FILE":
-        described, data = load_study(given["file"]), str(tmp_path) if source.data else ""
+        described = load_study(given["file"])
+        data = str(tmp_path) if source.data else ""
         for changes in described.variants.values():
             assert load_config(
                 config or described.config, data, [*described.changes, *source.set, *changes]

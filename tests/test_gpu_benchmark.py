@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py at small sizes on a CPU: the program for a lent GPU works before there is one."""
+"""benchmarks/gpu.py at small sizes on a CPU: the program for a lent GPU works before there is
+one."""
 
 import json
 import subprocess

@@ -15,7 +15,8 @@ SHADOWING = ("queue", "calendar", "secrets", "token", "prefect", "av", "ctypes",
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> Path:
-    """A current folder with files named like modules, each of which leaves a mark when it is imported."""
+    """A current folder with files named like modules, each of which leaves a mark when it is
+    imported."""
     for name in SHADOWING:
         program = f"import pathlib; pathlib.Path({str(tmp_path)!r}, 'ran').write_text('{name}')"
         (tmp_path / f"{name}.py").write_text(program)

@@ -1,4 +1,5 @@
-"""Imports run one way: pipeline -> stages -> inference -> models, shards -> alpro; a GPU worker needs few packages."""
+"""Imports run one way: pipeline -> stages -> inference -> models, shards -> alpro; a GPU worker
+needs few packages."""
 
 import ast
 import functools
@@ -33,8 +34,8 @@ ONLY_IN = {  # packages that one room or file may import
     "imageio_ffmpeg": "shards/ffmpeg_decoder.py",
     "fsspec": "shards/storage.py",
 }
-# The folders of a room, each of which imports only those before it. The modules beside them, such as the
-# stages, may import all of them.
+# The folders of a room, each of which imports only those before it. The modules beside them, such
+# as the stages, may import all of them.
 FOLDERS_IN_ORDER = {
     "stages": ["execution", "corpora", "vocabulary", "training", "evaluation"],
     "pipeline": [
@@ -137,7 +138,8 @@ for name in {LIGHT!r}:
 
 def test_a_wheel_contains_the_package_and_its_data_alone(tmp_path):
     """Of a copy of the project, since setuptools writes into the source folder."""
-    source, folders = tmp_path / "source", ("alpro", *FOREIGN)
+    source = tmp_path / "source"
+    folders = ("alpro", *FOREIGN)
     for name in (*folders, "tests", "docs", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         # The links in alpro/ stay links: they are what setuptools follows.

@@ -1,4 +1,5 @@
-"""The models against numbers recorded from the authors' code, on weights that both generate under its key names."""
+"""The models against numbers recorded from the authors' code, on weights that both generate under
+its key names."""
 
 import json
 import os
@@ -28,7 +29,9 @@ INPUTS = {"seed", "num_frames", "text_ids", "text_mask", "boxes"}
 TOLERANCE = 1e-5
 
 # The oracle's README: the places (sample, position) of its masked words, and the id of [MASK].
-MASKED_SAMPLES, MASKED_POSITIONS, MASK_ID = [0, 0, 1], [2, 5, 3], 103
+MASKED_SAMPLES = [0, 0, 1]
+MASKED_POSITIONS = [2, 5, 3]
+MASK_ID = 103
 
 Arrays = dict[str, np.ndarray]
 Results = Iterator[tuple[str, Tensor]]
@@ -36,7 +39,8 @@ Results = Iterator[tuple[str, Tensor]]
 
 @pytest.fixture(autouse=True)
 def _no_first_values(monkeypatch: pytest.MonkeyPatch):
-    """Skips initialization, which would take a third of the time: `load` checks that every weight is loaded."""
+    """Skips initialization, which would take a third of the time: `load` checks that every weight
+    is loaded."""
     monkeypatch.setattr("alpro.models.alpro.initialize", lambda model, how: None)
     for name in ("kaiming_uniform_", "uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
@@ -65,7 +69,8 @@ def difference(ours: Tensor, theirs: np.ndarray) -> float:
 def retrieval(arrays: Arrays) -> Results:
     model = imported("retrieval", arrays).model
     ids, mask, frames = inputs(arrays)
-    video, text = model.encode_video(frames), model.encode_text(ids, mask)
+    video = model.encode_video(frames)
+    text = model.encode_text(ids, mask)
     yield (
         "itc_scores",
         model.project_video(video) @ model.project_text(text).T / model.clamped_temperature(),
@@ -89,12 +94,10 @@ def pretrain(arrays: Arrays) -> Results:
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
     own, teacher = split_prompter(official_weights("pretrain", arrays))
-    model, prompter = (
-        imported("pretrain", arrays, own).model,
-        imported("prompter", arrays, teacher).model,
-    )
-    # With these statistics the oracle's frames, which are normalized already, go through normalization unchanged, and a
-    # black pixel is the zero that the oracle has outside the crop.
+    model = imported("pretrain", arrays, own).model
+    prompter = imported("prompter", arrays, teacher).model
+    # With these statistics the oracle's frames, which are normalized already, go through
+    # normalization unchanged, and a black pixel is the zero that the oracle has outside the crop.
     identity = [0.0] * 3, [1.0] * 3
     objective = PretrainObjective(
         model,
@@ -129,7 +132,8 @@ def pretrain(arrays: Arrays) -> Results:
 
 def noted(owner: object, method: str) -> list[Tensor]:
     """Records the return values of a method."""
-    results, call = [], getattr(owner, method)
+    results = []
+    call = getattr(owner, method)
 
     def note(*args, **kwargs):
         results.append(call(*args, **kwargs))
@@ -142,7 +146,8 @@ def noted(owner: object, method: str) -> list[Tensor]:
 def masked_batch(arrays: Arrays) -> Batch:
     """The oracle's inputs as training has them."""
     ids, mask, frames = inputs(arrays)
-    masked, labels = ids.clone(), torch.full_like(ids, -100)
+    masked = ids.clone()
+    labels = torch.full_like(ids, -100)
     masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
     labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
     items = [str(n) for n in range(len(ids))], torch.arange(len(ids)), frames
@@ -156,7 +161,8 @@ def masked_batch(arrays: Arrays) -> Batch:
 
 def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
     """Word ids and mask (B, L), and frames (B, T, 3, 224, 224)."""
-    ids, mask = torch.from_numpy(arrays["text_ids"]), torch.from_numpy(arrays["text_mask"])
+    ids = torch.from_numpy(arrays["text_ids"])
+    mask = torch.from_numpy(arrays["text_mask"])
     shape = (len(ids), int(arrays["num_frames"]), 3, 224, 224)
     return ids, mask, 2 * torch.from_numpy(uniform("video", shape, int(arrays["seed"])))
 
@@ -189,7 +195,8 @@ def official_weights(kind: str, arrays: Arrays) -> dict[str, Tensor]:
 
 
 def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]:
-    """The shape of a key in the model that the arrays come from: its frames, entities and answers."""
+    """The shape of a key in the model that the arrays come from: its frames, entities and
+    answers."""
     if key.endswith("time_embed"):
         return (1, int(arrays["num_frames"]), shape[2])
     if key.startswith("mpm_head.2.") or key.endswith("prompt_feat"):

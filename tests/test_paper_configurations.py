@@ -1,5 +1,5 @@
-"""The configurations of the paper, each with its own code on a few clips annotated in that data set's form: decode, one
-step, evaluation; and other people's weights as their beginning."""
+"""The configurations of the paper, each with its own code on a few clips annotated in that data
+set's form: decode, one step, evaluation; and other people's weights as their beginning."""
 
 import csv
 import json
@@ -34,7 +34,8 @@ SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
-    """Small random checkpoints in the form of the official code, with their tokenizer and answers."""
+    """Small random checkpoints in the form of the official code, with their tokenizer and
+    answers."""
     folder = tmp_path_factory.mktemp("official")
     tokenizer = vocabulary / "tokenizer.json"
     config = one_head(tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"])))
@@ -107,7 +108,8 @@ def changes_of(
 def make(config, folder: Path) -> dict[str, Path]:
     """Every stage in this process; the folder of each."""
     folder.mkdir(exist_ok=True)
-    store, folders = Store(folder / "artifacts"), {}
+    store = Store(folder / "artifacts")
+    folders = {}
     for step in plan(config, Digests(folder / "digests.sqlite")):
         inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(
             step.paths
@@ -121,7 +123,8 @@ def make(config, folder: Path) -> dict[str, Path]:
     return folders
 
 
-# What the paper and the official code train with. Batches are over all GPUs, parts of accumulation included.
+# What the paper and the official code train with. Batches are over all GPUs, parts of accumulation
+# included.
 COMMON = {"weight_decay": 1e-3, "min_lr_ratio": 0.0}
 PRETRAINING = {
     "warmup_ratio": 0.05,
@@ -155,8 +158,8 @@ QA |= {"max_text_tokens": 40}
 BATCHES = {"batch_size": 256, "accumulation_steps": 1, "negative_pool_size": 16}
 SIZES = ("batch_size", "epochs", "lr", "max_grad_norm", "max_text_tokens", "negative_pool_size")
 LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
-# Where gradients are accumulated over two parts, the official code clips their sum, this one their mean: half the norm
-# clips alike.
+# Where gradients are accumulated over two parts, the official code clips their sum, this one their
+# mean: half the norm clips alike.
 PAPER = {
     ("webvid_cc3m", "train_prompter"): PRETRAINING
     | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10, "max_grad_norm": 20.0 / 2},
@@ -170,7 +173,8 @@ PAPER = {
     ("msvd_qa", "finetune_qa"): QA
     | {"epochs": 15, "max_grad_norm": 20.0 / 2, "answers": 2423, "times": 30},
 }
-# The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts (0: as in training).
+# The size of stored frames (a crop of 0.875 of 256 is 224) and, of an evaluation, frames and texts
+# (0: as in training).
 STORED = {"webvid": 256, "cc3m": 256, "msrvtt": 224, "didemo": 224, "msvd": 224}
 EVALUATED = {
     "msrvtt_retrieval": (8, 40),
@@ -227,7 +231,8 @@ def test_every_number_is_that_of_the_paper(name, stage):
 def test_without_a_model_the_papers_pretraining_comes_first(name):
     corpora = (name.partition("_")[0], "webvid", "cc3m")
     config = load_config(name, changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
-    first, alone = shipped_config("webvid_cc3m"), shipped_config(name)
+    first = shipped_config("webvid_cc3m")
+    alone = shipped_config(name)
     for stage in ("train_prompter", "pretrain", "build_vocabulary", "train_tokenizer", "model"):
         assert getattr(config, stage) == getattr(first, stage)
     for stage in ("finetune_retrieval", "finetune_qa", "evaluate"):
@@ -238,7 +243,8 @@ def test_without_a_model_the_papers_pretraining_comes_first(name):
 
 def test_the_model_and_the_losses_are_those_of_the_paper():
     config = shipped_config("webvid_cc3m")
-    video, text = config.model.video, config.model.text
+    video = config.model.video
+    text = config.model.text
     assert (video.image_size, video.patch_size, video.frames, video.depth, video.drop_path) == (
         224,
         16,
@@ -318,7 +324,8 @@ def test_missing_test_videos_are_an_error_unless_allowed_and_a_wrong_evaluation_
     assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
 
     config = load_config("msrvtt_qa", changes=changes)
-    steps, store = plan(config, Digests(tmp_path / "digests.sqlite")), Store(tmp_path / "artifacts")
+    steps = plan(config, Digests(tmp_path / "digests.sqlite"))
+    store = Store(tmp_path / "artifacts")
     assert store.find(steps[0])
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
         check_test_items(Planned(config, steps, store))
@@ -465,7 +472,8 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
 
 
 def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
-    """The whole path of `from_clip` with small random weights: scores are not measured, but beside the CLIP's."""
+    """The whole path of `from_clip` with small random weights: scores are not measured, but beside
+    the CLIP's."""
     clip = clip_folders["clip"]
     changes = [
         *SIZES,

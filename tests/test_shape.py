@@ -1,4 +1,5 @@
-"""The shape of the project: files that a reader can hold, and few keys and options for a user to learn."""
+"""The shape of the project: files that a reader can hold, and few keys and options for a user to
+learn."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Whole runs as a person starts them: the sample as it ships, with its scores and examples of the documentation; real
-clips with captions and questions, from the folder that ALPRO_CLIPS names (default ../shared/clips); the benchmarks."""
+"""Whole runs as a person starts them: the sample as it ships, with its scores and examples of the
+documentation; real clips with captions and questions, from the folder that ALPRO_CLIPS names
+(default ../shared/clips); the benchmarks."""
 
 import json
 import os
@@ -21,7 +22,8 @@ CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).re
 
 pytestmark = pytest.mark.long
 
-# Far below the means of three seeds (docs/results.md), and far above what is left if a stage learns nothing.
+# Far below the means of three seeds (docs/results.md), and far above what is left if a stage learns
+# nothing.
 FLOORS = {"zero_shot_vtc/t2v/R1": 70, "retrieval_vtc/t2v/R1": 78, "entities/acc": 60}
 FLOORS |= {"qa/acc": 85, "qa/left_or_right": 98}
 # As few steps as show that every stage takes the data.
@@ -88,12 +90,11 @@ def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
 
     (decoded,) = (tmp_path / "artifacts" / "decode_videos").glob("*/")
     rows = [json.loads(line) for line in (CLIPS / "manifest.jsonl").read_text().splitlines()]
-    index, rejects = (
-        pq.read_table(decoded / "index.parquet"),
-        pq.read_table(decoded / "rejects.parquet"),
-    )
+    index = pq.read_table(decoded / "index.parquet")
+    rejects = pq.read_table(decoded / "rejects.parquet")
     assert (index.num_rows, rejects.num_rows) == (len(rows), 0)
-    # Clips without a caption are of no use to the caption stages, which say so, and stay for the questions.
+    # Clips without a caption are of no use to the caption stages, which say so, and stay for the
+    # questions.
     (vocabulary,) = (tmp_path / "artifacts" / "build_vocabulary").glob("*/")
     silent = {row["id"] for row in rows if not row["captions"]}
     trained = {

@@ -190,7 +190,8 @@ def words(tag: str, text: str) -> dict[str, float]:
 
 
 PREPOSITIONS = (
-    "in on with of at from for to into through over around behind beside near by down along across inside outside "
+    "in on with of at from for to into through over around behind beside near by down along across "
+    "inside outside "
     "under about during"
 )
 
@@ -324,7 +325,8 @@ def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
     their probability. `others` are words with other tags. Names, which are usually capitalized, are
     left out."""
     tables = load_lookups("en", ["lemma_index", "lexeme_prob"])
-    index, probability = tables.get_table("lemma_index"), tables.get_table("lexeme_prob")
+    index = tables.get_table("lemma_index")
+    probability = tables.get_table("lexeme_prob")
     elsewhere = others.union(
         *(index[kind] for kind in ("noun", "verb", "adj", "adv") if kind != tag.lower())
     )
@@ -390,7 +392,8 @@ def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
                 right["predicted"] += token.pos_ == "NOUN"
                 right["actual"] += word.tag == "NOUN"
                 right["both"] += token.pos_ == word.tag == "NOUN"
-        precision, recall = right["both"] / right["predicted"], right["both"] / right["actual"]
+        precision = right["both"] / right["predicted"]
+        recall = right["both"] / right["actual"]
         f1 = 2 * precision * recall / (precision + recall)
         print(f"{name:12} {precision:.3f} {recall:.3f} {f1:.3f} {right['same'] / right['all']:.3f}")
 

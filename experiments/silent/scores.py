@@ -176,7 +176,9 @@ def label_scores(labels: Tensor, shown: list[list[str]], entities: list[str]) ->
 
 def square(thing: dict[str, float]) -> list[float]:
     """Left, top, right and bottom of a thing, as fractions of the frame."""
-    x, y, radius = thing["x"], thing["y"], thing["radius"]
+    x = thing["x"]
+    y = thing["y"]
+    radius = thing["radius"]
     return [x - radius, y - radius, x + radius, y + radius]
 
 

@@ -7,8 +7,9 @@ from transformers import PretrainedConfig
 
 
 class AlproConfig(PretrainedConfig):
-    """task: prompter, pretrain, retrieval or qa. sizes: those of the encoders (`ModelConfig`). mean, std: per channel,
-    of pixels in [0, 1]. entities, answers: the labels of the heads and of the prompts, in order."""
+    """task: prompter, pretrain, retrieval or qa. sizes: those of the encoders (`ModelConfig`).
+    mean, std: per channel, of pixels in [0, 1]. entities, answers: the labels of the heads and of
+    the prompts, in order."""
 
     model_type = "alpro"
 

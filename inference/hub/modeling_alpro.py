@@ -16,7 +16,8 @@ from alpro.models.timesformer import TimeSformer
 
 @dataclass
 class AlproOutput(ModelOutput):
-    """video_embeds (V, E) and text_embeds (N, E), of length 1; similarity (N, V): their dot products."""
+    """video_embeds (V, E) and text_embeds (N, E), of length 1; similarity (N, V): their dot
+    products."""
 
     video_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -24,7 +25,8 @@ class AlproOutput(ModelOutput):
 
 
 class AlproModel(PreTrainedModel):
-    """Videos are `pixel_values` (V, T, 3, S, S) of `AlproProcessor`, texts `input_ids` and `attention_mask` (N, L)."""
+    """Videos are `pixel_values` (V, T, 3, S, S) of `AlproProcessor`, texts `input_ids` and
+    `attention_mask` (N, L)."""
 
     config_class = AlproConfig
     base_model_prefix = "alpro"
@@ -47,7 +49,8 @@ class AlproModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """The modules initialize themselves; this restores what is not in the weights after loading."""
+        """The modules initialize themselves; this restores what is not in the weights after
+        loading."""
         if isinstance(module, TimeSformer):
             rates = torch.linspace(0, module.config.drop_path, module.config.depth)
             with torch.no_grad():
@@ -74,7 +77,8 @@ class AlproModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         **unused: object,
     ) -> AlproOutput:
-        """The embeddings of what there is, and the similarity of every text and video if there are both."""
+        """The embeddings of what there is, and the similarity of every text and video if there are
+        both."""
         video = None
         if pixel_values is not None:
             video = self.get_video_features(pixel_values)
@@ -91,7 +95,8 @@ class AlproModel(PreTrainedModel):
         return AlproOutput(video_embeds=video, text_embeds=text, similarity=similarity)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Probabilities (N, V) that text and video belong together. Raises ValueError for a prompter."""
+        """Probabilities (N, V) that text and video belong together. Raises ValueError for a
+        prompter."""
         model = self._alpro()
         videos = model.encode_video(pixel_values.to(self.dtype))
         text = model.encode_text(input_ids, attention_mask)
@@ -105,8 +110,8 @@ class AlproModel(PreTrainedModel):
         return torch.stack(columns, dim=1)
 
     def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Probabilities (N, answers) of `config.answers` for the question about each of N videos. Raises ValueError if
-        the model does not answer questions."""
+        """Probabilities (N, answers) of `config.answers` for the question about each of N videos.
+        Raises ValueError if the model does not answer questions."""
         model = self._alpro()
         video = model.encode_video(pixel_values.to(self.dtype))
         text = model.encode_text(input_ids, attention_mask)
@@ -120,9 +125,9 @@ class AlproModel(PreTrainedModel):
     ) -> Tensor:
         """Probabilities (V, entities) of `config.entities` in a region of each video.
 
-        boxes (V, 4): left, top, width, height as fractions of the frame; None: the whole frame. image: use the prompts
-        of images. Raises ValueError for a region that is not inside the frame, and if this is not a prompter with the
-        prompts of entities.
+        boxes (V, 4): left, top, width, height as fractions of the frame; None: the whole frame.
+        image: use the prompts of images. Raises ValueError for a region that is not inside the
+        frame, and if this is not a prompter with the prompts of entities.
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:
             raise ValueError("this model names no entities: it is not a prompter with prompts")

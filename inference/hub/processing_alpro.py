@@ -19,8 +19,8 @@ from alpro.shards.sampling import segment_starts
 FILE = "processor_config.json"
 # Options of a download.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Options that transformers and sentence-transformers pass to every processor. What they usually say is
-# what this one does.
+# Options that transformers and sentence-transformers pass to every processor. What they usually say
+# is what this one does.
 USUAL: dict[str, set[Any]] = {
     "return_tensors": {None, "pt"},
     "padding": {True, "longest"},
@@ -36,9 +36,10 @@ class AlproProcessor(ProcessorMixin):
     A call with `videos` or `images`, and `text` returns `pixel_values` (V, T, 3, S, S), and
     `input_ids` and `attention_mask` (N, L).
 
-    A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all of
-    them or any number: the first of each of T equal segments is used, and resized to S x S. An image is
-    a file, an image of Pillow or an array (H, W, 3) uint8. One video, image or text needs no list.
+    A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all
+    of them or any number: the first of each of T equal segments is used, and resized to S x S. An
+    image is a file, an image of Pillow or an array (H, W, 3) uint8. One video, image or text needs
+    no list.
 
     Raises ValueError for an empty text and for other frames, and TypeError for an unknown argument.
     """
@@ -78,7 +79,8 @@ class AlproProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: Any, push_to_hub: bool = False, **options: Any
     ) -> list[str]:
-        """Writes the processor and its tokenizer. It does not push: `huggingface_hub.upload_folder` does."""
+        """Writes the processor and its tokenizer. It does not push: `huggingface_hub.upload_folder`
+        does."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -92,7 +94,8 @@ class AlproProcessor(ProcessorMixin):
             custom_object_save(self, folder)
         return [str(folder / FILE), *self.tokenizer.save_pretrained(folder)]
 
-    # Videos come first, as users of this model call it; transformers calls processors with keywords.
+    # Videos come first, as users of this model call it; transformers calls processors with
+    # keywords.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         videos: Any = None,
@@ -190,14 +193,16 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _is_single(value: Any, dimensions: int) -> bool:
-    """Whether this is one video or image, not several: a file, an image, an array of `dimensions`."""
+    """Whether this is one video or image, not several: a file, an image, an array of
+    `dimensions`."""
     if isinstance(value, str | Path) or hasattr(value, "getexif"):
         return True
     return getattr(value, "ndim", None) == dimensions
 
 
 def _read_image(image: Any) -> np.ndarray:
-    """A file, an image of Pillow or an array (H, W, 3) uint8 -> frames (1, H, W, 3) uint8, upright."""
+    """A file, an image of Pillow or an array (H, W, 3) uint8 -> frames (1, H, W, 3) uint8,
+    upright."""
     if not (isinstance(image, str | Path) or hasattr(image, "getexif")):
         return np.asarray(image)[None]
     from PIL import Image, ImageOps

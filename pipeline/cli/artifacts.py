@@ -95,7 +95,7 @@ def command_of(record: Record) -> list[str]:
 
 @group.command(name="verify")
 def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> int:
-    """Read every file of artifacts, by default of all, and print which are damaged, missing or extra.
+    """Read every file of artifacts and print which are damaged, missing or extra.
 
     The exit status is 1 if some are.
     """
@@ -113,7 +113,8 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
     if problems:
         print(
-            "`alpro artifacts rm` removes an artifact, and the next run that needs it builds it again"
+            "`alpro artifacts rm` removes an artifact, and the next run that needs it builds it "
+            "again"
         )
     return 1 if problems else 0
 
@@ -153,7 +154,8 @@ def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Asks at a terminal whether to go on. Raises InputError if the answer is no, and where nobody can answer."""
+    """Asks at a terminal whether to go on. Raises InputError if the answer is no, and where nobody
+    can answer."""
     if yes:
         return
     if not sys.stdin or not sys.stdin.isatty():
@@ -169,8 +171,9 @@ def collect_garbage(
 ) -> None:
     """List the artifacts that nothing which is in use was built from.
 
-    In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the models of indexes and
-    of MLflow's registry. What interrupted stages left, and links to other places, are only listed.
+    In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the
+    models of indexes and of MLflow's registry. What interrupted stages left, and links to other
+    places, are only listed.
 
     Args:
         yes: Remove them.
@@ -189,7 +192,8 @@ def collect_garbage(
             print(f"elsewhere, stays: {folder}")
     for folder in store.unfinished():
         print(
-            f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` removes it: {folder}"
+            f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` "
+            f"removes it: {folder}"
         )
     if not chosen:
         print("nothing to remove")
@@ -201,7 +205,8 @@ def collect_garbage(
 
 
 def registered(workspace: Path) -> set[str]:
-    """The fingerprints of the models in the registry of a workspace's MLflow store, if it has one."""
+    """The fingerprints of the models in the registry of a workspace's MLflow store, if it has
+    one."""
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
         return set()
@@ -245,9 +250,10 @@ def compare_artifacts(
 ) -> None:
     """Compare evaluations score by score; by default the last two.
 
-    Prints what differs in configuration, data, code and versions, and for each score that they have over the same
-    queries the values, the difference of each to the first, its 95 % paired bootstrap interval, and the p value of a
-    paired permutation test, by test video. Writes the same as a page.
+    Prints what differs in configuration, data, code and versions, and for each score that they have
+    over the same queries the values, the difference of each to the first, its 95 % paired bootstrap
+    interval, and the p value of a paired permutation test, by test video. Writes the same as a
+    page.
 
     Args:
         out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
@@ -262,7 +268,8 @@ def compare_artifacts(
     for (_, record), count in zip(found, map(fingerprints.count, fingerprints), strict=True):
         if count > 1:
             raise InputError(
-                f"{record.name} {record.fingerprint[:8]}: the same artifact twice; name two different ones, or "
+                f"{record.name} {record.fingerprint[:8]}: the same artifact twice; name two "
+                f"different ones, or "
                 "none for the last two evaluations"
             )
     compared = compared_runs(store_of(workspace), found)
@@ -276,7 +283,8 @@ def compare_artifacts(
 
 
 def last_two(workspace: Path) -> list[tuple[Path, Record]]:
-    """The last two evaluations of the same stage, the older first. Raises InputError if there are not two."""
+    """The last two evaluations of the same stage, the older first. Raises InputError if there are
+    not two."""
     found = [
         (folder, record)
         for folder, record in store_of(workspace).all()
@@ -290,7 +298,8 @@ def last_two(workspace: Path) -> list[tuple[Path, Record]]:
 
 
 def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
-    """Prints a line for each artifact, with its inputs; at the end the number and the size of all."""
+    """Prints a line for each artifact, with its inputs; at the end the number and the size of
+    all."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.pipeline.store.checksums import size_of
 
@@ -322,8 +331,8 @@ def changes_of(record: Record) -> str:
 
 
 def score_of(record: Record) -> str:
-    """The score of an artifact that a person looks at first: of an evaluation on its split, of a training on the
-    validation split; empty without one."""
+    """The score of an artifact that a person looks at first: of an evaluation on its split, of a
+    training on the validation split; empty without one."""
     from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
     metrics = record.metrics

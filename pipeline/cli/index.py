@@ -23,14 +23,16 @@ IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
 IndexModel = Annotated[
     str,
     Parameter(
-        help="The model of a new index, or of one whose model has moved, named as for `alpro model ask`."
+        help="The model of a new index, or of one whose model has moved, named as for `alpro model "
+        "ask`."
     ),
 ]
 Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Rerank = Annotated[
     int | None,
     Parameter(
-        help="Decode this many of the most similar clips, and rank them by matching; by default 20 if that was better "
+        help="Decode this many of the most similar clips, and rank them by matching; by default 20 "
+        "if that was better "
         "when the model was validated, else 0.",
         validator=Number(gte=0),
     ),
@@ -59,7 +61,8 @@ def add_to_index(
 ) -> None:
     """Embed videos into an index for `alpro search`.
 
-    Videos that it has are skipped, so the command also adds new ones and continues after an interruption.
+    Videos that it has are skipped, so the command also adds new ones and continues after an
+    interruption.
 
     Args:
         videos: A folder of videos and images, a manifest, or a decoded corpus.
@@ -91,7 +94,8 @@ def add_to_index(
     captions = clips - added.items["caption"].null_count
     print(f"{index}: {clips:,} clips, {captions:,} of them with a caption")
     print(
-        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} unchanged"
+        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
+        f"unchanged"
     )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
     where = f" ({reasons}): {index}/rejects.parquet" if reasons else ""
@@ -152,14 +156,16 @@ def search(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Search an index for the videos that fit a text best.
 
-    All clips are ranked by the similarity of their embeddings and that of the text. A line names words that the model
-    does not know.
+    All clips are ranked by the similarity of their embeddings and that of the text. A line names
+    words that the model does not know.
 
     Args:
-        word: What the videos should show; @FILE for a file with a text on each line, whose hits are one table.
+        word: What the videos should show; @FILE for a file with a text on each line, whose hits are
+            one table.
         words: Further words of the text.
         k: Number of results.
-        filter: Only clips that fit, such as kind=video, duration<10, or a word of the caption; repeatable.
+        filter: Only clips that fit, such as kind=video, duration<10, or a word of the caption;
+            repeatable.
     """
     from alpro.inference.search import search
 

@@ -80,8 +80,8 @@ def check(
 ) -> int:
     """Print what is there, what is missing, and the splits.
 
-    Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status is 1 if a run
-    would fail.
+    Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status
+    is 1 if a run would fail.
 
     Args:
         data: Your videos, as for `alpro run --data`.
@@ -121,7 +121,8 @@ def print_check(report: dict[str, Any]) -> None:
         print(f"problem: {problem}")
     print_rows([{"split": split, **texts} for split, texts in report["splits"].items()])
     print(f"splits: {report['split_source']}")
-    bad, decoded = report["bad_rows"], report["decoded"]
+    bad = report["bad_rows"]
+    decoded = report["decoded"]
     for count, what, examples in (
         (bad["count"], "invalid rows or failed downloads", bad["examples"]),
         (report["missing"], "missing files", report["missing_examples"]),
@@ -132,24 +133,28 @@ def print_check(report: dict[str, Any]) -> None:
     for split, count in report["also_in_training"].items():
         if count:
             print(
-                f"  {count} of {report['splits'][split]['items']} {split} items have a caption of a training item"
+                f"  {count} of {report['splits'][split]['items']} {split} items have a caption of "
+                f"a training item"
             )
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
             of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
             print(
-                f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least {texts['cut']:,} of {of}"
+                f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least "
+                f"{texts['cut']:,} of {of}"
             )
     answers = report["answers"]
     for split in ("validation", "test"):
         if answers[split]["not_in_training"]:
             print(
-                f"  {answers[split]['not_in_training']} of {answers[split]['answers']} {split} answers are none of the "
+                f"  {answers[split]['not_in_training']} of {answers[split]['answers']} {split} "
+                f"answers are none of the "
                 f"{answers['training']} training answers: a model cannot give them"
             )
     if answers["spellings"]:
         print(
-            f"  {answers['spellings']} training answers differ from another only in case or a final dot"
+            f"  {answers['spellings']} training answers differ from another only in case or a "
+            f"final dot"
         )
     for note in report["notes"]:
         print(f"note: {note}")

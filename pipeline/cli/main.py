@@ -1,5 +1,6 @@
-"""The command line. The options of a command are the parameters of its function, which is in the file of its group.
-These files import nothing slow before a command runs, so that `--help` and usage errors are immediate."""
+"""The command line. The options of a command are the parameters of its function, which is in the
+file of its group. These files import nothing slow before a command runs, so that `--help` and usage
+errors are immediate."""
 
 import os
 import select
@@ -23,7 +24,8 @@ EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 app = App(
     name="alpro",
-    help="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: alpro run. Results of "
+    help="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: "
+    "alpro run. Results of "
     "stages are cached: a second run executes only missing stages and those that a change affects.",
     version=f"alpro-pipeline {version('alpro-pipeline')}",
     help_format="markdown",
@@ -70,8 +72,8 @@ def main() -> None:
 
 
 def open_standard_files() -> None:
-    """Opens what a shell has closed (`alpro run >&-`): the next file to be opened would be standard output, and
-    programs would print into it."""
+    """Opens what a shell has closed (`alpro run >&-`): the next file to be opened would be standard
+    output, and programs would print into it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -82,7 +84,8 @@ def open_standard_files() -> None:
 
 
 def check_folder() -> None:
-    """Raises InputError if the current folder is gone: libraries end the process when they ask for it."""
+    """Raises InputError if the current folder is gone: libraries end the process when they ask for
+    it."""
     try:
         os.getcwd()  # noqa: PTH109 - Path.cwd is the same
     except OSError as error:
@@ -90,7 +93,8 @@ def check_folder() -> None:
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """Runs a command; returns its exit status. Errors that are not bugs are one line on standard error."""
+    """Runs a command; returns its exit status. Errors that are not bugs are one line on standard
+    error."""
     if wrong := [
         argument
         for argument in arguments
@@ -142,8 +146,8 @@ def output_has_no_reader() -> bool:
 
 
 def check_addresses(arguments: Sequence[str]) -> None:
-    """Raises InputError for a URL with credentials, before anything stores or repeats it: also the list of processes
-    shows it."""
+    """Raises InputError for a URL with credentials, before anything stores or repeats it: also the
+    list of processes shows it."""
     option = ""
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -35,7 +35,8 @@ group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
     str,
     Parameter(
-        help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded corpus."
+        help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded "
+        "corpus."
     ),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
@@ -58,17 +59,20 @@ def import_model(
 ) -> None:
     """Convert a checkpoint of the official ALPRO to a model folder.
 
-    Reads only the tensors of a checkpoint of the official code and writes a model folder, which --pretrained and
-    `pretrained` in a configuration take. The prompter of a pre-training checkpoint is written to OUT/prompter.
+    Reads only the tensors of a checkpoint of the official code and writes a model folder, which
+    --pretrained and `pretrained` in a configuration take. The prompter of a pre-training checkpoint
+    is written to OUT/prompter.
 
     Args:
         file: The checkpoint.
         out: The folder to write, which must not exist yet.
         task: What the checkpoint was trained for.
         tokenizer: Its BERT's tokenizer: a hub name, a folder, a tokenizer.json or a vocab.txt.
-        words: Names of the entities (pretrain, prompter) or answers (qa) in the order of the head: a JSON list, JSON
-            object of word to number (ans2label.json), or lines; without it they are numbered.
-        max_text_tokens: Maximum word pieces of a text, as in its training; by default 30, for retrieval and qa 40.
+        words: Names of the entities (pretrain, prompter) or answers (qa) in the order of the head:
+            a JSON list, JSON object of word to number (ans2label.json), or lines; without it they
+            are numbered.
+        max_text_tokens: Maximum word pieces of a text, as in its training; by default 30, for
+            retrieval and qa 40.
     """
     from alpro.models.official import import_checkpoint
 
@@ -86,7 +90,8 @@ def export_model(
 ) -> None:
     """Write a folder that transformers and sentence-transformers load without this package.
 
-    Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take trust_remote_code=True.
+    Its code is beside the weights: AutoModel, AutoProcessor and SentenceTransformer take
+    trust_remote_code=True.
 
     Args:
         folder: The folder to write, which must not exist yet.
@@ -147,7 +152,8 @@ def ask(
 ) -> None:
     """Answer a question about a video, from the model's list of answers.
 
-    The model is one of finetune_qa. The answers are those of its training questions; it gives no others.
+    The model is one of finetune_qa. The answers are those of its training questions; it gives no
+    others.
 
     Args:
         question: The question, in quotes.
@@ -178,10 +184,12 @@ def entities(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
-    The names are those of the vocabulary. A model of pretrain answers by its PEM head, another one by its prompter.
+    The names are those of the vocabulary. A model of pretrain answers by its PEM head, another one
+    by its prompter.
 
     Args:
-        box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1; by default all.
+        box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;
+            by default all.
         text: Caption of the video, which a model of pretrain reads.
     """
     from alpro.inputs import WHOLE
@@ -193,7 +201,8 @@ def entities(  # noqa: PLR0913 - options of a command
     folder = models.folder(model)
     if not (loaded := models.naming(folder, models.load)):
         raise InputError(
-            f"{folder}: names no entities, and no prompter with embedded entities was found for it; name a "
+            f"{folder}: names no entities, and no prompter with embedded entities was found for "
+            f"it; name a "
             "train_prompter, cache_prompts or pretrain artifact"
         )
     name = partial(loaded.entities, box=region, top_k=k, text=text)
@@ -206,7 +215,8 @@ def entities(  # noqa: PLR0913 - options of a command
 
 
 def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: bool) -> None:
-    """Prints words with their probabilities, best first. Raises InputError if the video cannot be decoded."""
+    """Prints words with their probabilities, best first. Raises InputError if the video cannot be
+    decoded."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.clip import DecodeError
 
@@ -231,8 +241,8 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
 def write_table(
     out: Path, models: ModelOptions, videos: str, model: "Model", name: Name, count: int, json: bool
 ) -> None:
-    """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their probabilities, and
-    an error instead of them."""
+    """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their
+    probabilities, and an error instead of them."""
     import pyarrow as pa
     import torch
     from pyarrow import csv, parquet
@@ -266,7 +276,8 @@ def write_table(
     ]
     for place in range(1, min(count, len(model.folder.answers or model.folder.entities)) + 1):
         fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
-    names, rows = [name for name, _ in fields[4:]], []
+    names = [name for name, _ in fields[4:]]
+    rows = []
     with progress("videos", len(items), "videos") as advance:
         for item in items:
             about = vars(item) if isinstance(item, Reject) else item
@@ -309,8 +320,9 @@ def evaluate(
 ) -> None:
     """Score any model on any videos with labels.
 
-    Retrieval with all right videos of a text, answers to questions, and entities: what the model can and the data has
-    labels for. Equal captions are one text; a column `relevant` names other right videos by their ids.
+    Retrieval with all right videos of a text, answers to questions, and entities: what the model
+    can and the data has labels for. Equal captions are one text; a column `relevant` names other
+    right videos by their ids.
 
     Args:
         data: A decoded corpus, a manifest, or a folder of videos with texts.
@@ -408,7 +420,8 @@ def score_models(
         texts = next(row["items"] for row in results.rows if row["name"] == "similarity/t2v/R1")
         if threshold.separates(texts):
             print(
-                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these texts, and "
+                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of "
+                f"these texts, and "
                 f"accepts {threshold.accepted:.0%} of them if their videos are left out"
             )
         else:

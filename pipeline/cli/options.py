@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
-    """A path from the command line. `~` is the home folder, also if the shell does not expand it (--out=~/x). Raises
-    InputError for a link to itself."""
+    """A path from the command line. `~` is the home folder, also if the shell does not expand it
+    (--out=~/x). Raises InputError for a link to itself."""
     path = Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
     try:
         path.resolve()
@@ -42,7 +42,8 @@ File = Annotated[Path, Parameter(converter=user_path)]
 Workspace = Annotated[
     File,
     Parameter(
-        help="Folder of the artifacts, the reports and the MLflow store; $ALPRO_WORKSPACE is the default if it is set."
+        help="Folder of the artifacts, the reports and the MLflow store; $ALPRO_WORKSPACE is the "
+        "default if it is set."
     ),
 ]
 TrackingUri = Annotated[
@@ -54,11 +55,14 @@ Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
 ARTIFACT = (
-    "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (that of a configuration, whatever ran "
-    "since), a fingerprint as `alpro artifacts ls` prints it or its first characters, STAGE@FINGERPRINT, or a folder."
+    "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (that of a "
+    "configuration, whatever ran "
+    "since), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
+    "STAGE@FINGERPRINT, or a folder."
 )
 MODEL = (
-    "A model folder, a CLIP or SigLIP of the hub (openai/clip-vit-base-patch16), models:/NAME@ALIAS of the registry, "
+    "A model folder, a CLIP or SigLIP of the hub (openai/clip-vit-base-patch16), "
+    "models:/NAME@ALIAS of the registry, "
     f"or an artifact: {ARTIFACT[0].lower()}{ARTIFACT[1:]}"
 )
 Artifact = Annotated[str, Parameter(help=ARTIFACT)]

@@ -41,7 +41,8 @@ def run(
         config = "own_videos" if source.data else "sample"
         if source.data:
             log.info(
-                "configuration: own_videos, small models from random weights for a first look, not for results; "
+                "configuration: own_videos, small models from random weights for a first look, not "
+                "for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
     changes = source.changes(options.workspace)
@@ -108,8 +109,9 @@ def study(
 ) -> None:
     """Run variants of a configuration with several seeds.
 
-    Runs every variant of a study with every seed, and prints the mean of each score, its interval over the seeds, and
-    the difference to the first variant. Results of stages are shared and cached.
+    Runs every variant of a study with every seed, and prints the mean of each score, its interval
+    over the seeds, and the difference to the first variant. Results of stages are shared and
+    cached.
 
     Args:
         file: A shipped study, or a TOML file.
@@ -164,13 +166,14 @@ def run_flow(
 
 
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
-    """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported, and starts the
-    temporary server that a command without PREFECT_API_URL has. Returns the workspace's absolute path, and a function
-    that waits for the server."""
+    """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported,
+    and starts the temporary server that a command without PREFECT_API_URL has. Returns the
+    workspace's absolute path, and a function that waits for the server."""
     # Prefect stores the parameters of runs, and messages name the store.
     if has_credentials(options.tracking_uri):
         raise InputError(
-            "--tracking-uri: contains a user name or a password; leave them out, and set MLFLOW_TRACKING_USERNAME and "
+            "--tracking-uri: contains a user name or a password; leave them out, and set "
+            "MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
         )
     root = options.workspace.resolve()
@@ -184,7 +187,8 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
 
     log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
-    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of 0.3 s.
+    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of
+    # 0.3 s.
     atexit.register(gc.freeze)
     if options.dry_run:
         return root, lambda: None
@@ -214,7 +218,8 @@ def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
         if plan.store.find(step):
             state = "cached"
         elif step in wanted:
-            state, why = "to run", reason(step, plan.store, config)
+            state = "to run"
+            why = reason(step, plan.store, config)
         else:
             state = "not needed"
         row = {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
@@ -223,7 +228,8 @@ def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
 
 
 def create_workspace(folder: Path) -> None:
-    """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in it."""
+    """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in
+    it."""
     home = folder / "prefect"
     check_workspace(folder)
     try:

@@ -41,16 +41,20 @@ def serve(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Serve a page and an API to search videos, ask questions and name entities.
 
-    What they offer follows from the models. Only this machine reaches them, unless --host says otherwise.
+    What they offer follows from the models. Only this machine reaches them, unless --host says
+    otherwise.
 
     Args:
-        model: The model of INDEX, if it has moved; it also answers questions and names entities if it can.
+        model: The model of INDEX, if it has moved; it also answers questions and names entities if
+            it can.
         ask: A model of finetune_qa, for questions.
         entities: A prompter, or a model of pretrain.
         host: Address to listen on.
         port: Port to listen on.
-        token_file: A token that every request needs; required with another --host; by default $ALPRO_TOKEN.
-        public_name: The NAME or NAME:PORT of a TLS proxy before it, such as search.example.com; needs a token.
+        token_file: A token that every request needs; required with another --host; by default
+            $ALPRO_TOKEN.
+        public_name: The NAME or NAME:PORT of a TLS proxy before it, such as search.example.com;
+            needs a token.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
@@ -66,11 +70,13 @@ def check_public_name(name: str, token: str) -> None:
     """Raises InputError if a proxy's name is no name, or if others could do without a token."""
     if name and not re.fullmatch(r"[\w.-]+(:\d+)?", name):
         raise InputError(
-            f"--public-name {name}: only the name that browsers show, such as search.example.com, or with its port"
+            f"--public-name {name}: only the name that browsers show, such as search.example.com, "
+            f"or with its port"
         )
     if name and not token:
         raise InputError(
-            f"--public-name {name}: other machines need a token; write one with `openssl rand -hex 32 > token`, and "
+            f"--public-name {name}: other machines need a token; write one with `openssl rand -hex "
+            f"32 > token`, and "
             "add --token-file token"
         )
 
@@ -88,7 +94,8 @@ def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
 
 
 def token_of(host: str, file: Path | None) -> str:
-    """The token that requests need; empty: none. Raises InputError if other machines could do without."""
+    """The token that requests need; empty: none. Raises InputError if other machines could do
+    without."""
     from alpro.pipeline.serving.guard import LOCAL
 
     token = os.environ.get("ALPRO_TOKEN", "")
@@ -103,11 +110,13 @@ def token_of(host: str, file: Path | None) -> str:
             ) from error
     if (file or token) and len(token) < MIN_TOKEN:
         raise InputError(
-            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more"
+            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or "
+            f"more"
         )
     if not token and host not in LOCAL:
         raise InputError(
-            f"--host {host}: other machines need a token; write one with `openssl rand -hex 32 > token`, and add "
+            f"--host {host}: other machines need a token; write one with `openssl rand -hex 32 > "
+            f"token`, and add "
             "--token-file token"
         )
     return token
@@ -116,7 +125,8 @@ def token_of(host: str, file: Path | None) -> str:
 def load_models(
     index: Path | None, own: str, ask: str, entities: str, models: ModelOptions
 ) -> "ServedModels":
-    """The models for what INDEX, --ask and --entities can do. Raises InputError if that is nothing."""
+    """The models for what INDEX, --ask and --entities can do. Raises InputError if that is
+    nothing."""
     from alpro.inference.find import find_prompter
     from alpro.pipeline.serving.models import ServedModels
 
@@ -158,8 +168,8 @@ def up(
 ) -> None:
     """Start Prefect, MLflow and workers here.
 
-    Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1, registers the deployments,
-    and prints the addresses. Ctrl-C stops all of it.
+    Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
+    registers the deployments, and prints the addresses. Ctrl-C stops all of it.
     """
     if prefect_port == mlflow_port:
         raise InputError(

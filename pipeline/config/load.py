@@ -1,7 +1,8 @@
-"""Loads a configuration: a TOML file over its `base`, own data, and `--set` changes, as one valid `PipelineConfig`.
+"""Loads a configuration: a TOML file over its `base`, own data, and `--set` changes, as one valid
+`PipelineConfig`.
 
-Until the classes validate them, values are those of TOML: what is not a table where one is expected is passed over here
-(`tables`), and reported by the classes.
+Until the classes validate them, values are those of TOML: what is not a table where one is expected
+is passed over here (`tables`), and reported by the classes.
 """
 
 import os
@@ -117,7 +118,8 @@ def shipped(folder: Path = CONFIGS) -> list[str]:
 
 
 def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
-    """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder `configs`."""
+    """A TOML file by its path in `folder`, or by its name: a shipped one, or one of the folder
+    `configs`."""
     refuse_credentials("--config", source)
     path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
@@ -194,7 +196,8 @@ def merged(values: Values, more: Values) -> Values:
 
 
 def without_stages(values: Values) -> Values:
-    """The values without the optional stages that are `false`, as `--set finetune_qa=false` makes them.
+    """The values without the optional stages that are `false`, as `--set finetune_qa=false` makes
+    them.
 
     >>> without_stages({"pretrain": False, "finetune_qa": {"lr": 1e-4}, "name": "a"})
     {'finetune_qa': {'lr': 0.0001}, 'name': 'a'}
@@ -241,8 +244,8 @@ def resolve(table: Values, key: str, base: Path) -> None:
 
 
 def replace_corpora(values: Values, data: str) -> None:
-    """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep their
-    lengths."""
+    """Replaces all corpora by one, `data`, decoded as the first that is evaluated; phases keep
+    their lengths."""
     corpora = table_of(values, "corpora")
     evaluate = values.setdefault("evaluate", {})
     names = [table.get(task) for table in tables(evaluate) for task in TASK_STAGES]
@@ -316,9 +319,9 @@ def share_tables(values: Values, path: Path) -> None:
 
 
 def with_sizes(values: Values) -> dict[str, Values]:
-    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP (`vit`)
-    or BERT in a local folder, because others could not be loaded. Such a BERT is also the tokenizer,
-    unless there is one.
+    """The sizes of the model of each stage that creates one: `[model]`, with those of a CLIP
+    (`vit`) or BERT in a local folder, because others could not be loaded. Such a BERT is also the
+    tokenizer, unless there is one.
 
     A stage that names no such folder has the sizes of the other stage.
     """
@@ -379,7 +382,8 @@ def key_in(table: Any, name: str, change: str) -> Any:
 
 
 def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a model's validation, with its place and, for an unknown key, a suggestion."""
+    """The first error of a model's validation, with its place and, for an unknown key, a
+    suggestion."""
     errors = error.errors()
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"])

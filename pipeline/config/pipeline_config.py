@@ -1,4 +1,5 @@
-"""The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen object."""
+"""The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen
+object."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -33,25 +34,29 @@ AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
 class Corpus(DecodeVideos, frozen=True):
-    """A corpus: where its videos are, and how they are decoded. Set exactly one of `manifest` (of the rendered
-    sample), `data` and `shards`."""
+    """A corpus: where its videos are, and how they are decoded. Set exactly one of `manifest` (of
+    the rendered sample), `data` and `shards`."""
 
     data: str = Field(
         default="",
-        description="a manifest, a folder of videos, or a URL; relative to this file, in --set to the current folder",
+        description="a manifest, a folder of videos, or a URL; relative to this file, in --set to "
+        "the current folder",
     )
     shards: str = Field(
         default="",
-        description="existing shards: a folder or URL with *.tar files, relative like `data`; only `kinds` and "
+        description="existing shards: a folder or URL with *.tar files, relative like `data`; only "
+        "`kinds` and "
         "`max_reject_share` apply",
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         default={},
-        description="annotation files by split (`train`, `validation`, `test`), and `texts` if these only list videos",
+        description="annotation files by split (`train`, `validation`, `test`), and `texts` if "
+        "these only list videos",
     )
     root: str = Field(
         default="",
-        description="folder that the names in `annotations` are relative to; of absolute names, the folder that "
+        description="folder that the names in `annotations` are relative to; of absolute names, "
+        "the folder that "
         "corresponds to `data`",
     )
 
@@ -63,7 +68,8 @@ class Corpus(DecodeVideos, frozen=True):
 
     @property
     def names_root(self) -> Path | None:
-        """The folder that the names in the annotation files are relative to, if it is not the data."""
+        """The folder that the names in the annotation files are relative to, if it is not the
+        data."""
         return Path(self.root) if self.root else None
 
     @property
@@ -92,7 +98,8 @@ class PipelineConfig(BaseModel):
     )
     pretrained: str = Field(
         default="",
-        description="a model folder instead of `train_prompter` and `pretrain`; relative like `corpora.NAME.data`",
+        description="a model folder instead of `train_prompter` and `pretrain`; relative like "
+        "`corpora.NAME.data`",
     )
     render_sample: RenderSample | None = Field(
         default=None, description="the sample corpus; without this table, no corpus is rendered"
@@ -123,14 +130,16 @@ class PipelineConfig(BaseModel):
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
         if not self.pretrained and not ((named_clip or teacher) and student):
             raise ValueError(
-                "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or pretrained: the "
+                "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or pretrained: "
+                "the "
                 "model folder to start from"
             )
 
         clip = named_clip or (teacher and teacher.clip)
         if clip and student and student.start == "prompter":
             raise ValueError(
-                f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to scratch"
+                f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to "
+                f"scratch"
             )
         return self
 
@@ -146,8 +155,10 @@ class PipelineConfig(BaseModel):
 
         if student.start == "prompter":
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain have "
-                "different ones: name the same vit and bert in both, without [train_prompter.model], "
+                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain "
+                "have "
+                "different ones: name the same vit and bert in both, without "
+                "[train_prompter.model], "
                 "or start from scratch"
             )
         for key in ("patch_size", "image_size", "frames"):
@@ -156,7 +167,8 @@ class PipelineConfig(BaseModel):
             if size != student_size:
                 raise ValueError(
                     f"video.{key} of the prompter is {size}, that of pretrain {student_size}: it "
-                    "labels crops of the same frames, in the same patches; make them equal (vit, or "
+                    "labels crops of the same frames, in the same patches; make them equal (vit, "
+                    "or "
                     "[train_prompter.model])"
                 )
         return self
@@ -195,7 +207,8 @@ class PipelineConfig(BaseModel):
         return self
 
     def _check_corpus(self, name: str, corpus: Corpus) -> None:
-        """Raises ValueError if a corpus has a name that is taken, or keys that do not go together."""
+        """Raises ValueError if a corpus has a name that is taken, or keys that do not go
+        together."""
         if name in INPUTS:
             raise ValueError(
                 f"corpora.{name}: this is the name of an input of the stages; choose another"
@@ -231,8 +244,8 @@ class PipelineConfig(BaseModel):
 
     @property
     def start_task(self) -> str:
-        """The task of the model in `start`: pretrained, retrieval or qa; empty without one. Raises InputError if the
-        folder has no model that is pre-trained or fine-tuned."""
+        """The task of the model in `start`: pretrained, retrieval or qa; empty without one. Raises
+        InputError if the folder has no model that is pre-trained or fine-tuned."""
         if self.start is None:
             return ""
         try:
@@ -241,7 +254,8 @@ class PipelineConfig(BaseModel):
             raise InputError(f"pretrained: {error}") from error
         if task == "prompter":
             raise InputError(
-                f"pretrained: {self.start} is a prompter; give a model of pre-training or fine-tuning"
+                f"pretrained: {self.start} is a prompter; give a model of pre-training or "
+                f"fine-tuning"
             )
         return "pretrained" if task == "pretrain" else task
 
@@ -251,8 +265,8 @@ class PipelineConfig(BaseModel):
         return {stage: config for stage, config in configs.items() if config is not None}
 
 
-# The table of a stage that shares that of another one. decode_videos and index_shards are configured
-# by [corpora.NAME].
+# The table of a stage that shares that of another one. decode_videos and index_shards are
+# configured by [corpora.NAME].
 TABLE_OF = {"zero_shot": "evaluate"}
 
 

@@ -1,4 +1,5 @@
-"""Runs one stage again in this process, for a debugger: without Prefect, MLflow, other processes or locks.
+"""Runs one stage again in this process, for a debugger: without Prefect, MLflow, other processes or
+locks.
 
     python -m pdb -m alpro.pipeline.execution.debug_stage ARTIFACT OUT
 
@@ -50,7 +51,8 @@ def work_of(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def in_this_process(_: Resources) -> Iterator[Callable[..., Future]]:
-    """A pool that calls a function when it is submitted: a debugger does not follow into children."""
+    """A pool that calls a function when it is submitted: a debugger does not follow into
+    children."""
 
     def submit(function: Callable[..., Any], *arguments: Any) -> Future:
         future: Future = Future()

@@ -1,4 +1,5 @@
-"""Which GPUs of this machine a stage uses. It locks them, so that runs at the same time use different ones."""
+"""Which GPUs of this machine a stage uses. It locks them, so that runs at the same time use
+different ones."""
 
 import os
 import subprocess
@@ -24,8 +25,9 @@ UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in
 
 
 def visible_devices(resources: Resources) -> dict[str, str]:
-    """The GPUs that stages of this process may use, by names that CUDA_VISIBLE_DEVICES accepts, with what identifies
-    each on this machine: two jobs may call different GPUs "0", or one GPU by its index and by its UUID."""
+    """The GPUs that stages of this process may use, by names that CUDA_VISIBLE_DEVICES accepts,
+    with what identifies each on this machine: two jobs may call different GPUs "0", or one GPU by
+    its index and by its UUID."""
     if resources.device == "cpu":
         return {}
     import torch
@@ -43,7 +45,8 @@ def visible_devices(resources: Resources) -> dict[str, str]:
 
 @cache
 def device_uuids(visible: str | None) -> list[str]:
-    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this one forks.
+    """The UUIDs of the visible GPUs, in CUDA's order. CUDA is asked in a process of its own: this
+    one forks.
 
     Raises InputError with CUDA's reason if it cannot use them, as with a driver that is too old.
     """
@@ -58,7 +61,8 @@ def device_uuids(visible: str | None) -> list[str]:
     reason = lines[-1].partition(": ")[2] or lines[-1]
     needed = f"this torch ({torch.__version__}) needs a driver for CUDA {torch.version.cuda}"
     raise InputError(
-        f"there is a GPU, but CUDA cannot use it: {reason.strip()} Driver {driver_version()}; {needed}; "
+        f"there is a GPU, but CUDA cannot use it: {reason.strip()} Driver {driver_version()}; "
+        f"{needed}; "
         "update the driver, install a torch for its CUDA, or set resources.device=cpu"
     )
 
@@ -77,11 +81,13 @@ def driver_version() -> str:
 def reserved(
     devices: Mapping[str, str], count: int, announce: Callable[[str], None], folder: Path = FOLDER
 ) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Reserves `count` of the devices (name: identity) for the time of the body. Waits until they are free.
+    """Reserves `count` of the devices (name: identity) for the time of the body. Waits until they
+    are free.
 
-    Yields their names and the open files of their locks. Processes that inherit these keep the devices reserved, even
-    if this process is killed. Raises Stopped, and InputError if there are fewer devices or if the folder of the locks
-    cannot be used. Without devices, nothing is reserved.
+    Yields their names and the open files of their locks. Processes that inherit these keep the
+    devices reserved, even if this process is killed. Raises Stopped, and InputError if there are
+    fewer devices or if the folder of the locks cannot be used. Without devices, nothing is
+    reserved.
     """
     if not devices:
         yield [], ()
@@ -125,8 +131,8 @@ def make_shared(folder: Path) -> None:
 
 
 def lock_all(files: list[Path], count: int) -> dict[Path, FileLock]:
-    """Locks `count` of the files, or none if too few are free: two runs that each kept a part would wait for each
-    other."""
+    """Locks `count` of the files, or none if too few are free: two runs that each kept a part would
+    wait for each other."""
     taken: dict[Path, FileLock] = {}
     for file in files:
         lock = FileLock(file, mode=0o666, thread_local=False)

@@ -1,4 +1,5 @@
-"""Runs a stage as a group of processes, many of them with torchrun, and ends them. As a program it is torchrun."""
+"""Runs a stage as a group of processes, many of them with torchrun, and ends them. As a program it
+is torchrun."""
 
 import os
 import shlex
@@ -49,10 +50,12 @@ def run_stage(
     say: Callable[[str], None] | None = None,
     concurrent_stages: int = 1,
 ) -> Outcome:
-    """Runs a step's stage with the output folder `out` in a process group of its own; returns its outcome.
+    """Runs a step's stage with the output folder `out` in a process group of its own; returns its
+    outcome.
 
-    The group is ended with this call: on success, on any exception here, on cancellation. If this process is killed,
-    the kernel ends it. A stage with a model uses free GPUs, which no other run of this machine uses at the same time.
+    The group is ended with this call: on success, on any exception here, on cancellation. If this
+    process is killed, the kernel ends it. A stage with a model uses free GPUs, which no other run
+    of this machine uses at the same time.
 
     Args:
         lock_file: the open lock of the artifact, which the group holds, too.
@@ -60,7 +63,8 @@ def run_stage(
         concurrent_stages: the number of stages with a model that may run at the same time, this one
             included: they share a CPU's cores.
 
-    Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else StageFailed.
+    Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else
+    StageFailed.
     """
     file = write_work(step, out, store, resources)
     with_model = step.stage in WITH_MODEL
@@ -78,7 +82,8 @@ def run_stage(
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, gpu_locks):
         settings = gpu_settings(devices)
-        # Two models on a CPU with all threads would wait for each other's. torchrun would give a process one thread.
+        # Two models on a CPU with all threads would wait for each other's. torchrun would give a
+        # process one thread.
         if (
             with_model
             and not gpus
@@ -128,7 +133,8 @@ def gpu_settings(devices: Sequence[str]) -> dict[str, str]:
 def outcome_of(step: Step, file: Path, status: int) -> Outcome:
     """What the processes of a stage left. Raises as `run_stage` does.
 
-    file: the work file. status: of the process group's leader, which is torchrun's for several processes.
+    file: the work file. status: of the process group's leader, which is torchrun's for several
+    processes.
     """
     result_file = file.with_name(RESULT)
     result = read_json(result_file) if result_file.exists() else {}
@@ -147,7 +153,8 @@ def outcome_of(step: Step, file: Path, status: int) -> Outcome:
         raise Interrupted(f"{step.name}: it received SIGTERM")
     if status == -signal.SIGKILL:  # torchrun reports it in its output, and ends with 1
         raise StageFailed(
-            f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller batch need less; "
+            f"{step.name} was killed, probably for memory: fewer resources.workers or a smaller "
+            f"batch need less; "
             "the same command resumes"
         )
     rest = f"unfinished results are in {file.parent}"
@@ -181,10 +188,12 @@ def run_group(
     say: Callable[[str], None] | None,
     settings: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs a command as a process group of its own; returns its exit status, always with the whole group gone.
+    """Runs a command as a process group of its own; returns its exit status, always with the whole
+    group gone.
 
-    The open locks, of the artifact's folder and of the GPUs, are passed on, so that they stay held as long as any of
-    the group lives, even if this process is killed. `settings` are added to the environment.
+    The open locks, of the artifact's folder and of the GPUs, are passed on, so that they stay held
+    as long as any of the group lives, even if this process is killed. `settings` are added to the
+    environment.
     """
     piped = say is not None
     process = subprocess.Popen(
@@ -224,10 +233,11 @@ def run_group(
 
 
 def group_environment(settings: Mapping[str, str], piped: bool) -> dict[str, str]:
-    """The environment of a stage's processes. A variable that the user sets is left as it is, except the ranks of a
-    pod or a job."""
-    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside another busy process on
-    # two cores, with OpenMP's default 1.1 to 2.4; on idle cores it is as fast. Huge pages: 0.87 of the time.
+    """The environment of a stage's processes. A variable that the user sets is left as it is,
+    except the ranks of a pod or a job."""
+    # Threads that wait for each other give way soon: a step of the sample takes 0.28 s beside
+    # another busy process on two cores, with OpenMP's default 1.1 to 2.4; on idle cores it is as
+    # fast. Huge pages: 0.87 of the time.
     defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     environment = {**defaults, **os.environ, **settings}
     if piped:
@@ -237,8 +247,8 @@ def group_environment(settings: Mapping[str, str], piped: bool) -> dict[str, str
 
 
 def _wait_for_the_rest(leader: int) -> None:
-    """Waits until the group of a process that did not finish is gone, for some seconds: the resource tracker of
-    multiprocessing removes the semaphores of killed processes."""
+    """Waits until the group of a process that did not finish is gone, for some seconds: the
+    resource tracker of multiprocessing removes the semaphores of killed processes."""
     end = time.monotonic() + TRACKER_SECONDS
     while time.monotonic() < end:
         try:
@@ -249,8 +259,8 @@ def _wait_for_the_rest(leader: int) -> None:
 
 
 def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
-    """Reads to the end, whatever `say` raises: the stage would block in `write` once the pipe is full. If the worker
-    that prints Prefect's log has ended, rich raises SystemExit."""
+    """Reads to the end, whatever `say` raises: the stage would block in `write` once the pipe is
+    full. If the worker that prints Prefect's log has ended, rich raises SystemExit."""
     assert process.stdout is not None
     for line in process.stdout:
         with suppress(BaseException):
@@ -261,7 +271,8 @@ if __name__ == "__main__":
     from torch.distributed.run import main
 
     def stop(number: int, _: object) -> None:
-        # A second one while torchrun waits for its ranks would leave it there, and the kernel may send several.
+        # A second one while torchrun waits for its ranks would leave it there, and the kernel may
+        # send several.
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_INTERRUPTED)
 

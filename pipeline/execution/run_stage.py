@@ -1,8 +1,10 @@
-"""One stage in its own process: `python -m alpro.pipeline.execution.run_stage WORK.json`, alone or under torchrun.
+"""One stage in its own process: `python -m alpro.pipeline.execution.run_stage WORK.json`, alone or
+under torchrun.
 
-The work file contains the stage, its configuration, the folders of its inputs, the output folder and the resources. The
-process leaves its outcome, or the input error that stopped it, in result.json beside the work file; `launch.run_stage`
-starts it and reads that. It needs neither Prefect nor MLflow.
+The work file contains the stage, its configuration, the folders of its inputs, the output folder
+and the resources. The process leaves its outcome, or the input error that stopped it, in
+result.json beside the work file; `launch.run_stage` starts it and reads that. It needs neither
+Prefect nor MLflow.
 """
 
 import json
@@ -28,7 +30,8 @@ LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryErr
 
 def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
-    work, result = read_json(file), file.with_name("result.json")
+    work = read_json(file)
+    result = file.with_name("result.json")
     launched = (
         os.environ.get("GROUP_RANK", "0") == "0"
     )  # and not started on another node: the launcher prints an error
@@ -63,8 +66,9 @@ def main(file: Path) -> int:
 
 
 def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -> int:
-    """Writes why a stage ended, unless another rank has: the first that fails is the cause, and torchrun has an exit
-    status of its own. Prints it unless `quiet`, or if it cannot be written. Returns the status."""
+    """Writes why a stage ended, unless another rank has: the first that fails is the cause, and
+    torchrun has an exit status of its own. Prints it unless `quiet`, or if it cannot be written.
+    Returns the status."""
     try:
         with open(path, "x") as file:
             file.write(json.dumps(result))
@@ -100,8 +104,10 @@ def out_of_memory(stage: str, error: Exception) -> str:
     if stage not in TRAININGS:
         return f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
     return (
-        f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes the "
-        "same batch in smaller parts, or set resources.checkpoint_activations=true, which needs far "
+        f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes "
+        f"the "
+        "same batch in smaller parts, or set resources.checkpoint_activations=true, which needs "
+        "far "
         "less memory and a third more time; then run again"
     )
 
@@ -118,8 +124,8 @@ def run(work: dict) -> Outcome:
 def end(status: int) -> NoReturn:
     """Ends this process and its children at once, whatever state they are in.
 
-    Python's own exit joins child processes, and the loading processes of a training ignore SIGTERM; threads of gloo or
-    NCCL may abort the process during that exit.
+    Python's own exit joins child processes, and the loading processes of a training ignore SIGTERM;
+    threads of gloo or NCCL may abort the process during that exit.
     """
     try:
         # A second signal, or the death of a child, does not interrupt the end.
@@ -134,8 +140,10 @@ def end(status: int) -> NoReturn:
 
 
 def start(file: Path) -> NoReturn:
-    """Runs `main` and ends the process with its status, or with 1 and a traceback if it raises anything."""
-    # Where a training does not write a checkpoint: leaves contexts, which end the processes of a pool.
+    """Runs `main` and ends the process with its status, or with 1 and a traceback if it raises
+    anything."""
+    # Where a training does not write a checkpoint: leaves contexts, which end the processes of a
+    # pool.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_INTERRUPTED))
     status = 1
     try:

@@ -1,6 +1,7 @@
 """The pipeline as one Prefect flow with a task for each step.
 
-`alpro run` calls `start`; deployments in prefect.yaml are the flow `alpro`, each with a stage and a work pool.
+`alpro run` calls `start`; deployments in prefect.yaml are the flow `alpro`, each with a stage and a
+work pool.
 """
 
 import logging
@@ -100,15 +101,19 @@ def alpro(
     stage: StageName = "",
     parent_run: str = "",
 ) -> Any:
-    """Every step that has no cached result, as the run of a deployment, or called from Python. Returns the folder of
-    each artifact. Relative paths are relative to the workspace, in Python to the current folder.
+    """Every step that has no cached result, as the run of a deployment, or called from Python.
+    Returns the folder of each artifact. Relative paths are relative to the workspace, in Python to
+    the current folder.
 
     Args:
         config: A configuration that ships, or a TOML file.
-        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the configuration's.
-        changes: Values to change, also of other stages, each as stage.key=value, such as pretrain.lr=1e-4.
+        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the
+            configuration's.
+        changes: Values to change, also of other stages, each as stage.key=value, such as
+            pretrain.lr=1e-4.
         stage: Only this stage and its missing inputs. Empty: the whole pipeline.
-        parent_run: The run in MLflow that this one is a part of; the pipeline sets it. Leave it empty.
+        parent_run: The run in MLflow that this one is a part of; the pipeline sets it. Leave it
+            empty.
     """
     arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
 
@@ -131,8 +136,8 @@ def alpro(
 
 
 def deployed_workspace() -> Path:
-    """The workspace of a worker, which becomes the current folder: Prefect starts a run in a temporary one. Such a
-    process ends with its worker. Raises InputError."""
+    """The workspace of a worker, which becomes the current folder: Prefect starts a run in a
+    temporary one. Such a process ends with its worker. Raises InputError."""
     end_with_parent(os.getppid(), signal.SIGTERM)
     prepare()
     workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
@@ -153,7 +158,8 @@ def called_workspace() -> Path:
 
 
 def reported(work: Callable[[], dict[str, str]]) -> dict[str, str] | State:
-    """What `work` returns, or the state of a run that ended by an error which is no bug: its message is one line."""
+    """What `work` returns, or the state of a run that ended by an error which is no bug: its
+    message is one line."""
     try:
         return work()
     except EXPECTED as error:
@@ -195,7 +201,8 @@ def remote_deployments() -> dict[str, str]:
 
 
 def title_of(plan: Planned, arguments: dict[str, Any]) -> str:
-    """The name of a run: what it changes, its stage and data, the configuration and the last step's fingerprint."""
+    """The name of a run: what it changes, its stage and data, the configuration and the last step's
+    fingerprint."""
     return run_title(plan.settings.name, plan.steps[-1].fingerprint, arguments)
 
 
@@ -210,7 +217,8 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     tags: dict[str, str] | None = None,
     parent: str = "",
 ) -> dict[str, str]:
-    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each artifact.
+    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each
+    artifact.
 
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
@@ -266,10 +274,12 @@ def run_with_report(current: PipelineRun) -> None:
 
 
 def run_steps(current: PipelineRun) -> None:
-    """Runs the steps, each once its inputs exist, and at most `resources.max_stages` here at a time.
+    """Runs the steps, each once its inputs exist, and at most `resources.max_stages` here at a
+    time.
 
-    A step that fails stops the steps that depend on it, and no others; the first error is raised at the end. If this
-    thread is interrupted, all stages are stopped: they have time to write a checkpoint, then they are killed.
+    A step that fails stops the steps that depend on it, and no others; the first error is raised at
+    the end. If this thread is interrupted, all stages are stopped: they have time to write a
+    checkpoint, then they are killed.
     """
     steps = required(current.plan.steps, current.plan.store)
     max_stages = current.plan.settings.resources.max_stages
@@ -312,8 +322,8 @@ def run_steps(current: PipelineRun) -> None:
 
 
 def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> None:
-    """Notes why a step failed, and announces it, unless it is the `last`, whose error ends the run. Raises what ends
-    the run at once, such as Ctrl-C."""
+    """Notes why a step failed, and announces it, unless it is the `last`, whose error ends the run.
+    Raises what ends the run at once, such as Ctrl-C."""
     if state.is_completed():
         return
     if state.name == "NotReady":
@@ -329,7 +339,8 @@ def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> 
 
 def stop_stages(stop: Stop, futures: list[Future[Any]]) -> None:
     """Asks all stages to stop, waits while they write checkpoints, and kills what is left."""
-    # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut this short.
+    # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut
+    # this short.
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
     stop.request()

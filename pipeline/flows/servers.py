@@ -1,7 +1,8 @@
-"""Prefect's and MLflow's own programs on this machine: a temporary server for a command, and `alpro up`.
+"""Prefect's and MLflow's own programs on this machine: a temporary server for a command, and `alpro
+up`.
 
-Each program has a session of its own, so that Ctrl-C in a terminal reaches this process only, which ends them in order.
-If this process is killed, the kernel ends them.
+Each program has a session of its own, so that Ctrl-C in a terminal reaches this process only, which
+ends them in order. If this process is killed, the kernel ends them.
 """
 
 import atexit
@@ -32,7 +33,9 @@ from alpro.stages.execution.lifecycle import signal_group, with_parent
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
-START_SECONDS, POLL_SECONDS = 600.0, 0.1  # the first start creates the databases
+# the first start creates the databases
+START_SECONDS = 600.0
+POLL_SECONDS = 0.1
 GRACE_SECONDS = 60.0  # for workers, whose runs write checkpoints; Prefect gives them 30
 PAST_PROXIES = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -47,14 +50,16 @@ def answers(url: str) -> bool:
 
 
 class Programs:
-    """Programs that run until one of them ends. logs: the folder of their output; None: this terminal."""
+    """Programs that run until one of them ends. logs: the folder of their output; None: this
+    terminal."""
 
     def __init__(self, logs: Path | None = None):
-        self.logs, self.running = logs, dict[str, subprocess.Popen]()
+        self.logs = logs
+        self.running = dict[str, subprocess.Popen]()
 
     def start(self, name: str, module: list[str], environment: Mapping[str, str]) -> None:
-        """Starts `python -m MODULE...`. uvicorn, which all servers run on, is kept from importing from the current
-        folder, which it would put first on its path."""
+        """Starts `python -m MODULE...`. uvicorn, which all servers run on, is kept from importing
+        from the current folder, which it would put first on its path."""
         variables = {**environment, "UVICORN_APP_DIR": sysconfig.get_path("stdlib")}
         with open(self.logs / f"{name}.log", "ab") if self.logs else nullcontext() as log:
             self.running[name] = subprocess.Popen(
@@ -82,8 +87,8 @@ class Programs:
             time.sleep(POLL_SECONDS)
 
     def end(self) -> None:
-        """Ends the workers, whose runs report their end to the servers, and then these. A second signal ends everything
-        at once."""
+        """Ends the workers, whose runs report their end to the servers, and then these. A second
+        signal ends everything at once."""
         with suppress(KeyboardInterrupt):
             for workers in (True, False):
                 ending = [
@@ -102,12 +107,13 @@ class Programs:
 
 
 def start_temporary_server() -> Callable[[], None]:
-    """Starts the Prefect server of a command, which ends with it, unless PREFECT_API_URL names one. Returns a function
-    that waits until it answers. Call before Prefect is imported, which reads its environment then.
+    """Starts the Prefect server of a command, which ends with it, unless PREFECT_API_URL names one.
+    Returns a function that waits until it answers. Call before Prefect is imported, which reads its
+    environment then.
 
-    Prefect starts one by itself, too, but only when its first client asks, and in the process group of the command,
-    where Ctrl-C ends it before the flow's state is reported. This one starts while the command imports its modules.
-    Raises InputError if the lock of the start cannot be taken.
+    Prefect starts one by itself, too, but only when its first client asks, and in the process group
+    of the command, where Ctrl-C ends it before the flow's state is reported. This one starts while
+    the command imports its modules. Raises InputError if the lock of the start cannot be taken.
     """
     named = os.environ.get("PREFECT_API_URL")
     if named:
@@ -151,14 +157,15 @@ def check_server(url: str) -> None:
         if isinstance(reason, ssl.SSLError):
             return  # Prefect has settings of its own for certificates
         raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with `alpro up`, or unset "
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
+            f"`alpro up`, or unset "
             "the variable: a command then has a server of its own"
         ) from error
 
 
 def guarded(address: str, *more: str) -> dict[str, str]:
-    """Settings of a Prefect server, to which pages of other addresses than these must not send: whoever may deploy may
-    run commands."""
+    """Settings of a Prefect server, to which pages of other addresses than these must not send:
+    whoever may deploy may run commands."""
     return {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
@@ -168,7 +175,8 @@ def guarded(address: str, *more: str) -> dict[str, str]:
 
 @contextmanager
 def programs(logs: Path) -> Iterator[Programs]:
-    """Programs that end at the end of the body. Raises InputError if the folder of their logs cannot be created."""
+    """Programs that end at the end of the body. Raises InputError if the folder of their logs
+    cannot be created."""
     # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -183,10 +191,12 @@ def programs(logs: Path) -> Iterator[Programs]:
 
 
 def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
-    """Runs a Prefect server, an MLflow server and a worker for each work pool until SIGINT or SIGTERM. Raises
-    StageFailed if one of them ends; the systemd units in docs/cluster start them again.
+    """Runs a Prefect server, an MLflow server and a worker for each work pool until SIGINT or
+    SIGTERM. Raises StageFailed if one of them ends; the systemd units in docs/cluster start them
+    again.
 
-    workspace: absolute. Artifacts, reports, logs, and both databases unless the environment names others.
+    workspace: absolute. Artifacts, reports, logs, and both databases unless the environment names
+    others.
     """
     prefect = f"http://127.0.0.1:{prefect_port}"
     mlflow = f"http://127.0.0.1:{mlflow_port}"
@@ -224,9 +234,11 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             f"Prefect    {prefect}\nMLflow     {mlflow}{page}\n"
             f"workspace  {workspace}\nlogs       {workspace / 'logs'}\n"
             f"workers    cpu; gpu, {gpus} run{'s' if gpus > 1 else ''} at a time\n"
-            f"Start a run on Prefect's page, or in another terminal:\n  export PREFECT_API_URL={prefect}/api"
+            f"Start a run on Prefect's page, or in another terminal:\n  export "
+            f"PREFECT_API_URL={prefect}/api"
             f"{proxy_line()}\n"
-            "  prefect deployment run alpro/alpro -p config=sample --watch\nCtrl-C stops everything."
+            "  prefect deployment run alpro/alpro -p config=sample --watch\nCtrl-C stops "
+            "everything."
         )
         running.until(lambda: False, seconds=float("inf"))
 
@@ -259,7 +271,8 @@ def environments(
 
 
 def deployed(log: Path, environment: Mapping[str, str]) -> bool:
-    """Registers the deployments; returns whether that succeeded. It fails until the workers have made their pools."""
+    """Registers the deployments; returns whether that succeeded. It fails until the workers have
+    made their pools."""
     words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
     with open(log, "ab") as output:
         status = subprocess.call(
@@ -273,14 +286,16 @@ def deployed(log: Path, environment: Mapping[str, str]) -> bool:
 
 
 def runs_page(mlflow: str, workspace: Path) -> str:
-    """The path of the page that lists the runs of the newest experiment; in a new store that of the sample."""
+    """The path of the page that lists the runs of the newest experiment; in a new store that of the
+    sample."""
     from alpro.pipeline.tracking.tracker import Tracker, start_page
 
     return start_page(mlflow) or start_page(Tracker.open(mlflow, workspace, "sample").uri)
 
 
 def proxy_line() -> str:
-    """What a terminal needs besides, in which a proxy is set: Prefect's own command would ask it for this machine."""
+    """What a terminal needs besides, in which a proxy is set: Prefect's own command would ask it
+    for this machine."""
     proxies = urllib.request.getproxies().keys() & {"http", "all"}
     return "\n  export NO_PROXY=$NO_PROXY,127.0.0.1,localhost" if proxies else ""
 

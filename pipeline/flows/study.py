@@ -1,8 +1,8 @@
 """Studies: every variant of a configuration with every seed, and a table of their scores.
 
-The runs are those of `alpro run`, one after another. What they share is built once, because an artifact is found by its
-fingerprint; so a study that was stopped continues when it is run again. The seeds are the outer loop: after the first,
-all variants can be compared.
+The runs are those of `alpro run`, one after another. What they share is built once, because an
+artifact is found by its fingerprint; so a study that was stopped continues when it is run again.
+The seeds are the outer loop: after the first, all variants can be compared.
 """
 
 import math
@@ -36,8 +36,10 @@ from alpro.stages.evaluation.score_names import STUDIED, VALIDATION_SCORES
 STUDIES = CONFIGS / "studies"
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
 NOTE = (
-    "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by seed: the variant minus "
-    "the first with the same seed. The intervals cover what a seed changes, and not the choice of test items."
+    "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by "
+    "seed: the variant minus "
+    "the first with the same seed. The intervals cover what a seed changes, and not the choice of "
+    "test items."
 )
 
 
@@ -65,7 +67,8 @@ class Study(BaseModel):
 
 
 def load_study(source: str) -> Study:
-    """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is invalid."""
+    """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is
+    invalid."""
     path = find_config(source, shipped_in=STUDIES)
     values = read_toml(path)
     if isinstance(config := values.get("config"), str) and config.endswith(".toml"):
@@ -92,8 +95,8 @@ class Member(NamedTuple):
 def members_of(
     study: Study, config: str, data: str, changes: list[str], root: Path
 ) -> list[Member]:
-    """The plans of all runs, seeds first. `changes` are those of the command line: they come after those of the study,
-    and before those of a variant and its seed, which are what is compared.
+    """The plans of all runs, seeds first. `changes` are those of the command line: they come after
+    those of the study, and before those of a variant and its seed, which are what is compared.
 
     Raises InputError, which names the variant, if one of them is invalid.
     """
@@ -118,9 +121,9 @@ def members_of(
 def run_study(
     study: Study, members: list[Member], config: str, data: str, root: Path, tracking_uri: str = ""
 ) -> tuple[Table | None, Path, list[str]]:
-    """Runs all members. Returns the table of the selected scores, None without scores, the file with all of them, and
-    the titles of the runs that failed: one does not stop the others. Raises InputError before the first run if files
-    are missing."""
+    """Runs all members. Returns the table of the selected scores, None without scores, the file
+    with all of them, and the titles of the runs that failed: one does not stop the others. Raises
+    InputError before the first run if files are missing."""
     from alpro.pipeline.flows import flow
     from alpro.pipeline.tracking.contents import status_after
     from alpro.pipeline.tracking.tracker import Tracker
@@ -170,7 +173,8 @@ def run_study(
 
 
 def validation_rows(record: Record) -> Rows:
-    """What a training reached on the validation split, as rows of results.json; without chance and interval."""
+    """What a training reached on the validation split, as rows of results.json; without chance and
+    interval."""
     scores = []
     for name, metric in VALIDATION_SCORES.items():
         if name in record.metrics:
@@ -187,8 +191,8 @@ def validation_rows(record: Record) -> Rows:
 
 
 def work_table(members: list[Member]) -> Table:
-    """What is left to do of a study: for each run, the stages that no earlier run builds, and how long these take by
-    the newest record of each stage in the workspace."""
+    """What is left to do of a study: for each run, the stages that no earlier run builds, and how
+    long these take by the newest record of each stage in the workspace."""
     store = members[0].plan.store
     seconds = {record.name: record.run.get("seconds") for _, record in store.all()}
     counted: set[str] = set()
@@ -255,8 +259,8 @@ def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
 def summary_of(
     by_seed: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """One score of a variant over its seeds, as `score_rows` describes it. baseline: the rows of the
-    first variant; empty for the first itself."""
+    """One score of a variant over its seeds, as `score_rows` describes it. baseline: the rows of
+    the first variant; empty for the first itself."""
     rows = list(by_seed.values())
     values = [row["value"] for row in rows]
     chances = [row["chance"] for row in rows if row["chance"] is not None]

@@ -1,5 +1,5 @@
-"""A run of a pipeline, and a step of it as a Prefect task: it looks for the artifact, builds it under a lock if it is
-missing, and logs to MLflow."""
+"""A run of a pipeline, and a step of it as a Prefect task: it looks for the artifact, builds it
+under a lock if it is missing, and logs to MLflow."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -36,7 +36,8 @@ from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 
-# What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a stop, a disk.
+# What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a
+# stop, a disk.
 EXPECTED = (InputError, StageFailed, Interrupted, OSError)
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 # Before a stage continues that was interrupted, or whose network or disk failed.
@@ -56,7 +57,8 @@ class PipelineRun:
     title: str
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     commit: str = field(default_factory=git_commit)
-    # By the names of the steps: what they left, whether it was there, and why they failed or were interrupted.
+    # By the names of the steps: what they left, whether it was there, and why they failed or were
+    # interrupted.
     found: dict[str, tuple[Path, Record]] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     failures: dict[str, BaseException] = field(default_factory=dict)
@@ -187,9 +189,9 @@ def step_task(title: str, progress: str, current: PipelineRun, step: Step) -> St
     """Finds a step's artifact or builds it, and adds it to the results of the run.
 
     The state is Completed, or Cached if the artifact exists; Interrupted if the stage can continue,
-    which the next try does; Failed with one line for an error that is not a bug. Prefect receives the
-    run and the step in quotes and no result: it searches every object that it sees for the results of
-    other tasks, and would draw arrows from all earlier stages.
+    which the next try does; Failed with one line for an error that is not a bug. Prefect receives
+    the run and the step in quotes and no result: it searches every object that it sees for the
+    results of other tasks, and would draw arrows from all earlier stages.
 
     progress: which stage of how many it is, as the log shows it.
     """
@@ -201,7 +203,8 @@ def step_task(title: str, progress: str, current: PipelineRun, step: Step) -> St
 
 
 def failure(error: BaseException) -> State:
-    """The state of a run or a task that ended by an error which is no bug. Its message is one line."""
+    """The state of a run or a task that ended by an error which is no bug. Its message is one
+    line."""
     if isinstance(error, Interrupted):
         message = f"{one_line(error, max_length=MAX_MESSAGE)}; the next run continues"
         return Failed(name="Interrupted", message=message, data=error)
@@ -320,8 +323,8 @@ def announce(text: str) -> None:
 
 
 def log_sink() -> Callable[[str], None] | None:
-    """Where the output of a stage's process goes: line by line to the log of Prefect's run; None for
-    this terminal, of the command line or of a person who calls the flow's function without
+    """Where the output of a stage's process goes: line by line to the log of Prefect's run; None
+    for this terminal, of the command line or of a person who calls the flow's function without
     Prefect."""
     if at_terminal():
         return None

@@ -1,4 +1,5 @@
-"""Checks a manifest, folder or set of shards before it is decoded: what is there and what is missing.
+"""Checks a manifest, folder or set of shards before it is decoded: what is there and what is
+missing.
 
 All rows are imported; no media are read except those of a few items, which are decoded.
 """
@@ -33,8 +34,8 @@ def check_data(
 ) -> dict[str, Any]:
     """Describes a source of items, decoding `samples` of them, evenly spaced.
 
-    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot be
-    read at all.
+    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot
+    be read at all.
     """
     limits = max_text_tokens or {}
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
@@ -69,8 +70,8 @@ def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dic
 
 
 def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, the texts that training will cut, and
-    by split the items with a caption that a training item has too."""
+    """Counts the rows by kind, those without a file or a text, the texts that training will cut,
+    and by split the items with a caption that a training item has too."""
     kinds = Counter[str]()
     missing: list[str] = []
     without_text = 0
@@ -228,7 +229,8 @@ def why_no_split(
         return f"no row names one, and its share `{split}` is 0"
     return (
         f"no row names one, and with {split} = {share:g}, none of the {sum(items.values())} items "
-        f"with a text fell into it; name the splits in a column `split`, or change `seed` or `{split}`"
+        f"with a text fell into it; name the splits in a column `split`, or change `seed` or "
+        f"`{split}`"
     )
 
 

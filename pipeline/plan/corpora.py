@@ -1,4 +1,5 @@
-"""The steps that make corpora: of the rendered sample, of the user's files, or of shards that are there already."""
+"""The steps that make corpora: of the rendered sample, of the user's files, or of shards that are
+there already."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,8 @@ from alpro.stages.index_shards import Config as IndexConfig
 def corpus_steps(
     corpora: Mapping[str, Corpus], built: Mapping[str, Step], digests: Digests
 ) -> dict[str, Step]:
-    """The step that makes each corpus, by the corpus's name. built: the steps before them, by stage.
+    """The step that makes each corpus, by the corpus's name. built: the steps before them, by
+    stage.
 
     The contents of the user's files are part of a step's fingerprint. Its `missing` says why they
     cannot be read on this machine.
@@ -50,13 +52,15 @@ def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         except InputError:  # they cannot be read any more
             return False
 
-    # Shards at a URL are not checked again: a store may describe the same file differently each time.
+    # Shards at a URL are not checked again: a store may describe the same file differently each
+    # time.
     is_local = isinstance(shards, Path)
     return replace(step, files={"shards": contents}, unchanged=unchanged if is_local else None)
 
 
 def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
-    """The step that decodes the user's files. They are imported here, once; the stage reads the manifest."""
+    """The step that decodes the user's files. They are imported here, once; the stage reads the
+    manifest."""
     data = located(corpus.data)
     sources: dict[str, Location] = {"data": data, **corpus.annotation_files}
     if corpus.names_root:
@@ -78,7 +82,8 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         except InputError:  # they cannot be read any more
             return False
 
-    # A corpus at a URL is not checked again: a store may describe the same file differently each time.
+    # A corpus at a URL is not checked again: a store may describe the same file differently each
+    # time.
     is_local = all(isinstance(path, Path) for path in sources.values())
     return replace(
         step,

@@ -1,4 +1,5 @@
-"""The DAG of a configuration: its steps with their inputs and outside files; which of them have to run, and why."""
+"""The DAG of a configuration: its steps with their inputs and outside files; which of them have to
+run, and why."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,8 +46,8 @@ class Planned:
 
 
 def planned(stage: str, config: str, data: str, changes: list[str] | None, root: Path) -> Planned:
-    """The plan of one stage or, for "", of the whole pipeline, in a workspace. Raises InputError for
-    anything wrong."""
+    """The plan of one stage or, for "", of the whole pipeline, in a workspace. Raises InputError
+    for anything wrong."""
     root.mkdir(parents=True, exist_ok=True)
     digests = Digests(root / "digests.sqlite")
 
@@ -138,7 +139,8 @@ def digest_files(path: Path, digests: Digests) -> str:
 
 
 def check_text_lengths(steps: list[Step], folder: Path) -> None:
-    """Raises InputError if a step's texts are longer than the text encoder of `pretrained` takes."""
+    """Raises InputError if a step's texts are longer than the text encoder of `pretrained`
+    takes."""
     config = read_json(folder / "config.json")
     limit = config.get("model", {}).get("text", {}).get("max_length")
     if limit is None:
@@ -166,8 +168,9 @@ def check_files(steps: list[Step], store: Store) -> None:
 
 
 def check_test_items(plan: Planned) -> None:
-    """Raises InputError if a corpus that will be evaluated has no item to evaluate: a decoded one as
-    the evaluation will, before days of training; another one by its manifest, before it is decoded.
+    """Raises InputError if a corpus that will be evaluated has no item to evaluate: a decoded one
+    as the evaluation will, before days of training; another one by its manifest, before it is
+    decoded.
 
     What was checked once is not read again, so a run calls it before each of its steps.
     """
@@ -206,7 +209,8 @@ def check_manifest(
         if getattr(config, task) == name and not counts[column]:
             raise InputError(
                 f"{name}: no {config.split} item has {column}{reason}; assign some in the column "
-                f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty string"
+                f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty "
+                f"string"
             )
 
 

@@ -123,8 +123,8 @@ class Digests:
 
 
 def checksum_or_missing(file: str) -> str:
-    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError if
-    reading fails otherwise."""
+    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
+    if reading fails otherwise."""
     try:
         os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
         return checksum(file) if Path(file).is_file() else MISSING

@@ -1,4 +1,5 @@
-"""The card of an exported model, README.md: what is known of it from its artifact, its inputs and its evaluations."""
+"""The card of an exported model, README.md: what is known of it from its artifact, its inputs and
+its evaluations."""
 
 import json
 from pathlib import Path
@@ -28,7 +29,8 @@ TASKS = {
     "qa": (
         "a video-language model, fine-tuned to answer questions with {answers:,} answers",
         '"what color is the ball?"',
-        "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])",
+        "probabilities = "
+        "model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])",
     ),
 }
 CARD = """---
@@ -89,8 +91,10 @@ training started from, may restrict the use of the weights.
 
 
 def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "") -> str:
-    """The text of README.md. artifact: of the store, or any model folder, of which less is known."""
-    record, answers = read_record(artifact), len(model.answers)
+    """The text of README.md. artifact: of the store, or any model folder, of which less is
+    known."""
+    record = read_record(artifact)
+    answers = len(model.answers)
     what, text, call = TASKS[model.task]
     tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
     sources: list[tuple[Path, Record]] = []
@@ -136,7 +140,8 @@ def training(sources: list[tuple[Path, Record]]) -> str:
     lines = []
     for _, record in sources:
         if "lr" in (config := record.config):
-            steps, lr = record.counts.get("steps", ""), f"{config['lr']:g}"
+            steps = record.counts.get("steps", "")
+            lr = f"{config['lr']:g}"
             lines.append(
                 [
                     record.name,

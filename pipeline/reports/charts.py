@@ -1,5 +1,5 @@
-"""The charts of a page as numbers in percent of their width and height, which the template draws: scores with their
-intervals, differences of two runs, learning curves, and calibration."""
+"""The charts of a page as numbers in percent of their width and height, which the template draws:
+scores with their intervals, differences of two runs, learning curves, and calibration."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +67,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether probabilities are shares of right predictions: for each bin the mean probability, the share that is
-    right, both in percent, and the radius of its dot."""
+    """Whether probabilities are shares of right predictions: for each bin the mean probability, the
+    share that is right, both in percent, and the radius of its dot."""
 
     title: str
     bins: list[tuple[float, float, float, int]]
@@ -76,9 +76,11 @@ class Calibration:
 
 
 def score_bars(rows: Rows) -> Bars | None:
-    """The scores of a run that people look at first, beside their controls and chance. None without a score."""
+    """The scores of a run that people look at first, beside their controls and chance. None without
+    a score."""
     chosen = [row for row in rows if row["name"] in PRINTED]
-    # Of the other controls, those of the first score of each table: R@1 of the text, and the accuracy.
+    # Of the other controls, those of the first score of each table: R@1 of the text, and the
+    # accuracy.
     leading = {row["table"]: (row["direction"], row["metric"]) for row in reversed(chosen)}
     controls = [
         row
@@ -113,8 +115,8 @@ def score_bars(rows: Rows) -> Bars | None:
 
 
 def difference_bars(first: str, second: str, compared: Comparison) -> Bars | None:
-    """The paired differences of two runs: of R@1 and of the accuracies, or of all scores in percent if there are
-    neither. None without any."""
+    """The paired differences of two runs: of R@1 and of the accuracies, or of all scores in percent
+    if there are neither. None without any."""
     scores = [(row, difference) for row, difference in compared.scores if row["unit"] == "%"]
     short = [
         (row, difference)
@@ -164,7 +166,8 @@ def learning_curves(artifacts: Iterable[tuple[Path, Record]]) -> dict[str, list[
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
-    """A curve for each loss, the sum first, and for each validation score, over the steps. A single point is none."""
+    """A curve for each loss, the sum first, and for each validation score, over the steps. A single
+    point is none."""
     losses = dict.fromkeys(key for line in lines for key in line if key.startswith("train/loss"))
     for key in [*sorted(losses, key=len), *VALIDATION_CURVES]:
         points = [
@@ -183,8 +186,10 @@ def curve(title: str, points: Sequence[tuple[int, float]]) -> Curve:
     kept = [*points[::-every]][::-1]
     steps = [step for step, _ in kept]
     values = [value for _, value in kept if np.isfinite(value)] or [0.0]
-    low, high = min(values), max(values)
-    width, height = max(steps) - min(steps) or 1, high - low or 1.0
+    low = min(values)
+    high = max(values)
+    width = max(steps) - min(steps) or 1
+    height = high - low or 1.0
     return Curve(
         title=title,
         points=[
@@ -215,7 +220,8 @@ def calibrations(artifacts: Iterable[tuple[Path, Record]]) -> list[Calibration]:
 
 
 def calibration(what: str, probability: np.ndarray, right: np.ndarray) -> Calibration | None:
-    """probability (N,) of predictions, and whether they are right (N,). None without predictions."""
+    """probability (N,) of predictions, and whether they are right (N,). None without
+    predictions."""
     if not len(probability):
         return None
     bins = []
@@ -223,12 +229,14 @@ def calibration(what: str, probability: np.ndarray, right: np.ndarray) -> Calibr
     number = np.minimum((probability * BINS).astype(int), BINS - 1)
     for one in np.unique(number):
         inside = number == one
-        mean, share = probability[inside].mean(), right[inside].mean()
+        mean = probability[inside].mean()
+        share = right[inside].mean()
         gap += inside.mean() * abs(mean - share)
         radius = 1.5 + 5 * np.sqrt(inside.mean())
         bins.append((100 * mean, 100 * share, radius, int(inside.sum())))
     note = (
-        f"{len(probability)} predictions: mean probability {probability.mean():.0%}, right {right.mean():.0%}; "
+        f"{len(probability)} predictions: mean probability {probability.mean():.0%}, right "
+        f"{right.mean():.0%}; "
         f"expected calibration error {gap:.1%}."
     )
     return Calibration(what, bins, note)

@@ -179,7 +179,8 @@ def pictures_by_step(artifacts: Sequence[tuple[Path, Record]]) -> dict[str, list
 
 
 def write_page(path: Path, title: str, **values: Any) -> Path:
-    """Renders the template into one file that needs no other. Raises InputError if it cannot be written."""
+    """Renders the template into one file that needs no other. Raises InputError if it cannot be
+    written."""
     templates = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -251,8 +252,9 @@ def stage_pictures(folder: Path) -> list[tuple[str, str]]:
 
 
 def finished_steps(plan: Planned, report: Path) -> list[Step]:
-    """The steps of a run that has nothing to do: every artifact is in the workspace, which has an MLflow store, and the
-    last run of these steps did not fail or stop. Empty if anything is left to do. report: the file of `report_file`."""
+    """The steps of a run that has nothing to do: every artifact is in the workspace, which has an
+    MLflow store, and the last run of these steps did not fail or stop. Empty if anything is left to
+    do. report: the file of `report_file`."""
     wanted = required(plan.steps, plan.store)
     if not (report.parents[1] / "mlflow.db").is_file():
         return []
@@ -263,7 +265,8 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
 
 
 class Compared(NamedTuple):
-    """Runs side by side: the tables, a sentence on each of the others, and the charts of their differences."""
+    """Runs side by side: the tables, a sentence on each of the others, and the charts of their
+    differences."""
 
     title: str
     tables: list[Table]

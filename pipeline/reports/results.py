@@ -1,7 +1,8 @@
-"""The results of runs as tables, with the runs as columns: for the terminal, the page, and the card of a model.
+"""The results of runs as tables, with the runs as columns: for the terminal, the page, and the card
+of a model.
 
-results.json of an evaluation has the rows (`alpro.stages.evaluation.results`); every number that people read of them is
-made into text here.
+results.json of an evaluation has the rows (`alpro.stages.evaluation.results`); every number that
+people read of them is made into text here.
 """
 
 import math
@@ -33,8 +34,8 @@ CORPUS_COUNTS = ("samples", "captions", "questions", "rejected")
 
 @dataclass(frozen=True)
 class Table:
-    """A table to show: the heads of its columns, lines, a note below. The first two columns are texts, the others
-    numbers, unless all are `texts`."""
+    """A table to show: the heads of its columns, lines, a note below. The first two columns are
+    texts, the others numbers, unless all are `texts`."""
 
     title: str
     heads: list[str]
@@ -59,8 +60,8 @@ def tables(
 
     Args:
         runs: rows by the head of their column.
-        compared: the comparison of the first run with each of the others, for columns of differences
-            and p values; a score over other queries has none.
+        compared: the comparison of the first run with each of the others, for columns of
+            differences and p values; a score over other queries has none.
         marked: the name of the score that counts.
     """
     groups: dict[str, Rows] = {group: [] for group in TITLES}
@@ -205,7 +206,8 @@ def comparison_note(others: Sequence[str], compared: Sequence[Comparison]) -> st
     if not compared:
         return ""
     note = (
-        "Differences: over the same queries, with their 95 % interval, paired bootstrap over test videos. p: "
+        "Differences: over the same queries, with their 95 % interval, paired bootstrap over test "
+        "videos. p: "
         "permutation test by video, two-sided, not corrected for the number of scores."
     )
     for name, comparison in zip(others, compared, strict=True):

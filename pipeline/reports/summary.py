@@ -1,4 +1,5 @@
-"""A run in a few lines of Markdown, for the pages of MLflow and Prefect: results, changes, links."""
+"""A run in a few lines of Markdown, for the pages of MLflow and Prefect: results, changes,
+links."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

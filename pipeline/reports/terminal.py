@@ -124,8 +124,8 @@ def print_columns(
 ) -> None:
     """Prints lines of cells in columns below their heads.
 
-    In a terminal, the heads are bold, and a cell that is too wide is folded in its column. A file or
-    a pipe gets plain text with one line for each row.
+    In a terminal, the heads are bold, and a cell that is too wide is folded in its column. A file
+    or a pipe gets plain text with one line for each row.
 
     Args:
         right: the indices of the columns that are aligned on the right.

@@ -28,16 +28,19 @@ def decisive(names: Iterable[str]) -> str:
 
 
 def verdict_of(first: str, second: str, compared: Comparison) -> str:
-    """The sentence on two models by the names that a person gave them; empty if nothing was compared."""
+    """The sentence on two models by the names that a person gave them; empty if nothing was
+    compared."""
     scores = {row["name"]: (row, difference) for row, difference in compared.scores}
     name = decisive(scores)
     return verdict(first, second, *scores[name]) if name else ""
 
 
 def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedDifference) -> str:
-    """Whether the second model is better than the first, which is kept if there is no difference: it needs no training.
+    """Whether the second model is better than the first, which is kept if there is no difference:
+    it needs no training.
 
-    row: of results.json, the score that counts. difference: second minus first, over the same queries.
+    row: of results.json, the score that counts. difference: second minus first, over the same
+    queries.
     """
     clips = row.get("videos") or row["items"]
     unit = "points" if row["unit"] == "%" else row["unit"]
@@ -70,12 +73,13 @@ def smallest(row: Mapping[str, Any], clips: int) -> str:
 
 
 def fine_tuned_verdict(artifacts: Sequence[tuple[Path, Record]]) -> str:
-    """The sentence on a run that scores a model before and after its fine-tuning over the same test queries; empty for
-    another run, and if the test queries differ."""
+    """The sentence on a run that scores a model before and after its fine-tuning over the same test
+    queries; empty for another run, and if the test queries differ."""
     folders = {record.stage: folder for folder, record in artifacts}
     if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
         return ""
-    before, after = "zero_shot_vtc/t2v/R1", "retrieval_vtc/t2v/R1"
+    before = "zero_shot_vtc/t2v/R1"
+    after = "retrieval_vtc/t2v/R1"
     try:
         found = compare_scores(folders["zero_shot"], before, folders["evaluate"], after)
     except InputError:  # an earlier version wrote no values of queries

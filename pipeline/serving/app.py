@@ -1,4 +1,5 @@
-"""The API of `alpro serve` and its page. Parameters are in the query of an address; the body of a POST is a file."""
+"""The API of `alpro serve` and its page. Parameters are in the query of an address; the body of a
+POST is a file."""
 
 import asyncio
 import io
@@ -136,7 +137,8 @@ def _add_searches(
     async def search_clips(
         request: Request, query: Annotated[SearchQuery, Query()]
     ) -> dict[str, Any]:
-        """The clips that fit a text, or that are similar to a clip or to the body; all clips if there is neither."""
+        """The clips that fit a text, or that are similar to a clip or to the body; all clips if
+        there is neither."""
         model = models.require("search", "INDEX")
 
         def decode(file: Path | None) -> Any:
@@ -239,7 +241,8 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         view: Literal["file", "still", "moving"] = "file",
         key: Key = "",
     ) -> Response:
-        """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight frames that move."""
+        """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight
+        frames that move."""
         loop = asyncio.get_running_loop()
         item = await loop.run_in_executor(threads, models.current_item, clip, key)
         if view != "file":

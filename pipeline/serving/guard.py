@@ -25,13 +25,15 @@ CHALLENGE = {
 
 
 class Guard:
-    """Refuses requests without the token if there is one, and those of pages of other sites. A name that is made to
-    resolve to this machine is known by Host, which `guarded` checks; other pages by Sec-Fetch-Site and Origin."""
+    """Refuses requests without the token if there is one, and those of pages of other sites. A name
+    that is made to resolve to this machine is known by Host, which `guarded` checks; other pages by
+    Sec-Fetch-Site and Origin."""
 
     def __init__(self, app: ASGIApp, token: str = "", public_name: str = ""):
         self.app = app
         self.token = token.encode()
-        # What a browser names as the origin of the page that a TLS proxy passes on, whatever Host the proxy sends.
+        # What a browser names as the origin of the page that a TLS proxy passes on, whatever Host
+        # the proxy sends.
         self.public_origin = f"https://{public_name}".lower().encode() if public_name else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,8 +78,8 @@ def password(authorization: bytes) -> bytes:
 
 
 def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> ASGIApp:
-    """An application within the checks. host: the address that it listens on. public_name: NAME or NAME:PORT of the
-    TLS proxy before it, as browsers show it."""
+    """An application within the checks. host: the address that it listens on. public_name: NAME or
+    NAME:PORT of the TLS proxy before it, as browsers show it."""
     names = ["*"]
     if host in LOCAL:
         names = [*LOCAL, *([public_name.partition(":")[0].lower()] if public_name else [])]

@@ -1,4 +1,5 @@
-"""How requests take turns: uploads are received and decoded side by side, and the models compute one at a time."""
+"""How requests take turns: uploads are received and decoded side by side, and the models compute
+one at a time."""
 
 import asyncio
 import os

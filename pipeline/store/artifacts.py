@@ -1,8 +1,9 @@
-"""Steps and the store of their artifacts: finds and makes them, knows what each was built from, and removes them.
+"""Steps and the store of their artifacts: finds and makes them, knows what each was built from, and
+removes them.
 
-The result of a stage is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when its record,
-artifact.json, is written last. Until then the folder contains unfinished work, which the next run with the same
-fingerprint resumes.
+The result of a stage is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when
+its record, artifact.json, is written last. Until then the folder contains unfinished work, which
+the next run with the same fingerprint resumes.
 """
 
 import platform
@@ -57,7 +58,8 @@ class Step:
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
     # SHA-256 or version of outside files, by name or STAGE.KEY.
     files: Mapping[str, str] = field(default_factory=dict)
-    # Inputs that no step builds, such as a model folder of the user's. Only their digests in `files` count.
+    # Inputs that no step builds, such as a model folder of the user's. Only their digests in
+    # `files` count.
     paths: Mapping[str, Location] = field(default_factory=dict)
     # The user's files that an input in `paths` was imported from.
     sources: Mapping[str, Location] = field(default_factory=dict)
@@ -110,7 +112,8 @@ class Store:
         return self.root / step.stage / step.fingerprint[:16]
 
     def find(self, step: Step) -> Record | None:
-        """The record of a step's artifact, None if there is none. Raises InputError if the record was changed."""
+        """The record of a step's artifact, None if there is none. Raises InputError if the record
+        was changed."""
         record = read_record(self.folder(step))
         if record is not None:
             check_record(self.folder(step), record)
@@ -122,8 +125,9 @@ class Store:
 
     @contextmanager
     def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
-        """Locks a step's folder for writing. Of two runs with the same fingerprint, the second announces that it waits,
-        and reads the artifact of the first. Raises InputError if the store's folder is not writable, and Stopped."""
+        """Locks a step's folder for writing. Of two runs with the same fingerprint, the second
+        announces that it waits, and reads the artifact of the first. Raises InputError if the
+        store's folder is not writable, and Stopped."""
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
@@ -143,10 +147,11 @@ class Store:
     def make(
         self, step: Step, work: Callable[[Step, Path], Outcome], run_info: Mapping[str, Any]
     ) -> Record:
-        """Runs `work` in the step's folder, then writes the record that completes the artifact. Call under `lock`.
+        """Runs `work` in the step's folder, then writes the record that completes the artifact.
+        Call under `lock`.
 
-        `run_info` is the caller's information about this run (commit, run ids). Returns the record. Raises InputError
-        if the step's input files change during the run.
+        `run_info` is the caller's information about this run (commit, run ids). Returns the record.
+        Raises InputError if the step's input files change during the run.
         """
         folder = self.folder(step)
         make_folder(folder)
@@ -181,7 +186,8 @@ class Store:
         return list(ordered.values())
 
     def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
-        """The artifacts that no kept one was built from, newest first, so that users come before their inputs.
+        """The artifacts that no kept one was built from, newest first, so that users come before
+        their inputs.
 
         kept: fingerprints; by default the newest artifact of each name.
         """
@@ -203,7 +209,8 @@ class Store:
         ]
 
     def unfinished(self) -> list[Path]:
-        """The folders of interrupted stages: they have no record, and the same stage continues in them."""
+        """The folders of interrupted stages: they have no record, and the same stage continues in
+        them."""
         finished = {folder for folder, _ in self.all()}
         return [
             folder
@@ -212,14 +219,16 @@ class Store:
         ]
 
     def is_elsewhere(self, folder: Path) -> bool:
-        """Whether a folder is a link to another place, or in one. Such a folder is never removed."""
+        """Whether a folder is a link to another place, or in one. Such a folder is never
+        removed."""
         return not folder.resolve().is_relative_to(self.root.resolve())
 
     def remove(self, folders: Iterable[Path]) -> None:
         """Removes folders, in this order.
 
-        Raises InputError, before it removes a folder, if that is outside of the store, or if a stage is being built: it
-        reads artifacts that only its own record, which is written last, will name. Also if the store cannot be written.
+        Raises InputError, before it removes a folder, if that is outside of the store, or if a
+        stage is being built: it reads artifacts that only its own record, which is written last,
+        will name. Also if the store cannot be written.
         """
         for folder in folders:
             try:
@@ -236,7 +245,8 @@ class Store:
             lock = FileLock(path)
             if not acquire(lock, blocking=False):
                 raise InputError(
-                    f"{path.parent.name}/{path.stem} is being built; run this command when it is done"
+                    f"{path.parent.name}/{path.stem} is being built; run this command when it is "
+                    f"done"
                 )
             lock.release()
         # A run that needs the artifact now waits, and builds it again.
@@ -248,7 +258,8 @@ class Store:
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:
-    """Raises InputError if a file of an artifact that a stage is about to read is not as recorded."""
+    """Raises InputError if a file of an artifact that a stage is about to read is not as
+    recorded."""
     for location in locations:
         folder = located(str(location))
         if isinstance(folder, Path):
@@ -258,7 +269,8 @@ def check_inputs(locations: Iterable[Location | str]) -> None:
 def write_record(
     folder: Path, description: Record, outcome: Outcome, run_info: Mapping[str, Any]
 ) -> Record:
-    """Writes the record that completes an artifact, and deletes files that only a resumed run needs.
+    """Writes the record that completes an artifact, and deletes files that only a resumed run
+    needs.
 
     Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that
     the stage has not hashed.
@@ -286,8 +298,8 @@ def write_record(
 
 
 def time_after(root: Path) -> str:
-    """The time of a new record: now, but after all others of the store. Their order is that in which artifacts were
-    built, also if the clock was set back between two of them."""
+    """The time of a new record: now, but after all others of the store. Their order is that in
+    which artifacts were built, also if the clock was set back between two of them."""
     now = datetime.now(UTC).replace(microsecond=0)
     times = [record.run["at"] for _, record in artifacts(root) if "at" in record.run]
     newest = datetime.fromisoformat(max(times)) if times else now

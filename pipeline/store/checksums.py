@@ -1,4 +1,5 @@
-"""The files of an artifact: their sizes and SHA-256, recorded when it is built, and compared with the files later."""
+"""The files of an artifact: their sizes and SHA-256, recorded when it is built, and compared with
+the files later."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +34,9 @@ class Problem(NamedTuple):
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of an artifact by their names relative to its folder: without its record, unfinished work, temporary
-    files of killed processes, and files that only this machine can use."""
+    """The files of an artifact by their names relative to its folder: without its record,
+    unfinished work, temporary files of killed processes, and files that only this machine can
+    use."""
     found = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -46,7 +48,8 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
-    """Sizes and SHA-256 of an artifact's files. known: the SHA-256 of files that need not be read again."""
+    """Sizes and SHA-256 of an artifact's files. known: the SHA-256 of files that need not be read
+    again."""
     files = files_of(folder)
     unread = [name for name in files if name not in known]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -62,7 +65,8 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
 
 
 def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
-    """Compares the files of artifacts with their records. Artifacts whose files are as recorded yield nothing."""
+    """Compares the files of artifacts with their records. Artifacts whose files are as recorded
+    yield nothing."""
     total = sum(len(record.contents) for _, record in artifacts)
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
@@ -90,7 +94,8 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:
-    """The artifacts in a store whose records are not JSON objects, so that they count as unfinished."""
+    """The artifacts in a store whose records are not JSON objects, so that they count as
+    unfinished."""
     for path in sorted(root.glob(f"*/*/{RECORD}")):
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):

@@ -27,8 +27,9 @@ DIGITS = 4  # of scores: MLflow's pages show every digit that they get
 
 
 def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
-    """The name of a pipeline's run. Pages cut long names, so it begins with what differs between runs: the changes,
-    the stage and the data; then the configuration and the fingerprint of its last step.
+    """The name of a pipeline's run. Pages cut long names, so it begins with what differs between
+    runs: the changes, the stage and the data; then the configuration and the fingerprint of its
+    last step.
 
     >>> changed = {"changes": ["finetune_qa.lr=4e-4"], "stage": "", "data": "/home/me/films"}
     >>> run_title("sample", "6e0aa0", changed)
@@ -41,7 +42,8 @@ def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
 
 
 def short_changes(changes: Sequence[str]) -> list[str]:
-    """Changes with the last word of their key, if it says which value is meant, and paths with their last part.
+    """Changes with the last word of their key, if it says which value is meant, and paths with
+    their last part.
 
     >>> short_changes(["pretrain.lr=1e-4", "pretrain.phases.0.steps=20"])
     ['lr=1e-4', 'steps=20']
@@ -71,7 +73,8 @@ def status_after(error: BaseException) -> str:
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """The headline scores of an evaluation under their short names; metrics: by split and name, as in its record."""
+    """The headline scores of an evaluation under their short names; metrics: by split and name, as
+    in its record."""
     by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
     return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
 
@@ -91,7 +94,8 @@ def stage_title(record: Record) -> str:
 
 
 def params_of(record: Record) -> dict[str, Any]:
-    """The values of a stage's configuration that are not the defaults; artifact.json has all of them."""
+    """The values of a stage's configuration that are not the defaults; artifact.json has all of
+    them."""
     config = import_module(f"alpro.stages.{record.stage}").Config
     try:
         values = config.model_validate(record.config).model_dump(mode="json", exclude_defaults=True)

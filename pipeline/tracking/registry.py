@@ -1,7 +1,7 @@
 """Models in MLflow's registry: a version with an alias, which `mlflow.pyfunc.load_model` loads.
 
-A registered model has a copy of the model folder (safetensors and JSON, no pickle). The machine that loads it needs
-this package.
+A registered model has a copy of the model folder (safetensors and JSON, no pickle). The machine
+that loads it needs this package.
 """
 
 import warnings
@@ -29,9 +29,11 @@ INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 
 def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
-    """Registers a copy of the model of an artifact, unless a version has it, and sets an alias. Returns its version.
+    """Registers a copy of the model of an artifact, unless a version has it, and sets an alias.
+    Returns its version.
 
-    The version links the logged model of its training, which has the scores. Raises InputError if MLflow refuses.
+    The version links the logged model of its training, which has the scores. Raises InputError if
+    MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
@@ -55,7 +57,8 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
             if not model:  # its training was logged to another store
                 tracker.log_artifact(folder, record)
                 model = tracker.logged_model(record.fingerprint)
-            # MLflow prints what the command prints, and misses an example: no video is on every machine.
+            # MLflow prints what the command prints, and misses an example: no video is on every
+            # machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")
                 logged = mlflow.pyfunc.log_model(
@@ -78,7 +81,8 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
 
 
 def registered_folder(uri: str, name: str) -> Path:
-    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on another machine.
+    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on
+    another machine.
 
     Raises InputError if the store does not have it.
     """
@@ -109,10 +113,10 @@ class ServedModel:
         self.model = model
 
     def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each row of the inputs: for
-        questions `answer` and `probability`; otherwise `similarity` of the embeddings (-1 to 1), and `match`, the
-        probability that they belong together, except for a prompter. The row of a file that cannot be decoded is
-        empty, and a warning names it."""
+        """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each
+        row of the inputs: for questions `answer` and `probability`; otherwise `similarity` of the
+        embeddings (-1 to 1), and `match`, the probability that they belong together, except for a
+        prompter. The row of a file that cannot be decoded is empty, and a warning names it."""
         pairs = zip(inputs["video"], inputs["text"], strict=True)
         return pd.DataFrame(list(self.model.pairs(pairs)), columns=list(self.model.pair_columns))
 

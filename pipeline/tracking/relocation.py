@@ -1,7 +1,8 @@
-"""A workspace that was copied or moved: the addresses of files in its MLflow store become those of where it is now.
+"""A workspace that was copied or moved: the addresses of files in its MLflow store become those of
+where it is now.
 
-MLflow's SQLite store has the absolute address of each experiment, run and model. A copy would write its pictures,
-reports and registered models into the folder of the original.
+MLflow's SQLite store has the absolute address of each experiment, run and model. A copy would write
+its pictures, reports and registered models into the folder of the original.
 """
 
 import sqlite3
@@ -12,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 from alpro.errors import InputError
 from alpro.log import log
 
-# Tables and columns of MLflow with addresses of files, and the tag with the folder of a logged model.
+# Tables and columns of MLflow with addresses of files, and the tag with the folder of a logged
+# model.
 ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -24,8 +26,8 @@ PATHS = ("logged_model_tags", "tag_value")
 
 
 def relocate(workspace: Path) -> None:
-    """Makes the MLflow store of a workspace name the files of this workspace. A store that is where it was made, or
-    that is not there, is only read. Raises InputError.
+    """Makes the MLflow store of a workspace name the files of this workspace. A store that is where
+    it was made, or that is not there, is only read. Raises InputError.
 
     workspace: absolute.
     """
@@ -45,8 +47,8 @@ def relocate(workspace: Path) -> None:
 
 
 def made_in(store: sqlite3.Connection) -> str | None:
-    """The address of the folder of files with which a store was created: that of MLflow's default experiment, or of
-    any that is named as its folder. None if the store has no such experiment."""
+    """The address of the folder of files with which a store was created: that of MLflow's default
+    experiment, or of any that is named as its folder. None if the store has no such experiment."""
     columns = {row[1] for row in store.execute("PRAGMA table_info(experiments)")}
     if not columns:
         return None
@@ -59,7 +61,8 @@ def made_in(store: sqlite3.Connection) -> str | None:
 
 
 def move(store: sqlite3.Connection, before: str, workspace: Path) -> None:
-    """Replaces the beginning of all addresses in the folder `before`, and of paths in its workspace."""
+    """Replaces the beginning of all addresses in the folder `before`, and of paths in its
+    workspace."""
     after = (workspace / "mlflow").as_uri()
     for table, column in ADDRESSES:
         replace_prefix(store, table, column, before, after)
@@ -71,7 +74,8 @@ def move(store: sqlite3.Connection, before: str, workspace: Path) -> None:
 def replace_prefix(
     store: sqlite3.Connection, table: str, column: str, before: str, after: str
 ) -> None:
-    """Replaces the folder at the beginning of a column's values. Does nothing if this version of MLflow lacks it."""
+    """Replaces the folder at the beginning of a column's values. Does nothing if this version of
+    MLflow lacks it."""
     if column not in {row[1] for row in store.execute(f"PRAGMA table_info({table})")}:
         return
     size = len(before)

@@ -1,12 +1,13 @@
-"""Logging to MLflow: a run for each pipeline, a nested run for each stage, a logged model for each model.
+"""Logging to MLflow: a run for each pipeline, a nested run for each stage, a logged model for each
+model.
 
-Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow. The process that drives
-the pipeline follows those files while a stage runs, and logs the rest from the artifact when it is done; processes of a
-training need no MLflow.
+Stages write metrics.jsonl, tables and pictures into their folders and know nothing of MLflow. The
+process that drives the pipeline follows those files while a stage runs, and logs the rest from the
+artifact when it is done; processes of a training need no MLflow.
 
-Only opening the store raises an error. After that, what MLflow does not take is left out, with one warning:
-`alpro artifacts log` logs an artifact again. MLflow's fluent API has one active run per process and stages run side by
-side, so each call names its run.
+Only opening the store raises an error. After that, what MLflow does not take is left out, with one
+warning: `alpro artifacts log` logs an artifact again. MLflow's fluent API has one active run per
+process and stages run side by side, so each call names its run.
 """
 
 import json
@@ -69,7 +70,8 @@ TABLES = (
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "alpro"  # of MLflow's table and charts of runs, by its key in addresses
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-# The headline scores: as the columns, and as the first section of charts, of the metrics whose names have no slash.
+# The headline scores: as the columns, and as the first section of charts, of the metrics whose
+# names have no slash.
 SECTION = {"uuid": "scores", "name": "Model metrics", "display": True, "isReordered": True}
 SHOWN: dict[str, Any] = {
     "compareRunSections": [SECTION],
@@ -84,8 +86,8 @@ Artifacts = list[tuple[Path, Record]]  # folders with their records
 
 
 class Tracker:
-    """Logs to one experiment of one MLflow store. Runs are named by their ids; an empty id is a run that MLflow does
-    not have, of which nothing is logged."""
+    """Logs to one experiment of one MLflow store. Runs are named by their ids; an empty id is a run
+    that MLflow does not have, of which nothing is logged."""
 
     def __init__(self, client: MlflowClient, experiment: str, uri: str, name: str = ""):
         self.client = client
@@ -98,9 +100,9 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":
-        """The store at `uri`, or, if it is empty, the SQLite file of a workspace, an absolute path. Creates the
-        experiment if it does not exist. Raises InputError, also for an experiment that was deleted: MLflow would take
-        no run of it."""
+        """The store at `uri`, or, if it is empty, the SQLite file of a workspace, an absolute path.
+        Creates the experiment if it does not exist. Raises InputError, also for an experiment that
+        was deleted: MLflow would take no run of it."""
         local = not uri
         uri = uri or f"sqlite:///{workspace / 'mlflow.db'}"
         database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
@@ -131,8 +133,8 @@ class Tracker:
     def run(
         self, name: str, params: dict[str, Any], tags: dict[str, str], parent: str = ""
     ) -> Iterator[str]:
-        """A run for the time of the body, nested in `parent` if there is one: its id. It ends as the body does:
-        FINISHED, FAILED or KILLED."""
+        """A run for the time of the body, nested in `parent` if there is one: its id. It ends as
+        the body does: FINISHED, FAILED or KILLED."""
         tags = common_tags() | tags
         if parent:
             tags["mlflow.parentRunId"] = parent
@@ -159,8 +161,9 @@ class Tracker:
     def stage_run(
         self, about: Record, folder: Path, parent: str = "", tags: dict[str, str] | None = None
     ) -> Iterator[str]:
-        """The run of a stage for the time of the body, nested in `parent`. Logs its metrics while the stage writes
-        them, with those of the machine if it trains, and its artifact if the body leaves a finished one in `folder`.
+        """The run of a stage for the time of the body, nested in `parent`. Logs its metrics while
+        the stage writes them, with those of the machine if it trains, and its artifact if the body
+        leaves a finished one in `folder`.
 
         about: the record of the artifact, or what is known of it before.
         """
@@ -193,8 +196,8 @@ class Tracker:
 
     @contextmanager
     def _monitored(self, run: str, stage: str) -> Iterator[None]:
-        """Logs how busy the machine is during a training: CPU, memory, disk, network and GPUs. One that takes less
-        than `SYSTEM_SECONDS` has no values."""
+        """Logs how busy the machine is during a training: CPU, memory, disk, network and GPUs. One
+        that takes less than `SYSTEM_SECONDS` has no values."""
         if not run or STAGES[stage] != "training":
             yield
             return
@@ -208,8 +211,9 @@ class Tracker:
     def log_pipeline(
         self, run: str, artifacts: Artifacts, files: list[Path], description: str
     ) -> None:
-        """Logs to the run of a pipeline what its stages have reached, its corpora, files and a description in Markdown.
-        MLflow's pages start with the metric that is logged first, and a comparison plots it: the headline scores."""
+        """Logs to the run of a pipeline what its stages have reached, its corpora, files and a
+        description in Markdown. MLflow's pages start with the metric that is logged first, and a
+        comparison plots it: the headline scores."""
         scores = dict[str, float]()
         training = dict[str, float]()
         for _, record in artifacts:
@@ -228,7 +232,8 @@ class Tracker:
         self._log(run, "set_tag", NOTE, description)
 
     def show_columns(self, keys: list[str]) -> None:
-        """Adds parameters, the values that a run changes, to the columns of the page that lists the runs."""
+        """Adds parameters, the values that a run changes, to the columns of the page that lists the
+        runs."""
         wanted = [f"params.`{key}`" for key in keys]
         found = self._call(lambda: self.client.get_experiment(self.experiment))
         if not found or not wanted:
@@ -261,7 +266,8 @@ class Tracker:
 
     @contextmanager
     def _followed(self, run: str, folder: Path) -> Iterator[None]:
-        """Logs the lines of metrics.jsonl as they are written, from a thread, and the last ones at the end."""
+        """Logs the lines of metrics.jsonl as they are written, from a thread, and the last ones at
+        the end."""
         done = threading.Event()
         last = -1  # step that MLflow has
 
@@ -269,7 +275,8 @@ class Tracker:
             nonlocal last
             lines = read_metrics(folder / "metrics.jsonl")
             ready = [line for line in lines if line["step"] > last]
-            # Several lines may share a step (training, validation): the newest step waits for its last line.
+            # Several lines may share a step (training, validation): the newest step waits for its
+            # last line.
             if not done.is_set():
                 ready = [line for line in ready if line["step"] < lines[-1]["step"]]
             metrics = [
@@ -295,8 +302,8 @@ class Tracker:
             read()
 
     def _result(self, run: str, folder: Path, record: Record) -> None:
-        """Logs what a person looks at of an artifact: its record, numbers, pictures, and the first rows of its tables;
-        its model, or its scores of the models that it evaluates."""
+        """Logs what a person looks at of an artifact: its record, numbers, pictures, and the first
+        rows of its tables; its model, or its scores of the models that it evaluates."""
         stage = record.stage
         lines = read_metrics(folder / "metrics.jsonl")
         step = lines[-1]["step"] if lines else 0
@@ -324,7 +331,8 @@ class Tracker:
                 self._log(run, "log_table", read_table(folder / name), shown)
 
     def _model(self, run: str, folder: Path, record: Record, step: int) -> str:
-        """Logs a model that stays in its folder as the output of its run: MLflow lists it, and has no copy of it."""
+        """Logs a model that stays in its folder as the output of its run: MLflow lists it, and has
+        no copy of it."""
         if not run:
             return ""
         tags = {
@@ -347,8 +355,8 @@ class Tracker:
         return self._call(create) or ""
 
     def _scores(self, run: str, record: Record, scores: dict[str, float], step: int) -> None:
-        """Logs the headline scores of an evaluation with the models that they are of: MLflow's table of models sorts by
-        them."""
+        """Logs the headline scores of an evaluation with the models that they are of: MLflow's
+        table of models sorts by them."""
         inputs = record.inputs
         models = set[str]()
         for short, value in scores.items():
@@ -402,7 +410,8 @@ class Tracker:
         return taken is not None
 
     def _call(self, call: Callable[[], Any]) -> Any:
-        """What a call to MLflow returns; None if it fails, or if MLflow did not answer a moment ago."""
+        """What a call to MLflow returns; None if it fails, or if MLflow did not answer a moment
+        ago."""
         with self.lock:
             if time.monotonic() < self.paused_until:
                 return None
@@ -417,15 +426,16 @@ class Tracker:
                     self.warned |= not refused
                     again = "`alpro artifacts log ARTIFACT` logs a finished stage again"
                     log.warning(
-                        f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; {again}"
+                        f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; "
+                        f"{again}"
                     )
                 return None
 
 
 @contextmanager
 def created(database: Path | None, workspace: Path) -> Iterator[None]:
-    """A lock on an SQLite store, which exists within: two pipelines that start at once would both create its tables.
-    None: a server."""
+    """A lock on an SQLite store, which exists within: two pipelines that start at once would both
+    create its tables. None: a server."""
     if database is None:
         yield
         return
@@ -446,21 +456,22 @@ def check_experiment(experiment: Experiment, uri: str) -> None:
             f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {experiment.experiment_id}"
         )
         raise InputError(
-            f"MLflow store {uri}: the experiment {experiment.name!r} was deleted, and takes no runs; restore it "
+            f"MLflow store {uri}: the experiment {experiment.name!r} was deleted, and takes no "
+            f"runs; restore it "
             f"({command}), or choose another name: --set name=OTHER"
         )
 
 
 def create_store(database: Path, files: Path) -> None:
-    """Creates an SQLite store under another name, which is renamed: a store whose tables are not all there, because its
-    process was killed or the disk is full, can never be opened again."""
+    """Creates an SQLite store under another name, which is renamed: a store whose tables are not
+    all there, because its process was killed or the disk is full, can never be opened again."""
     with atomic_write(database) as temporary:
         SqlAlchemyStore(f"sqlite:///{temporary}", files.resolve().as_uri()).engine.dispose()
 
 
 def start_page(uri: str) -> str:
-    """The path, in MLflow's server, of the page that lists the runs of the newest experiment; empty if there is none
-    but MLflow's own. Raises InputError."""
+    """The path, in MLflow's server, of the page that lists the runs of the newest experiment; empty
+    if there is none but MLflow's own. Raises InputError."""
     try:
         newest = MlflowClient(uri).search_experiments(
             order_by=["last_update_time DESC"], max_results=1, filter_string="name != 'Default'"

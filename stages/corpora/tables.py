@@ -112,10 +112,11 @@ def reject_reasons(out: Path) -> Counter[str]:
 def complete(
     outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED
 ) -> None:
-    """Writes what a corpus has beside its shards and index, and adds counts and warnings to the outcome.
+    """Writes what a corpus has beside its shards and index, and adds counts and warnings to the
+    outcome.
 
-    compared: the most samples whose frames are compared between the splits. Raises InputError if too many items are
-    rejected.
+    compared: the most samples whose frames are compared between the splits. Raises InputError if
+    too many items are rejected.
     """
     shared, outcome.warnings = write_overlap(out, compared)
     outcome.counts |= shared
@@ -125,7 +126,8 @@ def complete(
 
 
 def check_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> None:
-    """Raises InputError if the share of rejected items is above the limit. Rejects below it are logged."""
+    """Raises InputError if the share of rejected items is above the limit. Rejects below it are
+    logged."""
     table = out / "rejects.parquet"
     reasons = reject_reasons(out)
     rejected = reasons.total()
@@ -141,7 +143,8 @@ def check_rejects(source: Location, out: Path, max_reject_share: float, items: i
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
-    """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3, 3)."""
+    """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3,
+    3)."""
     # Histograms need no copy of the frames as floating-point numbers.
     histograms = np.stack(
         [np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)]

@@ -1,12 +1,14 @@
-"""Units of work of a corpus, shared by decode_videos and index_shards, and the reuse of those of earlier corpora.
+"""Units of work of a corpus, shared by decode_videos and index_shards, and the reuse of those of
+earlier corpora.
 
-A unit is the work of one shard. Workers write its parts (index, rejects and a record) to `<out>/parts`, the record
-last: it marks the unit as finished. A resumed run skips finished units. When all units are finished, their parts are
-merged into the tables of the corpus.
+A unit is the work of one shard. Workers write its parts (index, rejects and a record) to
+`<out>/parts`, the record last: it marks the unit as finished. A resumed run skips finished units.
+When all units are finished, their parts are merged into the tables of the corpus.
 
-A unit of an earlier corpus with the same rows, files and settings, and without transient rejects, is reused: after rows
-are added, removed or changed, only the shards with these rows are decoded. A shard is reused as a hard link, or a copy
-if links are not supported, after its checksum is verified.
+A unit of an earlier corpus with the same rows, files and settings, and without transient rejects,
+is reused: after rows are added, removed or changed, only the shards with these rows are decoded. A
+shard is reused as a hard link, or a copy if links are not supported, after its checksum is
+verified.
 """
 
 import os
@@ -48,7 +50,8 @@ def open_parts(out: Path) -> Path:
 
 
 def part_path(name: str, kind: str, out: Path) -> Path:
-    """The path of a unit's part (`index.parquet`, `rejects.parquet`, `json`) until the stage ends."""
+    """The path of a unit's part (`index.parquet`, `rejects.parquet`, `json`) until the stage
+    ends."""
     return out / "parts" / f"{name}.{kind}"
 
 
@@ -97,7 +100,8 @@ def run_unfinished(
     advance: Callable[[int], Any],
     size: Callable[[UnitT], int],
 ) -> None:
-    """Runs a function on the unfinished units, and advances the progress bar by the size of every unit."""
+    """Runs a function on the unfinished units, and advances the progress bar by the size of every
+    unit."""
 
     def unfinished() -> Iterator[UnitT]:
         for unit in units:
@@ -123,7 +127,8 @@ def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] =
     write_tables(out / "rejects.parquet", REJECTS, chain(invalid, rejects))
 
 
-# One row per unit in units.parquet, which is written after the index. A unit has no shard if all rows are rejected.
+# One row per unit in units.parquet, which is written after the index. A unit has no shard if all
+# rows are rejected.
 UNITS = pa.schema(
     [
         ("name", pa.string()),
@@ -138,7 +143,8 @@ UNITS = pa.schema(
 
 @lru_cache(maxsize=1)
 def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The units of the finished corpora beside `out` by their keys: the folder, and the row of UNITS."""
+    """The units of the finished corpora beside `out` by their keys: the folder, and the row of
+    UNITS."""
     units: dict[str, tuple[Path, dict[str, Any]]] = {}
     for record in sorted(out.parent.glob(f"*/{RECORD}")):
         folder = record.parent

@@ -1,4 +1,5 @@
-"""`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several right videos."""
+"""`alpro eval`: scores of any model on any labels, as rows of `Results`. A text may have several
+right videos."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,8 @@ from alpro.stages.evaluation.scores import Question, add_answers, add_retrieval,
 
 @dataclass(frozen=True)
 class Labeled:
-    """A video with its labels: `captions`, `questions`, and in `meta` perhaps `entities` and `relevant`, the ids of
-    other videos for which its captions are right, too."""
+    """A video with its labels: `captions`, `questions`, and in `meta` perhaps `entities` and
+    `relevant`, the ids of other videos for which its captions are right, too."""
 
     source: Row | Sample
     metadata: dict[str, Any]
@@ -51,9 +52,10 @@ class Labeled:
 
 
 def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[list[Labeled], str]:
-    """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a corpus, those of
-    the split that are not also in training; of a manifest with a column `split`, those of the split. Otherwise all,
-    but if one of the `models` was trained on some of them, those of its run's split."""
+    """The videos with labels of a decoded corpus, a manifest or a folder, and which those are. Of a
+    corpus, those of the split that are not also in training; of a manifest with a column `split`,
+    those of the split. Otherwise all, but if one of the `models` was trained on some of them, those
+    of its run's split."""
     source = absolute(source)
     artifacts = [model.parent if model.name == "model" else model for model in models]
     if is_corpus(source):
@@ -89,8 +91,8 @@ def labeled_samples(corpus: Location, split: str) -> tuple[list[Labeled], str]:
 def labeled_rows(
     source: Location, split: str, artifacts: Sequence[Path]
 ) -> tuple[list[Labeled], str]:
-    """The rows of a manifest or a folder: those of the split if they name splits, otherwise those of the split in the
-    run of one of the artifacts that trained on them, otherwise all."""
+    """The rows of a manifest or a folder: those of the split if they name splits, otherwise those
+    of the split in the run of one of the artifacts that trained on them, otherwise all."""
     rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
     if any(row.split for row in rows):
         kept = [row for row in rows if row.split == split]
@@ -112,8 +114,9 @@ def labeled_rows(
 def split_of_run(
     rows: list[Row], source: Location, artifacts: Sequence[Path], split: str
 ) -> list[Row] | None:
-    """The rows of the split in the run that trained one of the models. Rows that the run decoded keep its split; others
-    get the split that their group's hash gives. None if no corpus of the runs has an id or half of the files.
+    """The rows of the split in the run that trained one of the models. Rows that the run decoded
+    keep its split; others get the split that their group's hash gives. None if no corpus of the
+    runs has an id or half of the files.
 
     Raises InputError if a corpus is not there to tell.
     """
@@ -122,7 +125,8 @@ def split_of_run(
         record = read_record(corpus)
         if record is None or not (corpus / "index.parquet").is_file():
             raise InputError(
-                f"{source}: the data names no split, and {corpus}, on which a model was trained, is gone: add a "
+                f"{source}: the data names no split, and {corpus}, on which a model was trained, "
+                f"is gone: add a "
                 "column split"
             )
 
@@ -140,8 +144,8 @@ def split_of_run(
 
 
 def known_splits(corpus: Path, rows: list[Row]) -> dict[str, str] | None:
-    """The splits of a corpus by the ids of samples; by the ids of the rows if none is the same, but at least half of
-    the files are. None if the corpus was not decoded from these rows."""
+    """The splits of a corpus by the ids of samples; by the ids of the rows if none is the same, but
+    at least half of the files are. None if the corpus was not decoded from these rows."""
     index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
     by_id = dict(zip(index["id"], index["split"], strict=True))
     if any(row.id in by_id for row in rows):
@@ -154,7 +158,8 @@ def known_splits(corpus: Path, rows: list[Row]) -> dict[str, str] | None:
 
 
 def corpora_of(artifact: Path) -> Iterator[Path]:
-    """The decoded corpora on which the model of an artifact was trained, and those on which its inputs were."""
+    """The decoded corpora on which the model of an artifact was trained, and those on which its
+    inputs were."""
     record = read_record(artifact)
     if record is None:
         return
@@ -167,7 +172,8 @@ def corpora_of(artifact: Path) -> Iterator[Path]:
 
 
 def labels_of(items: list[Labeled]) -> Labels:
-    """Which videos are right for each text. Equal captions, whatever their case, are one text with several videos."""
+    """Which videos are right for each text. Equal captions, whatever their case, are one text with
+    several videos."""
     index_of_id = {item.id: i for i, item in enumerate(items)}
     texts: dict[str, str] = {}  # by their key, as the first video writes them
     videos_of_text: dict[str, set[int]] = {}
@@ -188,7 +194,8 @@ def labels_of(items: list[Labeled]) -> Labels:
 
 
 def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
-    """The items that could be decoded, and their encoded videos. Raises InputError if there are none."""
+    """The items that could be decoded, and their encoded videos. Raises InputError if there are
+    none."""
     kept: list[Labeled] = []
     tokens = []
     features = []
@@ -207,17 +214,18 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A similarity below which nothing fits, for `alpro search --nothing-below`, and its errors, shares of the texts:
-    `missed`, of which it rejects every video; `accepted`, of which it accepts a video although theirs are left out.
-    Of all thresholds, the one with the smallest sum."""
+    """A similarity below which nothing fits, for `alpro search --nothing-below`, and its errors,
+    shares of the texts: `missed`, of which it rejects every video; `accepted`, of which it accepts
+    a video although theirs are left out. Of all thresholds, the one with the smallest sum."""
 
     similarity: float
     missed: float
     accepted: float
 
     def separates(self, texts: int) -> bool:
-        """Whether it separates right from wrong better than chance would for so many texts: two samples of n values
-        from one distribution are apart by more than 1.36 sqrt(2 / n) in 5 of 100 cases (Kolmogorov-Smirnov)."""
+        """Whether it separates right from wrong better than chance would for so many texts: two
+        samples of n values from one distribution are apart by more than 1.36 sqrt(2 / n) in 5 of
+        100 cases (Kolmogorov-Smirnov)."""
         return 1 - self.missed - self.accepted > 1.36 * math.sqrt(2 / texts)
 
     @classmethod
@@ -239,9 +247,10 @@ class Threshold:
 def evaluate(
     model: Model, items: list[Labeled], split: str, out: Path, prompter: Model | None = None
 ) -> tuple[Results, list[Labeled], Threshold | None]:
-    """Scores a model on what the data has labels for: answers if it answers questions, otherwise retrieval; and the
-    entities of its prompter. Returns the results, which are written to a folder, the videos that could be decoded, and
-    the threshold of a model that searches. Raises InputError if there is nothing to score."""
+    """Scores a model on what the data has labels for: answers if it answers questions, otherwise
+    retrieval; and the entities of its prompter. Returns the results, which are written to a folder,
+    the videos that could be decoded, and the threshold of a model that searches. Raises InputError
+    if there is nothing to score."""
     results = Results(split, out)
     decoded, videos = encode(model, items)
     if len(decoded) < len(items):
@@ -274,7 +283,8 @@ def evaluate(
 
 
 def _add_retrieval(results: Results, model: Model, labels: Labels, videos: Videos) -> Threshold:
-    """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank` ranks."""
+    """Adds retrieval by similarity and, of a model that matches, as `alpro search --rerank`
+    ranks."""
     frames = f"{model.folder.model.config.video.frames} frames"
     protocol = f"all pairs, {frames}"
     similarity = similarities(model.embed_texts(labels.texts), videos.features).cpu().numpy()
@@ -309,7 +319,8 @@ def _add_retrieval(results: Results, model: Model, labels: Labels, videos: Video
 
 
 def _add_answers(results: Results, model: Model, items: list[Labeled], videos: Videos) -> None:
-    """Adds the accuracy of answers by type; beside it that of the most frequent right answer of each type."""
+    """Adds the accuracy of answers by type; beside it that of the most frequent right answer of
+    each type."""
     questions: list[Question] = []
     video_of_question: list[int] = []
     for i, item in enumerate(items):
@@ -339,7 +350,8 @@ def _add_answers(results: Results, model: Model, items: list[Labeled], videos: V
 
 
 def _add_entities(results: Results, prompter: Model, items: list[Labeled], videos: Videos) -> None:
-    """Adds the accuracy of the prompter's most likely entity on the videos and images with a known one."""
+    """Adds the accuracy of the prompter's most likely entity on the videos and images with a known
+    one."""
     entities = prompter.folder.entities
     best_of_kind = {}
     for kind, prompts in prompter.prompts.items():

@@ -1,4 +1,5 @@
-"""Two evaluations over the same queries: each score of both, the difference, its interval and its p value."""
+"""Two evaluations over the same queries: each score of both, the difference, its interval and its p
+value."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,9 +21,9 @@ Values = dict[Query, float]
 
 
 class Comparison(NamedTuple):
-    """`scores`: the row of results.json of each score that both evaluations have over the same queries, and its
-    difference. `other_queries`: for each score whose queries differ, how many queries a has, b has, and both have.
-    `single`: how many scores only one of them has."""
+    """`scores`: the row of results.json of each score that both evaluations have over the same
+    queries, and its difference. `other_queries`: for each score whose queries differ, how many
+    queries a has, b has, and both have. `single`: how many scores only one of them has."""
 
     scores: list[tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int, int]]
@@ -32,8 +33,8 @@ class Comparison(NamedTuple):
 def compare(a: Path, b: Path) -> Comparison:
     """Compares two artifacts of evaluations, score by score, by `paired_difference` (b minus a).
 
-    Raises InputError if one of them is no evaluation, if they have no score in common, and if no common score is of the
-    same queries in both: then the test sets differ.
+    Raises InputError if one of them is no evaluation, if they have no score in common, and if no
+    common score is of the same queries in both: then the test sets differ.
     """
     scores_a = values_of(a)
     scores_b = values_of(b)
@@ -60,7 +61,8 @@ def compare(a: Path, b: Path) -> Comparison:
     if not compared:
         name, (of_a, of_b, shared_count) = next(iter(other_queries.items()))
         raise InputError(
-            f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} of them shared"
+            f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} "
+            f"of them shared"
         )
     return Comparison(compared, other_queries, single=len(scores_a.keys() ^ scores_b.keys()))
 
@@ -68,8 +70,9 @@ def compare(a: Path, b: Path) -> Comparison:
 def compare_scores(
     a: Path, first: str, b: Path, second: str
 ) -> tuple[dict[str, Any], PairedDifference] | None:
-    """Compares one score of an evaluation with a score of another name, as `compare` does: the row of the second, and
-    the difference. None if one of them is not there, or if they have other queries."""
+    """Compares one score of an evaluation with a score of another name, as `compare` does: the row
+    of the second, and the difference. None if one of them is not there, or if they have other
+    queries."""
     values_a = values_of(a).get(first)
     values_b = values_of(b).get(second)
     if values_a is None or values_b is None or values_a.keys() != values_b.keys():
@@ -92,7 +95,8 @@ def values_of(folder: Path) -> dict[str, Values]:
     """The values of the queries of each score. Raises InputError if the folder has none."""
     if not (folder / SCORES).is_file():
         raise InputError(
-            f"{folder}: no {SCORES}: only results of evaluate and zero_shot can be compared; rerun them if they are of "
+            f"{folder}: no {SCORES}: only results of evaluate and zero_shot can be compared; rerun "
+            f"them if they are of "
             "an earlier version"
         )
     check_artifact(folder, (SCORES, "results.json"))

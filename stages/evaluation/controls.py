@@ -25,22 +25,26 @@ class Control(NamedTuple):
 CONTROLS: dict[ControlName, Control] = {
     "shuffled": Control(
         "frames shuffled",
-        "The same model sees the frames of each clip in random order; a score that stays the same does not rest on "
+        "The same model sees the frames of each clip in random order; a score that stays the same "
+        "does not rest on "
         "their order.",
     ),
     "reversed": Control(
         "frames reversed",
-        "The same model sees each clip backwards; a score far below the one for shuffled frames shows that the model "
+        "The same model sees each clip backwards; a score far below the one for shuffled frames "
+        "shows that the model "
         "recognizes the direction of time.",
     ),
     "single_frame": Control(
         "best frame",
-        "The model sees one frame as a still clip, and each pair has the score of the frame that fits it best, an "
+        "The model sees one frame as a still clip, and each pair has the score of the frame that "
+        "fits it best, an "
         "optimistic choice that knows the text; what this reaches needs no video.",
     ),
     "text_only": Control(
         "text only",
-        "The model answers from the question and a clip of one plain color; what exceeds the most frequent answer is "
+        "The model answers from the question and a clip of one plain color; what exceeds the most "
+        "frequent answer is "
         "learned from the wording of the questions.",
     ),
 }
@@ -91,8 +95,8 @@ def add_retrieval_control(
 
 
 def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
-    """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of Buch et al., 2022,
-    with the frame chosen for each pair by its score)."""
+    """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of
+    Buch et al., 2022, with the frame chosen for each pair by its score)."""
     of_frames = [model.similarity(gallery, still(index)) for index in range(model.frames)]
     return np.maximum.reduce(of_frames)
 
@@ -100,8 +104,8 @@ def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
 def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:
     """Logits of the answers (questions, answers) under a control.
 
-    single_frame: log probabilities, each the maximum over the sampled frames as still clips; the best answer is that of
-    the frame from which the model is most certain.
+    single_frame: log probabilities, each the maximum over the sampled frames as still clips; the
+    best answer is that of the frame from which the model is most certain.
     """
     if control == "text_only":
         return model.answer(questions, blank=True)

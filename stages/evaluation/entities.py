@@ -1,4 +1,5 @@
-"""Entity accuracy of the prompter on clips and on crops, that of the best constant prediction, and its calibration."""
+"""Entity accuracy of the prompter on clips and on crops, that of the best constant prediction, and
+its calibration."""
 
 import re
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ class EntityPrediction:
 def entities_of_clips(
     encoder: NormalizedModel, prompts: Tensor, entities: list[str], reader: ShardReader
 ) -> list[EntityPrediction]:
-    """The most likely entity of every sample with a known entity (`true_entities`). prompts: (M, E)."""
+    """The most likely entity of every sample with a known entity (`true_entities`). prompts: (M,
+    E)."""
     clips = clips_with_entities(reader, entities)
     if not clips:
         return []
@@ -83,8 +85,9 @@ def entities_of_crops(
     crops: int,
     batch: int = 32,
 ) -> list[EntityPrediction]:
-    """The most likely entities of `crops` random crops of every sample with a known entity, each black outside as in
-    PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed seed. Their truth: `entities_in_crop`."""
+    """The most likely entities of `crops` random crops of every sample with a known entity, each
+    black outside as in PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn with a fixed
+    seed. Their truth: `entities_in_crop`."""
     clips = clips_with_entities(reader, entities)
     model = cast(Prompter, encoder.model)
     device = encoder.mean.device
@@ -140,11 +143,12 @@ def add_entities(results: Results, clips: list[EntityPrediction], entities: list
 def add_crops(
     results: Results, crops: list[EntityPrediction], entities: list[str], threshold: float
 ) -> None:
-    """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop shows no entity.
+    """Adds the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop
+    shows no entity.
 
-    Of the crops that show one: the accuracy, that of the labels that the prompter is confident of and
-    their share, the expected calibration error. Each accuracy has that of the best constant on the
-    same crops.
+    Of the crops that show one: the accuracy, that of the labels that the prompter is confident of
+    and their share, the expected calibration error. Each accuracy has that of the best constant on
+    the same crops.
     """
     if not crops:
         return
@@ -191,7 +195,8 @@ def add_crops(
 
 
 def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
-    """The expected calibration error of labels (N,), in percent: the mean distance of probability and accuracy."""
+    """The expected calibration error of labels (N,), in percent: the mean distance of probability
+    and accuracy."""
     distances = [
         count * abs(mean - accuracy) for count, mean, accuracy in calibration(probability, correct)
     ]
@@ -199,8 +204,8 @@ def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
 
 
 def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
-    """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals of probability that
-    has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
+    """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals
+    of probability that has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
     bin_of_label = np.minimum((probability * BINS).astype(int), BINS - 1)
     bins = []
     for number in range(BINS):
@@ -213,8 +218,9 @@ def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
 
 
 def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
-    """Those of `truth`, the entities of a clip, of which a crop shows at least half, over the times of the column
-    `places`: squares (left, top, right, bottom; fractions of the frame) by entity. All of them if it has no places.
+    """Those of `truth`, the entities of a clip, of which a crop shows at least half, over the times
+    of the column `places`: squares (left, top, right, bottom; fractions of the frame) by entity.
+    All of them if it has no places.
 
     box: left, top, width, height in patches.
     """
@@ -251,8 +257,8 @@ def best_constant(truths: list[list[str]], entities: list[str]) -> float:
 
 
 def true_entities(about: dict, entities: list[str]) -> list[str]:
-    """Those of `entities` that a sample shows: by the column `entities` of the manifest if it is a list, otherwise the
-    words of the captions."""
+    """Those of `entities` that a sample shows: by the column `entities` of the manifest if it is a
+    list, otherwise the words of the captions."""
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]

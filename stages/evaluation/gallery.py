@@ -15,14 +15,16 @@ from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 
 @dataclass(frozen=True)
 class Labels:
-    """The videos (V) of a gallery by their ids, texts (N), and which videos are right for each text."""
+    """The videos (V) of a gallery by their ids, texts (N), and which videos are right for each
+    text."""
 
     ids: list[str]
     texts: list[str]
     relevant: np.ndarray  # (N, V) boolean
 
     def queries(self, direction: str) -> Queries:
-        """The queries of a direction: the texts, or the videos that have any, identified by all their texts."""
+        """The queries of a direction: the texts, or the videos that have any, identified by all
+        their texts."""
         ids = np.array(self.ids, object)
         texts = np.array(self.texts, object)
         if direction == "t2v":
@@ -102,7 +104,8 @@ class Gallery:
 
 
 class Questions(Gallery):
-    """The videos of a split that have questions, and the questions, each a dict with `question`, `answer`, `type`."""
+    """The videos of a split that have questions, and the questions, each a dict with `question`,
+    `answer`, `type`."""
 
     column = "questions"
 

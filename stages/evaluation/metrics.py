@@ -1,4 +1,5 @@
-"""The metrics of evaluation in one table, and the pure functions that compute those of retrieval."""
+"""The metrics of evaluation in one table, and the pure functions that compute those of
+retrieval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ CAPTIONS = " | "  # between the captions of a video that is a query
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each query: the number of wrong items with a higher score than its best right item, of the wrong and right
-    items with an equal score, and of all right items."""
+    """For each query: the number of wrong items with a higher score than its best right item, of
+    the wrong and right items with an equal score, and of all right items."""
 
     better: np.ndarray  # (Q,)
     tied_wrong: np.ndarray  # (Q,)
@@ -25,7 +26,8 @@ class Ranks:
 
     @classmethod
     def of(cls, scores: np.ndarray, relevant: np.ndarray) -> "Ranks":
-        """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right item per query.
+        """Ranks of queries in a gallery. scores (Q, G); relevant (Q, G) boolean, at least one right
+        item per query.
 
         A query with several right items is ranked by the best of them.
 
@@ -46,7 +48,8 @@ class Ranks:
         return len(self.better)
 
     def recall(self, k: int) -> np.ndarray:
-        """Recall at k (Q,): the probability that a right item is among the first k, with ties in random order."""
+        """Recall at k (Q,): the probability that a right item is among the first k, with ties in
+        random order."""
         slots = np.clip(k - self.better, 0, None)  # of the first k, for the tied items
 
         # The probability that wrong items take all slots: they are drawn without replacement.
@@ -59,14 +62,16 @@ class Ranks:
 
     @property
     def expected(self) -> np.ndarray:
-        """Expected rank (Q,) of the best right item, from 1; with one right item a tie counts as half."""
+        """Expected rank (Q,) of the best right item, from 1; with one right item a tie counts as
+        half."""
         return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What the queries of a score are, in any evaluation: the id of each one's video, which intervals resample, and its
-    text. If a video is the query, its captions: ids alone may be the same in another corpus."""
+    """What the queries of a score are, in any evaluation: the id of each one's video, which
+    intervals resample, and its text. If a video is the query, its captions: ids alone may be the
+    same in another corpus."""
 
     ids: np.ndarray  # (Q,)
     texts: np.ndarray  # (Q,)
@@ -83,8 +88,8 @@ class Queries:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as the readers of results see it. `baseline` names what its chance level is the score of; `statistic`
-    makes a score of the values of queries."""
+    """A metric as the readers of results see it. `baseline` names what its chance level is the
+    score of; `statistic` makes a score of the values of queries."""
 
     key: str  # in the names of results.json and MLflow, which allow no "@"
     label: str  # in tables
@@ -96,7 +101,8 @@ class Metric:
 
 
 class Score(NamedTuple):
-    """The values (Q,) of a metric for queries, and the chance level of the metric (None: undefined)."""
+    """The values (Q,) of a metric for queries, and the chance level of the metric (None:
+    undefined)."""
 
     metric: Metric
     values: np.ndarray
@@ -118,7 +124,8 @@ MEDIAN_RANK = Metric(
     "MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median"
 )
 RETRIEVAL = (*RECALLS.values(), MEDIAN_RANK)
-# Part of the version of the stages that write results.json, so that another metric makes them run again.
+# Part of the version of the stages that write results.json, so that another metric makes them run
+# again.
 TABLE_VERSION = " ".join(metric.key for metric in RETRIEVAL)
 MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
@@ -140,18 +147,20 @@ def accuracy_of(kind: str) -> Metric:
 
 
 def contrast_of(pair: tuple[str, str]) -> Metric:
-    """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the other one."""
+    """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the
+    other one."""
     return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
 def by_direction(
     scores: np.ndarray, relevant: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The scores and the right items, both (Q, G), of the queries of each direction: of texts (t2v), and of the videos
-    that have a text (v2t). NaN becomes the lowest score.
+    """The scores and the right items, both (Q, G), of the queries of each direction: of texts
+    (t2v), and of the videos that have a text (v2t). NaN becomes the lowest score.
 
-    scores (texts, videos), higher is better, or (2, texts, videos): those that rank videos for texts, and those that
-    rank texts for videos; relevant (texts, videos) boolean: which videos are right for a text.
+    scores (texts, videos), higher is better, or (2, texts, videos): those that rank videos for
+    texts, and those that rank texts for videos; relevant (texts, videos) boolean: which videos are
+    right for a text.
     """
     scores = np.where(np.isnan(scores), -np.inf, scores)
     t2v, v2t = (scores, scores) if scores.ndim == 2 else scores
@@ -161,8 +170,8 @@ def by_direction(
 
 
 def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ..., v2t/MdR; the arguments are
-    those of `by_direction`."""
+    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ...,
+    v2t/MdR; the arguments are those of `by_direction`."""
     metrics = {}
     for direction, (ranked, right) in by_direction(scores, relevant).items():
         ranks = Ranks.of(ranked, right)
@@ -180,8 +189,8 @@ def mean_recall(metrics: dict[str, float]) -> float:
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
-    """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with a right item among
-    the first k, and the median rank."""
+    """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with
+    a right item among the first k, and the median rank."""
     chance = chance_recalls(ranks.right, ranks.gallery)
     scores = []
     for k, metric in RECALLS.items():
@@ -197,8 +206,8 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
-    """mAP, which counts every right item of a query and not only the best. Arguments as of `Ranks.of`.
-    With ties it is the mean over their orders."""
+    """mAP, which counts every right item of a query and not only the best. Arguments as of
+    `Ranks.of`. With ties it is the mean over their orders."""
     gallery = scores.shape[1]
     harmonic = (1 / np.arange(1, gallery + 1)).sum()
     precision = []
@@ -239,9 +248,11 @@ def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
-    """Mean recall (G,) at 1..G of random ranks; right (Q,): the number of right items of each query among G.
+    """Mean recall (G,) at 1..G of random ranks; right (Q,): the number of right items of each query
+    among G.
 
-    None of c right items is among the first k with probability (G - c)/G x (G - c - 1)/(G - 1) x ..., k factors.
+    None of c right items is among the first k with probability (G - c)/G x (G - c - 1)/(G - 1) x
+    ..., k factors.
     """
     drawn = np.arange(gallery)
     recalls = np.zeros(gallery)

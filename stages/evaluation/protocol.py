@@ -55,7 +55,8 @@ class EvaluationConfig(StageConfig, frozen=True):
 
 
 def also_in_training(folder: Path, split: str) -> set[str]:
-    """The ids of the items of a split that share a caption or near-duplicate frames with a training item."""
+    """The ids of the items of a split that share a caption or near-duplicate frames with a training
+    item."""
     table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", split)])
     return set(table["id"].to_pylist())
 
@@ -68,8 +69,9 @@ def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
 def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
     """Checks that the evaluation items of a corpus are decoded.
 
-    Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question answering), if evaluated.
-    Raises InputError if no item or too small a fraction is decoded; the pipeline calls this before training.
+    Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question
+    answering), if evaluated. Raises InputError if no item or too small a fraction is decoded; the
+    pipeline calls this before training.
     """
     counts = []
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):

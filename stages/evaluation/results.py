@@ -1,7 +1,7 @@
 """The results of an evaluation: rows of results.json, metrics, and tables of queries.
 
-A score of any evaluation gets its interval, and its part in a comparison, from `Results.add`: it takes the values of
-the queries and not their mean.
+A score of any evaluation gets its interval, and its part in a comparison, from `Results.add`: it
+takes the values of the queries and not their mean.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,10 +33,11 @@ from alpro.stages.training.distributed import init_distributed
 class Results:
     """Rows of results.json, metrics, and the output folder.
 
-    A row has what its readers need to show it: `table` is the table that it is in, `what` was evaluated, `direction`
-    (of retrieval), `metric` and `protocol` say how, `unit`, `higher_is_better`, `baseline` and `statistic` are those of
-    the `Metric`, `low` and `high` are the ends of the 95 % interval (`bootstrap_interval`; None if undefined), `items`
-    is the number of queries, `videos` of their videos, and `independent_videos` what these count for.
+    A row has what its readers need to show it: `table` is the table that it is in, `what` was
+    evaluated, `direction` (of retrieval), `metric` and `protocol` say how, `unit`,
+    `higher_is_better`, `baseline` and `statistic` are those of the `Metric`, `low` and `high` are
+    the ends of the 95 % interval (`bootstrap_interval`; None if undefined), `items` is the number
+    of queries, `videos` of their videos, and `independent_videos` what these count for.
     """
 
     split: str
@@ -49,7 +50,8 @@ class Results:
 
     @classmethod
     def of(cls, config: EvaluationConfig, corpora: dict[str, Path], out: Path) -> "Results":
-        """Creates results; the first rows report items that could not be decoded or are also in training, if any.
+        """Creates results; the first rows report items that could not be decoded or are also in
+        training, if any.
 
         Raises InputError as `check_items` does.
         """
@@ -81,8 +83,8 @@ class Results:
     def add(
         self, score: Score, what: str, name: str, direction: str = "", protocol: str = ""
     ) -> None:
-        """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its queries to
-        scores.parquet."""
+        """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its
+        queries to scores.parquet."""
         metric = score.metric
         queries = score.queries
         full_name = "/".join(filter(None, (name, direction, metric.key)))
@@ -109,7 +111,8 @@ class Results:
         self.queries.append(pa.Table.from_arrays(columns, SCORE_COLUMNS))
 
     def add_value(self, metric: Metric, what: str, name: str, value: float, items: int) -> None:
-        """Adds a value that is no mean of those of queries, and has no interval, as <name>/<key of the metric>."""
+        """Adds a value that is no mean of those of queries, and has no interval, as <name>/<key of
+        the metric>."""
         self._row(metric, f"{name}/{metric.key}", what, value=value, items=items)
 
     def add_share(self, table: str, key: str, what: str, name: str, share: tuple[int, int]) -> None:
@@ -147,11 +150,13 @@ class Results:
         return row
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Writes per-query results for people to `name`.parquet. scores.parquet has the values of every score."""
+        """Writes per-query results for people to `name`.parquet. scores.parquet has the values of
+        every score."""
         pq.write_table(pa.Table.from_pylist(rows), self.out / f"{name}.parquet")
 
     def outcome(self) -> Outcome:
-        """Writes results.json and scores.parquet; returns the number of items of each score, and the metrics."""
+        """Writes results.json and scores.parquet; returns the number of items of each score, and
+        the metrics."""
         write_json(self.out / "results.json", self.rows)
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
@@ -167,8 +172,9 @@ def evaluating(
     out: Path,
     resources: Resources,
 ) -> Iterator[tuple[Results, torch.device]]:
-    """The results of an evaluation and this process's device, in the precision of the configuration. Several processes
-    share the encoding of videos and the scoring of pairs; all have all results, and the first one writes them."""
+    """The results of an evaluation and this process's device, in the precision of the
+    configuration. Several processes share the encoding of videos and the scoring of pairs; all have
+    all results, and the first one writes them."""
     with (
         init_distributed(resources) as world,
         # The other processes compute the same results: what they write is deleted.

@@ -1,11 +1,14 @@
-"""The names of scores that people see first: one table of each kind, which the report, MLflow and studies share.
+"""The names of scores that people see first: one table of each kind, which the report, MLflow and
+studies share.
 
-A score's name in results.json is NAME/DIRECTION/METRIC, such as zero_shot_vtc/t2v/R1: what was evaluated
-(`stages/evaluation/scores.py` composes it; `_vtc` is retrieval by similarity, without it by matching), the direction of
-a retrieval, and the key of the metric (`stages/evaluation/metrics.py`).
+A score's name in results.json is NAME/DIRECTION/METRIC, such as zero_shot_vtc/t2v/R1: what was
+evaluated (`stages/evaluation/scores.py` composes it; `_vtc` is retrieval by similarity, without it
+by matching), the direction of a retrieval, and the key of the metric
+(`stages/evaluation/metrics.py`).
 """
 
-# The scores that a person looks at first, by the short names under which MLflow has them, with their names in results.
+# The scores that a person looks at first, by the short names under which MLflow has them, with
+# their names in results.
 HEADLINES = {
     "R1": "retrieval_vtc/t2v/R1",  # by similarity, as `alpro search` ranks
     "QA": "qa/acc",
@@ -27,7 +30,8 @@ VALIDATION_SCORES = {
     "validation/qa/acc": "validation accuracy",
     "validation/vtc/t2v/R1": "validation R@1",
 }
-# The scores that a run prints at its end: on one screen, beside what a single frame or the text alone reaches.
+# The scores that a run prints at its end: on one screen, beside what a single frame or the text
+# alone reaches.
 PRINTED = (
     "zero_shot_vtc/t2v/R1",
     "zero_shot/t2v/R1",
@@ -38,7 +42,8 @@ PRINTED = (
     "qa/acc",
     "qa_text_only/acc",
     "entities/acc",
-    # PEM's labels: without the places of things, any entity of the clip is right and only ece tells.
+    # PEM's labels: without the places of things, any entity of the clip is right and only ece
+    # tells.
     "entity_crops/acc",
     "entity_crops/ece",
 )
@@ -53,7 +58,8 @@ STUDIED = (
     "qa/acc",
     "entities/acc",
 )
-# The curves of a training on the validation split, in the order in which they are drawn, with their titles.
+# The curves of a training on the validation split, in the order in which they are drawn, with their
+# titles.
 VALIDATION_CURVES = {
     "validation/vtc/t2v/R1": "validation R@1 by similarity",
     "validation/t2v/R1": "validation R@1 by matching",

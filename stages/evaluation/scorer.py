@@ -37,8 +37,8 @@ QUESTIONS = 256  # that are encoded together
 class Scorer:
     """A model with what its scores depend on.
 
-    length: maximum tokens of a text. top_k: the matching head scores only this many most similar pairs of each query;
-    0: all. answers: those of its answer head.
+    length: maximum tokens of a text. top_k: the matching head scores only this many most similar
+    pairs of each query; 0: all. answers: those of its answer head.
     """
 
     encoder: NormalizedModel
@@ -67,8 +67,8 @@ class Scorer:
         return self.encoder.model.config.video.frames
 
     def protocol(self, by_similarity: bool = False) -> str:
-        """What a score of retrieval is comparable with: the pairs that are scored, and the frames of a clip, such as
-        "top 16, 4 frames". Similarity always scores all pairs."""
+        """What a score of retrieval is comparable with: the pairs that are scored, and the frames
+        of a clip, such as "top 16, 4 frames". Similarity always scores all pairs."""
         pairs = "all pairs" if by_similarity or not self.top_k else f"top {self.top_k}"
         return f"{pairs}, {self.frames} frame{'' if self.frames == 1 else 's'}"
 
@@ -83,8 +83,8 @@ class Scorer:
     def score(
         self, gallery: Gallery, reorder: Reorder | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The scores of a gallery, as of `by_direction`: by matching (VTM), of all pairs (texts, videos) or for each
-        direction (2, texts, videos); and by similarity (VTC)."""
+        """The scores of a gallery, as of `by_direction`: by matching (VTM), of all pairs (texts,
+        videos) or for each direction (2, texts, videos); and by similarity (VTC)."""
         model = cast(Alpro, self.encoder.model)
         texts, videos = self.encode(gallery, reorder)
         if self.top_k:
@@ -104,9 +104,10 @@ class Scorer:
     ) -> Tensor:
         """Logits of the answer head (questions, answers), on the CPU.
 
-        The device holds the tokens of VIDEOS videos and one batch of questions at a time. blank: instead of a video, a
-        clip without content: all pixels have the mean color of the training frames, zero after normalization. It
-        depends on no video of the split, and is closer to what the encoder knows than black.
+        The device holds the tokens of VIDEOS videos and one batch of questions at a time. blank:
+        instead of a video, a clip without content: all pixels have the mean color of the training
+        frames, zero after normalization. It depends on no video of the split, and is closer to what
+        the encoder knows than black.
         """
         model = cast(Alpro, self.encoder.model)
         assert model.qa_head is not None, "this model does not answer questions"

@@ -31,8 +31,8 @@ def add_rankers(
     labels: Labels,
     scored: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as `name`. scored: by
-    matching and by similarity, as of `Scorer.score`."""
+    """Adds retrieval by similarity as <name>_vtc, which `alpro search` ranks by, and by matching as
+    `name`. scored: by matching and by similarity, as of `Scorer.score`."""
     matching, similarity = scored
     add_retrieval(
         results,
@@ -61,8 +61,8 @@ def add_retrieval(
     directions: tuple[str, ...] = DIRECTIONS,
     protocol: str = "all pairs",
 ) -> None:
-    """Adds the metrics of retrieval, and writes the rank of every query with the best items of its gallery. scores: as
-    of `by_direction`."""
+    """Adds the metrics of retrieval, and writes the rank of every query with the best items of its
+    gallery. scores: as of `by_direction`."""
     for direction in directions:
         ranked, relevant = by_direction(scores, labels.relevant)[direction]
         ranks = Ranks.of(ranked, relevant)
@@ -97,9 +97,11 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
     trained: list[Question],
     contrasts: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Adds accuracy by type, with that of the most frequent answer of `trained` as chance level, and two-way accuracy.
+    """Adds accuracy by type, with that of the most frequent answer of `trained` as chance level,
+    and two-way accuracy.
 
-    logits (questions, answers): those of the questions `asked` about videos. contrasts: pairs of answers.
+    logits (questions, answers): those of the questions `asked` about videos. contrasts: pairs of
+    answers.
     """
     predicted = [answers[int(index)] for index in logits.argmax(1)]
     baseline = majority_baseline(trained, asked)
@@ -140,7 +142,8 @@ def unanswerable(asked: list[Question], answers: Sequence[str]) -> list[str]:
     share = len(missing) / len(asked)
     spelled = f", {alike} of which only by case or a final dot" if alike else ""
     return [
-        f"{len(missing)} of {len(asked)} questions ({share:.1%}) have an answer that is none of the "
+        f"{len(missing)} of {len(asked)} questions ({share:.1%}) have an answer that is none of "
+        f"the "
         f"{len(answers)} of the model{spelled}: accuracy is at most {1 - share:.1%}"
     ]
 
@@ -159,7 +162,8 @@ def accuracy_scores(
     asked: list[Question],
     video_ids: list[str],
 ) -> list[Score]:
-    """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as chance level."""
+    """Accuracy of predicted answers (Q,) overall and by type, with that of the baseline (Q,) as
+    chance level."""
     truth = np.array([question["answer"] for question in asked], object)
     types = np.array([question["type"] for question in asked], object)
     right = np.array(predicted, object) == truth
@@ -177,7 +181,8 @@ def accuracy_scores(
 
 
 def majority_baseline(trained: list[Question], asked: list[Question]) -> list[str]:
-    """The most frequent training answer to questions of the type of each question, or of all questions."""
+    """The most frequent training answer to questions of the type of each question, or of all
+    questions."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     overall = Counter(question["answer"] for question in trained)
     for question in trained:

@@ -1,8 +1,10 @@
-"""Uncertainty of scores over test videos: bootstrap intervals, paired differences and permutation tests.
+"""Uncertainty of scores over test videos: bootstrap intervals, paired differences and permutation
+tests.
 
-The captions or questions of a video are not independent, so whole videos are resampled (cluster bootstrap): a video is
-drawn with all its queries. The gallery of retrieval stays as it is: the ranks of the queries are fixed. Seeds are
-fixed, so equal scores have equal intervals. These intervals say nothing about other training seeds.
+The captions or questions of a video are not independent, so whole videos are resampled (cluster
+bootstrap): a video is drawn with all its queries. The gallery of retrieval stays as it is: the
+ranks of the queries are fixed. Seeds are fixed, so equal scores have equal intervals. These
+intervals say nothing about other training seeds.
 """
 
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ MAX_ELEMENTS = 4_000_000  # of an array: a million questions need no more memory
 
 
 class PairedDifference(NamedTuple):
-    """Two scores over the same queries: their values, b - a with its 95 % interval, and the two-sided p value."""
+    """Two scores over the same queries: their values, b - a with its 95 % interval, and the
+    two-sided p value."""
 
     a: float
     b: float
@@ -30,8 +33,8 @@ class PairedDifference(NamedTuple):
 
 
 def independent_videos(videos: np.ndarray) -> float:
-    """How many videos with one query each say as much as these queries (Q,), by the ids of their videos: fewer than
-    there are videos if some have most of the queries (Kish, 1965).
+    """How many videos with one query each say as much as these queries (Q,), by the ids of their
+    videos: fewer than there are videos if some have most of the queries (Kish, 1965).
 
     >>> independent_videos(np.array(["a", "b", "c"])), independent_videos(np.array(["a", "a", "a", "b", "c", "d"]))
     (3.0, 3.0)
@@ -48,7 +51,8 @@ def value_of(values: np.ndarray, statistic: Statistic) -> float:
 def bootstrap_interval(
     values: np.ndarray, videos: np.ndarray, statistic: Statistic
 ) -> tuple[float, float] | None:
-    """The 95 % percentile interval of the score of values (Q,) of queries; videos (Q,): the id of each one's video.
+    """The 95 % percentile interval of the score of values (Q,) of queries; videos (Q,): the id of
+    each one's video.
 
     None for fewer than two videos, and if all values are equal: resampling says nothing then.
     """
@@ -69,10 +73,11 @@ def paired_difference(
 ) -> PairedDifference:
     """Compares values a and b (Q,) of the same queries; videos (Q,): the id of each query's video.
 
-    The interval is that of a paired bootstrap: both scores of a resample are over the same videos; None for fewer than
-    two videos. The p value is that of a permutation test: if a and b do not differ, the results of a video can be
-    exchanged. It is the share of exchanges (for means: sign flips of each video's difference) with a difference at
-    least as large, the observed one included, and therefore at least 1 / (PERMUTATIONS + 1).
+    The interval is that of a paired bootstrap: both scores of a resample are over the same videos;
+    None for fewer than two videos. The p value is that of a permutation test: if a and b do not
+    differ, the results of a video can be exchanged. It is the share of exchanges (for means: sign
+    flips of each video's difference) with a difference at least as large, the observed one
+    included, and therefore at least 1 / (PERMUTATIONS + 1).
     """
     n_videos, video_of_query = enumerate_videos(videos)
     score_a = value_of(a, statistic)
@@ -127,8 +132,8 @@ def resampled(
 
 
 def medians(values: np.ndarray, video: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The medians (R,) of values (Q,) whose video (Q,) occurs as often as counts (R, V) says: the mean of the two
-    middle values if their number is even."""
+    """The medians (R,) of values (Q,) whose video (Q,) occurs as often as counts (R, V) says: the
+    mean of the two middle values if their number is even."""
     order = np.argsort(values)
     ordered = values[order]
     video_of_ordered = video[order]
@@ -161,7 +166,8 @@ def drawn_counts(videos: int, part: int, size: int) -> np.ndarray:
 
 
 def exchanges(videos: int) -> Iterator[np.ndarray]:
-    """Whether the results of each video are exchanged (0 or 1) in each of PERMUTATIONS permutations, in parts (R, V)"""
+    """Whether the results of each video are exchanged (0 or 1) in each of PERMUTATIONS
+    permutations, in parts (R, V)"""
     for part, size in parts_of(PERMUTATIONS, videos):
         rng = np.random.default_rng([videos, part])
         yield rng.integers(0, 2, (size, videos)).astype(float)

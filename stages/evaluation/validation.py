@@ -40,10 +40,11 @@ def validate_contrast(
     out: Path,
     more: Callable[[Gallery], dict[str, float]] = lambda gallery: {},
 ) -> Validate | None:
-    """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a validation split.
+    """Validates retrieval by similarity (VTC), and what `more` measures; None if no corpus has a
+    validation split.
 
-    Each time it prints what a search for the first texts finds, and draws it (`out`/pictures/search.png): the first
-    result of a run, long before its end.
+    Each time it prints what a search for the first texts finds, and draws it
+    (`out`/pictures/search.png): the first result of a run, long before its end.
     """
     galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
     if not galleries:
@@ -62,7 +63,8 @@ def validate_contrast(
 
 
 def show_searches(gallery: Gallery, similarity: np.ndarray, picture: Path) -> None:
-    """Prints the best video for each of the first texts, and draws the best four. similarity: (texts, videos)."""
+    """Prints the best video for each of the first texts, and draws the best four. similarity:
+    (texts, videos)."""
     searches = range(min(SEARCHES, len(gallery.texts)))
     for text in searches:
         best = int(similarity[text].argmax())
@@ -97,10 +99,11 @@ def pem_scores(
     gallery: Gallery,
     batch: int = 32,
 ) -> dict[str, float]:
-    """PEM on one random crop of each clip of a gallery, drawn with a fixed seed, with the first caption of the clip.
+    """PEM on one random crop of each clip of a gallery, drawn with a fixed seed, with the first
+    caption of the clip.
 
-    acc: how often (%) the head and the prompter name the same entity, of the crops whose label PEM keeps; kept: the
-    share (%) of these crops; label_entropy: the mean entropy of their labels.
+    acc: how often (%) the head and the prompter name the same entity, of the crops whose label PEM
+    keeps; kept: the share (%) of these crops; label_entropy: the mean entropy of their labels.
     """
     model = objective.model
     config = model.config.video
@@ -146,8 +149,8 @@ def pem_scores(
 def validate_retrieval(
     encoder: NormalizedModel, inputs: Inputs, tokenizer: Tokenizer, config: TrainingConfig
 ) -> tuple[Validate, str]:
-    """Validates retrieval by matching (VTM) with the configured protocol, and by similarity (VTC); also returns the
-    metric for model selection, which is of matching as in the paper.
+    """Validates retrieval by matching (VTM) with the configured protocol, and by similarity (VTC);
+    also returns the metric for model selection, which is of matching as in the paper.
 
     Raises InputError if no corpus has validation captions.
     """
@@ -191,7 +194,8 @@ def validate_qa(
     answers: list[str],
     config: TrainingConfig,
 ) -> tuple[Validate, str]:
-    """Validates the accuracy of the most likely answer; also returns the metric for model selection.
+    """Validates the accuracy of the most likely answer; also returns the metric for model
+    selection.
 
     Raises InputError if no corpus has validation questions.
     """
@@ -226,8 +230,8 @@ def validation_galleries(
 
 
 def readable(encoder: NormalizedModel, galleries: dict[str, Items]) -> dict[str, Items]:
-    """The galleries with a text. Raises Unreadable before training, rather than at its end, if a frame cannot be
-    read."""
+    """The galleries with a text. Raises Unreadable before training, rather than at its end, if a
+    frame cannot be read."""
     with_texts = {name: gallery for name, gallery in galleries.items() if gallery.texts}
     for gallery in with_texts.values():
         for index in gallery.sample_indices:
@@ -238,7 +242,8 @@ def readable(encoder: NormalizedModel, galleries: dict[str, Items]) -> dict[str,
 def averaged(
     galleries: dict[str, Items], metrics: Callable[[Items], dict[str, float]]
 ) -> dict[str, float]:
-    """The metrics averaged over corpora; for several corpora also those of each as `<metric>/of/<corpus>`."""
+    """The metrics averaged over corpora; for several corpora also those of each as
+    `<metric>/of/<corpus>`."""
     by_corpus = {corpus: metrics(gallery) for corpus, gallery in galleries.items()}
 
     # A corpus lacks the accuracy of types of questions that it does not have.

@@ -1,5 +1,5 @@
-"""What stages share with those who run them: configuration, resources, outcome, errors and exit statuses, and a request
-to stop."""
+"""What stages share with those who run them: configuration, resources, outcome, errors and exit
+statuses, and a request to stop."""
 
 import signal
 import threading
@@ -36,7 +36,8 @@ class Stopped(Interrupted):
     """The pipeline stops, and this stage with it. The next run resumes."""
 
 
-# `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may be a name on the hub.
+# `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may
+# be a name on the hub.
 FILE: JsonDict = {"path": "file"}
 FILE_OR_NAME: JsonDict = {"path": "file or name"}
 
@@ -49,21 +50,22 @@ def file_or_word(*words: str) -> JsonDict:
 class StageConfig(BaseModel, frozen=True, extra="forbid"):
     """Base of every stage's configuration: frozen, unknown keys are errors.
 
-    Subclasses say `frozen=True` as well: they inherit it when they run, but type checkers read it from each class. It
-    lets a subclass narrow the type of a field.
+    Subclasses say `frozen=True` as well: they inherit it when they run, but type checkers read it
+    from each class. It lets a subclass narrow the type of a field.
     """
 
 
 class StageInputs(BaseModel):
-    """Base of every stage's inputs: frozen, a folder for each name. A stage that reads corpora has a field `corpora`,
-    their folders by name."""
+    """Base of every stage's inputs: frozen, a folder for each name. A stage that reads corpora has
+    a field `corpora`, their folders by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def of(cls, locations: Mapping[str, Location]) -> Self:
-        """The inputs from locations by name, as a work file and an artifact's record list them: a name that is no
-        field stands for a corpus. Raises InputError for a required input that is missing, and for an unknown name."""
+        """The inputs from locations by name, as a work file and an artifact's record list them: a
+        name that is no field stands for a corpus. Raises InputError for a required input that is
+        missing, and for an unknown name."""
         fields = cls.model_fields.keys() - {"corpora"}
         values: dict[str, Any] = {name: locations[name] for name in fields & locations.keys()}
         others = {name: path for name, path in locations.items() if name not in fields}
@@ -82,7 +84,8 @@ class StageInputs(BaseModel):
 
 
 class Pipeline(Protocol):
-    """What a stage's `needs` asks of the configuration of a pipeline: its tables, None for a stage that is left out."""
+    """What a stage's `needs` asks of the configuration of a pipeline: its tables, None for a stage
+    that is left out."""
 
     @property
     def render_sample(self) -> Any: ...
@@ -123,8 +126,9 @@ class Pipeline(Protocol):
 class Needs:
     """How a stage takes part in a pipeline: its configuration, and where its inputs come from.
 
-    stages: by input, the stage that builds it; an input of a stage that the pipeline leaves out is left out, too.
-    folders: by input, a model folder of the user's. corpora: the names of the corpora that it reads.
+    stages: by input, the stage that builds it; an input of a stage that the pipeline leaves out is
+    left out, too. folders: by input, a model folder of the user's. corpora: the names of the
+    corpora that it reads.
     """
 
     config: StageConfig
@@ -134,8 +138,8 @@ class Needs:
 
 
 class Resources(StageConfig, frozen=True):
-    """How work is distributed and where it runs. It is not part of fingerprints: results change only by dropout,
-    stochastic depth and rounding."""
+    """How work is distributed and where it runs. It is not part of fingerprints: results change
+    only by dropout, stochastic depth and rounding."""
 
     workers: int = Field(
         default=0, ge=0, description="processes that decode and load data; 0: one per core"
@@ -148,7 +152,8 @@ class Resources(StageConfig, frozen=True):
     max_stages: int = Field(
         default=1,
         ge=1,
-        description="stages that run at the same time; on a CPU, their models share its cores, each has its own GPUs",
+        description="stages that run at the same time; on a CPU, their models share its cores, "
+        "each has its own GPUs",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU if there is one"
@@ -158,7 +163,8 @@ class Resources(StageConfig, frozen=True):
     )
     compile: bool = Field(
         default=True,
-        description="torch.compile the encoders' layers for training, on a GPU and from width 512 on",
+        description="torch.compile the encoders' layers for training, on a GPU and from width 512 "
+        "on",
     )
     nodes: int = Field(
         default=1, ge=1, description="machines that train together, each with `processes`"
@@ -188,9 +194,9 @@ class Resources(StageConfig, frozen=True):
 class Outcome:
     """The result of a stage: counts of items that it read and dropped, and its final metrics.
 
-    warnings: lines on what makes the result worth less than it looks, for the end of the run and its report.
-    precision: type of the models' matrix products; empty: no model. sha256: checksums that the stage knows, by the
-    names of the files in its folder; these files are not read again.
+    warnings: lines on what makes the result worth less than it looks, for the end of the run and
+    its report. precision: type of the models' matrix products; empty: no model. sha256: checksums
+    that the stage knows, by the names of the files in its folder; these files are not read again.
     """
 
     counts: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Child processes that end with their parent, by the kernel.
 
-`python -P -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives SIGTERM when the
-thread that started it ends, however that happens: a training writes a checkpoint then. This works on Linux only.
+`python -P -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives
+SIGTERM when the thread that started it ends, however that happens: a training writes a checkpoint
+then. This works on Linux only.
 """
 
 import ctypes
@@ -22,7 +23,8 @@ def with_parent(command: list[str]) -> list[str]:
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """From now on this process receives a signal when its parent ends. Exits if that has happened already."""
+    """From now on this process receives a signal when its parent ends. Exits if that has happened
+    already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:

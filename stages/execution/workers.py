@@ -1,7 +1,8 @@
 """Runs units of work in processes on this machine.
 
-A process may die while it processes a unit: native code crashes, memory runs out, or it is killed. The processes are
-then replaced, and the units that were running start again. The unit itself records what killed its process.
+A process may die while it processes a unit: native code crashes, memory runs out, or it is killed.
+The processes are then replaced, and the units that were running start again. The unit itself
+records what killed its process.
 """
 
 import multiprocessing
@@ -43,8 +44,8 @@ class WorkerDied(Exception):
 
 @contextmanager
 def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
-    """Submits functions with picklable arguments that write their results to files. Leaving the context by an exception
-    kills its processes: their units can be repeated."""
+    """Submits functions with picklable arguments that write their results to files. Leaving the
+    context by an exception kills its processes: their units can be repeated."""
     # Spawned, not forked: a fork would copy the locks of the caller's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, context, initialize_worker) as pool:
@@ -57,7 +58,8 @@ def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
 
 
 def initialize_worker() -> None:
-    """Ends a worker with its parent, and not by Ctrl-C, which goes to every process of a terminal."""
+    """Ends a worker with its parent, and not by Ctrl-C, which goes to every process of a
+    terminal."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
@@ -68,11 +70,11 @@ def initialize_worker() -> None:
 def run_units(
     units: Iterable[UnitT], function: Callable[[UnitT], Result], resources: Resources
 ) -> Iterator[tuple[UnitT, Result]]:
-    """Runs a function on every unit in a pool and yields each unit with its result, in order of completion. Only a few
-    units are in memory at a time.
+    """Runs a function on every unit in a pool and yields each unit with its result, in order of
+    completion. Only a few units are in memory at a time.
 
-    `function` must support a restart of a unit, and must avoid what killed its process before. Raises InputError if
-    processes keep dying.
+    `function` must support a restart of a unit, and must avoid what killed its process before.
+    Raises InputError if processes keep dying.
     """
     pending = iter(units)
     lost = deque(islice(pending, 1))
@@ -108,7 +110,8 @@ def run_units(
                         yield unit, future.result()
                 if len(deaths) > MAX_DEATHS:
                     raise InputError(
-                        f"{len(deaths)} workers died in succession; if memory is short, lower resources.workers"
+                        f"{len(deaths)} workers died in succession; if memory is short, lower "
+                        f"resources.workers"
                     )
 
 
@@ -127,8 +130,9 @@ def exit_after(seconds: float) -> Iterator[None]:
 def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
     """Calls a function in a subprocess, which may crash or hang, and returns or raises its result.
 
-    It is a program of its own, and no child of multiprocessing, so that neither a crash nor prints of native code reach
-    this process. Raises WorkerDied if the process ends without a result, and TimeoutError after `seconds`.
+    It is a program of its own, and no child of multiprocessing, so that neither a crash nor prints
+    of native code reach this process. Raises WorkerDied if the process ends without a result, and
+    TimeoutError after `seconds`.
     """
     call = pickle.dumps((seconds, function, arguments))
     program = "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"
@@ -154,7 +158,8 @@ def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: fl
 
 
 def subprocess_main() -> None:
-    """The subprocess of `run_in_subprocess`. It exits if the function exceeds its time limit, not counting imports."""
+    """The subprocess of `run_in_subprocess`. It exits if the function exceeds its time limit, not
+    counting imports."""
     seconds, function, arguments = pickle.load(sys.stdin.buffer)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep prints of native code out of the result

@@ -1,5 +1,5 @@
-"""The batch of a training step: its tensors, and how examples become one; and what the loader samples for it: masked
-tokens for MLM, crops for PEM (paper, section 3.2), and patches to keep."""
+"""The batch of a training step: its tensors, and how examples become one; and what the loader
+samples for it: masked tokens for MLM, crops for PEM (paper, section 3.2), and patches to keep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,8 @@ from alpro.models.word_pieces import pad, padded
 
 @dataclass
 class Batch:
-    """One rank's share of a step's batch. Frames are uint8; the objective normalizes them on its device."""
+    """One rank's share of a step's batch. Frames are uint8; the objective normalizes them on its
+    device."""
 
     step: int
     kind: str
@@ -54,7 +55,8 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def split(self, count: int) -> list["Batch"]:
-        """Equal micro-batches in order, for gradient accumulation; each is padded to its own longest text."""
+        """Equal micro-batches in order, for gradient accumulation; each is padded to its own
+        longest text."""
         if count == 1:
             return [self]
 
@@ -115,10 +117,11 @@ def mask_words(
     probability: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masking: 80 % of the chosen tokens become [MASK], 10 % a random token, 10 % are unchanged.
+    """BERT's masking: 80 % of the chosen tokens become [MASK], 10 % a random token, 10 % are
+    unchanged.
 
-    ids (L,); special (L,), boolean: tokens that are never chosen. Returns masked ids (L,) and labels (L,), -100 = not
-    chosen.
+    ids (L,); special (L,), boolean: tokens that are never chosen. Returns masked ids (L,) and
+    labels (L,), -100 = not chosen.
     """
     chosen = (rng.random(ids.shape) < probability) & ~special
     action = rng.random(ids.shape)
@@ -135,10 +138,12 @@ def random_box(
     area: tuple[float, float] = (0.3, 0.5),
     aspect: tuple[float, float] = (0.3, 3.3),
 ) -> tuple[int, int, int, int]:
-    """A crop (left, top, width, height) in patches, of `area` (share of the grid) and `aspect` (width : height).
+    """A crop (left, top, width, height) in patches, of `area` (share of the grid) and `aspect`
+    (width : height).
 
-    Boxes are sampled as in random resized cropping and rounded to the patch grid; one that rounds to an area
-    outside the range is sampled again. After 100 failures (a grid too coarse): the most central half.
+    Boxes are sampled as in random resized cropping and rounded to the patch grid; one that rounds
+    to an area outside the range is sampled again. After 100 failures (a grid too coarse): the most
+    central half.
     """
     smallest, largest = area
     for _ in range(100):
@@ -156,6 +161,7 @@ def random_box(
 
 
 def keep_patches(grid: int, dropped: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices (K,), ascending, of a random subset of patches: drops the fraction `dropped`, keeps at least one."""
+    """Indices (K,), ascending, of a random subset of patches: drops the fraction `dropped`, keeps
+    at least one."""
     count = max(1, round((1 - dropped) * grid**2))
     return np.sort(rng.permutation(grid**2)[:count])

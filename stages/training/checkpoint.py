@@ -1,4 +1,5 @@
-"""Checkpoints with bit-exact resume: safetensors and JSON, written to a temporary folder, then renamed."""
+"""Checkpoints with bit-exact resume: safetensors and JSON, written to a temporary folder, then
+renamed."""
 
 import json
 import re
@@ -21,7 +22,8 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The checkpoints of a training run: folders step-00000123 with model, optimizer, state and checksums."""
+    """The checkpoints of a training run: folders step-00000123 with model, optimizer, state and
+    checksums."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -36,7 +38,8 @@ class Checkpoints:
     ) -> None:
         """Writes the checkpoint after `step` steps and deletes all but the newest two.
 
-        rng: the random state of every rank. Raises OSError if it cannot be written; earlier checkpoints are kept.
+        rng: the random state of every rank. Raises OSError if it cannot be written; earlier
+        checkpoints are kept.
         """
         make_folder(self.folder)
         temporary = self.folder / f".step-{step:08d}.part"
@@ -79,8 +82,8 @@ class Checkpoints:
     ) -> dict[str, Any] | None:
         """Loads the newest intact checkpoint and returns its state, or None.
 
-        A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the random state of `rank`;
-        a rank that is not in the checkpoint keeps its own.
+        A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the
+        random state of `rank`; a rank that is not in the checkpoint keeps its own.
         """
         for folder in self.all():
             corrupt = corrupt_files(folder)
@@ -132,7 +135,8 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
 
 
 def random_state() -> Tensor:
-    """The random state of this rank: the CPU generator's bytes, followed by those of its GPU, if any."""
+    """The random state of this rank: the CPU generator's bytes, followed by those of its GPU, if
+    any."""
     cpu = torch.get_rng_state()
     return torch.cat([cpu, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else cpu
 

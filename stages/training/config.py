@@ -13,7 +13,8 @@ TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
 class Phase(StageConfig, frozen=True):
-    """A phase of training on a set of corpora. Every batch has samples of one corpus and one kind (video or image)."""
+    """A phase of training on a set of corpora. Every batch has samples of one corpus and one kind
+    (video or image)."""
 
     corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
     weights: tuple[float, ...] = Field(
@@ -87,7 +88,8 @@ class TrainingConfig(StageConfig, frozen=True):
     )
     contrast: Literal["micro_batch", "batch"] = Field(
         default="micro_batch",
-        description="pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and "
+        description="pairs that VTC compares: of a micro_batch, or of the whole batch (which "
+        "encodes twice, and "
         "needs negative_pool_size where it exists)",
     )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
@@ -115,7 +117,8 @@ class TrainingConfig(StageConfig, frozen=True):
     )
     sampling: Literal["halves", "random"] = Field(
         default="halves",
-        description="random frames in order, as many from each half of the clip (halves) or from all of it (random)",
+        description="random frames in order, as many from each half of the clip (halves) or from "
+        "all of it (random)",
     )
     random_crop: float = Field(
         default=0.875,
@@ -128,7 +131,8 @@ class TrainingConfig(StageConfig, frozen=True):
     )
     augmentation: Literal["none", "official"] = Field(
         default="none",
-        description="official: RandAugment; for images also a random resized crop, and a flip unless the text "
+        description="official: RandAugment; for images also a random resized crop, and a flip "
+        "unless the text "
         "says left or right",
     )
     max_unreadable_share: float = Field(
@@ -173,7 +177,8 @@ class MatchingConfig(TrainingConfig, frozen=True):
     negative_pool_size: int = Field(
         default=0,
         ge=0,
-        description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. The paper: "
+        description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. "
+        "The paper: "
         "16, the batch of a GPU",
     )
 
@@ -182,8 +187,10 @@ class MatchingConfig(TrainingConfig, frozen=True):
         pairs = self.batch_size // self.accumulation_steps
         if self.contrasts_whole_batch and not self.negative_pool_size:
             raise ValueError(
-                "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives from the whole "
-                f"batch would need the tokens of all micro-batches; set it to a divisor of {pairs}, such as {pairs}"
+                "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives "
+                "from the whole "
+                f"batch would need the tokens of all micro-batches; set it to a divisor of "
+                f"{pairs}, such as {pairs}"
             )
         if self.negative_pool_size and pairs % self.negative_pool_size:
             raise ValueError(
@@ -200,7 +207,8 @@ class MatchingConfig(TrainingConfig, frozen=True):
         # A rank then has whole pools, or a pool whole ranks: no pool spans parts of two ranks.
         if pool and pairs % pool and pool % pairs:
             raise InputError(
-                f"negative_pool_size {pool} and the {pairs} pairs per process and micro-batch ({ranks} "
+                f"negative_pool_size {pool} and the {pairs} pairs per process and micro-batch "
+                f"({ranks} "
                 "processes): one must be a multiple of the other"
             )
 
@@ -212,7 +220,8 @@ class EncoderConfig(TrainingConfig, frozen=True):
     model: ModelConfig = ModelConfig()
     vit: str = Field(
         default="",
-        description="pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of transformers",
+        description="pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of "
+        "transformers",
         json_schema_extra=FILE_OR_NAME,
     )
     bert: str = Field(
@@ -222,12 +231,14 @@ class EncoderConfig(TrainingConfig, frozen=True):
     )
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         default="clip",
-        description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP). "
+        description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 "
+        "(SigLIP). "
         "Pre-training uses those of a trained prompter",
     )
 
     def load_initial(self, model: Prompter) -> None:
-        """Loads the ViT and BERT weights into a model. Raises InputError if they are not available or do not match."""
+        """Loads the ViT and BERT weights into a model. Raises InputError if they are not available
+        or do not match."""
         try:
             if self.vit:
                 load_vit(model, self.vit)

@@ -1,5 +1,6 @@
-"""What a training and its validation compute, in FLOPs, from the sizes of the model: 2 for each weight and token in a
-forward pass, 6 in a step; attention itself is left out, a few percent at these lengths."""
+"""What a training and its validation compute, in FLOPs, from the sizes of the model: 2 for each
+weight and token in a forward pass, 6 in a step; attention itself is left out, a few percent at
+these lengths."""
 
 from dataclasses import dataclass
 
@@ -30,12 +31,13 @@ class MatchingCost:
         frames = 2.0 * matrix_weights(model.video_encoder.blocks) * video.frames * patches
         text = 2.0 * matrix_weights(model.text_encoder.layers) * text_tokens
 
-        # 3 passes: a backward pass computes twice what the forward pass does. Each example is fused as a pair, and with
-        # a hard negative of either kind.
+        # 3 passes: a backward pass computes twice what the forward pass does. Each example is fused
+        # as a pair, and with a hard negative of either kind.
         return cls(example=3 * (frames + text + 3 * pair), pair=pair)
 
     def warning(self, examples: int, pairs: int, times: int) -> str:
-        """A line on what `times` validations of `pairs` pairs cost beside the training; "" if it is little.
+        """A line on what `times` validations of `pairs` pairs cost beside the training; "" if it is
+        little.
 
         examples: of all steps of the training.
         """

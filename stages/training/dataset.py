@@ -1,5 +1,5 @@
-"""The training data set: which examples step n has, and their arrays. A batch is a function of the seed and the step,
-so that a checkpoint stores the position in the data as one number."""
+"""The training data set: which examples step n has, and their arrays. A batch is a function of the
+seed and the step, so that a checkpoint stores the position in the data as one number."""
 
 import os
 import shutil
@@ -38,9 +38,9 @@ SHARED_MEMORY = Path("/dev/shm")  # where loading processes leave their batches
 class CorpusExamples:
     """The training examples of one corpus and one kind.
 
-    granularity "sample": one example per sample, with a random one of its captions (pre-training); "caption": one per
-    caption, so that an epoch has a video once with each (retrieval); "question": one per question (QA). Samples without
-    a text are skipped and counted in `skipped`.
+    granularity "sample": one example per sample, with a random one of its captions (pre-training);
+    "caption": one per caption, so that an epoch has a video once with each (retrieval); "question":
+    one per question (QA). Samples without a text are skipped and counted in `skipped`.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class CorpusExamples:
 class Examples:
     """What a training example is made of.
 
-    granularity: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input, grid in patches.
-    mlm_probability: unless None, examples have masked tokens and crops. crop_share: share of the examples that show a
-    crop, of crop_area of the frame; their box is then that of what is shown. answers: the classes of question
-    answering.
+    granularity: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input,
+    grid in patches. mlm_probability: unless None, examples have masked tokens and crops.
+    crop_share: share of the examples that show a crop, of crop_area of the frame; their box is then
+    that of what is shown. answers: the classes of question answering.
     """
 
     granularity: Granularity
@@ -117,10 +117,12 @@ class Examples:
 
 
 class TrainingDataset(Dataset[Batch]):
-    """The batches of a training run: item n is this rank's share of step n, a pure function of seed, step and rank.
+    """The batches of a training run: item n is this rank's share of step n, a pure function of
+    seed, step and rank.
 
-    corpora: folders of decoded corpora by name. spec: what an example is made of. one_length: all texts are padded to
-    max_text_tokens. Raises InputError if a phase has no examples or the batch size is not divisible.
+    corpora: folders of decoded corpora by name. spec: what an example is made of. one_length: all
+    texts are padded to max_text_tokens. Raises InputError if a phase has no examples or the batch
+    size is not divisible.
     """
 
     def __init__(
@@ -154,7 +156,8 @@ class TrainingDataset(Dataset[Batch]):
         self._schedule()
 
     def cut_texts(self) -> Iterator[str]:
-        """A warning for each source with texts of more than `max_text_tokens` tokens, of which the rest is not used."""
+        """A warning for each source with texts of more than `max_text_tokens` tokens, of which the
+        rest is not used."""
         limit = self.config.max_text_tokens
         column = "questions" if self.spec.granularity == "question" else "captions"
         for source in self.sources:
@@ -198,7 +201,8 @@ class TrainingDataset(Dataset[Batch]):
             self.turn[steps_of_source] = np.arange(steps_of_source.sum())
 
     def _share(self, source: int, phase: Phase) -> float:
-        """The relative number of steps of a source: the weight of its corpus, or its number of examples."""
+        """The relative number of steps of a source: the weight of its corpus, or its number of
+        examples."""
         name = self.sources[source].name
         examples = len(self.sources[source])
         if not phase.weights:
@@ -223,7 +227,8 @@ class TrainingDataset(Dataset[Batch]):
         position = int(self.turn[step]) * size
         examples = source.at(position, size, self.config.seed, phase.group_batches)
 
-        # All ranks share each micro-batch, so that its examples do not depend on the number of ranks.
+        # All ranks share each micro-batch, so that its examples do not depend on the number of
+        # ranks.
         shares = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)
         indices = shares[:, self.rank].ravel()
 
@@ -246,9 +251,11 @@ class TrainingDataset(Dataset[Batch]):
         dropped: float,
         unreadable: list[str],
     ) -> dict[str, Any]:
-        """The arrays of an example, or of the next readable one; then the error is added to `unreadable`.
+        """The arrays of an example, or of the next readable one; then the error is added to
+        `unreadable`.
 
-        The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable samples.
+        The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable
+        samples.
         """
         samples = source.examples[:, 0]
         errors: list[str] = []
@@ -260,7 +267,8 @@ class TrainingDataset(Dataset[Batch]):
                     unreadable.append(str(error))
                 errors.append(str(error))
 
-            # The next example of another sample: adjacent examples can be captions of the same video.
+            # The next example of another sample: adjacent examples can be captions of the same
+            # video.
             others = np.flatnonzero(np.roll(samples, -example) != samples[example])
             if not len(others):
                 break
@@ -277,7 +285,8 @@ class TrainingDataset(Dataset[Batch]):
 
         dropped: fraction of the patches that are not encoded.
         """
-        # The draws below keep their order: a new one goes behind all others, or it changes every example.
+        # The draws below keep their order: a new one goes behind all others, or it changes every
+        # example.
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, example])
         sample_index, text_index = source.examples[example]
         sample = source.reader[int(sample_index)]
@@ -329,7 +338,8 @@ class TrainingDataset(Dataset[Batch]):
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
-        """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes them."""
+        """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes
+        them."""
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         count = self.spec.frames
         chosen = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
@@ -357,7 +367,8 @@ class TrainingDataset(Dataset[Batch]):
         return example["frames"].nbytes * (self.config.batch_size // self.ranks)
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
-        """The batches from step `first` on, in order; on a GPU worker processes, which start at once, prefetch them."""
+        """The batches from step `first` on, in order; on a GPU worker processes, which start at
+        once, prefetch them."""
         # On a CPU, worker processes would compete with training for the same cores.
         workers = 0
         batches_per_worker = None
@@ -382,19 +393,22 @@ class TrainingDataset(Dataset[Batch]):
 
 
 def shared_memory() -> int:
-    """Free bytes of shared memory on this machine; on a system without its folder, no limit is known."""
+    """Free bytes of shared memory on this machine; on a system without its folder, no limit is
+    known."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 2 * PREFETCH_BYTES
 
 
 def batches_ahead(batch_bytes: int, available: int) -> int:
-    """How many batches loading processes may hold. Raises InputError if one does not fit into half of the available
-    bytes of shared memory: a write beyond its end would kill the process (bus error)."""
+    """How many batches loading processes may hold. Raises InputError if one does not fit into half
+    of the available bytes of shared memory: a write beyond its end would kill the process (bus
+    error)."""
     usable = available // 2
     if batch_bytes <= usable:
         fitting = min(PREFETCH_BYTES, usable) // batch_bytes
         return max(1, min(PREFETCH_BATCHES, fitting))
     raise InputError(
-        f"{SHARED_MEMORY} has {available / 2**20:.0f} MiB free for each training process, and a batch has "
+        f"{SHARED_MEMORY} has {available / 2**20:.0f} MiB free for each training process, and a "
+        f"batch has "
         f"{batch_bytes / 2**20:.0f}; start the container with --shm-size=16g, or lower batch_size"
     )
 
@@ -413,7 +427,8 @@ def _raise_errors(item: Batch | InputError) -> Batch:
 
 @dataclass
 class _ErrorsAsItems(Dataset[Batch | InputError]):
-    """Returns InputErrors as items, so that the training process raises them without the worker's traceback."""
+    """Returns InputErrors as items, so that the training process raises them without the worker's
+    traceback."""
 
     dataset: TrainingDataset
 
@@ -425,6 +440,7 @@ class _ErrorsAsItems(Dataset[Batch | InputError]):
 
 
 def ignore_signals(worker: int) -> None:
-    """Worker processes receive signals of the process group too; the training process stops and terminates them."""
+    """Worker processes receive signals of the process group too; the training process stops and
+    terminates them."""
     for received in (signal.SIGTERM, signal.SIGINT):
         signal.signal(received, signal.SIG_IGN)

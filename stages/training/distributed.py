@@ -1,4 +1,5 @@
-"""Training and evaluation in several processes: the process group. Its collectives are in models/ranks.py."""
+"""Training and evaluation in several processes: the process group. Its collectives are in
+models/ranks.py."""
 
 import inspect
 import os
@@ -43,7 +44,8 @@ def init_distributed(resources: Resources) -> Iterator[World]:
     timeout = timedelta(seconds=resources.rank_timeout)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield World(dist.get_rank(), size, device)
-    # Not in a `finally`: the other ranks would report the lost rank before this one reports its error.
+    # Not in a `finally`: the other ranks would report the lost rank before this one reports its
+    # error.
     dist.destroy_process_group()
 
 

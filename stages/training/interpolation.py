@@ -1,5 +1,6 @@
-"""Weights between those before and after a fine-tuning (WiSE-FT: Wortsman et al., Robust Fine-tuning of Zero-shot
-Models, 2022): a small fine-tuning of a CLIP often gains most on the way, and keeps more of what the CLIP knew."""
+"""Weights between those before and after a fine-tuning (WiSE-FT: Wortsman et al., Robust
+Fine-tuning of Zero-shot Models, 2022): a small fine-tuning of a CLIP often gains most on the way,
+and keeps more of what the CLIP knew."""
 
 from collections.abc import Callable
 
@@ -20,12 +21,14 @@ def interpolate_(
     validate: Callable[[], dict[str, float]],
     metric: str,
 ) -> dict[str, float]:
-    """Sets the trained weights to the best on validation between those `before` and their present values.
+    """Sets the trained weights to the best on validation between those `before` and their present
+    values.
 
     Of equal shares the largest is kept. Every rank calls it; the present weights of rank 0 count.
 
     Returns:
-        The metrics of the chosen weights, `metric` of every share as `<metric>/interpolated/<share>`, and the chosen
+        The metrics of the chosen weights, `metric` of every share as
+        `<metric>/interpolated/<share>`, and the chosen
         share as `interpolation_share`.
     """
     weights = trainable(model)

@@ -54,7 +54,8 @@ Validate = Callable[[], dict[str, float]]
 
 @dataclass
 class TrainerState:
-    """The state in a checkpoint other than weights: completed steps, the best validation, counters."""
+    """The state in a checkpoint other than weights: completed steps, the best validation,
+    counters."""
 
     step: int = 0
     best: float = float("-inf")
@@ -69,7 +70,8 @@ class TrainerState:
 
 
 class Clock:
-    """The time of steps since the last logged one, without validation, and that of the last checkpoint."""
+    """The time of steps since the last logged one, without validation, and that of the last
+    checkpoint."""
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
@@ -99,8 +101,8 @@ def memory_gib(device: torch.device) -> float:
 
 
 class Run:
-    """The training of an objective's model on all steps of a data set, from the newest checkpoint in `out` if there is
-    one. Raises InputError if ranks find different checkpoints."""
+    """The training of an objective's model on all steps of a data set, from the newest checkpoint
+    in `out` if there is one. Raises InputError if ranks find different checkpoints."""
 
     def __init__(
         self,
@@ -159,10 +161,11 @@ class Run:
     def train(self, validate: Validate | None = None, select: str = "") -> dict[str, float]:
         """Trains to the last step and returns the final metrics.
 
-        `validate()` returns metrics and is called `validation.times` times, the last time at the end. If `select` names
-        one of them, the weights with its highest value are the result, otherwise the last weights. SIGTERM and Ctrl-C
-        write a checkpoint and exit with status EXIT_INTERRUPTED. Raises InputError if too many examples are unreadable,
-        or after MAX_SKIPPED_IN_ROW non-finite steps.
+        `validate()` returns metrics and is called `validation.times` times, the last time at the
+        end. If `select` names one of them, the weights with its highest value are the result,
+        otherwise the last weights. SIGTERM and Ctrl-C write a checkpoint and exit with status
+        EXIT_INTERRUPTED. Raises InputError if too many examples are unreadable, or after
+        MAX_SKIPPED_IN_ROW non-finite steps.
         """
         steps = len(self.data)
         world = self.world
@@ -244,14 +247,16 @@ class Run:
         return pace
 
     def load_best(self) -> None:
-        """Loads the weights that were the best on validation. Raises InputError if their file is corrupt."""
+        """Loads the weights that were the best on validation. Raises InputError if their file is
+        corrupt."""
         best = self.best_weights(self.state.best_step)
         if not best.exists() or checksum(best) != self.state.best_sum:
             raise InputError(f"{best}: corrupt; delete {self.out} and run again")
         self.objective.load_state_dict(load_file(best), strict=False)
 
     def update(self, batch: Batch) -> None:
-        """One optimizer step on this rank's share of the global batch, without a device synchronization."""
+        """One optimizer step on this rank's share of the global batch, without a device
+        synchronization."""
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -302,7 +307,8 @@ class Run:
         return autocast(self.dtype, self.world.device)
 
     def is_validated(self, step: int) -> bool:
-        """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last one at the end."""
+        """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last
+        one at the end."""
         times = self.config.validation.times
         steps = len(self.data)
         return step * times // steps > (step - 1) * times // steps
@@ -315,7 +321,8 @@ class Run:
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
-        """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there are too many."""
+        """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there
+        are too many."""
         last = f"; the last: {self.unreadable[-1]}" if self.unreadable else ""
         new = torch.tensor(len(self.unreadable), device=self.world.device)
         self.unreadable = []
@@ -331,7 +338,8 @@ class Run:
             )
 
     def log(self, clock: Clock) -> str:
-        """Writes mean metrics over all ranks and throughput since the last log; returns the progress bar's message."""
+        """Writes mean metrics over all ranks and throughput since the last log; returns the
+        progress bar's message."""
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.seconds()
@@ -355,7 +363,8 @@ class Run:
         )
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validates in the precision of training, and saves the weights if they are the best so far."""
+        """Validates in the precision of training, and saves the weights if they are the best so
+        far."""
         values = self.measure(validate)
         self.file.write(self.state.step, values)
         if not select:
@@ -388,7 +397,8 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint with the random states of all ranks.
 
-        If it cannot be written, for example because the disk is full, a warning is printed and training continues.
+        If it cannot be written, for example because the disk is full, a warning is printed and
+        training continues.
         """
         self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
         self.count_unreadable()
@@ -424,8 +434,9 @@ def training_precision(objective: Objective, config: TrainingConfig, world: Worl
 def lost_process(processes: set[BaseProcess]) -> bool:
     """Whether one of the loading processes has died.
 
-    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other code may
-    replace by its own, and the sockets of a dying process close before it has ended: ConnectionResetError, EOFError.
+    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere,
+    which other code may replace by its own, and the sockets of a dying process close before it has
+    ended: ConnectionResetError, EOFError.
     """
     if not processes:
         return False
@@ -438,8 +449,8 @@ def lost_process(processes: set[BaseProcess]) -> bool:
 
 
 def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:
-    """Whether a training compiles its layers: on a GPU with what torch.compile needs, of models that are large enough
-    for the minutes of compilation to pay."""
+    """Whether a training compiles its layers: on a GPU with what torch.compile needs, of models
+    that are large enough for the minutes of compilation to pay."""
     if not resources.compile or world.device.type != "cuda":
         return False
     if objective.model.config.video.width < MIN_COMPILED_WIDTH:
@@ -457,14 +468,14 @@ def configure_layers(
 ) -> None:
     """Sets up activation checkpointing and compilation of the encoders' layers.
 
-    Layers are compiled one by one (regional compilation): layers of one type share compiled code, and collectives,
-    sampling and losses are not compiled.
+    Layers are compiled one by one (regional compilation): layers of one type share compiled code,
+    and collectives, sampling and losses are not compiled.
     """
     if compiled:
         # No graph breaks at DDP bucket boundaries.
         torch._dynamo.config.optimize_ddp = False
-        # Pre-training with images as one frame and contrast over the batch has ten graphs of a block: above the
-        # default of 8, the others would stay eager.
+        # Pre-training with images as one frame and contrast over the batch has ten graphs of a
+        # block: above the default of 8, the others would stay eager.
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
 
     for module in objective.modules():
@@ -486,7 +497,8 @@ def configure_layers(
 
 @contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
-    """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current step can finish."""
+    """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current
+    step can finish."""
     received: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:

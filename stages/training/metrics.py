@@ -60,7 +60,8 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file, up to one that cannot be read; empty if there is no such file."""
+    """The complete lines of a metrics file, up to one that cannot be read; empty if there is no
+    such file."""
     lines: list[dict[str, Any]] = []
     with suppress(FileNotFoundError, ValueError), open(path) as file:
         lines += (json.loads(line) for line in file if line.endswith("\n"))
@@ -68,7 +69,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Mean:
-    """Means of metrics over the steps since the last `read`. Sums stay on the device: one synchronization per read."""
+    """Means of metrics over the steps since the last `read`. Sums stay on the device: one
+    synchronization per read."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
@@ -95,7 +97,8 @@ class Mean:
         return {name: value / count for name, value in zip(self.names, sums, strict=True)}
 
     def state(self) -> dict[str, float]:
-        """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank 0 restores them."""
+        """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank
+        0 restores them."""
         if self.sums is None:
             return {}
         return dict(zip((*self.names, ""), all_reduce_sum(self.sums).tolist(), strict=True))
@@ -121,7 +124,8 @@ class Skipped:
         self.pending.append((step, names, wrong))
 
     def read(self, limit: int) -> int:
-        """The number of skipped steps since the last read. Raises InputError after `limit` in a row."""
+        """The number of skipped steps since the last read. Raises InputError after `limit` in a
+        row."""
         if not self.pending:
             return 0
         pending = self.pending
@@ -139,10 +143,11 @@ class Skipped:
 
 
 def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
-    """The loss of a model that gives every pair, and every answer, the same probability, by the name of the loss.
+    """The loss of a model that gives every pair, and every answer, the same probability, by the
+    name of the loss.
 
-    VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that do not. QA: ln of
-    the number of answers.
+    VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that
+    do not. QA: ln of the number of answers.
     """
     pairs = config.batch_size
     if not config.contrasts_whole_batch:
@@ -156,7 +161,8 @@ def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
 def losses_at_chance(
     lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int
 ) -> Iterator[str]:
-    """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its level."""
+    """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its
+    level."""
     for name, level in chance_levels(config, answers).items():
         key = f"train/loss_{name}"
         values = [line[key] for line in lines if key in line][-LAST_VALUES:]

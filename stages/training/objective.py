@@ -1,7 +1,9 @@
-"""Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training has its own file.
+"""Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training
+has its own file.
 
-Losses and metrics of a step are the means of those of its micro-batches and ranks. A loss that is a mean over items,
-such as masked words, divides the sum of a micro-batch by the mean number of items (`Counts`): each item counts alike.
+Losses and metrics of a step are the means of those of its micro-batches and ranks. A loss that is a
+mean over items, such as masked words, divides the sum of a micro-batch by the mean number of items
+(`Counts`): each item counts alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,8 @@ Metrics = dict[str, Tensor]
 # By loss, the mean number of items in a micro-batch of a step, on all ranks.
 Counts = Mapping[str, Tensor]
 
-# The submodules that each loss trains, besides the video and text encoders, which every loss trains.
+# The submodules that each loss trains, besides the video and text encoders, which every loss
+# trains.
 TRAINED_BY = {
     "vtc": {"video_proj", "text_proj", "temperature"},
     "vtm": {"multimodal_encoder", "vtm_head"},
@@ -34,9 +37,11 @@ TRAINED_BY = {
 
 @dataclass(frozen=True)
 class StepFeatures:
-    """Embeddings of all P micro-batches of a step on this rank, without gradient, for VTC over the whole batch.
+    """Embeddings of all P micro-batches of a step on this rank, without gradient, for VTC over the
+    whole batch.
 
-    video, text (P, b, E); video_ids (P, b): index of each pair's video; micro_batch: the one that is computed.
+    video, text (P, b, E); video_ids (P, b): index of each pair's video; micro_batch: the one that
+    is computed.
     """
 
     video: Tensor
@@ -45,17 +50,19 @@ class StepFeatures:
     micro_batch: int = 0
 
     def with_gradient(self, features: Tensor, current: Tensor) -> Tensor:
-        """Features (P, b, E), of which those of the computed micro-batch are replaced by `current` (b, E), which has
-        a gradient -> (P * b, E)."""
-        # The loss is averaged over P micro-batches, but only one of them has a gradient for these features: the
-        # gradient is multiplied by P. `lerp` from x to x keeps the value and has the weight as its derivative.
+        """Features (P, b, E), of which those of the computed micro-batch are replaced by `current`
+        (b, E), which has a gradient -> (P * b, E)."""
+        # The loss is averaged over P micro-batches, but only one of them has a gradient for these
+        # features: the gradient is multiplied by P. `lerp` from x to x keeps the value and has the
+        # weight as its derivative.
         current = torch.lerp(current.detach(), current, float(len(features)))
         before = features[: self.micro_batch]
         after = features[self.micro_batch + 1 :]
         return torch.cat([*before, current, *after])
 
     def of_micro_batch(self, similarity: Tensor) -> Tensor:
-        """Similarities (P * b, ranks * P * b) -> those of the pairs of this micro-batch (b, ranks * b)."""
+        """Similarities (P * b, ranks * P * b) -> those of the pairs of this micro-batch (b, ranks *
+        b)."""
         micro_batches, size = self.video_ids.shape
         start = self.micro_batch * size
         rows = similarity[start : start + size]
@@ -66,9 +73,10 @@ class StepFeatures:
 class Objective(NormalizedModel):
     """A model to train; forward(batch, counts, features) -> (loss, metrics) of a micro-batch.
 
-    counts: of `step_counts`. features: of `step_features`, if contrast is over the whole batch of a step; None: over
-    the micro-batch. The forward pass reads no value back from the device: a GPU would wait. losses: names of the
-    losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of each, detached.
+    counts: of `step_counts`. features: of `step_features`, if contrast is over the whole batch of a
+    step; None: over the micro-batch. The forward pass reads no value back from the device: a GPU
+    would wait. losses: names of the losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of
+    each, detached.
     """
 
     granularity: Granularity
@@ -102,19 +110,22 @@ class Objective(NormalizedModel):
         return batch
 
     def cast_frozen_(self, dtype: torch.dtype) -> None:
-        """Casts the matrices of a frozen model to the type of their products, once: autocast keeps no copies of
-        weights that are not trained, and would cast them in every pass."""
+        """Casts the matrices of a frozen model to the type of their products, once: autocast keeps
+        no copies of weights that are not trained, and would cast them in every pass."""
 
     def shares_texts(self, pairs: int) -> bool:
-        """Whether ranks with this many pairs each use texts of each other, which then need one length."""
+        """Whether ranks with this many pairs each use texts of each other, which then need one
+        length."""
         return False
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """By loss, the number of items of this micro-batch that it is averaged over, of losses that have items."""
+        """By loss, the number of items of this micro-batch that it is averaged over, of losses that
+        have items."""
         return {}
 
     def step_counts(self, micro_batches: Sequence[Batch]) -> Counts:
-        """The counts of the micro-batches of a step on this rank; one collective of all ranks, if there are any."""
+        """The counts of the micro-batches of a step on this rank; one collective of all ranks, if
+        there are any."""
         counts = [self.counts(batch) for batch in micro_batches]
         names = list(counts[0])
         if not names:
@@ -128,10 +139,11 @@ class Objective(NormalizedModel):
 
     @torch.no_grad()
     def step_features(self, micro_batches: Sequence[Batch]) -> StepFeatures:
-        """The features of the micro-batches of a step on this rank, from a forward pass without gradient.
+        """The features of the micro-batches of a step on this rank, from a forward pass without
+        gradient.
 
-        A micro-batch then contrasts with the whole batch in its own memory (as in OpenCLIP). Where it is computed
-        again, dropout and stochastic depth are drawn anew.
+        A micro-batch then contrasts with the whole batch in its own memory (as in OpenCLIP). Where
+        it is computed again, dropout and stochastic depth are drawn anew.
         """
         videos = []
         texts = []
@@ -146,7 +158,8 @@ class Objective(NormalizedModel):
         return StepFeatures(torch.stack(videos), torch.stack(texts), video_ids)
 
     def project(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Video tokens (B, V, D) and text tokens (B, L, D) -> embeddings (B, E) of both, in float32."""
+        """Video tokens (B, V, D) and text tokens (B, L, D) -> embeddings (B, E) of both, in
+        float32."""
         # Autocast is off: it would compute the projections in bfloat16.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             return self.model.project_video(video.float()), self.model.project_text(text.float())
@@ -154,11 +167,11 @@ class Objective(NormalizedModel):
     def contrast(
         self, batch: Batch, video: Tensor, text: Tensor, features: StepFeatures | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """VTC (equations 1 to 3) over G pairs from video tokens (B, V, D) and text tokens (B, L, D): the pairs of all
-        ranks in this micro-batch, or with `features` in all micro-batches.
+        """VTC (equations 1 to 3) over G pairs from video tokens (B, V, D) and text tokens (B, L,
+        D): the pairs of all ranks in this micro-batch, or with `features` in all micro-batches.
 
-        Returns the loss, similarity / temperature (B, ranks * B) of this rank's videos to all texts of the micro-batch
-        and of its texts to all videos, and metrics.
+        Returns the loss, similarity / temperature (B, ranks * B) of this rank's videos to all texts
+        of the micro-batch and of its texts to all videos, and metrics.
         """
         video, text = self.project(video, text)
         video_ids = batch.video
@@ -167,8 +180,8 @@ class Objective(NormalizedModel):
             text = features.with_gradient(features.text, text)
             video_ids = features.video_ids.flatten()
 
-        # Gathered with gradients: a pair is also a negative in the losses of the other ranks, and without their
-        # gradients the step would not be that of one rank with the whole batch.
+        # Gathered with gradients: a pair is also a negative in the losses of the other ranks, and
+        # without their gradients the step would not be that of one rank with the whole batch.
         all_video = gather(video)
         all_text = gather(text)
         all_video_ids = gather(video_ids)
@@ -197,8 +210,8 @@ class Objective(NormalizedModel):
 
 
 class PrompterObjective(Objective):
-    """VTC only: training of the prompter (section 3.2.2). crop_share, crop_area: the share of the examples that show a
-    crop, and the share of the frame that a crop has."""
+    """VTC only: training of the prompter (section 3.2.2). crop_share, crop_area: the share of the
+    examples that show a crop, and the share of the frame that a crop has."""
 
     granularity: Granularity = "sample"
     losses = ("vtc",)
@@ -239,8 +252,8 @@ class PrompterObjective(Objective):
 class MatchingObjective(Objective):
     """VTC + VTM: fine-tuning for retrieval, and the base class of pre-training (section 3.2.1).
 
-    negative_pool_size: hard negatives of a pair are sampled from this many consecutive pairs of the global batch (0:
-    from all), so that a step does not depend on the number of ranks.
+    negative_pool_size: hard negatives of a pair are sampled from this many consecutive pairs of the
+    global batch (0: from all), so that a step does not depend on the number of ranks.
     """
 
     model: Alpro
@@ -256,9 +269,11 @@ class MatchingObjective(Objective):
     def negatives(
         self, batch: Batch, video: Tensor, text: Tensor, v2t: Tensor, t2v: Tensor
     ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Pairs (text, mask, video) of each text with a hard negative video and each video with a hard negative text.
+        """Pairs (text, mask, video) of each text with a hard negative video and each video with a
+        hard negative text.
 
-        Also returns valid (2B,), False for rows without a negative. One vectorized sample per direction.
+        Also returns valid (2B,), False for rows without a negative. One vectorized sample per
+        direction.
         """
         size = len(batch.video)
         excluded = self.excluded(batch)
@@ -294,12 +309,14 @@ class MatchingObjective(Objective):
         return (self.negative_pool_size or pairs * world_size()) > pairs
 
     def excluded(self, batch: Batch) -> Tensor:
-        """Pairs (B, G) of the global batch that are no negatives of this rank's pairs: those of other pools and of the
-        same video. If no pool spans ranks, (B, B): this rank's pairs only."""
+        """Pairs (B, G) of the global batch that are no negatives of this rank's pairs: those of
+        other pools and of the same video. If no pool spans ranks, (B, B): this rank's pairs
+        only."""
         size = len(batch.video)
         pool_size = self.negative_pool_size or size * world_size()
 
-        # Rows and columns are indices of pairs in the global batch, in which this rank's are consecutive.
+        # Rows and columns are indices of pairs in the global batch, in which this rank's are
+        # consecutive.
         first = rank() * size
         rows = torch.arange(first, first + size, device=batch.video.device)
         columns = rows
@@ -335,8 +352,8 @@ class MatchingObjective(Objective):
     def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         """VTM, averaged over the pairs that count.
 
-        cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a negative text. valid
-        (2B,): which negatives count.
+        cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a
+        negative text. valid (2B,): which negatives count.
         """
         positives = len(cls) - len(valid)
         logits = self.model.vtm_head(cls).float()
@@ -355,7 +372,8 @@ def concatenate(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 
 class QaObjective(Objective):
-    """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are ignored.
+    """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are
+    ignored.
 
     answers: the classes, in order.
     """

@@ -1,4 +1,5 @@
-"""AdamW or Muon with their parameter groups, and the learning rate schedule (paper, section 4.1)."""
+"""AdamW or Muon with their parameter groups, and the learning rate schedule (paper, section
+4.1)."""
 
 import math
 from collections import defaultdict
@@ -34,12 +35,14 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the Newton-Schulz iteration (Jordan
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose group with `qkv` has matrices that are trained by Muon: a step along the orthogonalized momentum.
+    """AdamW whose group with `qkv` has matrices that are trained by Muon: a step along the
+    orthogonalized momentum.
 
-    The step is scaled to the RMS of one of AdamW, 0.2, so that both share learning rate and weight decay (Liu et al.,
-    Muon is Scalable for LLM Training, 2025). qkv: for each matrix, the number of matrices that it stacks. Ranks divide
-    the matrices among themselves; which rank computes one does not change it. torch.optim.Muon knows no `found_inf`,
-    which skips a step without a device synchronization, and no stacked matrices, and takes one matrix at a time.
+    The step is scaled to the RMS of one of AdamW, 0.2, so that both share learning rate and weight
+    decay (Liu et al., Muon is Scalable for LLM Training, 2025). qkv: for each matrix, the number of
+    matrices that it stacks. Ranks divide the matrices among themselves; which rank computes one
+    does not change it. torch.optim.Muon knows no `found_inf`, which skips a step without a device
+    synchronization, and no stacked matrices, and takes one matrix at a time.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,8 +91,9 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Matrices (B, N, M) with all singular values near 1, times 0.2 sqrt(max(N, M)): RMS of about 0.2. dtype: of the
-    products; in bfloat16, as in Jordan et al., the sample's take 6 ms a step instead of 17 (AMX)."""
+    """Matrices (B, N, M) with all singular values near 1, times 0.2 sqrt(max(N, M)): RMS of about
+    0.2. dtype: of the products; in bfloat16, as in Jordan et al., the sample's take 6 ms a step
+    instead of 17 (AMX)."""
     a, b, c = COEFFICIENTS
     rows, columns = matrices.shape[1:]
     x = matrices.mT if rows > columns else matrices
@@ -104,10 +108,11 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
 
-    Weight decay is on matrices only: not on biases, norms, position and time embeddings, temperature. Modules that are
-    new beside the initial weights have groups with an `lr_scale`.
+    Weight decay is on matrices only: not on biases, norms, position and time embeddings,
+    temperature. Modules that are new beside the initial weights have groups with an `lr_scale`.
     """
-    # By the id of a matrix of a layer, how many matrices it stacks: three if it is that of queries, keys and values.
+    # By the id of a matrix of a layer, how many matrices it stacks: three if it is that of queries,
+    # keys and values.
     stacked: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, Block | Layer):
@@ -167,7 +172,8 @@ def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The learning rate of a step from 0 to steps - 1: linear warm-up to lr, then linear decay to min_lr_ratio * lr."""
+    """The learning rate of a step from 0 to steps - 1: linear warm-up to lr, then linear decay to
+    min_lr_ratio * lr."""
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -1,8 +1,8 @@
 """The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
 
-To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY` (objective.py), and a term to
-`PretrainObjective.forward` (and to `counts`, if it is a mean over items). Report, MLflow and checkpoints follow from
-these.
+To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY`
+(objective.py), and a term to `PretrainObjective.forward` (and to `counts`, if it is a mean over
+items). Report, MLflow and checkpoints follow from these.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ from alpro.stages.training.objective import (
 
 
 class LossWeights(StageConfig, frozen=True):
-    """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed; all 0: no training."""
+    """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed; all 0: no
+    training."""
 
     vtc: float = Field(default=1.0, ge=0, description="video-text contrast")
     vtm: float = Field(default=1.0, ge=0, description="video-text matching")
@@ -45,7 +46,8 @@ class PretrainSettings:
         weights: the weights of the losses.
         threshold: PEM ignores crops whose most likely entity is less probable (section 3.4: 0.2).
         negative_pool_size: see `MatchingObjective`.
-        uniform_negatives: VTM samples its negatives uniformly and not by similarity, as without VTC.
+        uniform_negatives: VTM samples its negatives uniformly and not by similarity, as without
+            VTC.
         mlm_probability: the fraction of the tokens that MLM masks (section 3.2.3: 15 %).
     """
 
@@ -59,8 +61,8 @@ class PretrainSettings:
 class PretrainObjective(MatchingObjective):
     """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed.
 
-    prompter: the frozen teacher of PEM, which PEM needs. prompts: the embeddings (M, E) of the entities by kind of
-    sample, "video" and "image".
+    prompter: the frozen teacher of PEM, which PEM needs. prompts: the embeddings (M, E) of the
+    entities by kind of sample, "video" and "image".
     """
 
     granularity: Granularity = "sample"
@@ -98,7 +100,8 @@ class PretrainObjective(MatchingObjective):
             return
 
         teacher = self.prompter.model
-        # Embeddings are compared in float32 (`DualEncoder.probabilities`), so their projections stay in it.
+        # Embeddings are compared in float32 (`DualEncoder.probabilities`), so their projections
+        # stay in it.
         projections = {teacher.video_proj, teacher.text_proj}
         for module in teacher.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections:
@@ -125,7 +128,8 @@ class PretrainObjective(MatchingObjective):
             v2t = torch.zeros_like(v2t)
             t2v = torch.zeros_like(t2v)
 
-        # The positive pairs are fused once for both losses: VTM reads their [CLS], PEM their patches.
+        # The positive pairs are fused once for both losses: VTM reads their [CLS], PEM their
+        # patches.
         positive = None
         if "pem" in self.losses:
             positive = self.model.fuse(text, batch.mask, video)
@@ -152,7 +156,8 @@ class PretrainObjective(MatchingObjective):
         return total, all_metrics
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
-        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them already."""
+        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them
+        already."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
@@ -160,10 +165,11 @@ class PretrainObjective(MatchingObjective):
         return replace(batch, pseudo_labels=labels)
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
-        """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W) uint8, black outside.
+        """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W)
+        uint8, black outside.
 
-        Equation 4. boxes (B, 4) in patches of this model; the prompter sees the crops with its own size and
-        normalization.
+        Equation 4. boxes (B, 4) in patches of this model; the prompter sees the crops with its own
+        size and normalization.
         """
         assert self.prompter is not None
         prompts = self.image_prompts if kind == "image" else self.video_prompts
@@ -186,7 +192,8 @@ class PretrainObjective(MatchingObjective):
         return counts
 
     def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Text tokens (B, L, D) of the clean and of the masked texts in one pass; without MLM, the clean ones twice."""
+        """Text tokens (B, L, D) of the clean and of the masked texts in one pass; without MLM, the
+        clean ones twice."""
         if "mlm" not in self.losses:
             text = self.model.encode_text(batch.text, batch.mask)
             return text, text
@@ -197,7 +204,8 @@ class PretrainObjective(MatchingObjective):
         return both[: len(batch.text)], both[len(batch.text) :]
 
     def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked texts."""
+        """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked
+        texts."""
         assert batch.labels is not None
         # The vocabulary is large: only masked positions are scored.
         positions, labels = masked_positions(batch.labels, batch.max_masked)
@@ -209,7 +217,8 @@ class PretrainObjective(MatchingObjective):
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
         """PEM (equation 5), averaged over the kept samples, with `pem_metrics`.
 
-        patches (B, P, D): the fused patch tokens of the positive pairs, which are averaged inside the crop.
+        patches (B, P, D): the fused patch tokens of the positive pairs, which are averaged inside
+        the crop.
         """
         assert batch.boxes is not None
         assert batch.pseudo_labels is not None
@@ -223,9 +232,9 @@ class PretrainObjective(MatchingObjective):
         return loss, {"loss_pem": loss.detach(), **metrics}
 
     def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
-        """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M) have the most likely
-        entity of the label, and the entropy of the labels, below which the loss cannot fall. each: the weight of a kept
-        label in the mean."""
+        """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M)
+        have the most likely entity of the label, and the entropy of the labels, below which the
+        loss cannot fall. each: the weight of a kept label in the mean."""
         correct = (logits.argmax(1) == labels.argmax(1)) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
         return {
@@ -238,7 +247,8 @@ class PretrainObjective(MatchingObjective):
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Positions (B, P) where labels (B, L) are not -100, and the labels there, padded with -100.
 
-    limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device synchronization.
+    limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device
+    synchronization.
     """
     masked = (labels != -100).int()
     # A stable sort puts the masked positions first, in order, without reading how many they are.

@@ -1,4 +1,5 @@
-"""What the four training stages share: seed, model, data, objective, validation, training, model folder."""
+"""What the four training stages share: seed, model, data, objective, validation, training, model
+folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,12 +50,13 @@ class Training:
     An objective without losses skips training and validates the initial weights.
 
     Attributes:
-        bundle: the model to train with its tokenizer, preprocessing and labels; it is saved as the result.
+        bundle: the model to train with its tokenizer, preprocessing and labels; it is saved as the
+            result.
         validate: the validation function, if any.
         select: the metric for model selection; empty: the last weights are the result.
         draw: called by rank 0 with the data set before training.
-        interpolates: the result is the best on validation between the initial weights and the trained ones (needs
-            `select`).
+        interpolates: the result is the best on validation between the initial weights and the
+            trained ones (needs `select`).
         pairs: the text-video pairs that a validation matches.
     """
 
@@ -74,15 +76,17 @@ def train(
     out: Path,
     resources: Resources,
 ) -> Outcome:
-    """Runs a training stage: seeds the generators, builds its model and objective on this rank's device, loads the
-    data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`, the validation and `Run` do."""
+    """Runs a training stage: seeds the generators, builds its model and objective on this rank's
+    device, loads the data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`,
+    the validation and `Run` do."""
     with init_distributed(resources) as world:
         torch.manual_seed(config.seed)
         training = build(world.device)
         bundle = training.bundle
         objective = training.objective
 
-        # Texts have one length where ranks use those of each other, and where a new one compiles the layers again.
+        # Texts have one length where ranks use those of each other, and where a new one compiles
+        # the layers again.
         pairs_per_rank = config.batch_size // (world.size * config.accumulation_steps)
         compiled = are_layers_compiled(objective, resources, world)
         data = TrainingDataset(
@@ -155,8 +159,8 @@ def fit(
     world: World,
     resources: Resources,
 ) -> dict[str, float]:
-    """Trains the objective and, if the training `interpolates`, moves its weights towards the initial ones. Returns
-    the metrics of the final weights."""
+    """Trains the objective and, if the training `interpolates`, moves its weights towards the
+    initial ones. Returns the metrics of the final weights."""
     objective = training.objective
     initial: dict[str, Tensor] = {}
     if training.interpolates:
@@ -201,7 +205,8 @@ def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessing:
-    """The frame normalization: constants, or the statistics of the corpora, averaged. Raises InputError."""
+    """The frame normalization: constants, or the statistics of the corpora, averaged. Raises
+    InputError."""
     if config.normalization == "clip":
         return Preprocessing(max_text_tokens=config.max_text_tokens)
     if config.normalization in CONSTANTS:
@@ -222,15 +227,16 @@ def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessin
 def fine_tuned(
     start: ModelBundle, frames: int, device: torch.device, answers: Sequence[str] = ()
 ) -> Alpro:
-    """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers, if there are any
-    (paper, section 4.1)."""
+    """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers,
+    if there are any (paper, section 4.1)."""
     config = start.model.config
     video = config.video.model_copy(update={"frames": frames})
     config = config.model_copy(update={"video": video})
     entities = 0 if answers else len(start.entities)
     model = Alpro(config, entities=entities, answers=len(answers)).to(device)
 
-    # The last layer of the head has a row for each answer: with other answers its rows mean nothing.
+    # The last layer of the head has a row for each answer: with other answers its rows mean
+    # nothing.
     excluded = () if start.answers == answers else ("qa_head.2",)
     start_from(model, start.model, excluded)
     return model

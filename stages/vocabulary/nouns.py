@@ -1,8 +1,9 @@
-"""The captions of the training splits of corpora, and their words, counted with their occurrences as nouns by a spaCy
-part-of-speech tagger on all cores.
+"""The captions of the training splits of corpora, and their words, counted with their occurrences
+as nouns by a spaCy part-of-speech tagger on all cores.
 
-Equal captions are tagged once. Units and batches have fixed sizes, independent of the number of workers, so that all
-matrix products have the same shapes and the counts do not depend on the number of processes.
+Equal captions are tagged once. Units and batches have fixed sizes, independent of the number of
+workers, so that all matrix products have the same shapes and the counts do not depend on the number
+of processes.
 """
 
 import threading
@@ -30,8 +31,8 @@ EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
 CAPTIONS_PER_UNIT = 4096  # about a second of work
 MAX_LOCAL_UNITS = 8  # faster in this process than starting workers, which takes three seconds each
 CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the cache
-# spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would discard the words of
-# each unit and take a fifth of the time to process them again.)
+# spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would
+# discard the words of each unit and take a fifth of the time to process them again.)
 MAX_VOCAB_WORDS = 300_000
 # The components of spaCy's pipelines that tagging needs.
 TAGGING = {
@@ -102,7 +103,8 @@ def composed(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def load_tagger(name: str) -> "Language":
-    """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or folder.
+    """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or
+    folder.
 
     Only the components for tagging are kept. Raises InputError if spaCy or the pipeline is missing.
     """
@@ -138,8 +140,8 @@ def load_tagger(name: str) -> "Language":
 
 
 def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
-    """The captions with their counts, and (id, source) of training samples without a caption. Memory holds each
-    distinct caption once. Raises InputError if there are none."""
+    """The captions with their counts, and (id, source) of training samples without a caption.
+    Memory holds each distinct caption once. Raises InputError if there are none."""
     captions: Counter[str] = Counter()
     without: list[tuple[str, str]] = []
     for folder in corpora.values():

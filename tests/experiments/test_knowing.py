@@ -73,7 +73,8 @@ def test_boxes_of_a_probe_have_kinds_as_equal_as_can_be():
 
 
 def test_rows():
-    """Primary rows of all draws come first; each row has a file of its own; `none` needs no teacher."""
+    """Primary rows of all draws come first; each row has a file of its own; `none` needs no
+    teacher."""
     sizes = Sizes()
     rows = list(schedule(list(DRAWS), ["primary", "other"], sizes))
     assert len({row.name for row in rows}) == len(rows)

@@ -1,4 +1,5 @@
-"""Paired differences: worked examples, and the figures that docs/results.md states about the committed rows."""
+"""Paired differences: worked examples, and the figures that docs/results.md states about the
+committed rows."""
 
 import pytest
 
@@ -18,7 +19,8 @@ def test_holm():
 
 
 def test_power():
-    """Without an effect it is alpha; a one-sample t test of 6 values and an effect of 1.6 SD: 0.87."""
+    """Without an effect it is alpha; a one-sample t test of 6 values and an effect of 1.6 SD:
+    0.87."""
     assert power(0.0, 1.0, 6) == pytest.approx(0.05)
     assert power(4.0, 2.5, 6) == pytest.approx(0.87, abs=0.01)
     assert power(100.0, 1.0, 6) == 1.0

@@ -18,8 +18,8 @@ def model(folders):
 
 @pytest.fixture
 def update(tmp_path, folders, model):
-    """update(videos, window, stride, columns): adds a folder, a manifest or a corpus to the index; the counts, and the
-    reported lines."""
+    """update(videos, window, stride, columns): adds a folder, a manifest or a corpus to the index;
+    the counts, and the reported lines."""
 
     def add(videos, *options, task="retrieval"):
         lines = []
@@ -50,11 +50,13 @@ def filled(update, own):
 
 @pytest.fixture
 def film(tmp_path):
-    """film(name, parts): videos of one format after another in a file, without encoding them again."""
+    """film(name, parts): videos of one format after another in a file, without encoding them
+    again."""
     (tmp_path / "films").mkdir()
 
     def join(name, parts):
-        listed, path = tmp_path / "parts.txt", tmp_path / "films" / name
+        listed = tmp_path / "parts.txt"
+        path = tmp_path / "films" / name
         listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
         command = [
             ffmpeg_binary(),

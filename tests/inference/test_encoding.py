@@ -1,4 +1,5 @@
-"""Scores of pairs and of answers: each is that of the pair alone, whatever the batches; nothing is computed twice."""
+"""Scores of pairs and of answers: each is that of the pair alone, whatever the batches; nothing is
+computed twice."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -80,7 +81,8 @@ def test_every_pair_is_in_one_batch_of_texts_of_one_length():
 
 
 def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus_of, tmp_path):
-    """Images are stored with their aspect ratio, videos at the size of decoding; in three batches."""
+    """Images are stored with their aspect ratio, videos at the size of decoding; in three
+    batches."""
     kinds = {"video": (6, 40, 40, 3), "image": (1, 24, 56, 3)}
     rng = np.random.default_rng(0)
     rows = [
@@ -100,8 +102,8 @@ def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus
 
 
 def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespace, Texts, Videos]:
-    """A model whose matching head gives these margins of texts and videos, all negative: it takes no pair for a match,
-    as an early model does."""
+    """A model whose matching head gives these margins of texts and videos, all negative: it takes
+    no pair for a match, as an early model does."""
     scores = torch.from_numpy(margins)
 
     def pairs(text, of_text, video, qkv, of_video):
@@ -125,8 +127,8 @@ scores_of = arrays(np.float32, (4, 3), elements=st.floats(-1, 1, width=32))
 @settings(max_examples=60)
 @given(scores_of, scores_of, st.integers(1, 4))
 def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, k):
-    """In each direction those with the k highest similarities, by margin + similarity; the others, also those that the
-    other direction has matched, by similarity below them."""
+    """In each direction those with the k highest similarities, by margin + similarity; the others,
+    also those that the other direction has matched, by similarity below them."""
     margins *= 9
     scores = match_top_k(*by_hand(margins, similarity), k)
     (alone,) = match_top_k(*by_hand(margins, similarity), k, directions=("t2v",))
@@ -190,9 +192,11 @@ def test_a_gallery_is_scored_by_matching_and_by_similarity(scorer, gallery):
 @torch.no_grad()
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_pairs_are_chosen_and_scored_in_float32_under_autocast(scorer, gallery, top_k):
-    """Evaluation and validation on a GPU are under bfloat16 autocast, a type that numpy does not have."""
+    """Evaluation and validation on a GPU are under bfloat16 autocast, a type that numpy does not
+    have."""
     texts, videos = scorer.encode(gallery)
-    similarity, some = texts.features @ videos.features.T, replace(scorer, top_k=top_k)
+    similarity = texts.features @ videos.features.T
+    some = replace(scorer, top_k=top_k)
     expected, _ = some.score(gallery)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(similarities(texts.features, videos.features), similarity)
@@ -219,10 +223,12 @@ def test_a_question_is_answered_as_it_is_alone(scorer, clips):
 def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
     scorer, corpus_of, tmp_path, monkeypatch
 ):
-    """However many questions there are: what is encoded together is a batch of questions and the videos of some."""
+    """However many questions there are: what is encoded together is a batch of questions and the
+    videos of some."""
     asked = [{"question": f"what is it {n}?", "answer": "a", "type": "what"} for n in range(3)]
     rows = [{"id": str(n), "split": "test", "questions": asked} for n in range(7)]
-    questions, model = Questions.of(corpus_of(tmp_path, rows), "test"), scorer.encoder.model
+    questions = Questions.of(corpus_of(tmp_path, rows), "test")
+    model = scorer.encoder.model
     whole = scorer.answer(questions)
     sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": []}
     for name, seen in sizes.items():

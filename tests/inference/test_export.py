@@ -109,8 +109,10 @@ np.savez(f"{root}/sentences.npz", **results)
 
 @pytest.fixture(scope="module")
 def exported(folders, videos, tmp_path_factory):
-    """The models by task, and a folder with their exports and what another process computes with them (TASK.npz)."""
-    root, models = tmp_path_factory.mktemp("exported"), {}
+    """The models by task, and a folder with their exports and what another process computes with
+    them (TASK.npz)."""
+    root = tmp_path_factory.mktemp("exported")
+    models = {}
     for task in ("retrieval", "qa", "prompter"):
         prompts = folders["prompts"] if task == "prompter" else None
         models[task] = Model.load(folders[task], prompts=prompts, device="cpu")
@@ -140,21 +142,25 @@ def assert_close(actual, expected):
 @pytest.mark.long
 def test_a_model_computes_the_same_without_this_package(exported, videos):
     models, root = exported
-    model, results = models["retrieval"], np.load(root / "retrieval.npz")
+    model = models["retrieval"]
+    results = np.load(root / "retrieval.npz")
     assert_close(results["videos"], model.encode(videos))
     assert_close(results["texts"], model.encode(TEXTS))
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
     assert_close(results["match"], model.match(TEXTS, videos))
-    model, results = models["qa"], np.load(root / "qa.npz")
+    model = models["qa"]
+    results = np.load(root / "qa.npz")
     for row, video, text in zip(results["answers"], videos, TEXTS, strict=True):
         expected = dict(model.ask(video, text, top_k=9))
         assert_close(row, [expected[answer] for answer in model.folder.answers])
-    model, results = models["prompter"], np.load(root / "prompter.npz")
+    model = models["prompter"]
+    results = np.load(root / "prompter.npz")
     for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0, 0.25, 1))):
         for row, video in zip(results[key], videos, strict=True):
             expected = dict(model.entities(video, box, top_k=99))
             assert_close(row, [expected[name] for name in model.folder.entities])
-    pixels, whole = model.encoder.pixels(model.frames(videos[0])), torch.tensor([[0, 0, 4, 4]])
+    pixels = model.encoder.pixels(model.frames(videos[0]))
+    whole = torch.tensor([[0, 0, 4, 4]])
     expected = model.folder.model.pseudo_labels(
         pixels, whole, model.prompts["image"], model.encoder.black
     )[0]
@@ -166,7 +172,8 @@ def test_a_model_computes_the_same_without_this_package(exported, videos):
 def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported, videos):
     models, root = exported
     run(SENTENCES, root, *videos)
-    model, results = models["retrieval"], np.load(root / "sentences.npz")
+    model = models["retrieval"]
+    results = np.load(root / "sentences.npz")
     assert_close(results["texts"], model.encode(TEXTS))
     assert_close(results["frames"], model.encode(videos))
     assert_close(results["files"], model.encode(videos))

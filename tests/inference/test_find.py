@@ -18,8 +18,8 @@ STEPS5 = {"config": "own_videos", "changes": ["finetune_qa.steps=5"]}
 
 @pytest.fixture
 def artifact(tmp_path):
-    """artifact(stage, mark, at, inputs, name, arguments): one of a fingerprint of this mark, with a file of a model.
-    inputs: the marks of the inputs by stage."""
+    """artifact(stage, mark, at, inputs, name, arguments): one of a fingerprint of this mark, with a
+    file of a model. inputs: the marks of the inputs by stage."""
 
     def build(stage, mark, at="", inputs=None, name="", arguments=None):
         folder = tmp_path / "artifacts" / stage / (mark * 8)
@@ -135,8 +135,10 @@ def test_the_corpora_of_the_last_command_alone_are_the_choice(artifact, tmp_path
 
 
 def test_the_prompter_of_a_model_and_its_prompts(artifact):
-    """Those of a prompter are the newest that were embedded with it; a model follows what it was trained with."""
-    prompter, without = artifact("train_prompter", "aa"), artifact("train_prompter", "a1")
+    """Those of a prompter are the newest that were embedded with it; a model follows what it was
+    trained with."""
+    prompter = artifact("train_prompter", "aa")
+    without = artifact("train_prompter", "a1")
     newest = artifact("cache_prompts", "be", "2026-01-03", {"train_prompter": "aa"})
     older = artifact("cache_prompts", "bd", "2026-01-02", {"train_prompter": "aa"})
     artifact("cache_prompts", "bf", "2026-01-04", {"train_prompter": "99"})
@@ -186,8 +188,10 @@ def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(
 
 
 def test_a_name_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
-    """Downloaded once, and as the hub's own cache has it; without a network, one line says what to do."""
-    cache, asked = tmp_path / "cache", []
+    """Downloaded once, and as the hub's own cache has it; without a network, one line says what to
+    do."""
+    cache = tmp_path / "cache"
+    asked = []
 
     def download(repository, revision, allow_patterns, local_files_only):
         asked.append((repository, revision, local_files_only))
@@ -217,7 +221,8 @@ def test_a_name_of_the_hub_is_its_folder_in_the_cache(tmp_path, monkeypatch):
 def test_the_model_of_an_index_is_verified_and_identified_by_reading_its_weights_once(
     folders, tmp_path, monkeypatch
 ):
-    """Weights of gigabytes take longer to read than a search; that the model is loaded comes on top."""
+    """Weights of gigabytes take longer to read than a search; that the model is loaded comes on
+    top."""
     folder = shutil.copytree(folders["retrieval"], tmp_path / "finetune_retrieval" / ("ab" * 8))
     files = [path for path in folder.rglob("*") if path.is_file()]
     contents = {str(path.relative_to(folder)): {"sha256": checksum(path)} for path in files}

@@ -59,7 +59,8 @@ def test_only_new_and_changed_files_are_embedded(update, own, model, videos, tmp
     shutil.copy(videos[2], own / "zz.mp4")  # new
     counts, _ = update(own)
     assert (counts.embedded, counts.replaced, counts.rejected, counts.skipped) == (3, 2, 0, 4)
-    second, index = vectors(tmp_path), opened(tmp_path)
+    second = vectors(tmp_path)
+    index = opened(tmp_path)
     assert (len(index), [part in parts for part in index.about.parts], index.rejects.num_rows) == (
         7,
         [False],
@@ -111,9 +112,11 @@ def test_an_interrupted_run_keeps_its_parts_and_many_are_merged(update, own, tmp
 def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(
     update, own, tmp_path, monkeypatch, killed_at
 ):
-    """At any of its writes and deletions; the next change of the index deletes what the list does not name."""
+    """At any of its writes and deletions; the next change of the index deletes what the list does
+    not name."""
     update(own)
-    gone, before = vectors(tmp_path)["1"].tobytes(), len(opened(tmp_path))
+    gone = vectors(tmp_path)["1"].tobytes()
+    before = len(opened(tmp_path))
     steps = iter(range(100))
 
     def kill(function):
@@ -306,7 +309,8 @@ def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
 def test_a_last_window_shows_something_new_and_only_whole_videos_have_windows(
     clips, videos, monkeypatch
 ):
-    """A video often lasts a little longer than its last frame: a window of that alone would have no frames."""
+    """A video often lasts a little longer than its last frame: a window of that alone would have no
+    frames."""
     url = {
         "id": "a",
         "path": "https://host/a.mp4",

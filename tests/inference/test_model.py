@@ -40,11 +40,9 @@ def mixed(videos, tmp_path):
 
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
-    model, reader, gallery = (
-        models["retrieval"],
-        ShardReader(clips, "test"),
-        Gallery.of(clips, "test"),
-    )
+    model = models["retrieval"]
+    reader = ShardReader(clips, "test")
+    gallery = Gallery.of(clips, "test")
     texts, evaluated = Scorer(model.encoder, tokenizer, 30).encode(gallery)
     actual = model.encode(videos)
     assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
@@ -105,12 +103,12 @@ def test_answers_are_the_best_first(models, videos):
 
 
 def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos):
-    model, box, text = models["pretrain"], (0.5, 0, 0.25, 1), "a ball moves to the left"
+    model = models["pretrain"]
+    box = (0.5, 0, 0.25, 1)
+    text = "a ball moves to the left"
     named = dict(model.entities(videos[0], box, 99, text))
-    caption, video = (
-        model.texts([text]),
-        model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0]))),
-    )
+    caption = model.texts([text])
+    video = model.folder.model.encode_video(model.encoder.pixels(model.frames(videos[0])))
     fused = model.folder.model.fuse(caption.tokens, caption.mask, video)[:, -16:]
     inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
     expected = model.folder.model.pem_head(inside).softmax(1)[0].tolist()
@@ -122,7 +120,8 @@ def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos)
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, videos, tmp_path, kind):
     """Also a row that says what a file without an extension is, such as an upload."""
-    model, image = models["prompter"], tmp_path / "a.png"
+    model = models["prompter"]
+    image = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
         image
     )
@@ -133,7 +132,8 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, vide
             ((0, 0, 1, 1), [0, 0, 4, 4]),
             ((0.5, 0.25, 0.25, 0.75), [2, 1, 1, 3]),
         ):  # of 4 x 4
-            pixels, boxes = model.encoder.pixels(model.frames(source)), torch.tensor([patches])
+            pixels = model.encoder.pixels(model.frames(source))
+            boxes = torch.tensor([patches])
             named = dict(model.entities(source, box, top_k=99))
             assert sum(named.values()) == pytest.approx(1, abs=1e-5)
             for prompts, features in model.prompts.items():
@@ -210,8 +210,12 @@ def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(
 
 
 def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkeypatch):
-    """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some batches."""
-    model, read, decoded, waiting = models["bare"], [], [], []
+    """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some
+    batches."""
+    model = models["bare"]
+    read = []
+    decoded = []
+    waiting = []
     clip = load_for_model(videos[0], model.folder.model.config.video)
     monkeypatch.setattr("alpro.threads.cores", lambda: 2)
     monkeypatch.setattr(clips_module, "load_for_model", lambda *_: decoded.append(1) or clip)
@@ -231,7 +235,9 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
 
 
 def test_pairs_are_scored_as_one_by_one(models, videos, mixed, monkeypatch):
-    model, texts, sizes = models["retrieval"], [TEXTS[i % 2] for i in range(5)], []
+    model = models["retrieval"]
+    texts = [TEXTS[i % 2] for i in range(5)]
+    sizes = []
     score = model._score_pairs
     monkeypatch.setattr(
         model, "_score_pairs", lambda *batch: sizes.append(len(batch[1])) or score(*batch)

@@ -1,4 +1,5 @@
-"""An index whose videos moved keeps their embeddings, and what is wrong with an index is one line."""
+"""An index whose videos moved keeps their embeddings, and what is wrong with an index is one
+line."""
 
 import json
 import os

@@ -112,8 +112,8 @@ def test_clips_are_ranked_by_similarity_and_on_request_the_best_by_matching(
 
 
 def test_clips_that_cannot_be_matched_follow_with_a_note(filled, own, model):
-    """One that cannot be decoded is in the first of two batches: the scores of the second stay those of its own clips.
-    One that is gone or changed is noted without a rerank, too."""
+    """One that cannot be decoded is in the first of two batches: the scores of the second stay
+    those of its own clips. One that is gone or changed is noted without a rerank, too."""
     first = search(filled, model, TEXT, rerank=5)
     bad = similar_hits(filled, model.encode(TEXT), 5, np.ones(5, bool))[1].item["path"]
     stat = os.stat(bad)
@@ -168,7 +168,8 @@ def test_words_that_the_model_does_not_know_are_named(model):
 
 def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
     """Of an index of clips without files, in two parts."""
-    folder, empty = tmp_path / "index", dict.fromkeys(ITEMS.names)
+    folder = tmp_path / "index"
+    empty = dict.fromkeys(ITEMS.names)
     folder.mkdir()
     writer = index_module.IndexWriter(
         folder, index_module.About(model="m", digest="d", columns=("day", "views"))
@@ -289,7 +290,8 @@ def test_windows_of_several_files_are_grouped_by_file():
     items = [{"path": "a", "start": 0, "end": n + 1} for n in range(40)] + [
         {"path": "b", "start": 0, "end": 1}
     ]
-    falling, about = np.linspace(1, 0.5, 41, dtype=np.float32)[:, None], SimpleNamespace(window=1.0)
+    falling = np.linspace(1, 0.5, 41, dtype=np.float32)[:, None]
+    about = SimpleNamespace(window=1.0)
     index = SimpleNamespace(embeddings=falling, about=about, item=items.__getitem__)
     hits = similar_hits(index, np.ones(1, np.float32), 2, np.ones(41, bool))
     assert [hit.item["path"] for hit in hits] == ["a", "b"]  # the forty are one hit

@@ -14,7 +14,8 @@ def _seed():
 
 @pytest.fixture
 def tiny() -> ModelConfig:
-    """4 frames of 32 x 32 in a grid of 4 x 4 patches, 40 words. "scratch": no weight starts at zero."""
+    """4 frames of 32 x 32 in a grid of 4 x 4 patches, 40 words. "scratch": no weight starts at
+    zero."""
     return ModelConfig(
         video=VideoConfig(
             image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, drop_path=0.0

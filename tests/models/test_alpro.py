@@ -1,4 +1,5 @@
-"""ALPRO and the prompter: padding, fusion of the first tokens, pseudo-labels, temperature, sizes, mixed precision.
+"""ALPRO and the prompter: padding, fusion of the first tokens, pseudo-labels, temperature, sizes,
+mixed precision.
 
 What the whole model computes is in test_golden.py, and which parts each loss trains in
 tests/stages/training/test_objective.py.
@@ -14,7 +15,8 @@ from alpro.models.precision import NATIVE, WIDE, cpu_has_bfloat16, precision
 from alpro.models.text import Layer, Layers, TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 
-LENGTH, PATCHES = 6, 17
+LENGTH = 6
+PATCHES = 17
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def test_padding_does_not_change_the_text(
 ):
     model = Alpro(tiny).eval()
     noise = torch.where(mask.bool(), ids, torch.randint(5, 40, ids.shape))
-    text, other = model.encode_text(ids, mask), model.encode_text(noise, mask)
+    text = model.encode_text(ids, mask)
+    other = model.encode_text(noise, mask)
     real = mask.bool()
     torch.testing.assert_close(text[real], other[real])
     # The result is that of the text without padding.
@@ -53,7 +56,8 @@ def test_padding_does_not_change_the_text(
 def test_what_a_model_cannot_do_is_an_error(
     tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
 ):
-    model, long = Alpro(tiny), torch.ones(1, 13, dtype=torch.long)
+    model = Alpro(tiny)
+    long = torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"text of 13 tokens.* 12"):
         model.encode_text(long, long)
     with pytest.raises(ValueError, match="no question-answering head"):
@@ -68,11 +72,9 @@ def test_the_first_tokens_are_those_of_full_fusion(
     """In values and gradients; texts are padded."""
     text = tiny.text.model_copy(update={"depth": 2 + layers})
     model = Alpro(tiny.model_copy(update={"text": text})).eval()
-    pairs, weights, found = (
-        (torch.randn(3, LENGTH, 16), torch.randn(3, PATCHES, 16)),
-        torch.randn(3, first, 16),
-        [],
-    )
+    pairs = (torch.randn(3, LENGTH, 16), torch.randn(3, PATCHES, 16))
+    weights = torch.randn(3, first, 16)
+    found = []
     for some in (first, None):
         model.zero_grad()
         words, video = (x.clone().requires_grad_() for x in pairs)
@@ -157,7 +159,8 @@ def test_inconsistent_sizes_are_refused():
 
 
 def test_the_full_size_model_has_the_papers_parameters():
-    """ViT-B/16 with divided attention, BERT-base cut after layer 6, 256-d projections, 1000 entities."""
+    """ViT-B/16 with divided attention, BERT-base cut after layer 6, 256-d projections, 1000
+    entities."""
     with torch.device("meta"):
         model = Alpro(ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000)
     sizes = {
@@ -175,7 +178,8 @@ def test_the_full_size_model_has_the_papers_parameters():
     assert sum(p.numel() for p in model.parameters()) == 233_883_429  # with the temperature
 
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 def test_a_processor_with_one_of_the_instructions_has_bfloat16(monkeypatch):

@@ -1,4 +1,5 @@
-"""A CLIP or SigLIP of transformers as the prompter: its features and pseudo-labels are those of transformers."""
+"""A CLIP or SigLIP of transformers as the prompter: its features and pseudo-labels are those of
+transformers."""
 
 import math
 
@@ -40,7 +41,8 @@ def frames() -> torch.Tensor:
 
 
 def own_pixels(loaded: ClipBundle, frames: torch.Tensor) -> torch.Tensor:
-    """Frames (..., 3, S, S) uint8 -> (N, 3, 32, 32) with the normalization in the model's preprocessor_config.json."""
+    """Frames (..., 3, S, S) uint8 -> (N, 3, 32, 32) with the normalization in the model's
+    preprocessor_config.json."""
     images = torch.nn.functional.interpolate(
         frames.reshape(-1, *frames.shape[-3:]) / 255, (32, 32), mode="bilinear", antialias=True
     )
@@ -57,13 +59,12 @@ def embedded(loaded: ClipBundle, texts: list[str], batch: int = 256) -> torch.Te
 @torch.no_grad()
 def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded, frames):
     """A mean of unit features; a softmax of similarities at the model's logit scale."""
-    encoder, model = loaded.normalized(CPU), loaded.model
+    encoder = loaded.normalized(CPU)
+    model = loaded.model
     prompts = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     pixels = encoder.pixels(frames)
-    actual, labels = (
-        model.project_video(model.encode_video(pixels)),
-        model.probabilities(pixels, prompts),
-    )
+    actual = model.project_video(model.encode_video(pixels))
+    labels = model.probabilities(pixels, prompts)
     assert not labels.requires_grad
     assert not labels.is_inference()
     for clip, embedding, probabilities in zip(frames, actual, labels, strict=True):
@@ -82,11 +83,10 @@ def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded,
 
 @torch.no_grad()
 def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frames):
-    """Also SigLIP's, which have a bias. A still clip of equal frames is the image; a whole frame is a crop of it."""
-    model, words = (
-        loaded.model,
-        loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt"),
-    )
+    """Also SigLIP's, which have a bias. A still clip of equal frames is the image; a whole frame is
+    a crop of it."""
+    model = loaded.model
+    words = loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
     mask = (
         {"attention_mask": words["attention_mask"]}
         if model.clip.config.model_type == "clip"
@@ -94,7 +94,8 @@ def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frame
     )
     pixels = own_pixels(loaded, frames[:, :1])
     outputs = model.clip(input_ids=words["input_ids"], pixel_values=pixels, **mask)
-    prompts, grid = embedded(loaded, TEXTS), model.config.video.grid
+    prompts = embedded(loaded, TEXTS)
+    grid = model.config.video.grid
     torch.testing.assert_close(prompts, outputs.text_embeds, atol=1e-5, rtol=1e-4)
     for count in (1, 4):
         clip = pixels.view(2, 1, 3, 32, 32).expand(-1, count, -1, -1, -1)
@@ -120,14 +121,13 @@ def test_texts_do_not_depend_on_the_batch_case_and_length(loaded):
 def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
     loaded, trainable, frames
 ):
-    pixels, model = loaded.normalized(CPU).pixels(frames), trainable
+    pixels = loaded.normalized(CPU).pixels(frames)
+    model = trainable
     fresh = load_clip(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
     torch.testing.assert_close(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
-    start, own = (
-        fresh.temporal[0].attn.qkv.weight,
-        fresh.clip.vision_model.encoder.layers[0].self_attn,
-    )
+    start = fresh.temporal[0].attn.qkv.weight
+    own = fresh.clip.vision_model.encoder.layers[0].self_attn
     assert torch.equal(
         start, torch.cat([part.weight for part in (own.q_proj, own.k_proj, own.v_proj)])
     )
@@ -178,7 +178,8 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
 
 @pytest.mark.parametrize("kind", ["clip", "pickled"])
 def test_a_hub_name_may_have_a_revision(kind, hub, clip_folders):
-    name, weights = hub(clip_folders[kind]), clip_folders["clip"] / "model.safetensors"
+    name = hub(clip_folders[kind])
+    weights = clip_folders["clip"] / "model.safetensors"
     loaded = load_clip(f"{name}@{REVISION}").model.clip.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in load_file(weights).items())
     assert load_tokenizer(f"{name}@{REVISION}").get_vocab_size() > 5

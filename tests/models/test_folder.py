@@ -21,7 +21,8 @@ from alpro.models.word_pieces import MAX_TOKENIZER_BYTES, load_tokenizer
 from tests.conftest import one_line
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-ENTITIES, ANSWERS = ["dog", "café", "雪"], ["yes", "no"]
+ENTITIES = ["dog", "café", "雪"]
+ANSWERS = ["yes", "no"]
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def resized(config: ModelConfig, **video: int) -> ModelConfig:
 def test_a_saved_model_is_loaded_unchanged(
     task, tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ):
-    entities, answers = ENTITIES if task == "pretrain" else [], ANSWERS if task == "qa" else []
+    entities = ENTITIES if task == "pretrain" else []
+    answers = ANSWERS if task == "qa" else []
     model = Prompter(tiny) if task == "prompter" else Alpro(tiny, len(entities), len(answers))
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9)
     ModelBundle(task, model, tokenizer, preprocessing, entities, answers).save_pretrained(
@@ -61,7 +63,8 @@ def test_a_saved_model_is_loaded_unchanged(
     assert loaded.model.config == tiny
     assert not loaded.model.training
     assert loaded.tokenizer.encode("a café bird").ids == [5, 7, 1]
-    before, after = model.state_dict(), loaded.model.state_dict()
+    before = model.state_dict()
+    after = loaded.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     loaded.save_pretrained(tmp_path / "again")
@@ -251,7 +254,8 @@ def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_la
         model = Alpro(tiny, entities=3)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         start_from(model, other, but)
-        theirs, after = other.state_dict(), model.state_dict()
+        theirs = other.state_dict()
+        after = model.state_dict()
         kept = {"pem_head.2.bias", "pem_head.2.weight"} | (before.keys() - theirs.keys())
         for key, value in after.items():
             assert torch.equal(value, before[key] if key in kept else theirs[key]), key
@@ -268,10 +272,8 @@ def test_embeddings_are_resized_over_time_to_the_nearest_and_interpolated_over_t
         (3, [0, 0, 1, 1, 2]),
         (4, [0, 1, 2, 3]),
     ):
-        old, new = (
-            Prompter(resized(tiny, frames=old_frames)),
-            Prompter(resized(tiny, frames=len(frames))),
-        )
+        old = Prompter(resized(tiny, frames=old_frames))
+        new = Prompter(resized(tiny, frames=len(frames)))
         start_from(new, old)
         assert torch.equal(new.video_encoder.time_embed, old.video_encoder.time_embed[:, frames])
         assert new.video_encoder(torch.randn(1, len(frames), 3, 32, 32)).shape == (1, 17, 16)
@@ -280,7 +282,8 @@ def test_embeddings_are_resized_over_time_to_the_nearest_and_interpolated_over_t
         Prompter(resized(tiny, image_size=64)),
     )  # a grid of 4 x 4 to one of 8 x 8
     start_from(new, old)
-    before, after = old.video_encoder.pos_embed[0], new.video_encoder.pos_embed[0]
+    before = old.video_encoder.pos_embed[0]
+    after = new.video_encoder.pos_embed[0]
     grid = torch.nn.functional.interpolate(
         before[1:].T.view(1, -1, 4, 4), size=(8, 8), mode="bicubic"
     )

@@ -1,7 +1,8 @@
-"""Numbers of a small model, recorded when the full-size model equalled the official code (tests/test_oracle.py).
+"""Numbers of a small model, recorded when the full-size model equalled the official code
+(tests/test_oracle.py).
 
-In double precision, which also detects the epsilon of a norm. `python -m tests.models.test_golden` writes them
-again; do so only for a change that the oracle test has verified.
+In double precision, which also detects the epsilon of a norm. `python -m tests.models.test_golden`
+writes them again; do so only for a change that the oracle test has verified.
 """
 
 from pathlib import Path
@@ -41,7 +42,8 @@ def compute() -> dict[str, Tensor]:
     frames = torch.from_numpy(2 * uniform("video", (2, 3, 3, 16, 16), SEED)).double()
     ids = torch.tensor([[2, 7, 9, 11, 3, 0], [2, 5, 3, 0, 0, 0]])
     mask = (ids > 0).long()
-    video, words = model.encode_video(frames), model.encode_text(ids, mask)
+    video = model.encode_video(frames)
+    words = model.encode_text(ids, mask)
     fused = model.fuse(words, mask, video)
     inside = torch.tensor([[True, True, False, False], [False, False, True, False]])
     return {

@@ -76,7 +76,8 @@ VITS = {
 
 @pytest.mark.parametrize(("name", "own"), VITS.items())
 def test_the_video_encoder_starts_as_the_vit_on_each_frame(name, own, tmp_path):
-    vit, model = timm_vit(name), model_of(**own)
+    vit = timm_vit(name)
+    model = model_of(**own)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     load_vit(model, str(tmp_path / "vit.safetensors"))
     frames = torch.randn(2, 3, 3, 32, 32)
@@ -234,12 +235,11 @@ def tower(folder: Path, **other) -> Alpro:
 
 
 def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(clip_folders):
-    model, clip = (
-        tower(clip_folders["clip"]),
-        load_clip(str(clip_folders["clip"])).model.clip.vision_model,
-    )
+    model = tower(clip_folders["clip"])
+    clip = load_clip(str(clip_folders["clip"])).model.clip.vision_model
     load_vit(model, str(clip_folders["clip"]))
-    frames, states = torch.randn(2, 3, 32, 32), list[torch.Tensor]()
+    frames = torch.randn(2, 3, 32, 32)
+    states = list[torch.Tensor]()
     for block in model.video_encoder.blocks:
         block.register_forward_hook(lambda _, args, out: states.append(out))
     with torch.no_grad():

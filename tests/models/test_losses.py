@@ -1,5 +1,6 @@
-"""VTC, VTM, PEM's threshold and hard negatives against tables computed by hand. Logits are logarithms: softmax gives
-simple fractions. The losses of a batch, and crops, are in tests/stages/training/test_objective.py."""
+"""VTC, VTM, PEM's threshold and hard negatives against tables computed by hand. Logits are
+logarithms: softmax gives simple fractions. The losses of a batch, and crops, are in
+tests/stages/training/test_objective.py."""
 
 from math import log
 
@@ -18,7 +19,8 @@ def logs(shares: list[list[float]]) -> Tensor:
 
 def test_vtc_on_a_rank_whose_pairs_begin_at_a_later_column():
     # Two ranks of two pairs: the second rank's own columns are 2 and 3.
-    v2t, t2v = logs([[1, 1, 4, 2], [1, 2, 3, 2]]), logs([[2, 1, 1, 1], [3, 3, 1, 1]])
+    v2t = logs([[1, 1, 4, 2], [1, 2, 3, 2]])
+    t2v = logs([[2, 1, 1, 1], [3, 3, 1, 1]])
     same = torch.tensor([[False, False, True, False], [False, False, False, True]])
     # v2t: 4/8 and 2/8; t2v: 1/5 and 1/8.
     by_hand = (-(log(4 / 8) + log(2 / 8)) / 2 - (log(1 / 5) + log(1 / 8)) / 2) / 2
@@ -30,7 +32,8 @@ def test_a_second_caption_of_a_video_is_not_a_negative():
     similarity = logs([[2, 8, 2], [8, 4, 4], [1, 1, 2]]).requires_grad_()
     video = torch.tensor([7, 7, 9])  # pairs 0 and 1 are of one video
     same = video[:, None] == video[None]
-    # v2t: 2/(2+2), 4/(4+4), 2/(1+1+2); t2v, by columns: 2/(2+1), 4/(4+1), 2/(2+4+2). The 8s are left out.
+    # v2t: 2/(2+2), 4/(4+4), 2/(1+1+2); t2v, by columns: 2/(2+1), 4/(4+1), 2/(2+4+2). The 8s are
+    # left out.
     by_hand = (-(3 * log(1 / 2)) / 3 - (log(2 / 3) + log(4 / 5) + log(1 / 4)) / 3) / 2
     loss = vtc_loss(similarity, similarity.T, torch.arange(3), same)
     assert loss.item() == pytest.approx(by_hand)
@@ -43,7 +46,8 @@ def test_a_second_caption_of_a_video_is_not_a_negative():
 def test_vtm_leaves_invalid_rows_out():
     logits = logs([[1, 3], [3, 1], [1, 9]]).requires_grad_()
     labels = torch.tensor([1, 0, 0])
-    # The third is certain of a match and wrong, and is not counted: both others give their label 3/4.
+    # The third is certain of a match and wrong, and is not counted: both others give their label
+    # 3/4.
     loss = vtm_loss(logits, labels, torch.tensor([1.0, 1.0, 0.0]))
     assert loss.item() == pytest.approx(-2 * log(3 / 4))
     loss.backward()
@@ -54,7 +58,8 @@ def test_vtm_leaves_invalid_rows_out():
 
 
 def test_pem_compares_the_probability_with_the_threshold():
-    """The official code holds it against the index of the best entity: it would drop the first and keep the others."""
+    """The official code holds it against the index of the best entity: it would drop the first and
+    keep the others."""
     pseudo_labels = torch.full((3, 10), 0.1)
     pseudo_labels[0] = torch.tensor([0.91] + [0.01] * 9)
     pseudo_labels[2] = torch.tensor(
@@ -68,7 +73,8 @@ def test_pem_compares_the_probability_with_the_threshold():
 
 
 def test_sampled_negatives_against_a_table():
-    """The own pair is the second; the others share the line from 0 to 1 (by rounding) as 1/10, 2/10 and 7/10."""
+    """The own pair is the second; the others share the line from 0 to 1 (by rounding) as 1/10, 2/10
+    and 7/10."""
     uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1.0]
     similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(uniforms), 1)
     same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
@@ -89,9 +95,11 @@ def test_sampled_negatives_against_a_table():
 def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(
     seed, order, count
 ):
-    """It depends neither on the order nor on the presence of other rows: processes share a batch."""
+    """It depends neither on the order nor on the presence of other rows: processes share a
+    batch."""
     random = torch.Generator().manual_seed(seed)
-    similarity, uniforms = torch.randn(6, 9, generator=random) * 5, torch.rand(6, generator=random)
+    similarity = torch.randn(6, 9, generator=random) * 5
+    uniforms = torch.rand(6, generator=random)
     video = torch.randint(0, 4, (9,), generator=random)
     same = video[:6, None] == video[None]
     similarity = torch.where(
@@ -108,8 +116,10 @@ def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random
 
 @pytest.mark.parametrize("extreme", [1e4, torch.nan, torch.inf])
 def test_extreme_similarities_and_rows_without_negatives_give_a_column(extreme):
-    """Nothing raises before the training loop sees that the loss is not finite and skips the step."""
-    similarity, same = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
+    """Nothing raises before the training loop sees that the loss is not finite and skips the
+    step."""
+    similarity = torch.zeros(3, 3)
+    same = torch.eye(3, dtype=torch.bool)
     similarity[0, 1] = extreme
     columns, valid = hard_negatives(similarity, same, torch.rand(3))
     assert valid.all()

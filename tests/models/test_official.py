@@ -1,4 +1,5 @@
-"""Official checkpoints to model folders, and what is refused; test_oracle.py compares the numbers."""
+"""Official checkpoints to model folders, and what is refused; test_oracle.py compares the
+numbers."""
 
 import json
 import os
@@ -85,13 +86,12 @@ def official(config):
 def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(
     task, bert, config
 ):
-    """official_keys.json has those that the authors' code makes, with their shapes, of two layers of each encoder."""
+    """official_keys.json has those that the authors' code makes, with their shapes, of two layers
+    of each encoder."""
     keys = json.loads(Path(__file__).with_name("official_keys.json").read_text())[task]
     heads = {"entities": 64} if task == "pretrain" else {"answers": 37}
-    video, text = (
-        {"depth": 2, "frames": 4 if task == "pretrain" else 16},
-        {"depth": 2, "fusion_layer": 1},
-    )
+    video = {"depth": 2, "frames": 4 if task == "pretrain" else 16}
+    text = {"depth": 2, "fusion_layer": 1}
     full = ModelConfig.model_validate({"video": video, "text": text})
     with torch.device("meta"):
         state = to_official(Alpro(full, **heads).state_dict(), full, bert)
@@ -104,10 +104,8 @@ def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that
         key: keys[key] for key in read
     }
     model = Alpro(config)
-    state, joined = (
-        to_official(model.state_dict(), config),
-        model.multimodal_encoder.layers[0].attention.qkv.weight,
-    )
+    state = to_official(model.state_dict(), config)
+    joined = model.multimodal_encoder.layers[0].attention.qkv.weight
     for part, name in zip(joined.chunk(3), ("query", "key", "value"), strict=True):
         assert torch.equal(
             part, state[f"text_encoder.bert.encoder.layer.1.attention.self.{name}.weight"]
@@ -130,13 +128,12 @@ def test_every_weight_of_the_model_is_imported(
     torch.save(state, tmp_path / "official.pt")
     actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
     folder = ModelBundle.from_pretrained(tmp_path / "out")
-    video, text = (
-        config.video.model_copy(update={"drop_path": 0.1}),
-        config.text.model_copy(update={"dropout": 0.1}),
-    )
+    video = config.video.model_copy(update={"drop_path": 0.1})
+    text = config.text.model_copy(update={"dropout": 0.1})
     sizes = folder.model.config
     assert (folder.task, sizes.video, sizes.text, sizes.embed_dim) == (task, video, text, 16)
-    own, expected = folder.model.state_dict(), model.state_dict()
+    own = folder.model.state_dict()
+    expected = model.state_dict()
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
     assert own.keys() == {key for key in expected if not key.startswith(without or "-")}
     assert [key for key in own if not torch.equal(own[key], expected[key])] == []
@@ -260,7 +257,8 @@ OTHERS = [
 def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(
     what, official, tokenizer, tmp_path, capsys
 ):
-    path, out = tmp_path / ("x.tar" if what == "other name" else "x.pt"), tmp_path / "out"
+    path = tmp_path / ("x.tar" if what == "other name" else "x.pt")
+    out = tmp_path / "out"
     _, state = official("retrieval")
     contents = {
         "text": b"no checkpoint",

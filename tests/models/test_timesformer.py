@@ -60,7 +60,8 @@ def test_without_time_embeddings_the_order_of_frames_changes_nothing(
 def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
     tiny: ModelConfig, frames: Tensor, init
 ):
-    """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on every frame."""
+    """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on
+    every frame."""
     encoder = new(tiny.video, init)
     assert all(block.temporal_fc.weight.any() == (init == "scratch") for block in encoder.blocks)
     single = new(tiny.video, init, frames=1)
@@ -113,7 +114,8 @@ def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sa
 
 
 def test_evaluation_drops_nothing(frames: Tensor):
-    encoder, plain = stochastic(0.5, depth=2), stochastic(0.0, depth=2)
+    encoder = stochastic(0.5, depth=2)
+    plain = stochastic(0.0, depth=2)
     plain.load_state_dict(encoder.state_dict())
     small = frames[:, :2, :, :16, :16]
     assert encoder.eval().sample_drop_path(3) is None
@@ -123,7 +125,8 @@ def test_evaluation_drops_nothing(frames: Tensor):
 
 @torch.no_grad()
 def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
-    block, x = Block(tiny.video), torch.randn(4, 1 + 4 * 16, 16)
+    block = Block(tiny.video)
+    x = torch.randn(4, 1 + 4 * 16, 16)
     keep = torch.tensor(
         [[1.0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
     )  # sample n without branch n - 1
@@ -133,14 +136,16 @@ def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
         weights = silent.weight.clone(), silent.bias.clone()
         silent.weight.zero_()
         silent.bias.zero_()
-        # What temporal_fc adds to every token does not go through the branch, as in the official code.
+        # What temporal_fc adds to every token does not go through the branch, as in the official
+        # code.
         torch.testing.assert_close(out[number : number + 1], block(x[number : number + 1], 4))
         silent.weight.copy_(weights[0])
         silent.bias.copy_(weights[1])
 
 
 def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny: ModelConfig, frames: Tensor):
-    encoder, actual = new(tiny.video, drop_path=0.5), []
+    encoder = new(tiny.video, drop_path=0.5)
+    actual = []
     for cls_only in (False, True):
         encoder.zero_grad()
         torch.manual_seed(1)  # the same branches are dropped

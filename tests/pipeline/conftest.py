@@ -1,4 +1,5 @@
-"""What tests of flows share: Prefect's server for tests, and one small pipeline that ran from end to end."""
+"""What tests of flows share: Prefect's server for tests, and one small pipeline that ran from end
+to end."""
 
 import json
 import os
@@ -36,14 +37,16 @@ def prefect() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
     with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=600):
-        # At the end of each flow Prefect waits a second for the thread that reports that the flow is alive.
+        # At the end of each flow Prefect waits a second for the thread that reports that the flow
+        # is alive.
         patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
         yield
 
 
 @pytest.fixture(scope="session")
 def mlflow_store(build_once) -> Callable[[Path], None]:
-    """mlflow_store(workspace): gives a workspace an empty MLflow store. It takes seconds to create one."""
+    """mlflow_store(workspace): gives a workspace an empty MLflow store. It takes seconds to create
+    one."""
 
     def create(out: Path) -> None:
         from alpro.pipeline.tracking.tracker import create_store
@@ -68,7 +71,8 @@ def workspace(tmp_path_factory, mlflow_store) -> Path:
 
 @pytest.fixture
 def pretrained(folders, tmp_path) -> Path:
-    """The folder of a random pre-trained model beside its prompter, as `alpro model import` writes it."""
+    """The folder of a random pre-trained model beside its prompter, as `alpro model import` writes
+    it."""
     folder = shutil.copytree(folders["pretrain"] / "model", tmp_path / "pretrained")
     for source in (folders["prompter"] / "model", folders["prompts"]):
         shutil.copytree(source, folder / "prompter", dirs_exist_ok=True)
@@ -78,7 +82,8 @@ def pretrained(folders, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, folders) -> Path:
     """A workspace with a random model of each kind, and the prompts of the prompter."""
-    root, made = tmp_path_factory.mktemp("trained"), dict[str, Any]()
+    root = tmp_path_factory.mktemp("trained")
+    made = dict[str, Any]()
     kinds = {"train_prompter": "prompter", "finetune_retrieval": "retrieval", "finetune_qa": "qa"}
     for stage, kind in (kinds | {"cache_prompts": "prompts"}).items():
         inputs = {"prompter": made["train_prompter"]} if kind == "prompts" else {}
@@ -90,7 +95,8 @@ def trained(tmp_path_factory, folders) -> Path:
 def wait_for(
     condition: Callable[[], Any], seconds: float = 600, check: Callable[[], None] = lambda: None
 ) -> Any:
-    """Waits until the condition returns something true, and returns it. `check` may raise what makes it impossible."""
+    """Waits until the condition returns something true, and returns it. `check` may raise what
+    makes it impossible."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := condition():
@@ -103,8 +109,8 @@ def wait_for(
 def write_artifact(
     root: Path, stage: str, mark: str = "", inputs: Mapping[str, Any] | None = None, **more: Any
 ) -> "tuple[Path, Record]":
-    """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the stage. inputs: records by
-    name."""
+    """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the
+    stage. inputs: records by name."""
     from alpro.artifact import RECORD_VERSION, Record
     from alpro.files import digest, write_json
 
@@ -186,7 +192,8 @@ def alpro(
 
 @pytest.fixture
 def copied(first, monkeypatch) -> None:
-    """Stages copy what the first run built, if it is there, instead of computing: for tests that ask which ones run."""
+    """Stages copy what the first run built, if it is there, instead of computing: for tests that
+    ask which ones run."""
     from alpro.artifact import RECORD, read_record
     from alpro.pipeline.flows import tasks
     from alpro.stages.execution.interface import Outcome
@@ -238,7 +245,8 @@ def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> 
 
 
 def statuses_of(workspace: Path) -> dict[str, str]:
-    """The statuses of the newest pipeline's run in MLflow, under an empty name, and of its stages."""
+    """The statuses of the newest pipeline's run in MLflow, under an empty name, and of its
+    stages."""
     (parent, *_), nested = runs(workspace)
     stages = {
         run.info.run_name.split(" · ")[0]: run.info.status
@@ -276,7 +284,8 @@ RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 
 def newest_runs() -> tuple[Any, dict[UUID, Any]]:
-    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded their final states."""
+    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded
+    their final states."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort

@@ -1,4 +1,5 @@
-"""The command line: every error of a person is one line with status 2, options arrive, and nothing slow is imported."""
+"""The command line: every error of a person is one line with status 2, options arrive, and nothing
+slow is imported."""
 
 import errno
 import json
@@ -51,7 +52,8 @@ ASKED = (
     '{"path": "b.mp4", "split": "train", "caption": "y", "questions": '
     '[{"question": "what?", "answer": "x"}, {"question": "who?", "answer": "z"}]}'
 )
-# What the line of a wrong command must name, and the commands. {tmp}: a folder with files that the test makes.
+# What the line of a wrong command must name, and the commands. {tmp}: a folder with files that the
+# test makes.
 MISTAKES = {
     "pretrain": ["run pretran"],
     '"add"': ["index ad"],
@@ -228,7 +230,8 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys
 def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monkeypatch, capsys):
     from alpro.pipeline.flows import servers
 
-    running, printed = Mock(), []
+    running = Mock()
+    printed = []
 
     def until(condition, seconds=0):
         printed.append(capsys.readouterr().out)
@@ -324,7 +327,8 @@ def test_a_command_that_a_message_names_exists():
     )
     assert len(named) > 5
     for command in named:
-        words, app = command.split(), cli.app
+        words = command.split()
+        app = cli.app
         while (
             words
             and re.fullmatch(r"[a-z][a-z-]*", words[0])
@@ -335,7 +339,8 @@ def test_a_command_that_a_message_names_exists():
 
 
 def terminated(*arguments):
-    """A signal to all processes also stops Prefect's server, and Prefect then raises a connection error."""
+    """A signal to all processes also stops Prefect's server, and Prefect then raises a connection
+    error."""
     try:
         signal.raise_signal(signal.SIGTERM)
     except KeyboardInterrupt:
@@ -351,7 +356,8 @@ def terminated(*arguments):
         (
             FULL,
             2,
-            "error: shards/a.tar: No space left on device; free some disk space and run again to resume\n",
+            "error: shards/a.tar: No space left on device; free some disk space and run again to "
+            "resume\n",
         ),
         (
             Interrupted("pretrain stopped"),
@@ -403,8 +409,9 @@ def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
 
 
 def test_the_command_line_imports_no_slow_package(tmp_path):
-    """`--help` and usage errors import only the options of all commands, and a dry run neither Prefect nor MLflow;
-    Prefect finds its environment set: no output of its own, its files in the workspace."""
+    """`--help` and usage errors import only the options of all commands, and a dry run neither
+    Prefect nor MLflow; Prefect finds its environment set: no output of its own, its files in the
+    workspace."""
     program = f"""
 import sys, alpro.pipeline.cli.main as cli
 slow = {{"prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "numpy", "pandas"}}

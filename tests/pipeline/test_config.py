@@ -1,4 +1,5 @@
-"""Configuration: shipped files are valid, changes reach their keys, errors are one line; `alpro config ...`."""
+"""Configuration: shipped files are valid, changes reach their keys, errors are one line; `alpro
+config ...`."""
 
 import json
 import tomllib
@@ -190,7 +191,8 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
 @pytest.mark.parametrize("value", ["3", "x", "[]", "[1]", "{}", "true", "2026-01-01"])
 def test_a_value_of_any_type_is_accepted_or_a_one_line_error(value, tmp_path):
     """By --set, where it names the table, and in a file whose corpora are replaced."""
-    messages, values = [], tomllib.loads(Path(TINY).read_text())
+    messages = []
+    values = tomllib.loads(Path(TINY).read_text())
     for key in keys(values):
         try:
             load_config(TINY, changes=[f"{key}={value}"])
@@ -225,10 +227,8 @@ def test_own_data_replaces_every_corpus_and_phases_keep_their_length(tmp_path):
     assert config.render_sample is None
     assert config.evaluate.retrieval == config.evaluate.qa == "data"
     assert (config.corpora["data"].frames, config.corpora["data"].size) == (8, 64)
-    own, wanted = (
-        tmp_path / "own.toml",
-        {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl"},
-    )
+    own = tmp_path / "own.toml"
+    wanted = {"train": tmp_path / "a.jsonl", "train.2": tmp_path / "b/c.jsonl"}
     table = "[corpora.msrvtt]\nannotations = {train = ['a.jsonl', 'b/c.jsonl']}\nroot = 'b'"
     own.write_text(f"base = 'msrvtt_retrieval'\n{table}")
     changes = [
@@ -255,7 +255,8 @@ def test_own_data_replaces_every_corpus_and_phases_keep_their_length(tmp_path):
 
 
 def test_questions_of_the_data_are_looked_for_only_if_a_stage_asks_them(tmp_path, capsys):
-    manifest, asked = tmp_path / "m.jsonl", []
+    manifest = tmp_path / "m.jsonl"
+    asked = []
     manifest.write_text('{"path": "a.mp4", "caption": "a dog"}\n')
     load_config("webvid_cc3m", str(manifest), asks_questions=asked.append)
     load_config(
@@ -334,7 +335,8 @@ def test_data_and_shards_may_be_paths_and_urls(tmp_path, monkeypatch):
 
 
 def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
-    """They replace those of the configuration, which could not be loaded, in both stages. Names change nothing."""
+    """They replace those of the configuration, which could not be loaded, in both stages. Names
+    change nothing."""
     (tmp_path / "bert").mkdir()
     sizes = {
         "hidden_size": 16,
@@ -348,7 +350,8 @@ def test_sizes_are_those_of_the_folders_of_encoders(tmp_path, clip_folders):
     changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={tmp_path / 'bert'}"]
     config = load_config("own_videos", str(tmp_path), changes)
     assert config.train_prompter.model == config.pretrain.model == config.model
-    video, text = config.model.video, config.model.text
+    video = config.model.video
+    text = config.model.text
     assert (video.width, video.depth, video.heads, video.patch_size, video.mlp_ratio) == (
         16,
         2,
@@ -386,15 +389,14 @@ def test_the_prompter_may_have_sizes_of_its_own():
 
 
 def test_a_base_gives_what_a_file_does_not_say(tmp_path, monkeypatch):
-    """Relative to the file, or shipped; its corpora stay only where a stage uses them or they have data."""
+    """Relative to the file, or shipped; its corpora stay only where a stage uses them or they have
+    data."""
     (tmp_path / "a.toml").write_text('base = "b.toml"\nfinetune_qa = false\n[pretrain]\nlr = 0.5\n')
     (tmp_path / "b.toml").write_text(
         'base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n'
     )
-    config, whole = (
-        load_config(str(tmp_path / "a.toml")),
-        load_config("own_videos", str(tmp_path / "videos")),
-    )
+    config = load_config(str(tmp_path / "a.toml"))
+    whole = load_config("own_videos", str(tmp_path / "videos"))
     assert (config.name, config.corpora["data"].data, config.pretrain.lr) == (
         "b",
         str(tmp_path / "videos"),

@@ -41,7 +41,8 @@ def no_terminal(monkeypatch) -> None:
 
 
 def client_of(*states: object) -> MagicMock:
-    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which may be an error."""
+    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which
+    may be an error."""
     stages = [
         ("finetune_qa", "gpu"),
         ("evaluate", "gpu"),
@@ -68,8 +69,9 @@ def client_of(*states: object) -> MagicMock:
 
 @pytest.fixture
 def deployed(first, workspace, monkeypatch):
-    """deployed(client, changes): runs `alpro` as the run of a deployment; the deployments that it starts, each with its
-    parameters. `build` does their work, in the same workspace, as a worker of their pool would."""
+    """deployed(client, changes): runs `alpro` as the run of a deployment; the deployments that it
+    starts, each with its parameters. `build` does their work, in the same workspace, as a worker of
+    their pool would."""
 
     def start(client: MagicMock, changes: list[str], build: bool = True) -> list[tuple[str, dict]]:
         started = []
@@ -152,7 +154,8 @@ def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(state, messa
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
-    client, main = client_of(), threading.main_thread().ident
+    client = client_of()
+    main = threading.main_thread().ident
 
     def stop(one: str) -> SimpleNamespace:
         if client.read_flow_run.call_count == 2:
@@ -183,8 +186,8 @@ def folders_of(result: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
-    """Called, with other options, as a part of another flow, and without Prefect. The workspace is in the current
-    folder, or where the variable says."""
+    """Called, with other options, as a part of another flow, and without Prefect. The workspace is
+    in the current folder, or where the variable says."""
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
 
     @prefect.flow

@@ -34,7 +34,8 @@ def data(tmp_path) -> Path:
 def test_the_digest_of_data_depends_on_rows_and_their_files_and_neither_on_others_nor_on_its_folder(
     data, digests, tmp_path, monkeypatch
 ):
-    folder, text = data.parent, data.read_text()
+    folder = data.parent
+    text = data.read_text()
     before = digest_data(data, digests)
     (folder / "notes.md").write_text("not named by the manifest")
     moved = shutil.copytree(folder, tmp_path / "elsewhere")

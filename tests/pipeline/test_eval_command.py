@@ -25,7 +25,8 @@ from tests.stages.conftest import write_manifest
 
 @pytest.fixture
 def data(sample, tmp_path):
-    """A manifest of five clips: two have the same caption, one is right for another's caption, one is damaged."""
+    """A manifest of five clips: two have the same caption, one is right for another's caption, one
+    is damaged."""
     videos = [
         Path(shutil.copy(video, tmp_path)).name
         for video in sorted((sample / "videos").glob("test-*.mp4"))[:4]
@@ -92,10 +93,11 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
 
 
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):
-    """Also a video that came later, by its group, and files by their names where ids differ; other data has all videos,
-    and a corpus that is gone is a mistake."""
+    """Also a video that came later, by its group, and files by their names where ids differ; other
+    data has all videos, and a corpus that is gone is a mistake."""
     rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
-    source, root = write_manifest(tmp_path / "videos", rows), tmp_path / "workspace"
+    source = write_manifest(tmp_path / "videos", rows)
+    root = tmp_path / "workspace"
     config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=3)
     corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
     decode_data(config, source, corpus, resources)
@@ -216,9 +218,11 @@ def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_
 
 
 def test_a_threshold_is_wrong_least_often():
-    """By hand: at 0.5, of the best similarities 0.45, 0.5, 0.7, 0.9, the first of which is a wrong video's, one
-    is below, and of the others (texts without their videos) 0.35, 0.45, 0.45, 0.47 all are."""
-    right, wrong = np.array([0.3, 0.5, 0.7, 0.9]), np.array([0.45, 0.47, 0.45, 0.35])
+    """By hand: at 0.5, of the best similarities 0.45, 0.5, 0.7, 0.9, the first of which is a wrong
+    video's, one is below, and of the others (texts without their videos) 0.35, 0.45, 0.45, 0.47 all
+    are."""
+    right = np.array([0.3, 0.5, 0.7, 0.9])
+    wrong = np.array([0.45, 0.47, 0.45, 0.35])
     similarity = np.stack([right, wrong, right - 1], axis=1)
     threshold = Threshold.of(similarity, np.tile([True, False, True], (4, 1)))
     assert vars(threshold) == {"similarity": pytest.approx(0.5), "missed": 0.25, "accepted": 0}
@@ -227,7 +231,8 @@ def test_a_threshold_is_wrong_least_often():
 
 def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained):
     rows = {row["name"]: row for row in scored(QA, data)["results"]}
-    model, items = Model.load(QA, trained, device="cpu", dtype="float32"), labeled(data, "test")[0]
+    model = Model.load(QA, trained, device="cpu", dtype="float32")
+    items = labeled(data, "test")[0]
     right = [model.ask(item.source, "what moves?", 1)[0][0] == "ball" for item in items[:2]]
     assert (rows["qa/acc"]["value"], rows["qa/acc"]["items"]) == (pytest.approx(50 * sum(right)), 2)
     rows = {row["name"]: row for row in scored(PROMPTER, data)["results"]}

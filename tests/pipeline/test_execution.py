@@ -1,4 +1,5 @@
-"""Running a stage as a group of processes on free GPUs: what it receives, its result, and why it ended."""
+"""Running a stage as a group of processes on free GPUs: what it receives, its result, and why it
+ended."""
 
 import errno
 import os
@@ -57,7 +58,8 @@ def stop():
 
 @pytest.fixture
 def group(monkeypatch) -> dict[str, Any]:
-    """Records commands instead of starting processes. "result" is what they write, "status" their exit status."""
+    """Records commands instead of starting processes. "result" is what they write, "status" their
+    exit status."""
     seen: dict[str, Any] = {
         "status": 0,
         "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}},
@@ -129,7 +131,8 @@ TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
 def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
-    file, nodes = Path("pretrain/0123/work.json"), {"nodes": 2, "rendezvous": "host:29500"}
+    file = Path("pretrain/0123/work.json")
+    nodes = {"nodes": 2, "rendezvous": "host:29500"}
     meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
     module = [*ALONE[2:-1], str(file)]
     for stage in STAGES:
@@ -287,7 +290,8 @@ def work(tmp_path) -> Path:
 
 @pytest.fixture
 def run(work, monkeypatch):
-    """run(result, rank): the status and result.json of a stage that returns or raises `result`, and its arguments."""
+    """run(result, rank): the status and result.json of a stage that returns or raises `result`, and
+    its arguments."""
     monkeypatch.setattr(program, "end_with_parent", lambda *_: None)
 
     def start(result, rank: str = "") -> tuple[int, dict, list]:
@@ -302,7 +306,8 @@ def run(work, monkeypatch):
         monkeypatch.setattr(decode_videos, "run", stage)
         for name, value in (("RANK", rank), ("WORLD_SIZE", "3")):
             monkeypatch.setenv(name, value) if rank else monkeypatch.delenv(name, raising=False)
-        status, file = program.main(work), work.with_name("result.json")
+        status = program.main(work)
+        file = work.with_name("result.json")
         return status, read_json(file) if file.exists() else {}, received
 
     return start
@@ -377,7 +382,9 @@ def test_it_runs_as_a_module(work, tmp_path):
 
 # GPUs, of which this machine needs none.
 
-ONE, TWO = {"0": "a"}, {"0": "a", "1": "b"}  # names, and what identifies each
+# names, and what identifies each
+ONE = {"0": "a"}
+TWO = {"0": "a", "1": "b"}
 
 
 def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):

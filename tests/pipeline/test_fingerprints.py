@@ -1,8 +1,8 @@
 """The fingerprints of every shipped configuration, recorded: no move of code changes one.
 
-A changed fingerprint makes everyone's finished runs old: days of training run again. Where that is meant
-(a stage's VERSION rises because its output changes, or a key is new), record them again and say why in
-the commit:
+A changed fingerprint makes everyone's finished runs old: days of training run again. Where that is
+meant (a stage's VERSION rises because its output changes, or a key is new), record them again and
+say why in the commit:
 
     python -m tests.pipeline.test_fingerprints
 """
@@ -56,8 +56,8 @@ def model_folder(root: Path, task: str) -> Path:
 
 
 def fingerprints(name: str, root: Path) -> dict[str, str]:
-    """By start and step. Of a corpus that is not there, the fingerprint lacks the digest of its files: that has the
-    paths of this machine in it."""
+    """By start and step. Of a corpus that is not there, the fingerprint lacks the digest of its
+    files: that has the paths of this machine in it."""
     found = {}
     for start in STARTS.get(name, ("",)):
         changes = [f"corpora.{corpus}.data='{root / 'absent'}'" for corpus in DATA.get(name, ())]

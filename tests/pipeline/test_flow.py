@@ -1,5 +1,5 @@
-"""The DAG end to end at its smallest size: artifacts, cache, MLflow, documentation. One pipeline is run and then looked
-at."""
+"""The DAG end to end at its smallest size: artifacts, cache, MLflow, documentation. One pipeline is
+run and then looked at."""
 
 import json
 import re
@@ -151,7 +151,8 @@ def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
 
 
 def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):
-    """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the results."""
+    """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the
+    results."""
     monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
@@ -198,7 +199,8 @@ def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
-    """Its run has every number, and no run is added for a stage. Prefect knows the inputs of each task."""
+    """Its run has every number, and no run is added for a stage. Prefect knows the inputs of each
+    task."""
     before = sum(map(len, runs(workspace)[1].values()))
     assert alpro(TINY, workspace=workspace) == first
     (parent, *_), nested = runs(workspace)
@@ -248,7 +250,8 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     states = states_of(workspace, changes, "pretrain")
     assert {name for name in states if states[name] == "built"} == {"cache_prompts", "pretrain"}
     assert weights.read_bytes() == before
-    # The command that `artifacts show` prints has the same fingerprints, so that it builds the same results elsewhere.
+    # The command that `artifacts show` prints has the same fingerprints, so that it builds the same
+    # results elsewhere.
     capsys.readouterr()
     cli.execute(["artifacts", "show", changed["evaluate"], "--workspace", str(workspace)])
     words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()

@@ -73,7 +73,8 @@ def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_on
     assert all(f"{name}: failed: {name} broke" in printed for name in in_order)
     assert "evaluate: skipped" in printed
     assert statuses_of(workspace) == dict.fromkeys(["", *in_order], "FAILED")
-    summary, states = summary_of(workspace, changes), states_of(workspace, changes)
+    summary = summary_of(workspace, changes)
+    states = states_of(workspace, changes)
     assert (summary["state"], summary["reason"]) == ("failed", f"{in_order[0]} broke")
     assert {name for name in STAGES if states[name] == "failed"} == seen.started.keys()
     assert (states["render_sample"], states["evaluate"]) == ("cached", "unfinished")
@@ -118,7 +119,8 @@ def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_kille
 def test_only_an_interrupted_stage_runs_again(
     errors, seed, times, state, first, workspace, monkeypatch
 ):
-    left, tried = list(errors), []
+    left = list(errors)
+    tried = []
 
     def work(step: Step, out: Path, *_: object, **__: object) -> Outcome:
         tried.append(step.name)

@@ -19,7 +19,8 @@ from tests.pipeline.test_cli import call
 
 @pytest.fixture
 def alpro_model(monkeypatch, capsys, trained):
-    """alpro_model(command, ...): calls `alpro ...` in the workspace `trained`; its status, output and errors."""
+    """alpro_model(command, ...): calls `alpro ...` in the workspace `trained`; its status, output
+    and errors."""
 
     def run(command, *arguments):
         options = {f"model {word}": ["--workspace", trained] for word in ("export", "register")}
@@ -44,7 +45,8 @@ def own(videos, tmp_path):
 def test_videos_are_indexed_searched_listed_and_removed(
     alpro_model, videos, own, trained, tmp_path
 ):
-    index, text = tmp_path / "index", "a red ball moves left"
+    index = tmp_path / "index"
+    text = "a red ball moves left"
     assert alpro_model("index add", index, own)[0] == 2  # no index yet
     status, out, err = alpro_model("index add", index, own, "--model", RETRIEVAL)
     assert status == 0
@@ -82,7 +84,9 @@ def test_videos_are_indexed_searched_listed_and_removed(
     status, out, _ = alpro_model("search", index, text, "--filter", "caption~*dog* kind=VIDEO")
     assert (status, out) == (0, "no clip fits caption~*dog* kind=VIDEO\n")
 
-    first, second, third = own / videos[0].name, own / videos[1].name, own / "more" / videos[2].name
+    first = own / videos[0].name
+    second = own / videos[1].name
+    third = own / "more" / videos[2].name
     assert alpro_model("index ls", index)[1].split() == [str(third), str(first), str(second)]
     status, _, err = alpro_model("index rm", index, first, "none.mp4")
     assert (status, "none.mp4" in err) == (2, True)
@@ -130,7 +134,8 @@ def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, vide
 def test_the_device_and_precision_reach_every_model(
     alpro_model, videos, own, tmp_path, monkeypatch
 ):
-    calls, real = [], Model.load
+    calls = []
+    real = Model.load
     monkeypatch.setattr(
         Model, "load", lambda *a, **options: calls.append(options) or real(*a, **options)
     )
@@ -190,7 +195,8 @@ def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(
 
 
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
-    """Its scores are those of its own evaluation, with intervals; that of the other model in it is left out."""
+    """Its scores are those of its own evaluation, with intervals; that of the other model in it is
+    left out."""
     score = {
         "what": "fine-tuned by matching",
         "metric": "R@1",
@@ -210,7 +216,8 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
         score | {"name": "retrieval/t2v/R1", "low": 44.25, "high": 58.0},
         score | {"name": "qa/acc", "what": "question answering", "low": None, "high": None},
     ]
-    own, retrieval = tmp_path / "workspace", digest("finetune_retrieval")
+    own = tmp_path / "workspace"
+    retrieval = digest("finetune_retrieval")
     about = {
         "name": "decode_videos films",
         "counts": {"samples": 1300, "train": 1000, "captions": 2600},

@@ -1,4 +1,5 @@
-"""A stage that is added as CONTRIBUTING.md says is planned and runs; nothing else needs to know of it."""
+"""A stage that is added as CONTRIBUTING.md says is planned and runs; nothing else needs to know of
+it."""
 
 import re
 import sys
@@ -38,7 +39,8 @@ def test_the_example_of_a_new_stage_is_planned_and_runs(tmp_path, monkeypatch):
     step = steps["count_words"]
     assert step.inputs == {"vocabulary": steps["build_vocabulary"]}
 
-    vocabulary, out = tmp_path / "vocabulary", tmp_path / "out"
+    vocabulary = tmp_path / "vocabulary"
+    out = tmp_path / "out"
     for folder in (vocabulary, out):
         folder.mkdir()
     pq.write_table(pa.table({"entity": ["red ball", "square"]}), vocabulary / "entities.parquet")

@@ -1,4 +1,5 @@
-"""The plan of a pipeline: its steps and inputs, digests of the user's files, and what is in the fingerprints."""
+"""The plan of a pipeline: its steps and inputs, digests of the user's files, and what is in the
+fingerprints."""
 
 import hashlib
 import json
@@ -85,10 +86,11 @@ def test_an_input_is_built_only_for_a_step_that_runs():
             fingerprint=name, inputs={other.fingerprint: other for other in inputs}
         )
 
-    a, b = step("a"), step("b")
+    a = step("a")
+    b = step("b")
     c = step("c", a, b)
-    # What a result that exists was computed from is not needed; an artifact that exists is listed also where no step
-    # needs it; if b exists, c needs a.
+    # What a result that exists was computed from is not needed; an artifact that exists is listed
+    # also where no step needs it; if b exists, c needs a.
     for exist, expected in {
         "": "abcd",
         "d": "d",
@@ -164,11 +166,9 @@ def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(
 ):
     """And texts that are too long for a CLIP whose configuration is here."""
     (tmp_path / "empty").mkdir()
-    known, clip, long = (
-        clip_folders["clip"],
-        "train_prompter.clip",
-        "train_prompter.max_text_tokens",
-    )
+    known = clip_folders["clip"]
+    clip = "train_prompter.clip"
+    long = "train_prompter.max_text_tokens"
     name = hub(known)  # with texts of at most 24 tokens
     for value, tokens, refused in [
         *(
@@ -247,7 +247,8 @@ def test_a_given_tokenizer_reads_no_captions_zero_shot_has_pems_threshold_and_a_
 
 
 def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
-    """So a record that lacks a key never stands for a step that has it, whatever the default of the key."""
+    """So a record that lacks a key never stands for a step that has it, whatever the default of the
+    key."""
     logged = {"log_every", "max_reject_share"}
     for step in steps_of().values():
         record = Record.of(json.loads(json.dumps(step.description.to_json())))
@@ -283,7 +284,8 @@ KEYS = {
 def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(
     key, steps_of, tmp_path
 ):
-    file, folder = tmp_path / "weights.bin", tmp_path / "weights"
+    file = tmp_path / "weights.bin"
+    folder = tmp_path / "weights"
 
     def find(path: Path) -> dict[str, Step]:
         return steps_of(
@@ -315,10 +317,8 @@ def test_every_outside_file_changes_the_stages_that_read_it_and_those_after(
 
 
 def test_every_file_of_a_given_model_changes_what_is_made_of_it(digests, tmp_path):
-    folder, names = (
-        tmp_path / "model",
-        ("config.json", "tokenizer.json", "answers.json", "entities.json"),
-    )
+    folder = tmp_path / "model"
+    names = ("config.json", "tokenizer.json", "answers.json", "entities.json")
     files = [*(folder / name for name in names), folder / "model.safetensors"]
     for file in files:
         write(file, json.dumps({"task": "pretrain", "a": 1}))
@@ -371,7 +371,8 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
 def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(
     digests, tmp_path, memory
 ):
-    video, texts = tmp_path / "data" / "sub" / "a.mp4", tmp_path / "train.jsonl"
+    video = tmp_path / "data" / "sub" / "a.mp4"
+    texts = tmp_path / "train.jsonl"
     write(video, "one")
     write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
     corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
@@ -381,7 +382,8 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
         write(file, content)
         assert not before.unchanged()
         assert decode_step("films", corpus, digests).fingerprint != before.fingerprint
-    store, found = fsspec.filesystem("memory"), []
+    store = fsspec.filesystem("memory")
+    found = []
     store.pipe_file("/bucket/corpus/m.jsonl", b'{"path": "a.mp4", "caption": "x"}')
     for content in (b"one", b"two"):  # of the same manifest
         store.pipe_file("/bucket/corpus/a.mp4", content)
@@ -393,14 +395,13 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
 def test_files_that_change_while_a_stage_runs_make_no_artifact(
     before, tmp_path, resources, inline_pool, monkeypatch
 ):
-    """The fingerprint would be of other contents. What did not change is taken over by the next run."""
+    """The fingerprint would be of other contents. What did not change is taken over by the next
+    run."""
     rows = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
     corpus = Corpus(data=str(write_manifest(tmp_path / "data", rows)), samples_per_shard=4, size=16)
-    store, wall, aside = (
-        Store(tmp_path / "artifacts"),
-        tmp_path / "data" / "wall 5.png",
-        tmp_path / "wall 5.png",
-    )
+    store = Store(tmp_path / "artifacts")
+    wall = tmp_path / "data" / "wall 5.png"
+    aside = tmp_path / "wall 5.png"
 
     def make() -> tuple[Path, dict]:
         step = decode_step("walls", corpus, Digests(tmp_path / "digests.sqlite"))
@@ -440,7 +441,8 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again_after_an_interru
     tmp_path, digests, monkeypatch
 ):
     """Each batch is kept; another pipeline can write while files are read."""
-    read, checksum = [], module.checksum
+    read = []
+    checksum = module.checksum
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(file.name.encode())

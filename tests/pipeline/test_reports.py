@@ -1,4 +1,5 @@
-"""Results as tables, on the terminal, as the page of a run, and side by side. Numbers of rows all differ."""
+"""Results as tables, on the terminal, as the page of a run, and side by side. Numbers of rows all
+differ."""
 
 import json
 import re
@@ -84,7 +85,8 @@ def rows() -> list[dict[str, Any]]:
 
 def test_every_number_is_in_its_column(rows):
     shown = tables({"score": rows})
-    zero_shot, asked = "zero-shot by matching", "question answering"
+    zero_shot = "zero-shot by matching"
+    asked = "question answering"
     assert [table.title for table in shown] == [
         "Retrieval",
         "Question answering",
@@ -120,9 +122,11 @@ def test_every_number_is_in_its_column(rows):
 
 
 def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
-    """A score that one run lacks, or over other queries, has no difference; no change has the sign of no loss."""
+    """A score that one run lacks, or over other queries, has no difference; no change has the sign
+    of no loss."""
     rows[0] |= {"low": 0.96, "high": 2.04}
-    first, second = rows[:2], [rows[0] | {"value": 40.0, "low": None}, rows[3]]
+    first = rows[:2]
+    second = [rows[0] | {"value": 40.0, "low": None}, rows[3]]
     third = [rows[1] | {"value": 7.0, "low": 6.0, "high": 8.04}]
     compared = [
         Comparison([(rows[0], PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344))], {}, 0),
@@ -160,8 +164,9 @@ def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
 
 
 def test_scores_of_few_videos_have_a_warning(rows):
-    """1.96 sqrt(0.5 x 0.5 / n): 30.99, 33.6, 98, 9.85 and 49 points, of the direction with fewer videos. Ten captions
-    each of twenty videos are twenty videos; a part of the queries does not warn."""
+    """1.96 sqrt(0.5 x 0.5 / n): 30.99, 33.6, 98, 9.85 and 49 points, of the direction with fewer
+    videos. Ten captions each of twenty videos are twenty videos; a part of the queries does not
+    warn."""
     for videos, independent, numbers in (
         (10, 10, ["10", "31"]),
         (10, 8.5, ["10", "34"]),
@@ -225,7 +230,8 @@ def test_tables_and_rows_are_aligned(capsys):
     print_table(Table("Retrieval", ["", "", "a", "items"], lines, "A note."))
     head = f"{'a':>12}  items"
     assert capsys.readouterr().out == (
-        f"Retrieval\n{head}\n{'-' * len(head)}\nx  R     1 %     20\n   MdR  12 %      4\nA note.\n\n"
+        f"Retrieval\n{head}\n{'-' * len(head)}\nx  R     1 %     20\n   MdR  12 %      4\nA "
+        f"note.\n\n"
     )
     print_rows(
         [
@@ -311,7 +317,8 @@ def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
 def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_on_a_page_too(
     tmp_path, capsys
 ):
-    """Of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed, whose value has HTML in it."""
+    """Of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed, whose
+    value has HTML in it."""
     metric = Metric("acc", "all questions", "qa")
     asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
     for mark, right in (("a", 3), ("b", 12), ("c", 6)):

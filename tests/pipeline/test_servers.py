@@ -1,5 +1,5 @@
-"""Real processes and servers: a killed `alpro run` leaves no artifact and no process, and the next one continues; runs
-of deployments with `alpro up`, kills, a schedule, cancellation, and its end."""
+"""Real processes and servers: a killed `alpro run` leaves no artifact and no process, and the next
+one continues; runs of deployments with `alpro up`, kills, a schedule, cancellation, and its end."""
 
 import json
 import os
@@ -33,9 +33,12 @@ SHORT = ["--set", "train_prompter.phases.0.steps=400", "--set", "resources.check
 
 
 def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_path, monkeypatch):
-    """One that ends is an error; the command ends it, and another command meanwhile creates no database."""
-    commands, processes = list[list[str]](), list[subprocess.Popen]()
-    popen, programs = subprocess.Popen, ["import signal; signal.pause()", "raise SystemExit(3)"]
+    """One that ends is an error; the command ends it, and another command meanwhile creates no
+    database."""
+    commands = list[list[str]]()
+    processes = list[subprocess.Popen]()
+    popen = subprocess.Popen
+    programs = ["import signal; signal.pause()", "raise SystemExit(3)"]
 
     def start(command: list[str], **options: Any) -> subprocess.Popen:
         assert options["start_new_session"]
@@ -44,7 +47,8 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
         processes.append(popen([sys.executable, "-c", programs[(len(commands) - 1) % 2]]))
         return processes[-1]
 
-    atexit, started = [], servers.FileLock(tmp_path / "starting.lock")
+    atexit = []
+    started = servers.FileLock(tmp_path / "starting.lock")
     monkeypatch.setattr(os, "environ", os.environ | {"PREFECT_API_URL": "http://host/api"})
     monkeypatch.setattr(servers.subprocess, "Popen", start)
     monkeypatch.setattr(servers, "GRACE_SECONDS", 0)
@@ -83,8 +87,8 @@ def test_a_command_has_a_server_of_its_own_unless_the_environment_names_one(tmp_
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """start(workspace, *arguments): `alpro run train_prompter` on the tiny pipeline, in a process group of its own, as
-    a terminal starts it, whose Ctrl-C goes to the whole group."""
+    """start(workspace, *arguments): `alpro run train_prompter` on the tiny pipeline, in a process
+    group of its own, as a terminal starts it, whose Ctrl-C goes to the whole group."""
     started = []
 
     def run(workspace: Path, *arguments: str) -> subprocess.Popen:
@@ -99,7 +103,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
             *SHORT,
         ]
         command += ["--workspace", str(workspace), *arguments]
-        # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and their children
+        # with them.
         enable = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         options = {
             "stderr": subprocess.PIPE,
@@ -167,7 +172,8 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
         *progress, last = process.stderr.read().splitlines()
         assert last == "stopped; run the same command again to continue"
         assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
-        # The server was there to the end, unless it received the signal: it has the final state of the flow.
+        # The server was there to the end, unless it received the signal: it has the final state of
+        # the flow.
         assert how == "all" or rows(
             tmp_path / "prefect/prefect.db", "select state_type from flow_run"
         ) == ["CRASHED"]
@@ -195,7 +201,8 @@ class Machine:
     """A running `alpro up` in a workspace."""
 
     def __init__(self, workspace: Path, ports: tuple[int, int]):
-        self.workspace, self.api = workspace, f"http://127.0.0.1:{ports[0]}/api"
+        self.workspace = workspace
+        self.api = f"http://127.0.0.1:{ports[0]}/api"
         self.log = workspace / "up.out"
         own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.environment = own | {
@@ -289,7 +296,8 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
     """machine(): `alpro up` in one workspace, with the same ports each time."""
-    ports, started = (free_port(), free_port()), []
+    ports = (free_port(), free_port())
+    started = []
     yield lambda: started.append(Machine(tmp_path, ports)) or started[-1]
     for one in started:
         one.process.kill()
@@ -368,7 +376,8 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
     second.end(signal.SIGINT, 130)
     assert second.checkpoint() >= reached
 
-    # A worker that is killed while a run of it starts leaves the only slot of `gpu` to the next run.
+    # A worker that is killed while a run of it starts leaves the only slot of `gpu` to the next
+    # run.
     third = machine()
     with third.client() as client:
         run = third.start("train_prompter", *LONG)
@@ -387,7 +396,8 @@ def test_deployments_through_two_pools_kills_and_the_end(machine, tmp_path):
 
 
 def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
-    """A form whose fields nobody touched changes nothing; prefect.yaml that `alpro up` reads is the top one."""
+    """A form whose fields nobody touched changes nothing; prefect.yaml that `alpro up` reads is the
+    top one."""
     from prefect.utilities.callables import parameter_schema
     from prefect.utilities.schema_tools import validate
 

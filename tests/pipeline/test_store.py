@@ -1,4 +1,5 @@
-"""The store: fingerprints, the record that makes an artifact, checksums, lineage, and `alpro artifacts ...`."""
+"""The store: fingerprints, the record that makes an artifact, checksums, lineage, and `alpro
+artifacts ...`."""
 
 import hashlib
 import json
@@ -69,7 +70,8 @@ def test_a_fingerprint_changes_with_all_that_decides_the_result_and_with_nothing
 
 
 def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatch):
-    step, clock = decode_step(), [5.0]
+    step = decode_step()
+    clock = [5.0]
     monkeypatch.setattr(artifacts_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def work(step: Step, out: Path) -> Outcome:
@@ -146,7 +148,8 @@ def test_failing_work_can_be_continued_and_that_of_changed_files_leaves_nothing(
 
 def test_a_run_waits_for_another_until_it_is_stopped(store, monkeypatch):
     """It says so once."""
-    step, stop = sample_step(), Stop()
+    step = sample_step()
+    stop = Stop()
     lines: list[str] = []
     with store.lock(step, pytest.fail) as held:
         times = iter([None, None, held.release])
@@ -266,7 +269,8 @@ def test_a_damaged_input_is_refused_and_no_stage_starts_with_it(store, name, dam
 
 
 def test_the_exit_status_tells_whether_all_is_as_recorded(store, tmp_path, capsys):
-    good, bad = build(store), build(store, OTHER)
+    good = build(store)
+    bad = build(store, OTHER)
     (bad / "a.tar").write_bytes(b"x")
 
     def status(*arguments: object) -> int:
@@ -325,7 +329,8 @@ def artifact(store: Store, mark: str, name: str, *inputs: str) -> None:
 
 @pytest.fixture
 def many(store) -> Store:
-    """Two corpora and two results of each stage; the newer `train` needs a, the older ones b and a; f is unfinished."""
+    """Two corpora and two results of each stage; the newer `train` needs a, the older ones b and a;
+    f is unfinished."""
     artifact(store, "a", "decode clips")
     artifact(store, "b", "decode stills")
     artifact(store, "c", "train", "a", "b")
@@ -390,7 +395,8 @@ def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, caps
 
 
 def test_gc_keeps_the_models_of_indexes_and_of_the_registry(many, tmp_path, monkeypatch):
-    """c embedded the videos of an index elsewhere, d is registered; neither is the newest of its name."""
+    """c embedded the videos of an index elsewhere, d is registered; neither is the newest of its
+    name."""
     index = tmp_path.with_name("index of another folder")
     index.mkdir()
     write_json(index / "index.json", {"model": str(folder_of(many, "c")), "digest": "x"})
@@ -407,7 +413,8 @@ def test_gc_keeps_the_models_of_indexes_and_of_the_registry(many, tmp_path, monk
 
 def test_what_lies_outside_of_the_workspace_is_listed_and_stays(many, tmp_path, capsys):
     """Also if an artifact is a link to that of another workspace."""
-    folder, other = folder_of(many, "c"), tmp_path / "another workspace"
+    folder = folder_of(many, "c")
+    other = tmp_path / "another workspace"
     shutil.move(folder, other)
     folder.symlink_to(other)
     assert alpro(many, "gc", "--yes") == 0

@@ -1,4 +1,5 @@
-"""Studies: their files, precedence of changes, the table against values worked out by hand, failures, reruns."""
+"""Studies: their files, precedence of changes, the table against values worked out by hand,
+failures, reruns."""
 
 import json
 from collections import Counter
@@ -163,10 +164,8 @@ def test_an_invalid_study_is_a_one_line_error(text, key, tmp_path):
 
 
 def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(tmp_path):
-    changes, trainings = (
-        ["render_sample.seed=4", "pretrain.seed=9"],
-        {"seed_stages": ("train_prompter", "pretrain")},
-    )
+    changes = ["render_sample.seed=4", "pretrain.seed=9"]
+    trainings = {"seed_stages": ("train_prompter", "pretrain")}
     for values, own, seeds in (({}, [], [3, 3, 3, 3]), (trainings, changes, [4, 3, 3, 0])):
         (member,) = members_of(Study(name="s", seeds=(3,), **values), TINY, "", own, tmp_path)
         config = member.plan.settings
@@ -205,7 +204,8 @@ def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch) -> list[Any]:
-    """Runs write results of VALUES; the errors of the list are raised by the runs that come first."""
+    """Runs write results of VALUES; the errors of the list are raised by the runs that come
+    first."""
     from alpro.pipeline.flows import flow
     from alpro.pipeline.tracking.tracker import Tracker
 

@@ -1,4 +1,5 @@
-"""Logging to MLflow: what a run has, while its stage runs and from its artifact; what an outage costs; the registry."""
+"""Logging to MLflow: what a run has, while its stage runs and from its artifact; what an outage
+costs; the registry."""
 
 import json
 import re
@@ -59,8 +60,11 @@ class Client:
     """A client of a store that counts calls, and raises `error` while it is set."""
 
     def __init__(self, client):
-        self.client, self.error, self.calls = client, None, []
-        self.failed, self.logged = threading.Semaphore(0), threading.Semaphore(0)
+        self.client = client
+        self.error = None
+        self.calls = []
+        self.failed = threading.Semaphore(0)
+        self.logged = threading.Semaphore(0)
 
     def __getattr__(self, name):
         def call(*args, **values):
@@ -90,9 +94,11 @@ def step_of(**config):
 def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end(
     client, tracker, tmp_path
 ):
-    step, folder = step_of(lr=1e-3), tmp_path / "artifacts" / "finetune_retrieval" / "f"
+    step = step_of(lr=1e-3)
+    folder = tmp_path / "artifacts" / "finetune_retrieval" / "f"
     (folder / "pictures").mkdir(parents=True)
-    file, tags = folder / "metrics.jsonl", {"seed": "3"}
+    file = folder / "metrics.jsonl"
+    tags = {"seed": "3"}
     write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
     with (
         tracker.run("pipeline", {}, {}) as parent,
@@ -201,7 +207,8 @@ def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, t
         assert run == ""
         tracker.log_artifact(*write_artifact(tmp_path, "pretrain", config={"unknown": 1}))
     assert client.calls == ["create_run"]
-    client.error, tracker.paused_until = None, 0
+    client.error = None
+    tracker.paused_until = 0
     assert tracker.log_artifact(*write_artifact(tmp_path, "zero_shot"))
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -231,14 +238,13 @@ def test_many_parameters_and_names_that_mlflow_does_not_take_and_an_entry_that_i
 
 
 def test_models_are_sorted_by_the_headline_scores_that_evaluations_give_them(tracker, tmp_path):
-    """Two models with two evaluations: each score is that of its model, on the corpus that it is of."""
+    """Two models with two evaluations: each score is that of its model, on the corpus that it is
+    of."""
     _, clips = write_artifact(tmp_path, "decode_videos", name="decode_videos clips")
     logged = []
     for lr, score in ((1e-3, 25.0), (2e-4, 75.0)):
-        config, metrics = (
-            {"phases": PHASES, "lr": lr},
-            {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0},
-        )
+        config = {"phases": PHASES, "lr": lr}
+        metrics = {"validation/mean_recall": 50.0, "validation/t2v/R1": 40.0}
         model = write_artifact(
             tmp_path,
             "finetune_retrieval",
@@ -361,7 +367,8 @@ LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompte
 def test_a_registered_model_predicts_what_the_model_does(
     stage, tracker, trained, sample, monkeypatch, capsys, tmp_path
 ):
-    """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a logged model."""
+    """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a
+    logged model."""
     workspace = tmp_path
     shutil.copytree(trained / "artifacts", workspace / "artifacts")
     qa, folder = (

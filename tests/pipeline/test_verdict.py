@@ -62,7 +62,8 @@ def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_quer
         values = (np.arange(12) < right) * 100.0
         results.add(Score(metric, values, 8.3, asked), "by similarity", name, "t2v")
         results.outcome()
-    before, after = tmp_path / "before", tmp_path / "after"
+    before = tmp_path / "before"
+    after = tmp_path / "after"
     found = compare_scores(before, "zero_shot_vtc/t2v/R1", after, "retrieval_vtc/t2v/R1")
     assert found is not None
     row, difference = found

@@ -46,8 +46,9 @@ def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """make_video(name, count, options, ...): by default H.264, 64 x 48, 10 frames a second, each frame of its own flat
-    color. `stamps`: when each frame is shown, milliseconds. `tags`: attributes of the encoder, as its color range."""
+    """make_video(name, count, options, ...): by default H.264, 64 x 48, 10 frames a second, each
+    frame of its own flat color. `stamps`: when each frame is shown, milliseconds. `tags`:
+    attributes of the encoder, as its color range."""
     import av
 
     def make(
@@ -81,12 +82,14 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
                 }  # the colors of the tags
                 frame = frame.reformat(format=pixels, **conversion)
                 if stamps:
-                    frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
+                    frame.pts = stamps[number]
+                    frame.time_base = Fraction(1, 1000)
                 out.mux(stream.encode(frame))
             out.mux(stream.encode())
         if hasattr(os, "sched_setscheduler"):
-            # libsvtav1 gives the thread that calls it real-time priority, which all later processes would inherit: two
-            # of them that wait for each other in a loop, such as gloo's, would stop the machine.
+            # libsvtav1 gives the thread that calls it real-time priority, which all later processes
+            # would inherit: two of them that wait for each other in a loop, such as gloo's, would
+            # stop the machine.
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return path
 
@@ -111,7 +114,8 @@ def make_row() -> Callable[..., Row]:
 
 @pytest.fixture
 def smooth_clip() -> Callable[..., Clip]:
-    """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth color gradients, as in photographs."""
+    """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth color gradients, as in
+    photographs."""
 
     def make(seed: int, count: int = 3) -> Clip:
         rng = np.random.default_rng(seed)
@@ -132,7 +136,8 @@ def small_row_groups(monkeypatch):
 
 @pytest.fixture
 def write_records(tmp_path: Path) -> Callable[..., Path]:
-    """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a line."""
+    """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a
+    line."""
 
     def write(*records: dict | str) -> Path:
         path = tmp_path / "clips.jsonl"
@@ -180,7 +185,9 @@ def pack(
                 if isinstance(content, tarfile.TarInfo)
                 else (tarfile.TarInfo(), content)
             )
-            info.name, info.size, info.pax_headers = name, len(data), dict(header)
+            info.name = name
+            info.size = len(data)
+            info.pax_headers = dict(header)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
@@ -190,7 +197,8 @@ def headers_of(content: bytes) -> list[int]:
 
 
 def damaged(content: bytes, headers: list[int]) -> Iterator[bytes]:
-    """The tar with flipped bits (in the headers, and anywhere), holes of zeros, cut at blocks and members, joined."""
+    """The tar with flipped bits (in the headers, and anywhere), holes of zeros, cut at blocks and
+    members, joined."""
     rng = random.Random(0)
     places = [at + byte for at in headers for byte in (0, 3, 101, 124, 135, 148, 156, 257, 400)]
     for at in places + [rng.randrange(len(content)) for _ in range(40)]:

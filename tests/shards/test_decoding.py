@@ -55,12 +55,10 @@ def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, decoder
 
 def test_only_what_the_frames_need_is_read_and_decoded(make_video, monkeypatch):
     """How many timestamps are read of a video, and how many frames are decoded."""
-    timestamps, frames_from, were_read, were_decoded = (
-        pyav_decoder._timestamps,
-        pyav_decoder._frames_from,
-        [],
-        [],
-    )
+    timestamps = pyav_decoder._timestamps
+    frames_from = pyav_decoder._frames_from
+    were_read = []
+    were_decoded = []
 
     def read(*arguments):
         result = timestamps(*arguments)
@@ -193,7 +191,8 @@ def test_a_still_image_is_one_rgb_frame(tmp_path):
 
 
 def test_an_image_can_keep_its_aspect_ratio_and_is_never_enlarged(tmp_path):
-    """`size` is then its shorter side, so that a random resized crop is of the image and not of a square."""
+    """`size` is then its shorter side, so that a random resized crop is of the image and not of a
+    square."""
     sizes = {(64, 48): (43, 32), (48, 64): (32, 43), (64, 64): (32, 32), (2000, 40): (1600, 32)}
     for size, stored in (sizes | {(20, 90): (20, 90), (33, 31): (33, 31)}).items():
         Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
@@ -211,7 +210,8 @@ def quarters() -> np.ndarray:
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    """What a camera writes so that, shown as it says, the quarters come out: by the orientation in its EXIF, from 1."""
+    """What a camera writes so that, shown as it says, the quarters come out: by the orientation in
+    its EXIF, from 1."""
     p = quarters()
     other = p.transpose(1, 0, 2)
     turned = [
@@ -253,7 +253,8 @@ def test_transparency_becomes_white(tmp_path):
 
 
 def test_the_size_of_an_image_is_checked_before_decoding(tmp_path):
-    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are read."""
+    """A PNG of some kilobytes with this size in its header, and valid rows as far as they are
+    read."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (
@@ -278,7 +279,8 @@ def test_the_size_of_an_image_is_checked_before_decoding(tmp_path):
 def test_an_invalid_image_is_rejected_with_the_reason(tmp_path):
     Image.fromarray(quarters()).save(tmp_path / "whole.png")
     # An invalid resolution unit raises struct.error in Pillow when it rotates the image.
-    turned, unit = (0x0112, 3, 1, 6 << 16), (0x0128, 4, 1, 100000)
+    turned = (0x0112, 3, 1, 6 << 16)
+    unit = (0x0128, 4, 1, 100000)
     exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIHHIII", 8, 2, *turned, *unit, 0)
     Image.fromarray(quarters()).save(tmp_path / "exif.jpg", exif=exif)
     for content, reason in (

@@ -18,7 +18,8 @@ from alpro.shards.decoding import decode_video
 DECODERS = ("pyav", "ffmpeg")
 
 X265 = "x265-params=log-level=none:keyint=8:open-gop=1:bframes=4"
-# A file, its codec and pixels, and options of the encoder; of a container, of a rate of 25, of a size.
+# A file, its codec and pixels, and options of the encoder; of a container, of a rate of 25, of a
+# size.
 FORMATS = f"""
 a.mkv libx264 yuv420p bf=5 b-pyramid=strict g=12
 a.ts libx264 yuv420p x264-params=open-gop=1:bframes=3:scenecut=0:keyint=6
@@ -58,17 +59,16 @@ def make_form(make_video, form: str, count: int = 24, **more) -> tuple[Path, int
     """The video of a form, its rate and its size."""
     name, codec, pixels, *more_options = form.split()
     options = dict(option.split("=", 1) for option in more_options)
-    rate, size = (
-        int(options.pop("rate", 10)),
-        tuple(map(int, options.pop("size", "64x48").split("x"))),
-    )
+    rate = int(options.pop("rate", 10))
+    size = tuple(map(int, options.pop("size", "64x48").split("x")))
     container = {"movflags": options.pop("movflags")} if "movflags" in options else None
     more |= {"codec": codec, "pixels": pixels, "size": size, "rate": rate, "container": container}
     return make_video(name, count, options, **more), rate, size
 
 
 def is_unreliable(form: str) -> bool:
-    """In a program stream, a seek may lead to another frame; in an AVI, frames that are reordered have no times."""
+    """In a program stream, a seek may lead to another frame; in an AVI, frames that are reordered
+    have no times."""
     return form.startswith("a.mpg") or (form.startswith("a.avi") and "bf=2" in form)
 
 
@@ -99,10 +99,8 @@ FRAMES = 40
 def moving(seed: int) -> Callable[[int], np.ndarray]:
     """Moving noise with cuts, which makes encoders use all kinds of frames."""
     rng = np.random.default_rng(seed)
-    texture, cuts = (
-        rng.integers(0, 255, (60, 200, 3), np.uint8),
-        set(rng.integers(0, FRAMES, 2).tolist()),
-    )
+    texture = rng.integers(0, 255, (60, 200, 3), np.uint8)
+    cuts = set(rng.integers(0, FRAMES, 2).tolist())
 
     def picture(number: int) -> np.ndarray:
         scene = sum(number >= cut for cut in cuts)
@@ -142,7 +140,8 @@ def test_frames_equal_those_of_decoding_everything(
                 f.reformat(32, 32, "gbrp", interpolation="BICUBIC").to_ndarray() for f in frames
             ]
         assert len(whole) == FRAMES
-        start, end = window[0] / rate or None, None if window[1] == FRAMES else window[1] / rate
+        start = window[0] / rate or None
+        end = None if window[1] == FRAMES else window[1] / rate
         wanted = [window[0] + i * (window[1] - window[0]) // count for i in range(count)]
         for far in (10.0, 0.05):  # a short video is read like an hour-long one
             monkeypatch.setattr(pyav_decoder, "FAR_SECONDS", far)
@@ -184,10 +183,8 @@ CLOCKS = [  # when frames are shown, milliseconds: with few changes, many, and a
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_variable_frame_rates_use_the_frames_timestamps(make_video, numbers, stamps, name):
     """The first frame of a window is the one nearest to `start`: within half a frame."""
-    path, times = (
-        make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps),
-        np.array(stamps) / 1000,
-    )
+    path = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=stamps)
+    times = np.array(stamps) / 1000
     for decoder in ("auto", "ffmpeg"):
         assert numbers(decode_video(path, 24, 32, decoder=decoder)) == list(range(24))
         for start in np.random.default_rng(1).uniform(0, times[-1], 2):
@@ -264,7 +261,8 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
     )
     path.write_bytes(content)
     x, y = np.meshgrid(range(40), range(40))
-    shown_x, shown_y = a * x + c * y, b * x + d * y
+    shown_x = a * x + c * y
+    shown_y = b * x + d * y
     upright = np.empty_like(plain)
     upright[shown_y - shown_y.min(), shown_x - shown_x.min()] = plain
     assert np.abs(upright - plain).mean() > 10 or matrix == (1, 0, 0, 1)
@@ -274,7 +272,11 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
         assert (clip.width, clip.height) == ((48, 64) if b else (64, 48))
 
 
-BT709, BT601, LIMITED, FULL = 1, 5, 1, 2  # FFmpeg's numbers
+# FFmpeg's numbers
+BT709 = 1
+BT601 = 5
+LIMITED = 1
+FULL = 2
 BARS = [
     (255, 255, 255),
     (235, 60, 40),

@@ -1,4 +1,5 @@
-"""A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens no other file."""
+"""A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens
+no other file."""
 
 import json
 import os
@@ -36,7 +37,9 @@ class Clock:
     """Stands still, or jumps far ahead after `stops_at` readings."""
 
     def __init__(self, stops_at: float = np.inf):
-        self.readings, self.stops_at, self.ahead = 0, stops_at, 0.0
+        self.readings = 0
+        self.stops_at = stops_at
+        self.ahead = 0.0
 
     def monotonic(self) -> float:
         self.readings += 1
@@ -44,8 +47,11 @@ class Clock:
 
 
 def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch):
-    """Before it opens the file, while it reads packets and while it decodes; in any thread. The next starts anew."""
-    path, whole, reasons = make_video("a.mp4", 24), Clock(), []
+    """Before it opens the file, while it reads packets and while it decodes; in any thread. The
+    next starts anew."""
+    path = make_video("a.mp4", 24)
+    whole = Clock()
+    reasons = []
     monkeypatch.setattr(clip, "time", whole)
     decode_video(path, 4, 32, decoder="pyav")
     assert (
@@ -67,7 +73,8 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
 
 
 def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
-    path, time = make_video("a.mp4", 24), Clock()
+    path = make_video("a.mp4", 24)
+    time = Clock()
 
     def slow(request):
         time.ahead += 0.5
@@ -75,7 +82,8 @@ def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
 
     monkeypatch.setattr(clip, "time", time)
     monkeypatch.setattr(decoding, "decode_with_pyav", slow)
-    given, communicate = [], subprocess.Popen.communicate
+    given = []
+    communicate = subprocess.Popen.communicate
     monkeypatch.setattr(
         subprocess.Popen,
         "communicate",
@@ -89,7 +97,8 @@ def test_both_decoders_share_the_time_limit(make_video, monkeypatch):
 def test_a_hanging_ffmpeg_is_killed_with_its_children(
     tmp_path, make_video, monkeypatch, wait_for_end
 ):
-    stuck, child = tmp_path / "stuck", tmp_path / "child"
+    stuck = tmp_path / "stuck"
+    child = tmp_path / "child"
     os.mkfifo(f"{child}.started")
     stuck.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {child}; echo > {child}.started\nwait\n")
     stuck.chmod(0o755)
@@ -121,7 +130,8 @@ def test_a_video_with_too_many_pixels_is_rejected(make_video, decoder, name, cod
 
 @decoders
 def test_a_size_that_lies_or_grows_is_rejected(make_video, decoder):
-    """Matroska stores the size in any number of bytes; of two joined transport streams the header has the first's."""
+    """Matroska stores the size in any number of bytes; of two joined transport streams the header
+    has the first's."""
     content = make_video("a.mkv", 2, codec="ffv1", pixels="bgr0").read_bytes()
     path = make_video("b.mkv", 1)
     at = content.index(b"\xb0\x81\x40\xba\x81\x30")  # PixelWidth 64, PixelHeight 48
@@ -161,7 +171,9 @@ for mib in (100, 10):
 
 @on_linux
 def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, monkeypatch):
-    asked, most = tmp_path / "ffmpeg", (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
+    # KiB, with what ffmpeg itself takes
+    asked = tmp_path / "ffmpeg"
+    most = (100 + 128) * 1024
     asked.write_text(
         f"#!/bin/sh\nuntil [ $(ulimit -d) = {most} ]; do :; done\necho {most} > {tmp_path}/limit\n"
     )
@@ -225,7 +237,8 @@ SCRIPTS = {
 
 
 def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path, make_video):
-    """Under any name. Otherwise a data set could copy other local files of its reader into its frames."""
+    """Under any name. Otherwise a data set could copy other local files of its reader into its
+    frames."""
     (tmp_path / "file.ts").symlink_to(make_video("secret.ts", 4))
     (tmp_path / "secret.mp4").write_bytes(make_video("other.mp4", 4).read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as server:  # must not receive a connection
@@ -286,7 +299,8 @@ PIXELS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
 @pytest.fixture
 def whole(make_video, tmp_path) -> dict[Path, bytes]:
     """The contents of a file of each kind: 20 frames of 64 x 48 with much going on, or one."""
-    picture, files = moving(0), [tmp_path / name for name in ("a.jpg", "a.png", "a.webp", "a.bmp")]
+    picture = moving(0)
+    files = [tmp_path / name for name in ("a.jpg", "a.png", "a.webp", "a.bmp")]
     for path in files:
         Image.fromarray(picture(0)).save(path)
     for name, codec, options in VIDEOS:
@@ -301,8 +315,8 @@ def whole(make_video, tmp_path) -> dict[Path, bytes]:
 
 
 def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
-    """Flips bits, or replaces a part: by nothing, by a part of another file or of this one, or by senseless numbers
-    where sizes, times and tables are."""
+    """Flips bits, or replaces a part: by nothing, by a part of another file or of this one, or by
+    senseless numbers where sizes, times and tables are."""
     if not data:
         return
     at = chance.randrange(min(len(data), chance.choice([64, 400, len(data)])))
@@ -324,7 +338,9 @@ def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
 @pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.long)])
 def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, resources):
     """Some have another kind's ending, or a window."""
-    chance, rows, out = random.Random(7), [], tmp_path / "out"
+    chance = random.Random(7)
+    rows = []
+    out = tmp_path / "out"
     for number in range(count):
         path, other = chance.choices(list(whole), k=2)
         data = bytearray(whole[path])

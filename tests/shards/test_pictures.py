@@ -1,4 +1,5 @@
-"""Pictures for inspection, and frames of validation and test samples that look like those of training."""
+"""Pictures for inspection, and frames of validation and test samples that look like those of
+training."""
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def test_entities_of_the_clip_are_green_and_others_red():
 
 def test_a_sheet_holds_every_strip_and_queries_show_their_results():
     rows = [strip([tile(WHITE)], [("text", RED)], TILE) for _ in range(5)]
-    one, two = sheet(rows), sheet(rows, columns=2)
+    one = sheet(rows)
+    two = sheet(rows, columns=2)
     assert one.height == 5 * rows[0].height
     assert (two.height, two.width) == (3 * rows[0].height, 2 * one.width)
     results = [(WHITE, "a", True), (WHITE, "b", False)]
@@ -65,7 +67,8 @@ def test_a_sheet_holds_every_strip_and_queries_show_their_results():
     ("training", "held_out"), [(8, {0: 0, 4: 2, 9: 3, 100: 3}), (3, {9: 6, 4: 2})]
 )
 def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, training, held_out):
-    """Held-out samples first, up to half of the number, and more if there are few training samples."""
+    """Held-out samples first, up to half of the number, and more if there are few training
+    samples."""
     rows = [
         {"id": f"{n}", "captions": ("x",), "split": "train" if n < training else "test"}
         for n in range(11)

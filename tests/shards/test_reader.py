@@ -70,10 +70,12 @@ def read_all(reader: ShardReader) -> list[bytes]:
 
 
 def test_samples_round_trip_in_any_order(corpus, rows, clips):
-    reader, names = ShardReader(corpus), list(rows)
+    reader = ShardReader(corpus)
+    names = list(rows)
     assert len(reader) == 5
     for number in (4, 0, 3, 3, 1, 2):
-        sample, name = reader[number], names[number]
+        sample = reader[number]
+        name = names[number]
         row = rows[name]
         texts = {
             "captions": list(row.captions),
@@ -127,7 +129,8 @@ def test_filtering_by_split_kind_and_id(corpus):
 
 def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
     in_store(*corpus.iterdir())
-    http, here = served(corpus)[0], ShardReader(corpus)
+    http = served(corpus)[0]
+    here = ShardReader(corpus)
     for url in (memory, http, f"filecache::{http}"):
         there = ShardReader(url)
         assert there.column("captions") == here.column("captions")
@@ -138,8 +141,8 @@ def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
 
 
 def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
-    """One for all; or one for each member that is needed, in shards whose samples lie in between one another: no
-    request fetches megabytes for a few frames."""
+    """One for all; or one for each member that is needed, in shards whose samples lie in between
+    one another: no request fetches megabytes for a few frames."""
     url, server = served(corpus)
     reader = ShardReader(url)
     server.asked.clear()
@@ -158,7 +161,8 @@ def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start):
-    here, there = ShardReader(corpus), ShardReader(served(corpus)[0])
+    here = ShardReader(corpus)
+    there = ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
     with ProcessPoolExecutor(
@@ -211,7 +215,8 @@ def zeros(content: bytes, row: dict) -> bytes:
 def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
     corpus, memory, damage, number, message
 ):
-    row, content = read_index(corpus).to_pylist()[number], (corpus / "first.tar").read_bytes()
+    row = read_index(corpus).to_pylist()[number]
+    content = (corpus / "first.tar").read_bytes()
     (corpus / "first.tar").unlink()
     if damage:
         (corpus / "first.tar").write_bytes(damage(content, row))

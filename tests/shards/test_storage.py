@@ -1,4 +1,5 @@
-"""Files by URL: reading whole files and ranges, listing, paths that a manifest may use, and one-line errors."""
+"""Files by URL: reading whole files and ranges, listing, paths that a manifest may use, and
+one-line errors."""
 
 import os
 from pathlib import Path
@@ -45,7 +46,8 @@ def copied(place, *limits) -> bytes:
 
 
 def test_reading_a_file_whole_by_range_and_of_a_limited_size(folder, tmp_path):
-    place, copies = join(folder, "data.bin"), tmp_path / "copies"
+    place = join(folder, "data.bin")
+    copies = tmp_path / "copies"
     copies.mkdir()
     assert read_range(place, 1000, 300) == CONTENT[1000:1300]
     assert read_range(place, len(CONTENT) - 5, 100) == CONTENT[-5:]  # it ends there
@@ -74,7 +76,8 @@ def test_a_file_that_is_missing_or_appears(folder, tmp_path):
 
 def test_a_cached_listing_does_not_hide_a_file(memory, monkeypatch):
     """As stores list a folder once, and another machine writes files."""
-    system, cached = type(fsspec.filesystem("memory")), ["listing"]
+    system = type(fsspec.filesystem("memory"))
+    cached = ["listing"]
     monkeypatch.setattr(system, "invalidate_cache", lambda self, path=None: cached.clear())
     monkeypatch.setattr(
         system, "info", lambda self, path: {"type": "file"} if not cached else 1 / 0
@@ -97,7 +100,8 @@ def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path):
 
 
 def test_identity_changes_only_with_the_file(tmp_path, memory, served):
-    file, system = tmp_path / "a.bin", fsspec.filesystem("memory")
+    file = tmp_path / "a.bin"
+    system = fsspec.filesystem("memory")
     places = [file, f"{served()[0]}/a.bin", f"{memory}/a.bin"]
     seen = []
     for content, time in ((b"one", 1e9), (b"two", 2e9), (b"three", 2e9)):
@@ -136,8 +140,10 @@ class Answer(Exception):
 
 
 # As fsspec raises it for a server that does not respond, or with an error of its own.
-CAUSED, BROKEN = FileNotFoundError("a"), FileNotFoundError("a")
-CAUSED.__cause__, BROKEN.__cause__ = ConnectionError("lost"), Answer(500)
+CAUSED = FileNotFoundError("a")
+BROKEN = FileNotFoundError("a")
+CAUSED.__cause__ = ConnectionError("lost")
+BROKEN.__cause__ = Answer(500)
 
 
 REPEATED = [
@@ -157,7 +163,8 @@ def test_failed_requests_are_repeated_unless_that_is_of_no_use(
     system = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.mp4", CONTENT)
     monkeypatch.setattr(storage, "RETRY_DELAYS", (0, 0))
-    whole, asked = getattr(system, method), []
+    whole = getattr(system, method)
+    asked = []
 
     def flaky(self, *args, **kwargs):
         asked.append(method)
@@ -210,7 +217,8 @@ def test_a_name_is_joined_to_a_folder():
 
 
 def test_a_row_may_refer_to_its_folder_or_the_network():
-    data, cached = Path("/data"), "filecache::s3://b/data"
+    data = Path("/data")
+    cached = "filecache::s3://b/data"
     cases = [(data, "a/b.mp4", Path("/data/a/b.mp4")), (data, "/data/b.mp4", Path("/data/b.mp4"))]
     cases += [
         (data, "file:///data/b.mp4", Path("/data/b.mp4")),
@@ -273,7 +281,8 @@ def test_the_extension_of_a_location():
 
 def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "CHUNK_BYTES", 1000)
-    place, member = join(folder, "data.bin"), SimpleNamespace(name="a/b.MP4", offset=100, size=2500)
+    place = join(folder, "data.bin")
+    member = SimpleNamespace(name="a/b.MP4", offset=100, size=2500)
     with local_copy(place, 2500, tmp_path, member) as path:
         assert path.read_bytes() == CONTENT[100:2600]
         assert (path.suffix, path.parent) == (".mp4", tmp_path)

@@ -1,4 +1,5 @@
-"""Which frames of a clip and samples are drawn; crops and resizing of frames, and the official augmentation."""
+"""Which frames of a clip and samples are drawn; crops and resizing of frames, and the official
+augmentation."""
 
 from itertools import pairwise
 
@@ -20,14 +21,13 @@ from alpro.shards.transforms import (
     squash,
 )
 
-SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+SCALE = (0.2, 1.0)
+RATIO = (3 / 4, 4 / 3)
 
 
 def test_a_random_crop_is_the_same_place_in_every_frame():
-    frames, corners = (
-        np.arange(120).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0),
-        set(),
-    )
+    frames = np.arange(120).reshape(1, 10, 12, 1).repeat(3, axis=3).repeat(5, axis=0)
+    corners = set()
     for seed in range(40):
         cropped = random_crop(frames, 0.5, np.random.default_rng(seed))
         assert cropped.shape == (5, 5, 6, 3)
@@ -51,8 +51,11 @@ def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
 
 
 def test_a_crop_has_the_drawn_area_and_aspect_ratio():
-    """Of an image twice as wide as it is high. No draw is forced into the image: what does not fit is drawn again."""
-    areas, ratios, heights = [], [], []
+    """Of an image twice as wide as it is high. No draw is forced into the image: what does not fit
+    is drawn again."""
+    areas = []
+    ratios = []
+    heights = []
     for seed in range(2000):
         left, top, width, height = crop_box(400, 200, np.random.default_rng(seed), SCALE, RATIO)
         assert 0 <= left <= 400 - width
@@ -152,7 +155,8 @@ def counting(count: int, applied: list[tuple[int, float]]) -> list:
 
 
 def test_a_clip_gets_two_different_operations_always(monkeypatch):
-    """As in the official code: without replacement, both applied, to one side; every pair is drawn."""
+    """As in the official code: without replacement, both applied, to one side; every pair is
+    drawn."""
     applied: list[tuple[int, float]] = []
     monkeypatch.setattr(module, "VIDEO_OPERATIONS", counting(10, applied))
     pairs = set()
@@ -171,7 +175,8 @@ def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):
     """As in the official code: with replacement, to one side."""
     applied: list[tuple[int, float]] = []
     monkeypatch.setattr(module, "IMAGE_OPERATIONS", counting(8, applied))
-    counts, twice = np.zeros(3), 0
+    counts = np.zeros(3)
+    twice = 0
     for seed in range(600):
         applied.clear()
         augment_image(gradient(1)[0], 24, TEXT, np.random.default_rng(seed))
@@ -189,8 +194,8 @@ def moved(frame: np.ndarray) -> tuple[float, float]:
 
 
 def test_each_operation_does_what_its_name_says_to_the_official_side():
-    """A dot up and to the right of the middle. By the official code at level 5 of 10: 5 pixels, a shear of 0.15 from
-    the upper left corner, 15 degrees counter-clockwise."""
+    """A dot up and to the right of the middle. By the official code at level 5 of 10: 5 pixels, a
+    shear of 0.15 from the upper left corner, 15 degrees counter-clockwise."""
     plain = [
         "identity",
         "brightness",
@@ -209,7 +214,8 @@ def test_each_operation_does_what_its_name_says_to_the_official_side():
     ]
     dot = np.full((2, 40, 40, 3), 60, np.uint8)
     dot[:, 8:12, 28:32] = 255
-    strength, operations = module.VIDEO_STRENGTH, module.VIDEO_OPERATIONS
+    strength = module.VIDEO_STRENGTH
+    operations = module.VIDEO_OPERATIONS
     done = {
         op.__name__: np.stack([module.apply([op], frame, strength) for frame in dot])
         for op in operations
@@ -253,7 +259,8 @@ def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
 
 
 def test_frames_between_against_a_table():
-    tenths, pause = np.arange(10) / 10, np.array([0.0, 0.1, 0.2, 10.2, 10.3])
+    tenths = np.arange(10) / 10
+    pause = np.array([0.0, 0.1, 0.2, 10.2, 10.3])
     cases = [
         (tenths, None, None, (0, 10)),
         (tenths, 0.2, 0.5, (2, 5)),
@@ -328,7 +335,8 @@ def test_all_frames_are_sampled_over_time(count):
     rng = np.random.default_rng(0)
     drawn = [frames_in_halves(10, count, rng) for _ in range(1200 // count)]
     counts = np.bincount(np.ravel(drawn), minlength=10)
-    # 1,200 draws of 10 frames: 120 each, standard deviation 8.5 (two of five in a half: sqrt(300 * .4 * .6)) or 10.4.
+    # 1,200 draws of 10 frames: 120 each, standard deviation 8.5 (two of five in a half: sqrt(300 *
+    # .4 * .6)) or 10.4.
     assert np.abs(counts - 120).max() < 35
 
 
@@ -345,7 +353,8 @@ def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int]
 def test_groups_and_their_members_are_shuffled_each_time():
     groups = np.repeat(np.arange(10), 4)
     rng = np.random.default_rng(0)
-    first, second = grouped_order(groups, rng), grouped_order(groups, rng)
+    first = grouped_order(groups, rng)
+    second = grouped_order(groups, rng)
     assert groups[first].tolist() != groups[second].tolist()
     members = [
         order[groups[order] == 0].tolist()

@@ -1,4 +1,5 @@
-"""Shards: reproducible bytes, member offsets in the index, and errors for invalid members and damaged tars."""
+"""Shards: reproducible bytes, member offsets in the index, and errors for invalid members and
+damaged tars."""
 
 import hashlib
 import io
@@ -53,7 +54,8 @@ def samples(
 
 def special(kind: bytes) -> tarfile.TarInfo:
     info = tarfile.TarInfo()
-    info.type, info.linkname = kind, "/etc/passwd"
+    info.type = kind
+    info.linkname = "/etc/passwd"
     return info
 
 
@@ -110,7 +112,8 @@ def test_the_index_has_the_metadata_and_the_places_of_the_members(
     )
     samples[0] = (row, samples[0][1])
     path = write(tmp_path / "a.tar", samples)
-    index, content = index_shard(path), path.read_bytes()
+    index = index_shard(path)
+    content = path.read_bytes()
     assert index.schema == INDEX
     assert index["id"].to_pylist() == ["a", "b/c", "ü 雪"]
     assert set(index["shard"].to_pylist()) == {"a.tar"}
@@ -152,8 +155,8 @@ def test_colors_of_small_frames_are_kept(smooth_clip):
 
 
 def test_shards_of_other_tools_are_indexed(archive):
-    """Other keys, frames out of order and of other digits, samples in between one another; names as `tar -c .` writes
-    them, with the folder itself."""
+    """Other keys, frames out of order and of other digits, samples in between one another; names as
+    `tar -c .` writes them, with the folder itself."""
     folder = ("./", special(tarfile.DIRTYPE))
     members = [
         folder,
@@ -245,7 +248,8 @@ def test_missing_and_invalid_fields_raise_an_error_and_unknown_values_are_allowe
 def test_webdataset_reads_metadata_and_frames(clips):
     import webdataset
 
-    shards, reader = sorted(map(str, clips.glob("train-*.tar"))), ShardReader(clips, "train")
+    shards = sorted(map(str, clips.glob("train-*.tar")))
+    reader = ShardReader(clips, "train")
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
     assert len(samples) == len(reader)
     assert [sample["json"] for sample in samples] == [
@@ -269,9 +273,11 @@ def corpus(make_row, smooth_clip, tmp_path) -> Path:
 
 def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
     shard = corpus / "a.tar"
-    content, reader = shard.read_bytes(), ShardReader(corpus)
+    content = shard.read_bytes()
+    reader = ShardReader(corpus)
     expected = [(sample.metadata, sample.frames()) for sample in map(reader.__getitem__, range(4))]
-    read, lost = 0, 0
+    read = 0
+    lost = 0
     for number, changed in enumerate(damaged(content, headers_of(content))):
         shard = corpus / f"{number}.tar"
         shard.write_bytes(changed)
@@ -290,12 +296,15 @@ def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
 
 
 def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_error(corpus):
-    content, known = (corpus / "a.tar").read_bytes(), index_shard(corpus / "a.tar")
+    content = (corpus / "a.tar").read_bytes()
+    known = index_shard(corpus / "a.tar")
     headers = headers_of(content)
     ended = [
         content[:at] + bytes(len(content) - at) for at in range(0, len(content), BLOCK)
     ]  # zeros to the end
-    whole, rejected, refused = 0, 0, 0
+    whole = 0
+    rejected = 0
+    refused = 0
     for changed in (*damaged(content, headers), *ended):
         (corpus / "a.tar").write_bytes(changed)
         try:
@@ -311,7 +320,8 @@ def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_er
         for row in good.to_pylist():  # what is accepted has the bytes of the first index
             (same,) = (old for old in known.to_pylist() if old["id"] == row["id"])
             assert row == same
-        whole, rejected = whole + (good.num_rows == 4), rejected + bool(rejects)
+        whole = whole + (good.num_rows == 4)
+        rejected = rejected + bool(rejects)
     assert refused > 200
     assert whole > 0
     assert rejected > 5
@@ -367,8 +377,10 @@ def test_names_and_sizes_of_every_format_are_those_of_tarfile():
             data for _, data in members
         ]
     # A link has no data whatever its header says; a sparse file has other bytes than its data.
-    link, sparse = tarfile.TarInfo("link"), tarfile.TarInfo("sparse")
-    link.type, link.size = tarfile.SYMTYPE, 700
+    link = tarfile.TarInfo("link")
+    sparse = tarfile.TarInfo("sparse")
+    link.type = tarfile.SYMTYPE
+    link.size = 700
     sparse.type = tarfile.GNUTYPE_SPARSE
     content = link.tobuf() + sparse.tobuf() + pack(("a.json", b"{}"))[: 4 * BLOCK]
     members = [

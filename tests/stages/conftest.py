@@ -1,4 +1,5 @@
-"""Shared by the tests of stages: corpora of small images, the contents of a folder, and power failures."""
+"""Shared by the tests of stages: corpora of small images, the contents of a folder, and power
+failures."""
 
 import json
 from collections.abc import Callable, Collection
@@ -46,7 +47,8 @@ def too_slow(*_, **__) -> None:
 
 @pytest.fixture
 def power_cuts(tmp_path, monkeypatch, record_property):
-    """power_cuts(step, make, every): the step is made as if the power had not been cut, by contents and metrics.
+    """power_cuts(step, make, every): the step is made as if the power had not been cut, by contents
+    and metrics.
 
     Returns the number of file operations. Of the contents, those of `names` if there are any."""
 
@@ -78,7 +80,8 @@ def power_cuts(tmp_path, monkeypatch, record_property):
 
 @pytest.fixture
 def decode_rows(tmp_path, inline_pool, resources):
-    """decode_rows(rows, **config) decodes images of the rows and returns the outcome and the folder."""
+    """decode_rows(rows, **config) decodes images of the rows and returns the outcome and the
+    folder."""
 
     def decode(rows: list[dict], **config):
         out = tmp_path / "out"

@@ -1,4 +1,5 @@
-"""A CLIP or SigLIP of transformers through the stages: as the prompter, and as the start of both of its towers."""
+"""A CLIP or SigLIP of transformers through the stages: as the prompter, and as the start of both of
+its towers."""
 
 import json
 import shutil
@@ -59,10 +60,8 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
 
 
 def test_training_changes_both_towers_and_temporal_attention(trained, folder):
-    before, after = (
-        load_towers(configured(folder), CPU).model,
-        load_clip(str(trained / "model")).model,
-    )
+    before = load_towers(configured(folder), CPU).model
+    after = load_clip(str(trained / "model")).model
     changed = {
         name
         for name, value in after.state_dict().items()
@@ -173,7 +172,8 @@ def cached(folder, vocabulary, tmp_path_factory, resources):
 
 @pytest.fixture(scope="module")
 def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
-    """The artifact of two steps of pre-training with all losses, on batches of videos and of images."""
+    """The artifact of two steps of pre-training with all losses, on batches of videos and of
+    images."""
     out = tmp_path_factory.mktemp("pretrain")
     values = {
         "phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
@@ -199,11 +199,9 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
 def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(
     cached, folder, vocabulary
 ):
-    prompts, entities, named = (
-        read_prompts(cached),
-        read_entities(vocabulary),
-        load_clip(str(folder)),
-    )
+    prompts = read_prompts(cached)
+    entities = read_entities(vocabulary)
+    named = load_clip(str(folder))
     for of, templates in TEMPLATES.kinds.items():
         expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
         torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
@@ -248,10 +246,8 @@ def test_the_prompter_of_pretraining_converts_its_frames_and_is_frozen(
         prompts,
         PretrainSettings(threshold=0.0),
     )
-    frames, boxes = (
-        torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8),
-        torch.tensor([[0, 1, 2, 3]] * 2),
-    )
+    frames = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 1, 2, 3]] * 2)
     black = frames.clone()
     black[..., :8, :], black[..., 16:] = 0, 0
     for kind in (
@@ -320,7 +316,8 @@ def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path,
         tmp_path,
         resources,
     )
-    prompts, entities = read_prompts(tmp_path), cache_prompts.read_entities(vocabulary)
+    prompts = read_prompts(tmp_path)
+    entities = cache_prompts.read_entities(vocabulary)
     assert json.loads((tmp_path / "entities.json").read_text()) == entities
     prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
 

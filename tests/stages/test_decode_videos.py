@@ -1,4 +1,5 @@
-"""decode_videos: every item ends in either a shard or the rejects, for any number of workers and restarts."""
+"""decode_videos: every item ends in either a shard or the rejects, for any number of workers and
+restarts."""
 
 import json
 import shutil
@@ -41,7 +42,8 @@ def manifest_rows(sample: Path, corpus: str) -> dict[str, dict]:
 
 @pytest.mark.parametrize("corpus", ["clips", "lessons", "stills"])
 def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
-    rows, reader = manifest_rows(sample, corpus), ShardReader(corpora[corpus])
+    rows = manifest_rows(sample, corpus)
+    reader = ShardReader(corpora[corpus])
     rejects = rejects_of(corpora[corpus])
     assert sorted([*reader.column("id").to_pylist(), *rejects]) == sorted(rows)
     assert rejects == (BROKEN if corpus == "clips" else {})
@@ -70,7 +72,8 @@ def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     ).counts
     assert contents(done) == contents(clips)
     index = pq.read_table(clips / "index.parquet").to_pylist()
-    items, broken = len(manifest_rows(sample, "clips")), len(BROKEN)
+    items = len(manifest_rows(sample, "clips"))
+    broken = len(BROKEN)
     expected = {
         "items": items,
         "samples": items - broken,
@@ -118,7 +121,8 @@ def decoded_units(monkeypatch) -> list[str]:
 def test_an_interrupted_run_resumes_with_the_unfinished_unit(
     clips, sample, tmp_path, resources, inline_pool, decoded_units, capsys, damage
 ):
-    """Parts are empty if a system writes their names to its disk, but not their contents, before a power failure."""
+    """Parts are empty if a system writes their names to its disk, but not their contents, before a
+    power failure."""
     out = shutil.copytree(clips, tmp_path / "clips")
     kind, part = damage.split()
     (out / "parts" / f"train-video-00001.{part}").write_bytes(b"")
@@ -140,13 +144,12 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
         {"id": name, "captions": ["a wall"], "split": split}
         for name, split in zip("abc", SPLITS, strict=True)
     ]
-    source, out, media = (
-        write_manifest(tmp_path / "data", rows),
-        tmp_path / "out",
-        tmp_path / "data" / "b.png",
-    )
+    source = write_manifest(tmp_path / "data", rows)
+    out = tmp_path / "out"
+    media = tmp_path / "data" / "b.png"
     out.mkdir()
-    config, whole = Config(size=16), media.read_bytes()
+    config = Config(size=16)
+    whole = media.read_bytes()
     with monkeypatch.context() as patch:
         if cause == "a broken file":
             media.write_bytes(b"")

@@ -1,4 +1,5 @@
-"""Existing shards as a corpus: indexed without a copy, and read by later stages like those of decode_videos."""
+"""Existing shards as a corpus: indexed without a copy, and read by later stages like those of
+decode_videos."""
 
 import json
 import shutil
@@ -28,7 +29,8 @@ def shards(clips: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tuple[Path, Outcome]]:
-    """index(shards, **config): the artifact of a folder or URL of shards, and the outcome of the stage."""
+    """index(shards, **config): the artifact of a folder or URL of shards, and the outcome of the
+    stage."""
 
     def run(shards, out: str = "indexed", **config) -> tuple[Path, Outcome]:
         outcome = index_shards.run(
@@ -52,7 +54,8 @@ def rejects_of(artifact: Path) -> list[dict]:
 
 def assert_same(one: Path, other: Path) -> None:
     """Both corpora have the same samples."""
-    a, b = ShardReader(one), ShardReader(other)
+    a = ShardReader(one)
+    b = ShardReader(other)
     order = np.argsort(b.column("id").to_pylist())
     assert len(a) == len(b) > 0
     for number, its in zip(np.argsort(a.column("id").to_pylist()), order, strict=True):
@@ -65,7 +68,8 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     in_store(*shards.iterdir())
     artifact, outcome = index(shards if place == "here" else memory)
     assert_same(artifact, clips)
-    expected, statistics = statistics_of(clips), statistics_of(artifact)
+    expected = statistics_of(clips)
+    statistics = statistics_of(artifact)
     assert statistics.keys() == expected.keys()
     assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
     assert np.allclose(statistics["std"], expected["std"], atol=0.02)
@@ -157,7 +161,8 @@ def test_overlap_with_training_is_listed_counted_and_printed(
 @pytest.mark.parametrize("place", ["here", "in a store"])
 def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, place):
     """Not that of a temporary copy."""
-    one, folder = sorted(shards.iterdir())[0], shards if place == "here" else memory
+    one = sorted(shards.iterdir())[0]
+    folder = shards if place == "here" else memory
     one.write_bytes(one.read_bytes()[:-30000])
     in_store(one)
     with pytest.raises(InputError, match=rf"^{folder}/{one.name}: not a readable shard[^\n]*$"):
@@ -192,7 +197,8 @@ def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, inde
 
 
 def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_of, tmp_path):
-    first, second = sorted(shards.iterdir())[0], shards / "zz.tar"
+    first = sorted(shards.iterdir())[0]
+    second = shards / "zz.tar"
     shutil.copy(first, second)
     with pytest.raises(
         InputError, match=rf"{second}: id '.*' is also in {first}; ids must be unique"
@@ -237,7 +243,8 @@ def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
 def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
     shards, index, clips, change
 ):
-    """Not the frame that is decoded for validation; a caption of the same length; the last sample of its shard."""
+    """Not the frame that is decoded for validation; a caption of the same length; the last sample
+    of its shard."""
     shutil.copy(clips / "index.parquet", shards)
     rows = read_index(clips).to_pylist()
     row = (

@@ -1,4 +1,5 @@
-"""After a power failure at any file operation, the same command gives the same bytes as without one."""
+"""After a power failure at any file operation, the same command gives the same bytes as without
+one."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,5 @@
-"""The sample corpus: reproducible for a seed, disjoint splits, reversed clips, answerable questions."""
+"""The sample corpus: reproducible for a seed, disjoint splits, reversed clips, answerable
+questions."""
 
 from collections import Counter
 from pathlib import Path
@@ -51,8 +52,10 @@ def render_small(out: Path, resources, seed: int) -> dict[str, str]:
 def test_a_seed_gives_the_same_bytes_also_after_an_interruption_and_another_seed_others(
     tmp_path, inline_pool, resources
 ):
-    first, again = tmp_path / "3", tmp_path / "again"
-    one, other = render_small(first, resources, 3), render_small(tmp_path / "4", resources, 4)
+    first = tmp_path / "3"
+    again = tmp_path / "again"
+    one = render_small(first, resources, 3)
+    other = render_small(tmp_path / "4", resources, 4)
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] == other[name]] == []
     for kept in ("videos/test-00000.mp4", "images/still-00000.jpg"):
@@ -64,10 +67,8 @@ def test_a_seed_gives_the_same_bytes_also_after_an_interruption_and_another_seed
 
 def test_the_same_frames_give_the_same_video(tmp_path):
     """Uninitialised memory of the encoder has no effect."""
-    config, rng = (
-        Config(seed=3, size=48, frames=8, **SMALL | {"clips": 4}),
-        np.random.default_rng(0),
-    )
+    config = Config(seed=3, size=48, frames=8, **SMALL | {"clips": 4})
+    rng = np.random.default_rng(0)
     for item in render_sample.clips(config):
         frames = render(item.scene, config.frames, config.size)
         checksums = set()
@@ -202,7 +203,8 @@ def test_questions_have_one_answer_that_of_the_scene(whole):
 
 def test_captions_differ_and_only_name_things_in_the_scene_and_of_tests_all_of_them(whole):
     for item in (item for items in whole.values() for item in items):
-        things, captions = item.scene.things, item.row["captions"]
+        things = item.scene.things
+        captions = item.row["captions"]
         assert len(set(captions)) == len(captions) >= 1
         for caption in captions:
             words = set(caption.split())

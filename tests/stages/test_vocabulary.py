@@ -1,4 +1,5 @@
-"""Captions to entities, by an embedded tagger of nouns, and to word pieces; words and templates of the user."""
+"""Captions to entities, by an embedded tagger of nouns, and to word pieces; words and templates of
+the user."""
 
 import json
 import random
@@ -52,7 +53,8 @@ def words_of(**counts: int) -> list[Candidate]:
         ({"ball": 3, "box": 2, "star": 1}, {"entities": 4}, "ball box"),  # few
         ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
         ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
-        # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image among them.
+        # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image
+        # among them.
         (dict.fromkeys(f"{THINGS} {PICTURE}".split(), 9), {}, THINGS),
     ],
 )
@@ -196,7 +198,8 @@ def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
 
 
 def captions_of(number: int) -> Counter[str]:
-    """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them more than once."""
+    """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them
+    more than once."""
     rng = random.Random(3)
     words = [
         "a",
@@ -349,7 +352,8 @@ def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
 
 
 def test_tokenizer_training_is_deterministic():
-    """It depends neither on the order of texts, nor on the process (hash seeds differ), but on their counts."""
+    """It depends neither on the order of texts, nor on the process (hash seeds differ), but on
+    their counts."""
     program = (
         "import json, sys; from alpro.models.word_pieces import train_tokenizer; "
         "print(train_tokenizer(json.load(sys.stdin), 30).to_str(), end='')"

@@ -28,7 +28,8 @@ def videos(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(trained, videos, clips):
-    """An index of three clips, the second half of one, an image, and samples of a decoded corpus, with its models."""
+    """An index of three clips, the second half of one, an image, and samples of a decoded corpus,
+    with its models."""
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")
     rows = [

@@ -89,7 +89,8 @@ def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos)
     def words(ranked):
         return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
 
-    box, region = (0.5, 0.0, 0.5, 1.0), {"box": "0.5,0,0.5,1", "k": 3}
+    box = (0.5, 0.0, 0.5, 1.0)
+    region = {"box": "0.5,0,0.5,1", "k": 3}
     question = {"question": "what moves?", "k": 2}
     for number, file in ((1, videos[1]), (4, videos[0].parent / "red.png")):
         answers = {
@@ -99,13 +100,11 @@ def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos)
         assert client.get("/api/ask", params=question | {"clip": number}).json() == answers
         assert client.post("/api/ask", params=question, content=file.read_bytes()).json() == answers
         for (text, naming), model in zip(both.items(), (models.entities, own), strict=True):
-            named, params = (
-                {
-                    "entities": words(model.entities(file, box, 3, text=text)),
-                    "note": model.entities_note,
-                },
-                region | {"text": text},
-            )
+            named = {
+                "entities": words(model.entities(file, box, 3, text=text)),
+                "note": model.entities_note,
+            }
+            params = region | {"text": text}
             assert naming.get("/api/entities", params=params | {"clip": number}).json() == named
             assert (
                 naming.post("/api/entities", params=params, content=file.read_bytes()).json()
@@ -163,7 +162,9 @@ def test_what_the_server_does_is_known_without_a_model_and_what_it_has_no_model_
 
 def test_what_is_offered_follows_from_the_models(models, trained, pretrained, monkeypatch):
     """Whatever a model can do it does, and it is loaded once."""
-    options, loaded, load = Options(device="cpu", workspace=trained), [], Model.load
+    options = Options(device="cpu", workspace=trained)
+    loaded = []
+    load = Model.load
     monkeypatch.setattr(Model, "load", lambda *a, **more: loaded.append(a) or load(*a, **more))
     for index, own, ask, entities, expected in (
         (models.index.folder, RETRIEVAL, "", "", (True, False, "")),
@@ -313,7 +314,8 @@ def test_a_changed_index_is_noticed(models, videos, tmp_path):
     after = client.get("/api/search").json()
     assert after["total"] == len(models.index) - 2
     assert client.get("/api/health").json()["clips"] == after["total"]
-    old, new = before[0], after["hits"][0]
+    old = before[0]
+    new = after["hits"][0]
     assert (old["clip"], old["path"] == new["path"]) == (new["clip"], False)
     for path in ("search?k=3&", "clip/0?view=still&", "clip/0?"):
         path = path.replace("search?", "search?clip=0&")

@@ -18,7 +18,8 @@ CHROMIUM = next(
 @pytest.mark.long
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 def test_the_page_in_a_browser(models, free_port, videos):
-    """Gallery, examples, pages, hover, the dialog and its ways out, a question and a box, filters and files."""
+    """Gallery, examples, pages, hover, the dialog and its ways out, a question and a box, filters
+    and files."""
     from playwright.sync_api import sync_playwright
 
     port = free_port()
@@ -32,7 +33,8 @@ def test_the_page_in_a_browser(models, free_port, videos):
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page, errors = browser.new_page(viewport={"width": 400, "height": 800}), []
+            page = browser.new_page(viewport={"width": 400, "height": 800})
+            errors = []
             page.set_default_timeout(120_000)  # of a busy machine
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on(
@@ -51,7 +53,8 @@ def test_the_page_in_a_browser(models, free_port, videos):
             page.hover(".card .still >> nth=0")
             page.wait_for_selector(".card .still > video, .card .still > img >> nth=1")
 
-            # The dialog: arrows go to the next hit, a click outside closes it, Back does not open it.
+            # The dialog: arrows go to the next hit, a click outside closes it, Back does not open
+            # it.
             page.goto(f"{address}/?filter=kind%3Dvideo+day%3E%3D2024-01-01")
             page.click(".card .still >> nth=0")
             page.wait_for_selector("#opened[open] #media video")

@@ -1,4 +1,5 @@
-"""Requests of `alpro serve` take turns: places, uploads that are slow or take long to decode, clients that go away."""
+"""Requests of `alpro serve` take turns: places, uploads that are slow or take long to decode,
+clients that go away."""
 
 import asyncio
 import threading
@@ -14,7 +15,10 @@ SHOT = {"text": TEXT}
 
 def test_too_many_requests_are_refused_at_once_and_the_others_are_answered(client, app):
     """Two places: one computes, one waits. Uploads that do not end hold none of them."""
-    queue, started, go_on, results = app.state.queue, threading.Event(), threading.Event(), []
+    queue = app.state.queue
+    started = threading.Event()
+    go_on = threading.Event()
+    results = []
     queue.free_places = 2
     queue.models.submit(lambda: (started.set(), go_on.wait()))
     started.wait()
@@ -38,8 +42,10 @@ def call(app, messages):
 
 
 async def answer(app, messages, path="/api/search"):
-    """The statuses of a POST whose body arrives as these messages; one that is None never arrives."""
-    sent, left = [], list(messages)
+    """The statuses of a POST whose body arrives as these messages; one that is None never
+    arrives."""
+    sent = []
+    left = list(messages)
 
     async def receive():
         if left and left[0] is None:
@@ -140,7 +146,9 @@ def test_an_upload_that_takes_long_to_decode_stops_no_search(client, app, models
 
 
 def test_a_client_that_goes_away_gives_up_its_turn(app, videos):
-    queue, go_on, computed = app.state.queue, threading.Event(), []
+    queue = app.state.queue
+    go_on = threading.Event()
+    computed = []
     queue.models.submit(go_on.wait)
     body = videos[0].read_bytes()
     statuses = call(app, [{"type": "http.request", "body": body, "more_body": False}])

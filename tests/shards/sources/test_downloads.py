@@ -1,4 +1,5 @@
-"""Shards of video2dataset and img2dataset: each sample, failed download and loss is a row or a reject."""
+"""Shards of video2dataset and img2dataset: each sample, failed download and loss is a row or a
+reject."""
 
 import json
 from pathlib import Path
@@ -44,7 +45,8 @@ def scan(folder: Path) -> tuple[dict[str, Row], list[Reject]]:
 
 @pytest.fixture
 def downloads(tmp_path) -> Path:
-    """Two shards: three videos, of which one has no caption, and two clips of another; two failed downloads."""
+    """Two shards: three videos, of which one has no caption, and two clips of another; two failed
+    downloads."""
     folder = tmp_path / "webvid"
     folder.mkdir()
     keys = [f"00000000{number}" for number in (0, 1, 3)]
@@ -107,7 +109,8 @@ def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", (0,))
     store = fsspec.filesystem("memory")
     in_store(*downloads.iterdir())
-    whole, asked = type(store).open, []
+    whole = type(store).open
+    asked = []
 
     def flaky(self, path, *how, **more):
         asked.append(path)
@@ -116,7 +119,8 @@ def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(
         return whole(self, path, *how, **more)
 
     monkeypatch.setattr(type(store), "open", flaky)
-    here, there = list(scan_downloads(downloads)), list(scan_downloads(memory))
+    here = list(scan_downloads(downloads))
+    there = list(scan_downloads(memory))
     assert len(here) == len(there) == 7
     for one, other in zip(here, there, strict=True):
         moved = {"path": f"{memory}/{one.path.name}"} if isinstance(one, Row) else {}
@@ -125,14 +129,16 @@ def test_shards_at_a_url_give_the_same_rows_although_a_request_fails(
 
 @pytest.mark.parametrize("beside", ["table", "nothing"])
 def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, beside):
-    """Flips in the bytes of media may stay unseen, so that the media are compared only where the headers are hit."""
+    """Flips in the bytes of media may stay unseen, so that the media are compared only where the
+    headers are hit."""
     keys = [f"{number:05d}" for number in range(4)]
     parts = [
         item
         for key in keys
         for item in members(key, f"c{int(key)}", size=2000, split="test").items()
     ]
-    content, shard = pack(*parts), tmp_path / "00000.tar"
+    content = pack(*parts)
+    shard = tmp_path / "00000.tar"
     if beside == "table":
         table = pa.Table.from_pylist([{"key": key, "status": "success"} for key in keys])
         pq.write_table(table, shard.with_suffix(".parquet"))
@@ -158,7 +164,8 @@ def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, beside):
 
 @pytest.mark.parametrize(("lost", "reason"), [(3, "unreadable"), (1, "bad row")])
 def test_members_lost_in_the_last_record_are_noticed(downloads, lost, reason):
-    """Zeros from a header on look like the end of the tar: the whole sample, by the table, or its JSON."""
+    """Zeros from a header on look like the end of the tar: the whole sample, by the table, or its
+    JSON."""
     content = (downloads / "00000.tar").read_bytes()
     at = headers_of(content)[-lost]
     (downloads / "00000.tar").write_bytes(content[:at] + bytes(1024))
@@ -207,7 +214,8 @@ def test_an_invalid_sample_is_a_reject(tmp_path):
 
 
 def test_what_is_kept_of_a_sample(tmp_path):
-    """The video rather than a picture of it; short columns; the group of a clip only if the sample says that it is."""
+    """The video rather than a picture of it; short columns; the group of a clip only if the sample
+    says that it is."""
     more = {
         "note": "x" * 1001,
         "title": "x" * 1000,

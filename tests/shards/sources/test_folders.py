@@ -1,4 +1,5 @@
-"""Folders of videos as people have them: what is data, what is left out, and where the captions are."""
+"""Folders of videos as people have them: what is data, what is left out, and where the captions
+are."""
 
 import json
 import os
@@ -40,8 +41,10 @@ def scanned(folder: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str], s
     )
 
 
-DOG, CAT = ("a dog runs",), ("a cat sleeps",)
-COMPOSED, DECOMPOSED = normalize("NFC", "café"), normalize("NFD", "café")
+DOG = ("a dog runs",)
+CAT = ("a cat sleeps",)
+COMPOSED = normalize("NFC", "café")
+DECOMPOSED = normalize("NFD", "café")
 FORMS = {
     "extensions in other case": {"IMG_1.MOV": "", "IMG_1.TXT": DOG[0], "b.MP4": "", "b.txt": CAT[0]},
     "names in other case": {"IMG_1.MOV": "", "img_1.txt": DOG[0], "b.mp4": "", "b.txt": CAT[0]},

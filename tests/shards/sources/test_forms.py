@@ -1,4 +1,5 @@
-"""The annotation files of data sets: their forms, the videos that their names mean, and a row for each video."""
+"""The annotation files of data sets: their forms, the videos that their names mean, and a row for
+each video."""
 
 import csv
 import gzip
@@ -99,7 +100,8 @@ WEBVID = [
     ["78", "https://host.example/78.mp4", "PT00H00M09S", "0001", "A dog"],
 ]
 
-# By the form: a file, what it holds, and its rows: id, split, file, captions (or a question's answer and type).
+# By the form: a file, what it holds, and its rows: id, split, file, captions (or a question's
+# answer and type).
 FORMS: dict[str, tuple] = {
     "MSR-VTT (videodatainfo)": (
         "videodatainfo.json",
@@ -274,14 +276,15 @@ def test_lists_of_videos_take_the_texts_of_another_file(videos, tmp_path):
 
 
 def test_several_files_of_a_split_are_joined_by_video(videos, tmp_path):
-    """The captions and the questions of MSRVTT: a video that both have is one row with both, also where only one of
-    them names its extension; a video of two splits is two rows."""
+    """The captions and the questions of MSRVTT: a video that both have is one row with both, also
+    where only one of them names its extension; a video of two splits is two rows."""
     captions = write(
         tmp_path / "ret.jsonl",
         [{"caption": f"of {n}", "clip_name": n} for n in ("video1", "video2")],
     )
     asked = [QUESTION | {"video_id": n} for n in ("video2.webm", "video1.mp4", "video3")]
-    qa, test = write(tmp_path / "qa.jsonl", asked), write(tmp_path / "test.jsonl", [QUESTION])
+    qa = write(tmp_path / "qa.jsonl", asked)
+    test = write(tmp_path / "test.jsonl", [QUESTION])
     files = keyed({"train": [str(captions), str(qa)], "test": [str(test)]})
     assert list(files) == ["train", "train.2", "test"]
     rows, rejects = scan(videos, files)
@@ -377,7 +380,9 @@ NAMES += [
 ]
 NAMES += [("A/7.mp4 B/7.webm", "7.webm", "B/7.webm")]  # the whole name comes before its stem
 NAMES += [("A/7.mkv A/7.webm", "7", "A/7.mkv"), ("", 300 * "x", None)]
-NFC, NFD = "B\u00e9", "Be\u0301"  # é, and e with an accent, as macOS writes it
+# é, and e with an accent, as macOS writes it
+NFC = "B\u00e9"
+NFD = "Be\u0301"
 NAMES += [
     (f"{a}/{a}.mp4", name, f"{a}/{a}.mp4")
     for a in (NFC, NFD)

@@ -1,4 +1,5 @@
-"""Manifests, files of records and folders: their rows, invalid and unusable ones. All forms are in test_plan.py."""
+"""Manifests, files of records and folders: their rows, invalid and unusable ones. All forms are in
+test_plan.py."""
 
 import gzip
 import json
@@ -55,7 +56,8 @@ X = {"path": "a.mp4", "caption": "x"}
 
 
 def test_the_columns_of_a_row_and_their_defaults(write_records, tmp_path):
-    url, folder = "https://host/clips/a.mp4?v=7", str(tmp_path)
+    url = "https://host/clips/a.mp4?v=7"
+    folder = str(tmp_path)
     texts = ["  a  dog\truns ", "a dog runs", "", "A dog runs", "\n"]
     cases = [
         ("id", {"path": "x/a.mp4"}, "x/a"),
@@ -288,7 +290,8 @@ def test_csv_is_read_with_its_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_
 
 
 def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_path):
-    """A text that is quoted around a newline would be cut in silence; quotation marks inside a text are kept."""
+    """A text that is quoted around a newline would be cut in silence; quotation marks inside a text
+    are kept."""
     good = ['a\t"hello" she says', "b\t'x', \"y\"", "c\tone, two", 'd\tthe "word', 'e\tsize 7"']
     lines = [*good, 'f\t"two', '"three\tlines', 'g\t"', "h\tlast"]
     found = read(tmp_path / "m.tsv", "\r\n".join(["path\tcaption", *lines]).encode())

@@ -1,4 +1,5 @@
-"""A source is imported once into a table; every record is a row or a reject; every row is in one unit and one split."""
+"""A source is imported once into a table; every record is a row or a reject; every row is in one
+unit and one split."""
 
 import csv
 import gzip
@@ -66,7 +67,8 @@ def rows_of(groups: list[int], split: str = "") -> list[Row]:
 def test_a_generated_split_depends_on_the_group_alone(
     groups: list[int], seed: int, removed: set[int], random
 ):
-    """Groups stay whole; rows that are added, removed, reordered or change their texts move no other row."""
+    """Groups stay whole; rows that are added, removed, reordered or change their texts move no
+    other row."""
     rows = rows_of(groups)
     done = assign_splits(rows, validation=0.2, test=0.1, seed=seed)
     assert [row.id for row in done] == [row.id for row in rows]
@@ -93,7 +95,8 @@ def test_generated_splits_have_the_given_shares():
         "test",
         "validation",
     }
-    # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51; a corpus keeps its splits
+    # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51; a corpus
+    # keeps its splits
     drawn = [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 0)]
     assert drawn == ["tr", "va", "tr", "te", "tr", "tr", "va", "tr"]
     assert drawn != [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 1)]
@@ -137,7 +140,8 @@ def test_clips_of_the_same_videos_are_hinted_at():
         ),  # the rows have groups
         (files(*(f"video{n}.mp4" for n in range(9))), False),  # that is the name of the data set
         (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), False),
-        # Five and six files of one name beside three small groups: rather collections of videos than the clips of one.
+        # Five and six files of one name beside three small groups: rather collections of videos
+        # than the clips of one.
         (
             files(
                 *CLIPS, *(f"auto_{n}.mp4" for n in range(6)), *(f"more_{n}.mp4" for n in range(5))
@@ -298,14 +302,18 @@ def test_a_pattern_gives_the_group_of_rows_without_one():
 
 pytestmark = pytest.mark.usefixtures("small_row_groups")
 
-GOOD, BAD, QUESTION, IMAGE = "good", "bad", "asked", "image"
+GOOD = "good"
+BAD = "bad"
+QUESTION = "asked"
+IMAGE = "image"
 KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION, IMAGE]), min_size=1, max_size=20)
 COLUMNS = ["path", "caption", "start", "end", "split", "source", "questions"]
 ASKED = [{"question": "what?", "answer": "a dog", "type": "what"}]
 
 
 def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]:
-    """Records, each with the row that it means: windows of videos, ones with a question, images, and empty windows."""
+    """Records, each with the row that it means: windows of videos, ones with a question, images,
+    and empty windows."""
     for number, kind in enumerate(kinds):
         name, end = (f"{number}.jpg", "") if kind == IMAGE else (f"{number}.mp4", "@1.5-3")
         texts = {
@@ -334,7 +342,8 @@ def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]
 
 
 def write(folder: Path, form: str, kinds: list[str]) -> Path:
-    path, rows = folder / f"m.{form}", [record for record, _ in records(kinds, folder)]
+    path = folder / f"m.{form}"
+    rows = [record for record, _ in records(kinds, folder)]
     if form.startswith("json"):
         lines = (
             json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows)
@@ -359,7 +368,8 @@ def write(folder: Path, form: str, kinds: list[str]) -> Path:
 def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
     with TemporaryDirectory() as name:
         imported = import_source(write(Path(name), form, kinds), Path(name) / "manifests")
-        plan, about = DecodePlan(imported), imported.about
+        plan = DecodePlan(imported)
+        about = imported.about
         assert (about["rows"], about["rejects"]) == (
             len(kinds) - kinds.count(BAD),
             kinds.count(BAD),
@@ -429,7 +439,8 @@ def test_a_changed_folder_is_imported_again(tmp_path, monkeypatch):
 
 
 def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path, monkeypatch):
-    videos, table = tmp_path / "videos", tmp_path / "train.jsonl"
+    videos = tmp_path / "videos"
+    table = tmp_path / "train.jsonl"
     videos.mkdir()
     (videos / "a.webm").touch()
     table.write_text(

@@ -1,4 +1,5 @@
-"""Tables and answers as people write them: separators, headers, times, paths; options, numbers and several answers."""
+"""Tables and answers as people write them: separators, headers, times, paths; options, numbers and
+several answers."""
 
 import json
 

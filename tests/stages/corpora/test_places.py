@@ -28,12 +28,15 @@ CONFIG = Config(frames=4, size=32, max_reject_share=0.5)
 
 @pytest.fixture
 def downloads(sample, tmp_path) -> Path:
-    """Two shards of video2dataset: two videos, one without a caption and one whose download failed; two pictures."""
-    folder, members = tmp_path / "webvid", []
+    """Two shards of video2dataset: two videos, one without a caption and one whose download failed;
+    two pictures."""
+    folder = tmp_path / "webvid"
+    members = []
     folder.mkdir()
     rows = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
     for number in (0, 1, 3):
-        key, caption = f"00000000{number}", "" if number == 3 else f"caption  of {number}"
+        key = f"00000000{number}"
+        caption = "" if number == 3 else f"caption  of {number}"
         members += [
             (f"{key}.mp4", (sample / rows[number]["path"]).read_bytes()),
             (f"{key}.txt", caption.encode()),
@@ -58,7 +61,8 @@ def downloads(sample, tmp_path) -> Path:
 
 def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resources):
     """They are decoded as the same files in a folder."""
-    out, other = tmp_path / "out", tmp_path / "other"
+    out = tmp_path / "out"
+    other = tmp_path / "other"
     counts = decode_data(CONFIG, downloads, out, resources).counts
     assert [counts[name] for name in ("items", "videos", "images", "rejected")] == [6, 2, 2, 2]
     assert rejects_of(out) == {"000000002": "not fetched", "000000003": "no text"}
@@ -71,7 +75,8 @@ def test_a_run_and_a_check_of_downloads(downloads, tmp_path, inline_pool, resour
     ]
     assert report["decoded"] == {"items": 5, "rejected": {}, "examples": []}
 
-    loose, lines = tmp_path / "loose", []
+    loose = tmp_path / "loose"
+    lines = []
     loose.mkdir()
     for row in (row for row in scan_source(downloads)[1] if isinstance(row, Row)):
         (loose / row.file_name).write_bytes(
@@ -135,13 +140,11 @@ def decoded(
 def test_a_remote_manifest_gives_the_same_shards(
     manifest, tmp_path, served, memory, inline_pool, resources
 ):
-    """So does a local one with remote videos, as the tables of large data sets have. A changed video changes the
-    fingerprint."""
+    """So does a local one with remote videos, as the tables of large data sets have. A changed
+    video changes the fingerprint."""
     in_store(*manifest.parent.iterdir())
-    url, rows = (
-        served(manifest.parent)[0],
-        [json.loads(line) for line in manifest.read_text().splitlines()],
-    )
+    url = served(manifest.parent)[0]
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     links = [
         row | {"path": f"{url}/{row['path'].replace(' ', '%20').replace('#', '%23')}"}
         for row in rows

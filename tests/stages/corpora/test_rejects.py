@@ -1,4 +1,5 @@
-"""Rejects of decode_videos: their reasons, the maximum share, and errors that fail the stage instead."""
+"""Rejects of decode_videos: their reasons, the maximum share, and errors that fail the stage
+instead."""
 
 import errno
 import json
@@ -155,7 +156,8 @@ def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
 def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
     """Those before it are not suspected."""
     rows = [{"id": name, **WALL} for name in ("a", "kills", "b", "hangs", "c")]
-    source, out = write_manifest(tmp_path / "data", rows), tmp_path / "out"
+    source = write_manifest(tmp_path / "data", rows)
+    out = tmp_path / "out"
     config = DyingDecoder(size=16, samples_per_shard=8, max_reject_share=0.5)
     decode_data(config, source, out, Resources(workers=1, device="cpu"))
     assert rejects_of(out) == {"kills": "crashed", "hangs": "too slow"}
@@ -166,7 +168,8 @@ def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
 def test_an_item_during_which_a_process_died_is_decoded_apart(
     decode_rows, monkeypatch, tmp_path, crashes, tries
 ):
-    """Twice in a process of its own; then a video by ffmpeg, and an image is a reject. Only this item."""
+    """Twice in a process of its own; then a video by ffmpeg, and an image is a reject. Only this
+    item."""
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "parts" / "train-image-00000.suspects").write_text("1")
     tried = []

@@ -21,7 +21,8 @@ def decode_images(
 ) -> tuple[Outcome, Path]:
     """Decodes images of the rows, as an artifact beside earlier ones of the same folder.
 
-    Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are not in the manifest.
+    Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are
+    not in the manifest.
     """
     out = folder / "artifacts" / f"run {len(list(folder.glob('artifacts/*')))}"
     out.mkdir(parents=True)
@@ -120,7 +121,8 @@ WITHOUT_EFFECT = {
 
 
 def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
-    """Each setting is changed separately; the time and the size of a file; the version of the stage; and nothing."""
+    """Each setting is changed separately; the time and the size of a file; the version of the
+    stage; and nothing."""
     rows = WALLS[:4]
     assert OTHER_SETTINGS.keys() == decode_videos.UNIT_SETTINGS
     _, old = decode_images(rows, tmp_path, resources)

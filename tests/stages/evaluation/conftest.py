@@ -1,4 +1,5 @@
-"""A corpus of clips that become brighter or darker, and a fake model that reads it off the frames."""
+"""A corpus of clips that become brighter or darker, and a fake model that reads it off the
+frames."""
 
 import json
 from pathlib import Path
@@ -42,24 +43,25 @@ def also_in_training(folder: Path, **splits: str) -> None:
 
 
 class Reading(Alpro):
-    """A fake model that reads off frames how bright they are one after the other, and off a text its last word.
+    """A fake model that reads off frames how bright they are one after the other, and off a text
+    its last word.
 
-    Both are embeddings: rising, falling, or neither; a still clip is rising if it is brighter than grey, else falling.
-    A clip matches the text that names what it is, and a question is answered by it.
+    Both are embeddings: rising, falling, or neither; a still clip is rising if it is brighter than
+    grey, else falling. A clip matches the text that names what it is, and a question is answered by
+    it.
     """
 
     def __init__(
         self, shape: ModelConfig, answers: list[str], words: dict[int, int], certainty: float
     ):
         super().__init__(shape, answers=len(answers))
-        self.multimodal_encoder, self.vtm_head = Pairing(), Matching()
+        self.multimodal_encoder = Pairing()
+        self.vtm_head = Matching()
         self.qa_head = Answering(len(answers))
-        self.words, self.seen, self.lengths, self.certainty = (
-            words,
-            list[Tensor](),
-            set[int](),
-            certainty,
-        )
+        self.words = words
+        self.seen = list[Tensor]()
+        self.lengths = set[int]()
+        self.certainty = certainty
 
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         self.seen.append(frames)
@@ -122,7 +124,8 @@ def grey(first: int, last: int) -> np.ndarray:
 
 @pytest.fixture
 def clips_of_brightness(tmp_path, corpus_of):
-    """Two test clips that become brighter, two that become darker; training has more questions about the latter."""
+    """Two test clips that become brighter, two that become darker; training has more questions
+    about the latter."""
     ramps = {"up": grey(40, 220), "down": grey(220, 40)}
     way = {"up": "rising", "down": "falling"}
 
@@ -138,7 +141,8 @@ def clips_of_brightness(tmp_path, corpus_of):
 
 @pytest.fixture
 def reading(tiny_model, monkeypatch):
-    """reading(task, mean, std, certainty): the fake model of a folder, which is loaded wherever one is."""
+    """reading(task, mean, std, certainty): the fake model of a folder, which is loaded wherever one
+    is."""
 
     def make(
         task: str = "retrieval", mean: float = 0.5, std: float = 0.25, certainty: float = 1.0

@@ -1,5 +1,5 @@
-"""Controls: what a model that reads off how the brightness of a clip goes makes of frames in a different order, of one
-frame, and of no clip."""
+"""Controls: what a model that reads off how the brightness of a clip goes makes of frames in a
+different order, of one frame, and of no clip."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,8 @@ class TwoFrames:
         return np.array([[-1.0, 4.0]] if reorder([10, 20]) == [10, 10] else [[2.0, 3.0]])
 
     def answer(self, questions, reorder):
-        """The first frame has the largest logits and hardly prefers one; the second is certain of the other answer."""
+        """The first frame has the largest logits and hardly prefers one; the second is certain of
+        the other answer."""
         return torch.tensor([[9.0, 8.5]] if reorder([10, 20]) == [10, 10] else [[0.0, 4.0]])
 
 
@@ -75,8 +76,9 @@ def seeds(monkeypatch) -> list[int]:
 
 
 def test_retrieval_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
-    """Each text has two clips that match it equally. Backwards it matches the others; shuffled clips neither rise nor
-    fall; of single frames every clip has bright and dark ones, so that all pairs tie."""
+    """Each text has two clips that match it equally. Backwards it matches the others; shuffled
+    clips neither rise nor fall; of single frames every clip has bright and dark ones, so that all
+    pairs tie."""
     reading()
     wanted = {
         "retrieval": "clips",
@@ -103,8 +105,8 @@ def test_retrieval_under_every_control(clips_of_brightness, reading, seeds, tmp_
 
 
 def test_answers_under_every_control(clips_of_brightness, reading, seeds, tmp_path):
-    """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only is the mean color,
-    zero after normalization: it is not darker than grey."""
+    """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only
+    is the mean color, zero after normalization: it is not darker than grey."""
     model = reading("qa", certainty=2.0)
     wanted = {"qa": "clips", "contrasts": (("rising", "falling"),), "seed": 7}
     wanted["controls"] = "shuffled", "reversed", "single_frame", "text_only"

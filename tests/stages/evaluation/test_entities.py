@@ -93,12 +93,14 @@ def test_nothing_known_is_no_score(folder, tmp_path):
 
 
 class Halves(nn.Module):
-    """A prompter that names the entity of the corner of a crop, and is certain of crops of the left half."""
+    """A prompter that names the entity of the corner of a crop, and is certain of crops of the left
+    half."""
 
     def __init__(self, grid: int):
         super().__init__()
         video = SimpleNamespace(grid=grid, frames=2, image_size=8)
-        self.config, self.seen = SimpleNamespace(video=video), list[Tensor]()
+        self.config = SimpleNamespace(video=video)
+        self.seen = list[Tensor]()
 
     def pseudo_labels(
         self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor
@@ -113,7 +115,8 @@ class Halves(nn.Module):
 
 
 def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(folder):
-    reader, model = ShardReader(folder, "test", exclude={"d"}), Halves(grid=4)
+    reader = ShardReader(folder, "test", exclude={"d"})
+    model = Halves(grid=4)
     encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3)
     actual, again = (
         entities_of_crops(encoder, torch.eye(3), ENTITIES, reader, 20) for _ in range(2)
@@ -135,8 +138,9 @@ def crop(name: str, named: str, probability: float, *truth: str) -> EntityPredic
 
 
 def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
-    """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows none; the sure one is
-    right. The best constant is "ball" in 3 of 5, "box" in 2 of 4 and in the sure one."""
+    """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows
+    none; the sure one is right. The best constant is "ball" in 3 of 5, "box" in 2 of 4 and in the
+    sure one."""
     some = [
         crop("a", "ball", 0.1, "ball"),
         crop("a", "star", 0.1, "ball"),

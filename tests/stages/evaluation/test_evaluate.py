@@ -1,4 +1,5 @@
-"""What is evaluated, before fine-tuning and after it: galleries, and rows of the results of models that are known."""
+"""What is evaluated, before fine-tuning and after it: galleries, and rows of the results of models
+that are known."""
 
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from tests.stages.evaluation.conftest import also_in_training, evaluated, grey, 
 
 
 def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
-    """A score that is not a number is the lowest, in the tables too: an argsort alone puts it first."""
+    """A score that is not a number is the lowest, in the tables too: an argsort alone puts it
+    first."""
     results = Results("test", tmp_path)
     scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
     labels = Labels(["v0", "v1", "v2"], ["ball 0", "ball 1", "ball 2"], np.eye(3, dtype=bool))
@@ -74,10 +76,12 @@ def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
 
 def test_contrasts_tell_two_answers_apart_among_the_questions_with_one_of_them(tmp_path):
     """Three of four questions are of one video, so that both videos count for less than two."""
-    answers, truth = ["left", "right", "up"], ["left", "left", "right", "up"]
+    answers = ["left", "right", "up"]
+    truth = ["left", "left", "right", "up"]
     asked = [{"question": "to?", "answer": answer, "type": "to"} for answer in truth]
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
-    pairs, results = (("left", "right"), ("up", "sideways")), Results("test", tmp_path)
+    pairs = (("left", "right"), ("up", "sideways"))
+    results = Results("test", tmp_path)
     add_answers(results, "what", "qa", logits, answers, asked, ["v", "v", "w", "v"], asked, pairs)
     assert [(row["metric"], row["items"], row["chance"]) for row in results.rows] == [
         ("all questions", 4, 50),
@@ -98,7 +102,8 @@ def test_the_share_of_answers_that_the_model_cannot_give_is_said():
 
 
 def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
-    """Captions for retrieval, questions for question answering: not videos, which may have many of either."""
+    """Captions for retrieval, questions for question answering: not videos, which may have many of
+    either."""
     question = {"question": "what?", "answer": "ball", "type": "what"}
     row = {"id": "a", "split": "test", "captions": ["a ball"], "questions": [question]}
     folder = statistics(
@@ -158,7 +163,8 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
     assert set(table["score"].to_pylist()) == set(rows)
     for name, row in rows.items():
         part = table.filter(pc.equal(table["score"], name))
-        values, ids = part["value"].to_numpy(), part["id"].to_pylist()
+        values = part["value"].to_numpy()
+        ids = part["id"].to_pylist()
         assert len(values) == row["items"]
         assert row["value"] == {"mean": np.mean, "median": np.median}[row["statistic"]](values), (
             name
@@ -182,8 +188,9 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
 def test_answers_with_the_most_frequent_answer_of_training_beside_them(
     tmp_path, corpus_of, reading
 ):
-    """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that rise, with the frames
-    and lengths of its training: a joined configuration sets those of retrieval."""
+    """Were it counted on the test split, it would be right for 3 of 4; the model sees clips that
+    rise, with the frames and lengths of its training: a joined configuration sets those of
+    retrieval."""
     rows = []
     answers = {f"rising{n}": "rising" for n in range(3)} | {"falling0": "falling"}
     for name, answer in answers.items():
@@ -213,7 +220,8 @@ def test_answers_with_the_most_frequent_answer_of_training_beside_them(
 def test_frames_and_texts_have_the_length_that_is_asked_for(
     module, model, clips_of_brightness, reading, tmp_path
 ):
-    """By default those of the model; the paper's zero-shot scores are of 8 frames, its pre-training has 4."""
+    """By default those of the model; the paper's zero-shot scores are of 8 frames, its pre-training
+    has 4."""
     reader = reading(mean=0.25, std=0.5)
     before = reader.video_encoder.time_embed.detach().clone()
     evaluated(module, clips_of_brightness, tmp_path / "own", (model,), retrieval="clips")
@@ -237,8 +245,8 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(
 def test_items_that_training_has_too_are_left_out(
     clips_of_brightness, reading, tmp_path, module, model
 ):
-    """By default, and the note below every table of scores says how many. With `exclude_overlap = false` they are
-    evaluated, and the note says so."""
+    """By default, and the note below every table of scores says how many. With `exclude_overlap =
+    false` they are evaluated, and the note says so."""
     reading("qa")
     also_in_training(clips_of_brightness, down0="test", up0="validation")
     models = (model, "qa") if module is evaluate else (model,)
@@ -272,13 +280,11 @@ def test_entities_are_scored_with_the_prompter_alone(
 ):
     """That in the prompts, if there is no other. Clips that training has, too, are left out."""
     also_in_training(clips_of_brightness, down0="test")
-    clips, seen = (
-        [
-            EntityPrediction("a", "a ball", ["ball"], "ball"),
-            EntityPrediction("b", "a star", ["star"], "box"),
-        ],
-        [],
-    )
+    clips = [
+        EntityPrediction("a", "a ball", ["ball"], "ball"),
+        EntityPrediction("b", "a star", ["star"], "box"),
+    ]
+    seen = []
     loaded = SimpleNamespace(normalized=lambda device: None)
     monkeypatch.setattr(
         zero_shot, "load_prompter", lambda path, device: seen.append(path) or loaded
@@ -312,7 +318,8 @@ def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(
 ):
     """Of each text n of six, n others rank above its own video."""
     rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
-    scores, drawn = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2, []
+    scores = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2
+    drawn = []
     picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
     monkeypatch.setattr(gallery, "retrieval_picture", picture)
     items = Gallery.of(corpus_of(tmp_path, rows), "test")
@@ -354,7 +361,8 @@ def corpus(corpus_of, tmp_path):
 
 
 def test_captions_and_questions_know_their_videos(corpus):
-    captions, questions = Gallery.of(corpus, "train"), Questions.of(corpus, "train", exclude={"d"})
+    captions = Gallery.of(corpus, "train")
+    questions = Questions.of(corpus, "train", exclude={"d"})
     assert (captions.ids, captions.sample_indices) == (["a", "captioned", "c", "d"], [0, 1, 3, 4])
     assert captions.texts == ["one", "two", "three", "four", "five", "six"]
     assert captions.video_of_text.tolist() == [0, 1, 1, 2, 3, 3]
@@ -399,7 +407,8 @@ def test_the_first_videos_and_captions(corpus, videos, captions, ids, texts, of)
 
 
 def test_the_queries_of_each_direction():
-    """A text is a query about its first video; a video with all its texts; one without any is none."""
+    """A text is a query about its first video; a video with all its texts; one without any is
+    none."""
     relevant = np.array([[0, 1, 1], [0, 1, 0]], bool)
     labels = Labels(["a", "b", "c"], ["x", "y"], relevant)
     for direction, ids, texts in (

@@ -1,4 +1,5 @@
-"""Scores as pure functions, against tables worked out by hand and against what chance would reach."""
+"""Scores as pure functions, against tables worked out by hand and against what chance would
+reach."""
 
 from itertools import permutations
 
@@ -19,7 +20,8 @@ from alpro.stages.evaluation.metrics import (
 )
 from alpro.stages.evaluation.scores import accuracy_scores, majority_baseline
 
-# scores of one query, places of its right items, rank, chance to be among the first 1 and the first 2
+# scores of one query, places of its right items, rank, chance to be among the first 1 and the first
+# 2
 RANKS = [
     ([0.9, 0.9, 0.1], [0], 1.5, 1 / 2, 1),
     ([0.1, 0.9, 0.5], [0, 2], 2, 0, 1),
@@ -132,7 +134,8 @@ def test_accuracies_have_their_labels_items_and_baselines():
 
 
 def test_the_majority_baseline_says_the_most_frequent_training_answer_of_the_type():
-    """ "how": a tie, so the first in the alphabet; "where": never seen, so the most frequent of all."""
+    """ "how": a tie, so the first in the alphabet; "where": never seen, so the most frequent of
+    all."""
     train = [
         ("what", "ball"),
         ("what", "ball"),
@@ -201,10 +204,8 @@ def test_average_precision_with_ties_is_the_mean_over_all_orders():
 
 
 def test_its_chance_level_is_that_of_random_scores():
-    rng, relevant = (
-        np.random.default_rng(0),
-        np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool),
-    )
+    rng = np.random.default_rng(0)
+    relevant = np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
     queries = Queries.of(["a", "b"], ["x", "y"])
     scores = [average_precision(rng.random((2, 13)), relevant, queries) for _ in range(4000)]
     assert np.mean([score.value for score in scores]) == pytest.approx(scores[0].chance, rel=0.01)

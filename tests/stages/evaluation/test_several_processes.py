@@ -27,7 +27,8 @@ def test_two_processes_have_the_results_of_one(
     )
     files = {}
     for name in ("alone", "shared"):
-        out, work = tmp_path / name / "out", tmp_path / name / "work.json"
+        out = tmp_path / name / "out"
+        work = tmp_path / name / "work.json"
         out.mkdir(parents=True)
         values = {
             "inputs": {key: str(path) for key, path in inputs.items()},
@@ -48,9 +49,11 @@ def test_two_processes_have_the_results_of_one(
 
 @torch.no_grad()
 def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, clips, monkeypatch):
-    """Each process encodes some batches of clips. The order of a clip's frames is that of one process."""
+    """Each process encodes some batches of clips. The order of a clip's frames is that of one
+    process."""
     model = Prompter(tiny_model(50))
-    encoder, reader = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval(), ShardReader(clips)
+    encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval()
+    reader = ShardReader(clips)
     monkeypatch.setattr(encoding, "all_reduce_", lambda tokens: tokens)
 
     def tokens(rank: int, ranks: int) -> torch.Tensor:

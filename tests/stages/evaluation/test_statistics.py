@@ -1,4 +1,5 @@
-"""Intervals, paired differences and p values: tables worked out by hand, laws, and comparisons of two evaluations."""
+"""Intervals, paired differences and p values: tables worked out by hand, laws, and comparisons of
+two evaluations."""
 
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_a_video_is_drawn_with_all_its_queries(counts, mean, median):
 
 def test_the_interval_of_two_videos_is_between_their_scores():
     """A quarter of the samples has only the first video, and a quarter only the second."""
-    videos, values = np.array(["a", "a", "b", "b"], object), np.array([0.0, 0.0, 100.0, 50.0])
+    videos = np.array(["a", "a", "b", "b"], object)
+    values = np.array([0.0, 0.0, 100.0, 50.0])
     assert bootstrap_interval(values, videos, "mean") == (0, 75)
     assert bootstrap_interval(values, videos, "median") == (0, 75)
 
@@ -61,8 +63,8 @@ def test_there_is_no_interval_of_one_video_or_of_equal_values(values, videos):
 
 
 def test_the_interval_of_a_share_is_the_binomial_one():
-    """50 of 100 videos: sqrt(0.5 x 0.5 / 100) x 1.96 = 9.8 points. Ten questions of each video that are right or wrong
-    together add nothing to it."""
+    """50 of 100 videos: sqrt(0.5 x 0.5 / 100) x 1.96 = 9.8 points. Ten questions of each video that
+    are right or wrong together add nothing to it."""
     right = np.repeat([100.0, 0.0], 50)
     once = bootstrap_interval(right, np.arange(100), "mean")
     assert once == pytest.approx((40.2, 59.8), abs=1)
@@ -79,10 +81,8 @@ queries = st.lists(st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2,
 @settings(max_examples=60, deadline=None)
 @given(queries, st.sampled_from(["mean", "median"]))
 def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, statistic):
-    videos, values = (
-        np.array([f"v{v}" for v, _ in rows], object),
-        np.array([float(x) for _, x in rows]),
-    )
+    videos = np.array([f"v{v}" for v, _ in rows], object)
+    values = np.array([float(x) for _, x in rows])
     interval = bootstrap_interval(values, videos, statistic)
     if interval is None:
         assert len(set(videos)) == 1 or len(set(values)) == 1
@@ -99,12 +99,11 @@ def test_an_interval_contains_its_score_whatever_the_order_and_names(rows, stati
 @given(queries, st.sampled_from(["mean", "median"]), st.integers(-3, 9))
 def test_a_difference_is_within_its_interval_and_turns_with_the_sides(rows, statistic, seed):
     """Equal results, where the seed is negative, do not differ."""
-    videos, a = np.array([v for v, _ in rows]), np.array([float(x) for _, x in rows])
+    videos = np.array([v for v, _ in rows])
+    a = np.array([float(x) for _, x in rows])
     b = np.random.default_rng(seed).permutation(a) if seed >= 0 else a
-    there, back = (
-        paired_difference(a, b, videos, statistic),
-        paired_difference(b, a, videos, statistic),
-    )
+    there = paired_difference(a, b, videos, statistic)
+    back = paired_difference(b, a, videos, statistic)
     assert there.difference == there.b - there.a == -back.difference
     assert there.p == back.p
     assert 1 / (PERMUTATIONS + 1) <= there.p <= 1
@@ -118,7 +117,8 @@ def test_a_difference_is_within_its_interval_and_turns_with_the_sides(rows, stat
 
 
 def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much():
-    """Six videos, all better by 10: of the 64 exchanges only none and all differ as much, with either sign."""
+    """Six videos, all better by 10: of the 64 exchanges only none and all differ as much, with
+    either sign."""
     a = np.arange(6) * 7.0
     actual = paired_difference(a, a + 10, np.arange(6), "mean")
     assert (actual.difference, actual.low, actual.high) == pytest.approx((10, 10, 10))
@@ -133,7 +133,8 @@ def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much():
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=6))
 def test_exchanges_that_differ_by_rounding_alone_count(rows):
-    """All exchanges of one video have the same difference, with either sign, but not always to the last bit."""
+    """All exchanges of one video have the same difference, with either sign, but not always to the
+    last bit."""
     a, b = np.array(rows).T
     assert paired_difference(a, b, np.zeros(len(a)), "mean").p == 1
 
@@ -148,7 +149,8 @@ def test_draws_are_the_same_each_time_and_in_parts(monkeypatch):
     parts = list(exchanges(30))
     assert len(parts) == -(-PERMUTATIONS // 33)
     assert np.concatenate(parts).mean() == pytest.approx(0.5, abs=0.02)
-    values, video = np.arange(30.0), np.arange(30)
+    values = np.arange(30.0)
+    video = np.arange(30)
     assert medians(values, video, whole).tolist() == [
         np.median(np.repeat(values, r)) for r in whole.astype(int)
     ]
@@ -181,7 +183,8 @@ def evaluation(folder: Path, *scores: tuple[Metric, list[float], Queries]) -> Pa
 
 
 def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
-    """The second "how?" of v2 is another question than the first: repeated queries are matched in their order."""
+    """The second "how?" of v2 is another question than the first: repeated queries are matched in
+    their order."""
     turned = QUESTIONS.select(np.array([4, 2, 0, 1, 3]))
     a = evaluation(tmp_path / "a", (ACCURACY, [0, 100, 100, 0, 100], QUESTIONS))
     b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
@@ -202,7 +205,8 @@ def test_each_score_has_both_values_and_the_difference(tmp_path):
         ("qa/acc", 20, 40, 20),
         ("retrieval/MdR", 8, 2, -6),
     ]
-    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one of it alone has 50.
+    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one
+    # of it alone has 50.
     accuracy = compared.scores[0][1]
     assert (accuracy.low, accuracy.high, accuracy.p) == (0, 50, 1)
     assert (compared.other_queries, compared.single) == ({}, 0)
@@ -226,7 +230,8 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
 
 
 def test_different_test_sets_are_a_mistake(tmp_path):
-    """So are clips of the same names with other captions, as those of the sample with another seed."""
+    """So are clips of the same names with other captions, as those of the sample with another
+    seed."""
     mine = evaluation(tmp_path / "mine", (MDR, [9, 8, 1], clips(0, 1, 2)))
     seeded = evaluation(tmp_path / "seeded", (MDR, [9, 8, 1], clips(0, 1, 2, caption="a star")))
     with pytest.raises(InputError, match="retrieval/MdR has 3 and 3 queries, 0 of them shared"):

@@ -1,4 +1,5 @@
-"""Validation while training: on every corpus, by the protocol of the test unless another one is asked for."""
+"""Validation while training: on every corpus, by the protocol of the test unless another one is
+asked for."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +26,8 @@ from alpro.stages.finetune_retrieval import Config as Retrieval
 from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training.objective import MatchingObjective, PrompterObjective, QaObjective
 
-MEAN, STD = [0.5] * 3, [0.25] * 3
+MEAN = [0.5] * 3
+STD = [0.25] * 3
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def by_similarity(_, texts, videos) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def several(corpus_of, tmp_path_factory):
-    """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a caption each."""
+    """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a
+    caption each."""
 
     def corpus(name: str, count: int, ways: tuple[str, ...]) -> Path:
         rows = []
@@ -70,7 +73,8 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     validate, select = validate_retrieval(
         objective, several, tokenizer, config(Retrieval, ("several",))
     )
-    actual, gallery = validate(), Gallery.of(several["several"], "validation")
+    actual = validate()
+    gallery = Gallery.of(several["several"], "validation")
     for prefix, match in (("validation", match_all), ("validation/vtc", by_similarity)):
         expected = scores(objective, gallery, tokenizer, match)
         recalls = [expected[f"{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
@@ -83,7 +87,8 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
 def test_fewer_videos_captions_and_pairs_can_be_asked_for(
     objective, several, tokenizer, monkeypatch
 ):
-    seen, encode = [], Scorer.encode
+    seen = []
+    encode = Scorer.encode
     monkeypatch.setattr(
         Scorer,
         "encode",
@@ -99,7 +104,8 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(
 
 @torch.no_grad()
 def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons, tokenizer):
-    """Metrics are the means over the corpora, beside those of each; a corpus without validation videos has none."""
+    """Metrics are the means over the corpora, beside those of each; a corpus without validation
+    videos has none."""
     corpora = several | {"lessons": lessons}
     both = validate_retrieval(
         objective, corpora, tokenizer, config(Retrieval, ("several", "few", "lessons"))
@@ -175,8 +181,10 @@ def always(tiny_model, tokenizer):
 
 
 def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
-    """A head that always answers "box", which is right about the first video of each: 2 of 10 and 2 of 6 questions."""
-    answers, objective = ["ball", "box"], always(1, 2)
+    """A head that always answers "box", which is right about the first video of each: 2 of 10 and 2
+    of 6 questions."""
+    answers = ["ball", "box"]
+    objective = always(1, 2)
     validate, select = validate_qa(
         objective, several, tokenizer, answers, config(Qa, ("several", "few"))
     )

@@ -19,7 +19,8 @@ TWO = Resources(workers=2)
 
 
 def note(unit: int, folder: Path, crashing: tuple[int, ...] = (), times: int = 1) -> int:
-    """Leaves a file that says that a unit was done; a crashing one ends its process so many times first."""
+    """Leaves a file that says that a unit was done; a crashing one ends its process so many times
+    first."""
     deaths = sorted(folder.glob(f"{unit}-death-*"))
     if unit in crashing and len(deaths) < times:
         (folder / f"{unit}-death-{len(deaths)}").touch()

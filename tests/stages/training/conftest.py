@@ -1,4 +1,5 @@
-"""What the tests of training share: small objectives and batches, corpora to sample from, training runs."""
+"""What the tests of training share: small objectives and batches, corpora to sample from, training
+runs."""
 
 import os
 import resource
@@ -25,7 +26,8 @@ from alpro.stages.training.loop import Run as TrainingRun
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 
-MEAN, STD = [0.5] * 3, [0.25] * 3
+MEAN = [0.5] * 3
+STD = [0.25] * 3
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -84,7 +86,8 @@ def corpus(corpus_of, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps_of(tokenizer, training):
-    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training run."""
+    """steps_of(corpora, steps, unit=..., rank=..., ranks=..., **config): the batches of a training
+    run."""
 
     def make(
         corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
@@ -122,10 +125,8 @@ def full_disk(size: int) -> Iterator[None]:
 @contextmanager
 def loading_processes(count: int) -> Iterator[None]:
     """So many processes load batches, as where there is a GPU."""
-    loader, more = (
-        dataset.DataLoader,
-        {"num_workers": count, "prefetch_factor": 1 if count else None},
-    )
+    loader = dataset.DataLoader
+    more = {"num_workers": count, "prefetch_factor": 1 if count else None}
     with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
         yield
 
@@ -153,7 +154,8 @@ class Run:
     def start(self, before: int = -1, stop: Callable[[], None] | None = None) -> dict[str, float]:
         """Trains to the end; as step `before` begins, `stop` is called."""
         torch.manual_seed(self.config.seed)
-        self.trained, data = self.build(), self.data()
+        self.trained = self.build()
+        data = self.data()
         load = data.loader
 
         def stopping(batches):
@@ -201,7 +203,8 @@ class Run:
 
 @pytest.fixture
 def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
-    """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on clips and stills."""
+    """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on
+    clips and stills."""
     corpora = {"clips": clips, "stills": stills}
     monkeypatch.setattr(
         loop, "MIN_SAVE_INTERVAL_RATIO", 0

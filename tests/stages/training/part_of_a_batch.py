@@ -21,7 +21,10 @@ from alpro.stages.training.pretrain_objective import (
     PretrainSettings,
 )
 
-SIZE, WORDS, ENTITIES, ANSWERS = 8, 40, 6, 5
+SIZE = 8
+WORDS = 40
+ENTITIES = 6
+ANSWERS = 5
 VIDEO = {
     "image_size": 16,
     "patch_size": 4,
@@ -53,8 +56,8 @@ NAMES = (
 
 
 def whole_batch() -> Batch:
-    """Eight examples in unlike colors: two captions of one video in different halves, two next to each other, unlike
-    numbers of masked words and known answers."""
+    """Eight examples in unlike colors: two captions of one video in different halves, two next to
+    each other, unlike numbers of masked words and known answers."""
     random = torch.Generator().manual_seed(3)
     text = torch.randint(5, WORDS, (SIZE, 8), generator=random)
     labels = torch.where(torch.rand(SIZE, 8, generator=random) < 0.2, text, -100)
@@ -83,7 +86,8 @@ def objective_of(
     threshold: float = 0.64,
     pool: int = 0,
 ) -> Objective:
-    """An objective of NAMES, the same each time. Pre-training with weights, WEIGHTS by default, in pools of `pool`."""
+    """An objective of NAMES, the same each time. Pre-training with weights, WEIGHTS by default, in
+    pools of `pool`."""
     sizes: dict[str, Any] = {
         "video": VIDEO | {"drop_path": dropout},
         "text": TEXT | {"dropout": dropout},
@@ -96,7 +100,8 @@ def objective_of(
         return MatchingObjective(Alpro(config), *NORM, int(name[-1]) if "pools" in name else 0)
     if name == "qa":
         return QaObjective(Alpro(config, answers=ANSWERS), *NORM)
-    model, teacher = Alpro(config, ENTITIES), NormalizedModel(Prompter(config), *NORM)
+    model = Alpro(config, ENTITIES)
+    teacher = NormalizedModel(Prompter(config), *NORM)
     # So that labels differ: without what all clips have in common in an untrained prompter.
     frames = teacher.pixels(whole_batch().frames)
     common = teacher.model.project_video(teacher.model.encode_video(frames)).detach().mean(0)
@@ -119,7 +124,8 @@ def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Ten
 
 
 def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
-    """By `<objective>/loss` and `<objective>/<parameter>`: of this rank's part, gradients averaged over the ranks."""
+    """By `<objective>/loss` and `<objective>/<parameter>`: of this rank's part, gradients averaged
+    over the ranks."""
     part = whole_batch().split(ranks)[rank]
     actual = {}
     for name in NAMES:

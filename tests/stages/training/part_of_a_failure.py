@@ -1,4 +1,5 @@
-"""A program that tests start under torchrun: a stage of which one rank fails while the others wait for it.
+"""A program that tests start under torchrun: a stage of which one rank fails while the others wait
+for it.
 
 python part_of_a_failure.py WORK.json HOW, HOW being input-error, error or silent.
 """

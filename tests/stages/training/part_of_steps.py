@@ -1,9 +1,9 @@
-"""A program that tests start: short training runs on batches that need no corpus, each as one rank of a job, and the
-losses and gradients of every objective on this rank's part of a batch.
+"""A program that tests start: short training runs on batches that need no corpus, each as one rank
+of a job, and the losses and gradients of every objective on this rank's part of a batch.
 
-python part_of_steps.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them. What each run
-leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its metrics.jsonl is in OUT/<run>. Losses and
-gradients are in OUT/objectives.<rank>.safetensors.
+python part_of_steps.py OUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets
+them. What each run leaves is OUT/<run>.<rank>.safetensors: weights, and what was noted; its
+metrics.jsonl is in OUT/<run>. Losses and gradients are in OUT/objectives.<rank>.safetensors.
 """
 
 import os
@@ -56,9 +56,12 @@ RUNS = {
 
 
 class Spoiled(MatchingObjective):
-    """In the second of two steps the last rank has a loss of NaN with a good gradient, or the other way round."""
+    """In the second of two steps the last rank has a loss of NaN with a good gradient, or the other
+    way round."""
 
-    spoil, steps, last = "", 0, False
+    spoil = ""
+    steps = 0
+    last = False
 
     def forward(self, *step) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().forward(*step)
@@ -72,10 +75,12 @@ class Spoiled(MatchingObjective):
 
 
 class Batches:
-    """This rank's part of a batch, the same in every step; it may send itself a signal as a step begins."""
+    """This rank's part of a batch, the same in every step; it may send itself a signal as a step
+    begins."""
 
     def __init__(self, world: World, steps: int, accumulation_steps: int, stop: int):
-        self.steps, self.stop = steps, stop
+        self.steps = steps
+        self.stop = stop
         places = np.arange(SIZE).reshape(accumulation_steps, world.size, -1)[:, world.rank].ravel()
         whole = whole_batch()
         whole.masked = whole.labels = whole.boxes = whole.answers = None
@@ -104,8 +109,8 @@ def train(
     pool=0,
     **more,
 ):
-    """One run; returns its weights by name, and what was noted: which values the first dropout kept, and how many
-    micro-batches did not average their gradients over the ranks."""
+    """One run; returns its weights by name, and what was noted: which values the first dropout
+    kept, and how many micro-batches did not average their gradients over the ranks."""
     values = {
         "video": VIDEO,
         "text": TEXT | {"dropout": dropout},
@@ -130,7 +135,8 @@ def train(
     )
     torch.manual_seed(0)
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
-    objective.spoil, objective.last = spoil, world.rank == world.size - 1
+    objective.spoil = spoil
+    objective.last = world.rank == world.size - 1
     noted: dict[str, Tensor] = {"apart": torch.tensor(0)}
     no_sync = DistributedDataParallel.no_sync
 
@@ -146,8 +152,10 @@ def train(
     ).register_forward_hook(note)
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
-        # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other after every step.
-        eps, often = patch.object(optim, "EPS", 1e-3), patch.object(loop, "SYNC_SECONDS", 0)
+        # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other
+        # after every step.
+        eps = patch.object(optim, "EPS", 1e-3)
+        often = patch.object(loop, "SYNC_SECONDS", 0)
         with eps, often, patch.object(DistributedDataParallel, "no_sync", apart):
             Run(objective, batches, config, out, world, resources).train()
     except SystemExit:

@@ -1,12 +1,14 @@
-"""A roofline of a training step on an A100 and an H100, from fake tensors: a model, not a measurement.
+"""A roofline of a training step on an A100 and an H100, from fake tensors: a model, not a
+measurement.
 
     python -m tests.stages.training.roofline [--stage pretrain] [--batches 16 32 64] [--json FILE]
 
-A kernel takes the longest of its bytes over the memory's bandwidth, its FLOPs over the rate of its kind, and 2.5
-microseconds. Attention is computed in tiles of 128 queries and 128 keys, however short a sequence is. In a compiled
-layer, what lies between two matrix products or attentions is one kernel for each size of its results, which reads its
-inputs once and writes what is used later; the whole backward pass counts as compiled then. MFU counts the FLOPs of the
-method, without those of padding.
+A kernel takes the longest of its bytes over the memory's bandwidth, its FLOPs over the rate of its
+kind, and 2.5 microseconds. Attention is computed in tiles of 128 queries and 128 keys, however
+short a sequence is. In a compiled layer, what lies between two matrix products or attentions is one
+kernel for each size of its results, which reads its inputs once and writes what is used later; the
+whole backward pass counts as compiled then. MFU counts the FLOPs of the method, without those of
+padding.
 """
 
 import argparse
@@ -41,7 +43,8 @@ STAGES = {"pretrain": pretrain.Config, "train_prompter": train_prompter.Config}
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates that kernels reach: products in bfloat16 and float32, attention, bytes; and the peak of MFU."""
+    """Rates that kernels reach: products in bfloat16 and float32, attention, bytes; and the peak of
+    MFU."""
 
     bfloat16: float
     float32: float

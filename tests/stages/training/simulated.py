@@ -1,8 +1,10 @@
-"""A GPU simulated on a CPU: the update of a training with fake tensors, which have shapes, types and no memory.
+"""A GPU simulated on a CPU: the update of a training with fake tensors, which have shapes, types
+and no memory.
 
-The tensors say that they are on a CPU: fake CUDA tensors need a build of torch with CUDA. What a GPU would
-choose is set: bfloat16 and the fused attention. `Memory` counts the bytes of live storages. Workspaces of
-kernels, fragments and the CUDA context are not counted: a real peak is higher.
+The tensors say that they are on a CPU: fake CUDA tensors need a build of torch with CUDA. What a
+GPU would choose is set: bfloat16 and the fused attention. `Memory` counts the bytes of live
+storages. Workspaces of kernels, fragments and the CUDA context are not counted: a real peak is
+higher.
 """
 
 import weakref
@@ -107,7 +109,8 @@ def clip_towers(frames: int) -> ClipPrompter:
 
 
 def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objective:
-    """The objective of a stage with models of the paper's size, or of the CLIP that it starts from."""
+    """The objective of a stage with models of the paper's size, or of the CLIP that it starts
+    from."""
     frames = config.frames if stage.startswith("finetune") else config.model.video.frames
     is_clip = stage == "train_prompter" and bool(config.clip)
     if is_clip:
@@ -115,7 +118,8 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
     if stage == "train_prompter":
         return PrompterObjective(Prompter(config.model), HALF, HALF, config.crops.share)
     if stage == "pretrain":
-        # The frozen prompter of `from_clip` is a CLIP, which has no temporal attention until it is trained.
+        # The frozen prompter of `from_clip` is a CLIP, which has no temporal attention until it is
+        # trained.
         prompter = clip_towers(frames) if config.model.video.pre_norm else Prompter(config.model)
         width = 512 if config.model.video.pre_norm else config.model.embed_dim
         prompts = {kind: torch.empty(entities, width) for kind in ("video", "image")}
@@ -178,7 +182,8 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
-        # Everything is float32 and on one device from the start; a conversion of fake parameters fails.
+        # Everything is float32 and on one device from the start; a conversion of fake parameters
+        # fails.
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(attention.Attention, "output", output)
@@ -195,7 +200,8 @@ def peak_memory(
 ) -> float:
     """The computed peak, in GiB, of a step of a stage on one of `ranks` GPUs.
 
-    Of many micro-batches two are computed: the others are the same, and add their frames. stored: pixels of a frame.
+    Of many micro-batches two are computed: the others are the same, and add their frames. stored:
+    pixels of a frame.
     """
     micro_batch = config.batch_size // ranks // config.accumulation_steps
     computed = min(2, config.accumulation_steps)

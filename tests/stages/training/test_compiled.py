@@ -1,4 +1,5 @@
-"""Compilation of the layers, with a backend that compiles nothing: the graphs that there are, and none is broken."""
+"""Compilation of the layers, with a backend that compiles nothing: the graphs that there are, and
+none is broken."""
 
 from collections.abc import Iterator
 

@@ -7,7 +7,8 @@ from alpro.stages.training.cost import MatchingCost
 
 
 def test_the_paper_s_model_costs_what_torch_counts():
-    """torch counts 15.5 GFLOP a pair of 16 tokens and 197 patches, and 1,355 for a step on 8 frames."""
+    """torch counts 15.5 GFLOP a pair of 16 tokens and 197 patches, and 1,355 for a step on 8
+    frames."""
     with torch.device("meta"):
         model = Alpro(ModelConfig(), entities=10)
         model.set_frames(8)

@@ -1,13 +1,14 @@
 """The losses of every objective over 60 steps are the recorded ones.
 
-One thread, four stages in order: the prompter (VTC), pre-training with it (VTC, VTM, MLM, PEM), fine-tuning for
-retrieval (VTC, VTM) and for questions, on the corpora of benchmarks/tiny_world.py.
-`python -m tests.stages.training.test_curves` writes curves.json again. Do so only for a change that is meant to change
-training, together with the `VERSION` of its stages.
+One thread, four stages in order: the prompter (VTC), pre-training with it (VTC, VTM, MLM, PEM),
+fine-tuning for retrieval (VTC, VTM) and for questions, on the corpora of benchmarks/tiny_world.py.
+`python -m tests.stages.training.test_curves` writes curves.json again. Do so only for a change that
+is meant to change training, together with the `VERSION` of its stages.
 
-Equal processors give equal numbers to the last bit. torch's kernels for AVX2 and those without vector instructions, two
-threads instead of one, and initial weights changed by a factor of 1 + 1e-6 normal(0, 1) each moved a loss by at most
-1.3e-4 (relative). One other hard negative moves VTM by 1.1e-2 in its step and less afterwards. Hence the tolerance.
+Equal processors give equal numbers to the last bit. torch's kernels for AVX2 and those without
+vector instructions, two threads instead of one, and initial weights changed by a factor of 1 + 1e-6
+normal(0, 1) each moved a loss by at most 1.3e-4 (relative). One other hard negative moves VTM by
+1.1e-2 in its step and less afterwards. Hence the tolerance.
 """
 
 import json
@@ -23,7 +24,9 @@ from benchmarks.tiny_world import STAGES, add_inputs, configuration, curves, run
 
 FILE = Path(__file__).with_name("curves.json")
 STEPS = 60
-LARGEST, MEAN = 2e-2, 1e-3  # relative difference of a loss: in a step, and averaged over the steps
+# relative difference of a loss: in a step, and averaged over the steps
+LARGEST = 2e-2
+MEAN = 1e-3
 
 Curves = dict[str, dict[str, list[float]]]
 
@@ -33,7 +36,9 @@ def compute(folder: Path) -> Curves:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        inputs, resources, computed = write_inputs(folder), Resources(workers=1, device="cpu"), {}
+        inputs = write_inputs(folder)
+        resources = Resources(workers=1, device="cpu")
+        computed = {}
         for stage in STAGES:
             out = folder / stage / "out"
             run_stage(stage, configuration(stage, STEPS), inputs, out, resources)
@@ -48,7 +53,8 @@ def compute(folder: Path) -> Curves:
 
 def differing(computed: Curves) -> dict[str, tuple[float, float]]:
     """The losses that are not the recorded ones: their largest and mean relative difference."""
-    recorded, found = json.loads(FILE.read_text()), {}
+    recorded = json.loads(FILE.read_text())
+    found = {}
     for stage, losses in computed.items():
         assert losses.keys() == recorded[stage].keys()
         for name, values in losses.items():

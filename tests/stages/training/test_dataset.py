@@ -30,7 +30,8 @@ def assert_equal(one: Batch, other: Batch) -> None:
     """Two batches are the same, to the last bit."""
     assert (one.step, one.kind, one.ids) == (other.step, other.kind, other.ids)
     for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "kept", "answers"):
-        first, second = getattr(one, name), getattr(other, name)
+        first = getattr(one, name)
+        second = getattr(other, name)
         assert (first is None) == (second is None), name
         assert first is None or torch.equal(first, second), name
 
@@ -92,7 +93,8 @@ def test_dropped_patches_change_nothing_else(clips, steps_of):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, steps_of, share):
-    data, plain = steps_of({"clips": clips}, 40, crops=share), steps_of({"clips": clips}, 40)
+    data = steps_of({"clips": clips}, 40, crops=share)
+    plain = steps_of({"clips": clips}, 40)
     boxes = []
     for step in range(40):
         batch = data[step]
@@ -262,7 +264,8 @@ def test_a_phase_without_examples_and_ranks_that_do_not_divide_a_batch_are_error
 
 
 def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
-    """Steps `first` to `last` as loaded by so many processes; the rest is left, as by a run that ends in between."""
+    """Steps `first` to `last` as loaded by so many processes; the rest is left, as by a run that
+    ends in between."""
     with loading_processes(workers):
         batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
         return list(itertools.islice(batches, last - first))
@@ -288,8 +291,9 @@ def two_kinds(corpus_of, tmp_path_factory) -> dict[str, Path]:
 def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
     two_kinds, steps_of, ranks, per_rank, together, seed, restarts
 ):
-    """A run that is restarted at any steps, with any number of loading processes each time, has on every rank the
-    batches of an uninterrupted run; and each example of a source is used once before any is used again."""
+    """A run that is restarted at any steps, with any number of loading processes each time, has on
+    every rank the batches of an uninterrupted run; and each example of a source is used once before
+    any is used again."""
     overrides = {
         "batch_size": ranks * per_rank,
         "group_batches": together,

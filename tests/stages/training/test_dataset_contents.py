@@ -14,7 +14,8 @@ from tests.stages.training.conftest import sample_rows
 
 @pytest.mark.parametrize("sampling", ["halves", "random"])
 def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, steps_of, sampling):
-    """Of 8 frames, each of a brightness of its own, always two of the first four and two of the last."""
+    """Of 8 frames, each of a brightness of its own, always two of the first four and two of the
+    last."""
     frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
     data = steps_of({"a": corpus_of(tmp_path, sample_rows(8, frames=frames))}, 6, sampling=sampling)
     drawn = (
@@ -112,7 +113,8 @@ def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
 def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(
     clips, stills, steps_of, monkeypatch
 ):
-    """As in the official code: what an operation moves in from outside is grey, not the frame beyond the crop."""
+    """As in the official code: what an operation moves in from outside is grey, not the frame
+    beyond the crop."""
     seen = []
     monkeypatch.setattr(
         dataset, "augment_video", lambda frames, text, rng: seen.append((frames, text)) or frames
@@ -132,7 +134,8 @@ def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(
 
 
 def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
-    """They are stored with their aspect ratio, and resized as they are read; the crop is a share of both sides."""
+    """They are stored with their aspect ratio, and resized as they are read; the crop is a share of
+    both sides."""
     images = sample_rows(3, kind="image")
     for row, (height, width) in zip(images, [(40, 60), (90, 30), (8, 8)], strict=True):
         frame = np.zeros((1, height, width, 3), np.uint8)
@@ -170,14 +173,18 @@ def test_cut_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, token
 
 
 def test_words_are_masked_at_the_rates_of_bert():
-    vocab, mask_id, length = 30_000, 3, 200_000
+    vocab = 30_000
+    mask_id = 3
+    length = 200_000
     rng = np.random.default_rng(0)
     ids = rng.integers(5, vocab, length)
     special = np.arange(length) % 10 == 0
     masked, labels = mask_words(ids, special, mask_id, vocab, 0.15, rng)
     chosen = labels != -100
-    to_mask, changed = masked == mask_id, masked != ids
-    # Tolerances are five standard deviations or more: sqrt(.15 * .85 / 180k) = .0008, sqrt(.8 * .2 / 27k) = .0024.
+    to_mask = masked == mask_id
+    changed = masked != ids
+    # Tolerances are five standard deviations or more: sqrt(.15 * .85 / 180k) = .0008, sqrt(.8 * .2
+    # / 27k) = .0024.
     assert chosen[~special].mean() == pytest.approx(0.15, abs=0.005)
     assert to_mask[chosen].mean() == pytest.approx(0.8, abs=0.013)
     assert (changed & ~to_mask)[chosen].mean() == pytest.approx(0.1, abs=0.01)

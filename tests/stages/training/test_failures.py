@@ -1,4 +1,5 @@
-"""Failures during training: samples that cannot be read, a killed loading process or rank, a full disk."""
+"""Failures during training: samples that cannot be read, a killed loading process or rank, a full
+disk."""
 
 import json
 import multiprocessing
@@ -44,7 +45,8 @@ def test_a_run_with_a_killed_loading_process_can_be_resumed(new_run, capfd):
 
 
 def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
-    """The exit status of the program of a stage that calls `stage`. The test fails if it does not end."""
+    """The exit status of the program of a stage that calls `stage`. The test fails if it does not
+    end."""
 
     def program() -> None:
         os.setsid()
@@ -175,7 +177,8 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
 def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(
     unit, clips, steps_of, tmp_path
 ):
-    """The official code puts another one there without a word (departure 7). It is no caption of the same sample."""
+    """The official code puts another one there without a word (departure 7). It is no caption of
+    the same sample."""
     shutil.copytree(clips, tmp_path / "broken")
     *broken, following = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][
         :3
@@ -234,7 +237,8 @@ def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, re
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, free_port):
     """At once, without waiting for the limit; a silent one at the limit."""
     resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
-    work, result = tmp_path / "work.json", tmp_path / "result.json"
+    work = tmp_path / "work.json"
+    result = tmp_path / "result.json"
     work.write_text(
         json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources})
     )

@@ -1,4 +1,5 @@
-"""The training loop: steps and their micro-batches, validation and selection, steps that are not finite, metrics."""
+"""The training loop: steps and their micro-batches, validation and selection, steps that are not
+finite, metrics."""
 
 import math
 import signal
@@ -31,7 +32,8 @@ from alpro.stages.training.optim import build_optimizer, learning_rate
 from tests.stages.training.conftest import full_disk, run_of
 from tests.stages.training.part_of_a_batch import WEIGHTS, losses_of, objective_of, whole_batch
 
-MEAN, STD = [0.5] * 3, [0.25] * 3
+MEAN = [0.5] * 3
+STD = [0.25] * 3
 
 
 def spoiled(*bad: int) -> type[PrompterObjective]:
@@ -284,7 +286,8 @@ Step = tuple[dict[str, float], dict[str, Tensor]]
 
 @pytest.fixture
 def step(training, tmp_path):
-    """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step without clipping."""
+    """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step
+    without clipping."""
 
     def take(objective: Objective, batch: Batch, parts: int = 1, contrast: str = "batch") -> Step:
         config = training(
@@ -313,9 +316,10 @@ def step(training, tmp_path):
 def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
     name, off, contrast, parts, dropped, step
 ):
-    """Masked words, kept samples, valid negatives and known answers differ in number between the micro-batches, and two
-    captions of one video are in different ones."""
-    weights, batch = WEIGHTS | ({off: 0.0} if off else {}), whole_batch()
+    """Masked words, kept samples, valid negatives and known answers differ in number between the
+    micro-batches, and two captions of one video are in different ones."""
+    weights = WEIGHTS | ({off: 0.0} if off else {})
+    batch = whole_batch()
     if dropped:
         weights["pem"] = 0.0  # all patches of its crops are needed
         rng = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""The memory of a GPU that each shipped configuration names holds its training, computed with fake tensors."""
+"""The memory of a GPU that each shipped configuration names holds its training, computed with fake
+tensors."""
 
 import re
 

@@ -1,7 +1,8 @@
 """A training step reads nothing back from the device.
 
-A GPU works behind the program; the program stops where it reads a number back, or needs one to know a shape, and until
-it goes on the GPU has nothing to do. On a CPU such places cost nothing and show in nothing but the operations.
+A GPU works behind the program; the program stops where it reads a number back, or needs one to know
+a shape, and until it goes on the GPU has nothing to do. On a CPU such places cost nothing and show
+in nothing but the operations.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from alpro.stages.training.distributed import World
 from tests.stages.training.conftest import run_of
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 
-# Operations that on a GPU wait for it: they give the program a number, or their shape depends on the numbers.
-# `_local_scalar_dense` is item(), tolist(), float(), bool() and `if tensor`; `multinomial` looks whether its weights
-# are valid.
+# Operations that on a GPU wait for it: they give the program a number, or their shape depends on
+# the numbers. `_local_scalar_dense` is item(), tolist(), float(), bool() and `if tensor`;
+# `multinomial` looks whether its weights are valid.
 WAIT = {
     "_local_scalar_dense",
     "item",

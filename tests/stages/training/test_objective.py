@@ -1,4 +1,5 @@
-"""Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder, several ranks."""
+"""Objectives: their losses by hand, hard negatives, pseudo-labels, one pass through each encoder,
+several ranks."""
 
 import shutil
 from dataclasses import replace
@@ -47,7 +48,8 @@ def gradients(loss: Tensor, objective: Objective) -> dict[str, Tensor]:
 
 def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[str, Tensor]:
     """VTC, VTM, MLM, PEM and QA with an encoder pass for each, and loops over the examples."""
-    model, count = objective.model, len(batch.ids)
+    model = objective.model
+    count = len(batch.ids)
     video = model.encode_video(objective.pixels(batch.frames))
     text, masked = (model.encode_text(ids, batch.mask) for ids in (batch.text, batch.masked))
     similarity = (
@@ -67,10 +69,8 @@ def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[st
             (text[texts], batch.mask[texts], video),
         )
         logits = torch.cat([model.match(*pair) for pair in pairs])
-        used, label = (
-            torch.cat([valid.new_ones(count), valid, valid]),
-            torch.tensor([1] * count + [0] * 2 * count),
-        )
+        used = torch.cat([valid.new_ones(count), valid, valid])
+        label = torch.tensor([1] * count + [0] * 2 * count)
         losses["vtm"] = F.cross_entropy(logits[used], label[used])
     if batch.pseudo_labels is not None:
         patches = model.fuse(text, batch.mask, video)[:, batch.text.shape[1] + 1 :].unflatten(
@@ -157,7 +157,8 @@ def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
     torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
     torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
-    one, other = objective_of("prompter"), objective_of("prompter")
+    one = objective_of("prompter")
+    other = objective_of("prompter")
     one.model.temperature.data.fill_(0.5)
     other.model.temperature.data.fill_(0.9)  # beyond its bound, which counts
     torch.testing.assert_close(losses_of(one, batch), losses_of(other, batch))
@@ -218,7 +219,8 @@ def test_the_prompter_sees_its_crops_black_outside(batch):
 def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of_the_kind(
     kind, batch
 ):
-    """As in the official code: outside the crop a pixel is black, -mean / std, and not the mean grey, 0."""
+    """As in the official code: outside the crop a pixel is black, -mean / std, and not the mean
+    grey, 0."""
     objective = objective_of("pretrain", dropout=0.5).train()
     assert not any(p.requires_grad for p in objective.prompter.parameters())
     cut = torch.zeros_like(batch.frames)
@@ -281,8 +283,8 @@ def test_frames_are_scaled_normalized_and_resized():
 
 
 def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
-    """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked words, kept samples
-    are those of all. The official code counts by the rank within a machine."""
+    """The mean of the ranks' losses, and every gradient: labels by global rank, negatives, masked
+    words, kept samples are those of all. The official code counts by the rank within a machine."""
     first, second = (
         load_file(two_ranks_trained / f"objectives.{rank}.safetensors") for rank in range(2)
     )
@@ -310,7 +312,8 @@ def pretraining(tiny_model, tokenizer) -> PretrainObjective:
 
 def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:
     """The results of each call of a method."""
-    results, method = [], getattr(owner, name)
+    results = []
+    method = getattr(owner, name)
     monkeypatch.setattr(
         owner, name, lambda *args: results.append(result := method(*args)) or result
     )
@@ -322,12 +325,14 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(
     pretraining, clips, tokenizer, monkeypatch, kept_share
 ):
     """In batches of two, of which the last has one crop."""
-    gallery, objective = Gallery.of(clips, "validation").first(5, 1), pretraining.eval()
+    gallery = Gallery.of(clips, "validation").first(5, 1)
+    objective = pretraining.eval()
     calls = ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
     labels, logits = (recorded(monkeypatch, *of) for of in calls)
     pem_scores(objective, tokenizer, 16, gallery, batch=2)
     assert [len(part) for part in labels] == [2, 2, 1]
-    labels, logits = torch.cat(labels), torch.cat(logits)
+    labels = torch.cat(labels)
+    logits = torch.cat(logits)
     best = labels.amax(1)
     objective.threshold = (
         float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0

@@ -52,7 +52,8 @@ PLACE_AND_TIME = (
 def test_weights_decay_but_biases_norms_and_embeddings_of_place_and_time_do_not(
     objective, optimizer
 ):
-    """With a gradient of zero nothing is done but decay: by lr x weight_decay of the weight, and no more."""
+    """With a gradient of zero nothing is done but decay: by lr x weight_decay of the weight, and no
+    more."""
     optimizer = build_optimizer(objective, encoder(optimizer, lr=0.5, weight_decay=0.1))
     for parameter in objective.parameters():
         parameter.grad = torch.zeros_like(parameter.fill_(1.0))
@@ -66,7 +67,8 @@ def test_weights_decay_but_biases_norms_and_embeddings_of_place_and_time_do_not(
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.98), 1e-6)
 
 
-YES, NO = torch.tensor(True), torch.tensor(False)
+YES = torch.tensor(True)
+NO = torch.tensor(False)
 
 
 def layer_and_head() -> nn.Sequential:
@@ -128,14 +130,16 @@ def test_a_skipped_step_changes_nothing_and_another_is_that_of_the_optimizer(
         if seed not in bad:
             give_gradient(other, seed)
             plain.step()
-    one, expected = all_of(model, optimizer), all_of(other, plain)
+    one = all_of(model, optimizer)
+    expected = all_of(other, plain)
     assert one.keys() == expected.keys()
     assert [name for name, value in one.items() if not torch.equal(value, expected[name])] == []
 
 
 def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_rest_to_adamw():
-    """Its state is momentum; queries, keys and values are three matrices. All singular values of a step are near 0.2
-    sqrt(larger side) times the rate. What it does not train takes the steps of AdamW, to the last bit."""
+    """Its state is momentum; queries, keys and values are three matrices. All singular values of a
+    step are near 0.2 sqrt(larger side) times the rate. What it does not train takes the steps of
+    AdamW, to the last bit."""
     (model, plain), optimizers = (layer_and_head(), layer_and_head()), []
     for name, one in (("muon", model), ("adamw", plain)):
         optimizers.append(build_optimizer(one, encoder(name, weight_decay=0.0)))
@@ -166,7 +170,8 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
 def test_muon_steps_along_nesterov_momentum():
     model = layer_and_head()
     optimizer = build_optimizer(model, encoder("muon", weight_decay=0.0, mixed_precision=False))
-    weight, momentum = model[0].mlp.fc1.weight, 0.0
+    weight = model[0].mlp.fc1.weight
+    momentum = 0.0
     for seed in range(3):
         give_gradient(model, seed)
         momentum = 0.95 * momentum + 0.05 * weight.grad

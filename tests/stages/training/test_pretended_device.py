@@ -1,7 +1,9 @@
-"""A step of each objective on a device that is not the CPU: the meta device, which has shapes and no numbers.
+"""A step of each objective on a device that is not the CPU: the meta device, which has shapes and
+no numbers.
 
-Reading a number back raises there, as does an operation whose shape depends on numbers: these are the operations
-that wait for a GPU. The mode below makes an operation on tensors of two devices raise, as on a GPU.
+Reading a number back raises there, as does an operation whose shape depends on numbers: these are
+the operations that wait for a GPU. The mode below makes an operation on tensors of two devices
+raise, as on a GPU.
 """
 
 import importlib
@@ -23,7 +25,8 @@ COPIES = {"_to_copy", "copy_"}
 
 
 class OneDevice(TorchDispatchMode):
-    """Fails at the first operation that mixes devices. On a GPU, a tensor without dimensions may be on the CPU."""
+    """Fails at the first operation that mixes devices. On a GPU, a tensor without dimensions may be
+    on the CPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.overloadpacket.__name__ not in COPIES:

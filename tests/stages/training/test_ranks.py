@@ -1,4 +1,5 @@
-"""What two processes that share a batch agree on: gradients, skipped steps, metrics; and what they must not share."""
+"""What two processes that share a batch agree on: gradients, skipped steps, metrics; and what they
+must not share."""
 
 import json
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_the_ranks_have_the_same_weights(run, both):
 @pytest.mark.parametrize("run", ["plain", "accumulated", "muon"])
 def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_path):
     """Also where a batch is accumulated in parts: each part is contrasted over both ranks."""
-    one, two = weights(alone(tmp_path, run)), weights(both(run)[0])
+    one = weights(alone(tmp_path, run))
+    two = weights(both(run)[0])
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-4, msg=name)
     single = [
@@ -110,8 +112,8 @@ def test_dropout_differs_between_ranks(both):
 
 
 def test_metrics_after_a_resume_are_means_over_all_steps_and_ranks(lines, both):
-    """Stopped after two of four steps, with dropout: the one line that is logged, and the weights, are those of the run
-    that was not stopped. So each rank continues its own random numbers."""
+    """Stopped after two of four steps, with dropout: the one line that is logged, and the weights,
+    are those of the run that was not stopped. So each rank continues its own random numbers."""
     assert [actual["starts"] for actual in both("resumed")] == [2, 2]
     assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("dropout")]
     for whole, resumed in zip(both("dropout"), both("resumed"), strict=True):

@@ -1,4 +1,5 @@
-"""Interrupted or not, or after a power failure, training ends with the same weights to the last bit."""
+"""Interrupted or not, or after a power failure, training ends with the same weights to the last
+bit."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
-"""A training stage from its configuration to its model folder: device, seed, sizes, text length, normalization, initial
-weights."""
+"""A training stage from its configuration to its model folder: device, seed, sizes, text length,
+normalization, initial weights."""
 
 import json
 from contextlib import nullcontext
@@ -28,7 +28,8 @@ NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
 @pytest.fixture
 def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
-    """pretrained(name, **config): the weights that pre-training without losses starts from and ends with."""
+    """pretrained(name, **config): the weights that pre-training without losses starts from and ends
+    with."""
 
     def run(name: str, **config) -> ModelBundle:
         (tmp_path / name).mkdir()
@@ -135,7 +136,8 @@ EFFECTS = {
     },
     **{"weights": {"pem": 0.0, "mlm": 0.5}, "mlm_probability": 0.5, "negatives": "uniform"},
 }
-# These have no effect on the weights, or need images, accumulation, a prompter or other files: see their own tests.
+# These have no effect on the weights, or need images, accumulation, a prompter or other files: see
+# their own tests.
 OTHERS = {
     "log_every",
     "max_unreadable_share",
@@ -178,8 +180,8 @@ def test_a_start_decides_the_initial_weights_and_not_the_seed(pretrained, tmp_pa
 def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
     pretrained, tokenizer, tiny_model, tmp_path
 ):
-    """Also one with as many: its word embeddings are of the same shape, and of other words. Which encoders differ is in
-    tests/models/test_folder.py."""
+    """Also one with as many: its word embeddings are of the same shape, and of other words. Which
+    encoders differ is in tests/models/test_folder.py."""
     size = tokenizer.get_vocab_size()
     words = train_tokenizer(
         {f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size
@@ -261,7 +263,8 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
 
 
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path):
-    """Each corpus of the phases once, however often it is in them. The paper's normalization needs none."""
+    """Each corpus of the phases once, however often it is in them. The paper's normalization needs
+    none."""
     corpora = {name: tmp_path / name for name in ("dark", "bright", "other")}
     for folder, mean, std in zip(corpora.values(), (0.1, 0.7, 0.9), (0.05, 0.25, 0.9), strict=True):
         folder.mkdir()
