@@ -33,10 +33,12 @@ def work_of(folder: Path) -> dict[str, Any]:
     """
     if (folder / WORK).exists():
         return read_json(folder / WORK)
+
     record = read_record(folder)
     if record is None:
         raise InputError(f"{folder}: no {RECORD} or {WORK} of a stage; give a folder of artifacts/")
 
+    # A folder of the store is ROOT/STAGE/FINGERPRINT.
     artifacts = folder.absolute().parents[1]
     inputs = dict(record.paths)
     for name, source in record.inputs.items():
@@ -75,6 +77,7 @@ def main(arguments: list[str]) -> Outcome:
     work = work_of(artifact)
     alone = {"workers": 1, "processes": 1, "nodes": 1}
     work["resources"] = {**work["resources"], **alone}
+
     with patch("alpro.stages.execution.workers.work_pool", in_this_process):
         return run({**work, "out": str(out)})
 

@@ -16,9 +16,8 @@ from alpro.locks import acquire, lock_descriptor
 from alpro.stages.execution.interface import STOP, Resources
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-FOLDER = Path(
-    "/var/tmp/alpro-devices"
-)  # of the locks, for all users; jobs of a cluster have a /tmp of their own
+# Of the locks, for all users; jobs of a cluster have a /tmp of their own.
+FOLDER = Path("/var/tmp/alpro-devices")
 POLL_SECONDS = 1.0
 DRIVER = Path("/proc/driver/nvidia/version")
 UUIDS = "import torch; print(*(torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())))"
@@ -30,12 +29,15 @@ def visible_devices(resources: Resources) -> dict[str, str]:
     its index and by its UUID."""
     if resources.device == "cpu":
         return {}
+
     import torch
 
     count = torch.cuda.device_count()
+    # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     names = named[:count] if named else [str(index) for index in range(count)]
     uuids = device_uuids(os.environ.get(VISIBLE)) if names else []
+
     # A part of a GPU (MIG) has a name that is its own; CUDA may report the UUID of the whole GPU.
     return {
         name: name if name.startswith("MIG-") else uuid
@@ -58,6 +60,7 @@ def device_uuids(visible: str | None) -> list[str]:
     import torch
 
     lines = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+    # The last line of a traceback is the exception's name, a colon and CUDA's reason.
     reason = lines[-1].partition(": ")[2] or lines[-1]
     needed = f"this torch ({torch.__version__}) needs a driver for CUDA {torch.version.cuda}"
     raise InputError(
@@ -71,6 +74,7 @@ def driver_version() -> str:
     """The version of NVIDIA's driver on this machine."""
     with suppress(OSError):
         words = DRIVER.read_text().split()
+        # NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5 2024
         versions = [word for word in words if word[0].isdigit() and "." in word]
         if versions:
             return versions[0]
@@ -92,13 +96,17 @@ def reserved(
     if not devices:
         yield [], ()
         return
+
     if count > len(devices):
         raise InputError(
             f"resources.processes = {count}, but the number of visible GPUs is {len(devices)}"
         )
+
+    # The old names of MIG parts have slashes: MIG-GPU-UUID/1/0.
     files = {
         folder / f"{identity.replace('/', '_')}.lock": name for name, identity in devices.items()
     }
+
     try:
         make_shared(folder)
         locks = lock_all(list(files), count)
@@ -125,6 +133,8 @@ def make_shared(folder: Path) -> None:
     """Creates a folder in which all users of this machine may write."""
     if folder.is_dir():
         return
+
+    # mkdir applies the umask to a mode, which would keep other users out.
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # another user has just created it, or the disk has no modes
         folder.chmod(0o777)
@@ -135,6 +145,7 @@ def lock_all(files: list[Path], count: int) -> dict[Path, FileLock]:
     wait for each other."""
     taken: dict[Path, FileLock] = {}
     for file in files:
+        # Runs of other users open the same file.
         lock = FileLock(file, mode=0o666, thread_local=False)
         if acquire(lock, blocking=False):
             taken[file] = lock

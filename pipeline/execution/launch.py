@@ -76,12 +76,14 @@ def run_stage(
         (say or log.info)(f"{step.name}: {text}")
 
     if resources.nodes > 1 and step.stage in TRAININGS:
+        # Another node may have its interpreter elsewhere, and another current folder.
         elsewhere = shlex.join(["python", *arguments[1:-1], str(file.resolve())])
         announce(f"start on each other node: {elsewhere}")
 
     locks = () if lock_file is None else (lock_file,)
     with reserved(gpus, count, announce) as (devices, gpu_locks):
         settings = gpu_settings(devices)
+
         # Two models on a CPU with all threads would wait for each other's. torchrun would give a
         # process one thread.
         if (
@@ -91,12 +93,14 @@ def run_stage(
             and "OMP_NUM_THREADS" not in os.environ
         ):
             settings["OMP_NUM_THREADS"] = str(max(1, cores() // concurrent_stages // count))
+
         if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
             settings[PLAIN] = "1"
 
         variables = [f"{name}={value}" for name, value in settings.items()]
         log.debug(f"{step.name}: {shlex.join([*variables, *arguments])}")
         status = run_group(arguments, (*locks, *gpu_locks), say, settings)
+
     return outcome_of(step, file, status)
 
 
@@ -104,6 +108,7 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
     """Checks the inputs of a step, and writes the file that its processes read. Returns it."""
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
+    # Just before the stage reads them, which may be hours after the plan.
     check_inputs(inputs.values())
 
     file = out / "work.json"
@@ -115,6 +120,7 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
         "resources": resources.model_dump(mode="json"),
     }
     write_json(file, described)
+    # The outcome of an earlier attempt would be taken for this one's.
     file.with_name(RESULT).unlink(missing_ok=True)
     return file
 
@@ -123,10 +129,12 @@ def gpu_settings(devices: Sequence[str]) -> dict[str, str]:
     """The environment variables of a stage on these GPUs."""
     if not devices:
         return {}
+
     settings = {VISIBLE: ",".join(devices)}
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         # Batches differ in size: segments that grow leave no holes in the GPU's memory.
         settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
     return settings
 
 
@@ -138,13 +146,16 @@ def outcome_of(step: Step, file: Path, status: int) -> Outcome:
     """
     result_file = file.with_name(RESULT)
     result = read_json(result_file) if result_file.exists() else {}
+
     if status == 0:
         file.unlink()
         result_file.unlink()
         return Outcome(**result)
 
+    # What a rank has written says more than the exit status, which is torchrun's own.
     if "error" in result:
         raise InputError(result["error"])
+    # A stage that the pipeline stops reports SIGTERM, too, and would be run again.
     if STOP.get().is_requested():
         raise Stopped(f"{step.name} was stopped")
     if "interrupted" in result:
@@ -157,6 +168,7 @@ def outcome_of(step: Step, file: Path, status: int) -> Outcome:
             f"batch need less; "
             "the same command resumes"
         )
+
     rest = f"unfinished results are in {file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no place for the result file either
         raise InputError(f"{step.name}: stopped by the error above; {rest}")
@@ -174,11 +186,13 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
+
     meeting = [
         f"--nnodes={resources.nodes}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={resources.rendezvous}",
     ]
+    # The name of the folder is the fingerprint's, so it is the same on all nodes.
     return [*torchrun, *meeting, f"--rdzv-id={file.parent.name}", *module]
 
 
@@ -207,6 +221,7 @@ def run_group(
         text=True,
         errors="replace",
     )
+
     reader = None
     if piped:
         reader = threading.Thread(target=_read_lines, args=(process, say), daemon=True)
@@ -240,6 +255,7 @@ def group_environment(settings: Mapping[str, str], piped: bool) -> dict[str, str
     # fast. Huge pages: 0.87 of the time.
     defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     environment = {**defaults, **os.environ, **settings}
+
     if piped:
         environment[TIMES] = "0"  # Prefect's log adds times
     forget_ranks(environment)

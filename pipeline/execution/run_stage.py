@@ -32,11 +32,11 @@ def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
     work = read_json(file)
     result = file.with_name("result.json")
-    launched = (
-        os.environ.get("GROUP_RANK", "0") == "0"
-    )  # and not started on another node: the launcher prints an error
+    # By `run_stage` on this node, and not by a person on another one: it prints the error itself.
+    launched = os.environ.get("GROUP_RANK", "0") == "0"
     if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)
+
     try:
         with os_errors(work["out"]):
             outcome = run(work)
@@ -46,12 +46,14 @@ def main(file: Path) -> int:
         if error.errno in DISK_FULL:
             full = f"{error.filename or work['out']}: {error.strerror}; free some disk space and run again to resume"
             return stop(result, {"error": full}, EXIT_INPUT_ERROR, quiet=launched)
+        # Another try would find the same.
         if isinstance(error, LASTING):
             raise
         # A network or its disk failed: the stage may succeed if it continues soon.
         message = one_line(error, max_length=MAX_MESSAGE)
         return stop(result, {"interrupted": message}, EXIT_INTERRUPTED)
     except SystemExit as exit_:
+        # Of the handler of `start`, or of a training that has written its checkpoint.
         if exit_.code != EXIT_INTERRUPTED:
             raise
         return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED, quiet=True)
@@ -60,6 +62,8 @@ def main(file: Path) -> int:
             raise
         line = out_of_memory(work["stage"], error)
         return stop(result, {"error": line}, EXIT_INPUT_ERROR, quiet=launched)
+
+    # All ranks share the folder of the work file, and one outcome.
     if int(os.environ.get("RANK", 0)) == 0:
         write_json(result, asdict(outcome))
     return 0
@@ -77,6 +81,7 @@ def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -
     except OSError:  # a full disk
         path.unlink(missing_ok=True)
         quiet = False
+
     if not quiet:
         print(*map(": ".join, result.items()), file=sys.stderr, flush=True)
     return status
@@ -86,9 +91,11 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, that of a GPU or of this machine."""
     if isinstance(error, MemoryError):
         return True
+
     torch = sys.modules.get("torch")  # most stages run without it
     if torch is None or not isinstance(error, RuntimeError):
         return False
+
     # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
     message = str(error)
     return (
@@ -100,9 +107,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def out_of_memory(stage: str, error: Exception) -> str:
     """One line: what ran out of memory, and which settings need less."""
+    # torch's message goes on with the statistics of its allocator.
     reason = one_line(error).partition(". ")[0]
     if stage not in TRAININGS:
         return f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
+
     return (
         f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes "
         f"the "
@@ -145,6 +154,7 @@ def start(file: Path) -> NoReturn:
     # Where a training does not write a checkpoint: leaves contexts, which end the processes of a
     # pool.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_INTERRUPTED))
+
     status = 1
     try:
         status = main(file)
