@@ -49,9 +49,11 @@ def is_file(text: Any) -> bool:
     """
     if not isinstance(text, str) or is_url(text):
         return True
+
     path = Path(text)
     if suffix(path) in MEDIA_EXTENSIONS:
         return True
+
     try:
         return path.expanduser().is_file()
     except (OSError, RuntimeError, ValueError):  # longer than a name may be; ~unknown; a NUL
@@ -93,6 +95,7 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
     except TooLarge as error:
         raise DecodeError("too large", str(error)) from error
     except Exception as error:
+        # A full disk is no fault of this file: it would reject all that follow, too.
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         # What a store raises has no number; of the local disk, it is a fault that nobody expects.
@@ -102,13 +105,17 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
 
 
 def _load_sample(sample: Sample, count: int, size: int) -> Clip:
+
     about = sample.metadata
     frames = sample.frames(segment_starts(len(sample), count))
+    # decode_videos stores images with their aspect ratio.
     if is_image(sample):
         frames = squash(frames, size)
+
     return Clip(
         frames,
         duration=about.get("duration") or 0.0,
+        # A sample from an index for search has neither.
         width=about.get("width", size),
         height=about.get("height", size),
     )

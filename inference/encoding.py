@@ -65,6 +65,7 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
     """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of
     cache_prompts, or by its name on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
+    # First: a CLIP's folder has a config.json too, which `load_model` would refuse.
     if is_clip(inside) or is_hub_name(str(folder)):
         return load_clip(str(inside), device, "model")
     return load_model(inside, device)
@@ -103,6 +104,7 @@ def encode_texts(
 ) -> Texts:
     """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many
     texts use `embed_texts`."""
+
     device = next(model.parameters()).device
     ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
     mask = mask.to(device)
@@ -147,6 +149,7 @@ def encode_videos(
     batches, and all have the result. Each calls `reorder` for every clip in order, so that a random
     permutation does not depend on the number of processes.
     """
+
     config = encoder.model.config.video
     device = encoder.mean.device
     count = len(sample_indices)
@@ -192,6 +195,7 @@ def sample_frames(
     """
     if frame_indices is None:
         frame_indices = segment_starts(len(sample), config.frames)
+
     frames = sample.frames(frame_indices)
     if sample.metadata["kind"] == "image":
         frames = squash(frames, config.image_size)
@@ -218,6 +222,7 @@ def score(
     head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. Several
     processes share the batches, and all have the result.
     """
+
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
     if not len(pairs):
@@ -242,6 +247,7 @@ def score(
 
                 rows = block[in_block]
                 distinct, text_of_pair = np.unique(pairs[rows, 0], return_inverse=True)
+                # No padding and no mask: `batches` puts texts of one length together.
                 length = int(lengths[distinct[0]])  # of all texts of the batch
                 fused = model.multimodal_encoder.pairs(
                     texts.tokens[torch.from_numpy(distinct).to(device), :length],
@@ -279,6 +285,7 @@ def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: 
 def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
     """The logit margin of every pair: (texts, videos)."""
     shape = (len(texts.tokens), len(videos.tokens))
+    # Row by row, so that the margins have the order of the matrix.
     pairs = np.argwhere(np.ones(shape, bool))
     return match(model, texts, videos, pairs).view(shape).cpu().numpy()
 
@@ -293,6 +300,7 @@ def match_top_k(
     is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
     for direction, of_direction in zip(directions, is_chosen, strict=True):
         axis = 1 if direction == "t2v" else 0
+
         best = similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices
         of_direction.scatter_(axis, best, True)
 
@@ -323,6 +331,7 @@ def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
 
     lengths (T,): number of tokens of each text.
     """
+    # By length, then by text: pairs of one text share its queries, keys and values.
     order = np.lexsort((texts, lengths[texts]))
     borders = np.flatnonzero(np.diff(lengths[texts[order]])) + 1
     for rows in np.split(order, borders):

@@ -62,9 +62,12 @@ def export(model: Model, folder: Path, card: str) -> None:
     if folder.exists():
         raise InputError(f"{folder}: exists already; choose another folder")
 
+    # transformers draws its bars into log files, too.
     logging.disable_progress_bar()
+
     exported = modeling_alpro.AlproModel(configuration(model))
     exported.model.load_state_dict(source.model.state_dict())
+
     for kind in ("video", "image"):
         if kind in model.prompts:
             getattr(exported, f"{kind}_prompts").copy_(model.prompts[kind])
@@ -92,6 +95,7 @@ def export(model: Model, folder: Path, card: str) -> None:
         for name, values in SENTENCE_TRANSFORMERS.items():
             write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
+
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
         (building / "LICENSE").write_text(license, "utf-8")

@@ -63,6 +63,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
     Raises InputError for a column that the index does not have, a value that is no number of
     seconds, a quote that is not closed, and what is neither a condition nor a word.
     """
+    # pyarrow refuses lone surrogates, which an argument becomes that is not UTF-8.
     if text.encode(errors="replace").decode() != text:
         raise InputError(f"filter {text!r}: not valid Unicode")
     if text.count('"') % 2:
@@ -74,6 +75,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
         match = CONDITION.match(text, position)
         assert match is not None  # a value may be empty
         condition = _condition(match, columns)
+        # An empty match is no condition either, so the loop ends.
         if condition is None:
             raise InputError(
                 f"filter {text!r}: takes a column, one of = != < <= > >= ~ and a value, such as "
@@ -88,18 +90,21 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
 def _condition(match: re.Match[str], columns: Sequence[str]) -> Condition | None:
     """The condition of a match of CONDITION; None if it is neither a condition nor a word."""
     written, operator, value = match.group("column", "operator", "value")
+    # A comma may stand between conditions, as in `kind=video, ball`.
     value = value.strip('"') if value.startswith('"') else value.rstrip(",") or value
     if not written:
         is_word = value and value[0] not in "=<>!~"
         return Condition("", "", value) if is_word else None
 
     written = written.strip('"')
+    # Columns of a manifest may differ in their case alone: then the exact name counts.
     same = [name for name in columns if name.lower() == written.lower()]
     if not same:
         raise InputError(
             f"no column {written!r}: this index has {', '.join(columns)}; "
             "`alpro index add --columns` adds others"
         )
+
     column = written if written in same else same[0]
     if column in SECONDS_COLUMNS and (operator == "~" or seconds_of(value) is None):
         raise InputError(
@@ -119,6 +124,7 @@ def seconds_of(text: str) -> float | None:
     if minutes:
         return 60 * int(minutes[1]) + float(minutes[2])
     number = text.removesuffix("s")
+    # The pattern first: `float` also takes nan, inf and 1_000.
     return float(number) if re.search(NUMBER, number) else None
 
 
@@ -139,6 +145,7 @@ def filter_mask(index: "Index", filters: Sequence[str]) -> np.ndarray:
             fits = _compare_texts(index.items[condition.column], condition)
         else:
             fits = _compare_own_column(index, condition)
+        # A comparison with a null is null.
         mask &= pc.fill_null(fits, False).to_numpy()
     return mask
 
@@ -176,6 +183,7 @@ def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
 
 def _has_word(index: "Index", word: str) -> pa.ChunkedArray:
     names = pc.replace_substring_regex(index.items["path"], "^.*/", "")
+    # `or_` of true and null is null: a clip without a caption would never fit.
     fits = pc.fill_null(_matches(names, f"*{word}*"), False)
     for column in ("caption", "id"):
         found = pc.fill_null(_matches(index.items[column], f"*{word}*"), False)
@@ -203,6 +211,8 @@ def _compare_own_column(index: "Index", condition: Condition) -> pa.ChunkedArray
     values = pc.map_lookup(index.items["columns"], condition.column, "first")
     if condition.operator == "~" or not re.search(NUMBER, condition.value):
         return _compare_texts(values, condition)
+
     is_number = pc.match_substring_regex(values, NUMBER)
+    # Null first: the cast of a column fails at its first text, such as "many".
     numbers = pc.cast(pc.if_else(is_number, values, None), pa.float64())
     return COMPARE[condition.operator](numbers, float(condition.value))
