@@ -114,6 +114,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     rejects = [(name, source, "no caption") for name, source in without]
     write_rows(out / "rejects.parquet", REJECTED, rejects)
 
+    # Fewer than M are no error: PEM has fewer classes then.
     warnings = []
     if len(entities) < config.entities:
         warnings.append(
@@ -133,9 +134,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
     """Writes rows, which may be none, as a table."""
+    # Typed columns: of no rows, pyarrow would infer the type null.
     columns = []
     for i, column in enumerate(schema):
         columns.append(pa.array([row[i] for row in rows], column.type))
+
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
 
 
@@ -144,8 +147,11 @@ def nouns_of(words: Words) -> list[Candidate]:
     nouns = []
     for (name, is_noun), count in words.items():
         if is_noun:
+            # `words` counts a word as a noun and as any other part of speech apart.
             occurrences = count + words.get((name, False), 0)
             nouns.append(Candidate(name, count, occurrences))
+
+    # A fixed order: ties at M must not depend on the order in which captions are read.
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
@@ -181,6 +187,7 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
     left_out: LeftOut = []
     for word in words:
         reason = exclusion_reason(word, config, prompts)
+        # Only a noun that qualifies otherwise can be below the first M.
         if not reason and len(chosen) == config.entities:
             reason = f"below the {config.entities} most frequent"
         if reason:
@@ -204,6 +211,7 @@ def is_word(text: str) -> bool:
     """Whether a text consists of letters of any script, with their combining marks, and the joiners
     between them."""
     kinds = {unicodedata.category(character)[0] for character in text if character not in JOINERS}
+    # A combining mark or a joiner starts no word.
     return text[:1].isalpha() and kinds <= {"L", "M"}
 
 
@@ -211,6 +219,7 @@ def is_syllable(text: str) -> bool:
     """Whether one character is a word or a syllable: an ideograph, Hangul or Kana."""
     if len(text) != 1:
         return False
+    # `name` raises ValueError for characters without a name, unless it has a default.
     name = unicodedata.name(text, "")
     return name.startswith(("CJK", "HANGUL", "HIRAGANA", "KATAKANA"))
 
@@ -226,6 +235,7 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
         return "a word of the prompt templates"
     if word.name in config.exclude:
         return "excluded by the configuration"
+    # A tagger takes a verb or an adjective for a noun now and then.
     if word.count < config.min_noun_share * word.occurrences:
         return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
     if word.count < MIN_COUNT:

@@ -75,6 +75,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     for kind, templates in config.templates.kinds.items():
         embeddings = embed(prompter.model, prompter.tokenizer, entities, templates)
         prompts[kind] = embeddings.cpu()
+
+    # Row m of each tensor is of entity m: `Model` reads both and compares their numbers.
     write_tensors(prompts, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     return Outcome({"entities": len(entities)})
@@ -87,4 +89,5 @@ def embed(
     official code."""
     texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
+    # The prompts of a word are consecutive in `texts`.
     return features.view(len(words), len(templates), -1).mean(dim=1)

@@ -121,6 +121,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     for note in manifest.about.get("notes", []):
         log.info(f"note: {note}")
+
+    # Before decoding: hours of it would end in a corpus that nothing can train on.
     check_texts(source, plan)
     hint = plan.group_hint()
     if hint:
@@ -157,6 +159,7 @@ def plan_of(config: Config, manifest: Manifest) -> DecodePlan:
 def check_texts(source: Location, plan: DecodePlan) -> None:
     """Raises InputError if no item has a caption or a question."""
     if not len(plan.row_indices):
+        # The import may have rejected every row: the first reject says why.
         reject = next(plan.rejects(), None)
         if reject is None:
             raise InputError(f"{source}: no rows of these kinds")
@@ -202,8 +205,10 @@ def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
     else:
         record, index, rejects = reused
 
+    # `merge` counts the samples of linked shards by this.
     record |= {"decoded": reused is None}
     write_unit(unit.name, out, index=index, rejects=rejects, record=record)
+    # Last: until the unit is finished, another try must know what killed this process.
     part_path(unit.name, "suspects", out).unlink(missing_ok=True)
 
 
@@ -217,6 +222,7 @@ def decode_unit(
     sha256 = ""
     shard = out / f"{unit.name}.tar"
     if shard.is_file():  # at least one item was decoded
+        # From the tar itself, as `index_shards` reads those of others.
         index = index_shard(shard)
         sha256 = checksum(shard)
 
@@ -235,10 +241,12 @@ def decode_unit(
 def unit_key(unit: DecodeUnit, config: Config) -> str:
     """The digest of everything that determines a shard: its rows, the identities of their files,
     and the settings."""
+    # Of all files in one call: it makes the requests to a store concurrently.
     files = identities(row.path for row in unit.rows)
     rows = []
     for row, file in zip(unit.rows, files, strict=True):
         rows.append(row.model_dump(mode="json") | {"file": file})
+
     settings = config.model_dump(include=UNIT_SETTINGS)
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
@@ -263,6 +271,7 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
                 with fetched(row, config.max_bytes, out / "parts") as path:
+                    # Noted after the download: only a decoder is suspected.
                     note.write_text(" ".join(sorted(suspects | {row_index})))
                     if row_index in suspects:
                         clip = decode_in_subprocess(row, path, config)
@@ -277,6 +286,7 @@ def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Rejec
                 )
                 rejects.append(reject)
                 continue
+            # Of written samples only: training normalizes by these and sees no reject.
             sums += pixel_sums(clip.frames)
     return rejects, sums
 
@@ -309,6 +319,7 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     limits = Limits(config.timeout)
     try:
         with memory_limit(limits.memory):
+            # Images keep their ratio: training crops them at random.
             if row.kind == "image":
                 return decode_image(path, config.size, limits, keep_ratio=True)
             return decode_video(

@@ -57,6 +57,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
     is_tuned = pipeline.start_task in tunings and tunings[pipeline.start_task] is None
     if not (config.corpora and (is_tuned or any(tunings.values()))):
         return None
+
     stages = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
     folders = {pipeline.start_task: pipeline.start} if is_tuned and pipeline.start else {}
     return Needs(config, stages=stages, folders=folders, corpora=config.corpora)
@@ -70,6 +71,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     if config.qa and inputs.qa:
         tasks.append(question_answering)
 
+    # The widest of them decides the precision.
     models = [inputs.retrieval, inputs.qa]
     with evaluating(config, inputs.corpora, models, out, resources) as (results, device):
         with progress("evaluating", len(tasks), "tasks") as advance:
@@ -95,6 +97,8 @@ def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.de
         labels=gallery.labels,
         scored=(matching, similarity),
     )
+
+    # By similarity, as `alpro search` ranks: the picture shows what a search would find.
     picture = results.out / "pictures" / "retrieval.png"
     draw_searches(gallery, similarity, extremes(gallery, similarity), picture)
 
@@ -128,6 +132,7 @@ def question_answering(
         contrasts=config.contrasts,
     )
 
+    # No training lifts the limit that the list of answers sets.
     results.warnings += unanswerable(questions.items, model.answers)
     add(what="question answering", name="qa", logits=model.answer(questions))
     for control in controls_of(config):

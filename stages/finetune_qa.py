@@ -55,6 +55,8 @@ def needs(pipeline: Pipeline) -> Needs | None:
     config: Config | None = pipeline.finetune_qa
     if config is None:
         return None
+
+    # `start` replaces pre-training: the model is a folder of the user's then.
     folders = {"model": pipeline.start} if pipeline.start else {}
     return Needs(config, {"model": "pretrain"}, folders, config.corpora)
 
@@ -78,6 +80,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             answers=answers,
         ).to(device)
         validate, select = validate_qa(objective, inputs.corpora, start.tokenizer, answers, config)
+
+        # Row i of the head is answers[i]: the folder holds both.
         bundle = ModelBundle("qa", model, start.tokenizer, start.preprocessing, answers=answers)
         return Training(bundle, objective, validate, select)
 

@@ -37,6 +37,8 @@ def needs(pipeline: Pipeline) -> Needs | None:
     config: Config | None = pipeline.finetune_retrieval
     if config is None:
         return None
+
+    # `start` replaces pre-training: the model is a folder of the user's then.
     folders = {"model": pipeline.start} if pipeline.start else {}
     return Needs(config, {"model": "pretrain"}, folders, config.corpora)
 

@@ -101,6 +101,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             size=lambda unit: 1,
         )
 
+    # Across shards: a worker sees its own alone.
     check_samples(units, out)
     outcome = merge(units, out)
     # At a URL, the frames of each sample take a request.
@@ -126,11 +127,13 @@ def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
             except InputError as error:  # names the temporary copy
                 raise InputError(str(error).replace(str(path), str(unit.shard), 1)) from error
 
+            # In both: a sample of the other kind is not a lost one.
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
                 earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
             checked = check_frames(index, earlier, path, unit.shard)
     except OSError as error:
+        # Not the shard's fault.
         if error.errno in DISK_FULL:
             raise
         raise InputError(
@@ -194,6 +197,8 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
     everything = np.zeros((3, 3))
     sizes: set[str] = set()
     expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
+
+    # In the order of the shard, then the lost ones: the same tables each time.
     for key in dict.fromkeys([*row_indices, *earlier_rows]):
         row_index = row_indices.get(key)
         current = None if row_index is None else rows[row_index]
@@ -201,6 +206,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         row = earlier_rows.get(key, current)
         assert row is not None
 
+        # Counted before the frame is read: statistics compare what is there with what should be.
         counts = expected[row["split"]]
         counts["items"] += 1
         counts["captions"] += len(row["captions"])
@@ -209,6 +215,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         try:
             frame = middle_frame(row, current, path)
         except Unreadable as error:
+            # The reject has the id in a column of its own.
             detail = str(error).rpartition(f"{row['id']}, ")[2]
             reject = Reject(id=row["id"], path=str(shard), reason="unreadable", detail=detail)
             rejects.append(reject.model_dump())
@@ -243,6 +250,7 @@ def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path
     if any(current[name] != row[name] for name in ("json_crc32", "frame_crc32s")):
         raise Unreadable(f"{row['id']}, changed since index.parquet was written")
 
+    # One frame stands for all: decoding each would take as many times as long.
     sample = sample_from_row(current, path)
     (frame,) = sample.frames([len(sample) // 2])
     return frame
@@ -263,6 +271,7 @@ def check_samples(units: list[ShardUnit], out: Path) -> None:
             f"{shards[1]}: id {sample_id!r} is also in {shards[0]}; ids must be unique"
         )
 
+    # The first shard of each size is enough to say which two differ.
     shard_of_size: dict[str, Location] = {}
     for unit in units:
         for size in read_json(part_path(unit.name, "json", out))["sizes"]:

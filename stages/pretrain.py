@@ -132,6 +132,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
         if prompter and inputs.prompts:
+            # On the device once: PEM reads them in each step.
             stored = read_prompts(inputs.prompts)
             prompts = {kind: embeddings.to(device) for kind, embeddings in stored.items()}
 
@@ -219,6 +220,7 @@ def draw_pseudo_labels(
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
+    # A batch is of one kind.
     kinds = [data.sources[source].kind for source in data.source_of]
     step = kinds.index("video") if "video" in kinds else 0
     source = data.sources[data.source_of[step]]
@@ -226,12 +228,14 @@ def draw_pseudo_labels(
     batch = objective.with_pseudo_labels(data[step].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
+    # One transfer instead of one for each picture.
     labels = batch.pseudo_labels.cpu()
 
     grid = objective.model.config.video.grid
     middle = batch.frames.shape[1] // 2
     pictures = []
     for i in range(min(count, len(labels))):
+        # `topk` refuses more than there are.
         top = labels[i].topk(min(3, len(entities)))
         probabilities = top.values.tolist()
         names = [entities[index] for index in top.indices.tolist()]

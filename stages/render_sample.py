@@ -114,8 +114,10 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus]
         counts[corpus] = len(rows)
+        # After the count, which is of good items.
         if corpus == "clips":
             rows += broken
+
         lines = [json.dumps(row) + "\n" for row in rows]
         (out / f"{corpus}.jsonl").write_text("".join(lines))
     return Outcome(counts | {"broken": len(broken)})
@@ -124,6 +126,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 def lessons(config: Config) -> list[Item]:
     """One thing that moves across the frame, and the reversed clip, which differs only in the
     motion."""
+    # A stream for each corpus: more scenes of one leave the others as they are.
     rng = np.random.default_rng([config.seed, 1])
     items = []
     for i in range(config.lessons):
@@ -207,6 +210,7 @@ def item(  # noqa: PLR0913 - each is a column of the row
         "id": name,
         "path": path,
         "kind": "image" if is_image else "video",
+        # Drawn with replacement: equal ones count once.
         "captions": list(dict.fromkeys(drawn)),
         "questions": questions,
         "split": split,
@@ -229,6 +233,7 @@ def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
             x, y, radius, _ = thing.pose(time)
             corners = (x - radius, y - radius, x + radius, y + radius)
             squares.append([round(value, 3) for value in corners])
+
         squares_of_kind[thing.kind] = squares
     return squares_of_kind
 
@@ -258,6 +263,7 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        # x264 writes other bytes with another number of threads.
         stream.thread_count = 1
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")

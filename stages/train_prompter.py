@@ -182,6 +182,7 @@ def with_mean_recall(validate: Validate) -> dict[str, float]:
 
 def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:
     """A prompter with the configured sizes, initial weights and normalization."""
+    # `needs` leaves it out for `clip` alone.
     assert inputs.tokenizer is not None
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
@@ -196,5 +197,6 @@ def load_towers(config: Config, device: torch.device) -> ClipBundle:
     bundle = load_clip(config.clip, device, key)
     # The plan has checked it already, unless it was still on the hub.
     check_clip(config.clip, key, config.max_text_tokens)
+
     bundle.prompter.unfreeze(config.model.video.frames, config.trained_layers)
     return bundle

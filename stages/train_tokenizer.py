@@ -62,7 +62,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
         captions, _ = read_captions(inputs.corpora)
+        # Fine-tuning for question answering has the same word pieces.
         questions = read_questions(inputs.corpora)
+
         # Each template once, so that the words of prompts are pieces.
         templates = config.templates.video + config.templates.image
         prompts = Counter(template.replace("{}", "") for template in templates)
@@ -71,5 +73,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         counts = {"captions": captions.total()}
     else:
         tokenizer = load_tokenizer(config.tokenizer)
+
     tokenizer.save(str(out / "tokenizer.json"))
     return Outcome(counts | {"word_pieces": tokenizer.get_vocab_size()})

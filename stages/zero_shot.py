@@ -55,6 +55,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
     The corpus of questions only matters for the entities, where there is no retrieval.
     """
+    # Only its own keys: another control must not make this stage run again.
     values = pipeline.evaluate.model_dump(include=set(Config.model_fields))
     if pipeline.evaluate.retrieval:
         values["qa"] = ""
@@ -62,6 +63,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
         values["threshold"] = pipeline.pretrain.threshold
     config = Config.model_validate(values)
 
+    # Of a model that is fine-tuned already, no score is zero-shot.
     searches = config.retrieval and pipeline.start_task in ("", "pretrained")
     if not (config.corpora and (searches or pipeline.uses_prompter)):
         return None
@@ -108,6 +110,8 @@ def entities(config: Config, inputs: Inputs, results: Results, device: torch.dev
     """Accuracy of the prompter's most likely entity per clip, and on random crops of the clips."""
     assert inputs.prompts is not None
     assert inputs.vocabulary is not None
+
+    # A CLIP that was not trained is beside its prompts.
     encoder = load_prompter(inputs.prompter or inputs.prompts, device).normalized(device)
     prompts = read_prompts(inputs.prompts)["video"].to(device)
     names = read_entities(inputs.vocabulary)
