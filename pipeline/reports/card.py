@@ -97,15 +97,18 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     answers = len(model.answers)
     what, text, call = TASKS[model.task]
     tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
+
     sources: list[tuple[Path, Record]] = []
     evaluated = ""
     index = ""
     if record:
+        # A store has its artifacts at STAGE/FINGERPRINT.
         store = Store(artifact.parents[1])
         split, scores = newest_scores(store, record)
         evaluated = evaluation(split, scores)
         index = model_index(name, tag, split, scores)
         sources = store.lineage(record)
+
     similarity = (
         "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
     )
@@ -113,7 +116,9 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     limit = f"Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
     data = [markdown(table) if (table := data_table(sources)) else "Not recorded."]
     data += [rendered] if any(source.stage == "render_sample" for _, source in sources) else []
+
     return CARD.format(
+        # The hub's tag for a license that its list lacks.
         license_tag=license or "other",
         tag=tag,
         name=name,
@@ -137,8 +142,10 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
 def training(sources: list[tuple[Path, Record]]) -> str:
     if not sources:
         return "Not recorded: the model was exported from a folder without an artifact."
+
     lines = []
     for _, record in sources:
+        # The lineage also has corpora and vocabularies, which no learning rate trains.
         if "lr" in (config := record.config):
             steps = record.counts.get("steps", "")
             lr = f"{config['lr']:g}"
@@ -151,6 +158,8 @@ def training(sources: list[tuple[Path, Record]]) -> str:
                     lr,
                 ]
             )
+
+    # `lineage` lists inputs before their users: the exported model is the last one.
     _, last = sources[-1]
     versions = ", ".join(f"{package} {version}" for package, version in last.versions.items())
     built = f"Built {last.run['at'][:10]}, commit {last.run.get('commit') or 'unknown'}, with {versions}."
@@ -164,10 +173,14 @@ def newest_scores(store: Store, record: Record) -> tuple[str, list[dict[str, Any
     split = ""
     scores: list[dict[str, Any]] = []
     prefixes = PREFIXES_OF_STAGE.get(record.stage, ("-",))
+
+    # From the oldest to the newest, so that the newest one with scores of this model stays.
     for folder, other in store.all():
         used = {source.fingerprint for source in other.inputs.values()}
         if other.stage not in EVALUATIONS or record.fingerprint not in used:
             continue
+
+        # One evaluation scores the models of several stages.
         rows = read_results(folder)
         own = [row for row in rows if row["name"].partition("/")[0].startswith(prefixes)]
         if own:
@@ -193,6 +206,8 @@ def model_index(name: str, task: str, split: str, scores: list[dict[str, Any]]) 
         name_of_score = " ".join(filter(None, (row["what"], row["direction"], row["metric"])))
         value = round(row["value"], 3)
         metrics.append({"type": row["metric"], "name": name_of_score, "value": value})
+
+    # The hub requires the data set's type and name, and does not have these videos.
     result = {
         "task": {"type": task},
         "dataset": {"type": "own", "name": "captioned videos", "split": split},

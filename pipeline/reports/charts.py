@@ -79,8 +79,10 @@ def score_bars(rows: Rows) -> Bars | None:
     """The scores of a run that people look at first, beside their controls and chance. None without
     a score."""
     chosen = [row for row in rows if row["name"] in PRINTED]
+
     # Of the other controls, those of the first score of each table: R@1 of the text, and the
     # accuracy.
+    # Reversed: the first row of a table overwrites its later ones.
     leading = {row["table"]: (row["direction"], row["metric"]) for row in reversed(chosen)}
     controls = [
         row
@@ -89,15 +91,19 @@ def score_bars(rows: Rows) -> Bars | None:
         and row not in chosen
         and (row["direction"], row["metric"]) == leading.get(row["table"])
     ]
+
     # Tables in order, and in each the models before the controls.
     order = list(leading)
     found = sorted(
         chosen + controls,
         key=lambda row: (order[::-1].index(row["table"]), row["what"].startswith(CONTROL)),
     )
+
+    # The axis is in percent: ranks have no place on it.
     shown = [row for row in found if row["unit"] == "%" and row["value"] is not None]
     if not shown:
         return None
+
     bars = [
         Bar(
             label=f"{row['what']}, {metric_text(row)}",
@@ -110,6 +116,7 @@ def score_bars(rows: Rows) -> Bars | None:
         )
         for row in shown
     ]
+
     note = "Test split. A dot is a score, its line the 95 % interval, the mark | the chance level."
     return Bars("Scores", note, ("0 %", "100 %"), bars)
 
@@ -126,10 +133,14 @@ def difference_bars(first: str, second: str, compared: Comparison) -> Bars | Non
     shown = short or scores
     if not shown:
         return None
+
+    # Fields 2 to 4 are the difference and its interval, which may be None. The axis has at least a
+    # point to each side, so that equal scores have one, and 5 % of margin.
     ends = [value for _, difference in shown for value in difference[2:5] if value is not None]
     widest = max(1.0, *map(abs, ends)) * 1.05
 
     def place(value: float) -> float:
+        # Zero is in the middle.
         return 50 + 50 * value / widest
 
     bars = [
@@ -144,6 +155,7 @@ def difference_bars(first: str, second: str, compared: Comparison) -> Bars | Non
         )
         for row, difference in shown
     ]
+
     note = "Over the same test queries, with the 95 % interval. Green or red: p below 0.05."
     return Bars(f"{second} - {first}", note, (f"-{widest:.0f}", f"+{widest:.0f} points"), bars)
 
@@ -160,6 +172,7 @@ def learning_curves(artifacts: Iterable[tuple[Path, Record]]) -> dict[str, list[
     found: dict[str, list[Curve]] = {}
     for folder, record in artifacts:
         if record.stage in TRAININGS:
+            # A training that logged one step has no curve.
             curves = list(curves_of(read_metrics(folder / "metrics.jsonl")))
             found |= {record.name: curves} if curves else {}
     return found
@@ -169,7 +182,9 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
     """A curve for each loss, the sum first, and for each validation score, over the steps. A single
     point is none."""
     losses = dict.fromkeys(key for line in lines for key in line if key.startswith("train/loss"))
+    # `train/loss`, the sum, has the shortest name.
     for key in [*sorted(losses, key=len), *VALIDATION_CURVES]:
+        # Lines of training and of validation have different keys.
         points = [
             (line["step"], float(line[key]))
             for line in lines
@@ -183,13 +198,18 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
 def curve(title: str, points: Sequence[tuple[int, float]]) -> Curve:
     """One curve, with at most MAX_POINTS of its points, the last among them."""
     every = -(-len(points) // MAX_POINTS)
+    # From the end, so that the last point is always kept.
     kept = [*points[::-every]][::-1]
+
     steps = [step for step, _ in kept]
+    # A loss that diverged is NaN or infinite, and has no place on the axis.
     values = [value for _, value in kept if np.isfinite(value)] or [0.0]
     low = min(values)
     high = max(values)
+    # A constant curve has a height of zero, which would divide by zero.
     width = max(steps) - min(steps) or 1
     height = high - low or 1.0
+
     return Curve(
         title=title,
         points=[
@@ -224,16 +244,21 @@ def calibration(what: str, probability: np.ndarray, right: np.ndarray) -> Calibr
     predictions."""
     if not len(probability):
         return None
+
     bins = []
     gap = 0.0
+    # A probability of 1 belongs to the last bin.
     number = np.minimum((probability * BINS).astype(int), BINS - 1)
     for one in np.unique(number):
         inside = number == one
         mean = probability[inside].mean()
         share = right[inside].mean()
+        # The expected calibration error: gaps weighted by their shares of the predictions.
         gap += inside.mean() * abs(mean - share)
+        # The root, because the eye compares areas; a bin of few predictions stays visible.
         radius = 1.5 + 5 * np.sqrt(inside.mean())
         bins.append((100 * mean, 100 * share, radius, int(inside.sum())))
+
     note = (
         f"{len(probability)} predictions: mean probability {probability.mean():.0%}, right "
         f"{right.mean():.0%}; "

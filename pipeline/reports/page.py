@@ -100,6 +100,8 @@ def write_report(
         links=[*links, *earlier_runs(path, run)],
         opened=opened,
     )
+
+    # Read by later runs: `earlier_runs` and `finished_steps`.
     write_json(path.with_suffix(".json"), run)
     return path
 
@@ -114,6 +116,7 @@ def warnings_table(artifacts: Sequence[tuple[Path, Record]]) -> Table:
 
 def controls_table(results: Rows) -> Table:
     """What the controls among the results show."""
+    # As one text, because rows go on after the label: "control: best frame by similarity".
     shown = " ".join(row["what"] for row in results)
     lines = [
         [control.label, control.meaning]
@@ -144,10 +147,13 @@ def stages_table(run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]
         time = step["state"]
         if record and time == "built":
             time = duration(record.run["seconds"])
+
+        # The tables of results have what an evaluation counts.
         counts = record.counts if record and record.stage not in EVALUATIONS else {}
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
         inputs = ", ".join(step["inputs"])
         lines.append([step["name"], step["fingerprint"][:8], time, inputs, text])
+
     heads = ["stage", "fingerprint", "time", "inputs", "counts"]
     return Table("Stages", heads, lines, texts=True)
 
@@ -163,6 +169,7 @@ def facts_table(run: Mapping[str, Any]) -> Table:
         "data": arguments["data"],
         "changed values": "\n".join(arguments["changes"]) or "none",
     }
+
     lines = [[label, text] for label, text in facts.items() if text]
     return Table("Run", ["", ""], lines, texts=True)
 
@@ -185,10 +192,14 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
     environment = Environment(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    # The contents and the sections of the template get their anchors from one function.
     environment.globals["anchor"] = anchor
+
+    # The template loops over these, and a comparison has no `last`.
     values = {"tables": (), "last": (), "opened": (), **values}
     template = environment.get_template("page.html.jinja")
     page = template.render(title=title, contents=contents_of(values), **values)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -200,6 +211,7 @@ def write_page(path: Path, title: str, **values: Any) -> Path:
 
 def contents_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The sections of a page in order, each with its anchor."""
+    # The order is that of page.html.jinja.
     names = [table.title for table in values["tables"] if table and table.lines]
     if values.get("curves"):
         names.append("Learning curves")
@@ -229,11 +241,14 @@ def earlier_runs(path: Path, run: Mapping[str, Any]) -> list[Link]:
         page = file.with_suffix(".html")
         with suppress(OSError, ValueError, TypeError, KeyError):  # no summary of a run
             other = read_json(file)
+            # A file of the same name is of an earlier run of the same steps: this page replaces it.
             is_earlier = other["name"] == run["name"] and other["started"] < run["started"]
             if is_earlier and file.stem != path.stem and page.is_file():
                 time = other["started"][:16].replace("T", " ")
                 text = f"{time}: {other['title']} ({other['state']})"
                 links.append((other["started"], (text, quote(page.name))))
+
+    # Times in ISO 8601 sort as text.
     links.sort(reverse=True)
     return [link for _, link in links[:MAX_EARLIER_RUNS]]
 
@@ -246,6 +261,8 @@ def stage_pictures(folder: Path) -> list[tuple[str, str]]:
         caption = CAPTIONS.get(kind) or f"{re.sub('[-_]+', ' ', kind).capitalize()}."
         if step.isdigit():
             caption = f"Step {int(step)}: {caption}"
+
+        # Inline: people send a page to others as one file.
         data = base64.b64encode(path.read_bytes()).decode()
         pictures.append((caption, f"data:image/png;base64,{data}"))
     return pictures
@@ -258,6 +275,7 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
     wanted = required(plan.steps, plan.store)
     if not (report.parents[1] / "mlflow.db").is_file():
         return []
+
     with suppress(OSError, ValueError, TypeError, KeyError):  # no summary
         if read_json(report.with_suffix(".json"))["state"] != FINISHED:
             return []
@@ -293,8 +311,10 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> Com
         lineages.append([ancestor for _, ancestor in store.lineage(record)])
     lines = differences(lineages)
     shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
+
     results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
     marked = decisive(row["name"] for one in compared for row, _ in one.scores)
+
     return Compared(
         title=" and ".join(names),
         tables=shown + tables(results, compared, marked),
@@ -324,6 +344,7 @@ def differences(runs: Sequence[Sequence[Record]]) -> list[list[str]]:
         names |= dict.fromkeys(of_run)
 
     lines = []
+    # The sort is stable: within a kind, names stay in the order of the runs.
     for kind, name in sorted(names, key=lambda kind_and_name: KINDS.index(kind_and_name[0])):
         values = [of_run.get((kind, name), UNKNOWN) for of_run in described]
         if len(set(values)) > 1:
@@ -352,6 +373,7 @@ def origin(record: Record) -> dict[tuple[str, str], str]:
 
     if stage in CORPUS_STAGES:
         counts = ", ".join(f"{count} {what}" for what, count in record.counts.items() if count)
+        # The step `decode_videos clips` makes the corpus clips.
         corpus = name.partition(" ")[2] or name
         decides["data", corpus] = f"{record.fingerprint[:8]}: {counts}"
     for file, digest in record.files.items():

@@ -70,6 +70,7 @@ def tables(
         if row["name"] not in seen:  # the first run that has it
             seen.add(row["name"])
             groups.setdefault(row["table"], []).append(row)
+
     return [
         score_table(TITLES.get(group, group.capitalize()), shown, runs, compared, marked)
         for group, shown in groups.items()
@@ -98,6 +99,7 @@ def score_table(
         for run_index, of_run in enumerate(by_run):
             line.append(score_text(of_run[name]) if name in of_run else "")
             if run_index and compared:
+                # The first run is what the others are compared with.
                 line += difference_cells(differences[run_index - 1].get(name))
         line += [number_text(row["chance"], row["unit"]), str(row["items"])]
         lines.append(line)
@@ -125,6 +127,7 @@ def difference_cells(change: PairedDifference | None) -> list[str]:
 def main_table(of_run: Rows) -> Table | None:
     """The scores of a run that people look at first; None if it has none of them."""
     by_name = {row["name"]: row for row in of_run}
+    # In the order of PRINTED, whatever the order in the file.
     chosen = [by_name[name] for name in PRINTED if name in by_name]
     if not chosen:
         return None
@@ -134,6 +137,7 @@ def main_table(of_run: Rows) -> Table | None:
         metric = SHORT_METRICS.get(row["name"]) or metric_text(row)
         chance = number_text(row["chance"], row["unit"])
         lines.append([row["what"], metric, score_text(row), chance])
+
     brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
     heads = ["", "", f"score{brackets}", "chance"]
     return Table("Results", heads, lines, few_videos_note(chosen))
@@ -197,6 +201,7 @@ def few_videos_note(shown: Rows) -> str:
     shown_videos = f"{videos} test video{'' if videos == 1 else 's'}"
     if independent < 0.8 * videos:
         shown_videos += f", which count as {independent:.0f} because some have most of the queries"
+    # In percent: 98 = 100 x 1.96 x 0.5.
     points = min(100.0, 98 / math.sqrt(independent))
     return f"Only {shown_videos}: by chance alone, a score may be off by {points:.0f} points."
 

@@ -29,8 +29,10 @@ def print_results(
         record = read_record(folder)
         if record:
             artifacts.append((folder, record))
+
     results = rows(artifacts)
     if as_json:
+        # Nothing else goes to standard output: a program reads it.
         values = {
             "results": results,
             "artifacts": {record.name: of_json(folder, record) for folder, record in artifacts},
@@ -44,6 +46,8 @@ def print_results(
     if report.is_file():  # of this stage, or of a run that had anything to do
         what = f"all {len(results)} scores (as JSON: --json)" if results else "report"
         print(f"{what}: {report}")
+
+    # `alpro ui` opens this workspace without the option.
     is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
     option = "" if is_default else f" --workspace {workspace}"
     print(f"curves, pictures and comparison: alpro ui{option}")
@@ -82,6 +86,8 @@ def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> No
     if len(warnings) > MAX_WARNINGS and report.is_file():
         print(f"warnings: {len(warnings)}, below the tables of the report")
         return
+
+    # Without a report, no page shows them.
     for line in warnings:
         print(f"warning: {line}")
 
@@ -110,6 +116,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     first = rows[0]
+
     keys = [key for key in first if any(row[key] not in (None, "") for row in rows)]
     right = [column for column, key in enumerate(keys) if isinstance(first[key], int | float)]
     lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
@@ -132,6 +139,7 @@ def print_columns(
         rule: whether a line of dashes is below the heads.
     """
     is_terminal = sys.stdout.isatty()
+    # By default, Rich colors numbers and paths.
     console = Console(
         force_terminal=is_terminal, width=None if is_terminal else UNLIMITED, highlight=False
     )

@@ -48,6 +48,7 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
     scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {p_text(difference.p)}"
 
     if difference.p < SIGNIFICANT and difference.difference:
+        # Of a rank, less is better.
         gain = (difference.difference > 0) == row["higher_is_better"]
         interval = ""
         if difference.low is not None and difference.high is not None:
@@ -69,6 +70,7 @@ def smallest(row: Mapping[str, Any], clips: int) -> str:
     counted = f" {clips} clip{'s' * (clips != 1)} cannot show"
     if clips < FEWEST:
         return f"{counted} any difference."
+    # At least FEWEST of the queries have to change, all in one direction.
     return f"{counted} less than {100 * FEWEST / row['items']:.2g} points."
 
 
@@ -78,6 +80,8 @@ def fine_tuned_verdict(artifacts: Sequence[tuple[Path, Record]]) -> str:
     folders = {record.stage: folder for folder, record in artifacts}
     if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
         return ""
+
+    # By similarity, as `alpro search` ranks.
     before = "zero_shot_vtc/t2v/R1"
     after = "retrieval_vtc/t2v/R1"
     try:
@@ -95,4 +99,5 @@ def p_text(p: float) -> str:
     """
     if p < 0.001:
         return "p < 0.001"
+    # `.2g` would write 1.0 as 1.
     return f"p = {p:.1f}" if p > 0.995 else f"p = {p:.2g}"
