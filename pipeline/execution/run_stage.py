@@ -32,7 +32,7 @@ def main(file: Path) -> int:
     """Runs the stage of a work file; returns the exit status of the process."""
     work = read_json(file)
     result = file.with_name("result.json")
-    # By `run_stage` on this node, and not by a person on another one: it prints the error itself.
+    # Not by a person on another node: `launch.run_stage` prints the error.
     launched = os.environ.get("GROUP_RANK", "0") == "0"
     if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
         end_with_parent(os.getppid(), signal.SIGKILL)

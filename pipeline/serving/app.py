@@ -103,8 +103,10 @@ def application(
         redoc_url=None,  # its page loads scripts of other hosts
     )
     app.router.redirect_slashes = False
+
     queue = RequestQueue()
     app.state.queue = queue
+
     _add_errors(app)
     _add_searches(app, models, queue, rerank, nothing_below)
     _add_answers(app, models, queue)
@@ -121,7 +123,9 @@ def _add_errors(app: FastAPI) -> None:
     async def mistake(request: Request, error: Exception) -> Response:
         text = str(error)
         if isinstance(error, DecodeError):
+            # Without its detail, which may name the server's own files.
             text = f"this file cannot be decoded: {error.reason}"
+
         return JSONResponse({"detail": text}, 400)
 
 
@@ -151,9 +155,12 @@ def _add_searches(
         def compute(file: Path | None, frames: Any) -> dict[str, Any]:
             if query.text and query.clip is not None:
                 raise HTTPException(400, "search for a text or for a clip, not both")
+
+            # Here, in the models' thread: opening a changed index would hold up the event loop.
             models.refresh()
             index = models.require("index", "INDEX")
             page: dict[str, Any] = {"k": query.k, "offset": query.offset, "filters": query.filter}
+
             if query.text:
                 matched = rerank if query.rerank is None else query.rerank
                 return search(
@@ -164,10 +171,13 @@ def _add_searches(
                     rerank=matched,
                     nothing_below=nothing_below,
                 ).json()
+
             if query.clip is not None:
+                # Refuses a number that stands for another clip since the index has changed.
                 models.item(query.clip, query.key)
                 embedding = index.embeddings[query.clip]
                 return similar(index, embedding, **page, without=query.clip).json()
+
             if frames is None:
                 return list_clips(index, **page).json()
             return similar(index, model.embed_frames(frames)[0], **page).json()
@@ -190,6 +200,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
         answers = await queue.run(
             request, compute, lambda file: models.frames(model, query.clip, query.key, file)
         )
+
         return {"answers": ranked_words(answers), "note": model.note(query.question)}
 
     @app.get("/api/entities")
@@ -197,6 +208,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
     async def entities(request: Request, query: Annotated[Region, Query()]) -> dict[str, Any]:
         """Entities in a region of a clip or the body, best first."""
         model = models.require("entities", "--entities MODEL")
+        # Before the queue: a wrong box is refused at once.
         box = parse_box(query.box) if query.box.strip() else WHOLE
 
         def compute(file: Path | None, frames: Any) -> list[tuple[str, float]]:
@@ -206,6 +218,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
         named = await queue.run(
             request, compute, lambda file: models.frames(model, query.clip, query.key, file)
         )
+
         return {"entities": ranked_words(named), "note": model.entities_note}
 
 
@@ -215,11 +228,16 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
     @lru_cache(maxsize=CACHED_PREVIEWS)
     def preview(clip: int, key: str, identity: str, frames: int) -> bytes:
         """The middle frame of a clip, or some frames that move, as WebP in their original shape."""
+        # `identity` is only part of the cache's key: a changed file has a new preview.
         item = models.current_item(clip, key)
+
         moves = frames > 1
+        # A still is the first frame of the middle third.
         decoded = load_clip(source_of(item), frames if moves else 3, PREVIEW_PIXELS)
+        # Decoded frames are squares; width and height are those of the file.
         ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
         size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
+
         chosen = decoded.frames if moves else decoded.frames[1:2]
         first, *others = (Image.fromarray(frame).resize(size) for frame in chosen)
 
@@ -244,7 +262,9 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         """The file of a clip, in ranges, if browsers may play it; or its middle frame, or eight
         frames that move."""
         loop = asyncio.get_running_loop()
+        # Threads wait for the disk, which may be a network's; the event loop does not.
         item = await loop.run_in_executor(threads, models.current_item, clip, key)
+
         if view != "file":
             frames = PREVIEW_FRAMES if view == "moving" else 1
             picture = await loop.run_in_executor(
@@ -253,6 +273,7 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])
+        # The path of a sample is that of its shard, a tar.
         is_sample = item["frame_offsets"] is not None
         if is_sample or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
             raise HTTPException(
@@ -268,6 +289,7 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
     def health() -> dict[str, Any]:
         """What this server does; it waits for no model."""
         models.refresh()
+        # Such a model needs a caption beside the region.
         reads_text = models.entities and models.entities.folder.task == "pretrain"
         offers: dict[str, Any] = {
             "search": models.search,
@@ -275,6 +297,8 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
             "entities": models.entities,
             "text": reads_text,
         }
+
+        # Read once: another request may replace it by a newer one.
         index = models.index
         return {
             "status": "ok",
@@ -290,6 +314,7 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
+    # A function for each file: a lambda in a loop would serve the last name.
     def add(address: str, name: str) -> None:
         app.get(address, include_in_schema=False)(lambda: FileResponse(HERE / name))
 
@@ -306,8 +331,11 @@ def examples(models: ServedModels) -> list[str]:
     """Three texts to try: captions of the index, or else entities."""
     if not models.index:
         return []
+
     captions = pc.unique(models.index.items["caption"]).to_pylist()
     texts = [text for text in captions if text and len(text) <= MAX_EXAMPLE]
     if not texts and models.entities:
         texts = models.entities.folder.entities
+
+    # Evenly spread: neighbours in an index are often alike.
     return texts[:: max(1, len(texts) // 3)][:3]

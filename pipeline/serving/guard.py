@@ -39,6 +39,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # ASGI wants names in lower case.
                 added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
@@ -47,18 +48,24 @@ class Guard:
             await (self.refusal(scope) or self.app)(scope, receive, with_headers)
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
+        # "lifespan", the server's own start and end; `ws="none"` leaves nothing else.
         if scope["type"] != "http":
             return None
+
         headers = dict(scope["headers"])
         origin = headers.get(b"origin")
         own_page = origin in (None, self.public_origin)
+        # Without a proxy, the origin is the Host that the browser has asked.
         if origin is not None and not own_page:
             own_page = origin.partition(b"://")[2] == headers.get(b"host")
 
+        # Programs send none of these headers, nor does an address that a person types. A link of
+        # another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
         foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
         if foreign or not own_page:
             return PlainTextResponse("a page of another site", 403)
+
         if self.token and not compare_digest(
             password(headers.get(b"authorization", b"")), self.token
         ):
@@ -71,6 +78,7 @@ def password(authorization: bytes) -> bytes:
     scheme, _, value = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
         return value.strip()
+
     try:
         return base64.b64decode(value).partition(b":")[2] if scheme.lower() == b"basic" else b""
     except ValueError:
@@ -80,9 +88,11 @@ def password(authorization: bytes) -> bytes:
 def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> ASGIApp:
     """An application within the checks. host: the address that it listens on. public_name: NAME or
     NAME:PORT of the TLS proxy before it, as browsers show it."""
+    # Other machines may know this one by any name, but they need a token.
     names = ["*"]
     if host in LOCAL:
         names = [*LOCAL, *([public_name.partition(":")[0].lower()] if public_name else [])]
+
     guard = Guard(app, token, public_name)
     return TrustedHostMiddleware(guard, names, www_redirect=False)
 
@@ -92,10 +102,12 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
     config = uvicorn.Config(
         app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none"
     )
+
     print(
         f"the page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)",
         flush=True,
     )
+
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
         Server(config).run()
 
@@ -106,10 +118,13 @@ class Server(uvicorn.Server):
     idle: dict[Any, int] = {}  # ticks by connection
 
     async def on_tick(self, counter: int) -> bool:
+        # uvicorn ends a connection that is idle after a request; before its first, `cycle` is None.
         waiting = {
             one for one in self.server_state.connections if getattr(one, "cycle", None) is None
         }
         self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
+
         for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
             connection.transport.close()
+
         return await super().on_tick(counter)

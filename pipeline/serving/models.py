@@ -38,6 +38,7 @@ class ServedModels:
     def refresh(self) -> None:
         """Opens the index again if it has changed. If that fails, such as while its folder is
         replaced, the server goes on with what it has, and logs the reason."""
+        # Of requests side by side, one opens the index; the others use the one that is there.
         if self.index is None or not self.refreshing.acquire(blocking=False):
             return
         try:
@@ -45,12 +46,17 @@ class ServedModels:
             state = file_state(folder / "index.json")
             if state == self.state:
                 return
+
+            # First: a version that cannot be opened is not tried again by each request.
             self.state = state
             if read_about(folder) == self.index.about:
                 return
+
             index = Index.open(folder)
+            # The model that embeds the texts of searches is loaded once.
             if index.about.digest != self.index.about.digest:
                 raise InputError(f"{folder}: is of another model now; start the server again")
+
             log.info(f"{folder}: has changed: {len(index):,} clips")
             self.index = index
         except InputError as error:
@@ -69,6 +75,7 @@ class ServedModels:
         """A clip of the index. Raises 404 if there is none, or if it is not that of the key."""
         if self.index is None or clip >= len(self.index):
             raise HTTPException(404, "there is no such clip")
+
         item = self.index.item(clip)
         if key and key != clip_key(item):
             raise HTTPException(404, "the index has changed: search again")
@@ -79,6 +86,7 @@ class ServedModels:
         be a link to anything."""
         item = self.item(clip, key)
         location = located(item["path"])
+        # What a URL has now is checked by its decoder only.
         if isinstance(location, Path):
             (identity,) = identities([location])
             if identity == "missing":
@@ -88,6 +96,7 @@ class ServedModels:
                     404,
                     "this file has changed since it was indexed; `alpro index add` embeds it again",
                 )
+
         return item
 
     def frames(self, model: Model, clip: int | None, key: str, file: Path | None) -> Any:
@@ -95,6 +104,7 @@ class ServedModels:
         Raises 400 for both or none, 404, and DecodeError."""
         if (clip is None) == (file is None):
             raise HTTPException(400, "name a clip by its number, or send a file")
+
         if file:
             return model.frames(upload_source(file), UPLOAD_LIMITS)
         assert clip is not None
@@ -105,6 +115,7 @@ class ServedModels:
         if file:
             return upload_source(file)
         assert clip is not None
+        # `frames` has compared the clip's file with the index.
         return source_of(self.item(clip))
 
 
@@ -112,6 +123,7 @@ def upload_source(file: Path) -> Row:
     """What decodes an uploaded file: an image by how it starts, else a video."""
     with file.open("rb") as opened:
         start = opened.read(12)
+    # "RIFF", four bytes of size, "WEBP".
     is_image = start.startswith(IMAGE_STARTS) or start[8:12] == b"WEBP"
     return Row(id="upload", path=file, kind="image" if is_image else "video")
 

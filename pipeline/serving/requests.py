@@ -64,8 +64,10 @@ class RequestQueue:
         away gives up its turn.
         """
         async with self._received(request) as file:
+            # At once: a longer queue would answer everybody late.
             if not self.free_places:
                 raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
+
             self.free_places -= 1
             try:
                 decoded = None
@@ -83,12 +85,14 @@ class RequestQueue:
         work = asyncio.wrap_future(pool.submit(function, *values))
         try:
             while True:
+                # Each second: does anybody still wait?
                 done, _ = await asyncio.wait([work], timeout=1)
                 if done:
                     return work.result()
                 if await request.is_disconnected():
                     raise HTTPException(499)
         finally:
+            # Drops what has not begun; a function that runs goes on.
             work.cancel()
 
     @asynccontextmanager
@@ -97,9 +101,12 @@ class RequestQueue:
         if request.method != "POST":
             yield None
             return
+
         if not self.free_uploads:
             self._evict_slow_upload()
+        # Below zero until the evicted one has left.
         self.free_uploads -= 1
+
         try:
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await self._receive(request, file)
@@ -119,7 +126,10 @@ class RequestQueue:
                 finally:
                     self.receiving.remove(upload)
         except (TimeoutError, ClientDisconnect):
+            # Too slow, evicted by another, or gone.
             raise HTTPException(408, "the upload takes too long", {"Connection": "close"}) from None
+
+        # Decoders open the file by its name.
         file.flush()
 
     async def _copy(self, request: Request, file: IO[bytes], upload: Upload) -> None:
@@ -130,19 +140,24 @@ class RequestQueue:
                 raise HTTPException(
                     413, f"more than {MAX_UPLOAD >> 20} MiB", {"Connection": "close"}
                 )
+
+            # Its limit is now: another one would let it go on.
             if upload.evicted:
                 continue
+
             allowed = min(UPLOAD_SECONDS, GRACE_SECONDS + upload.received / MIN_RATE)
             upload.limit.reschedule(upload.started + allowed)
 
     def _evict_slow_upload(self) -> None:
         """Ends the slowest body that arrives too slowly. Raises 429 if there is none."""
+        # One that has just started is not slow, so each gets a chance.
         now = asyncio.get_running_loop().time()
         slow = [one for one in self.receiving if one.is_slow(now) and not one.evicted]
         if not slow:
             raise HTTPException(
                 429, "too many uploads", {"Retry-After": "1", "Connection": "close"}
             )
+
         slowest = min(slow, key=lambda upload: upload.received)
         slowest.evicted = True
         slowest.limit.reschedule(now)
