@@ -64,6 +64,7 @@ def verified_model(name: str | Path | FoundModel, workspace: Path) -> FoundModel
     if not folder.is_dir():
         # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
         if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):
+            # It has no record; loading it checks its files.
             return FoundModel(hub_folder(str(name)))
         folder, _ = find_artifact(name, workspace)
 
@@ -99,10 +100,12 @@ def find_prompter(folder: Path, follow: bool = False) -> tuple[Path, Path | None
 
 
 def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
+    # cache_prompts of a CLIP, and an imported prompter.
     if (folder / PROMPTS).is_file() and has_model(folder):
         return folder, folder
     if follow and has_model(folder / "prompter"):  # of an imported checkpoint
         return _find_prompter(folder / "prompter", False)
+
     record = read_record(folder)
     if record is None:
         return folder, None
@@ -111,6 +114,7 @@ def _find_prompter(folder: Path, follow: bool) -> tuple[Path, Path | None]:
     if record.stage == "cache_prompts" and "prompter" in inputs:
         return input_folder(folder, inputs["prompter"]), folder
     if record.stage == "train_prompter":
+        # The newest first: other templates or vocabularies may have been tried before.
         for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
             source = other.inputs.get("prompter")
             if source and source.fingerprint == record.fingerprint:

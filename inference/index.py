@@ -105,6 +105,7 @@ class Index:
                 rejects = REJECTED.empty_table()
                 if (folder / REJECTS_FILE).exists():
                     rejects = read_part(folder / REJECTS_FILE, REJECTED)
+                # pyarrow concatenates no empty list, which a new index has.
                 rows = pa.concat_tables([PART.empty_table(), *parts])
                 embeddings = embeddings_of(rows)
                 break
@@ -142,6 +143,7 @@ class Index:
         if isinstance(query, str) and not is_file(query):
             # pyright takes this file and alpro/inference/index.py, its link, for two modules.
             return search.search(self, self.model, query, k, **options)  # pyright: ignore[reportArgumentType]
+
         if isinstance(query, str | Path):
             (embedded,) = self.model.stream([query])
             if embedded.error:
@@ -183,6 +185,7 @@ class Index:
         folder."""
         name_of: dict[str, str] = {}
         for name in names:
+            # An id is compared as it is, a file by its absolute path, which the rows have.
             name_of[spelled(name)] = name
             name_of[spelled(str(absolute(name)))] = name
 
@@ -242,6 +245,7 @@ def read_part(file: Path, schema: pa.Schema) -> pa.Table:
     missing = set(schema.names) - set(table.column_names)
     if missing:
         raise ValueError(f"{file.name}: no column {', '.join(sorted(missing))}")
+
     table = table.select(schema.names).cast(schema)
     for name in ("id", "path"):
         if table[name].null_count:  # the server and the filters need them
@@ -377,6 +381,7 @@ class IndexWriter:
         reject = self.rejects.get(key)
         if reject and reject["reason"] not in TRANSIENT_REASONS:
             return "known" if reject["identity"] == item["identity"] else "changed"
+
         if key not in self.known:
             return "new"
         return "known" if self.known[key] == item["identity"] else "changed"
@@ -393,6 +398,7 @@ class IndexWriter:
         self.embeddings.append(embedding)
         self.known[key_of(item)] = item["identity"]
         self.rejects.pop(key_of(item), None)
+
         if len(self.items) >= PART_CLIPS or time.monotonic() - self.last > PART_SECONDS:
             self.commit()
 
@@ -409,6 +415,7 @@ class IndexWriter:
             return False
 
         self.moved[key_of(item)] = key_of(before)
+        # It is not decoded, which would tell its duration.
         self.add(item | {"duration": before["duration"]}, self.old.embeddings[row])
         return True
 
@@ -424,6 +431,7 @@ class IndexWriter:
             vectors = pa.array(self.embeddings, PART.field("embedding").type)
             self._add_part(items.append_column("embedding", vectors))
             self.rows += len(self.items)
+
         self.items = []
         self.embeddings = []
         self.last = time.monotonic()
@@ -440,6 +448,7 @@ class IndexWriter:
             pq.write_table(table, temporary)
 
         removed |= self.rejects.keys()
+        # A replaced clip has a row of before and one of now, but one key.
         has_stale_rows = self.rows > len(self.known.keys() - removed)
         if has_stale_rows or len(self.about.parts) > MAX_PARTS:
             self._merge(removed)
@@ -462,8 +471,10 @@ class IndexWriter:
 
     def _add_part(self, table: pa.Table) -> None:
         name = uuid4().hex[:12]
+        # Complete before index.json names it: a search may open the index at any time.
         with atomic_write(self.folder / f"{name}.parquet") as temporary:
             pq.write_table(table, temporary, row_group_size=PART_CLIPS)
+
         self.about = self.about.model_copy(update={"parts": (*self.about.parts, name)})
         write_json(self.folder / "index.json", self.about.model_dump())
 

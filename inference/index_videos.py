@@ -56,6 +56,7 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item 
         rows = scan_media(source)
     else:
         _, rows = scan_source(source, require_texts=False)
+
     for row in rows:
         yield row if isinstance(row, Reject) else _item_of(row, columns)
 
@@ -77,6 +78,7 @@ def _item_of(row: Row, columns: Sequence[str]) -> Item:
             value = known[name]
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             kept.append((name, text))
+
     fields = row.model_dump(include={"id", "kind", "start", "end"})
     caption = next(iter(row.captions), None)
     return EMPTY | fields | {"path": str(row.path), "caption": caption, "columns": kept or None}
@@ -166,6 +168,7 @@ def settings(
         )
     if not stride and window:
         stride = window / 2
+
     model = model.resolve()
     about = About(
         model=str(model),
@@ -174,7 +177,9 @@ def settings(
         stride=stride,
         columns=tuple(columns),
     )
+
     if not (folder / "index.json").is_file():
+        # Hidden files do not count: `changing` puts .lock there before index.json.
         if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise InputError(f"{folder}: not empty, and not an index; choose another folder")
         return about
@@ -209,6 +214,7 @@ def add_videos(
     is_new = not (folder / "index.json").is_file()
     if isinstance(videos, str | Path):
         items: Iterable[Item | Reject] = scan_videos(videos, about.columns)
+        # Those of an existing index were compared by `settings`.
         if about.columns and is_new:
             _check_columns(videos, about.columns)
     else:
@@ -216,6 +222,7 @@ def add_videos(
 
     with changing(folder):
         if not is_new:
+            # Read under the lock: another process may have added parts since `settings`.
             about = about.model_copy(update={"parts": read_about(folder).parts})
         return _add(IndexWriter(folder, about), model, items, report)
 
@@ -226,6 +233,7 @@ def _check_columns(videos: Location, columns: Sequence[str]) -> None:
     for item in scan_videos(videos, columns):
         if isinstance(item, dict):
             known.update(name for name, _ in item["columns"] or ())
+
     for name in columns:
         if name not in known:
             raise InputError(f"{videos}: no video has a column {name!r}")
@@ -234,12 +242,14 @@ def _check_columns(videos: Location, columns: Sequence[str]) -> None:
 def _add(
     writer: IndexWriter, model: Model, items: Iterable[Item | Reject], report: Callable[[str], None]
 ) -> Counts:
+
     counts = Counts()
     about = writer.about
     current: dict[str, str] = {}  # identities of the files that may have stale windows
     if about.window and about.stride:
         items = in_windows(items, about.window, about.stride)
     items, total = count_new(items, {key for key, _ in writer.identities()})
+
     pending: list[Item] = []  # those that are decoded, in order
 
     # `model.batches` draws from this while it decodes ahead: `pending` says whose clips come next.
@@ -252,10 +262,12 @@ def _add(
                 continue
             if about.window:
                 current[item["path"]] = item["identity"]
+
             state = writer.state(item)
             if state == "known" or (state == "new" and writer.take_over(item)):
                 counts.skipped += 1
                 continue
+
             counts.replaced += state == "changed"
             pending.append(item)
             yield source_of(item)
@@ -265,6 +277,7 @@ def _add(
         embeddings = batch.videos.features.cpu().numpy()
         by_position = dict(zip(batch.decoded, embeddings, strict=True))
         for position in batch.sources:
+            # Batches have the order of `wanted`.
             item = pending.pop(0)
             if position in by_position:
                 item["duration"] = batch.durations[position] or None  # 0: of an image
@@ -305,6 +318,7 @@ def count_new(
         for item in islice(remaining, MAX_COUNTED):
             first.append(item)
             advance()
+
     if len(first) == MAX_COUNTED:
         return chain(first, remaining), None
     new = [item for item in first if isinstance(item, dict) and key_of(item) not in known]
@@ -319,6 +333,7 @@ def time_line(total: int | None, done: int, seconds: float, device: str) -> str:
     '20,000 videos, about 14 h on this CPU; Ctrl-C, then the same command continues'
     """
     each = seconds / max(1, done)
+
     where = "this CPU" if device == "cpu" else "this GPU"
     if total is None:
         what = f"more than {MAX_COUNTED:,} videos, {60 / max(each, 1e-6):,.0f} a minute on {where}"
@@ -345,6 +360,7 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
     read_about(folder)  # raises InputError if there is none
     with changing(folder):
         writer = IndexWriter(folder, read_about(folder))
+
         named = list(Index.open(folder).named(names))
         matched = {name for name, _ in named}
         missing = [name for name in names if name not in matched]

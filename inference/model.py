@@ -176,7 +176,7 @@ class Model:
         folder = find_in_workspace(name, workspace)
         source = Path(prompts) if prompts else None
         if source is None:
-            folder, source = find_prompter(folder)
+            folder, source = find_prompter(folder)  # `folder` may be that of the prompts
 
         target = pick_device(device)
         loaded = load_prompter(folder, target)
@@ -266,11 +266,11 @@ class Model:
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
         """Videos of frames (T, 3, H, W) uint8, of any sizes."""
         config = self.folder.model.config
-        if not clips:
+        if not clips:  # `torch.cat` takes no empty list
             return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
         with self.precision():
             tokens = self.folder.model.encode_video(self.encoder.pixels_of(clips), cls_only)
-        tokens = tokens.float()
+        tokens = tokens.float()  # the projection computes in float32
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -377,7 +377,7 @@ class Model:
             inputs = inputs.cpu().numpy()
         if not isinstance(inputs, np.ndarray):
             inputs = self.encode(inputs, batch_size)
-        return np.atleast_2d(inputs)
+        return np.atleast_2d(inputs)  # one embedding (E,) is a row
 
     @torch.inference_mode()
     def match(

@@ -146,9 +146,11 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     encoded = model.texts([text])
     query = encoded.features[0].cpu().numpy()
     mask = filter_mask(index, filters)
+    # All that are matched, also if the page shows fewer: matching may bring up any of them.
     hits = similar_hits(index, query, max(offset + k, matched), mask)
 
     reranked = match_hits(model, flag_changed_files(hits[:matched]), encoded) if matched else []
+
     by_similarity = hits[max(offset, len(reranked)) : offset + k]
     shown = reranked[offset : offset + k] + flag_changed_files(by_similarity)
     result = _result(index, shown, mask, filters)
@@ -157,6 +159,7 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
 
     if nothing_below is not None:
         best = -1.0
+        # Of `hits`, which matching has not reordered.
         if hits:
             best = hits[0].similarity or 0.0
         result.nothing_fits = best < nothing_below
@@ -180,8 +183,11 @@ def similar(
     without: the number of a clip to leave out. Raises InputError for an invalid filter.
     """
     mask = filter_mask(index, filters)
+    # One more, since `without` may be among them.
     hits = similar_hits(index, query, offset + k + 1, mask)
+
     others = [hit for hit in hits if hit.number != without]
+    # Of the shown ones only: it asks the disk or the store about each file.
     shown = flag_changed_files(others[offset : offset + k])
     return _result(index, shown, mask, filters)
 
@@ -218,11 +224,13 @@ def most_similar(
             f"the index has embeddings of {embeddings.shape[1]} numbers, and the query has "
             f"{len(query)}: it is of another model, or corrupt"
         )
+
     scores = embeddings @ query if len(rows) else np.empty(len(embeddings), np.float32)
     if len(rows) > k:
         # All that are at least as good as the k-th, so that of equal ones the first are kept.
         threshold = np.partition(scores[rows], -k)[-k]
         rows = rows[scores[rows] >= threshold]
+
     rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
     return rows, scores[rows]
 
@@ -239,8 +247,10 @@ def similar_hits(index: Index, query: np.ndarray, k: int, mask: np.ndarray) -> l
         hits = []
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
             hits.append(Hit(index.item(row), row, similarity=score))
+
         if index.about.window:
             hits = group_windows(hits)
+
         if len(hits) >= k or len(rows) < count:
             return hits[:k]
         count *= 4  # many windows became one hit
@@ -293,6 +303,7 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     follow by similarity."""
     alpro = model.folder.model
     assert isinstance(alpro, Alpro)
+    # A changed file is another clip than the one whose similarity the index has.
     unchanged = [hit for hit in hits if not hit.note]
     unmatched = [hit for hit in hits if hit.note]
 

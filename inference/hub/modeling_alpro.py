@@ -51,6 +51,7 @@ class AlproModel(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The modules initialize themselves; this restores what is not in the weights after
         loading."""
+        # `from_pretrained` builds on the meta device, where a buffer gets no values.
         if isinstance(module, TimeSformer):
             rates = torch.linspace(0, module.config.drop_path, module.config.depth)
             with torch.no_grad():

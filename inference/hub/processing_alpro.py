@@ -150,6 +150,7 @@ class AlproProcessor(ProcessorMixin):
             frames = {}
             for i, frame in enumerate(container.decode(video=0)):
                 if i in wanted:
+                    # As shards/pyav_decoder.py scales, for the same embeddings.
                     picture = frame.to_ndarray(
                         width=self.image_size,
                         height=self.image_size,
@@ -174,8 +175,10 @@ class AlproProcessor(ProcessorMixin):
             )
 
         chosen = frames[segment_starts(len(frames), self.frames)].transpose(0, 3, 1, 2)
+
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
+        # torch takes no negative strides, such as those of a flipped array.
         batch = torch.from_numpy(np.ascontiguousarray(chosen))[None]
         return normalize_frames(batch, self.image_size, mean, std)
 
@@ -195,6 +198,7 @@ def _check_options(options: dict[str, Any]) -> None:
 def _is_single(value: Any, dimensions: int) -> bool:
     """Whether this is one video or image, not several: a file, an image, an array of
     `dimensions`."""
+    # Pillow's images are known by a method: it need not be installed.
     if isinstance(value, str | Path) or hasattr(value, "getexif"):
         return True
     return getattr(value, "ndim", None) == dimensions
@@ -209,6 +213,7 @@ def _read_image(image: Any) -> np.ndarray:
 
     opened = Image.open(image) if isinstance(image, str | Path) else image
     upright = ImageOps.exif_transpose(opened)
+    # On white, as in shards/decoding.py.
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
