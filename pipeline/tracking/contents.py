@@ -52,6 +52,7 @@ def short_changes(changes: Sequence[str]) -> list[str]:
     """
     pairs = [change.partition("=") for change in changes]
     words = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
+
     short = []
     for key, _, value in pairs:
         word = key.rpartition(".")[2]
@@ -68,6 +69,7 @@ def changed_keys(changes: Sequence[str]) -> list[str]:
 def status_after(error: BaseException) -> str:
     """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
     stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
+    # Prefect's exceptions, by name: only the flows import Prefect.
     stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
     return "KILLED" if stopped else "FAILED"
 
@@ -75,6 +77,7 @@ def status_after(error: BaseException) -> str:
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
     """The headline scores of an evaluation under their short names; metrics: by split and name, as
     in its record."""
+    # A record's name of a score starts with the split: test/retrieval_vtc/t2v/R1.
     by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
     return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
 
@@ -113,9 +116,12 @@ def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:
     corpora = {
         name: source for name, source in record.inputs.items() if source.stage in CORPUS_STAGES
     }
+
+    # A corpus is its own data set.
     if record.stage in CORPUS_STAGES:
         name = record.name.partition(" ")[2] or record.name
         corpora = {name: Source(record.stage, record.fingerprint)}
+
     return [
         dataset(name, source.fingerprint, source.folder(store)) for name, source in corpora.items()
     ]
@@ -124,6 +130,7 @@ def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:
 def dataset(name: str, fingerprint: str, folder: Path) -> DatasetInput:
     """A corpus as MLflow lists it in the column Dataset."""
     source = json.dumps({"uri": str(folder)})
+    # MLflow takes at most 36 characters of a digest.
     described = Dataset(name, fingerprint[:16], source_type="local", source=source)
     return DatasetInput(described, [InputTag(MLFLOW_DATASET_CONTEXT, "corpus")])
 
@@ -138,9 +145,11 @@ def common_tags() -> dict[str, str]:
     commit = git_commit()
     tags = {"commit": commit, "host": socket.gethostname()}
     tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
+
     with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
     if commit != "unknown":
+        # Without our mark for changed files, which no commit has.
         tags["mlflow.source.git.commit"] = commit.removesuffix("+")
     return tags
 

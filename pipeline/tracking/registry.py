@@ -37,19 +37,25 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
+
+    # The signature depends on the kind of model: an answer, or a similarity and perhaps a match.
     columns = Model.load(folder, device="cpu").pair_columns
     outputs: list[Any] = [
         ColSpec("string" if column == "answer" else "double", column) for column in columns
     ]
+
     try:
         client = MlflowClient(uri)
+        # For `log_model`, which belongs to the fluent API: one store per process.
         mlflow.set_tracking_uri(uri)
         versions = client.search_model_versions(f"name = '{name}'")
+
         registered = [
             str(one.version)
             for one in versions
             if one.tags.get("fingerprint") == record.fingerprint
         ]
+
         version = registered[0] if registered else ""
         if not version:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
@@ -57,6 +63,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
             if not model:  # its training was logged to another store
                 tracker.log_artifact(folder, record)
                 model = tracker.logged_model(record.fingerprint)
+
             # MLflow prints what the command prints, and misses an example: no video is on every
             # machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
@@ -71,8 +78,10 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
                     registered_model_name=name,
                     metadata={"fingerprint": record.fingerprint},
                 )
+
             version = str(logged.registered_model_version)
             client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
+
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except Exception as error:
@@ -91,6 +100,7 @@ def registered_folder(uri: str, name: str) -> Path:
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))
+        # The name that `log_model` gave our folder inside of the model's.
         data = MlflowModel.load(folder).flavors["python_function"]["data"]
     except Exception as error:
         raise InputError(f"{name}: not in the MLflow store {uri}: {one_line(error)}") from error
@@ -103,6 +113,7 @@ def registered_fingerprints(uri: str) -> set[str]:
         versions = MlflowClient(uri).search_model_versions()
     except Exception as error:
         raise unusable(uri, error) from error
+    # Versions that others registered have no fingerprint.
     return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
 
 
@@ -122,4 +133,5 @@ class ServedModel:
 
 
 def _load_pyfunc(path: str) -> ServedModel:
+    # MLflow calls the function by this name, with the folder that `data_path` was copied to.
     return ServedModel(Model.load(path))

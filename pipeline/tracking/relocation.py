@@ -34,11 +34,13 @@ def relocate(workspace: Path) -> None:
     database = workspace / "mlflow.db"
     if not database.is_file():
         return
+
     try:
         with closing(sqlite3.connect(database, timeout=60)) as store:
             before = made_in(store)
             if before is None or before == (workspace / "mlflow").as_uri():
                 return
+            # One transaction: after an interruption, all addresses are as before.
             with store:
                 move(store, before, workspace)
     except sqlite3.Error as error:
@@ -50,10 +52,13 @@ def made_in(store: sqlite3.Connection) -> str | None:
     """The address of the folder of files with which a store was created: that of MLflow's default
     experiment, or of any that is named as its folder. None if the store has no such experiment."""
     columns = {row[1] for row in store.execute("PRAGMA table_info(experiments)")}
+    # SQLite describes a missing table by no rows, rather than by an error.
     if not columns:
         return None
+
     query = "SELECT experiment_id, name, artifact_location FROM experiments ORDER BY experiment_id"
     for identity, name, location in store.execute(query):
+        # MLflow names an experiment's folder by its id; `Tracker.open` by its name.
         folder, _, last = (location or "").rpartition("/")
         if folder.startswith("file:") and last in (str(identity), Path(name).as_posix()):
             return folder
@@ -67,6 +72,7 @@ def move(store: sqlite3.Connection, before: str, workspace: Path) -> None:
     for table, column in ADDRESSES:
         replace_prefix(store, table, column, before, after)
 
+    # The tag has a path, not an address.
     old_workspace = Path(unquote(urlsplit(before).path)).parent
     replace_prefix(store, *PATHS, str(old_workspace), str(workspace))
 
@@ -78,6 +84,9 @@ def replace_prefix(
     MLflow lacks it."""
     if column not in {row[1] for row in store.execute(f"PRAGMA table_info({table})")}:
         return
+
+    # Names of tables and columns cannot be parameters of SQL; these are constants of this module.
+    # With the slash, a folder beside it such as `mlflow2` keeps its address.
     size = len(before)
     store.execute(
         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",

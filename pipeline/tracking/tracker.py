@@ -106,27 +106,33 @@ class Tracker:
         local = not uri
         uri = uri or f"sqlite:///{workspace / 'mlflow.db'}"
         database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        # The workspace, and the store in it, may have been copied or moved.
         if local:
             relocate(workspace)
+
         try:
             with created(database, workspace):
                 client = MlflowClient(uri)
                 existing = client.get_experiment_by_name(experiment)
                 if existing is None:
                     location = (workspace / "mlflow" / experiment).resolve().as_uri()
+                    # A server decides itself where it keeps its files.
                     identity = client.create_experiment(
                         experiment, location if database else None, KIND
                     )
                 else:
                     identity = existing.experiment_id
                     check_experiment(existing, uri)
+
+                # Set once, because `show_columns` adds to it.
                 if existing is None or VIEW_TAG not in existing.tags:
                     client.set_experiment_tag(identity, VIEW_TAG, json.dumps(SHOWN))
-        except InputError:
+        except InputError:  # it says what to do
             raise
         except Exception as error:
             # Of MLflow, SQLAlchemy, alembic: a corrupt file, a server that is not there.
             raise unusable(uri, error) from error
+
         return cls(client, identity, uri, experiment)
 
     @contextmanager
@@ -138,9 +144,11 @@ class Tracker:
         tags = common_tags() | tags
         if parent:
             tags["mlflow.parentRunId"] = parent
+
         created_run = self._call(
             lambda: self.client.create_run(self.experiment, run_name=name, tags=tags)
         )
+        # Without an answer there is no run, and what is logged for an empty id goes nowhere.
         run = created_run.info.run_id if created_run else ""
 
         # MLflow accepts at most a hundred parameters in a call, of at most 6,000 characters each.
@@ -151,6 +159,7 @@ class Tracker:
         status = "FINISHED"
         try:
             yield run
+        # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
         except BaseException as error:
             status = status_after(error)
             raise
@@ -201,6 +210,7 @@ class Tracker:
         if not run or STAGES[stage] != "training":
             yield
             return
+
         monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, tracking_uri=self.uri)
         monitor.start()
         try:
@@ -220,6 +230,7 @@ class Tracker:
             if record.stage in EVALUATIONS:
                 scores |= record.metrics
             else:
+                # A slash keeps a name out of the section of the headline scores (SECTION).
                 prefix = f"training/{record.stage}"
                 training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
         self.log_metrics(run, rounded(headlines(scores) | scores) | training)
@@ -227,6 +238,7 @@ class Tracker:
         corpora = [one for folder, record in artifacts for one in datasets_of(folder, record)]
         if corpora:
             self._log(run, "log_inputs", datasets=distinct(corpora))
+
         for file in files:
             self._log(run, "log_artifact", str(file))
         self._log(run, "set_tag", NOTE, description)
@@ -238,11 +250,14 @@ class Tracker:
         found = self._call(lambda: self.client.get_experiment(self.experiment))
         if not found or not wanted:
             return
+
         view = json.loads(found.tags.get(VIEW_TAG) or json.dumps(SHOWN))
         others = [column for column in view["selectedColumns"] if column not in wanted]
         changed = [*wanted, *(column for column in others if column.startswith("params."))]
         scores = [column for column in others if not column.startswith("params.")]
+        # The newest changes come first, and the oldest lose their column.
         view["selectedColumns"] = changed[:CHANGED_COLUMNS] + scores
+
         self._call(
             lambda: self.client.set_experiment_tag(self.experiment, VIEW_TAG, json.dumps(view))
         )
@@ -256,9 +271,11 @@ class Tracker:
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""
         query = f"tags.fingerprint = '{fingerprint}'"
+        # A training and its evaluation may be in different experiments.
         everywhere = self._call(
             lambda: [one.experiment_id for one in self.client.search_experiments()]
         )
+
         models = self._call(
             lambda: self.client.search_logged_models(everywhere, query, max_results=1)
         )
@@ -279,7 +296,9 @@ class Tracker:
             # last line.
             if not done.is_set():
                 ready = [line for line in ready if line["step"] < lines[-1]["step"]]
+
             metrics = [
+                # MLflow's times are in milliseconds.
                 Metric(metric_name(key), value, int(line["time"] * 1000), line["step"])
                 for line in ready
                 for key, value in line.items()
@@ -297,6 +316,7 @@ class Tracker:
         try:
             yield
         finally:
+            # The newest step is complete now. The thread ends first: it writes `last`, too.
             done.set()
             thread.join()
             read()
@@ -306,12 +326,14 @@ class Tracker:
         rows of its tables; its model, or its scores of the models that it evaluates."""
         stage = record.stage
         lines = read_metrics(folder / "metrics.jsonl")
+        # The numbers of an artifact are those of its last step.
         step = lines[-1]["step"] if lines else 0
 
         numbers = dict(record.metrics)
         if stage in EVALUATIONS:
             short = rounded(headlines(numbers))
             self._scores(run, record, short, step)
+            # MLflow's pages start with what is logged first.
             numbers = short | rounded(numbers)
         else:
             if STAGES[stage] == "training" and (folder / "model").is_dir():
@@ -335,6 +357,7 @@ class Tracker:
         no copy of it."""
         if not run:
             return ""
+
         tags = {
             "mlflow.model.isExternal": "true",
             "path": str(folder / "model"),
@@ -362,12 +385,15 @@ class Tracker:
         for short, value in scores.items():
             source = inputs.get(MODEL_OF_HEADLINE[short])
             model = self.logged_model(source.fingerprint) if source else ""
+            # Its training was logged to another store, or to none.
             if not model:
                 continue
+
             models.add(model)
             corpus = record.config.get("qa" if short == "QA" else "retrieval", "")
             digest = inputs[corpus].fingerprint[:16] if corpus in inputs else ""
             self.log_metrics(run, {short: value}, step, model, corpus, digest)
+
         if models:
             self._log(run, "log_inputs", models=[LoggedModelInput(model) for model in models])
 
@@ -398,6 +424,7 @@ class Tracker:
 
     def _send(self, run: str, metrics: list[Metric]) -> bool:
         """Logs metrics. Returns whether MLflow took them all."""
+        # MLflow takes at most 1,000 metrics in a call. After a part that fails, no other is sent.
         parts = [metrics[start : start + 1000] for start in range(0, len(metrics), 1000)]
         return all(self._log(run, "log_batch", metrics=part) for part in parts)
 
@@ -422,6 +449,7 @@ class Tracker:
                 refused = status in (400, 404)  # this call only: the store works
                 if not refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
+                # An outage is reported once: every call fails while it lasts.
                 if refused or not self.warned:
                     self.warned |= not refused
                     again = "`alpro artifacts log ARTIFACT` logs a finished stage again"
@@ -478,6 +506,7 @@ def start_page(uri: str) -> str:
         )
     except Exception as error:
         raise unusable(uri, error) from error
+
     if not newest:
         return ""
     return f"/#/experiments/{newest[0].experiment_id}/runs?{PAGES}&viewStateShareKey={VIEW}"
