@@ -31,6 +31,7 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
         buffer: list[pa.Table] = [schema.empty_table()]
         for table in tables:
             buffer.append(table)
+            # A row group for each small table would make the file slow to read.
             if sum(rows.num_rows for rows in buffer) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
                 buffer = [schema.empty_table()]
@@ -188,5 +189,6 @@ def draw_samples(out: Path, count: int = 8) -> None:
     if not strips:
         return
     (out / "pictures").mkdir(exist_ok=True)
+
     picture = sheet(strips, columns=2 if len(strips) > 1 else 1)
     picture.save(out / "pictures" / "samples.png")

@@ -45,6 +45,7 @@ def open_parts(out: Path) -> Path:
     for stale in (*unfinished, *downloads):
         if stale.is_dir():
             shutil.rmtree(stale)
+        # A file may be gone with its folder.
         stale.unlink(missing_ok=True)
     return parts
 
@@ -75,6 +76,7 @@ def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
         return None
 
     try:
+        # The footer tells whether the index is whole: its rows are read when parts are merged.
         pq.read_metadata(part_path(name, "index.parquet", out))
         rejects = pq.read_table(part_path(name, "rejects.parquet", out))
         return dict(read_json(path)), rejects
@@ -89,6 +91,7 @@ def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
 def forget_unit(name: str, out: Path) -> None:
     """Removes the mark that a unit is finished, before it is built again."""
     part_path(name, "json", out).unlink(missing_ok=True)
+    # A power cut must not bring the mark back, beside the parts of the next try.
     sync(out / "parts")
 
 
@@ -103,6 +106,7 @@ def run_unfinished(
     """Runs a function on the unfinished units, and advances the progress bar by the size of every
     unit."""
 
+    # A generator: each unit is built when a worker is about to be free.
     def unfinished() -> Iterator[UnitT]:
         for unit in units:
             if is_finished(unit):
@@ -175,6 +179,7 @@ def reuse_unit(
         of_ids = [("id", "in", ids)]
         rejected = pq.read_table(folder / "rejects.parquet", filters=of_ids, schema=REJECTS)
 
+        # The tables of the earlier corpus may have lost rows since.
         is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
         if not is_complete or has_transient(rejected):
             return None
@@ -186,6 +191,7 @@ def reuse_unit(
     except (OSError, pa.ArrowException):  # deleted or corrupt
         return None
 
+    # The rows name the shard as this corpus does.
     names = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
     column = index.schema.get_field_index("shard")
     return unit | {"name": name}, index.set_column(column, "shard", names), rejected

@@ -57,6 +57,7 @@ def labeled(source: Location, split: str, models: Sequence[Path] = ()) -> tuple[
     those of the split. Otherwise all, but if one of the `models` was trained on some of them, those
     of its run's split."""
     source = absolute(source)
+    # The record is in the artifact, above its folder `model`.
     artifacts = [model.parent if model.name == "model" else model for model in models]
     if is_corpus(source):
         items, what = labeled_samples(source, split)
@@ -98,6 +99,7 @@ def labeled_rows(
         kept = [row for row in rows if row.split == split]
         what = f"split {split}"
     else:
+        # On videos that a model was trained on, its scores would be too good.
         of_run = split_of_run(rows, source, artifacts, split)
         if of_run is not None:
             kept = of_run
@@ -133,9 +135,12 @@ def split_of_run(
         known = known_splits(corpus, rows)
         if known is None:
             continue
+
+        # A corpus of `index_shards` has none of these settings.
         names = ("group_pattern", "validation", "test", "seed")
         settings = {name: record.config[name] for name in names if name in record.config}
         with TemporaryDirectory() as cache:
+            # As the run drew the splits of its own rows.
             plan = DecodePlan(import_source(source, Path(cache)), **settings)
             return [
                 row for row in plan.rows(plan.row_indices) if known.get(row.id, row.split) == split
@@ -164,6 +169,7 @@ def corpora_of(artifact: Path) -> Iterator[Path]:
     if record is None:
         return
     for source in record.inputs.values():
+        # A model is trained on corpora and on other models, which have inputs of their own.
         folder = input_folder(artifact, source)
         if source.stage in CORPUS_STAGES:
             yield folder
@@ -180,8 +186,10 @@ def labels_of(items: list[Labeled]) -> Labels:
     for i, item in enumerate(items):
         videos = {i}
         for other in item.metadata["meta"].get("relevant") or ():
+            # The other video may be of another split, or have failed to decode.
             if other in index_of_id:
                 videos.add(index_of_id[other])
+
         for text in item.metadata["captions"]:
             key = text.casefold()
             texts.setdefault(key, text)
@@ -207,6 +215,7 @@ def encode(model: Model, items: list[Labeled]) -> tuple[list[Labeled], Videos]:
             kept += [items[i] for i in batch.decoded]
             tokens.append(batch.videos.tokens)
             features.append(batch.videos.features)
+
     if not kept:
         raise InputError("none of the videos could be decoded")
     return kept, Videos(torch.cat(tokens), torch.cat(features))
@@ -253,6 +262,7 @@ def evaluate(
     if there is nothing to score."""
     results = Results(split, out)
     decoded, videos = encode(model, items)
+    # No score counts these: the results say how many there are.
     if len(decoded) < len(items):
         results.add_share(
             table="decoded",
@@ -270,6 +280,7 @@ def evaluate(
         if labels.texts:
             threshold = _add_retrieval(results, model, labels, videos)
 
+    # Its videos are encoded already.
     if prompter is not None and prompter is model:
         _add_entities(results, prompter, decoded, videos)
     elif prompter is not None:
@@ -296,11 +307,14 @@ def _add_retrieval(results: Results, model: Model, labels: Labels, videos: Video
         labels=labels,
         protocol=protocol,
     )
+
+    # A text may have several right videos, of which recall counts the best alone.
     for direction, (ranked, relevant) in by_direction(similarity, labels.relevant).items():
         precision = average_precision(ranked, relevant, labels.queries(direction))
         results.add(precision, "by similarity", "similarity", direction, protocol)
 
     if isinstance(model.folder.model, Alpro):
+        # A search ranks videos for a text, never texts for a video.
         with model.precision():
             texts = model.texts(labels.texts)
             (scores,) = match_top_k(
@@ -326,6 +340,7 @@ def _add_answers(results: Results, model: Model, items: list[Labeled], videos: V
     for i, item in enumerate(items):
         questions += item.metadata["questions"]
         video_of_question += [i] * len(item.metadata["questions"])
+
     if not questions:
         raise InputError("this model answers questions, and the data has none")
     for line in unanswerable(questions, model.folder.answers):
@@ -353,6 +368,7 @@ def _add_entities(results: Results, prompter: Model, items: list[Labeled], video
     """Adds the accuracy of the prompter's most likely entity on the videos and images with a known
     one."""
     entities = prompter.folder.entities
+    # Videos and images have prompts of their own.
     best_of_kind = {}
     for kind, prompts in prompter.prompts.items():
         best_of_kind[kind] = similarities(videos.features, prompts).argmax(1).tolist()

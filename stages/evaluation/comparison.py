@@ -52,6 +52,7 @@ def compare(a: Path, b: Path) -> Comparison:
     for row in rows:
         values_a = scores_a[row["name"]]
         values_b = scores_b[row["name"]]
+        # A paired test needs the value of each query in both.
         if values_a.keys() == values_b.keys():
             compared.append((row, difference(values_a, values_b, row["statistic"])))
         else:
@@ -101,6 +102,7 @@ def values_of(folder: Path) -> dict[str, Values]:
         )
     check_artifact(folder, (SCORES, "results.json"))
 
+    # In this order: the loop takes the columns by position.
     columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
     scores: dict[str, Values] = {}
     repeats = Counter[tuple[str, str, str]]()

@@ -61,6 +61,7 @@ class Shuffle:
             return frames  # equal frames have no other order
 
         while True:
+            # Drawn until it differs, so that all other orders are equally likely.
             order = [frames[i] for i in self.rng.permutation(len(frames))]
             if order != frames:
                 return order
@@ -110,6 +111,7 @@ def answer_under(control: ControlName, seed: int, model: Scorer, questions: Ques
     if control == "text_only":
         return model.answer(questions, blank=True)
     if control == "single_frame":
+        # Log probabilities: the logits of two frames have no common scale.
         of_frames = [
             model.answer(questions, still(index)).log_softmax(1) for index in range(model.frames)
         ]

@@ -99,6 +99,7 @@ def entities_of_crops(
     for start in range(0, len(indices), batch):
         of_batch = indices[start : start + batch]
         samples = [reader[index] for index in of_batch]
+        # Once for all crops of the batch.
         pixels = encoder.pixels_of(sample_frames(sample, config) for sample in samples)
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in of_batch]
@@ -158,6 +159,7 @@ def add_crops(
     shows_entity = np.array([bool(crop.truth) for crop in crops])
     kept = probability >= threshold
     confident = shows_entity & (probability >= CONFIDENT)
+    # The box tells the crops of a clip apart.
     queries = Queries.of([crop.id for crop in crops], [str(crop.box) for crop in crops])
 
     def add(metric: Metric, values: np.ndarray, subset: np.ndarray, chance: float | None) -> None:
@@ -172,6 +174,8 @@ def add_crops(
         if subset.any():
             truths = [crop.truth for crop, chosen in zip(crops, subset, strict=True) if chosen]
             add(metric, correct, subset, best_constant(truths, entities))
+
+    # PEM cannot know which crops show an entity: this share is of all.
     add(KEPT_CROPS, kept, np.ones(len(crops), bool), None)
     if shows_entity.any():
         add(SURE_CROPS, confident, shows_entity, None)
@@ -206,6 +210,7 @@ def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
 def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
     """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals
     of probability that has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
+    # A probability of 1 belongs to the last interval.
     bin_of_label = np.minimum((probability * BINS).astype(int), BINS - 1)
     bins = []
     for number in range(BINS):
@@ -227,6 +232,7 @@ def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: in
     places = about["meta"].get("places")
     if not isinstance(places, dict):
         return truth
+
     start, size = np.array(box, float).reshape(2, 2) / grid
 
     def shown(name: str) -> float:
@@ -234,6 +240,8 @@ def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: in
         squares = squares.reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
         inside = np.minimum(squares[:, 1], start + size) - np.maximum(squares[:, 0], start)
         whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
+        # `inside` is negative where crop and square do not meet. Without a square nothing is
+        # shown: 0 / 1e-9.
         return float(inside.clip(0).prod(axis=1).sum() / max(whole.sum(), 1e-9))
 
     return [name for name in truth if shown(name) >= MIN_SHOWN_SHARE]
@@ -262,5 +270,6 @@ def true_entities(about: dict, entities: list[str]) -> list[str]:
     stated = about["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]
+    # Letters of any script, without digits and underscores.
     words = set(re.findall(r"[^\W\d_]+", " ".join(about["captions"]).lower()))
     return [entity for entity in entities if entity in words]

@@ -28,6 +28,7 @@ class Labels:
         ids = np.array(self.ids, object)
         texts = np.array(self.texts, object)
         if direction == "t2v":
+            # A text belongs to its first right video: intervals resample videos.
             return Queries(ids[self.relevant.argmax(1)], texts)
 
         has_text = self.relevant.any(0)
@@ -90,10 +91,12 @@ class Gallery:
     def between(self, start: int, stop: int, texts: int = 0) -> Self:
         """The videos [start, stop) with the first `texts` texts of each; 0: all."""
         video = self.video_of_text
+        # The first text of a video, by a binary search: `video` ascends.
         first_text = np.searchsorted(video, video)  # of the same video
         position = np.arange(len(video)) - first_text
         is_kept = (video >= start) & (video < stop) & (position < (texts or len(video)))
         kept = np.flatnonzero(is_kept)
+
         return replace(
             self,
             sample_indices=self.sample_indices[start:stop],
@@ -116,6 +119,7 @@ class Questions(Gallery):
 
 def extremes(gallery: Gallery, scores: np.ndarray, each: int = 4) -> list[int]:
     """The texts with the best and with the worst ranks of their videos. scores: (texts, videos)."""
+    # Stable: of equal ranks, the same texts are drawn each time.
     by_rank = ranks(gallery, scores).argsort(kind="stable").tolist()
     return [*by_rank[:each], *by_rank[-each:]]
 
@@ -123,6 +127,7 @@ def extremes(gallery: Gallery, scores: np.ndarray, each: int = 4) -> list[int]:
 def ranks(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
     """The rank (texts,) of each text's video, from 0."""
     right = scores[np.arange(len(scores)), gallery.video_of_text]
+    # For pictures, where a tie counts for the text's own video.
     return (scores > right[:, None]).sum(1)
 
 

@@ -162,6 +162,7 @@ def by_direction(
     texts, and those that rank texts for videos; relevant (texts, videos) boolean: which videos are
     right for a text.
     """
+    # Comparisons with NaN are false: such an item would have none before it and rank first.
     scores = np.where(np.isnan(scores), -np.inf, scores)
     t2v, v2t = (scores, scores) if scores.ndim == 2 else scores
     # A video without a text is in the gallery of t2v, but is no query of v2t.
@@ -175,6 +176,7 @@ def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, flo
     metrics = {}
     for direction, (ranked, right) in by_direction(scores, relevant).items():
         ranks = Ranks.of(ranked, right)
+        # Without intervals, nothing depends on who the queries are.
         for score in retrieval_scores(ranks, Queries.of([], [])):
             metrics[f"{direction}/{score.metric.key}"] = score.value
     return metrics
@@ -216,6 +218,7 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries
         precision.append(expected_precision(row, right))
         # The probability that another item is right, too.
         others = (right.sum() - 1) / max(1, gallery - 1)
+        # At rank i, precision is (1 + (i - 1) others) / i on average; all ranks are as likely.
         chance.append((others * (gallery - harmonic) + harmonic) / gallery)
 
     values = np.array(precision) * 100

@@ -92,6 +92,7 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
                 f"evaluate.{TASKS[column]} to an empty string"
             )
 
+        # The statistics also count the items that could not be decoded.
         decoded, annotated = read_json(folder / "statistics.json")["splits"][config.split][column]
         if decoded < config.min_decoded_share * annotated:
             raise InputError(

@@ -67,6 +67,7 @@ class Results:
                         share=(decoded, annotated),
                     )
 
+            # A row whether they are excluded or not: with them, scores are too good.
             shared = len(also_in_training(corpora[name], config.split))
             if shared:
                 table = "left_out" if config.exclude_overlap else "also_in_training"
@@ -160,6 +161,7 @@ class Results:
         write_json(self.out / "results.json", self.rows)
         if self.queries:
             pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
+
         items = {row["name"]: row["items"] for row in self.rows}
         return Outcome(items, self.metrics, warnings=self.warnings, precision=self.precision)
 

@@ -51,8 +51,10 @@ class Scorer:
     def load(cls, config: EvaluationConfig, folder: Path, device: torch.device) -> Self:
         """The model of an artifact, with the configured number of frames."""
         loaded = load_model(folder, device)
+        # This resizes the time embedding, as fine-tuning does.
         if config.frames:
             loaded.model.set_frames(config.frames)
+
         return cls(
             loaded.normalized(device),
             loaded.tokenizer,

@@ -112,11 +112,13 @@ def add_answers(  # noqa: PLR0913 - predictions, answers and controls of one tab
     queries = queries_of(asked, video_ids)
     for pair in contrasts:
         concerned = np.isin(truth, pair)
+        # Nobody asks about this pair, or the model does not know both answers.
         if not concerned.any() or not set(pair) <= set(answers):
             continue
         columns = [answers.index(answer) for answer in pair]
         chosen = logits[torch.from_numpy(concerned)][:, columns].argmax(1).numpy()
         right = np.array(pair, object)[chosen] == truth[concerned]
+        # Of two answers, chance gets a half right.
         score = Score(contrast_of(pair), right * 100.0, 50.0, queries.select(concerned))
         results.add(score, what, name)
 
@@ -137,6 +139,7 @@ def unanswerable(asked: list[Question], answers: Sequence[str]) -> list[str]:
     missing = [question["answer"] for question in asked if question["answer"] not in known]
     if not missing:
         return []
+
     folded = {folded_answer(answer) for answer in answers}
     alike = sum(folded_answer(answer) in folded for answer in missing)
     share = len(missing) / len(asked)
@@ -172,6 +175,7 @@ def accuracy_scores(
 
     of_metric = [(ACCURACY, np.ones(len(asked), bool))]
     of_metric += [(accuracy_of(kind), types == kind) for kind in sorted(set(types))]
+
     scores = []
     for metric, concerned in of_metric:
         chance = float(guessed[concerned].mean() * 100)
@@ -190,6 +194,7 @@ def majority_baseline(trained: list[Question], asked: list[Question]) -> list[st
 
     def guess(kind: str) -> str:
         ranked = counts[kind] or overall
+        # Ties in alphabetical order, as the answers of `frequent_answers`.
         return min(ranked, key=lambda answer: (-ranked[answer], answer)) if ranked else ""
 
     return [guess(question["type"]) for question in asked]

@@ -40,6 +40,7 @@ def independent_videos(videos: np.ndarray) -> float:
     (3.0, 3.0)
     """
     _, counts = np.unique(videos, return_counts=True)
+    # (sum of n)^2 / (sum of n^2) for n queries of each video.
     return float(counts.sum() ** 2 / (counts**2).sum())
 
 
@@ -126,6 +127,7 @@ def resampled(
         return medians(values, video, counts)
 
     n_videos = counts.shape[1]
+    # By video first: a product over V columns instead of one over all Q values.
     sums = counts @ np.bincount(video, values, n_videos)
     sizes = counts @ np.bincount(video, minlength=n_videos)
     return sums / sizes
@@ -162,6 +164,7 @@ def drawn_counts(videos: int, part: int, size: int) -> np.ndarray:
     """A part (size, V) of the counts, as floats, which numpy multiplies faster."""
     rng = np.random.default_rng([videos, part])
     equal = np.full(videos, 1 / videos)
+    # V draws with replacement from V videos.
     return rng.multinomial(videos, equal, size).astype(float)
 
 
@@ -169,6 +172,7 @@ def exchanges(videos: int) -> Iterator[np.ndarray]:
     """Whether the results of each video are exchanged (0 or 1) in each of PERMUTATIONS
     permutations, in parts (R, V)"""
     for part, size in parts_of(PERMUTATIONS, videos):
+        # By the number of videos alone: equal scores have equal p values.
         rng = np.random.default_rng([videos, part])
         yield rng.integers(0, 2, (size, videos)).astype(float)
 

@@ -53,6 +53,7 @@ def validate_contrast(
     def metrics(gallery: Gallery) -> dict[str, float]:
         texts, videos = Scorer(encoder, tokenizer, config.max_text_tokens).encode(gallery)
         similarity = similarities(texts.features, videos.features).cpu().numpy()
+        # Every process has all scores, and one of them writes.
         if rank() == 0:
             show_searches(gallery, similarity, out / PICTURE)
 
@@ -108,6 +109,8 @@ def pem_scores(
     model = objective.model
     config = model.config.video
     device = objective.mean.device
+
+    # The same crops at each validation, so that its curve shows the model alone.
     rng = np.random.default_rng([0, 59])
     gallery = gallery.first(0, texts=1)
     all_kinds = gallery.reader.column("kind").to_pylist()
@@ -163,6 +166,7 @@ def validate_retrieval(
         scorer = Scorer(encoder, tokenizer, config.max_text_tokens, validation.top_k)
         matching, similarity = scorer.score(gallery)
         by_name: dict[str, float] = {}
+        # Of both: a model folder says which one ranks better.
         for prefix, scores in (("validation", matching), ("validation/vtc", similarity)):
             values = retrieval_metrics(scores, gallery.labels.relevant)
             values["mean_recall"] = mean_recall(values)
@@ -253,6 +257,7 @@ def averaged(
             values_of.setdefault(name, []).append(value)
     means = {name: float(np.mean(values)) for name, values in values_of.items()}
 
+    # Of a single corpus they would be the same values twice.
     if len(by_corpus) > 1:
         for corpus, values in by_corpus.items():
             for name, value in values.items():

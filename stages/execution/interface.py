@@ -77,6 +77,7 @@ class StageInputs(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
+            # A mistake is one line: the others follow once this one is fixed.
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             stage = cls.__module__.rpartition(".")[2]
@@ -220,6 +221,7 @@ class Stop:
     def request(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal to all process groups; what waits raises Stopped."""
         with self._lock:
+            # Under the lock: a group that registers meanwhile is signalled or refused.
             self._requested.set()
             for leader in self._leaders:
                 signal_group(leader, number)

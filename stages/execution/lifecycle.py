@@ -27,6 +27,7 @@ def end_with_parent(parent: int, number: signal.Signals) -> None:
     already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    # A parent that ended before `prctl` sends no signal.
     if os.getppid() != parent:
         os._exit(1)
 

@@ -64,6 +64,7 @@ def initialize_worker() -> None:
     assert parent is not None
     assert parent.pid is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Killed, as there is nothing to save: its unit starts again.
     end_with_parent(parent.pid, signal.SIGKILL)
 
 
@@ -77,8 +78,10 @@ def run_units(
     Raises InputError if processes keep dying.
     """
     pending = iter(units)
+    # Without any unit, no process is started.
     lost = deque(islice(pending, 1))
     deaths: set[BaseException] = set()  # all futures of a broken pool have the same exception
+    # For each worker a unit that runs and one that waits.
     max_running = 2 * resources.worker_count
 
     while lost:  # once, and again with a new pool after a process died
@@ -93,6 +96,7 @@ def run_units(
                     try:
                         running[submit(function, unit)] = unit
                     except BrokenProcessPool:
+                        # A worker died since the last look.
                         lost.append(unit)
                         broken = True
                 if not running:
@@ -108,6 +112,7 @@ def run_units(
                     else:
                         deaths.clear()
                         yield unit, future.result()
+
                 if len(deaths) > MAX_DEATHS:
                     raise InputError(
                         f"{len(deaths)} workers died in succession; if memory is short, lower "
@@ -137,8 +142,11 @@ def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: fl
     call = pickle.dumps((seconds, function, arguments))
     program = "from alpro.stages.execution.workers import subprocess_main; subprocess_main()"
     command = interpreter("-c", program)
+
+    # The function may be of a module that only this process's path leads to.
     path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path}
+    # The child counts `seconds` after its imports; this limit is for one that never gets there.
     timeout = seconds + START_SECONDS
     try:
         process = subprocess.run(
@@ -151,6 +159,8 @@ def run_in_subprocess(function: Callable[..., Any], *arguments: Any, seconds: fl
         raise TimeoutError(f"longer than {seconds:g} s")
     if process.returncode:
         raise WorkerDied(f"its process ended with status {process.returncode}")
+
+    # Of a process that this one has started: no pickle of a file or a store is read.
     result, error = pickle.loads(process.stdout)
     if error is not None:
         raise error
@@ -161,6 +171,7 @@ def subprocess_main() -> None:
     """The subprocess of `run_in_subprocess`. It exits if the function exceeds its time limit, not
     counting imports."""
     seconds, function, arguments = pickle.load(sys.stdin.buffer)
+
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep prints of native code out of the result
     with exit_after(seconds):

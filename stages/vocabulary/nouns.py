@@ -75,6 +75,7 @@ def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
 def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     """Counts the words of a unit's texts, weighted by the counts of the texts."""
     nlp = load_tagger(tagger)
+    # Imported here: spaCy is optional, and `load_tagger` says what to install.
     from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
@@ -124,6 +125,7 @@ def load_tagger(name: str) -> "Language":
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
 
+    # Others, such as a parser, only take time.
     for component in list(nlp.component_names):
         if nlp.get_pipe_meta(component).factory not in TAGGING:
             nlp.remove_pipe(component)
@@ -149,6 +151,7 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple
             captions.update(row["captions"])
             if not row["captions"]:
                 without.append((row["id"], row["source"]))
+
     if not captions:
         raise InputError("the training split has no captions; check the splits of the corpora")
     return captions, without
@@ -167,5 +170,6 @@ def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of the training split of a corpus, a batch of which is in memory."""
     for batch in index_batches(folder, ["split", *columns]):
         for row in batch.to_pylist():
+            # Captions of the test split must not choose entities or word pieces.
             if row["split"] == "train":
                 yield row
