@@ -34,6 +34,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_width(self) -> "ModelConfig":
+        # The multimodal encoder concatenates the tokens of both.
         if self.video.width != self.text.width:
             raise ValueError(
                 f"video.width {self.video.width} and text.width {self.text.width} must be equal"
@@ -178,8 +179,10 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
     """Fills frames (B, T, 3, S, S) with black (3, 1, 1) outside boxes (B, 4), given in patches of
     `patch` pixels."""
     grid = frames.shape[-1] // patch
+
     inside = box_mask(boxes, grid).view(-1, grid, grid)
     inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)  # (B, S, S)
+    # In the frames' type: `where` would promote half precision to float32.
     return torch.where(inside[:, None, None], frames, black.to(frames.dtype))
 
 

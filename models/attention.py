@@ -118,6 +118,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
         x = x.unflatten(0, (-1, packed)).transpose(1, 2)
         return x.reshape(-1, heads, packed * length, width)
 
+    # It has a mask now, so nothing is packed again.
     out = attention_on_gpu(pack(q), pack(k), pack(v), mask)
     return out.unflatten(2, (packed, length)).transpose(1, 2).reshape(q.shape)
 

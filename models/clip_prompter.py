@@ -84,6 +84,7 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (B * T, N, D) of clips of T `frames` -> the same shape."""
+        # A sequence of T frames for each patch.
         y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
         y = y + self.times(frames)
         y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
@@ -106,11 +107,13 @@ class ClipPrompter(DualEncoder):
         super().__init__()
         self.clip = model.float().requires_grad_(False)
         self.pad_id = pad_id
+
         vision = model.config.vision_config
         # Boxes on whole frames: a 14-pixel patch does not divide every image size.
         size = vision.image_size
         patch = max(p for p in range(1, vision.patch_size + 1) if size % p == 0)
         self.config = ModelConfig(video=VideoConfig(image_size=size, patch_size=patch))
+
         self.temporal = nn.ModuleList()
         self.video_proj = self.text_proj = nn.Identity()  # the towers project themselves
         self.eval()
@@ -150,6 +153,7 @@ class ClipPrompter(DualEncoder):
             # The norm behind the embeddings, which a SigLIP does not have.
             if self.clip.config.model_type == "clip":
                 self.clip.vision_model.pre_layrnorm.requires_grad_(False)
+
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
             self.clip.logit_bias.requires_grad_(False)
 
@@ -176,6 +180,8 @@ class ClipPrompter(DualEncoder):
             features = self.clip.visual_projection(tower.post_layernorm(x[:, 0]))
         else:
             features = tower.head(tower.post_layernorm(x))
+
+        # Each frame has the same weight in the mean, whatever the length of its embedding.
         normalized = normalize(features.float(), dim=-1)
         return normalized.view(batch, count, -1).mean(dim=1, keepdim=True)
 
@@ -254,6 +260,7 @@ class ClipBundle(ModelBundle):
 
         transformers_log.disable_progress_bar()  # "Writing model shards", also into files
         self.prompter.clip.save_pretrained(folder)
+
         file = folder / "model.safetensors"
         use_default_mode(file)
         if self.prompter.temporal:
@@ -311,6 +318,7 @@ def hub_folder(name: str) -> Path:
     folder = None
     with suppress(Exception):  # not in the cache
         cached = snapshot(name, local_files_only=True)
+        # An interrupted download leaves a folder without weights.
         if any((cached / file).is_file() for file in WEIGHTS):
             folder = cached
 
@@ -324,6 +332,7 @@ def hub_folder(name: str) -> Path:
             f"where there is a network: hf download {repository}{options} --local-dir clip, and "
             "name the folder clip"
         ) from error
+
     if not is_clip(folder):
         raise InputError(f"{name}: it has no config.json of a {' or '.join(TYPES)}")
     return folder
@@ -404,6 +413,7 @@ def load_clip(
                 "its logit_scale is no logarithm of a scale, or its attention_dropout no "
                 "probability"
             )
+
         load_temporal(prompter, Path(name) / "model.safetensors")
     except InputError:
         raise
@@ -448,6 +458,7 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
     from transformers.utils.hub import cached_file
 
     transformers_log.disable_progress_bar()  # "Loading weights", also into files
+
     optional = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
     file = optional("model.safetensors") or optional("pytorch_model.bin")
     if file is None and Path(name).is_dir():
@@ -459,11 +470,13 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
     model, report = kind.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
+    # The head may be missing, such as the MLM head of a BERT; the body may not.
     body = "" if model.base_model is model else f"{model.base_model_prefix}."
     random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     random_in_body = sorted(key for key in random if key.startswith(body))
     if random_in_body:
         raise ValueError(f"weights are missing or of another shape, such as {random_in_body[0]}")
+
     check_finite(model.state_dict(), name)
     return model, random
 
@@ -485,6 +498,7 @@ def check_header(header: dict[str, Tensor], kind: Any, config: Any, name: str) -
 
     with torch.device("meta"):
         model = kind.from_config(config).base_model
+    # The file may have more: heads that are not loaded.
     expected = sum(parameter.numel() for parameter in model.parameters())
     stored = sum(weight.numel() for weight in header.values())
     if expected > stored:
@@ -499,8 +513,10 @@ def load_temporal(prompter: ClipPrompter, file: Path) -> None:
     with safe_open(file, framework="pt") as weights:
         names = [name for name in weights.keys() if name.startswith(TEMPORAL)]  # noqa: SIM118
         temporal = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
+
     if temporal:
         prompter.add_temporal(len(temporal["0.time_embed"]))
         check_weights(temporal, prompter.temporal, "temporal attention")
         prompter.temporal.load_state_dict(temporal)
+        # The new modules would be trainable, but this is a frozen teacher.
         prompter.requires_grad_(False)

@@ -115,6 +115,7 @@ class ModelBundle:
             first = error.errors()[0]
             key = ".".join(str(name) for name in first["loc"])
             raise ValueError(f"{folder}/config.json: {key}: {first['msg']}") from error
+
         entities = load_labels(folder / "entities.json")
         answers = load_labels(folder / "answers.json")
 
@@ -130,11 +131,13 @@ class ModelBundle:
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
+
         model = build().to(device).eval()
         check_weights(weights, model, folder)
         model.load_state_dict(weights)
 
         tokenizer = read_tokenizer(folder / "tokenizer.json")
+        # An id without an embedding is a failed assertion on a GPU, which ends the process.
         last_id = max(tokenizer.get_vocab().values(), default=0)
         embeddings = config.model.text.vocab_size
         if last_id >= embeddings:

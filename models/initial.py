@@ -161,9 +161,11 @@ def load_vit(model: Prompter, name: str) -> None:
             if spatial in key
         }
         weights |= copies
+
     for key, value in expected.items():
         if ".temporal_fc." in key or key == "time_embed":
             weights[key] = torch.zeros_like(value)
+
     check_match(f"vit = {name!r}", weights, expected)
     encoder.load_state_dict(weights)
 
@@ -183,6 +185,7 @@ def plain_vit(vit: StateDict) -> StateDict:
         scaled = "attn.proj" if scale.startswith("1") else "mlp.fc2"
         layer = f"{block}.{scaled}"
         gamma = vit.pop(key)
+        # gamma * (W x + b): an output of the layer is a row of W.
         vit[f"{layer}.weight"] = vit[f"{layer}.weight"] * gamma[:, None]
         vit[f"{layer}.bias"] = vit[f"{layer}.bias"] * gamma
 
@@ -201,6 +204,7 @@ def clip_weights(name: str, video: VideoConfig) -> StateDict:
             f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that "
             "it was"
         )
+
     config = prompter.clip.config.vision_config
     if config.layer_norm_eps != CLIP_EPS:
         raise ValueError(
@@ -214,6 +218,7 @@ def clip_weights(name: str, video: VideoConfig) -> StateDict:
         for theirs, ours in CLIP_NAMES:
             key = key.replace(theirs, ours)
         vit[key] = value
+
     vit["cls_token"] = vit["cls_token"][None, None]
     vit["pos_embed"] = vit["pos_embed"][None]
 

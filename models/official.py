@@ -109,13 +109,17 @@ def import_checkpoint(
     """
     if file.suffix not in WEIGHT_FILES:
         raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
+
+    # The folder gets its name when it is complete: a killed import leaves none.
     building = out.parent / f".{out.name}.part"
     try:
         if out.exists():
             raise InputError(f"{out}: exists already; choose another folder or delete it")
+
         weights, prompter = split_prompter(read_checkpoint(file))
         if task == "prompter" and prompter:
             weights = prompter
+
         convert = partial(
             build,
             tokenizer=load_tokenizer(tokenizer),
@@ -123,6 +127,7 @@ def import_checkpoint(
             max_text_tokens=max_text_tokens,
         )
         bundle, summary = convert(weights, task)
+
         shutil.rmtree(building, ignore_errors=True)
         bundle.save_pretrained(building)
         save_prompts(weights, building)
@@ -135,6 +140,7 @@ def import_checkpoint(
             summary.read += teacher_summary.read
             summary.unused += [f"prompter.{key}" for key in teacher_summary.unused]
             summary.unknown += [f"prompter.{key}" for key in teacher_summary.unknown]
+
         building.rename(out)
     except ValueError as error:
         message = str(error)
@@ -175,10 +181,12 @@ def read_checkpoint(path: Path) -> StateDict:
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+
     weights = {}
     if isinstance(content, dict):
         for key, value in content.items():
             if isinstance(value, Tensor):
+                # `module.`: of a checkpoint of the DDP wrapper.
                 weights[str(key).removeprefix("module.")] = value
     if not weights:
         raise ValueError(f"{path}: contains no weights")
@@ -226,6 +234,7 @@ def build(
 
     model_state = {key: value for key, value in state.items() if not key.endswith("prompt_feat")}
     weights, unused, unknown = from_official(model_state, config)
+
     entities: list[str] = []
     answers: list[str] = []
     if task == "prompter" and "video" in prompts:
@@ -240,12 +249,15 @@ def build(
         model = Prompter(config)
     else:
         model = Alpro(config, entities=len(entities), answers=len(answers))
+
     expected = model.state_dict()
     ignored = UNUSED_PREFIXES[task]
     unused += [key for key in weights if key not in expected and key.startswith(ignored)]
     weights = {key: value for key, value in weights.items() if key not in unused}
     check_weights(weights, model, f"this checkpoint as --task {task}")
+    # The tensors themselves: copies would take the memory twice.
     model.load_state_dict(weights, assign=True)
+
     bundle = ModelBundle(
         task,
         model.eval(),
@@ -282,6 +294,7 @@ def sizes(state: StateDict) -> ModelConfig:
         embed_dim, _ = state["vision_proj.weight"].shape
         video_mlp, _ = state[f"{visual}blocks.0.mlp.fc1.weight"].shape
         text_mlp, _ = state[f"{text}encoder.layer.0.intermediate.dense.weight"].shape
+
         heads = max(1, width // 64)
         depth = layers(f"{text}encoder.layer.")
         return ModelConfig(

@@ -24,7 +24,9 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
         raise InputError(
             "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
         )
+
     device = torch.device("cuda", local)
+    # NCCL and functions without a device use the current one, by default GPU 0 for all.
     torch.cuda.set_device(device)
     return device
 
@@ -48,7 +50,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         of_ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(of_ranks, local.contiguous())
+        dist.all_gather(of_ranks, local.contiguous())  # collectives refuse strided tensors
         return torch.cat(of_ranks)
 
     @staticmethod
@@ -64,6 +66,7 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
     """Elementwise maximum over all ranks; for flags, whether any rank sets it."""
     if not dist.is_initialized():
         return values
+
     maxima = torch.tensor([float(value) for value in values], device=device)
     dist.all_reduce(maxima, dist.ReduceOp.MAX)
     return maxima.tolist()

@@ -54,6 +54,7 @@ class VideoConfig(BaseModel):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        # Each convolution of the stem halves the sides.
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
             raise ValueError(
                 f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}"
@@ -87,6 +88,7 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
     for left in reversed(range(halvings)):
         layers.append(nn.Conv2d(channels, max(8, width >> left), 3, stride=2, padding=1))
         channels = max(8, width >> left)
+        # The last convolution is the projection: as a linear one, without an activation.
         if left:
             layers += [nn.GroupNorm(1, channels), nn.GELU()]
     return nn.Sequential(*layers)
@@ -244,6 +246,7 @@ class TimeSformer(nn.Module):
         if not self.training or self.config.drop_path == 0.0:
             return None
         rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
+        # Divided by the rate: the expectation is the value in evaluation.
         return torch.bernoulli(rates) / rates
 
 

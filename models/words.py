@@ -84,6 +84,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(f"{where}: neither a list of words nor an object of word to number")
 
     words = [word.strip() for word in value]
+    # Two outputs of a head would have one name.
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:
         raise InputError(f"{where}: duplicate word {duplicates[0]!r}; remove one")
@@ -91,6 +92,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
 
 
 def parse_lines(text: str) -> list[str]:
+    # Not `splitlines`, which also breaks at characters such as U+2028.
     lines = [line for line in text.split("\n") if line.strip()]
     counted = [re.fullmatch(r"(.*\S)\s+\d+", line.strip()) for line in lines]
     # One line without a count: the digits are part of the words.
