@@ -42,6 +42,7 @@ def store_of(workspace: Path) -> "Store":
 def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts and their inputs, oldest first."""
     found = store_of(workspace).all()
+
     if json:
         from alpro.pipeline.store.checksums import size_of
 
@@ -60,7 +61,9 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
     built_from = store_of(workspace).lineage(record)
+
     run = record.run
+    # A "+" at its end: the checkout had changes that were not committed.
     commit = run.get("commit") or "unknown"
     if command := shlex.join(command_of(record)):
         print(f"{command}\n  in the folder {run['arguments'].get('folder', '')}", end="")
@@ -88,6 +91,7 @@ def command_of(record: Record) -> list[str]:
     """The command that builds an artifact; empty if its record has none."""
     if not (arguments := record.run.get("arguments")):
         return []
+
     words = ["alpro", "run", record.stage, "--config", arguments["config"]]
     words += ["--data", arguments["data"]] if arguments["data"] else []
     return words + [word for change in arguments["changes"] for word in ("--set", change)]
@@ -104,13 +108,16 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
+    # Records that cannot be read count as unfinished, so `store.all` lacks them.
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
     print_rows([problem._asdict() for problem in problems])
+
     files = sum(len(record.contents) for _, record in found)
     counts = ", ".join(
         f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items()
     )
     print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
+
     if problems:
         print(
             "`alpro artifacts rm` removes an artifact, and the next run that needs it builds it "
@@ -132,6 +139,7 @@ def remove_artifacts(
     interrupted = store.unfinished()
     folders = dict[Path, None]()
     for name in (artifact, *more):
+        # Unfinished work has no record by which `find_artifact` could find it.
         named = [folder for folder in interrupted if name in (folder.name, str(folder))]
         folders[named[0] if named else find_artifact(name, workspace)[0]] = None
 
@@ -146,9 +154,11 @@ def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
     removed = {folder.resolve() for folder in folders}
     built = []
     for folder, record in store.all():
+        # The last of a lineage is the artifact itself.
         sources = {source.resolve() for source, _ in store.lineage(record)[:-1]}
         if folder.resolve() not in removed and sources & removed:
             built.append(f"{record.name} {record.fingerprint[:8]}")
+
     if built:
         print(f"{len(built)} artifacts were built from it and stay: {', '.join(built)}")
 
@@ -160,6 +170,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise InputError(f"{question} Add --yes")
+
     answer = input(f"{question} [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise InputError("nothing was removed")
@@ -182,11 +193,16 @@ def collect_garbage(
 
     store = store_of(workspace)
     named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
+
     kept = named or kept_by_name(workspace)
+    # The model of an index embeds the text of each search.
     kept |= indexed_fingerprints(index_folders(workspace))
     kept |= registered(workspace)
+
     unused = store.unreachable(kept)
+    # Other workspaces may use what a link leads to.
     chosen = [(folder, record) for folder, record in unused if not store.is_elsewhere(folder)]
+
     for folder, _ in unused:
         if store.is_elsewhere(folder):
             print(f"elsewhere, stays: {folder}")
@@ -195,9 +211,11 @@ def collect_garbage(
             f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` "
             f"removes it: {folder}"
         )
+
     if not chosen:
         print("nothing to remove")
         return
+
     print_artifacts(chosen)
     if yes:
         store.remove([folder for folder, _ in chosen])
@@ -208,8 +226,10 @@ def registered(workspace: Path) -> set[str]:
     """The fingerprints of the models in the registry of a workspace's MLflow store, if it has
     one."""
     database = workspace.resolve() / "mlflow.db"
+    # MLflow would create a store that is not there.
     if not database.is_file():
         return set()
+
     from alpro.pipeline.tracking.registry import registered_fingerprints
 
     return registered_fingerprints(f"sqlite:///{database}")
@@ -237,8 +257,10 @@ def log_artifacts(
             .rpartition("/")[2]
             .removesuffix(".toml")
         )
+
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
+        # A tracker only warns, so that a run goes on without MLflow.
         if not run or tracker.warned:
             raise InputError(f"MLflow store {tracker.uri}: {record.name} is not logged")
         print(f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}")
@@ -264,6 +286,7 @@ def compare_artifacts(
     if len(artifacts) == 1:
         raise InputError(f"{artifacts[0]}: name two or more, or none for the last two evaluations")
     found = [find_artifact(name, workspace) for name in artifacts] or last_two(workspace)
+
     fingerprints = [record.fingerprint for _, record in found]
     for (_, record), count in zip(found, map(fingerprints.count, fingerprints), strict=True):
         if count > 1:
@@ -272,11 +295,13 @@ def compare_artifacts(
                 f"different ones, or "
                 "none for the last two evaluations"
             )
+
     compared = compared_runs(store_of(workspace), found)
     for table in compared.tables:
         print_table(table)
     for sentence in compared.verdicts:
         print(sentence)
+
     names = [folder.name[:8] for folder, _ in found]
     page = out or workspace / "reports" / f"compare-{'-'.join(names)}.html"
     print(f"page: {comparison_page(page, compared)}", file=sys.stderr)
@@ -290,6 +315,8 @@ def last_two(workspace: Path) -> list[tuple[Path, Record]]:
         for folder, record in store_of(workspace).all()
         if record.stage in EVALUATIONS
     ]
+
+    # The stage that was evaluated last comes first.
     for stage in dict.fromkeys(record.stage for _, record in reversed(found)):
         same = [(folder, record) for folder, record in found if record.stage == stage]
         if len(same) > 1:
@@ -319,6 +346,7 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
                 "inputs": ", ".join(inputs),
             }
         )
+
     print_rows(lines)
     print(f"{len(found)} artifacts, {sum(sizes) / 1e6:,.1f} MB")
 
@@ -336,16 +364,19 @@ def score_of(record: Record) -> str:
     from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
     metrics = record.metrics
+    # The names of an evaluation's metrics start with its split.
     evaluated = (
         {name.partition("/")[2]: value for name, value in metrics.items()}
         if record.stage in EVALUATIONS
         else {}
     )
+
     shown = [
         f"{short.replace('_', ' ')} {evaluated[name]:.1f}"
         for short, name in HEADLINES.items()
         if name in evaluated
     ]
+
     validated = [
         f"{short} {metrics[name]:.1f}"
         for name, short in VALIDATION_SCORES.items()

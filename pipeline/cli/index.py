@@ -78,17 +78,21 @@ def add_to_index(
         name = read_about(index).model
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
+
     found = models.videos(videos)
     folder = models.folder(name)
     names = tuple(column.strip() for column in columns.split(",") if column.strip())
     about = settings(index, folder, window, stride, names)
 
+    # The model is loaded when nothing else can be wrong: that takes longest.
     rejected: list[str] = []
     counts = add_videos(index, models.load(folder), about, found, rejected.append)
+    # `alpro artifacts gc` keeps the models of these indexes.
     record_index(models.workspace, index)
 
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)
+
     added = Index.open(index)
     clips = len(added)
     captions = clips - added.items["caption"].null_count
@@ -97,9 +101,11 @@ def add_to_index(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
         f"unchanged"
     )
+
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
     where = f" ({reasons}): {index}/rejects.parquet" if reasons else ""
     print(f"  {counts.rejected:,} rejected{where}")
+
     if not clips:
         raise InputError(f"{index}: none of the videos could be decoded, the index is empty")
 
@@ -132,12 +138,15 @@ def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
     opened = Index.open(index)
     hits = list_clips(opened, k=len(opened)).hits
     rejected = opened.rejects.num_rows
+
     if json:
         clips = [hit.json() for hit in hits]
         print_json({"model": opened.about.model, "rejected": rejected, "clips": clips})
         return
+
     for hit in hits:
         print(printable(hit.location))
+    # Apart from the list, which a program may read.
     print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
 
 
@@ -172,7 +181,9 @@ def search(  # noqa: PLR0913 - options of a command
     text = " ".join([word, *words])
     is_list = text.startswith("@")
     texts = read_texts(text[1:]) if is_list else [text]
+
     opened = open_index(index)
+    # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else ""
     loaded = opened.load_model(found, device=models.device, dtype=models.dtype)
 
@@ -202,10 +213,12 @@ def read_texts(name: str) -> list[str]:
     try:
         if not file.is_file():
             raise InputError(f"@{name}: no such file; @ stands before a file of texts")
+        # -sig: editors of Windows begin a file with a byte order mark.
         lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"@{name}: {reason}") from error
+
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError(f"@{name}: no text in this file; it takes one on each line")

@@ -42,6 +42,8 @@ def first_sentence(text: str) -> str:
         line.removeprefix("#").strip()
         for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
     )
+
+    # A dot inside of a word, as in a file's name, ends no sentence.
     return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
@@ -65,12 +67,12 @@ def values_of(config: "PipelineConfig") -> dict[str, Any]:
     from alpro.pipeline.config.pipeline_config import SHARED
 
     values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for (
-        key,
-        stage,
-    ) in SHARED:  # set once, in the top-level table; a prompter may have sizes of its own
+
+    # Set once, in the top-level table; a prompter may have sizes of its own.
+    for key, stage in SHARED:
         if stage != "train_prompter" or values.get(stage, {}).get(key) == values[key]:
             values.get(stage, {}).pop(key, None)
+
     return values
 
 
@@ -99,11 +101,14 @@ def check(
         raise InputError(
             "corpora.data.shards are not decoded; `alpro run index_shards` checks them"
         )
+
     paths = corpus.annotation_files, corpus.names_root
     stages = settings.trainings().items()
+    # The trainings that read this data cut longer texts.
     lengths = {
         stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora
     }
+
     report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
     print_check(report)
     return 1 if report["problems"] else 0
@@ -117,10 +122,13 @@ def print_check(report: dict[str, Any]) -> None:
     problems = report["problems"]
     verdict = f"; a run fails: {len(problems)} problems" if problems else "; ready to run"
     print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds}){verdict}")
+
     for problem in problems:
         print(f"problem: {problem}")
+
     print_rows([{"split": split, **texts} for split, texts in report["splits"].items()])
     print(f"splits: {report['split_source']}")
+
     bad = report["bad_rows"]
     decoded = report["decoded"]
     for count, what, examples in (
@@ -130,12 +138,15 @@ def print_check(report: dict[str, Any]) -> None:
     ):
         if count:
             print(f"  {count:,} {what}", *examples, sep="\n    ")
+
+    # A caption that training has seen makes a score too good.
     for split, count in report["also_in_training"].items():
         if count:
             print(
                 f"  {count} of {report['splits'][split]['items']} {split} items have a caption of "
                 f"a training item"
             )
+
     for stage, texts in report["long_texts"].items():
         if texts["cut"]:
             of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
@@ -143,6 +154,8 @@ def print_check(report: dict[str, Any]) -> None:
                 f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least "
                 f"{texts['cut']:,} of {of}"
             )
+
+    # finetune_qa chooses among its training answers.
     answers = report["answers"]
     for split in ("validation", "test"):
         if answers[split]["not_in_training"]:
@@ -156,10 +169,12 @@ def print_check(report: dict[str, Any]) -> None:
             f"  {answers['spellings']} training answers differ from another only in case or a "
             f"final dot"
         )
+
     for note in report["notes"]:
         print(f"note: {note}")
     if report["group_hint"]:
         print(f"hint: {report['group_hint']}")
+
     rejected = sum(decoded["rejected"].values())
     print(
         f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    "

@@ -47,6 +47,7 @@ def main() -> None:
     """Entry point. Without arguments it prints the help."""
     open_standard_files()
     prepare()
+
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -64,10 +65,12 @@ def main() -> None:
         if not received and not isinstance(error, KeyboardInterrupt):
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)
+        # As a shell has it for a program that a signal ends.
         status = 128 + (received or [signal.SIGINT])[0]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
     sys.exit(status)
 
 
@@ -79,6 +82,7 @@ def open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it has the lowest number that is free
+        # Python sets a stream to None that was closed when it started.
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
@@ -95,16 +99,19 @@ def check_folder() -> None:
 def execute(arguments: Sequence[str]) -> int:
     """Runs a command; returns its exit status. Errors that are not bugs are one line on standard
     error."""
+    # Python reads other bytes as surrogates, which can be neither printed nor stored.
     if wrong := [
         argument
         for argument in arguments
         if argument != argument.encode("utf-8", "ignore").decode()
     ]:
         return failed(f"error: {wrong[0]!a}: this argument is not UTF-8")
+
     try:
         check_folder()
         check_addresses(arguments)
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
+        # At exit, a reader that has gone would be an error of Python's own.
         sys.stdout.flush()
         return status
     except CycloptsError as error:
@@ -117,12 +124,14 @@ def execute(arguments: Sequence[str]) -> int:
     except InputError as error:
         return failed(f"error: {error}")
     except BrokenPipeError:
+        # Of any other pipe, it is a bug.
         if not output_has_no_reader():
             raise
         # Python would flush it at exit, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
+        # Imported only now: `--help` must not wait for them.
         from alpro.shards.storage import DISK_FULL
         from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
 
@@ -132,6 +141,7 @@ def execute(arguments: Sequence[str]) -> int:
             return failed(f"{error}; run the same command again to continue", EXIT_INTERRUPTED)
         if not isinstance(error, OSError) or error.errno not in DISK_FULL:
             raise
+
         place = f"{error.filename}: " if error.filename else ""
         return failed(
             f"error: {place}{error.strerror}; free some disk space and run again to resume"
@@ -141,6 +151,7 @@ def execute(arguments: Sequence[str]) -> int:
 def output_has_no_reader() -> bool:
     """Whether what reads this command's output has ended, such as `head`."""
     poll = select.poll()
+    # Linux reports POLLERR for a pipe whose reading end is closed.
     poll.register(sys.stdout.fileno(), select.POLLERR)
     return bool(poll.poll(0))
 
@@ -154,6 +165,7 @@ def check_addresses(arguments: Sequence[str]) -> None:
         if argument.startswith("-") and equals:
             refuse_credentials(name, value)
         refuse_credentials(option or "address", argument)
+        # The next argument is the value of this option.
         option = argument if argument.startswith("-") and not equals else ""
 
 

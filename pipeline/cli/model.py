@@ -77,6 +77,7 @@ def import_model(
     from alpro.models.official import import_checkpoint
 
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
+
     imported = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
     print(f"{out}: {imported.read} tensors read")
     for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
@@ -105,6 +106,8 @@ def export_model(
     source = models.folder(model).resolve()
     if folder.exists():  # before the model is loaded
         raise InputError(f"{folder}: exists already; choose another folder")
+
+    # The weights of a cache_prompts artifact are those of its prompter.
     inside, prompts = find_prompter(source)
     loaded = Model.load(inside, prompts=prompts, device="cpu")
     export(loaded, folder, model_card(inside, loaded.folder, folder.name, license))
@@ -134,6 +137,7 @@ def register_model(
     workspace = workspace.resolve()
     uri = tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
     version = register(uri, workspace, *find_artifact(model, workspace), name, alias)
+
     loaded = f"models:/{name}{'@' + alias if alias else '/' + version}"
     print(f"{name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
 
@@ -198,6 +202,7 @@ def entities(  # noqa: PLR0913 - options of a command
         region = parse_box(box) if box else WHOLE
     except ValueError as error:
         raise InputError(f"--box {error}") from None
+
     folder = models.folder(model)
     if not (loaded := models.naming(folder, models.load)):
         raise InputError(
@@ -205,6 +210,7 @@ def entities(  # noqa: PLR0913 - options of a command
             f"it; name a "
             "train_prompter, cache_prompts or pretrain artifact"
         )
+
     name = partial(loaded.entities, box=region, top_k=k, text=text)
     if out:
         write_table(out, models, video, loaded, name, k, json)
@@ -222,11 +228,13 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
 
     if Path(video).is_dir():
         raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
+
     try:
         ranked = name(video)
     except DecodeError as error:
         file, _, detail = error.detail.partition(": ")  # the decoder's message
         raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
+
     if json:
         words = [{"text": word, "probability": p} for word, p in ranked]
         print(
@@ -235,6 +243,7 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
             )
         )
         return
+
     print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
@@ -256,6 +265,7 @@ def write_table(
     from alpro.shards.schema import Reject
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
+    # Before the videos are decoded, and not when the table is written.
     if out.suffix not in writers or out.exists() or not os.access(out.parent, os.W_OK):
         suffix = (
             "must end with .parquet or .csv"
@@ -263,10 +273,12 @@ def write_table(
             else "its folder is not writable"
         )
         raise InputError(f"--out {out}: {'exists already' if out.exists() else suffix}")
+
     items = list(scan_videos(models.videos(videos)))
     clips = decode_ahead(
         (source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video
     )
+
     word = "answer" if model.folder.answers else "entity"
     fields = [
         ("id", pa.string()),
@@ -274,14 +286,17 @@ def write_table(
         ("start", pa.float64()),
         ("end", pa.float64()),
     ]
+    # A model may know fewer words than a person asks for.
     for place in range(1, min(count, len(model.folder.answers or model.folder.entities)) + 1):
         fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
     names = [name for name, _ in fields[4:]]
+
     rows = []
     with progress("videos", len(items), "videos") as advance:
         for item in items:
             about = vars(item) if isinstance(item, Reject) else item
             row = {key: about.get(key) for key in ("id", "path", "start", "end")}
+            # A rejected row has no clip to wait for.
             source, frames = (
                 (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
             )
@@ -300,6 +315,7 @@ def write_table(
             )
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}") from error
+
     print(
         json_format.dumps({"out": str(out), "rows": len(rows)})
         if json
@@ -368,9 +384,11 @@ def score_models(
     other = scored.baseline_folder
     items, what = labeled(data, split, [folder, other] if other else [folder])
     prompter, prompts = find_prompter(folder, follow=True)
+
     loaded = models.load(folder)
     theirs = models.load(other) if other else None
     log.info(f"{len(items):,} videos ({what})")
+    # Entities are named by the prompter, which may be another folder.
     naming = loaded if prompter == folder else models.load(prompter, prompts)
 
     with TemporaryDirectory() as temporary:
@@ -384,6 +402,7 @@ def score_models(
         results, decoded, threshold = evaluate(
             loaded, items, split, results_folder, naming if prompts else None
         )
+
         runs = {scored.name if other else "score": results.rows}
         compared = Comparison([], {}, 0)
         baseline_rows: list[dict[str, Any]] = []
@@ -394,6 +413,7 @@ def score_models(
             baseline_rows = baseline.rows
             averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
             head = f"{scored.baseline}{averaged}"
+            # Columns need different names, also of a model that is compared with itself.
             if head == scored.name:
                 head += " (baseline)"
             runs = {head: baseline_rows, **runs}

@@ -85,10 +85,12 @@ class Source:
         """The changes of `--set`, after those of `--pretrained`."""
         if not self.pretrained:
             return list(self.set)
+
         from alpro.inference.encoding import model_folder
         from alpro.inference.find import find_model
 
         named = self.pretrained
+        # A model folder is taken as it is; any other name is looked up in the workspace.
         if not Path(named, "config.json").expanduser().is_file():
             named = str(model_folder(find_model(named, workspace)).resolve())
         return [f"pretrained={json.dumps(named)}", *self.set]
@@ -116,6 +118,7 @@ class ModelOptions:
 
         if not name.startswith("models:/"):
             return verified_model(name, self.workspace)
+
         from alpro.pipeline.tracking.registry import registered_folder
         from alpro.pipeline.tracking.relocation import relocate
 
@@ -124,8 +127,11 @@ class ModelOptions:
             raise InputError(
                 f"{name}: no MLflow store {database}; name the server with --tracking-uri"
             )
+
+        # In a workspace that was copied or moved, the store has the old paths.
         if not self.tracking_uri:
             relocate(database.parent)
+
         return FoundModel(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
 
     def load(self, folder: Path, prompts: Path | None = None) -> "Model":
@@ -138,9 +144,11 @@ class ModelOptions:
         prompter; None if there is none. load: `ModelOptions.load`."""
         from alpro.inference.find import find_prompter, is_pretrained
 
+        # A model of pretrain has a head for entities, any other needs embedded prompts.
         candidates: list[tuple[Path, Path | None]] = []
         if is_pretrained(folder):
             candidates.append((folder, None))
+
         prompter, prompts = find_prompter(folder, follow=True)
         if prompts:
             candidates.append((prompter, prompts))
@@ -159,11 +167,13 @@ class ModelOptions:
         videos = absolute(name)
         if not isinstance(videos, Path) or videos.exists():
             return videos
+
         if not named_artifacts(name, self.workspace):
             raise InputError(
                 f"{name}: no such file or folder of videos, and no decoded corpus of this name in "
                 f"{self.workspace / 'artifacts'}"
             )
+
         folder, _ = find_artifact(name, self.workspace)
         return folder
 

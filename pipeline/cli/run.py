@@ -45,8 +45,11 @@ def run(
                 "for results; "
                 "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
             )
+
     changes = source.changes(options.workspace)
     root, wait = prepare_run(options)
+
+    # Slow to import: meanwhile the temporary server starts.
     from alpro.pipeline.plan.dag import check_files, check_test_items, planned
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
@@ -72,13 +75,16 @@ def run(
 
     report = report_file(root, plan)
     parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
+    # Another MLflow server gets a run of its own, also if everything exists.
     existing = [] if options.tracking_uri else finished_steps(plan, report)
     if existing:
         log.info("every artifact exists: no run was started")
+        # STAGE stands for what the last command built or found.
         record_run(root, parameters, {step.name: step.fingerprint for step in existing})
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
         folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
+
     paths = {name: Path(folder) for name, folder in folders.items()}
     print_results(paths, root, report, options.json)
 
@@ -119,6 +125,7 @@ def study(
     """
     changes = source.changes(options.workspace)
     root, wait = prepare_run(options)
+
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_table
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
@@ -129,7 +136,9 @@ def study(
     if options.dry_run and not options.json:
         print_table(work_table(members))
         return
+
     if options.dry_run:
+        # Variants share steps: each is printed once.
         steps = {step.fingerprint: step for member in members for step in member.plan.steps}
         print_plan(replace(members[0].plan, steps=list(steps.values())), config, options.json)
         return
@@ -176,6 +185,7 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
             "MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
         )
+
     root = options.workspace.resolve()
     create_workspace(root)
 
@@ -184,14 +194,17 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
     if "PREFECT_API_URL" not in os.environ:
+        # The database of the command's own server; the person's ~/.prefect stays as it is.
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
 
     log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
     # Python would look for cycles among half a million objects before it exits: 3.0 s instead of
     # 0.3 s.
     atexit.register(gc.freeze)
+
     if options.dry_run:
         return root, lambda: None
+
     from alpro.pipeline.flows.servers import start_temporary_server
 
     return root, start_temporary_server()
@@ -212,6 +225,7 @@ def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
     from alpro.pipeline.plan.dag import reason, required
 
     wanted = required(plan.steps, plan.store)
+
     rows = []
     for step in plan.steps:
         why = ""
@@ -234,6 +248,7 @@ def create_workspace(folder: Path) -> None:
     check_workspace(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
+        # A mode does not tell that a disk is full or mounted read-only.
         for writable in (folder, home):
             TemporaryFile(dir=writable).close()
     except OSError as error:

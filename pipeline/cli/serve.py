@@ -61,6 +61,7 @@ def serve(  # noqa: PLR0913 - options of a command
 
     token = token_of(host, token_file)
     check_public_name(public_name, token)
+    # Before the models are loaded, which takes longer.
     check_port("--port", port, host)
     app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
     guard.serve(guard.guarded(app, host, token, public_name), host, port)
@@ -103,11 +104,14 @@ def token_of(host: str, file: Path | None) -> str:
         try:
             if file.exists() and not file.is_file():  # a pipe would be read for ever
                 raise InputError(f"--token-file {file}: not a regular file")
+            # An editor ends the file with a line break.
             token = file.read_text("utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             ) from error
+
+    # An empty file must not let everybody in.
     if (file or token) and len(token) < MIN_TOKEN:
         raise InputError(
             f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or "
@@ -119,6 +123,7 @@ def token_of(host: str, file: Path | None) -> str:
             f"token`, and add "
             "--token-file token"
         )
+
     return token
 
 
@@ -135,11 +140,14 @@ def load_models(
         raise InputError(
             "--model is that of an index; name the INDEX, or use --ask and --entities alone"
         )
+
     search_folder = None
     if opened:
         search_folder = opened.find_model(models.find(own) if own else "").path
     ask_folder = models.folder(ask).resolve() if ask else None
     entities_folder = models.folder(entities).resolve() if entities else None
+
+    # Without --ask and --entities, the first model does what it can.
     first = search_folder or ask_folder or entities_folder
     if not first:
         raise InputError(
@@ -171,12 +179,14 @@ def up(
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
     registers the deployments, and prints the addresses. Ctrl-C stops all of it.
     """
+    # The checks below would find one free port twice.
     if prefect_port == mlflow_port:
         raise InputError(
             "--prefect-port and --mlflow-port are the same port; choose another for one of them"
         )
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
+
     from alpro.pipeline.cli.run import create_workspace
     from alpro.pipeline.flows import servers
 
@@ -195,6 +205,7 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
+
     address = f"http://127.0.0.1:{port}"
     store = f"sqlite:///{database}"
     environment = os.environ | {
@@ -211,6 +222,8 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
         "--workers",
         "1",
     ]
+
+    # In a workspace that was copied or moved, the store has the old paths.
     relocate(workspace.resolve())
     page = start_page(store) or "/#/experiments"
     with servers.programs(workspace.resolve() / "logs") as running:

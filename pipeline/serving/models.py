@@ -47,7 +47,7 @@ class ServedModels:
             if state == self.state:
                 return
 
-            # First: a version that cannot be opened is not tried again by each request.
+            # Before it is opened: a version that cannot be opened is not tried again by each request.
             self.state = state
             if read_about(folder) == self.index.about:
                 return
@@ -86,7 +86,6 @@ class ServedModels:
         be a link to anything."""
         item = self.item(clip, key)
         location = located(item["path"])
-        # What a URL has now is checked by its decoder only.
         if isinstance(location, Path):
             (identity,) = identities([location])
             if identity == "missing":
