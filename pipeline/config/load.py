@@ -65,6 +65,7 @@ def load_config(
     Raises InputError with a one-line message if anything is invalid.
     """
     changes = changes or []
+
     path = find_config(source)
     values = read_config(path)
     if data:  # before the changes, which may name its corpus: corpora.data.size
@@ -78,6 +79,7 @@ def load_config(
 
     if data:  # after the changes, which may leave out the task: the data is then not read
         skip_questions(values, data, asks_questions)
+    # They would create the model that `pretrained` replaces.
     if values.get("pretrained"):
         values = {key: value for key, value in values.items() if key not in ENCODER_STAGES}
     drop_unused(values)
@@ -87,6 +89,7 @@ def load_config(
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         line = validation_line(error, PipelineConfig)
+        # The message names where the value was set: in --set, or else in the file.
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         if any(set_by(change, where) for change in changes):
             raise InputError(f"--set {line}") from error
@@ -123,6 +126,7 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
     refuse_credentials("--config", source)
     path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+        # A folder named `sample` hides no configuration of this name.
         if file.is_file():
             return file
     raise InputError(
@@ -136,9 +140,11 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
     values = resolve_paths(read_toml(path), path.parent)
     if "base" in values:
         base = values.pop("base")
+        # A base that leads back to this file would be read for ever.
         if not isinstance(base, str) or path in below:
             raise InputError(f"{path}: base must be another configuration (it is {base!r})")
         values = merged(read_config(find_config(base, path.parent), (*below, path)), values)
+
     return without_stages(values)
 
 
@@ -148,6 +154,7 @@ def read_toml(path: Path) -> Values:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
 
+    # Of every key: the configuration is recorded in artifacts and shown in MLflow.
     for key, value in flatten(values).items():
         refuse_credentials(f"{path}: {key}", value)
     return values
@@ -190,6 +197,7 @@ def merged(values: Values, more: Values) -> Values:
     """
     result = {**values, **more}
     for key in more:
+        # Only tables are merged: a list of phases replaces the other list.
         if table_of(values, key) and table_of(more, key):
             result[key] = merged(values[key], more[key])
     return result
@@ -218,6 +226,7 @@ def resolve_paths(values: Values, base: Path) -> Values:
         root = corpus.get("root")
         if isinstance(root, str) and root:  # maybe of another machine: links are not resolved
             corpus["root"] = os.path.normpath(base.absolute() / root)
+
     for files in tables(values, "corpora", "*", "annotations"):
         for split in files:
             resolve(files, split, base)
@@ -229,6 +238,7 @@ def resolve_paths(values: Values, base: Path) -> Values:
         for table in tables(values, stage):
             name = table.get(key)
             if isinstance(name, str) and name and not is_word(stage, key, name):
+                # A name on the hub looks like a path: only one that exists is one.
                 path = absolute(name, base)
                 table[key] = str(path) if isinstance(path, Path) and path.exists() else name
     return values
@@ -248,20 +258,25 @@ def replace_corpora(values: Values, data: str) -> None:
     their lengths."""
     corpora = table_of(values, "corpora")
     evaluate = values.setdefault("evaluate", {})
+
     names = [table.get(task) for table in tables(evaluate) for task in TASK_STAGES]
     evaluated = [name for name in names if isinstance(name, str)]
     candidates = [corpus for name in (*evaluated, *corpora) for corpus in tables(corpora, name)]
+
     first = candidates[0] if candidates else {}
 
     replaced = ("manifest", "data", "shards", "kinds", "annotations", "root")
     settings = {key: value for key, value in first.items() if key not in replaced}
     values["corpora"] = {"data": {**settings, "data": str(absolute(data))}}
+    # No corpus is left that needs the sample.
     values.pop("render_sample", None)
 
     for stage in TRAININGS:
         for phase in tables(values, stage, "phases", "*"):
+            # One corpus needs no weights.
             phase.pop("weights", None)
             phase["corpora"] = ["data"]
+
     for table in tables(evaluate):
         for task, stage in TASK_STAGES.items():
             if stage in values or table.get(task):
@@ -272,8 +287,10 @@ def skip_questions(values: Values, data: str, asks_questions: Callable[[Location
     """Leaves out question answering if the data has no questions."""
     evaluate = table_of(values, "evaluate")
     wanted = values.get("finetune_qa") is not None or evaluate.get("qa")
+    # `asks_questions` may read all rows, so only if a stage wants to know.
     if not wanted or asks_questions(absolute(data)):
         return
+
     if values.pop("finetune_qa", None) is not None:
         warn_once(f"no questions in {data}: question answering is skipped")
     evaluate["qa"] = ""
@@ -291,6 +308,7 @@ def drop_unused(values: Values) -> None:
 
     corpora = table_of(values, "corpora")
     for name, corpus in list(corpora.items()):
+        # What is no table stays for the classes to refuse.
         if name in used or len(corpora) == 1 or not isinstance(corpus, dict):
             continue
         if not any(corpus.get(key) for key in ("manifest", "data", "shards")):
@@ -308,12 +326,15 @@ def share_tables(values: Values, path: Path) -> None:
         models["train_prompter"] = sizes
 
     for key, stage in SHARED:
+        # A stage without a table needs one here to hold the shared ones.
         if stage in ALWAYS:
             values.setdefault(stage, {})
         for table in tables(values, stage):
             if key in table:
                 raise InputError(f"{path}: {stage}.{key}: set it once, in [{key}]")
             table[key] = models[stage] if key == "model" else values.get(key, {})
+
+    # The later stages go on with the model of pre-training, so [model] has its sizes.
     if "pretrain" in models and isinstance(values.get("model", {}), dict):
         values["model"] = models["pretrain"]
 
@@ -336,6 +357,7 @@ def with_sizes(values: Values) -> dict[str, Values]:
             found = sizes_of(source) if isinstance(source, str) else None
             if found:
                 sizes[name] = found
+        # Encoders that are names on the hub have the sizes of the configuration.
         if not sizes:
             continue
 
@@ -355,9 +377,11 @@ def apply_change(values: Values, change: str) -> None:
     refuse_credentials(f"--set {key.strip()}", text)
     if not equals or not key.strip():
         raise InputError(f"--set {change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        # Such as a path, which needs no quotes.
         value = text
 
     table: Any = values
@@ -366,6 +390,7 @@ def apply_change(values: Values, change: str) -> None:
         inner = key_in(table, parent, change)
         table = table.setdefault(inner, {}) if isinstance(table, dict) else table[inner]
     table[key_in(table, last, change)] = value
+
     if last in LENGTHS and isinstance(table, dict):  # one of the two replaces the other
         table.pop(LENGTHS[last], None)
 
@@ -387,11 +412,15 @@ def validation_line(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"])
+
+    # Pydantic begins the message of every ValueError so.
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggest(first['loc'], model)}"
+    # A whole table would be too long for the line.
     elif "input" in first and not isinstance(first["input"], dict | BaseModel):
         message += f" (it is {first['input']!r})"
+
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{more}"
 
@@ -401,6 +430,7 @@ def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     table: Any = model
     for key in loc[:-1]:
         field = getattr(table, "model_fields", {}).get(key)
+        # A key that is no field, such as a corpus's name or a phase's index, stays in its class.
         if field:
             classes = (field.annotation, *_arguments(field.annotation))
             table = next((one for one in classes if hasattr(one, "model_fields")), None)
@@ -408,9 +438,11 @@ def _suggest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     fields = getattr(table, "model_fields", {})
     names = [field.alias or name for name, field in fields.items()]
     unknown = str(loc[-1])
+
     close = get_close_matches(unknown, names, 1)
     if unknown in ALIASES:
         close = [ALIASES[unknown]]
+
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; the keys are {', '.join(names)}" if names else ""

@@ -126,6 +126,7 @@ class PipelineConfig(BaseModel):
         teacher = self.train_prompter
         student = self.pretrain
         named_clip = self.cache_prompts.prompter
+
         if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
         if not self.pretrained and not ((named_clip or teacher) and student):
@@ -135,6 +136,7 @@ class PipelineConfig(BaseModel):
                 "model folder to start from"
             )
 
+        # The weights of a CLIP's towers do not fit into ours.
         clip = named_clip or (teacher and teacher.clip)
         if clip and student and student.start == "prompter":
             raise ValueError(
@@ -161,6 +163,8 @@ class PipelineConfig(BaseModel):
                 "[train_prompter.model], "
                 "or start from scratch"
             )
+
+        # A prompter may be smaller than the student, if both see the same patches.
         for key in ("patch_size", "image_size", "frames"):
             size = getattr(teacher.model.video, key)
             student_size = getattr(student.model.video, key)
@@ -179,9 +183,12 @@ class PipelineConfig(BaseModel):
         looks at a model in `pretrained`, whose configuration is a file."""
         if self.pretrained:
             return self
+
         configs: dict[str, TrainingConfig | Evaluate] = {**self.trainings()}
+        # `zero_shot` shares this table.
         configs["evaluate"] = self.evaluate
         for stage, config in configs.items():
+            # The models that `evaluate` loads have the sizes of [model].
             limit = getattr(config, "model", self.model).text.max_length
             tokens = config.max_text_tokens
             if padded(tokens) > limit:
@@ -199,6 +206,7 @@ class PipelineConfig(BaseModel):
         used = {("evaluate.retrieval", self.evaluate.retrieval), ("evaluate.qa", self.evaluate.qa)}
         for stage, config in self.trainings().items():
             used |= {(f"{stage}.phases", name) for name in config.corpora}
+        # Sorted, because a set has another order in each process: one mistake, one message.
         for key, name in sorted(used):
             if name and name not in self.corpora:
                 raise ValueError(
@@ -213,18 +221,23 @@ class PipelineConfig(BaseModel):
             raise ValueError(
                 f"corpora.{name}: this is the name of an input of the stages; choose another"
             )
+
         if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
             raise ValueError(
                 f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in "
                 "the sample)"
             )
+
         extra = corpus.model_fields_set - KEYS_WITH_SHARDS
         if corpus.shards and extra:
             raise ValueError(
                 f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
             )
+
+        # Artifacts record where their corpora are.
         refuse_credentials(f"corpora.{name}.data", corpus.data)
         refuse_credentials(f"corpora.{name}.shards", corpus.shards)
+
         if corpus.root and not corpus.annotations:
             raise ValueError(
                 f"corpora.{name}.root: it is only used with annotations; remove this key"
@@ -248,15 +261,19 @@ class PipelineConfig(BaseModel):
         InputError if the folder has no model that is pre-trained or fine-tuned."""
         if self.start is None:
             return ""
+
         try:
             task = read_task(self.start)
         except ValueError as error:
             raise InputError(f"pretrained: {error}") from error
+
         if task == "prompter":
             raise InputError(
                 f"pretrained: {self.start} is a prompter; give a model of pre-training or "
                 f"fine-tuning"
             )
+
+        # The stages call the input that takes such a model `pretrained`.
         return "pretrained" if task == "pretrain" else task
 
     def trainings(self) -> dict[str, TrainingConfig]:

@@ -38,6 +38,7 @@ def check_data(
     be read at all.
     """
     limits = max_text_tokens or {}
+    # Not in a workspace: a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         scratch = Path(name)
         plan = plan_of(config, import_source(data, scratch, annotations, root))
@@ -55,6 +56,7 @@ def check_data(
             "group_hint": plan.group_hint(),
             "decoded": decode_samples(plan.evenly_spaced(samples), config, scratch),
         }
+
     report["problems"] = list(problems(report, config, limits))
     return report
 
@@ -64,6 +66,7 @@ def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dic
     first = 0
     for batch in plan.manifest.batches(columns):
         for row_index, row in enumerate(batch.to_pylist(), first):
+            # `is_planned` counts rows over the whole manifest, not in a batch.
             if plan.is_planned[row_index]:
                 yield SPLITS[plan.columns["split"][row_index]], row
         first += len(batch)
@@ -86,9 +89,11 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
         captions[split].append(set(map(hash, row["captions"])))
         lengths["captions"].update(map(words_in, row["captions"]))
         lengths["questions"].update(words_in(asked["question"]) for asked in row["questions"])
+        # Files at URLs are not looked up, which would take a request each.
         if not is_url(row["path"]) and not Path(row["path"]).is_file():
             missing.append(row["path"])
 
+    # `pop`, because the other splits are compared with this one.
     in_training = set().union(*captions.pop("train"))
     return {
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
@@ -203,6 +208,7 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
     test = splits["test"]
     if not test["items"]:
         yield f"no test split: {why_no_split('test', splits, config, report['split_source'])}"
+    # Question answering alone needs no captions.
     elif not test["captions"] and set(stages) - {"finetune_qa"}:
         yield (
             "no test captions: retrieval has nothing to score; leave it out, or name a test split "

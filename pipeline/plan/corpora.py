@@ -65,6 +65,7 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     sources: dict[str, Location] = {"data": data, **corpus.annotation_files}
     if corpus.names_root:
         sources["root"] = corpus.names_root
+
     step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, sources=sources)
 
     def imported() -> Manifest:
@@ -78,6 +79,7 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
 
     def unchanged() -> bool:
         try:
+            # Of rows at URLs, the identities of the last time, for the reason below.
             return digest_manifest(imported(), digests, ask=False) == contents
         except InputError:  # they cannot be read any more
             return False

@@ -52,9 +52,11 @@ def planned(stage: str, config: str, data: str, changes: list[str] | None, root:
     digests = Digests(root / "digests.sqlite")
 
     def asks_questions(location: Location) -> bool:
+        # Imported into the folder where the steps look for the same manifest.
         return has_questions(location, digests.manifests)
 
     settings = load_config(config, data, changes, asks_questions)
+
     steps = plan(settings, digests)
     if stage:
         steps = needed(steps, stage)
@@ -71,6 +73,7 @@ def plan(config: PipelineConfig, digests: Digests) -> list[Step]:
     steps: list[Step] = []
     for stage in STAGES:
         if stage in CORPUS_STAGES:
+            # Two stages make corpora; the first of them in the list plans those of both.
             if not corpora:
                 corpora = corpus_steps(config.corpora, built, digests)
                 steps += corpora.values()
@@ -119,6 +122,7 @@ def digest_of_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
         raise InputError(f"{name} = {value!r}: no such file or folder")
 
     if key in ("clip", "prompter"):
+        # Now, rather than after the videos are decoded.
         check_clip(value, name, getattr(step.config, "max_text_tokens", 0))
     return files
 
@@ -178,6 +182,7 @@ def check_test_items(plan: Planned) -> None:
     for step in required(plan.steps, store):
         if step.stage not in EVALUATIONS or store.find(step):
             continue
+
         config = cast(EvaluationConfig, step.config)
         for name in config.corpora:
             corpus = step.inputs[name]
@@ -185,11 +190,14 @@ def check_test_items(plan: Planned) -> None:
             check = (step.fingerprint, corpus.fingerprint, decoded)
             if check in plan.checked:
                 continue
+
             if decoded:
                 check_items(config, name, store.folder(corpus))
+            # Those of shards or of the sample are checked once they are made.
             elif "manifest" in corpus.paths:
                 manifest = Manifest(Path(corpus.paths["manifest"]))
                 check_manifest(plan.settings, config, name, manifest)
+
             plan.checked.add(check)
 
 
@@ -221,6 +229,7 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
         stages = ", ".join(dict.fromkeys(step.stage for step in steps))
         raise InputError(f"no stage {stage!r}; this configuration has {stages}")
 
+    # From the end, because inputs come before their users.
     for step in reversed(steps):
         if step.fingerprint in wanted:
             wanted |= {source.fingerprint for source in step.inputs.values()}
@@ -255,6 +264,7 @@ def reason(step: Step, store: Store, config: str = "") -> str:
     # Newest first: `min` returns the first of equals.
     changes = [differences(record, step.description) for record in reversed(others)]
     fewest = min(changes, key=len)
+    # The line stays readable after a change of many values.
     more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
     return ", ".join(fewest[:3]) + more
 

@@ -66,11 +66,13 @@ class Digests:
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
                 batch = files[start : start + BATCH]
+                # Before the files are read: one that changes meanwhile is read again the next time.
                 states = {file: file_state(file) for file in batch}
                 cached = self._cached(db, states)
 
                 unknown = [file for file in states if file not in cached]
                 fresh = dict(zip(unknown, pool.map(checksum_or_missing, unknown), strict=True))
+                # A file that is missing now may be there the next time.
                 read = {file: value for file, value in fresh.items() if value != MISSING}
                 self._keep(db, read, states)
 
@@ -92,6 +94,7 @@ class Digests:
         unknown = [url for url in dict.fromkeys(locations) if url not in known]
         with self._open() as db:
             self._keep(db, known, dict.fromkeys(known, REMOTE))
+            # In batches: SQLite limits the parameters of a statement.
             for start in range(0, len(unknown), BATCH):
                 known |= self._cached(db, dict.fromkeys(unknown[start : start + BATCH], REMOTE))
         return [known.get(url, NOT_FETCHED) for url in locations]
@@ -164,6 +167,7 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
             contents = dict(zip(local, digests.of(local), strict=True))
             contents |= dict(zip(remote, digests.identities(remote, ask), strict=True))
 
+            # In the order of the rows, whose other values are in the manifest's digest.
             everything.update("\n".join(contents[path] for path in paths).encode())
             advance(len(batch))
     return everything.hexdigest()
@@ -190,5 +194,7 @@ def digest_model(folder: Path, digests: Digests) -> str:
 
     optional = [folder / name for name in ("entities.json", "answers.json")]
     files += [file for file in optional if file.is_file()]
+
+    # By name: the same model in another folder has the same digest.
     names = [file.name for file in files]
     return digest(dict(zip(names, digests.of(files), strict=True)))
