@@ -49,6 +49,7 @@ class Batch:
         return Batch(**values)
 
     def to(self, device: torch.device) -> "Batch":
+        # Copied while the GPU computes: the loader has pinned the memory.
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -99,6 +100,7 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
     if "masked" in items[0]:
         batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
         batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
+        # Counted here: the objective would have to wait for the device.
         batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
@@ -148,6 +150,7 @@ def random_box(
     smallest, largest = area
     for _ in range(100):
         target = rng.uniform(smallest, largest) * grid * grid
+        # Uniform in the logarithm: wide and tall crops are equally frequent.
         ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1])))
         height = round(float(np.sqrt(target / ratio)))
         width = round(float(np.sqrt(target * ratio)))

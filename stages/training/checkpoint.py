@@ -42,9 +42,12 @@ class Checkpoints:
         checkpoints are kept.
         """
         make_folder(self.folder)
+
+        # The checksums are written last, and the folder gets its name after them.
         temporary = self.folder / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
         tensors = optimizer_tensors(optimizer) | states
         try:
@@ -130,6 +133,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
 
+    # Settings such as weight decay come from the configuration, not from the checkpoint.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

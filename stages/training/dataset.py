@@ -77,6 +77,7 @@ class CorpusExamples:
         """The examples of an epoch in training order. grouped: examples of a group are adjacent."""
         key = (epoch, grouped)
         if key not in self._orders:
+            # 17 keeps this generator apart from those of the schedule (11) and of examples (23).
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
             order = grouped_order(self.groups, rng) if grouped else rng.permutation(len(self))
 
@@ -148,6 +149,7 @@ class TrainingDataset(Dataset[Batch]):
         self.skipped = 0
         for name in config.corpora:
             for kind in ("video", "image"):
+                # Videos are numbered through all sources: equal numbers are one video.
                 first_video = sum(len(source.reader) for source in self.sources)
                 source = CorpusExamples(name, corpora[name], kind, spec.granularity, first_video)
                 self.skipped += source.skipped  # also for a source without examples
@@ -316,7 +318,7 @@ class TrainingDataset(Dataset[Batch]):
         grid = self.spec.grid
         if self.spec.mlm_probability is not None:
             special = np.zeros(len(ids), bool)
-            special[[0, -1]] = True
+            special[[0, -1]] = True  # [CLS] and [SEP]
             item["masked"], item["labels"] = mask_words(
                 ids,
                 special,
@@ -343,6 +345,7 @@ class TrainingDataset(Dataset[Batch]):
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         count = self.spec.frames
         chosen = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
+
         frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)
         if self.config.augmentation == "official":
             frames = augment_video(frames, text, rng)

@@ -32,7 +32,9 @@ def interpolate_(
         share as `interpolation_share`.
     """
     weights = trainable(model)
+    # Rank 0 alone has loaded the weights that were the best on validation (`Run.train`).
     broadcast(list(weights.values()))
+
     after = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
 
     def set_share(share: float) -> None:

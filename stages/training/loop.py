@@ -96,7 +96,9 @@ def memory_gib(device: torch.device) -> float:
     """Peak memory in GiB, of the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
+
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in KiB on Linux.
     return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
@@ -176,7 +178,7 @@ class Run:
         final: dict[str, float] = {}
         clock = Clock()
         next_sync = first
-        others = set(multiprocessing.active_children())
+        others = set(multiprocessing.active_children())  # which are no loading processes
         bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first)
         self.objective.train()
         with catch_stop_signals() as received, bar as advance:
@@ -201,6 +203,7 @@ class Run:
                     if validate and self.is_validated(step):
                         final = self.validate(validate, select)
                         clock.start_window()
+                    # Not after every step: a collective makes the ranks wait for each other.
                     if not last and (step >= next_sync or world.size == 1):
                         pace = self.save_or_stop(clock, bool(received), pace)
                         next_sync = step + max(
@@ -344,6 +347,7 @@ class Run:
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.seconds()
         values |= {
+            # Of the step that is done, which `state.step` counts already.
             "train/lr": learning_rate(self.state.step - 1, len(self.data), self.config),
             "train/skipped_steps": self.state.skipped,
             "train/unreadable": self.state.unreadable,

@@ -82,6 +82,7 @@ class Mean:
             "all steps of a stage have the same metrics"
         )
         row = torch.cat([values.double(), values.new_ones(1, dtype=torch.double)])
+        # A product with 0 would keep NaN.
         row = torch.where(counted, row, 0.0)
         self.names = names
         self.sums = row if self.sums is None else self.sums + row
@@ -128,6 +129,7 @@ class Skipped:
         row."""
         if not self.pending:
             return 0
+
         pending = self.pending
         self.pending = []
         rows = torch.stack([wrong for _, _, wrong in pending]).tolist()

@@ -96,8 +96,11 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     instead of 17 (AMX)."""
     a, b, c = COEFFICIENTS
     rows, columns = matrices.shape[1:]
+    # The smaller of the two Gram matrices.
     x = matrices.mT if rows > columns else matrices
+    # Singular values up to 1, for which the iteration converges.
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
+    # x <- a x + (b G + c G^2) x, with G = x x^T.
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -127,9 +130,11 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+
         if muon and id(parameter) in stacked:
             matrices.append(parameter)
             continue
+
         names = set(name.split("."))
         is_new = config.new_lr_scale != 1 and bool(names & NEW)
         is_decayed = parameter.ndim >= 2 and not names & NO_DECAY
@@ -148,6 +153,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
             }
             groups.append(group)
 
+    # Fused: no other AdamW reads `found_inf`, see `step_if`.
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)
@@ -176,6 +182,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     min_lr_ratio * lr."""
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
+        # From above 0: a step with a rate of 0 would train nothing.
         return config.lr * (step + 1) / warmup
     remaining = (steps - step) / max(1, steps - warmup)
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)

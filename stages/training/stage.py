@@ -80,6 +80,7 @@ def train(
     device, loads the data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`,
     the validation and `Run` do."""
     with init_distributed(resources) as world:
+        # New weights are the same on every rank; `Run` then seeds dropout by rank.
         torch.manual_seed(config.seed)
         training = build(world.device)
         bundle = training.bundle
@@ -191,6 +192,7 @@ def save_model(
         update={"max_text_tokens": config.max_text_tokens}
     )
 
+    # If one of the scores was not measured, similarity stays.
     by_matching = metrics.get("validation/mean_recall", 0)
     by_similarity = metrics.get("validation/vtc/mean_recall", np.inf)
     if by_matching > by_similarity:
@@ -232,6 +234,7 @@ def fine_tuned(
     config = start.model.config
     video = config.video.model_copy(update={"frames": frames})
     config = config.model_copy(update={"video": video})
+    # Question answering trains neither MLM nor PEM, so the model has no such heads.
     entities = 0 if answers else len(start.entities)
     model = Alpro(config, entities=entities, answers=len(answers)).to(device)
 
