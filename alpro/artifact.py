@@ -69,12 +69,15 @@ class Record:
     def of(cls, values: Mapping[str, Any]) -> "Record":
         """The record of a JSON object. What it lacks is empty: a record may be older than a
         field."""
+        # A name that only a newer version knows stays in `values`, which the digest covers.
         names = {one.name for one in fields(cls)} - {"inputs", "values"}
         known = {name: value for name, value in values.items() if name in names}
+
         inputs = {
             name: Source(source["stage"], source["fingerprint"])
             for name, source in values.get("inputs", {}).items()
         }
+
         return cls(**known, inputs=inputs, values=values)
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +86,9 @@ class Record:
         for one in fields(self):
             if one.name != "values":
                 values[one.name] = getattr(self, one.name)
+
         values["inputs"] = {name: asdict(source) for name, source in self.inputs.items()}
+        # Last, because it covers all other values.
         values[RECORD_DIGEST] = record_digest(values)
         return values
 
@@ -97,6 +102,7 @@ def digest_of(record: Record) -> str:
     for key, value in flatten(record.config, f"{record.stage}.").items():
         if key not in record.files and not has_no_effect(key):
             counted[key] = value
+
     return digest(
         {
             "stage": record.stage,
@@ -121,6 +127,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        # A list of plain values stays one value.
         if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             value = {str(i): item for i, item in enumerate(value)}
         if isinstance(value, dict):
@@ -170,8 +177,10 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
 
     Raises InputError if one is damaged or missing.
     """
+    # A model folder is described by the record of the artifact that it is in.
     if folder.name == "model" and (folder.parent / RECORD).is_file():
         folder = folder.parent
+
     record = read_record(folder)
     if record is None:
         return {}
@@ -180,6 +189,7 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
     contents = record.contents
     small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
     paths = [folder / name for name in small]
+
     with ThreadPoolExecutor(THREADS) as threads:
         checksums = threads.map(readable_checksum, paths)
         for name, path, sha256 in zip(small, paths, checksums, strict=True):
@@ -224,4 +234,6 @@ def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
         record = read_record(folder) if folder.is_dir() else None
         if record:
             matches.append((folder, record))
+
+    # A record without a time counts as the oldest.
     return sorted(matches, key=lambda match: match[1].run.get("at", ""))

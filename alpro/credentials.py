@@ -87,8 +87,10 @@ LABELLED = re.compile(
 def has_credentials(text: str) -> bool:
     """Whether a URL, chained or not, contains a user name, a password or a parameter with a
     secret's name; as it stands, or percent-encoded, as a URL inside of another is."""
+    # Most texts have no link, and those of millions of rows are checked.
     if ":/" not in text and "%3a" not in text.lower():
         return False
+
     decoded = unquote(text)
     return _has_credentials(text) or (decoded != text and _has_credentials(decoded))
 
@@ -108,7 +110,9 @@ class Link:
 def _links(text: str) -> Iterator[Link]:
     """The links of a text, also those inside of another, as in https://host/?url=https://other."""
     for slashes in SLASHES.finditer(text):
+        # A protocol is short: searching all of the text before each link takes quadratic time.
         protocol = PROTOCOL.search(text[max(0, slashes.start() - 30) : slashes.start()])
+        # Only a web address can have lost a slash: c:/videos is a path.
         if not protocol or (slashes[0] == ":/" and protocol[0].lower() not in WEB):
             continue
 
@@ -129,6 +133,7 @@ def _has_user(link: Link) -> bool:
 def _has_secret_parameter(text: str) -> bool:
     parameters = [(unquote(name), unquote(value)) for name, value in PARAMETER.findall(text)]
     expires = any(name.lower() in EXPIRES for name, _ in parameters)
+
     return any(_is_secret(name, value, expires) for name, value in parameters)
 
 
@@ -146,6 +151,7 @@ def _is_secret(name: str, value: str, expires: bool) -> bool:
         harmless = HARMLESS.get(words[-1], HARMLESS[""])
         return (expires and words[-1] == "md5") or not harmless.fullmatch(value)
 
+    # Joined, because api_key, apiKey and apikey are one name.
     letters = re.sub("[^a-z]", "", "".join(words)).removesuffix("id")
     return words[-1] in SECRET_WORDS or bool(SECRET.search(letters))
 
@@ -189,6 +195,7 @@ def redacted(text: str) -> str:
     >>> redacted("401: no Basic bmV0dXNlcjpTRUNSRVQ=, see https://me:pw@host/a.mp4?id=7&sig=x")
     '401: no Basic ***, see https://***@host/a.mp4?id=7&sig=***'
     """
+    # A server decides how long its message is: it is cut before it is searched.
     text = AUTHORIZATION.sub(rf"\1 {HIDDEN}", text[:MAX_MESSAGE])
     text = USER_IN_TEXT.sub(f"{HIDDEN}@", text)
     text = LABELLED.sub(rf"\1{HIDDEN}", text)
@@ -203,8 +210,10 @@ def _hidden_parameter(match: re.Match[str]) -> str:
 
 def _is_encoded_user(text: str) -> bool:
     """Whether a text is NAME:PASSWORD in base64."""
+    # Senders may leave out the padding, which the decoder requires.
     padded = text.rstrip("=")
     padded += "=" * (-len(padded) % 4)
+
     try:
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):

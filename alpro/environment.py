@@ -58,6 +58,7 @@ def forget_ranks(environment: MutableMapping[str, str]) -> None:
     >>> environment
     {'PATH': '/bin'}
     """
+    # A list, because entries are removed from what it is made of.
     for name in [name for name in environment if RANKS.fullmatch(name)]:
         del environment[name]
 

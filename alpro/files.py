@@ -46,8 +46,10 @@ def os_errors(path: Path | str) -> Iterator[None]:
         yield
     except Exception as error:
         match = re.search(r"\(os error (\d+)\)", str(error))
+        # An InputError says what to do, even if it quotes such a text.
         if match is None or isinstance(error, OSError | InputError):
             raise
+
         code = int(match[1])
         raise OSError(code, os.strerror(code), str(path)) from error
 
@@ -81,7 +83,9 @@ def make_folder(path: Path) -> None:
     """Creates a folder and its parents so that they are there after a power failure."""
     if path.is_dir():
         return
+
     make_folder(path.parent)
+    # `exist_ok`, because another process may create it at the same time.
     path.mkdir(exist_ok=True)
     sync(path.parent)
 
@@ -124,6 +128,7 @@ def read_json(path: Path) -> Any:
 def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
     """The value of a JSON file of unknown origin. Raises ValueError with a line if it is not a
     regular file, larger than `max_bytes`, or not JSON."""
+    # Before anything is opened: to open a pipe would wait for a writer.
     state = file_state(path)
     if state is None:
         raise ValueError(f"{path}: missing, or not a regular file")

@@ -44,10 +44,12 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
     """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one.
     Raises ValueError if the region is not inside the frame."""
     left, top, width, height = check_box(box)
+
     column = min(grid - 1, round(left * grid))
     row = min(grid - 1, round(top * grid))
     columns = max(1, round(width * grid))
     rows = max(1, round(height * grid))
+
     # Both ends are rounded, so the last patch may lie outside of the grid.
     return column, row, min(grid - column, columns), min(grid - row, rows)
 

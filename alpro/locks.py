@@ -34,6 +34,7 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
 def lock_descriptor(lock: FileLock) -> int:
     """The file descriptor of a lock that is held, for child processes to inherit: it is free when
     all of them have ended."""
+    # filelock has no public name for it.
     descriptor = lock._context.lock_file_fd
     assert descriptor is not None
     return descriptor

@@ -84,6 +84,7 @@ def progress(
         yield lambda n=1, note="": None
         return
 
+    # It is drawn from QUIET_SECONDS on, by `advance`.
     bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
     task = bar.add_task(what, total=total, completed=done, note="") if bar else None
     began = last_line = time.monotonic()
@@ -95,9 +96,11 @@ def progress(
         last_line = now
         of_total = "" if total is None else f" of {total}"
         details = [f"{count}{of_total} {unit}", f"{now - began:.0f} s"]
+        # The units of an earlier run say nothing about the speed of this one.
         if total is not None and count > done:
             left = (now - began) * (total - count) / (count - done)
             details.append(f"{timedelta(seconds=round(left))} left")
+
         if last_note:
             details.append(last_note)
         log.info(f"{what}: {', '.join(details)}")
@@ -105,7 +108,9 @@ def progress(
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal count, last_note
         count += n
+        # A call without a note keeps the last one.
         last_note = note or last_note
+
         now = time.monotonic()
         if bar:
             bar.update(task, advance=n, note=last_note)
@@ -118,10 +123,12 @@ def progress(
 
     def show_steadily() -> None:
         while not ended.wait(LINE_SECONDS - (time.monotonic() - last_line)):
+            # `advance` may have printed a line while this thread waited.
             if time.monotonic() - last_line >= LINE_SECONDS:
                 show(time.monotonic())
 
     thread = threading.Thread(target=show_steadily, daemon=True)
+    # A bar is redrawn by a thread of its own.
     if steady and not bar:
         thread.start()
     try:

@@ -55,8 +55,10 @@ def record_run(
         "artifacts": dict(fingerprints),
     }
     text = json.dumps(line, ensure_ascii=False) + "\n"
+
     # A single write to a file that is open for appending: lines of two commands do not mix.
     with (workspace / RUNS).open("ab+") as file:
+        # A line that was cut must not take this one with it.
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         is_cut = file.read(1) not in (b"", b"\n")  # by a power failure
@@ -78,6 +80,7 @@ def index_folders(workspace: Path) -> list[Path]:
     folders = set()
     for searched in {workspace.resolve(), workspace.resolve().parent, Path.cwd()}:
         folders |= {file.parent for file in searched.glob("*/index.json")}
+
     noted = {Path(line) for line in index_lines(workspace / INDEXES)}
     return sorted(folders | {folder for folder in noted if (folder / "index.json").is_file()})
 
@@ -105,6 +108,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     names_fingerprint = "@" in str(name) or is_fingerprint(str(name))
     matches = named_artifacts(str(name), workspace)
     if len(matches) == 1:
+        # What a stage stands for changes from run to run.
         if not names_fingerprint:
             log.info(f"{name}: {summarize(matches[0][1])}")
         return matches[0]
@@ -128,6 +132,7 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
     """All artifacts that a name may stand for: none, or several if it is not clear."""
     root = workspace / "artifacts"
     if is_fingerprint(name):
+        # Folders have 16 characters of a fingerprint; `starting_with` compares all of them.
         return starting_with(name, artifacts(root, f"*/{name[:16]}*"))
     match = STAGE_NAME.fullmatch(name)
     if not match:
@@ -187,7 +192,9 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
         arguments = record.run.get("arguments") or {}
         command = json.dumps(arguments, sort_keys=True)
         built.setdefault(command, {})[record.name] = folder, record
+
     recorded = [use_of_records(tuple(by_step.values())) for by_step in built.values()]
+    # The sort is stable: within a second, a line of runs.jsonl is after a record, and wins.
     return sorted([*recorded, *logged], key=attrgetter("at"))
 
 

@@ -69,7 +69,7 @@ def changed_keys(changes: Sequence[str]) -> list[str]:
 def status_after(error: BaseException) -> str:
     """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
     stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
-    # Prefect's exceptions, by name: only the flows import Prefect.
+    # Prefect's exceptions, by name: this folder does not import Prefect.
     stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
     return "KILLED" if stopped else "FAILED"
 
