@@ -59,6 +59,7 @@ def decode_video(
         try:
             return decode_with_pyav(request)
         except DecodeError as error:
+            # Other reasons, such as too many pixels, hold for ffmpeg, too.
             if decoder == "pyav" or error.reason != "unreadable":
                 raise
     return decode_with_ffmpeg(request)
@@ -79,6 +80,7 @@ def decode_image(
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
         ):
+            # Before any pixel is decoded: `open` reads the header alone.
             limits.check_size(*image.size)
 
             upright = ImageOps.exif_transpose(image)
@@ -93,6 +95,7 @@ def decode_image(
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+
             resized = upright.convert("RGB").resize(target, Image.Resampling.BICUBIC)
     except (DecodeError, MemoryError):
         raise
@@ -112,6 +115,8 @@ def _check_file(path: Path) -> None:
         raise DecodeError("missing") from None
     except OSError as error:
         raise DecodeError("unreadable", error_text(error)) from None
+
+    # A pipe or a device could block forever.
     if not stat.S_ISREG(status.st_mode):
         raise DecodeError("missing")
     if not status.st_size:
@@ -127,6 +132,7 @@ def memory_limit(size: int) -> Iterator[None]:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(FileNotFoundError):  # another system
+        # Pages of data, which RLIMIT_DATA counts, and of the stack, which is small.
         data_pages = int(Path("/proc/self/statm").read_text().split()[5])
         allowed = data_pages * resource.getpagesize() + size
         limits = [limit for limit in (allowed, soft, hard) if limit != resource.RLIM_INFINITY]

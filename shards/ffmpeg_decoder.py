@@ -38,7 +38,7 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
     opened = ffmpeg.input(
         "",
         max_pixels=request.limits.max_pixels,
-        threads=1,
+        threads=1,  # a pool has a worker per core
         protocol_whitelist="file,pipe",
         format_whitelist=CONTAINERS,
     )
@@ -52,6 +52,9 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
 
     frames = video.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
     frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
+
+    # Planar GBR, as in `pyav_decoder`: swscale interpolates chroma for it. Without
+    # passthrough, ffmpeg repeats and drops frames of rawvideo for a constant rate.
     raw = {
         "format": "rawvideo",
         "pix_fmt": "gbrp",
@@ -81,6 +84,7 @@ def _list_frames(video: Any, request: ClipRequest) -> tuple[np.ndarray, int, int
     microseconds = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
     if not microseconds:
         raise DecodeError("unreadable", "no frame could be decoded")
+
     times = np.array(microseconds) / 1e6
     if (np.diff(times) < 0).any():
         raise DecodeError("unreadable", "frame times are not ascending")
@@ -108,7 +112,7 @@ def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,
+        start_new_session=True,  # its children are killed with it
     )
     try:
         if hasattr(resource, "prlimit"):  # Linux
@@ -148,6 +152,7 @@ def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
     consequences = ("Task finished", "Terminating thread")
     messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
     causes = [text for text in messages if text and not text.startswith(consequences)]
+    # Without the path of the file, which the row has.
     detail = causes[0].split(" /")[0] if causes else "no frame could be decoded"
     return DecodeError("unreadable", detail)
 

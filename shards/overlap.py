@@ -36,6 +36,7 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     captions = captions_in_training(index["captions"], in_training)
 
     hashes = hash_frames(ShardReader(folder), in_training, max_samples)
+    # Blank frames have no hash: else all black clips would be copies.
     training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
     frames = np.array([hashes.get(i) in training_hashes for i in range(len(splits))], bool)
     compared = np.array([bool(hashes.get(i)) for i in range(len(splits))], bool)
@@ -55,6 +56,7 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
     """Which samples (N,) have exactly the same caption as a training sample."""
     sample_of = pc.list_parent_indices(captions).to_numpy()  # of each caption
     texts = pc.list_flatten(captions)
+
     equal = pc.is_in(texts, texts.filter(pa.array(in_training[sample_of])))
     in_both = np.zeros(len(captions), bool)
     in_both[sample_of[equal.to_numpy()]] = True
@@ -73,6 +75,8 @@ def hash_frames(
     training_count = min(len(training), max_samples - held_out_count)
     held_out = held_out[segment_starts(len(held_out), held_out_count)]
     training = training[segment_starts(len(training), training_count)]
+
+    # In the order of the index: shards are read from front to back.
     chosen = np.sort(np.concatenate([held_out, training])).tolist()
 
     hashes = {}
@@ -103,6 +107,7 @@ def perceptual_hash(frames: np.ndarray) -> bytes | None:
     None if no pixel is."""
     brighter = []
     for frame in frames:
+        # Nine columns have eight differences.
         small = np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16)
         brighter.append(np.diff(small, axis=1) > 2)  # by more than the noise of JPEG
     bits = np.stack(brighter)

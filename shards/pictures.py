@@ -41,6 +41,7 @@ def strip(
     wrapped = []
     for text, color in lines:
         # Cut before it is wrapped, which takes 18 s for 400,000 characters.
+        # A character takes about 7 pixels.
         shown = textwrap.wrap(text[:MAX_CHARACTERS], max(20, width // 7)) or [""]
         wrapped += [(line, color) for line in shown[:MAX_LINES]]
         if len(text) > MAX_CHARACTERS or len(shown) > MAX_LINES:
@@ -50,6 +51,7 @@ def strip(
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
         image.paste(picture, (i * (TILE + 4), 0))
+
     draw = ImageDraw.Draw(image)
     for i, (text, color) in enumerate(wrapped):
         draw.text((2, TILE + 6 + LINE_HEIGHT * i), text, color, font())
@@ -128,6 +130,7 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     image = tile(frame)
     dark = image.point(lambda value: int(0.35 * value))
     dark.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
+    # Pillow's rectangles include their last pixel.
     ImageDraw.Draw(dark).rectangle([x0, y0, x1 - 1, y1 - 1], outline=AMBER, width=2)
     return dark
 

@@ -98,8 +98,10 @@ def video_seconds(path: Path) -> float:
         with av.open(str(path), options=OPEN_OPTIONS) as container:
             stream = _video_stream(container)
             seconds = (container.duration or 0) / av.time_base
+            # A container may last longer than its video, by its sound.
             if stream.duration:
                 seconds = stream.duration * stream.time_base
+
         is_plausible = 0 < seconds * MIN_BYTES_PER_SECOND <= path.stat().st_size
         return float(seconds) if is_plausible else 0.0
     except (av.FFmpegError, OSError, ValueError, DecodeError):
@@ -139,6 +141,7 @@ def _timestamps(
     packet_count = 0
     for packet in container.demux(stream):
         request.seconds_left()
+        # Nothing can be decoded before the first key frame; the last packet of a stream is empty.
         if not packet.size or not (keys or packet.is_keyframe):
             continue
         if packet.is_corrupt or packet.pts is None:
@@ -199,6 +202,7 @@ def _decode(
     frames = np.empty((len(wanted), request.size, request.size, 3), np.uint8)
 
     def key_before(timestamp: int) -> list[int]:
+        # A frame that is presented before the first key frame is decoded from it.
         following = int(np.searchsorted(keys[:, 0], timestamp, side="right"))
         return keys[max(0, following - 1)].tolist()
 
@@ -207,6 +211,7 @@ def _decode(
     for (presented, decoded), timestamps in groupby(wanted, key_before):
         group = list(timestamps)
         container.seek(decoded, stream=stream)
+        # The decoder still holds frames of the last group.
         if codec.is_open:
             codec.flush_buffers()
 
@@ -219,6 +224,7 @@ def _decode(
             # key frame may refer to frames before it.
             if frame.is_corrupt and latest >= min(presented, group[0]):
                 raise DecodeError("unreadable", "corrupt frames")
+
             if drawn < len(wanted) and latest == wanted[drawn]:
                 width, height = canvas.draw(frame, frames[drawn])
                 drawn += 1
@@ -281,6 +287,7 @@ class _Canvas:
         scaled = self.scaler.reformat(
             frame, size, size, "gbrp", interpolation=self.scaling, threads=1
         )
+
         pixels = scaled.to_ndarray()
         if is_rotated:
             target[:] = pixels.transpose(1, 0, 2)

@@ -67,6 +67,7 @@ class Sample:
         Unreadable."""
         if chosen is None:
             chosen = list(range(len(self)))
+        # A frame that is chosen several times is decoded once.
         decoded = {i: self._frame(i) for i in set(chosen)}
         sizes = {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}
         if len(sizes) > 1:
@@ -87,6 +88,8 @@ class Sample:
             raise Unreadable(
                 f"{self.shard}: {self.metadata['id']}, frame {frame_index}: {_reason(error)}"
             ) from error
+
+        # Training draws the frames of a small corpus again and again.
         if frame.nbytes <= self.max_kept_bytes:
             self.kept[frame_index] = frame
         return frame
@@ -129,7 +132,9 @@ class ShardReader:
         json_spans = array("q")
         frame_spans = array("q")
         frame_counts = array("q", [0])
+        # The empty table makes `concat_tables` work without a selected row.
         tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
+
         for table in _selected(folder, values, exclude):
             json_columns = [table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]
             json_spans.frombytes(_stacked(json_columns))
@@ -141,6 +146,8 @@ class ShardReader:
 
         self.table = pa.concat_tables(tables).combine_chunks()
         self._ids = self.column("id")
+
+        # Each name once: thousands of samples may share a shard.
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
         self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # of each sample
@@ -276,6 +283,7 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
         data = content[offset - start :][:size]
     elif isinstance(shard, Path):
         # `file` stays open while it is referenced, if another thread evicts it from the cache, too.
+        # With the time of its last change: a shard that was replaced is opened again.
         file = _opened(str(shard), os.stat(shard).st_mtime_ns)
         data = os.pread(file.fileno(), size, offset)
     else:
@@ -305,4 +313,5 @@ def _fetch(shard: str, spans: list[Span]) -> Fetched | None:
 
 @lru_cache(maxsize=64)
 def _opened(path: str, modified: int) -> io.FileIO:
+    # Unbuffered, as `os.pread` bypasses the buffer.
     return open(path, "rb", buffering=0)

@@ -81,6 +81,7 @@ class Row(BaseModel):
     @field_validator("path")
     @classmethod
     def _path_or_url(cls, value: str | Path) -> str | Path:
+        # JSON has a path and a URL as texts alike.
         return Path(value) if isinstance(value, str) and "://" not in value else value
 
     @property

@@ -77,6 +77,7 @@ def located(text: Location) -> Location:
     becomes a Path."""
     if isinstance(text, Path) or not is_url(text):
         return Path(text)
+
     protocol, _, path = text.partition("://")
     return Path(path) if protocol.lower() in ("file", "local") else text
 
@@ -111,6 +112,7 @@ def join(folder: Location, name: str) -> Location:
         raise InputError(f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it")
 
     head, path, rest = _split(folder)
+    # A file name may have characters that mean something in a URL.
     if _is_http(head):
         name = quote(name)
     return head + posixpath.join(path, name) + rest
@@ -176,6 +178,7 @@ def resolve(root: Location, path: str) -> Location:
 def _is_allowed(root: Location, url: str) -> bool:
     """Whether a URL is below `root`, or a plain one of a network store."""
     prefix = f"{str(root).rstrip('/')}/"
+    # Unquoted: `..` may be written %2e%2e.
     if isinstance(root, str) and url.startswith(prefix) and ".." not in unquote(url).split("/"):
         return True
     protocol = url.partition("://")[0].lower()
@@ -185,6 +188,7 @@ def _is_allowed(root: Location, url: str) -> bool:
 def _inside(root: Location, path: str) -> Location | None:
     """The location of a local path, absolute or relative to `root`, or None if it is outside."""
     if isinstance(root, str):
+        # Without `..` inside, so that the first part tells whether it leads out.
         name = posixpath.normpath(path)
         return None if name.startswith(("/", "..")) else join(root, name)
 
@@ -337,6 +341,7 @@ def _identity(location: Location) -> str:
     if info.get("type", "file") != "file":
         return "missing"
 
+    # Stores spell the same key in several ways, such as ETag and etag.
     values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
     versions = (f"{key} {values[key]}" for key in VERSION_KEYS if values.get(key))
     return f"{info.get('size')} {next(versions, '')}"
@@ -366,6 +371,7 @@ def local_copy(
     limit = _SizeLimit(max_bytes)
     extension = suffix(Path(member.name) if member else location)
     handle, name = tempfile.mkstemp(suffix=extension, prefix=".fetched.", dir=folder)
+    # Stores write the copy by its name.
     os.close(handle)
     copy = Path(name)
     try:

@@ -64,8 +64,10 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     at = 0  # the end of the last member
     file.seek(0)
     try:
+        # Uncompressed alone: readers need offsets. A name that is not UTF-8 is no damage.
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as tar:
             while member := tar.next():
+                # A link or a folder has no data, whatever size it states.
                 size = member.size if member.isreg() else 0
                 if not 0 <= size <= end - member.offset_data or len(member.name) > MAX_NAME:
                     raise DamagedTar(

@@ -81,6 +81,7 @@ def crop_box(
             top = int(rng.integers(height - h + 1))
             return left, top, w, h
 
+    # The largest that the bounds of the ratio allow.
     w = min(width, round(height * ratio[1]))
     h = min(height, round(width / ratio[0]))
     return (width - w) // 2, (height - h) // 2, w, h
@@ -109,8 +110,10 @@ def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np
 def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Generator) -> np.ndarray:
     """Random resized crop, flip and RandAugment of an image (H, W, 3) uint8 -> (size, size, 3)."""
     frame = random_resized_crop(frame, size, rng)
+    # Drawn for any text: the draws after it are the same with a side and without.
     if rng.random() < 0.5 and not SIDES.search(text):
         frame = frame[:, ::-1]
+
     chosen = [IMAGE_OPERATIONS[i] for i in rng.choice(len(IMAGE_OPERATIONS), 2)]
     applied = [operation for operation in chosen if rng.random() < 0.5]
     return apply(applied, frame, IMAGE_STRENGTH)
@@ -173,6 +176,7 @@ def translate_y(picture: Picture, strength: float) -> Picture:
 
 
 def rotate(picture: Picture, strength: float) -> Picture:
+    # Pillow's angle is counterclockwise.
     return picture.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 

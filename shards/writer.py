@@ -32,6 +32,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, quality: int = 90):
+        # Imported here: reading and indexing shards need no webdataset.
         from webdataset.writer import TarWriter
 
         self.path = path
@@ -69,6 +70,7 @@ class ShardWriter:
         members: dict[str, Any] = {"__key__": sample_key(row.id), "json": content}
         for frame_index, frame in enumerate(clip.frames):
             members[f"{frame_index:02d}.jpg"] = encode_jpeg(frame, self.quality)
+
         self.tar.write(members)
         self.count += 1
 
@@ -90,6 +92,8 @@ class ShardWriter:
         # Without padding to a whole record, which would hide samples lost at the end.
         self.file.truncate(end if end % RECORDSIZE else end + BLOCK)
         self.file.close()
+
+        # A unit whose items are all rejected has no shard.
         if self.count:
             publish(self.temporary, self.path)
 
@@ -127,6 +131,7 @@ def index_shard(shard: Path) -> pa.Table:
                     _add_member(samples, member, file, shard)
     except (DamagedTar, OSError) as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
+
     if not samples:
         raise InputError(f"{shard}: it has no samples")
 
@@ -160,8 +165,10 @@ def _add_member(
     sample = samples.setdefault(match["key"], _Members())
     frame_index = int(match["frame"]) if match["frame"] else None  # None: the JSON
     is_duplicate = bool(sample.metadata) if frame_index is None else frame_index in sample.frames
+    # Which of the two is right cannot be known.
     if is_duplicate:
         raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
+
     if frame_index is None and member.size > MAX_JSON_BYTES:
         raise InputError(
             f"{shard}: member {member.name!r} has {member.size} bytes, the limit is "
@@ -194,6 +201,8 @@ def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
 
     row = metadata.model_dump(exclude={"version", "frames", "meta"})
     row["key"] = key
+
+    # By their numbers, whatever their order in the tar.
     frames = [sample.frames[i] for i in sorted(sample.frames)]
     for position, name in enumerate(("offset", "size", "crc32")):
         row[f"json_{name}"] = sample.json[position]

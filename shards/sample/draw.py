@@ -71,6 +71,7 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
         Image.Resampling.BILINEAR,
     )
     rgba = np.asarray(image, np.float32)  # premultiplied
+    # A view: this changes the picture.
     square = picture[top:bottom, left:right]
     square *= 1 - rgba[..., 3:] / 255
     square += rgba[..., :3]
@@ -80,6 +81,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A dark tint with weak, smooth texture: (size, size, 3) float32."""
     tint = rng.uniform(18, 55, 3)
     coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8))
+
     smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(smooth, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
     return (tint + texture).astype(np.float32)
@@ -115,6 +117,7 @@ class _Pen:
         self.side = side
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        # 0.47 instead of 0.5 leaves the margin.
         return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
 
     def disc(

@@ -74,6 +74,7 @@ class Thing:
 
         if self.motion in DIRECTIONS:
             dx, dy = DIRECTIONS[self.motion]
+            # Its position is the middle of the path.
             x += dx * self.reach * (time - 0.5)
             y += dy * self.reach * (time - 0.5)
         elif self.motion == "circle":
@@ -85,6 +86,7 @@ class Thing:
         elif self.motion == "growing":
             radius *= 0.45 + 0.85 * time
         elif self.motion == "shrinking":
+            # As growing backwards, so that a reversed clip has the same sizes.
             radius *= 1.30 - 0.85 * time
         elif self.motion == "spinning":
             angle += turn * 360 * time
@@ -204,6 +206,7 @@ def _arrange(
         choices = ("beside",) if count == 2 else ("between",)
     else:
         choices = ("above", "below", "beside") if count == 2 else ("above", "below", "between")
+
     relation = str(rng.choice(choices))
 
     if relation in ("above", "below"):
@@ -224,6 +227,7 @@ def training_scene(
     """A scene without held-out combinations, forwards and reversed."""
     while True:
         scene = draw_scene(rng, count, motion, wide)
+        # Its reverse is a training clip, too.
         things = (*scene.things, *scene.reverse().things)
         if not any(thing.held_out for thing in things):
             return scene
@@ -269,6 +273,7 @@ def evaluation_scenes(
             split += [drawn[i] for i in islice(shuffled, count)]
 
     scenes = []
+    # Shuffled: the unseen ones are the first of each split.
     for split in splits:
         scenes.append([scene_of(rng, split[i], mains) for i in rng.permutation(len(split))])
     return scenes

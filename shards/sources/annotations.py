@@ -123,6 +123,7 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
             "`annotations.texts` to the file that has them"
         )
     if form is CAPTIONS:
+        # Read as annotations, it would lose these columns in silence.
         of_manifests = [k for k in ("start", "end", "group") if record.get(k) not in (None, "")]
         if of_manifests:
             raise InputError(
@@ -131,11 +132,14 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
             )
 
     record = plain(record)
+
     name_cell = next(record[key] for key in NAME_COLUMNS if key in record)
     name = "" if name_cell is None else str(name_cell)
+
     text_cell = next((record[column] for column in form.texts if column in record), None)
     texts: list[Any] = texts_of(text_cell)
     if texts and form.joined:
+        # Retrieval is by the whole paragraph, as in the paper.
         texts = [" ".join(texts)]
     if form is QUESTIONS:
         texts = [question_of(record, "answer_type", first), *texts]
@@ -170,6 +174,7 @@ def texts_of(value: Any) -> list[str]:
     if isinstance(value, str):
         listed = json_list(value)
         value = [value] if listed is None else listed
+
     if value is None:
         value = []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
@@ -243,6 +248,7 @@ def scan_annotations(
         lists = TEXTS in files and key != TEXTS
         with progress(f"reading {file.name}", None, "records") as advance:
             for reject in read_file(file, split, joined, media, lists, advance):
+                # If no record is valid, the first one says why.
                 first_problem = first_problem or f"; {reject.id}: {reject.detail}"
                 yield reject
 
@@ -256,6 +262,7 @@ def scan_annotations(
             continue
         has_texts = video.captions or video.sentences or video.questions
         texts = video if has_texts else joined.get((TEXTS, path), video)
+        # A video in two splits is a row in each, with an id of its own.
         row_id = video.name if split_count[path] == 1 else f"{split}/{video.name}"
         yield video.row(row_id, texts)
 
@@ -286,6 +293,7 @@ def read_file(
     the videos."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
+    # Which number the first option has shows in some of the records only: one more pass.
     first = first_option(record for _, record in named_records(file))
     other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
     is_used = False
@@ -320,6 +328,7 @@ def read_file(
             joined.setdefault((video_split, str(path) or name), video).add(entry)
         except ValueError as error:
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
+
     if other_splits and not is_used:
         others = " and ".join(sorted(other_splits))
         raise InputError(f"{file}: no video of the split {split}; its videos are of {others}")
@@ -340,6 +349,7 @@ class MediaFiles:
         self.named: dict[Path, str] = {}  # the name by which a file was found
         with progress("listing media", None, "files") as advance:
             listing = list_folder(folder, advance)
+
         for path in listing.media:
             stem = spelled(media_stem(path.rpartition("/")[2])).casefold()
             self.by_stem[stem].append(f"{folder}/{path}")
@@ -414,9 +424,11 @@ class MediaFiles:
 
         closest = sorted(matches[min(matches)])
         file = closest[0]
+        # Equally close in two folders: which one is meant cannot be known.
         if file.parent != closest[-1].parent:
             shown = " or ".join(str(path.relative_to(self.folder)) for path in closest[:2])
             raise ValueError(f"the name could mean {shown}")
+
         other = self.named.setdefault(file, name)
         if other != name and other.casefold() == name.casefold():
             raise ValueError(
@@ -443,6 +455,7 @@ class MediaFiles:
                     continue
                 if has_extension and file_extension in other_kind:
                     continue
+                # By importance: the folder, the case of the name, the extension, the kind.
                 distance = (
                     not is_beside,
                     media_stem(file.name) not in (exact.name, exact.stem),

@@ -62,6 +62,7 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
     options, numbered_from = options_of(record)
     if not options or not answer:
         return answer
+    # Names that count from 0 settle it: the answers do, too.
     return right_option(answer, options, first if numbered_from != 0 else 0)
 
 
@@ -70,6 +71,7 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
     for name in OPTION_LISTS:
         value = record.get(name)
         value = json_list(value) if isinstance(value, str) else value
+        # {"A": ..., "B": ...}: options by their letters.
         if isinstance(value, dict) and "".join(sorted(value)).upper() == LETTERS[: len(value)]:
             value = [value[letter] for letter in sorted(value)]
         if isinstance(value, list) and len(value) > 1:
@@ -81,6 +83,8 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
         if match and value is not None:
             numbered[int(match[2])] = option_text(value)
     numbers = sorted(numbered)
+
+    # With a gap, or from 2 on, these columns are something else.
     if len(numbers) < 2 or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
         return [], None
     return [numbered[number] for number in numbers], numbers[0]
@@ -105,6 +109,7 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
                 "or 1 is not clear; write the option's text"
             )
         index = int(float(answer)) - first
+    # Before the letter: an option may be the text `A`.
     elif option_text(answer).casefold() in folded:
         index = folded.index(option_text(answer).casefold())
     elif letter:

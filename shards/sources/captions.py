@@ -78,11 +78,14 @@ class Sidecars:
             suffix = media_suffix(path.rpartition("/")[2])
             if suffix not in (*SIDECARS, ".json"):
                 continue
+
             key = spelled(without_suffix(path)) + suffix
             self.exact.setdefault(key, path)
             self.folded[key.casefold()].append(path)
+
             folders = path.split("/")[:-1]
             text_folders.update(name for name in folders if name.lower() in TEXT_FOLDERS)
+
         self.text_folders = sorted(text_folders)
 
     def of(self, media: str) -> str | None:
@@ -99,6 +102,7 @@ class Sidecars:
     def _find(self, name: str) -> str | None:
         if name in self.exact:
             return self.exact[name]
+        # Of several that differ in case alone, none is clearly meant.
         others = self.folded.get(name.casefold(), ())
         return others[0] if len(others) == 1 else None
 
@@ -121,11 +125,13 @@ class Sidecars:
         """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be
         read."""
         file = self.folder / path
+        # No caption is that long, and its text would fill the memory.
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(
                 f"{path}: {file.stat().st_size:,} bytes; a text has one caption a line"
             )
         try:
+            # Editors on Windows write a byte order mark.
             text = file.read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
@@ -223,6 +229,7 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
             f"the folders named as the split {' and '.join(named)} are not taken for it, because "
             "there are none of train and of another split; a column `split` names them"
         )
+
     shown = ", ".join(f"{split} ({counts[split]})" for split in named)
     outside = f"; {counts['']} files in no such folder are for training" if counts[""] else ""
     return True, f"splits are those of the folders: {shown}{outside}"
@@ -258,6 +265,7 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
             raise InputError(
                 f"{listing.folder / path}: cannot be read as UTF-8: {error}"
             ) from error
+        # Editors leave blank lines at the end.
         while lines and not lines[-1].strip():
             lines.pop()
         both.append(lines)
@@ -280,6 +288,7 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
     """
     yield from listing.notes()
 
+    # What has a text beside it is probably a medium, of whatever kind.
     texts = {
         spelled(without_suffix(path)).casefold()
         for path in listing.others
@@ -336,6 +345,7 @@ def is_compressed_tar(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as tar:
+            # gzip's magic number.
             return tar.read(2) == b"\x1f\x8b"
     except OSError:
         return False

@@ -58,8 +58,10 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
     >>> with_usual_names({"Video": "a.mp4", "Caption": "a dog", "subset": "training"})
     {'video': 'a.mp4', 'caption': 'a dog', 'split': 'training'}
     """
+    # A record with usual names alone is not copied.
     if "path" not in record and record.keys() <= KNOWN:
         return record
+
     renamed: dict[str, Any] = {}
     for name, value in record.items():
         usual = name if name in KNOWN else FOLDED.get(name.casefold(), name)
@@ -72,6 +74,7 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
 
     if "split" not in renamed:
         for name in SPLIT_ALIASES:
+            # An empty cell, as `-`, does not tell that the column names splits.
             if str(renamed.get(name) or "-").strip().lower() in SPLIT_NAMES:
                 renamed["split"] = renamed.pop(name)
                 break

@@ -40,6 +40,7 @@ def entries(value: Any) -> Entries | None:
     media = next((key for key in ("videos", "images") if _are_records(value.get(key))), None)
     if media and _are_records(value.get("annotations")):
         return _coco(value[media], value["annotations"], media.removesuffix("s"))
+
     columns = _columns(value)
     if columns:
         return _of_columns(columns)
@@ -48,6 +49,7 @@ def entries(value: Any) -> Entries | None:
     wrapped = next((key for key in LISTS if _are_records(value.get(key))), None)
     if wrapped:
         return _of_list(value[wrapped])
+
     by_video = value.get("database", value)  # of YouCook2
     if isinstance(by_video, dict) and _are_by_video(by_video):
         return _by_video(by_video)
@@ -73,6 +75,7 @@ def _are_by_video(value: Record) -> bool:
     something else."""
     if all(isinstance(part, dict | list) for part in value.values()):
         return True
+
     are_files = all(PurePosixPath(key).suffix.lower() in MEDIA_EXTENSIONS for key in value)
     return are_files and all(isinstance(part, str | dict | list) for part in value.values())
 
@@ -81,6 +84,7 @@ def _columns(value: Record) -> dict[str, list[Any]] | None:
     """The columns of a document that is a table, one of which names files; None if it is not."""
     if not any(FOLDED.get(key.casefold()) in NAME_COLUMNS for key in value):
         return None
+    # pandas writes a column as an object of its rows.
     columns = {
         key: list(part.values()) if isinstance(part, dict) else part for key, part in value.items()
     }
@@ -117,6 +121,7 @@ def _coco(media: list[Record], annotations: list[Record], kind: str) -> Entries:
     for each in media:
         name = next((each[key] for key in NAME_COLUMNS if each.get(key)), each.get("id"))
         names[str(each.get("id"))] = str(name)
+
     for number, annotation in enumerate(annotations, 1):
         key = str(annotation.get(f"{kind}_id"))
         if key not in names:
@@ -141,6 +146,7 @@ def _videos_with_sentences(value: Record) -> Entries:
         if isinstance(video, dict):
             videos[str(video.get("video_id"))] = video
 
+    # None is left out: also videos without captions, and captions of videos that are not listed.
     for name in {**videos, **captions}:
         video = videos.get(name, {})
         record = {**video, "video_id": name, "sen_ids": captions.get(name, [])}

@@ -114,6 +114,7 @@ def is_downloads(data: Location) -> bool:
 
     def has_media(file: BinaryIO) -> bool | None:
         with suppress(DamagedTar):  # the next shard may be readable
+            # A sample has a few members: these hold a whole one.
             for member in islice(tar_members(file), 16):
                 name = PurePosixPath(member.name)
                 if name.suffix.lower() in MEDIA_EXTENSIONS:
@@ -130,6 +131,7 @@ def is_downloads(data: Location) -> bool:
 
 def tars(data: Location) -> list[Location]:
     """The tars of a folder or URL, in order; empty if it is a file or does not exist."""
+    # Of a URL, the extension tells: no request is needed.
     is_file = data.is_file() if isinstance(data, Path) else suffix(data) != ""
     if is_file:
         return []
@@ -161,6 +163,7 @@ def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
             samples, problem = with_tar(shard, read_samples)
         except OSError as error:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
+
         if problem or not samples:
             detail = "it has no samples"
             if problem:
@@ -226,6 +229,7 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
             if extension == ".txt":
                 sample.caption = text
                 return
+
             metadata = json.loads(text)
             if isinstance(metadata, dict):
                 sample.metadata = without_credentials(plain(metadata))
@@ -254,5 +258,6 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
         otherwise = f"{name}.parquet lists it, and {name}.tar lacks it"
         reject = not_fetched(key, without_credentials(record), otherwise)
         if str(record.get("status") or "") in SUCCESS:
+            # It was fetched once: asking the server again would not repair the shard.
             reject = reject.model_copy(update={"reason": "unreadable"})
         yield reject

@@ -93,11 +93,13 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
             elif is_media:
                 advance()
                 listing.media.append(path)
+            # It may lead to a folder above, and the walk would have no end.
             elif entry.is_symlink() and entry.is_dir():
                 listing.left_out["links to folders"].append(path)
             else:
                 listing.others.append(path)
 
+    # `scandir` has no order, and a source must give the same rows on any disk.
     listing.media.sort(key=in_order)
     listing.others.sort(key=in_order)
     for names in listing.left_out.values():

@@ -84,6 +84,7 @@ def import_source(
     files = {key: os.path.normpath(file.absolute()) for key, file in (annotations or {}).items()}
 
     source = digest({"data": str(data), "annotations": files, "root": str(root)})[:16]
+    # Another version of this package may read other rows from the same files.
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     state = digest({"code": code, "files": list(state_of(data, annotations))})[:16]
     folder = cache / f"{source}-{state}"
@@ -103,6 +104,7 @@ def import_source(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
+    # Of earlier states of the source.
     for earlier in cache.glob(f"{source}-*"):
         if earlier != folder:
             shutil.rmtree(earlier, ignore_errors=True)
@@ -140,7 +142,9 @@ def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator
         folder = data if is_whole_folder else data.parent
         listing = list_folder(folder)
         for name in listing.media:
+            # Of media only the names: their contents count when they are decoded.
             yield [name, None]
+
         for name in listing.others:
             if media_suffix(name) in STATE:
                 yield [name, file_state(folder / name)]
@@ -175,10 +179,12 @@ def write_manifest(
 
         for record in records:
             values = record.model_dump(mode="json")
+            # Relative: a folder that was moved has the same digest.
             inside = values["path"].removeprefix(f"{base}/")
             content.update(json.dumps(values | {"path": inside}, sort_keys=True).encode())
 
             if isinstance(record, Row):
+                # Of the id alone: another row does not move this cut.
                 id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
                 cut = int.from_bytes(id_hash, "big")
                 rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})

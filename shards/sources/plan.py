@@ -63,6 +63,7 @@ class DecodePlan:
         arrays: dict[str, list[np.ndarray]] = {
             name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)
         }
+
         is_matched = False
         unmatched = ""
         for batch in manifest.batches([*arrays, "group", "name"]):
@@ -72,11 +73,13 @@ class DecodePlan:
                 unmatched = unmatched or next(iter(names), "")
 
             if self.named_splits:
+                # A row without a split is for training.
                 split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
             elif self.generated_splits:
                 split = _splits(f"{seed}/", self._groups(batch), test, validation)
             else:
                 split = np.zeros(len(batch), np.int8)
+
             kind = pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy()
             arrays["split"].append(split.astype(np.int8))
             arrays["kind"].append(kind.astype(np.int8))
@@ -97,8 +100,10 @@ class DecodePlan:
         self.is_planned = np.ones(row_count, bool)  # of each row of the manifest
         if kinds != "all":
             self.is_planned = self.columns["kind"] == KINDS.index(kinds)
+
         self.row_indices = np.flatnonzero(self.is_planned)
         self.rows_of_unit = dict(self._cut(max_rows))  # indices of rows in the manifest
+        # Consecutive units are in the same row groups.
         self._row_group = lru_cache(maxsize=4)(pq.ParquetFile(manifest.file).read_row_group)
 
     def _groups(self, batch: pa.RecordBatch) -> list[str]:
@@ -189,6 +194,7 @@ class DecodePlan:
         their names, which differ only in a trailing number; otherwise an empty string."""
         if not self.generated_splits or self.pattern:
             return ""
+
         prefixes = self._prefixes()
         named = Counter(filter(None, prefixes.values()))
         # A prefix that half of all files share is the name of the data set. Many groups of few

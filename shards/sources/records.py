@@ -54,9 +54,12 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
             if ending == ".parquet":
                 yield from _parquet(local)
                 return
+
             with gzip.open(local) if is_compressed else open(local, "rb") as file:
+                # In UTF-16, one of the two bytes of an ASCII character is 0.
                 if b"\0" in file.peek(1024)[:1024]:
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+
                 read = READERS.get(ending)
                 if not read:
                     raise InputError(
@@ -67,6 +70,7 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                 # Lines end with \r in files of old programs only; otherwise it is a part of a text.
                 start = file.peek(1 << 16)
                 newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
+                # surrogateescape: bytes that are not UTF-8 spoil their own record alone.
                 text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
                 yield from read(text)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
@@ -102,6 +106,7 @@ def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
             if _are_objects(value):
                 yield from _entries(content, value)
                 return
+
         text = io.StringIO(content)
         first = text.readline()
 
@@ -136,6 +141,7 @@ def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
     except ValueError as error:
+        # Objects one after another are JSON Lines in a file of another name.
         if not content.lstrip().startswith("{"):
             raise ValueError(f"not JSON: {error}") from None
     yield from _entries(content, value)
@@ -145,6 +151,7 @@ def _entries(content: str, value: Any) -> Iterator[tuple[str, Record | str]]:
     """The entries of a parsed document. Raises ValueError if it is not UTF-8."""
     if NOT_UTF8.search(content):
         raise ValueError("not UTF-8")
+
     found = entries(value)
     if found is not None:
         yield from found
@@ -219,6 +226,7 @@ def _checked(columns: list[str]) -> list[str]:
             f"line 1 is a row ({data[0]!r}), not the names of the columns; add a first line such "
             "as path,caption"
         )
+
     repeated = [name for name in columns if name and columns.count(name) > 1]
     if repeated:
         raise ValueError(f"the column {repeated[0]!r} appears twice")
@@ -228,6 +236,7 @@ def _checked(columns: list[str]) -> list[str]:
 def _separator(header: str, usual: str) -> str:
     """What separates the cells of a table: the usual one of its extension, unless another is more
     frequent in the header."""
+    # What is quoted is a part of a name.
     text = re.sub('"[^"]*"', "", header)
     return max((usual, ",", "\t", ";", "|"), key=text.count)
 
@@ -283,6 +292,7 @@ def plain(record: Record) -> Record:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
     size = len(text.encode("utf-8", "replace"))
     if size > MAX_JSON_BYTES // 2:
         raise ValueError(f"{size:,} bytes; a column holds texts and numbers, not media")

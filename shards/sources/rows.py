@@ -44,6 +44,7 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             f"{source}: no such file or folder; use a manifest (.jsonl, .csv, .parquet) or a "
             "folder of videos"
         )
+
     if suffix(source) in MEDIA_EXTENSIONS:
         raise InputError(f"{source}: a single file; name its folder")
 
@@ -143,21 +144,28 @@ def row_of(
             for key, value in plain(record).items()
             if value is not None and value != "" and value == value  # not NaN
         }
+        # All columns are stored. In a text, an address is only mentioned.
         for key in record.keys() - TEXTS:
             refuse_credentials(key, record[key])
+
         name = str(record.get("id", where))
         if not isinstance(record.get("path"), str):
             raise ValueError("no path")
+
         file = record["path"].strip()
         is_local = isinstance(root, Path) and not is_url(file)
         if "\\" in file and is_local and not Path(root, file).exists():
             file = file.replace("\\", "/")  # as Windows writes it
+
         path = resolve(root, file)
         path = files.actual(path, file) if files else path
+
         start = seconds_of(record.get("start"))
         end = seconds_of(record.get("end"))
         if start is not None and end is not None and start >= end:
             raise ValueError(f"start {start} is not before end {end}")
+
+        # Part of the default id: the rows of a file have different ones.
         window = ""
         if start is not None or end is not None:
             window = f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"

@@ -63,10 +63,12 @@ def scan_source(
     if isinstance(data, Path) and is_folder(data):
         form, rows = scan_folder(data, root, kept)
         return form, rows if notes is not None else logged(rows, kept)
+
     known = known_form(data) if isinstance(data, Path) else None
     if known and isinstance(data, Path):
         rows = in_folder_splits(scan_annotations(data.parent, {"": data}, root), data.parent, kept)
         return f"{data.name}: {known.title}", rows if notes is not None else logged(rows, kept)
+
     rows = split_hint(scan_manifest(data, require_texts), kept)
     rows = rows if notes is not None else logged(rows, kept)
     return f"a manifest, {PurePosixPath(str(data)).name}", rows
@@ -144,6 +146,7 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
                 yield Reject(id=path, path="", reason="bad row", detail=str(error))
                 continue
             finally:
+                # Also of a text that cannot be read: no note should call it unused.
                 if text:
                     used[text] = path
             without_text += not any(caption.strip() for caption in captions)
@@ -215,6 +218,7 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
     others = [path for path in tables_in(listing) if listing.folder / path not in files]
     yield from unique(chain.from_iterable(sources), listing.folder)
     notes += listing.notes()
+
     if others:
         notes.append(f"not read: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}")
     if not any(table.split for table in tables):
@@ -270,6 +274,7 @@ def in_folder_splits(
             inside = str(row.path).removeprefix(f"{folder}/")
             row = row.model_copy(update={"split": split_of_path(inside)})
             is_drawn = True
+        # The note on folders only matters where it decides on a row.
         is_drawn = is_drawn or (isinstance(row, Row) and not row.split)
         yield row
     if note and is_drawn:
@@ -315,6 +320,7 @@ def with_table_captions(listing: Listing, sidecars: Sidecars, notes: list[str]) 
         form, rows = scan_folder(listing.folder, None, of_tables)
         if form != "a folder of videos with texts":
             for row in rows:
+                # The caption of a part is not that of the whole file.
                 if isinstance(row, Row) and (row.start, row.end) == (None, None):
                     texts[str(row.path)] = row
     except InputError as error:  # the videos are there without their captions
