@@ -96,6 +96,7 @@ def export(model: Model, folder: Path, card: str) -> None:
             write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
 
+        # Of the installed package: there may be no checkout.
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
         (building / "LICENSE").write_text(license, "utf-8")

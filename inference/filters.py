@@ -75,7 +75,8 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
         match = CONDITION.match(text, position)
         assert match is not None  # a value may be empty
         condition = _condition(match, columns)
-        # An empty match is no condition either, so the loop ends.
+
+        # Also for an empty match, which would be found here for ever.
         if condition is None:
             raise InputError(
                 f"filter {text!r}: takes a column, one of = != < <= > >= ~ and a value, such as "
@@ -83,6 +84,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
             )
         if condition.column or condition.value.lower() not in IGNORED_WORDS:
             conditions.append(condition)
+
         position = SEPARATORS.match(text, match.end()).end()  # type: ignore[union-attr]
     return conditions
 
@@ -177,6 +179,7 @@ def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
     """Which texts match a pattern as a whole."""
     wildcards = {"*": ".*", "?": "."}
     parts = re.split(r"([*?])", _folded_text(pattern))
+
     regex = "".join(wildcards.get(part) or re.escape(part) for part in parts)
     return pc.match_substring_regex(_folded(texts), f"(?s)^{regex}$")
 

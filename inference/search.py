@@ -321,6 +321,7 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
         for i, error in batch.errors.items():
             unmatched.append(replace(unchanged[i], note=str(error)))
 
+    # By the score alone: of equal ones, Python would compare the hits, and fail.
     ranked.sort(key=lambda pair: -pair[0])
     unmatched.sort(key=lambda hit: -(hit.similarity or 0.0))
     return [hit for _, hit in ranked] + unmatched

@@ -183,6 +183,7 @@ def shapes(file: Path) -> dict[str, torch.Tensor]:
         header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
 
     for name, entry in header.items():
+        # `load_state_dict` would convert integers without a word.
         if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ValueError(f"{file}: {name} is {entry.get_dtype()}, not of a floating-point type")
     return {name: torch.empty(entry.get_shape(), device="meta") for name, entry in header.items()}
@@ -298,6 +299,7 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
     weights = dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], expected[key])
+
     shared = {
         key: value for key, value in weights.items() if key in expected and not key.startswith(but)
     }

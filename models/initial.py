@@ -177,6 +177,7 @@ def plain_vit(vit: StateDict) -> StateDict:
     so it is zero.
     """
     vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
+    # timm's name of the norm that a CLIP has before its blocks.
     vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
 
     scales = [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]

@@ -379,6 +379,7 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
 def _rename(key: str) -> str:
     key = key.replace("text_encoder.bert.", "text_encoder.", 1)
     for ours, theirs in _PREFIXES:
+        # An entry that ends with a dot is a prefix, any other a whole key.
         if key == theirs or (key.startswith(theirs) and theirs.endswith(".")):
             return ours + key.removeprefix(theirs)
     return ""

@@ -84,6 +84,7 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
         normalized = untrained.normalizer.normalize_str(text)
         for word, _ in untrained.pre_tokenizer.pre_tokenize_str(normalized):
             words[word] += count
+
     letters: Counter[str] = Counter()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
@@ -139,6 +140,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         if file is None:
             identifier, _, revision = name.partition("@")
             return without_padding(Tokenizer.from_pretrained(identifier, revision or "main"))
+
         if file.suffix == ".json":
             return without_padding(read_tokenizer(file))
         return finish_tokenizer(
@@ -202,6 +204,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise ValueError(f"{file}: not a tokenizer") from error
     except ValueError as error:
         raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+
     try:
         return Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the tokenizers library raises nothing narrower
@@ -229,6 +232,7 @@ def check_components(values: Any) -> None:
     max_word = values["model"].get("max_input_chars_per_word", 0)
     if max_word > MAX_WORD:
         raise ValueError(f"max_input_chars_per_word is {max_word}; at most {MAX_WORD}")
+
     if not all(token["content"] for token in values.get("added_tokens", [])):
         raise ValueError("an added token is empty")
 

@@ -159,5 +159,6 @@ def corrupt_files(folder: Path) -> str:
         wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
+
     missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()
     return ", ".join([*wrong, *missing])

@@ -33,6 +33,7 @@ class MetricsFile:
         """Appends a line. A failed write is logged and does not stop training."""
         if not self.active:
             return
+
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -54,6 +55,7 @@ class MetricsFile:
         """Removes the lines after `step`: a run resumed from a checkpoint writes them again."""
         if not self.active or not self.path.exists():
             return
+
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
