@@ -40,9 +40,8 @@ Video = Annotated[
     ),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
-Name = partial[
-    list[tuple[str, float]]
-]  # of a video, perhaps with its `frames`: words with probabilities, best first
+# Of a video, perhaps with its `frames`: words with probabilities, best first.
+Name = partial[list[tuple[str, float]]]
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
 

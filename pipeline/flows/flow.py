@@ -77,6 +77,7 @@ def start(
             signal.signal(signal.SIGTERM, on_sigterm)
         return reported(work)
 
+    # A function: of a text, Prefect would take braces for the names of parameters.
     flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
     return flow(**arguments)
 
@@ -118,6 +119,7 @@ def alpro(
     arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
 
     def work() -> dict[str, str]:
+        # Here, where a mistake becomes the state of this run, in one line.
         workspace = deployed_workspace() if deployment.id else called_workspace()
         plan = planned(stage, config, data, changes, workspace)
         check_files(plan.steps, plan.store)
@@ -140,11 +142,13 @@ def deployed_workspace() -> Path:
     temporary one. Such a process ends with its worker. Raises InputError."""
     end_with_parent(os.getppid(), signal.SIGTERM)
     prepare()
+
     workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
     if not workspace.is_absolute():
         raise InputError(
             f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}"
         )
+
     workspace.mkdir(parents=True, exist_ok=True)
     os.chdir(workspace)
     return workspace.resolve()
@@ -173,6 +177,7 @@ class WithoutTraceback(logging.Filter):
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, EXPECTED):
             record.msg = one_line(error, max_length=MAX_MESSAGE)
+            # Without arguments, `logging` does not format a % in the message.
             record.args = None
             record.exc_info = None
         return True
@@ -189,10 +194,12 @@ def remote_deployments() -> dict[str, str]:
     """
     if not deployment.id:
         return {}
+
     of_this_flow = FlowFilter(name=FlowFilterName(any_=["alpro"]))
     with get_client(sync_client=True) as client:
         own_pool = client.read_deployment(deployment.id).work_pool_name
         deployments = client.read_deployments(flow_filter=of_this_flow)
+
     return {
         other.name: f"alpro/{other.name}"
         for other in deployments
@@ -242,10 +249,12 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
             run=run_id,
             title=title,
         )
+
         if parent:
             run_steps(current)
         else:
             run_with_report(current)
+
     return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
 
 
@@ -254,9 +263,12 @@ def named_flow_run(title: str) -> dict[str, str]:
     context = FlowRunContext.get()
     if not context or not context.flow_run:
         return {}
+
+    # Its first name stands before the plan, and lacks the fingerprint.
     if context.flow_run.name != title:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=title)
+
     return {"prefect_flow_run": str(context.flow_run.id)}
 
 
@@ -286,21 +298,25 @@ def run_steps(current: PipelineRun) -> None:
     if max_stages > 1:
         # Trainings take longest: none waits for an evaluation that could run later.
         steps.sort(key=lambda step: step.stage in EVALUATIONS)
+
     # A step that runs elsewhere only waits, in a thread that takes no step's turn here.
     remote = sum(step.stage in current.remote_deployments for step in steps)
 
     stop = Stop()
+    # Before the threads start, which copy this context.
     token = STOP.set(stop)
     workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_stages + remote)
     with workers as runner:
         futures: dict[str, Any] = {}
         try:
             for position, step in enumerate(steps, 1):
+                # An input that exists already has no task.
                 inputs = [
                     futures[source.name]
                     for source in step.inputs.values()
                     if source.name in futures
                 ]
+
                 values: dict[str, Any] = {
                     "title": stage_title(step.description),
                     "progress": f"stage {position} of {len(steps)}, ",
@@ -317,6 +333,7 @@ def run_steps(current: PipelineRun) -> None:
             raise
         finally:
             STOP.reset(token)
+
     if current.failures:
         raise next(iter(current.failures.values()))
 
@@ -329,8 +346,10 @@ def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> 
     if state.name == "NotReady":
         announce(f"{step.name}: skipped, because an input failed")
         return
+
     error: Any = state.result(raise_on_failure=False)
     current.failures[step.name] = error
+
     if not isinstance(error, Exception):
         raise error
     if not last:
@@ -344,6 +363,7 @@ def stop_stages(stop: Stop, futures: list[Future[Any]]) -> None:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
     stop.request()
+
     try:
         wait(futures, GRACE_SECONDS)
     finally:

@@ -80,6 +80,7 @@ class Programs:
                 if (status := program.poll()) is not None:
                     where = f"; its log is {self.logs / name}.log" if self.logs else ""
                     raise StageFailed(f"{name} ended with status {status}{where}")
+
             if time.monotonic() > end:
                 raise StageFailed(
                     f"{', '.join(self.running)}: not everything started within {seconds:.0f} s"
@@ -101,6 +102,8 @@ class Programs:
                 for program in ending:
                     with suppress(subprocess.TimeoutExpired):
                         program.wait(GRACE_SECONDS)
+
+        # Also what a program has started, which may live longer.
         for program in self.running.values():
             signal_group(program.pid, signal.SIGKILL)
             program.wait()
@@ -118,6 +121,8 @@ def start_temporary_server() -> Callable[[], None]:
     named = os.environ.get("PREFECT_API_URL")
     if named:
         return lambda: check_server(named)
+
+    # The kernel chooses a free port.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
@@ -128,14 +133,17 @@ def start_temporary_server() -> Callable[[], None]:
 
     app = ["uvicorn", "--factory", "prefect.server.api.server:create_app"]
     options = ["--port", str(port), "--log-level", "error"]
+    # As Prefect's own SubprocessASGIServer sets them, but without the pages.
     settings = {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
+
     server = Programs()
     server.start("Prefect's server", [*app, *options], os.environ | settings | guarded(address))
     atexit.register(server.end)
+    # For Prefect, which is imported next, and for the stages' processes.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
@@ -147,6 +155,7 @@ def start_temporary_server() -> Callable[[], None]:
 
 def check_server(url: str) -> None:
     """Raises InputError if no server answers at the address in PREFECT_API_URL."""
+    # Messages do not repeat the password that an address may have.
     place = urlsplit(url).netloc.rpartition("@")[2] or url
     try:
         urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
@@ -179,10 +188,12 @@ def programs(logs: Path) -> Iterator[Programs]:
     cannot be created."""
     # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
     try:
         logs.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{logs}: {error.strerror}; the servers write their logs there") from error
+
     started = Programs(logs)
     try:
         yield started
@@ -202,7 +213,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     mlflow = f"http://127.0.0.1:{mlflow_port}"
     server, worker = environments(workspace, prefect, prefect_port, mlflow)
     address = ["--host", "127.0.0.1", "--port"]
+    # Workers write artifacts to the folder; the server would pass every byte on.
     files = ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri()]
+
+    # In a workspace that was copied or moved, the store has the old paths.
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
         relocate(workspace)
 
@@ -216,15 +230,19 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             ["mlflow", "server", *address, str(mlflow_port), *files, "--workers", "1"],
             server,
         )
+
+        # In a process of its own: CUDA must not be initialised in one that forks.
         count = subprocess.check_output(
             interpreter("-c", "import torch; print(torch.cuda.device_count())")
         )
         gpus = max(int(count), 1)
+
         running.until(lambda: answers(f"{prefect}/api/health"))
         say("Prefect answers; starting the workers, waiting for MLflow")
         for pool, limit in (("cpu", []), ("gpu", ["--limit", str(gpus)])):
             options = ["--pool", pool, "--type", "process", *limit]
             running.start(f"worker-{pool}", ["prefect", "worker", "start", *options], worker)
+
         running.until(lambda: answers(f"{mlflow}/health"))
         say("MLflow answers; registering the deployments once the workers have made their pools")
         running.until(lambda: deployed(workspace / "logs" / "deploy.log", worker))
@@ -247,6 +265,7 @@ def environments(
     workspace: Path, prefect: str, prefect_port: int, mlflow: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The environments of the servers and of the workers of `alpro up`."""
+    # Only the servers have the databases' addresses, which may contain passwords.
     common = {name: value for name, value in os.environ.items() if name not in DATABASES}
     common |= {
         "PREFECT_HOME": str(workspace / "prefect"),
@@ -266,6 +285,7 @@ def environments(
     server |= {name: os.environ[name] for name in DATABASES if name in os.environ}
 
     worker = common | {"ALPRO_WORKSPACE": str(workspace), "ALPRO_TRACKING_URI": mlflow}
+    # The runs of a worker log to Prefect, not to this terminal.
     worker.pop("ALPRO_COMMAND_LINE", None)
     return server, worker
 

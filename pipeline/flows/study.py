@@ -48,20 +48,17 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(
-        default="", pattern=r"^[\w-]*$"
-    )  # of the experiment in MLflow; default: the name of the file
+    # Of the experiment in MLflow; by default the name of the file.
+    name: str = Field(default="", pattern=r"^[\w-]*$")
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field(default=(), alias="set")  # of all variants
-    until: str = Field(
-        default="", pattern=f"^({'|'.join(STAGES)})?$"
-    )  # the last stage to run; default: the whole pipeline
+    # The last stage to run; by default the whole pipeline.
+    until: str = Field(default="", pattern=f"^({'|'.join(STAGES)})?$")
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
-    scores: tuple[str, ...] = Field(
-        default=STUDIED, min_length=1
-    )  # of the printed table; `*` matches any characters
+    # Of the printed table; `*` matches any characters.
+    scores: tuple[str, ...] = Field(default=STUDIED, min_length=1)
     # The changes of each, by its name in the table and in MLflow.
     variants: dict[str, tuple[str, ...]] = Field(default={"base": ()}, min_length=1)
 
@@ -73,6 +70,7 @@ def load_study(source: str) -> Study:
     values = read_toml(path)
     if isinstance(config := values.get("config"), str) and config.endswith(".toml"):
         values["config"] = str(absolute(config, path.parent))
+
     try:
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:
@@ -105,6 +103,7 @@ def members_of(
         for variant, its_changes in study.variants.items():
             own = [*study.changes, *changes, *its_changes, f'name="{study.name}"']
             try:
+                # Which stages a variant has decides which of the seeds are set.
                 settings = planned("", config, data, own, root).settings
                 own += [
                     f"{stage}.seed={seed}"
@@ -114,6 +113,7 @@ def members_of(
                 plan = planned(study.until, config, data, own, root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
+
             members.append(Member(variant, seed, own, plan))
     return members
 
@@ -148,27 +148,33 @@ def run_study(
                 member.plan, arguments, root, tracker, title=member.title, tags=tags
             )
         except Exception as error:
+            # The study was stopped, and not only this run.
             if status_after(error) == "KILLED":
                 raise
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
+
         read = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
         found = [(folder, record) for folder, record in read if record]
         # Of a study that ends with a training, what each run reached on the validation split.
         scores[member.variant][member.seed] = rows(found) or validation_rows(found[-1][1])
+
     summaries = score_rows(scores)
+
     # The same file for a study that continues, another one if anything of it has changed.
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"study": study.model_dump(mode="json", by_alias=True), "config": config, "data": data}
     write_json(file, about | {"failed": failed, "scores": summaries})
+
     selected = [
         row
         for row in summaries
         if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)
     ]
+
     return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
 
 
@@ -199,6 +205,7 @@ def work_table(members: list[Member]) -> Table:
     stages: list[str] = []
     lines = []
     for member in members:
+        # A stage counts for the first run that builds it.
         left = [
             step
             for step in required(member.plan.steps, store)
@@ -210,6 +217,7 @@ def work_table(members: list[Member]) -> Table:
         lines.append([member.title, ", ".join(names) or "cached", hours_text(names, seconds)])
 
     lines.append(["total", f"{len(stages)} stages", hours_text(stages, seconds)])
+
     unknown = sorted({name for name in stages if not seconds.get(name)})
     note = (
         "Hours: by the newest record of each stage in this workspace, whatever its configuration."
@@ -264,6 +272,7 @@ def summary_of(
     rows = list(by_seed.values())
     values = [row["value"] for row in rows]
     chances = [row["chance"] for row in rows if row["chance"] is not None]
+
     # The seeds pair the runs: what a seed changes for both cancels in the difference.
     both = sorted(baseline.keys() & by_seed.keys())
     pairs = [by_seed[seed]["value"] - baseline[seed]["value"] for seed in both]
@@ -292,6 +301,8 @@ def interval(values: list[float]) -> float | None:
 
     if len(values) < 2:
         return None
+
+    # Student's t(0.975, n - 1) times s / sqrt(n).
     return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
@@ -312,6 +323,7 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
                 number_text(row["chance"], row["unit"]),
             ]
         )
+
     return Table(
         title,
         ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"],

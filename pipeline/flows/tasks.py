@@ -83,9 +83,11 @@ class PipelineRun:
         independent = 0
         for other in self.plan.steps:
             runs_here = other.stage in WITH_MODEL and other.stage not in self.remote_deployments
+            # Of two steps, one of which needs the other, only one runs at a time.
             if not runs_here or other.needs(step) or step.needs(other):
                 continue
             independent += not self.plan.store.find(other)
+
         return min(self.plan.settings.resources.max_stages, independent)
 
     def write_report(self, error: BaseException | None) -> None:
@@ -94,6 +96,7 @@ class PipelineRun:
         run_summary = self.run_summary(error)
         artifacts = list(self.artifacts.values())
         fingerprints = {name: record.fingerprint for name, (_, record) in self.found.items()}
+        # Also of a run that failed: STAGE stands for what was built last.
         record_run(self.workspace, self.arguments, fingerprints)
 
         # The server of a command ends with it: no link leads to its page.
@@ -106,6 +109,7 @@ class PipelineRun:
         report = write_report(
             file, run_summary, artifacts, self.page_links(mlflow_page, prefect_page)
         )
+
         links = {
             "MLflow": mlflow_page,
             "report": f"{mlflow_page}/artifacts" if mlflow_page else "",
@@ -113,6 +117,7 @@ class PipelineRun:
         }
         text = f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
         files = [report, report.with_suffix(".json")]
+
         self.tracker.log_pipeline(self.run, artifacts, files, description=text)
 
         if not at_terminal():  # the command line prints it below the results
@@ -138,6 +143,7 @@ class PipelineRun:
         state = FINISHED
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
+
         return {
             "title": self.title,
             "name": settings.name,
@@ -173,6 +179,7 @@ class PipelineRun:
 
 def interrupted(task: Any, run: Any, state: State) -> bool:
     """Whether a stage can continue where it was interrupted, and so runs again."""
+    # Prefect may wrap what a state has in a record of a result.
     error = getattr(state.data, "result", state.data)
     return isinstance(error, Interrupted) and not isinstance(error, Stopped)
 
@@ -196,6 +203,7 @@ def step_task(title: str, progress: str, current: PipelineRun, step: Step) -> St
     progress: which stage of how many it is, as the log shows it.
     """
     try:
+        # A step whose turn comes after the pipeline was stopped does not begin.
         STOP.get().wait(0)
         return find_or_build(progress, current, step)
     except EXPECTED as error:
@@ -217,6 +225,7 @@ def find_or_build(progress: str, current: PipelineRun, step: Step) -> State | No
     store = current.plan.store
     folder = store.folder(step)
     existed = store.find(step) is not None
+
     if STAGES[step.stage] != "data":  # a corpus that is complete now may have no test items
         check_test_items(current.plan)
     if not existed and step.stage in current.remote_deployments:
@@ -261,6 +270,7 @@ def build(current: PipelineRun, step: Step, folder: Path, progress: str, lock_fi
         )
 
     announce(f"{progress}{step.name}: started")
+
     context = TaskRunContext.get()
     tags = {"prefect_run": str(context.task_run.id)} if context else {}
     with current.tracker.stage_run(step.description, folder, current.run, tags) as mlflow_run:
@@ -299,6 +309,7 @@ def run_remotely(current: PipelineRun, step: Step, progress: str) -> None:
                 raise
             if state and state.is_final():
                 break
+
     if not state.is_completed():
         raise StageFailed(f"{step.name}: {name} {submitted.name} did not complete: {state.message}")
 

@@ -135,10 +135,12 @@ class Store:
             while not acquire(lock, blocking=False):
                 if announce:
                     announce(f"{step.name}: waiting for another run to build it")
+                # Once, however long it waits.
                 announce = None
                 STOP.get().wait(LOCK_SECONDS)
         except OSError as error:
             raise InputError(f"{folder.parent}: {error.strerror}") from error
+
         try:
             yield lock
         finally:
@@ -159,6 +161,7 @@ class Store:
         outcome = work(step, folder)
         seconds = round(time.monotonic() - started, 1)
 
+        # The fingerprint has the digests of the files as they were before.
         if step.unchanged and not step.unchanged():
             # Results from the changed files must not be reused if the files are restored.
             for name in UNFINISHED:
@@ -176,6 +179,7 @@ class Store:
         ordered: dict[str, Artifact] = {}
 
         def visit(fingerprint: str) -> None:
+            # A removed artifact has no record: what it was built from is not known.
             if fingerprint in present and fingerprint not in ordered:
                 _, built = present[fingerprint]
                 for source in built.inputs.values():
@@ -192,6 +196,7 @@ class Store:
         kept: fingerprints; by default the newest artifact of each name.
         """
         present = self.all()
+        # Oldest first: of a name, the newest record wins.
         newest = {record.name: record.fingerprint for _, record in present}
         inputs = {record.fingerprint: record.inputs.values() for _, record in present}
 
@@ -202,6 +207,7 @@ class Store:
             if fingerprint not in reached:
                 reached.add(fingerprint)
                 pending += [source.fingerprint for source in inputs.get(fingerprint, ())]
+
         return [
             (folder, record)
             for folder, record in reversed(present)
@@ -212,6 +218,7 @@ class Store:
         """The folders of interrupted stages: they have no record, and the same stage continues in
         them."""
         finished = {folder for folder, _ in self.all()}
+
         return [
             folder
             for folder in sorted(self.root.glob("*/*"))
@@ -241,6 +248,7 @@ class Store:
             raise InputError(
                 f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
             )
+
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)
             if not acquire(lock, blocking=False):
@@ -249,10 +257,12 @@ class Store:
                     f"done"
                 )
             lock.release()
+
         # A run that needs the artifact now waits, and builds it again.
         with FileLock(folder.with_suffix(".lock")):
             # First, so that no record describes an incomplete folder.
             (folder / RECORD).unlink(missing_ok=True)
+            # Also after a power failure.
             sync(folder)
             shutil.rmtree(folder)
 
@@ -285,11 +295,13 @@ def write_record(
         versions=versions() | hub_commits(description),
         run={"at": time_after(folder.parent.parent), **run_info},
     )
+
     values = record.to_json()
     # The files are on the disk before the record that says so.
     sync_tree(folder)
     write_json(folder / RECORD, values)
 
+    # Only now: without the record, the stage would continue from these.
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes
@@ -305,6 +317,7 @@ def time_after(root: Path) -> str:
     newest = datetime.fromisoformat(max(times)) if times else now
     if newest.tzinfo is None:
         newest = newest.replace(tzinfo=UTC)
+
     return (newest + timedelta(seconds=1) if now < newest else now).isoformat()
 
 
@@ -314,6 +327,7 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
+
     # Optional: PyAV has its own libraries; the binary decodes the files that they cannot.
     with suppress(InputError):
         installed["ffmpeg"] = ffmpeg_version()
@@ -328,10 +342,14 @@ def hub_commits(description: Record) -> dict[str, str]:
         setting = f"{stage}.{key}"
         if stage != description.stage or setting in description.files:
             continue
+
         model = description.config.get(key, "")
+        # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             repository = f"models--{name.replace('/', '--')}"
+            # The commit that a name without a revision stands for.
             head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
             if head.is_file():
                 commits[setting] = head.read_text()
+
     return commits

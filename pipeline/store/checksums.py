@@ -12,15 +12,12 @@ from alpro.files import checksum, read_json
 from alpro.log import progress
 
 LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
-UNFINISHED = (
-    "checkpoints",
-    "parts",
-)  # only read by a resumed run; deleted from a finished artifact
+# Only read by a resumed run; deleted from a finished artifact.
+UNFINISHED = ("checkpoints", "parts")
 
 Kind = Literal["damaged", "missing", "extra"]
-Contents = dict[
-    str, dict[str, Any]
-]  # size in bytes and sha256, by the file's name relative to the folder
+# Size in bytes and sha256, by the file's name relative to the folder.
+Contents = dict[str, dict[str, Any]]
 
 
 class Problem(NamedTuple):
@@ -38,12 +35,14 @@ def files_of(folder: Path) -> dict[str, Path]:
     unfinished work, temporary files of killed processes, and files that only this machine can
     use."""
     found = {}
+    # Sorted: records of equal folders are equal.
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         temporary = path.name.startswith(".") and path.suffix == ".part"
         ours = path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
         if not temporary and not ours and path.is_file():
             found["/".join(parts)] = path
+
     return found
 
 
@@ -52,6 +51,8 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     again."""
     files = files_of(folder)
     unread = [name for name in files if name not in known]
+
+    # hashlib releases the GIL: threads read and hash side by side.
     with ThreadPoolExecutor(THREADS) as threads:
         values = {
             **known,
@@ -59,6 +60,7 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
                 zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True)
             ),
         }
+
     return {
         name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()
     }
@@ -74,6 +76,7 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
                 yield Problem(
                     "damaged", folder.name, record.name, RECORD, "does not match its fingerprint"
                 )
+
             if record.values.get(RECORD_DIGEST) != record_digest(record.values):
                 yield Problem(
                     "damaged",
@@ -82,7 +85,9 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
                     RECORD,
                     "was changed after it was written",
                 )
+
             recorded = record.contents
+            # Also the files that only one of the two has.
             files = sorted(recorded.keys() | files_of(folder).keys())
             paths = [folder / file for file in files]
             for file, problem in zip(
@@ -100,6 +105,7 @@ def unreadable_records(root: Path) -> Iterator[Problem]:
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):
                 continue
+
         yield Problem(
             "damaged", path.parent.name, path.parent.parent.name, RECORD, "cannot be read"
         )
@@ -110,6 +116,7 @@ def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, st
     if recorded is None:
         return "extra", ""
     try:
+        # The size first: it is known without reading.
         if (size := path.stat().st_size) != recorded["size"]:
             return "damaged", f"{size} bytes instead of {recorded['size']}"
         return (
