@@ -125,7 +125,7 @@ class Sidecars:
         """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be
         read."""
         file = self.folder / path
-        # No caption is that long, and its text would fill the memory.
+        # A sample with a text of that size could not be written.
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(
                 f"{path}: {file.stat().st_size:,} bytes; a text has one caption a line"
