@@ -74,6 +74,7 @@ def sync(path: Path | str) -> None:
 def sync_tree(path: Path) -> None:
     """Syncs a file, or a folder with all that is in it. Links to elsewhere are not followed."""
     paths = [path, *(inside for inside in path.rglob("*") if not inside.is_symlink())]
+
     # A file system writes them together: 1,000 files take 0.2 s, not 2.6.
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(sync, paths))
@@ -117,6 +118,7 @@ def use_default_mode(path: Path) -> None:
     alone."""
     umask = os.umask(0o077)  # it cannot be read without being set
     os.umask(umask)
+
     with suppress(OSError):  # a disk without modes: CIFS or gcsfuse of another user
         path.chmod(0o666 & ~umask)
 

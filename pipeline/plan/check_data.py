@@ -137,6 +137,7 @@ def describe_answers(plan: DecodePlan) -> dict[str, Any]:
     for split, counts in answers.items():
         unknown = [count for answer, count in counts.items() if answer not in in_training]
         described[split] = {"answers": counts.total(), "not_in_training": sum(unknown)}
+
     return described
 
 
@@ -178,6 +179,7 @@ def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[st
         except DecodeError as error:
             rejected[error.reason] += 1
             examples.append(f"{row.id}: {error}")
+
     return {"items": count, "rejected": dict(rejected), "examples": examples[:MAX_EXAMPLES]}
 
 
@@ -248,4 +250,5 @@ def items_of_split(manifest: Manifest, config: Config, split: str) -> tuple[dict
     counts = splits[split]
     if counts["items"]:
         return counts, ""
+
     return counts, why_no_split(split, splits, config, split_source(plan))

@@ -121,6 +121,7 @@ class Digests:
             state = states[file]
             if state:
                 rows.append((file, *state, value))
+
         with db:
             db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
 

@@ -190,8 +190,10 @@ def few_videos_note(shown: Rows) -> str:
             largest = most_items.setdefault(row["direction"], row)
             if row["items"] > largest["items"]:
                 most_items[row["direction"]] = row
+
     if not most_items:
         return ""
+
     fewest = min(most_items.values(), key=lambda row: row["independent_videos"])
     independent = fewest["independent_videos"]
     if independent >= FEW_VIDEOS:

@@ -56,10 +56,12 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
                 f" The difference is {f'{difference.difference:+.1f} {unit}'.strip()}, "
                 f"between {difference.low:+.1f} and {difference.high:+.1f}."
             )
+
         return (
             f"{second} is {'better' if gain else 'worse'} than {first} {where} ({scores}): "
             f"keep {second if gain else first}.{interval}"
         )
+
     return f"No difference {where} ({scores}): keep {first}.{smallest(row, clips)}"
 
 
@@ -67,6 +69,7 @@ def smallest(row: Mapping[str, Any], clips: int) -> str:
     """What so many test clips can show: the smallest difference whose p value is below 0.05."""
     if row["unit"] != "%":
         return ""
+
     counted = f" {clips} clip{'s' * (clips != 1)} cannot show"
     if clips < FEWEST:
         return f"{counted} any difference."
