@@ -52,6 +52,7 @@ def main() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -302,6 +302,7 @@ def write_table(
             if isinstance(frames, Clip):
                 decoded = torch.from_numpy(frames.frames.transpose(0, 3, 1, 2))[None]
                 ranked = name(source, frames=decoded.to(model.device))
+                # Columns take turns: a word, its probability, the next word.
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
             else:
                 row["error"] = str(frames)
@@ -391,6 +392,7 @@ def score_models(
     naming = loaded if prompter == folder else models.load(prompter, prompts)
 
     with TemporaryDirectory() as temporary:
+        # Without --out, the results are only read below.
         results_folder = out or Path(temporary)
         baseline_folder = results_folder / "baseline"
         try:

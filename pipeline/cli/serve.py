@@ -84,6 +84,7 @@ def check_public_name(name: str, token: str) -> None:
 
 def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
     """Raises InputError if a server could not listen on a port of an address."""
+    # Only for a moment: the server binds it again.
     try:
         socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET

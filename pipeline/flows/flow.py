@@ -150,6 +150,7 @@ def deployed_workspace() -> Path:
         )
 
     workspace.mkdir(parents=True, exist_ok=True)
+    # Relative paths in a configuration are relative to the workspace.
     os.chdir(workspace)
     return workspace.resolve()
 

@@ -42,6 +42,7 @@ PAST_PROXIES = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def answers(url: str) -> bool:
     """Whether a server answers a request."""
+    # A proxy would look for 127.0.0.1 on its own machine.
     try:
         with PAST_PROXIES.open(url, timeout=10) as answer:
             return answer.status == 200
@@ -133,7 +134,7 @@ def start_temporary_server() -> Callable[[], None]:
 
     app = ["uvicorn", "--factory", "prefect.server.api.server:create_app"]
     options = ["--port", str(port), "--log-level", "error"]
-    # As Prefect's own SubprocessASGIServer sets them, but without the pages.
+    # As Prefect sets them for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
@@ -293,6 +294,7 @@ def environments(
 def deployed(log: Path, environment: Mapping[str, str]) -> bool:
     """Registers the deployments; returns whether that succeeded. It fails until the workers have
     made their pools."""
+    # Without questions, which nobody would see in the log.
     words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
     with open(log, "ab") as output:
         status = subprocess.call(
