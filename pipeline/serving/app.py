@@ -289,7 +289,7 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
     def health() -> dict[str, Any]:
         """What this server does; it waits for no model."""
         models.refresh()
-        # Such a model needs a caption beside the region.
+        # Such a model also reads a caption of the clip.
         reads_text = models.entities and models.entities.folder.task == "pretrain"
         offers: dict[str, Any] = {
             "search": models.search,

@@ -59,8 +59,8 @@ class Guard:
         if origin is not None and not own_page:
             own_page = origin.partition(b"://")[2] == headers.get(b"host")
 
-        # Programs send none of these headers, nor does an address that a person types. A link of
-        # another site may open the page; its scripts do not reach the API.
+        # Browsers send "none" for an address that a person types, programs send no such header. A
+        # link of another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
         foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
         if foreign or not own_page:
