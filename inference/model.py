@@ -6,7 +6,6 @@ memory. A file that cannot be decoded is reported with the reason, and the other
 """
 
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +17,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.artifact import require
@@ -43,6 +41,7 @@ from alpro.inference.encoding import (
 )
 from alpro.inference.find import PROMPTS, FoundModel, find_prompter, verified_model
 from alpro.inference.prompts import read_prompts
+from alpro.inference.unknown_words import unknown_words
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.log import progress
 from alpro.models.alpro import Alpro
@@ -60,12 +59,6 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
 SHOWN_ENTITIES = 8  # of the list that a note names
-MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
-FUNCTION_WORD = re.compile(  # a word without contents, which captions may lack
-    "a|an|the|and|or|but|not|of|in|on|at|to|from|by|for|with|as|is|are|was|were|be|been|do|does|did|has|have|had|it|its|"
-    "he|she|they|his|her|their|this|that|these|those|who|what|which|where|when|how|i|you|we|my|your|our|s|t",
-    re.IGNORECASE,
-)
 
 
 def non_empty_list(items: Iterable[T]) -> list[T]:
@@ -300,23 +293,8 @@ class Model:
         return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The content words of a text that are not in the tokenizer, or only in pieces of fewer
-        than MIN_PIECE letters on average, such as words that no training caption has. Scores of
-        such a text mean little."""
-        tokenizer = self.folder.tokenizer
-        if not isinstance(tokenizer, Tokenizer):  # that of a CLIP, which has all bytes
-            return []
-        unknown = []
-        words = re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)  # and symbols, such as emoji
-        for word in dict.fromkeys(words):
-            if FUNCTION_WORD.fullmatch(word):
-                continue
-            pieces = tokenizer.encode(word, add_special_tokens=False).tokens
-            # Known words are one piece, or a few long ones, such as a stem and its ending.
-            is_in_short_pieces = len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces)
-            if not pieces or "[UNK]" in pieces or is_in_short_pieces:
-                unknown.append(word)
-        return unknown
+        """The content words of a text that the model does not know; see `unknown_words`."""
+        return unknown_words(self.folder.tokenizer, text)
 
     def note(self, text: str) -> str:
         """A line on the words of a text that the model does not know; empty if there are none."""

@@ -6,8 +6,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same at any time
 
-import io
-import re
 import select
 import shutil
 import socket
@@ -19,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from hypothesis import settings
 
 import alpro.models
 from alpro.errors import InputError
+from tests.range_server import RangeServer
 
 ROOT = Path(__file__).parents[1]
 REVISION = "0" * 40  # of the model of `hub`
@@ -477,31 +476,6 @@ def corpus_of() -> Callable[..., Path]:
         return folder
 
     return write
-
-
-class RangeServer(SimpleHTTPRequestHandler):
-    """Files of a folder over HTTP, whole or by range, whose connections are kept; `asked` has the
-    requests."""
-
-    protocol_version = "HTTP/1.1"
-
-    def send_head(self):
-        self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not (wanted and self.server.ranges and path.is_file()):
-            return super().send_head()
-        first = int(wanted[1])
-        last = min(int(wanted[2]), path.stat().st_size - 1)
-        data = path.read_bytes()[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
-        self.end_headers()
-        return io.BytesIO(data)
-
-    def log_message(self, *message) -> None:
-        pass
 
 
 @pytest.fixture

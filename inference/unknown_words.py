@@ -1,0 +1,37 @@
+"""Which words of a text a model does not know."""
+
+import re
+from typing import Any
+
+from tokenizers import Tokenizer
+
+MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
+# Words without contents, which captions may lack.
+FUNCTION_WORD = re.compile(
+    "a|an|the|and|or|but|not|of|in|on|at|to|from|by|for|with|as|is|are|was|were|be|been|do|does"
+    "|did|has|have|had|it|its|he|she|they|his|her|their|this|that|these|those|who|what|which"
+    "|where|when|how|i|you|we|my|your|our|s|t",
+    re.IGNORECASE,
+)
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """The content words of a text that are not in the tokenizer, or only in pieces of fewer than
+    MIN_PIECE letters on average, such as words that no training caption has.
+
+    Scores of such a text mean little. The tokenizer of a CLIP has all bytes, so it knows all words.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        return []
+
+    unknown = []
+    words = re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)  # and symbols, such as emoji
+    for word in dict.fromkeys(words):
+        if FUNCTION_WORD.fullmatch(word):
+            continue
+        pieces = tokenizer.encode(word, add_special_tokens=False).tokens
+        # Known words are one piece, or a few long ones, such as a stem and its ending.
+        is_in_short_pieces = len(pieces) > 1 and len(word) < MIN_PIECE * len(pieces)
+        if not pieces or "[UNK]" in pieces or is_in_short_pieces:
+            unknown.append(word)
+    return unknown
