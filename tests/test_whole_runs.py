@@ -136,7 +136,7 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
 
 
 def test_every_benchmark_has_figures(tmp_path):
-    """Of a server: no request is lost, with more clients than places."""
+    """No request to a server is lost, with more clients than places. That of a GPU has a test."""
 
     def benchmark(name: str, *options: str) -> dict:
         command = [
@@ -153,7 +153,6 @@ def test_every_benchmark_has_figures(tmp_path):
     figures = benchmark("decode", "--runs", "1")
     assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
     assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
-    assert benchmark("gpu", "--small", "--steps", "3", "--batch", "8")["utilization"] > 0
     rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
     assert [row["answers"] for row in rows.values()] == [
         8,
