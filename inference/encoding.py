@@ -160,7 +160,7 @@ def encode_videos(
     starts = range(0, count, batch)
     starts_of_rank = [start for i, start in enumerate(starts) if belongs_to_this_rank(i)]
     batches = [range(start, min(start + batch, count)) for start in starts_of_rank]
-    # A rank without a batch encodes a video all the same: it needs the shape of the tokens.
+    # A rank without a batch still encodes a video: it needs the shape of the tokens.
     is_idle = count > 0 and not batches
     if is_idle:
         batches = [range(1)]

@@ -206,7 +206,7 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
 def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     tuned, monkeypatch, capsys
 ):
-    """As on a GPU, or on a processor that has it; the weights are float32 all the same."""
+    """As on a GPU, or on a processor that has it; the weights stay float32."""
     monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
     seen = set[torch.dtype]()
     forward = Mlp.forward
