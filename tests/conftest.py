@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -112,16 +111,6 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
     return folder
 
 
-def submit_inline(function: Callable, *arguments) -> Future:
-    """Runs a unit in this process: it is fast, and patches of a test apply."""
-    future: Future = Future()
-    try:
-        future.set_result(function(*arguments))
-    except Exception as error:
-        future.set_exception(error)
-    return future
-
-
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """free_port(): a port of this machine that nothing listens on."""
@@ -189,12 +178,12 @@ def wait_for_end() -> Callable[[int], None]:
 
 
 @pytest.fixture
-def inline_pool(monkeypatch):
+def inline_pool() -> Iterator[None]:
     """Stages whose units run in a pool run them in this process."""
+    from alpro.stages.execution.workers import without_pools
 
-    monkeypatch.setattr(
-        "alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline)
-    )
+    with without_pools():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,18 +10,15 @@ of a training still has a process of its own.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from alpro.artifact import RECORD, read_record
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.pipeline.execution.run_stage import run
 from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.workers import without_pools
 
 WORK = "work.json"  # of a stage that has not succeeded
 
@@ -51,19 +48,6 @@ def work_of(folder: Path) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def in_this_process(_: Resources) -> Iterator[Callable[..., Future]]:
-    """A pool that calls a function when it is submitted: a debugger does not follow into
-    children."""
-
-    def submit(function: Callable[..., Any], *arguments: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    yield submit
-
-
 def main(arguments: list[str]) -> Outcome:
     """Runs the stage of an artifact's folder into a new folder; returns its outcome.
 
@@ -78,7 +62,8 @@ def main(arguments: list[str]) -> Outcome:
     alone = {"workers": 1, "processes": 1, "nodes": 1}
     work["resources"] = {**work["resources"], **alone}
 
-    with patch("alpro.stages.execution.workers.work_pool", in_this_process):
+    # A debugger does not follow into children.
+    with without_pools():
         return run({**work, "out": str(out)})
 
 

@@ -42,10 +42,40 @@ class WorkerDied(Exception):
     """A worker process crashed or was killed."""
 
 
+_pools_are_used = True
+
+
+@contextmanager
+def without_pools() -> Iterator[None]:
+    """Within it, units run in this process when they are submitted: a debugger follows them, and
+    the patches of a test apply. It holds for all threads."""
+    global _pools_are_used
+    before = _pools_are_used
+    _pools_are_used = False
+    try:
+        yield
+    finally:
+        _pools_are_used = before
+
+
+def _call_now(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Calls a function; returns its result or exception as a pool's `submit` does."""
+    future: Future = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
 @contextmanager
 def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
     """Submits functions with picklable arguments that write their results to files. Leaving the
     context by an exception kills its processes: their units can be repeated."""
+    if not _pools_are_used:
+        yield _call_now
+        return
+
     # Spawned, not forked: a fork would copy the locks of the caller's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(resources.worker_count, context, initialize_worker) as pool:

@@ -146,8 +146,8 @@ def write_artifact(
 def in_process() -> Iterator[None]:
     """Stages run in this process, not in a group of processes: that takes a tenth of the time."""
     from alpro.pipeline.execution import launch, run_stage
+    from alpro.stages.execution.workers import without_pools
     from alpro.stages.training import loop
-    from tests.conftest import submit_inline
 
     def run(arguments: list[str], *_: object) -> int:
         return run_stage.main(Path(arguments[-1]))
@@ -157,10 +157,8 @@ def in_process() -> Iterator[None]:
         patch.setattr(
             loop, "catch_stop_signals", lambda: nullcontext([])
         )  # a task runs in a thread
-        patch.setattr(
-            "alpro.stages.execution.workers.work_pool", lambda resources: nullcontext(submit_inline)
-        )
-        yield
+        with without_pools():
+            yield
 
 
 @pytest.fixture(scope="session")
