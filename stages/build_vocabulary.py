@@ -21,9 +21,10 @@ from alpro.stages.execution.interface import (
     StageInputs,
     file_or_word,
 )
-from alpro.stages.vocabulary.nouns import Words, count_words, read_captions
+from alpro.stages.vocabulary import verbs
+from alpro.stages.vocabulary.nouns import Use, Words, count_words, read_captions
 
-VERSION = 5  # letters of any script
+VERSION = 6  # no verbs that stand where a predicate stands
 JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts,
 # words for anything.
@@ -77,11 +78,24 @@ class Config(StageConfig, frozen=True):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun of the captions: its count as such, and its occurrences as any part of speech."""
+    """A noun of the captions, with its counts."""
 
     name: str
-    count: int
-    occurrences: int
+    count: int  # as a noun
+    occurrences: int  # as any part of speech
+    after_noun: int = 0  # as a noun that follows a noun or a pronoun
+    family: int = 0  # as a noun, with those of its singular
+    verb_forms: int = 0  # occurrences in -ing and -ed, as no nouns
+
+    @property
+    def is_verb(self) -> bool:
+        """Whether the corpus has the word as a verb in the third person."""
+        return (
+            bool(self.verb_forms)
+            and self.after_noun >= verbs.MIN_AFTER_NOUN * self.count
+            and self.occurrences - self.count >= verbs.MIN_OTHER * self.occurrences
+            and self.verb_forms >= verbs.MIN_VERB_FORMS * self.family
+        )
 
 
 class Inputs(StageInputs):
@@ -144,12 +158,24 @@ def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
 
 def nouns_of(words: Words) -> list[Candidate]:
     """The nouns among counted words, the most frequent first, ties in alphabetical order."""
+
+    def as_noun(name: str) -> int:
+        return words[name, Use.NOUN] + words[name, Use.AFTER_NOUN]
+
     nouns = []
-    for (name, is_noun), count in words.items():
-        if is_noun:
-            # `words` counts a word as a noun and as any other part of speech apart.
-            occurrences = count + words.get((name, False), 0)
-            nouns.append(Candidate(name, count, occurrences))
+    for name in {name for name, use in words if use is not Use.OTHER}:
+        count = as_noun(name)
+        stems = verbs.stems(name)
+        forms = {form for stem in stems for form in verbs.verb_forms(stem)}
+        noun = Candidate(
+            name,
+            count=count,
+            occurrences=count + words[name, Use.OTHER],
+            after_noun=words[name, Use.AFTER_NOUN],
+            family=count + sum(as_noun(stem) for stem in stems),
+            verb_forms=sum(words[form, Use.OTHER] for form in forms),
+        )
+        nouns.append(noun)
 
     # A fixed order: ties at M must not depend on the order in which captions are read.
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
@@ -238,6 +264,8 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     # A tagger takes a verb or an adjective for a noun now and then.
     if word.count < config.min_noun_share * word.occurrences:
         return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
+    if config.min_noun_share and word.is_verb:
+        return "a verb after its subject in most of its occurrences"
     if word.count < MIN_COUNT:
         return f"fewer than {MIN_COUNT} times"
     return ""

@@ -9,6 +9,7 @@ of processes.
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,16 @@ from alpro.stages.execution.workers import run_units
 if TYPE_CHECKING:
     from spacy.language import Language
 
-Words = Counter[tuple[str, bool]]  # lower-cased words, as nouns and as other parts of speech
+
+class Use(Enum):
+    """As what a word occurs."""
+
+    NOUN = "noun"
+    AFTER_NOUN = "noun that follows a noun or a pronoun, as a verb follows its subject"
+    OTHER = "another part of speech"
+
+
+Words = Counter[tuple[str, Use]]  # lower-cased words, in each use
 CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
@@ -47,7 +57,7 @@ _tagging = threading.Lock()  # a pipeline's vocabulary is not thread-safe
 
 
 def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
-    """Counts the words of captions (which have counts themselves), nouns apart."""
+    """Counts the words of captions (which have counts themselves), each use apart."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
     tag = partial(tag_unit, tagger=tagger)
     tagged: Iterator[tuple[CaptionUnit, Words]]
@@ -76,21 +86,27 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     """Counts the words of a unit's texts, weighted by the counts of the texts."""
     nlp = load_tagger(tagger)
     # Imported here: spaCy is optional, and `load_tagger` says what to install.
-    from spacy.symbols import LOWER, NOUN, POS
+    from spacy.symbols import LOWER, NOUN, POS, PRON, PROPN
     from threadpoolctl import threadpool_limits
 
     texts, weights = unit
-    counts: Counter[tuple[int, bool]] = Counter()  # by the numbers of words
+    # By the numbers of words: whether each is a noun, and whether it follows one.
+    counts: Counter[tuple[int, bool, bool]] = Counter()
     words: Words = Counter()
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         docs = nlp.pipe(map(composed, texts), batch_size=CAPTIONS_PER_BATCH)
         for doc, weight in zip(docs, weights, strict=True):
+            follows = False
             for word, tag in doc.to_array([LOWER, POS]).tolist():
-                counts[word, tag == NOUN] += weight
+                counts[word, tag == NOUN, follows] += weight
+                follows = tag in (NOUN, PROPN, PRON)
 
-        for (word, is_noun), count in counts.items():
-            words[nlp.vocab.strings[word], is_noun] = count
+        for (word, is_noun, follows), count in counts.items():
+            use = Use.OTHER
+            if is_noun:
+                use = Use.AFTER_NOUN if follows else Use.NOUN
+            words[nlp.vocab.strings[word], use] += count
 
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
