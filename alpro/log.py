@@ -71,7 +71,11 @@ if not log.handlers:
 
 @contextmanager
 def progress(
-    what: str, total: int | None, unit: str, done: int = 0, steady: bool = False
+    what: str,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    steady: bool = False,
 ) -> Iterator[Callable[..., None]]:
     """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total`
     units, the time left, and the note.

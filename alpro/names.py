@@ -42,7 +42,9 @@ class Use:
 
 
 def record_run(
-    workspace: Path, arguments: Mapping[str, Any], fingerprints: Mapping[str, str]
+    workspace: Path,
+    arguments: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
 ) -> None:
     """Appends a command to the runs of a workspace.
 

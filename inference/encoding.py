@@ -100,7 +100,11 @@ def similarities(texts: Tensor, videos: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_texts(
-    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    length: int,
+    batch: int = 256,
 ) -> Texts:
     """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many
     texts use `embed_texts`."""
@@ -124,7 +128,11 @@ def encode_texts(
 
 @torch.no_grad()
 def embed_texts(
-    model: DualEncoder, tokenizer: Tokenizer, texts: list[str], length: int, batch: int = 256
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    length: int,
+    batch: int = 256,
 ) -> Tensor:
     """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own
     length."""
@@ -185,7 +193,9 @@ def encode_videos(
 
 
 def sample_frames(
-    sample: Sample, config: VideoConfig, frame_indices: list[int] | None = None
+    sample: Sample,
+    config: VideoConfig,
+    frame_indices: list[int] | None = None,
 ) -> np.ndarray:
     """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of
     `config.frames` segments.
@@ -291,7 +301,11 @@ def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
 
 
 def match_top_k(
-    model: Alpro, texts: Texts, videos: Videos, k: int, directions: tuple[str, ...] = ("t2v", "v2t")
+    model: Alpro,
+    texts: Texts,
+    videos: Videos,
+    k: int,
+    directions: tuple[str, ...] = ("t2v", "v2t"),
 ) -> np.ndarray:
     """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos
     of each text (t2v), or texts of each video (v2t); the other pairs of a direction are ranked by

@@ -86,7 +86,10 @@ def export(model: Model, folder: Path, card: str) -> None:
             **{f"{name}_token": token for name, token in SPECIAL.items()},
         )
         processor = processing_alpro.AlproProcessor(
-            tokenizer, video.image_size, video.frames, **source.preprocessing.model_dump()
+            tokenizer,
+            video.image_size,
+            video.frames,
+            **source.preprocessing.model_dump(),
         )
         processor.save_pretrained(building)
 

@@ -154,7 +154,9 @@ class Index:
         return search.similar(self, vector, k, **options)  # pyright: ignore[reportArgumentType]
 
     def find_model(
-        self, name: str | Path | FoundModel = "", workspace: Path = Path("workspace")
+        self,
+        name: str | Path | FoundModel = "",
+        workspace: Path = Path("workspace"),
     ) -> FoundModel:
         """The model of this index: where it was, or that of `name` if it has moved.
 
@@ -274,7 +276,11 @@ def source_of(item: Item) -> Row | Sample:
     if item["frame_offsets"] is not None:
         return sample_from_row(item, location)
     return Row(
-        id=item["id"], path=location, kind=item["kind"], start=item["start"], end=item["end"]
+        id=item["id"],
+        path=location,
+        kind=item["kind"],
+        start=item["start"],
+        end=item["end"],
     )
 
 

@@ -94,7 +94,9 @@ def is_corpus(source: Location) -> bool:
 
 
 def in_windows(
-    items: Iterable[Item | Reject], window: float, stride: float
+    items: Iterable[Item | Reject],
+    window: float,
+    stride: float,
 ) -> Iterator[Item | Reject]:
     """The items, those that are whole videos longer than a window cut into windows of that many
     seconds, one every `stride` seconds; the last one ends with the video, and shows at least
@@ -240,7 +242,10 @@ def _check_columns(videos: Location, columns: Sequence[str]) -> None:
 
 
 def _add(
-    writer: IndexWriter, model: Model, items: Iterable[Item | Reject], report: Callable[[str], None]
+    writer: IndexWriter,
+    model: Model,
+    items: Iterable[Item | Reject],
+    report: Callable[[str], None],
 ) -> Counts:
 
     counts = Counts()

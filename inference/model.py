@@ -359,7 +359,10 @@ class Model:
 
     @torch.inference_mode()
     def match(
-        self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
+        self,
+        texts: Sequence[str],
+        files: Iterable[Source],
+        batch_size: int = BATCH,
     ) -> np.ndarray:
         """VTM probabilities (texts, files) float32 that text and video match. NaN for a file that
         cannot be decoded."""
@@ -380,7 +383,9 @@ class Model:
 
     @torch.inference_mode()
     def pairs(
-        self, pairs: Iterable[tuple[Source, str]], batch_size: int = BATCH
+        self,
+        pairs: Iterable[tuple[Source, str]],
+        batch_size: int = BATCH,
     ) -> Iterator[dict[str, Any]]:
         """For a stream of a video and its text each: `answer` and `probability` to a question if
         the model answers questions, else `similarity` and, except for a prompter, `match`. None if
@@ -433,7 +438,11 @@ class Model:
 
     @torch.inference_mode()
     def ask(
-        self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
+        self,
+        file: Source,
+        question: str,
+        top_k: int = 3,
+        frames: Tensor | None = None,
     ) -> list[tuple[str, float]]:
         """The `top_k` most likely answers of the model's closed list with their probabilities, in
         descending order.

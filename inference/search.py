@@ -193,7 +193,10 @@ def similar(
 
 
 def list_clips(
-    index: Index, k: int = 10, offset: int = 0, filters: Sequence[str] = ()
+    index: Index,
+    k: int = 10,
+    offset: int = 0,
+    filters: Sequence[str] = (),
 ) -> SearchResult:
     """The clips of an index that fit the filters, in its order. Raises InputError for an invalid
     filter."""
@@ -204,14 +207,20 @@ def list_clips(
 
 
 def _result(
-    index: Index, hits: list[Hit], mask: np.ndarray, filters: Sequence[str]
+    index: Index,
+    hits: list[Hit],
+    mask: np.ndarray,
+    filters: Sequence[str],
 ) -> SearchResult:
     conditions = tuple(map(str, conditions_of(index, filters)))
     return SearchResult(hits, int(mask.sum()), len(index), conditions=conditions)
 
 
 def most_similar(
-    embeddings: np.ndarray, query: np.ndarray, k: int, mask: np.ndarray
+    embeddings: np.ndarray,
+    query: np.ndarray,
+    k: int,
+    mask: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows (k,) of the embeddings (N, E) that are most similar to the query (E,), of those in
     the mask (N,), and their similarities (k,), in descending order; of equal ones the first.

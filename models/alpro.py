@@ -24,7 +24,10 @@ class ModelConfig(BaseModel):
     text: TextConfig = TextConfig()
     embed_dim: int = Field(default=256, ge=2, description="dimension of video and text embeddings")
     temperature: float = Field(
-        default=0.07, ge=0.001, le=0.5, description="initial temperature of the contrastive loss"
+        default=0.07,
+        ge=0.001,
+        le=0.5,
+        description="initial temperature of the contrastive loss",
     )
     init: Literal["bert", "scratch"] = Field(
         default="bert",
@@ -61,7 +64,10 @@ class DualEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode_video(
-        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+        self,
+        frames: Tensor,
+        cls_only: bool = False,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """Normalized frames (B, T, 3, S, S) -> video tokens (B, 1 + N, D), or [CLS] (B, 1, D) with
         `cls_only`.
@@ -125,7 +131,11 @@ class DualEncoder(nn.Module, ABC):
         return probabilities.clone()
 
     def pseudo_labels(
-        self, frames: Tensor, boxes: Tensor, prompts: Tensor, black: Tensor
+        self,
+        frames: Tensor,
+        boxes: Tensor,
+        prompts: Tensor,
+        black: Tensor,
     ) -> Tensor:
         """Probabilities (B, M) of the entities in a crop of normalized frames (B, T, 3, S, S).
 
@@ -152,7 +162,10 @@ class Prompter(DualEncoder):
         initialize(self, config.init)
 
     def encode_video(
-        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+        self,
+        frames: Tensor,
+        cls_only: bool = False,
+        kept: Tensor | None = None,
     ) -> Tensor:
         return self.video_encoder(frames, cls_only, kept)
 

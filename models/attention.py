@@ -68,7 +68,11 @@ class Attention(nn.Module):
 
 
 def attention_on_gpu(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """As F.scaled_dot_product_attention, for any number of sequences; short ones share the tiles of
     the kernel.
@@ -91,7 +95,11 @@ def attention_on_gpu(
         # A mask of one row holds for all sequences.
         mask_of_rows = mask[rows] if mask is not None and len(mask) == sequences else mask
         output = F.scaled_dot_product_attention(
-            q[rows], k[rows], v[rows], attn_mask=mask_of_rows, dropout_p=dropout
+            q[rows],
+            k[rows],
+            v[rows],
+            attn_mask=mask_of_rows,
+            dropout_p=dropout,
         )
         outputs.append(output)
     return torch.cat(outputs)
@@ -124,7 +132,11 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
 
 
 def attention_by_products(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """As F.scaled_dot_product_attention, by two matrix products with a softmax, which is float32
     inside."""

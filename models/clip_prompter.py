@@ -158,7 +158,10 @@ class ClipPrompter(DualEncoder):
             self.clip.logit_bias.requires_grad_(False)
 
     def encode_video(
-        self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None
+        self,
+        frames: Tensor,
+        cls_only: bool = False,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """Normalized frames (B, T, 3, S, S) -> the mean of their unit-length embeddings (B, 1,
         E)."""
@@ -370,7 +373,9 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
 
 
 def load_clip(
-    name: str, device: torch.device | str = "cpu", key: str = "cache_prompts.prompter"
+    name: str,
+    device: torch.device | str = "cpu",
+    key: str = "cache_prompts.prompter",
 ) -> ClipBundle:
     """Loads a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
@@ -468,7 +473,10 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
         check_header(header, kind, config, Path(file).name)
 
     model, report = kind.from_pretrained(
-        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        name,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     # The head may be missing, such as the MLM head of a BERT; the body may not.
     body = "" if model.base_model is model else f"{model.base_model_prefix}."

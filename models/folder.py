@@ -49,7 +49,9 @@ class FolderConfig(BaseModel):
 
 
 def write_tensors(
-    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+    tensors: dict[str, Tensor],
+    path: Path,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
     with os_errors(path):

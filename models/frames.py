@@ -20,7 +20,11 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
 
     # Antialiased: without it, fine patterns of a frame that shrinks become coarse ones.
     resized = F.interpolate(
-        pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False
+        pixels.flatten(0, 1),
+        (size, size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
     )
     return resized.unflatten(0, frames.shape[:2])
 

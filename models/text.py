@@ -83,7 +83,11 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, first: int | None = None, qkv: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        first: int | None = None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         if qkv is None:
             attended = self.attention(x, mask, first)
@@ -140,7 +144,11 @@ class MultimodalEncoder(nn.Module):
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
     def forward(
-        self, text: Tensor, mask: Tensor, video: Tensor, first: int | None = None
+        self,
+        text: Tensor,
+        mask: Tensor,
+        video: Tensor,
+        first: int | None = None,
     ) -> Tensor:
         tokens = torch.cat([text, video], dim=1)
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
@@ -153,7 +161,12 @@ class MultimodalEncoder(nn.Module):
         return cast(Layer, self.layers[0]).attention.qkv(tokens)
 
     def pairs(
-        self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor
+        self,
+        text: Tensor,
+        of_text: Tensor,
+        video: Tensor,
+        qkv: Tensor,
+        of_video: Tensor,
     ) -> Tensor:
         """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation
         mode.

@@ -112,7 +112,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
     def forward(
-        self, x: Tensor, frames: int, keep: Tensor | None = None, cls_only: bool = False
+        self,
+        x: Tensor,
+        frames: int,
+        keep: Tensor | None = None,
+        cls_only: bool = False,
     ) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1,
         D) with `cls_only`.

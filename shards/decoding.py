@@ -66,7 +66,10 @@ def decode_video(
 
 
 def decode_image(
-    path: Path, size: int, limits: Limits = Limits(), keep_ratio: bool = False
+    path: Path,
+    size: int,
+    limits: Limits = Limits(),
+    keep_ratio: bool = False,
 ) -> Clip:
     """A still image, upright, as one frame. Raises DecodeError with the reason.
 

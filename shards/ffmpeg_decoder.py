@@ -164,7 +164,11 @@ def ffmpeg_version() -> str:
     binary = ffmpeg_binary()
     try:
         output = subprocess.run(
-            [binary, "-version"], capture_output=True, text=True, timeout=60, check=True
+            [binary, "-version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(f"{binary}: does not run: {error}") from error

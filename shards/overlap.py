@@ -64,7 +64,9 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
 
 
 def hash_frames(
-    reader: ShardReader, in_training: np.ndarray, max_samples: int
+    reader: ShardReader,
+    in_training: np.ndarray,
+    max_samples: int,
 ) -> dict[int, bytes | None]:
     """The hashes of frames by the index of their sample: validation and test samples first, up to
     half of `max_samples`, then training samples."""

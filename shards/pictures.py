@@ -35,7 +35,9 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
 
 
 def strip(
-    tiles: Sequence[Image.Image], lines: Sequence[tuple[str, tuple[int, int, int]]], width: int
+    tiles: Sequence[Image.Image],
+    lines: Sequence[tuple[str, tuple[int, int, int]]],
+    width: int,
 ) -> Image.Image:
     """Tiles side by side with colored lines of text below; text is wrapped at `width` pixels."""
     wrapped = []

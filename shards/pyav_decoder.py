@@ -109,7 +109,9 @@ def video_seconds(path: Path) -> float:
 
 
 def _timestamps(
-    container: Any, stream: Any, request: ClipRequest
+    container: Any,
+    stream: Any,
+    request: ClipRequest,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2),
     when they are presented and decoded; and that of the video's first frame. A far window is read
@@ -175,7 +177,11 @@ def _timestamps(
 
 
 def _check_complete(
-    container: Any, stream: Any, times: list[int], packet_count: int, is_far: bool
+    container: Any,
+    stream: Any,
+    times: list[int],
+    packet_count: int,
+    is_far: bool,
 ) -> None:
     """Raises DecodeError if a video that was read to its end has fewer frames than its index."""
     index = stream.index_entries
@@ -190,7 +196,11 @@ def _check_complete(
 
 
 def _decode(
-    container: Any, stream: Any, wanted: list[int], keys: np.ndarray, request: ClipRequest
+    container: Any,
+    stream: Any,
+    wanted: list[int],
+    keys: np.ndarray,
+    request: ClipRequest,
 ) -> tuple[np.ndarray, int, int]:
     """The frames with these timestamps, which are ascending, and their width and height when
     upright.
@@ -238,7 +248,11 @@ def _decode(
 
 
 def _frames_from(
-    container: Any, stream: Any, key: int, wanted: set[int], request: ClipRequest
+    container: Any,
+    stream: Any,
+    key: int,
+    wanted: set[int],
+    request: ClipRequest,
 ) -> Iterator[Any]:
     """The frames from the key frame with this timestamp up to the last wanted one; unreferenced
     ones only if they are wanted."""
@@ -285,7 +299,12 @@ class _Canvas:
         # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
         size = len(target)
         scaled = self.scaler.reformat(
-            frame, size, size, "gbrp", interpolation=self.scaling, threads=1
+            frame,
+            size,
+            size,
+            "gbrp",
+            interpolation=self.scaling,
+            threads=1,
         )
 
         pixels = scaled.to_ndarray()

@@ -212,7 +212,9 @@ class ShardReader:
 
 
 def _selected(
-    folder: Location, values: dict[str, str], exclude: Collection[str]
+    folder: Location,
+    values: dict[str, str],
+    exclude: Collection[str],
 ) -> Iterator[pa.Table]:
     """The index in batches, with row numbers: the rows that have these values and no excluded
     id."""

@@ -397,7 +397,10 @@ def _unpack(member: Member, tar: Location, copy: Path) -> None:
 
 
 def _fetch_file(
-    system: fsspec.AbstractFileSystem, name: str, copy: Path, limit: "_SizeLimit"
+    system: fsspec.AbstractFileSystem,
+    name: str,
+    copy: Path,
+    limit: "_SizeLimit",
 ) -> None:
     # fsspec's own annotation is that of its default, a callback that does nothing.
     system.get_file(name, str(copy), callback=limit)  # pyright: ignore[reportArgumentType]

@@ -131,7 +131,11 @@ def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np
 
 def affine(picture: Picture, *matrix: float) -> Picture:
     return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
+        picture.size,
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BILINEAR,
+        fillcolor=FILL,
     )
 
 
@@ -139,7 +143,11 @@ def shifted(picture: Picture, right: float, down: float) -> Picture:
     """Translates by whole pixels: without interpolation, which takes eight times as long."""
     matrix = (1, 0, -round(right), 0, 1, -round(down))
     return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL
+        picture.size,
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.NEAREST,
+        fillcolor=FILL,
     )
 
 

@@ -151,7 +151,10 @@ class _Members:
 
 
 def _add_member(
-    samples: dict[str, _Members], member: TarMember, file: BinaryIO, shard: Path
+    samples: dict[str, _Members],
+    member: TarMember,
+    file: BinaryIO,
+    shard: Path,
 ) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.is_file:

@@ -121,7 +121,12 @@ class _Pen:
         return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
 
     def disc(
-        self, fill: Color, x: float = 0.0, y: float = 0.0, rx: float = 1.0, ry: float | None = None
+        self,
+        fill: Color,
+        x: float = 0.0,
+        y: float = 0.0,
+        rx: float = 1.0,
+        ry: float | None = None,
     ) -> None:
         ry = rx if ry is None else ry
         self.draw.ellipse([self.at(x - rx, y - ry), self.at(x + rx, y + ry)], fill=fill)

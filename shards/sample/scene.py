@@ -180,7 +180,10 @@ def draw_scene(
 
 
 def draw_names(
-    rng: np.random.Generator, names: tuple[str, ...], count: int, first: str | None
+    rng: np.random.Generator,
+    names: tuple[str, ...],
+    count: int,
+    first: str | None,
 ) -> list[str]:
     """`count` different names, `first` first unless it is None."""
     others = [name for name in names if name != first]
@@ -189,7 +192,9 @@ def draw_names(
 
 
 def _arrange(
-    rng: np.random.Generator, count: int, motion: str
+    rng: np.random.Generator,
+    count: int,
+    motion: str,
 ) -> tuple[str | None, list[np.ndarray]]:
     """The relation of the main thing to the others, and the center of each.
 
@@ -222,7 +227,10 @@ def _arrange(
 
 
 def training_scene(
-    rng: np.random.Generator, count: int, motion: str | None = None, wide: bool = False
+    rng: np.random.Generator,
+    count: int,
+    motion: str | None = None,
+    wide: bool = False,
 ) -> Scene:
     """A scene without held-out combinations, forwards and reversed."""
     while True:
@@ -234,7 +242,9 @@ def training_scene(
 
 
 def draw_main(
-    rng: np.random.Generator, held_out: bool, taken: set[tuple[str, str, str]]
+    rng: np.random.Generator,
+    held_out: bool,
+    taken: set[tuple[str, str, str]],
 ) -> tuple[str, str, str]:
     """A combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
@@ -247,7 +257,9 @@ def draw_main(
 
 
 def evaluation_scenes(
-    rng: np.random.Generator, sizes: tuple[int, ...], unseen: float
+    rng: np.random.Generator,
+    sizes: tuple[int, ...],
+    unseen: float,
 ) -> list[list[Scene]]:
     """Scenes of splits of these sizes, a fraction `unseen` of each with a main combination that is
     not in training.
@@ -280,7 +292,9 @@ def evaluation_scenes(
 
 
 def scene_of(
-    rng: np.random.Generator, main: tuple[str, str, str], mains: set[tuple[str, str, str]]
+    rng: np.random.Generator,
+    main: tuple[str, str, str],
+    mains: set[tuple[str, str, str]],
 ) -> Scene:
     """A scene with this main combination, in which the other things are neither held out nor one of
     `mains`."""

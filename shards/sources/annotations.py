@@ -224,7 +224,9 @@ class Video:
 
 
 def scan_annotations(
-    videos: Path, files: Mapping[str, Path], root: Path | None = None
+    videos: Path,
+    files: Mapping[str, Path],
+    root: Path | None = None,
 ) -> Iterator[Row | Reject]:
     """Yields a row per video and split, in the order of the files, and a reject for each invalid
     record.

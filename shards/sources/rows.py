@@ -129,7 +129,10 @@ def names_in(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def row_of(
-    where: str, record: dict[str, Any], root: Location, files: FileNames | None = None
+    where: str,
+    record: dict[str, Any],
+    root: Location,
+    files: FileNames | None = None,
 ) -> Row | Reject:
     """The row of a manifest record in the folder `root`, or a reject if the record is invalid.
     Raises InputError for a path that is not allowed.

@@ -263,7 +263,10 @@ def unique(rows: Iterable[Row | Reject], folder: Path) -> Rows:
 
 
 def in_folder_splits(
-    rows: Rows, folder: Path, notes: list[str], listing: Listing | None = None
+    rows: Rows,
+    folder: Path,
+    notes: list[str],
+    listing: Listing | None = None,
 ) -> Rows:
     """The rows, of which those that name no split have that of their folder, if the folders are
     splits."""
