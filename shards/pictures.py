@@ -41,22 +41,32 @@ def strip(
 ) -> Image.Image:
     """Tiles side by side with colored lines of text below; text is wrapped at `width` pixels."""
     wrapped = []
+    characters_per_line = max(20, width // 7)  # a character takes about 7 pixels
     for text, color in lines:
         # Cut before it is wrapped, which takes 18 s for 400,000 characters.
-        # A character takes about 7 pixels.
-        shown = textwrap.wrap(text[:MAX_CHARACTERS], max(20, width // 7)) or [""]
+        beginning = text[:MAX_CHARACTERS]
+        shown = textwrap.wrap(beginning, characters_per_line) or [""]
         wrapped += [(line, color) for line in shown[:MAX_LINES]]
-        if len(text) > MAX_CHARACTERS or len(shown) > MAX_LINES:
+        is_cut = len(text) > MAX_CHARACTERS or len(shown) > MAX_LINES
+        if is_cut:
             wrapped.append(("...", FAINT))
 
-    height = TILE + 8 + LINE_HEIGHT * len(wrapped) + 12
+    text_height = LINE_HEIGHT * len(wrapped)
+    height = TILE + 8 + text_height + 12
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
-        image.paste(picture, (i * (TILE + 4), 0))
+        left = i * (TILE + 4)
+        image.paste(picture, (left, 0))
 
     draw = ImageDraw.Draw(image)
     for i, (text, color) in enumerate(wrapped):
-        draw.text((2, TILE + 6 + LINE_HEIGHT * i), text, color, font())
+        top = TILE + 6 + LINE_HEIGHT * i
+        draw.text(
+            xy=(2, top),
+            text=text,
+            fill=color,
+            font=font(),
+        )
     return image
 
 
@@ -64,10 +74,15 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Strips stacked in columns."""
     width = max(row.width for row in rows) + 12
     rows_per_column = -(-len(rows) // columns)  # rounded up
-    stacks = [rows[i * rows_per_column : (i + 1) * rows_per_column] for i in range(columns)]
-    height = max(sum(row.height for row in stack) for stack in stacks)
+    stacks = []
+    heights = []
+    for i in range(columns):
+        first = i * rows_per_column
+        stack = rows[first : first + rows_per_column]
+        stacks.append(stack)
+        heights.append(sum(row.height for row in stack))
 
-    image = Image.new("RGB", (width * columns, height), PAPER)
+    image = Image.new("RGB", (width * columns, max(heights)), PAPER)
     for i, stack in enumerate(stacks):
         y = 0
         for row in stack:
@@ -83,15 +98,21 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
     for sample_index in segment_starts(len(reader), min(count, len(reader))):
         try:
             sample = reader[sample_index]
-            frames = sample.frames(segment_starts(len(sample), 4 if len(sample) > 1 else 1))
+            frame_count = 4 if len(sample) > 1 else 1
+            frames = sample.frames(segment_starts(len(sample), frame_count))
         except Unreadable:
             continue
 
         metadata = sample.metadata
-        texts = [f"{metadata['id']} ({metadata['split']})", *metadata["captions"][:2]]
-        texts += [f"{q['question']} {q['answer']}" for q in metadata["questions"][:2]]
+        texts = [f"{metadata['id']} ({metadata['split']})"]
+        texts += metadata["captions"][:2]
+        for question in metadata["questions"][:2]:
+            texts.append(f"{question['question']} {question['answer']}")
+
         lines = [(text, INK) for text in texts]
-        rows.append(strip([tile(frame) for frame in frames], lines, len(frames) * (TILE + 4)))
+        tiles = [tile(frame) for frame in frames]
+        width = len(frames) * (TILE + 4)
+        rows.append(strip(tiles, lines, width))
     return rows
 
 
@@ -117,23 +138,31 @@ def draw_entities(
         if shown is not None:
             color = GREEN if name in shown else RED
         lines.append((f"{name} ({probability:.2f})", color))
-    if kept is not None:
-        lines.append(("kept" if kept else "dropped: below the threshold", INK if kept else FAINT))
-    return strip([image], [*lines, (caption, FAINT)], TILE + 4)
+    if kept:
+        lines.append(("kept", INK))
+    elif kept is not None:
+        lines.append(("dropped: below the threshold", FAINT))
+    lines.append((caption, FAINT))
+    return strip([image], lines, TILE + 4)
 
 
 def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
     """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
     fractions)."""
     left, top, width, height = box
-    corners = (left, top, left + width, top + height)
-    x0, y0, x1, y1 = (round(TILE * fraction) for fraction in corners)
+    x0 = round(TILE * left)
+    y0 = round(TILE * top)
+    x1 = round(TILE * (left + width))
+    y1 = round(TILE * (top + height))
 
     image = tile(frame)
     dark = image.point(lambda value: int(0.35 * value))
-    dark.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
+    inside = image.crop((x0, y0, x1, y1))
+    dark.paste(inside, (x0, y0))
+
     # Pillow's rectangles include their last pixel.
-    ImageDraw.Draw(dark).rectangle([x0, y0, x1 - 1, y1 - 1], outline=AMBER, width=2)
+    outline = [x0, y0, x1 - 1, y1 - 1]
+    ImageDraw.Draw(dark).rectangle(outline, outline=AMBER, width=2)
     return dark
 
 

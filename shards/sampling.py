@@ -35,12 +35,22 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
 
     def nearest(seconds: float) -> int:
         # A microsecond: a time that was rounded still counts for the frame that it is of.
-        return max(int(np.searchsorted(nearest_from, seconds + 1e-6, side="right")) - 1, 0)
+        frames_until = np.searchsorted(nearest_from, seconds + 1e-6, side="right")
+        return max(int(frames_until) - 1, 0)
 
-    first = 0 if start is None else nearest(start)
-    end_frame = len(times) if end is None else min(nearest(end), len(times))
-    if first >= len(times) or (start is not None and end is not None and end <= start):
+    frame_count = len(times)
+    first = 0
+    if start is not None:
+        first = nearest(start)
+    end_frame = frame_count
+    if end is not None:
+        end_frame = min(nearest(end), frame_count)
+
+    is_after_last = first >= frame_count
+    is_reversed = start is not None and end is not None and end <= start
+    if is_after_last or is_reversed:
         return first, first
+    # A window shorter than a frame has one frame.
     return first, max(end_frame, first + 1)
 
 
@@ -51,23 +61,31 @@ def last_frame_seconds(times: np.ndarray) -> float:
     Only a few frames count, so that a segment's end does not depend on how much of the file is
     read.
     """
-    return float(np.median(np.diff(times[-17:]))) if len(times) > 1 else 1.0
+    if len(times) < 2:
+        return 1.0
+    durations = np.diff(times[-17:])
+    return float(np.median(durations))
 
 
 def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> list[int]:
     """Pre-training's sampling: random frames, half of them from each half of the clip, in order."""
     if available < count or count == 1:  # one frame is from either half
-        return sorted(int(i) for i in rng.integers(0, available, count))
+        drawn = rng.integers(0, available, count)
+        return sorted(drawn.tolist())
 
+    late_count = count // 2
+    early_count = count - late_count
     middle = (available + count % 2) // 2  # if odd, the extra frame is from the first half
-    early = rng.choice(middle, count - count // 2, replace=False)
-    late = middle + rng.choice(available - middle, count // 2, replace=False)
-    return sorted(int(i) for i in (*early, *late))
+    early = rng.choice(middle, early_count, replace=False)
+    late = middle + rng.choice(available - middle, late_count, replace=False)
+    return [*sorted(early.tolist()), *sorted(late.tolist())]
 
 
 def frames_at_random(available: int, count: int, rng: np.random.Generator) -> list[int]:
     """Fine-tuning's sampling: random frames, in order; frames repeat only if there are too few."""
-    return sorted(int(i) for i in rng.choice(available, count, replace=available < count))
+    has_too_few = available < count
+    drawn = rng.choice(available, count, replace=has_too_few)
+    return sorted(drawn.tolist())
 
 
 def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -78,6 +96,9 @@ def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     negatives.
     """
     names, group_index = np.unique(groups, return_inverse=True)
-    rank_of_group = rng.permutation(len(names))[group_index]
+    ranks = rng.permutation(len(names))
+    rank_of_group = ranks[group_index]
+
     # By the rank of the group, and at random within it: the last key of lexsort counts first.
-    return np.lexsort((rng.random(len(groups)), rank_of_group))
+    random_key = rng.random(len(groups))
+    return np.lexsort((random_key, rank_of_group))

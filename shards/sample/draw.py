@@ -28,10 +28,12 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
         paste(ground, thing, time=0.0)
 
     clip = np.empty((frames, size, size, 3), np.uint8)
+    last = max(1, frames - 1)
     for i in range(frames):
         picture = ground.copy()
-        paste(picture, scene.main, time=i / max(1, frames - 1))
-        picture += 2.5 * rng.standard_normal((size, size, 1), np.float32)  # noise of a camera
+        paste(picture, scene.main, time=i / last)
+        camera_noise = rng.standard_normal((size, size, 1), np.float32)
+        picture += 2.5 * camera_noise
         clip[i] = np.clip(picture, 0, 255)
     return clip
 
@@ -45,45 +47,54 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
     x, y, radius, angle = thing.pose(time)
 
     # The square of the picture that the rotated sprite can reach, in pixels.
+    center_x = x * size
+    center_y = y * size
     reach = np.sqrt(2) * radius * size + 1
-    left = int(max(0, x * size - reach))
-    top = int(max(0, y * size - reach))
-    right = int(min(size, x * size + reach + 1))
-    bottom = int(min(size, y * size + reach + 1))
+    left = int(max(0, center_x - reach))
+    top = int(max(0, center_y - reach))
+    right = int(min(size, center_x + reach + 1))
+    bottom = int(min(size, center_y + reach + 1))
     if left >= right or top >= bottom:
         return
 
     # Pillow's matrix leads from a pixel of this square to one of the sprite: it rotates about the
     # sprite's center.
     scale = SPRITE / (2 * radius * size)  # sprite pixels per picture pixel
-    cos = np.cos(np.radians(angle)) * scale
-    sin = np.sin(np.radians(angle)) * scale
-    center_x = x * size - left
-    center_y = y * size - top
-    to_sprite_x = (cos, sin, SPRITE / 2 - cos * center_x - sin * center_y)
-    to_sprite_y = (-sin, cos, SPRITE / 2 + sin * center_x - cos * center_y)
+    radians = np.radians(angle)
+    cos = np.cos(radians) * scale
+    sin = np.sin(radians) * scale
+    center_x -= left
+    center_y -= top
+    offset_x = SPRITE / 2 - cos * center_x - sin * center_y
+    offset_y = SPRITE / 2 + sin * center_x - cos * center_y
 
-    image = Image.fromarray(sprite(thing.kind, thing.color) if drawn is None else drawn)
-    image = image.transform(
-        (right - left, bottom - top),
-        Image.Transform.AFFINE,
-        (*to_sprite_x, *to_sprite_y),
-        Image.Resampling.BILINEAR,
+    if drawn is None:
+        drawn = sprite(thing.kind, thing.color)
+    image = Image.fromarray(drawn).transform(
+        size=(right - left, bottom - top),
+        method=Image.Transform.AFFINE,
+        data=(cos, sin, offset_x, -sin, cos, offset_y),
+        resample=Image.Resampling.BILINEAR,
     )
     rgba = np.asarray(image, np.float32)  # premultiplied
+    color = rgba[..., :3]
+    opacity = rgba[..., 3:] / 255
     # A view: this changes the picture.
     square = picture[top:bottom, left:right]
-    square *= 1 - rgba[..., 3:] / 255
-    square += rgba[..., :3]
+    square *= 1 - opacity
+    square += color
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A dark tint with weak, smooth texture: (size, size, 3) float32."""
     tint = rng.uniform(18, 55, 3)
-    coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8))
+    noise = rng.random((6, 6)) * 255
+    coarse = Image.fromarray(noise.astype(np.uint8))
+    resized = coarse.resize((size, size), Image.Resampling.BICUBIC)
 
-    smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
-    texture = (np.asarray(smooth, np.float32)[..., None] / 255 - 0.5) * rng.uniform(6, 22)
+    smooth = np.asarray(resized, np.float32)[..., None] / 255
+    contrast = rng.uniform(6, 22)
+    texture = (smooth - 0.5) * contrast
     return (tint + texture).astype(np.float32)
 
 
@@ -104,8 +115,10 @@ def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
 
     # Premultiplied before it is averaged: otherwise the edge would take on transparent black.
     rgba = np.asarray(image, np.float32)
-    rgba[..., :3] *= rgba[..., 3:] / 255
-    small = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4).mean(axis=(1, 3))
+    opacity = rgba[..., 3:] / 255
+    rgba[..., :3] *= opacity
+    blocks = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4)
+    small = blocks.mean(axis=(1, 3))
     return small.round().astype(np.uint8)
 
 
@@ -118,7 +131,9 @@ class _Pen:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         # 0.47 instead of 0.5 leaves the margin.
-        return (0.5 + 0.47 * x) * self.side, (0.5 + 0.47 * y) * self.side
+        pixel_x = (0.5 + 0.47 * x) * self.side
+        pixel_y = (0.5 + 0.47 * y) * self.side
+        return pixel_x, pixel_y
 
     def disc(
         self,
@@ -128,34 +143,55 @@ class _Pen:
         rx: float = 1.0,
         ry: float | None = None,
     ) -> None:
-        ry = rx if ry is None else ry
-        self.draw.ellipse([self.at(x - rx, y - ry), self.at(x + rx, y + ry)], fill=fill)
+        if ry is None:  # a circle
+            ry = rx
+        top_left = self.at(x - rx, y - ry)
+        bottom_right = self.at(x + rx, y + ry)
+        self.draw.ellipse([top_left, bottom_right], fill=fill)
 
     def box(self, fill: Color, left: float, top: float, right: float, bottom: float) -> None:
-        self.draw.rectangle([self.at(left, top), self.at(right, bottom)], fill=fill)
+        top_left = self.at(left, top)
+        bottom_right = self.at(right, bottom)
+        self.draw.rectangle([top_left, bottom_right], fill=fill)
 
     def polygon(self, fill: Color, *points: tuple[float, float]) -> None:
-        self.draw.polygon([self.at(*p) for p in points], fill=fill)
+        corners = [self.at(x, y) for x, y in points]
+        self.draw.polygon(corners, fill=fill)
 
 
 def _on_circle(count: int, radius: float) -> list[tuple[float, float]]:
     """Points on a circle, the first on the right."""
-    angles = np.arange(count) * 2 * np.pi / count
-    return [(radius * np.cos(angle), radius * np.sin(angle)) for angle in angles]
+    points = []
+    for angle in np.arange(count) * 2 * np.pi / count:
+        x = radius * np.cos(angle)
+        y = radius * np.sin(angle)
+        points.append((x, y))
+    return points
 
 
 def _star() -> list[tuple[float, float]]:
     """The five tips of a star and the corners between them, from the top."""
-    angles = np.arange(10) * np.pi / 5 - np.pi / 2
-    radii = np.where(np.arange(10) % 2, 0.45, 1.0)
-    return [(r * np.cos(a), r * np.sin(a)) for a, r in zip(angles, radii, strict=True)]
+    corners = np.arange(10)
+    angles = corners * np.pi / 5 - np.pi / 2
+    is_between = corners % 2
+    radii = np.where(is_between, 0.45, 1.0)
+
+    points = []
+    for angle, radius in zip(angles, radii, strict=True):
+        x = radius * np.cos(angle)
+        y = radius * np.sin(angle)
+        points.append((x, y))
+    return points
 
 
 THING_COLOR = None
 HOLE = (0, 0, 0, 0)
 # What is drawn of each thing, in order: the shape, its fill, and its coordinates.
 _SHAPES: dict[str, list[tuple]] = {
-    "ball": [("disc", THING_COLOR), ("box", WHITE, -0.93, -0.28, 0.93, 0.28)],
+    "ball": [
+        ("disc", THING_COLOR),
+        ("box", WHITE, -0.93, -0.28, 0.93, 0.28),
+    ],
     "box": [
         ("box", THING_COLOR, -0.85, -0.85, 0.85, 0.85),
         ("box", BLACK, -0.2, -0.85, 0.2, 0.85),
@@ -165,9 +201,13 @@ _SHAPES: dict[str, list[tuple]] = {
         ("polygon", THING_COLOR, (0, -1), (0.95, 0.75), (-0.95, 0.75)),
         ("polygon", GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1)),
     ],
-    "star": [("polygon", THING_COLOR, *_star()), ("disc", CREAM, 0, 0, 0.42)],
+    "star": [
+        ("polygon", THING_COLOR, *_star()),
+        ("disc", CREAM, 0, 0, 0.42),
+    ],
     "heart": [
-        *(("disc", THING_COLOR, x, -0.35, 0.52) for x in (-0.47, 0.47)),
+        ("disc", THING_COLOR, -0.47, -0.35, 0.52),
+        ("disc", THING_COLOR, 0.47, -0.35, 0.52),
         ("polygon", THING_COLOR, (-0.93, -0.1), (0.93, -0.1), (0, 0.98)),
         ("disc", WHITE, -0.45, -0.36, 0.38),
     ],

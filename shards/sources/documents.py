@@ -34,7 +34,9 @@ def entries(value: Any) -> Entries | None:
         return _of_list(value)
     if not isinstance(value, dict) or not value or _is_record(value):
         return None
-    if isinstance(value.get("sentences"), list) and isinstance(value.get("videos", []), list):
+    has_sentences = isinstance(value.get("sentences"), list)
+    has_videos = isinstance(value.get("videos", []), list)
+    if has_sentences and has_videos:
         return _videos_with_sentences(value)
 
     media = next((key for key in ("videos", "images") if _are_records(value.get(key))), None)
@@ -58,38 +60,53 @@ def entries(value: Any) -> Entries | None:
 
 def _is_record(value: Record) -> bool:
     """Whether an object names one file."""
-    names = [part for key, part in value.items() if FOLDED.get(key.casefold()) in NAME_COLUMNS]
-    return any(isinstance(part, str | int) for part in names)
+    for key, part in value.items():
+        is_name = FOLDED.get(key.casefold()) in NAME_COLUMNS
+        if is_name and isinstance(part, str | int):
+            return True
+    return False
 
 
 def _are_records(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(each, dict) for each in value)
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(each, str) for each in value)
 
 
 def _are_by_video(value: Record) -> bool:
     """Whether the keys are videos. Those of single texts must be files: an object of texts is often
     something else."""
-    if all(isinstance(part, dict | list) for part in value.values()):
+    parts = value.values()
+    if all(isinstance(part, dict | list) for part in parts):
         return True
 
-    are_files = all(PurePosixPath(key).suffix.lower() in MEDIA_EXTENSIONS for key in value)
-    return are_files and all(isinstance(part, str | dict | list) for part in value.values())
+    extensions = {PurePosixPath(key).suffix.lower() for key in value}
+    are_files = extensions <= set(MEDIA_EXTENSIONS)
+    return are_files and all(isinstance(part, str | dict | list) for part in parts)
 
 
 def _columns(value: Record) -> dict[str, list[Any]] | None:
     """The columns of a document that is a table, one of which names files; None if it is not."""
     if not any(FOLDED.get(key.casefold()) in NAME_COLUMNS for key in value):
         return None
-    # pandas writes a column as an object of its rows.
-    columns = {
-        key: list(part.values()) if isinstance(part, dict) else part for key, part in value.items()
-    }
-    lengths = {len(part) if isinstance(part, list) else -1 for part in columns.values()}
-    return columns if len(columns) > 1 and len(lengths) == 1 and -1 not in lengths else None
+
+    columns = {}
+    for key, part in value.items():
+        # pandas writes a column as an object of its rows.
+        cells = list(part.values()) if isinstance(part, dict) else part
+        if not isinstance(cells, list):
+            return None
+        columns[key] = cells
+
+    lengths = {len(cells) for cells in columns.values()}
+    has_one_length = len(lengths) == 1
+    return columns if len(columns) > 1 and has_one_length else None
 
 
 def _of_list(records: list[Any]) -> Entries:
@@ -98,39 +115,49 @@ def _of_list(records: list[Any]) -> Entries:
 
 
 def _of_columns(columns: dict[str, list[Any]]) -> Entries:
-    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        yield f"entry {number}", dict(zip(columns, cells, strict=True))
+    rows = zip(*columns.values(), strict=True)
+    for number, cells in enumerate(rows, 1):
+        record = dict(zip(columns, cells, strict=True))
+        yield f"entry {number}", record
 
 
 def _by_video(value: Record) -> Entries:
     for name, part in value.items():
+        where = f"entry {name!r}"
         if isinstance(part, dict):
-            yield f"entry {name!r}", {**part, "video": name}
+            yield where, {**part, "video": name}
         elif _are_records(part):
             for record in part:
-                yield f"entry {name!r}", {**record, "video": name}
+                yield where, {**record, "video": name}
         elif isinstance(part, str) or (part and _are_texts(part)):
-            yield f"entry {name!r}", {"video": name, "caption": part}
+            yield where, {"video": name, "caption": part}
         else:
-            yield f"entry {name!r}", NOT_AN_OBJECT
+            yield where, NOT_AN_OBJECT
 
 
 def _coco(media: list[Record], annotations: list[Record], kind: str) -> Entries:
     """The annotations of COCO's form, each with the name of its file."""
     names = {}
     for each in media:
-        name = next((each[key] for key in NAME_COLUMNS if each.get(key)), each.get("id"))
-        names[str(each.get("id"))] = str(name)
+        media_id = each.get("id")
+        columns = (key for key in NAME_COLUMNS if each.get(key))
+        name_column = next(columns, None)
+        name = media_id if name_column is None else each[name_column]
+        names[str(media_id)] = str(name)
 
+    id_column = f"{kind}_id"
     for number, annotation in enumerate(annotations, 1):
-        key = str(annotation.get(f"{kind}_id"))
-        if key not in names:
-            yield f"annotation {number}", f"no {kind} has the id {key}"
-        else:
-            rest = {
-                name: part for name, part in annotation.items() if name not in ("id", f"{kind}_id")
-            }
-            yield f"annotation {number}", {**rest, "video": names[key]}
+        where = f"annotation {number}"
+        media_key = str(annotation.get(id_column))
+        if media_key not in names:
+            yield where, f"no {kind} has the id {media_key}"
+            continue
+
+        # Neither id is a text: the name of the file stands for both.
+        record = {**annotation, "video": names[media_key]}
+        for column in ("id", id_column):
+            record.pop(column, None)
+        yield where, record
 
 
 def _videos_with_sentences(value: Record) -> Entries:
@@ -149,5 +176,9 @@ def _videos_with_sentences(value: Record) -> Entries:
     # None is left out: also videos without captions, and captions of videos that are not listed.
     for name in {**videos, **captions}:
         video = videos.get(name, {})
-        record = {**video, "video_id": name, "sen_ids": captions.get(name, [])}
+        record = {
+            **video,
+            "video_id": name,
+            "sen_ids": captions.get(name, []),
+        }
         yield f"video {name!r}", record

@@ -60,21 +60,22 @@ class DecodePlan:
         self.pattern = re.compile(group_pattern) if group_pattern else None
         self.named_splits = manifest.about["splits"]
         self.generated_splits = not self.named_splits and test + validation > 0
-        arrays: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("kind", "split", "cut", *TEXT_COUNTS)
-        }
+        columns = ("kind", "split", "cut", *TEXT_COUNTS)
+        arrays: dict[str, list[np.ndarray]] = {name: [] for name in columns}
 
         is_matched = False
         unmatched = ""
-        for batch in manifest.batches([*arrays, "group", "name"]):
+        for batch in manifest.batches([*columns, "group", "name"]):
             if self.pattern:
-                names = batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
+                without_group = batch.filter(pc.equal(batch["group"], ""))
+                names = without_group["name"].to_pylist()
                 is_matched = is_matched or any(map(self.pattern.search, names))
                 unmatched = unmatched or next(iter(names), "")
 
             if self.named_splits:
+                split_index = pc.index_in(batch["split"], pa.array(SPLITS))
                 # A row without a split is for training.
-                split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
+                split = pc.fill_null(split_index, 0).to_numpy()
             elif self.generated_splits:
                 split = _splits(f"{seed}/", self._groups(batch), test, validation)
             else:
@@ -95,7 +96,10 @@ class DecodePlan:
             )
 
         empty = [np.zeros(0, np.int64)]
-        self.columns = {name: np.concatenate(batches or empty) for name, batches in arrays.items()}
+        self.columns: dict[str, np.ndarray] = {}
+        for name, batches in arrays.items():
+            self.columns[name] = np.concatenate(batches or empty)
+
         row_count = len(self.columns["kind"])
         self.is_planned = np.ones(row_count, bool)  # of each row of the manifest
         if kinds != "all":
@@ -103,8 +107,9 @@ class DecodePlan:
 
         self.row_indices = np.flatnonzero(self.is_planned)
         self.rows_of_unit = dict(self._cut(max_rows))  # indices of rows in the manifest
+        file = pq.ParquetFile(manifest.file)
         # Consecutive units are in the same row groups.
-        self._row_group = lru_cache(maxsize=4)(pq.ParquetFile(manifest.file).read_row_group)
+        self._row_group = lru_cache(maxsize=4)(file.read_row_group)
 
     def _groups(self, batch: pa.RecordBatch) -> list[str]:
         """The group of each row of a batch with the columns `group` and `name`."""
@@ -126,21 +131,24 @@ class DecodePlan:
         """The units of each split and kind. A unit, except the last, has at least half of
         `max_rows` rows. It ends at the next row whose hash is a multiple of a quarter of
         `max_rows`, or at `max_rows` rows."""
-        is_possible_end = self.columns["cut"] % max(2, max_rows // 4) == 0
-        for split, kind in product(range(len(SPLITS)), range(len(KINDS))):
-            is_split = self.columns["split"] == split
-            is_kind = self.columns["kind"] == kind
+        min_rows = max(1, max_rows // 2)
+        divisor = max(2, max_rows // 4)
+        is_possible_end = self.columns["cut"] % divisor == 0
+        for (split_code, split), (kind_code, kind) in product(enumerate(SPLITS), enumerate(KINDS)):
+            is_split = self.columns["split"] == split_code
+            is_kind = self.columns["kind"] == kind_code
             rows = np.flatnonzero(self.is_planned & is_split & is_kind)
             possible_ends = np.flatnonzero(is_possible_end[rows]) + 1
 
             first = 0
             unit_count = 0
             while first < len(rows):
-                after_half = np.searchsorted(possible_ends, first + max(1, max_rows // 2))
                 last = min(first + max_rows, len(rows))
+                after_half = np.searchsorted(possible_ends, first + min_rows)
                 if after_half < len(possible_ends):
-                    last = min(last, int(possible_ends[after_half]))
-                yield f"{SPLITS[split]}-{KINDS[kind]}-{unit_count:05d}", rows[first:last]
+                    next_end = int(possible_ends[after_half])
+                    last = min(last, next_end)
+                yield f"{split}-{kind}-{unit_count:05d}", rows[first:last]
                 first = last
                 unit_count += 1
 
@@ -149,12 +157,15 @@ class DecodePlan:
         if not len(indices):
             return
         # The file is read by row groups: each run of indices in one group is taken at once.
-        group_starts = np.flatnonzero(np.diff(indices // ROW_GROUP)) + 1
+        group_indices = indices // ROW_GROUP
+        group_starts = np.flatnonzero(np.diff(group_indices)) + 1
         for in_group in np.split(indices, group_starts):
-            row_group = self._row_group(int(in_group[0]) // ROW_GROUP)
+            group_index = int(in_group[0]) // ROW_GROUP
+            row_group = self._row_group(group_index)
             table = row_group.take(pa.array(in_group % ROW_GROUP))
             for index, values in zip(in_group, table.to_pylist(), strict=True):
-                values["split"] = SPLITS[self.columns["split"][index]]
+                split_code = self.columns["split"][index]
+                values["split"] = SPLITS[split_code]
                 values["meta"] = json.loads(values["meta"])
                 values["group"] = values["group"] or self._group_of_name(values["name"])
                 yield Row.model_validate(values)
@@ -170,8 +181,10 @@ class DecodePlan:
     def evenly_spaced(self, count: int) -> list[Row]:
         """At most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
-        starts = np.asarray(segment_starts(planned, min(count, planned)), np.int64)
-        return list(self.rows(self.row_indices[starts]))
+        starts = segment_starts(planned, min(count, planned))
+        # Typed: an empty list would be an array of floats, which cannot be an index.
+        chosen = self.row_indices[np.asarray(starts, np.int64)]
+        return list(self.rows(chosen))
 
     def texts_by_split(self) -> dict[str, dict[str, int]]:
         """By split, the number of items with a caption or a question, and the number of captions
@@ -179,11 +192,13 @@ class DecodePlan:
         captions = self.columns["captions"][self.is_planned]
         questions = self.columns["questions"][self.is_planned]
         splits = self.columns["split"][self.is_planned]
+        has_text = captions + questions > 0
+
         counts = {}
         for code, split in enumerate(SPLITS):
             in_split = splits == code
             counts[split] = {
-                "items": int((captions + questions > 0)[in_split].sum()),
+                "items": int(has_text[in_split].sum()),
                 "captions": int(captions[in_split].sum()),
                 "questions": int(questions[in_split].sum()),
             }
@@ -199,23 +214,35 @@ class DecodePlan:
         named = Counter(filter(None, prefixes.values()))
         # A prefix that half of all files share is the name of the data set. Many groups of few
         # clips are videos; a few groups of many files are collections.
-        counts = {p: n for p, n in named.items() if 1 < n < len(prefixes) / 2}
+        half = len(prefixes) / 2
+        counts = {prefix: count for prefix, count in named.items() if 1 < count < half}
         while counts and len(counts) < max(counts.values()):
-            del counts[max(counts, key=counts.__getitem__)]
+            largest = max(counts, key=counts.__getitem__)
+            del counts[largest]
         if not counts:
             return ""
 
-        longest = min(counts, key=lambda p: (-len(p), p))
+        longest = min(counts, key=lambda prefix: (-len(prefix), prefix))
         examples = (name for name, prefix in prefixes.items() if prefix == longest)
         first = PurePosixPath(next(examples)).name
         second = PurePosixPath(next(examples)).name
 
-        others = "|".join(re.escape(p) for p, n in named.items() if n > 1 and p not in counts)
-        not_others = f"^(?!(?:.*/)?(?:{others}))" if others else ""
-        separator = "" if longest[-1].isalnum() else re.escape(longest[-1])
-        pattern = rf"{not_others}(.+?){separator}\d+\.[^.]+$"
+        # The names of collections are no groups: the pattern excludes their prefixes.
+        collections = []
+        for prefix, count in named.items():
+            if count > 1 and prefix not in counts:
+                collections.append(re.escape(prefix))
+        not_collections = ""
+        if collections:
+            not_collections = f"^(?!(?:.*/)?(?:{'|'.join(collections)}))"
+        separator = ""
+        if not longest[-1].isalnum():
+            separator = re.escape(longest[-1])
+        pattern = rf"{not_collections}(.+?){separator}\d+\.[^.]+$"
+
+        file_count = sum(counts.values())
         return (
-            f"the names of {sum(counts.values())} files differ only in a number, such as {first} "
+            f"the names of {file_count} files differ only in a number, such as {first} "
             f"and {second}; if they are clips of one video, group_pattern = '{pattern}' keeps "
             "them in one split"
         )
@@ -225,16 +252,30 @@ class DecodePlan:
         string for a name without a number or with a short prefix, and for a group of the user's."""
         prefixes: dict[str, str] = {}
         for batch in self.manifest.batches(["group", "name"]):
-            for group, name in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                numbered = None if group else re.fullmatch(r"(.*\D)\d+", PurePosixPath(name).stem)
-                is_long = numbered and len(numbered[1]) >= MIN_PREFIX_LENGTH
-                prefixes[group or name] = numbered[1] if numbered and is_long else ""
+            groups = batch["group"].to_pylist()
+            names = batch["name"].to_pylist()
+            for group, name in zip(groups, names, strict=True):
+                if group:
+                    prefixes[group] = ""
+                    continue
+                stem = PurePosixPath(name).stem
+                numbered = re.fullmatch(r"(.*\D)\d+", stem)
+                prefix = numbered[1] if numbered else ""
+                is_long = len(prefix) >= MIN_PREFIX_LENGTH
+                prefixes[name] = prefix if is_long else ""
         return prefixes
 
 
 def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
     """The split of each group, by its seeded hash alone, so that no other row moves when rows are
     added, removed or renamed: by two thresholds, so that the shares are met only on average."""
-    hashes = b"".join(hashlib.sha256((seed + group).encode()).digest()[:8] for group in groups)
+    hashes = bytearray()
+    for group in groups:
+        digest = hashlib.sha256((seed + group).encode()).digest()
+        hashes += digest[:8]
+
     fractions = np.frombuffer(hashes, ">u8") / 2.0**64
-    return np.where(fractions < test, 2, np.where(fractions < test + validation, 1, 0))
+    is_test = fractions < test
+    is_validation = fractions < test + validation
+    # The codes of SPLITS.
+    return np.select([is_test, is_validation], [2, 1], default=0)
