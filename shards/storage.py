@@ -178,8 +178,9 @@ def resolve(root: Location, path: str) -> Location:
 def _is_allowed(root: Location, url: str) -> bool:
     """Whether a URL is below `root`, or a plain one of a network store."""
     prefix = f"{str(root).rstrip('/')}/"
+    is_below = isinstance(root, str) and url.startswith(prefix)
     # Unquoted: `..` may be written %2e%2e.
-    if isinstance(root, str) and url.startswith(prefix) and ".." not in unquote(url).split("/"):
+    if is_below and ".." not in unquote(url).split("/"):
         return True
     protocol = url.partition("://")[0].lower()
     return "::" not in url and protocol in NETWORK_PROTOCOLS
@@ -244,9 +245,11 @@ def call_store(
             status = getattr(cause, "status", None)
             # fsspec also raises FileNotFoundError for a server that does not respond: then the
             # cause is an OSError.
-            if cause is not error and not isinstance(cause, OSError) and status in (None, 404, 410):
+            is_not_found = cause is not error and not isinstance(cause, OSError)
+            if is_not_found and status in (None, 404, 410):
                 raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
-            if pause is None or isinstance(error, PermissionError) or status in (401, 403):
+            is_forbidden = isinstance(error, PermissionError) or status in (401, 403)
+            if pause is None or is_forbidden:
                 raise OSError(f"{location}: {_line(cause or error)}") from error
             time.sleep(pause)
     raise AssertionError
@@ -257,7 +260,9 @@ def _line(error: BaseException) -> str:
     over HTTP, only the status: its reason is a text of the server."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
-        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
+        phrase = "unknown status"
+        if status in set(HTTPStatus):
+            phrase = HTTPStatus(status).phrase
         return f"HTTP status {status} ({phrase})"
 
     return redacted(one_line(error, max_length=MAX_MESSAGE))

@@ -75,11 +75,13 @@ class Thing:
         if self.motion in DIRECTIONS:
             dx, dy = DIRECTIONS[self.motion]
             # Its position is the middle of the path.
-            x += dx * self.reach * (time - 0.5)
-            y += dy * self.reach * (time - 0.5)
+            from_middle = time - 0.5
+            x += dx * self.reach * from_middle
+            y += dy * self.reach * from_middle
         elif self.motion == "circle":
             # The tilt, which a circling thing does not have, is where on the circle it begins.
-            phase = 2 * np.pi * (turn * time) + np.radians(self.angle) * 6
+            first_phase = np.radians(self.angle) * 6
+            phase = 2 * np.pi * (turn * time) + first_phase
             x += self.reach * np.cos(phase)
             y += self.reach * np.sin(phase)
             angle = 0.0
@@ -117,7 +119,10 @@ class Scene:
 
     def reverse(self) -> "Scene":
         """The same scene with time running backwards."""
-        things = [replace(t, motion=REVERSED.get(t.motion, t.motion)) for t in self.things]
+        things = []
+        for thing in self.things:
+            motion = REVERSED.get(thing.motion, thing.motion)
+            things.append(replace(thing, motion=motion))
         return replace(self, things=tuple(things))
 
 
@@ -137,37 +142,43 @@ def draw_scene(
     wide: a single thing is anywhere in the frame and its size varies more (for still images). main:
     kind and color of the main thing; None: random.
     """
-    kinds = draw_names(rng, THING_KINDS, count, main and main[0])
-    colors = draw_names(rng, tuple(COLORS), count, main and main[1])
+    main_kind = None
+    main_color = None
+    if main:
+        main_kind, main_color = main
+    kinds = draw_names(rng, THING_KINDS, count, main_kind)
+    colors = draw_names(rng, tuple(COLORS), count, main_color)
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, centers = _arrange(rng, count, motion)
 
+    is_alone = count == 1
     things = []
     for i, (kind, color) in enumerate(zip(kinds, colors, strict=True)):
         thing_motion = motion if i == 0 else "still"
         in_lane = thing_motion in DIRECTIONS
-        radius = rng.uniform(0.22, 0.30) if count == 1 else rng.uniform(0.16, 0.19)
-        x, y = centers[i] + rng.uniform(-0.03, 0.03, 2)
+        radius = rng.uniform(0.22, 0.30) if is_alone else rng.uniform(0.16, 0.19)
+        offset = rng.uniform(-0.03, 0.03, 2)
+        x, y = centers[i] + offset
 
         # Drawn for every thing: the draws after it are the same for all motions.
         reach = rng.uniform(0.65, 0.8)
         if thing_motion == "circle":
-            reach = 0.24 if count == 1 else 0.14
+            reach = 0.24 if is_alone else 0.14
         elif not in_lane:
             reach = 0.0
 
-        if in_lane and count == 1:  # a random lane across the path
+        if in_lane and is_alone:  # a random lane across the path
             across = rng.uniform(0.25, 0.75)
-            is_horizontal = DIRECTIONS[thing_motion][1] == 0
-            x, y = (0.5, across) if is_horizontal else (across, 0.5)
-        if wide and count == 1:
+            _, vertical = DIRECTIONS[thing_motion]
+            x, y = (0.5, across) if vertical == 0 else (across, 0.5)
+        if wide and is_alone:
             radius = rng.uniform(0.18, 0.32)
             x, y = rng.uniform(0.22, 0.78, 2)
 
         thing = Thing(
             kind,
             color,
-            thing_motion,
+            motion=thing_motion,
             x=float(x),
             y=float(y),
             radius=float(radius),
@@ -176,7 +187,9 @@ def draw_scene(
             clockwise=bool(rng.random() < 0.5),
         )
         things.append(thing)
-    return Scene(tuple(things), relation, int(rng.integers(2**31)))
+
+    background = int(rng.integers(2**31))
+    return Scene(tuple(things), relation, background)
 
 
 def draw_names(
@@ -186,9 +199,10 @@ def draw_names(
     first: str | None,
 ) -> list[str]:
     """`count` different names, `first` first unless it is None."""
+    given = [] if first is None else [first]
     others = [name for name in names if name != first]
-    drawn = [str(name) for name in rng.choice(others, count - (first is not None), replace=False)]
-    return drawn if first is None else [first, *drawn]
+    drawn = rng.choice(others, count - len(given), replace=False)
+    return [*given, *(str(name) for name in drawn)]
 
 
 def _arrange(
@@ -204,20 +218,22 @@ def _arrange(
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
 
-    choices: tuple[str, ...]
+    across_path = "beside" if count == 2 else "between"
+    choices: tuple[str, ...] = ("above", "below", across_path)
     if motion in ("left", "right"):
         choices = ("above", "below")
     elif motion in ("up", "down"):
-        choices = ("beside",) if count == 2 else ("between",)
-    else:
-        choices = ("above", "below", "beside") if count == 2 else ("above", "below", "between")
+        choices = (across_path,)
 
     relation = str(rng.choice(choices))
 
     if relation in ("above", "below"):
         main, other = (0.28, 0.74) if relation == "above" else (0.72, 0.26)
-        across = [0.27, 0.73] if count == 3 else [float(rng.uniform(0.3, 0.7))]
-        centers = [(0.5, main), *((x, other) for x in across)]
+        across = [0.27, 0.73]
+        if count == 2:
+            across = [float(rng.uniform(0.3, 0.7))]
+        centers = [(0.5, main)]
+        centers += [(x, other) for x in across]
     elif relation == "between":
         centers = [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
     else:
@@ -252,7 +268,8 @@ def draw_main(
         color = str(rng.choice(list(COLORS)))
         motion = str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
         combination = (kind, color, motion)
-        if combination not in taken and (combination in HELD_OUT) == held_out:
+        is_held_out = combination in HELD_OUT
+        if is_held_out == held_out and combination not in taken:
             return combination
 
 
@@ -285,9 +302,10 @@ def evaluation_scenes(
             split += [drawn[i] for i in islice(shuffled, count)]
 
     scenes = []
-    # Shuffled: the unseen ones are the first of each split.
     for split in splits:
-        scenes.append([scene_of(rng, split[i], mains) for i in rng.permutation(len(split))])
+        # Shuffled: the unseen ones are the first of each split.
+        order = rng.permutation(len(split))
+        scenes.append([scene_of(rng, split[i], mains) for i in order])
     return scenes
 
 
@@ -298,10 +316,12 @@ def scene_of(
 ) -> Scene:
     """A scene with this main combination, in which the other things are neither held out nor one of
     `mains`."""
+    kind, color, motion = main
     count = draw_count(rng)
     while True:
-        scene = draw_scene(rng, count, main[2], main=main[:2])
-        if not any(t.held_out or t.combination in mains for t in scene.things[1:]):
+        scene = draw_scene(rng, count, motion, main=(kind, color))
+        others = scene.things[1:]
+        if not any(thing.held_out or thing.combination in mains for thing in others):
             return scene
 
 
@@ -330,7 +350,9 @@ NUMBERS = ("one", "two", "three")
 
 def motion_phrase(motion: str, rng: np.random.Generator) -> str:
     if motion in DIRECTIONS:
-        return f"{rng.choice(GO)} {rng.choice(WHERE[motion])}"
+        verb = rng.choice(GO)
+        where = rng.choice(WHERE[motion])
+        return f"{verb} {where}"
     return str(rng.choice(OTHER_MOTIONS[motion]))
 
 
@@ -345,14 +367,16 @@ def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True
 def _relation_phrase(scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
     assert scene.relation
-    others = " and ".join(name(t, color=color, kind=kind) for t in scene.things[1:])
-    return f" {rng.choice(RELATIONS[scene.relation])} {others}"
+    preposition = rng.choice(RELATIONS[scene.relation])
+    others = [name(thing, color=color, kind=kind) for thing in scene.things[1:]]
+    return f" {preposition} {' and '.join(others)}"
 
 
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A complete caption: kind, color, motion, relation and the other things."""
     start = rng.choice(["", "", "in this video ", "here ", "we see how "])
-    text = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
+    motion = motion_phrase(scene.main.motion, rng)
+    text = f"{start}{name(scene.main)} {motion}"
     if scene.relation:
         text += _relation_phrase(scene, rng, color=True)
     return text
@@ -361,33 +385,44 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a training clip: full, without colors, only the motion, short, or counting."""
     main = scene.main
-    style = rng.choice(
-        ["full", "plain", "motion", "short", "count"], p=[0.45, 0.2, 0.07, 0.23, 0.05]
-    )
+    styles = {
+        "full": 0.45,
+        "plain": 0.2,
+        "motion": 0.07,
+        "short": 0.23,
+        "count": 0.05,
+    }
+    style = rng.choice(list(styles), p=list(styles.values()))
     if style == "full":
         return full_caption(scene, rng)
 
     if style == "plain":
         article = str(rng.choice(["a", "the"]))
-        text = f"{name(main, article, color=False)} {motion_phrase(main.motion, rng)}"
+        subject = name(main, article, color=False)
+        text = f"{subject} {motion_phrase(main.motion, rng)}"
         if scene.relation and rng.random() < 0.7:
             text += _relation_phrase(scene, rng, color=False)
         return text
 
     if style == "motion":
-        subject = f"the {main.color} one" if len(scene.things) > 1 or rng.random() < 0.3 else "it"
+        subject = "it"
+        if len(scene.things) > 1 or rng.random() < 0.3:
+            subject = f"the {main.color} one"
         return f"{subject} {motion_phrase(main.motion, rng)}"
 
     if style == "short":
         medium = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
         article = str(rng.choice(["a", "the", "one"]))
-        return f"a {medium} of {name(main, article, color=rng.random() < 0.3)}"
+        subject = name(main, article, color=rng.random() < 0.3)
+        return f"a {medium} of {subject}"
 
     return _count(scene, rng)
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    return f"{rng.choice(['it', 'it', 'something'])} {motion_phrase(scene.main.motion, rng)}"
+    subject = rng.choice(["it", "it", "something"])
+    motion = motion_phrase(scene.main.motion, rng)
+    return f"{subject} {motion}"
 
 
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -419,8 +454,11 @@ def _count(scene: Scene, rng: np.random.Generator) -> str:
         verb = "are" if count > 1 else "is"
         return f"there {verb} {things}"
 
-    listed = " and ".join(name(t, color=rng.random() < 0.6) for t in scene.things)
-    return f"{things}, {listed}"
+    listed = []
+    for thing in scene.things:
+        has_color = rng.random() < 0.6
+        listed.append(name(thing, color=has_color))
+    return f"{things}, {' and '.join(listed)}"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
@@ -435,15 +473,19 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     things = rng.choice(["things", "shapes"])
     verb = rng.choice(["are there", "do we see"])
     which = rng.choice(["what", "which"])
+    count = NUMBERS[len(scene.things) - 1]
     rows = [
         ("what", what, main.kind),
         ("color", f"{which} color is the {main.kind}?", main.color),
-        ("how_many", f"how many {things} {verb}?", NUMBERS[len(scene.things) - 1]),
+        ("how_many", f"how many {things} {verb}?", count),
     ]
     if main.motion in DIRECTIONS:
-        subject = name(main, "the", color=bool(rng.random() < 0.5))
+        has_color = bool(rng.random() < 0.5)
+        subject = name(main, "the", color=has_color)
         go = rng.choice(["go", "move", "slide"])
         rows.append(("where_to", f"where does {subject} {go}?", main.motion))
-    return [
-        {"question": question, "answer": answer, "type": kind} for kind, question, answer in rows
-    ]
+
+    records = []
+    for kind, question, answer in rows:
+        records.append({"question": question, "answer": answer, "type": kind})
+    return records

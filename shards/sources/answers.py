@@ -26,10 +26,13 @@ def question_of(record: dict[str, Any], kind: str, first: int | None = None) -> 
     answer = answer_of(record, first)
     if not question or not answer:
         raise ValueError("empty question or answer")
+
+    first_word = question.split()[0]
+    type_name = str(record.get(kind) or first_word)
     return {
         "question": question,
         "answer": answer,
-        "type": question_type(str(record.get(kind) or question.split()[0])),
+        "type": question_type(type_name),
     }
 
 
@@ -51,10 +54,15 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
     value = record.get("answer")
     several = json_list(value) if isinstance(value, str) else value
     if isinstance(several, list):
-        # VQA's annotations have objects with the key `answer`.
-        answers = [each.get("answer") if isinstance(each, dict) else each for each in several]
-        counts = Counter(filter(None, (" ".join(text_of(each).split()) for each in answers)))
-        value = counts.most_common(1)[0][0] if counts else ""
+        counts: Counter[str] = Counter()
+        for each in several:
+            # VQA's annotations have objects with the key `answer`.
+            cell = each.get("answer") if isinstance(each, dict) else each
+            counts[" ".join(text_of(cell).split())] += 1
+        del counts[""]
+        value = ""
+        if counts:
+            value, _ = counts.most_common(1)[0]
     if isinstance(value, dict | list):
         raise ValueError("the answer is neither a text nor a number")
 
@@ -63,7 +71,9 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
     if not options or not answer:
         return answer
     # Names that count from 0 settle it: the answers do, too.
-    return right_option(answer, options, first if numbered_from != 0 else 0)
+    if numbered_from == 0:
+        first = 0
+    return right_option(answer, options, first)
 
 
 def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
@@ -72,8 +82,10 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
         value = record.get(name)
         value = json_list(value) if isinstance(value, str) else value
         # {"A": ..., "B": ...}: options by their letters.
-        if isinstance(value, dict) and "".join(sorted(value)).upper() == LETTERS[: len(value)]:
-            value = [value[letter] for letter in sorted(value)]
+        if isinstance(value, dict):
+            keys = sorted(value)
+            if "".join(keys).upper() == LETTERS[: len(keys)]:
+                value = [value[key] for key in keys]
         if isinstance(value, list) and len(value) > 1:
             return [option_text(each) for each in value], None
 
@@ -82,12 +94,16 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
         match = OPTION.fullmatch(name)
         if match and value is not None:
             numbered[int(match[2])] = option_text(value)
-    numbers = sorted(numbered)
-
-    # With a gap, or from 2 on, these columns are something else.
-    if len(numbers) < 2 or numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
+    if len(numbered) < 2:
         return [], None
-    return [numbered[number] for number in numbers], numbers[0]
+
+    numbers = sorted(numbered)
+    first = numbers[0]
+    consecutive = list(range(first, first + len(numbers)))
+    # With a gap, or from 2 on, these columns are something else.
+    if first > 1 or numbers != consecutive:
+        return [], None
+    return [numbered[number] for number in numbers], first
 
 
 def option_text(value: Any) -> str:
@@ -95,12 +111,14 @@ def option_text(value: Any) -> str:
     their `choice`."""
     if isinstance(value, dict):
         value = value.get("choice", value.get("text", ""))
-    return re.sub(r"^\(?[A-J][).:]\s+", "", " ".join(text_of(value).split()))
+    text = " ".join(text_of(value).split())
+    return re.sub(r"^\(?[A-J][).:]\s+", "", text)
 
 
 def right_option(answer: str, options: list[str], first: int | None) -> str:
     """The text of the right option, which an answer has as its text, its number or its letter."""
     folded = [option.casefold() for option in options]
+    folded_answer = option_text(answer).casefold()
     letter = LETTER.fullmatch(answer)
     if NUMBER.fullmatch(answer):
         if first is None:
@@ -110,8 +128,8 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
             )
         index = int(float(answer)) - first
     # Before the letter: an option may be the text `A`.
-    elif option_text(answer).casefold() in folded:
-        index = folded.index(option_text(answer).casefold())
+    elif folded_answer in folded:
+        index = folded.index(folded_answer)
     elif letter:
         index = LETTERS.index(letter[1].upper())
     else:

@@ -18,7 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
 
 from alpro.errors import InputError
@@ -112,7 +112,8 @@ class Sidecars:
         *folders, name = media.split("/")
         for text_folder in self.text_folders:
             for i in range(len(folders)):
-                yield "/".join([*folders[:i], text_folder, *folders[i + 1 :], name])
+                replaced = [*folders[:i], text_folder, *folders[i + 1 :]]
+                yield "/".join([*replaced, name])
             yield "/".join([*folders, text_folder, name])
 
     def _has_captions(self, path: str) -> bool:
@@ -125,11 +126,10 @@ class Sidecars:
         """The captions in a text. Raises ValueError if it is not one, and OSError if it cannot be
         read."""
         file = self.folder / path
+        size = file.stat().st_size
         # A sample with a text of that size could not be written.
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(
-                f"{path}: {file.stat().st_size:,} bytes; a text has one caption a line"
-            )
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"{path}: {size:,} bytes; a text has one caption a line")
         try:
             # Editors on Windows write a byte order mark.
             text = file.read_text("utf-8-sig")
@@ -164,13 +164,14 @@ class Table:
 def tables_in(listing: Listing) -> list[str]:
     """The tables of a folder: files with rows, which are not the metadata of one video (a.json,
     a.info.json)."""
-    stems = {spelled(without_suffix(path)).casefold() for path in listing.media}
+    media_stems = {spelled(without_suffix(path)).casefold() for path in listing.media}
     tables = []
     for path in listing.others:
-        name = path[:-3] if path.lower().endswith(".gz") else path
-        stem = spelled(without_suffix(name)).casefold()
-        is_beside = stem in stems or without_suffix(stem) in stems
-        if media_suffix(name.rpartition("/")[2]) in TABLES and not is_beside:
+        uncompressed = path[:-3] if path.lower().endswith(".gz") else path
+        name = uncompressed.rpartition("/")[2]
+        stem = spelled(without_suffix(uncompressed)).casefold()
+        is_beside = stem in media_stems or without_suffix(stem) in media_stems
+        if media_suffix(name) in TABLES and not is_beside:
             tables.append(path)
     return tables
 
@@ -178,22 +179,27 @@ def tables_in(listing: Listing) -> list[str]:
 def tables_of_splits(listing: Listing) -> list[Table]:
     """The tables of a folder if each is for one split, by its name or by its folder; otherwise an
     empty list."""
-    paths = [
-        path for path in tables_in(listing) if not NOT_CAPTIONS.match(PurePosixPath(path).name)
-    ]
+    paths = []
+    for path in tables_in(listing):
+        if not NOT_CAPTIONS.match(PurePosixPath(path).name):
+            paths.append(path)
+
     at_root = [path for path in paths if "/" not in path]
     if at_root:
         named = [Table(listing.folder / path, split_in(media_stem(path))) for path in at_root]
         named = [table for table in named if table.split]
-        return named if len({table.split for table in named}) > 1 else []
+        splits = {table.split for table in named}
+        return named if len(splits) > 1 else []
+
+    tables = []
+    for path in paths:
+        split = split_of_path(path) or split_in(stem_of(path))
+        tables.append(Table(listing.folder / path, split))
 
     folders = Counter(path.rpartition("/")[0] for path in paths)
-    tables = [
-        Table(listing.folder / path, split_of_path(path) or split_in(stem_of(path)))
-        for path in paths
-    ]
-    if len(folders) == 1 and len({table.split for table in tables}) > 1:  # a folder of annotations
-        return tables if all(table.split for table in tables) else []
+    splits = {table.split for table in tables}
+    if len(folders) == 1 and len(splits) > 1:  # a folder of annotations
+        return [] if "" in splits else tables
     return tables if folders and max(folders.values()) == 1 else []
 
 
@@ -204,15 +210,20 @@ def stem_of(path: str) -> str:
 def split_in(name: str) -> str:
     """The split that a file name names, if it names one: `train` of msrvtt_train.9k, nothing of
     train_val."""
-    words = re.split(r"[^a-z]+", name.lower())
-    splits = {SPLIT_NAMES[word] for word in words if word and word in SPLIT_NAMES}
+    splits = set()
+    for word in re.split(r"[^a-z]+", name.lower()):
+        if word and word in SPLIT_NAMES:
+            splits.add(SPLIT_NAMES[word])
     return splits.pop() if len(splits) == 1 else ""
 
 
 def split_of_path(path: str) -> str:
     """The split that the first folder of a path with a split's name names, or an empty string."""
-    folders = (folder.lower() for folder in path.split("/")[:-1])
-    return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), "")
+    folders = path.lower().split("/")[:-1]
+    for folder in folders:
+        if folder in SPLIT_NAMES:
+            return SPLIT_NAMES[folder]
+    return ""
 
 
 def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
@@ -231,17 +242,21 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
         )
 
     shown = ", ".join(f"{split} ({counts[split]})" for split in named)
-    outside = f"; {counts['']} files in no such folder are for training" if counts[""] else ""
+    outside = ""
+    if counts[""]:
+        outside = f"; {counts['']} files in no such folder are for training"
     return True, f"splits are those of the folders: {shown}{outside}"
 
 
 def folders_like_splits(folders: Iterable[str]) -> str:
     """A note on folders whose names contain that of a split (videos_train), or an empty string."""
-    named = {split_in(folder): folder for folder in sorted(folders) if split_in(folder)}
+    named = {split_in(folder): folder for folder in sorted(folders)}
+    named.pop("", None)
     if not named:
         return ""
+    shown = ", ".join(named.values())
     return (
-        f"the folders named as a split ({', '.join(named.values())}) are not taken for one; "
+        f"the folders named as a split ({shown}) are not taken for one; "
         "name them train, validation and test, or name the splits in a column `split`"
     )
 
@@ -259,12 +274,11 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
 
     both = []
     for path in (names[0], texts[0]):
+        file = listing.folder / path
         try:
-            lines = (listing.folder / path).read_text("utf-8-sig").splitlines()
+            lines = file.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{listing.folder / path}: cannot be read as UTF-8: {error}"
-            ) from error
+            raise InputError(f"{file}: cannot be read as UTF-8: {error}") from error
         # Editors leave blank lines at the end.
         while lines and not lines[-1].strip():
             lines.pop()
@@ -276,7 +290,11 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
             f"{listing.folder}: {names[0]} has {len(first)} lines, and {texts[0]} {len(second)}: "
             "line by line, they are the videos and their captions"
         )
-    pairs = [(name.strip(), text) for name, text in zip(first, second, strict=True) if name.strip()]
+    pairs = []
+    for line, text in zip(first, second, strict=True):
+        name = line.strip()
+        if name:
+            pairs.append((name, text))
     return f"{names[0]} and {texts[0]}", pairs
 
 
@@ -289,31 +307,32 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
     yield from listing.notes()
 
     # What has a text beside it is probably a medium, of whatever kind.
-    texts = {
-        spelled(without_suffix(path)).casefold()
-        for path in listing.others
-        if media_suffix(path) in SIDECARS and path not in used
-    }
+    texts = set()
+    for path in listing.others:
+        if media_suffix(path) in SIDECARS and path not in used:
+            texts.add(spelled(without_suffix(path)).casefold())
+
     unknown: Counter[str] = Counter()  # by their extensions
     unreadable: Counter[str] = Counter()
     candidates: defaultdict[str, list[str]] = defaultdict(list)
     for path in listing.others:
         name = path.rpartition("/")[2]
         suffix = media_suffix(name)
+        looks_like_text = suffix in LOOKS_LIKE_TEXT
         has_text = spelled(without_suffix(path)).casefold() in texts
         if suffix in OTHER_MEDIA:
             unreadable[suffix] += 1
-        elif has_text and suffix not in LOOKS_LIKE_TEXT:
+        elif has_text and not looks_like_text:
             unknown[suffix or "without extension"] += 1
-        elif suffix in LOOKS_LIKE_TEXT and path not in used and not NOT_CAPTIONS.match(name):
+        elif looks_like_text and path not in used and not NOT_CAPTIONS.match(name):
             candidates[suffix].append(path)
 
     archives = [path for path in listing.others if path.lower().endswith(ARCHIVES)]
-    compressed = [path for path in listing.others if is_compressed_tar(listing.folder / path)]
-    if archives or compressed:
-        shown = ", ".join([*archives, *compressed][:MAX_NAMED])
+    archives += [path for path in listing.others if is_compressed_tar(listing.folder / path)]
+    if archives:
+        shown = ", ".join(archives[:MAX_NAMED])
         yield (
-            f"{len(archives) + len(compressed)} archives ({shown}) are not read: unpack them; "
+            f"{len(archives)} archives ({shown}) are not read: unpack them; "
             "shards are .tar files without compression (gunzip)"
         )
     if unreadable:
@@ -321,10 +340,13 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
     if unknown:
         yield f"{unknown.total()} files with a text are not of a known kind: {', '.join(unknown)}"
     if without_text and candidates:
-        shown = ", ".join(
-            ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
-            for paths in list(candidates.values())[: 2 * MAX_NAMED]
-        )
+        groups = []
+        for paths in islice(candidates.values(), 2 * MAX_NAMED):
+            group = ", ".join(paths[:2])
+            if len(paths) > 2:
+                group += f" and {len(paths) - 2} more"
+            groups.append(group)
+        shown = ", ".join(groups)
         yield f"{without_text} files have no caption; these look like captions: {shown}; {HOW}"
     elif without_text:
         yield f"{without_text} of {len(listing.media)} files have no caption; {HOW}"
@@ -333,10 +355,11 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
 def without_decoder(listing: Listing, sidecars: Sidecars, used: Mapping[str, str]) -> Iterator[str]:
     """The media of a folder that no decoder reads, and that have a text of their own."""
     for path in listing.others:
-        if media_suffix(path) in OTHER_MEDIA:
-            text = sidecars.of(path)
-            if text and text not in used:
-                yield path
+        if media_suffix(path) not in OTHER_MEDIA:
+            continue
+        text = sidecars.of(path)
+        if text and text not in used:
+            yield path
 
 
 def is_compressed_tar(file: Path) -> bool:
@@ -352,4 +375,7 @@ def is_compressed_tar(file: Path) -> bool:
 
 
 def kinds_of(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix} files" for suffix, count in counts.most_common())
+    kinds = []
+    for suffix, count in counts.most_common():
+        kinds.append(f"{count} {suffix} files")
+    return ", ".join(kinds)

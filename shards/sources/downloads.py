@@ -59,7 +59,8 @@ class Download:
 
     def row(self, key: str, shard: Location) -> Row | Reject:
         metadata = self.metadata
-        if self.media is None or str(metadata.get("status") or "") not in SUCCESS:
+        status = str(metadata.get("status") or "")
+        if self.media is None or status not in SUCCESS:
             return not_fetched(key, metadata, "no media in the shard")
 
         try:
@@ -71,8 +72,14 @@ class Download:
             if any("\0" in text for text in captions):
                 raise ValueError("a NUL character in the caption, as a hole in the shard has")
 
-            is_image = PurePosixPath(self.media.name).suffix.lower() in IMAGE_EXTENSIONS
+            extension = PurePosixPath(self.media.name).suffix.lower()
+            is_image = extension in IMAGE_EXTENSIONS
             clip = CLIP.fullmatch(key) if metadata.get("clips") else None
+            meta = {}
+            for column, value in metadata.items():
+                if column not in NOT_META and is_meta(value):
+                    meta[column] = value
+
             return Row(
                 id=key,
                 path=shard,
@@ -82,7 +89,7 @@ class Download:
                 split=split_name(metadata.get("split")),
                 group=clip[1] if clip else "",
                 name=key,
-                meta={k: v for k, v in metadata.items() if k not in NOT_META and is_meta(v)},
+                meta=meta,
             )
         except ValueError as error:
             url = str(metadata.get("url") or "")
@@ -98,9 +105,19 @@ def is_meta(value: Any) -> bool:
 
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     """The reject of a download that failed, with its status and message, or another reason."""
-    texts = (str(metadata.get(name) or "") for name in ("status", "error_message"))
-    detail = redacted(": ".join(text for text in texts if text not in SUCCESS)) or otherwise
-    return Reject(id=key, path=str(metadata.get("url") or ""), reason="not fetched", detail=detail)
+    reasons = []
+    for column in ("status", "error_message"):
+        text = str(metadata.get(column) or "")
+        if text not in SUCCESS:
+            reasons.append(text)
+    detail = redacted(": ".join(reasons))
+
+    return Reject(
+        id=key,
+        path=str(metadata.get("url") or ""),
+        reason="not fetched",
+        detail=detail or otherwise,
+    )
 
 
 def without_credentials(record: Record) -> Record:
@@ -194,11 +211,12 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     try:
         for member in tar_members(file):
             path = PurePosixPath(member.name)
-            key, _, extension = path.name.partition(".")
+            key, _, extensions = path.name.partition(".")
             if member.is_file and key:
                 last = samples.setdefault(str(path.with_name(key)), Download())
                 # Other programs write <key>.video.mp4 and <key>.caption.txt.
-                add_member(last, member, PurePosixPath(f"_.{extension.lower()}").suffix, file)
+                extension = PurePosixPath(f"_.{extensions.lower()}").suffix
+                add_member(last, member, extension, file)
     except DamagedTar as error:
         problem = str(error)
 
@@ -217,8 +235,9 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
 def add_member(sample: Download, member: TarMember, extension: str, file: BinaryIO) -> None:
     sample.copies[extension] += 1
     try:
-        if sample.copies[extension] > 1:
-            raise ValueError(f"in the shard {sample.copies[extension]} times; keys must be unique")
+        count = sample.copies[extension]
+        if count > 1:
+            raise ValueError(f"in the shard {count} times; keys must be unique")
 
         is_video = extension in VIDEO_EXTENSIONS
         is_image = extension in IMAGE_EXTENSIONS
@@ -257,7 +276,8 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
 
         otherwise = f"{name}.parquet lists it, and {name}.tar lacks it"
         reject = not_fetched(key, without_credentials(record), otherwise)
-        if str(record.get("status") or "") in SUCCESS:
+        status = str(record.get("status") or "")
+        if status in SUCCESS:
             # It was fetched once: asking the server again would not repair the shard.
             reject = reject.model_copy(update={"reason": "unreadable"})
         yield reject

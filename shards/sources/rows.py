@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -48,6 +48,7 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
     if suffix(source) in MEDIA_EXTENSIONS:
         raise InputError(f"{source}: a single file; name its folder")
 
+    folder = parent(source)
     columns = set[str]()
     files = FileNames()
     ids: dict[str, str] = {}
@@ -59,7 +60,7 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             continue
 
         columns |= record.keys()
-        row = row_of(where, record, parent(source), files)
+        row = row_of(where, record, folder, files)
         if isinstance(row, Row):
             other = ids.setdefault(row.id, where)
             if other is not where:
@@ -76,7 +77,10 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
             f"{source}: read as a list of names, which has no texts; a table with the columns "
             "`video` and `caption` (.csv, .tsv) has both"
         )
-    for names in ({"path"}, TEXTS) if require_texts else ({"path"},):
+    required: list[Set[str]] = [{"path"}]
+    if require_texts:
+        required.append(TEXTS)
+    for names in required:
         if columns and not names & columns:
             missing = " or ".join(sorted(names))
             present = ", ".join(sorted(columns)[:20])
@@ -142,11 +146,13 @@ def row_of(
     name = where
     file = ""
     try:
-        record = {
-            key: value
-            for key, value in plain(record).items()
-            if value is not None and value != "" and value == value  # not NaN
-        }
+        cells = plain(record)
+        record = {}
+        for key, value in cells.items():
+            is_nan = value != value
+            if value is not None and value != "" and not is_nan:
+                record[key] = value
+
         # All columns are stored. In a text, an address is only mentioned.
         for key in record.keys() - TEXTS:
             refuse_credentials(key, record[key])
@@ -171,12 +177,15 @@ def row_of(
         # Part of the default id: the rows of a file have different ones.
         window = ""
         if start is not None or end is not None:
-            window = f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
+            end_text = "" if end is None else f"{end:g}"
+            window = f"@{start or 0:g}-{end_text}"
 
-        kind = record.get("kind", "image" if suffix(path) in IMAGE_EXTENSIONS else "video")
+        kind_of_file = "image" if suffix(path) in IMAGE_EXTENSIONS else "video"
+        kind = record.get("kind", kind_of_file)
         texts = [*texts_of(record.get("captions")), *texts_of(record.get("caption"))]
+        row_id = name if "id" in record else _without_suffix(file) + window
         values = {
-            "id": name if "id" in record else _without_suffix(file) + window,
+            "id": row_id,
             "path": path,
             "kind": str(kind).strip().lower(),
             "captions": tuple(dict.fromkeys(texts)),
@@ -209,10 +218,15 @@ def seconds_of(value: Any) -> float | None:
     if value is None or str(value).strip().lower() in ("", "nan", "none", "null"):
         return None
     if isinstance(value, str) and ":" in value:
-        parts = [float(part.replace(",", ".")) for part in value.strip().split(":")]
+        digits = value.strip().replace(",", ".")
+        parts = [float(part) for part in digits.split(":")]
         if len(parts) > 3 or any(part < 0 for part in parts):
             raise ValueError(f"{value!r} is not a time, such as 01:02:03.5")
-        return sum(part * 60**place for place, part in enumerate(reversed(parts)))
+
+        seconds = 0.0
+        for place, part in enumerate(reversed(parts)):
+            seconds += part * 60**place
+        return seconds
     return float(value)
 
 
@@ -221,8 +235,10 @@ def _without_suffix(path: str) -> str:
     a file name."""
     if not is_url(path):
         return str(Path(path).with_suffix(""))
-    name = re.split("[?#]", path)[0].partition("://")[2]
-    return name[: len(name) - len(suffix(path))]
+    address = re.split("[?#]", path)[0]
+    name = address.partition("://")[2]
+    extension = suffix(path)
+    return name[: len(name) - len(extension)]
 
 
 def _file_key(path: Location, root: Location) -> str:
@@ -231,12 +247,15 @@ def _file_key(path: Location, root: Location) -> str:
     folder = f"{root}/"
     if not isinstance(path, Path) or not isinstance(root, Path):
         return text
-    return text.removeprefix(folder) if text.startswith(folder) else os.path.relpath(path, root)
+    if text.startswith(folder):
+        return text.removeprefix(folder)
+    return os.path.relpath(path, root)
 
 
 def _questions(value: Any) -> Iterator[dict[str, str]]:
-    value = json_list(value) if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(q, dict) for q in value):
+    if isinstance(value, str):
+        value = json_list(value)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError("questions are not a list of {question, answer}")
 
     first = first_option(value)
