@@ -121,6 +121,8 @@ def print_check(report: dict[str, Any]) -> None:
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
     problems = report["problems"]
     verdict = f"; a run fails: {len(problems)} problems" if problems else "; ready to run"
+    if report["notes"]:
+        verdict += f" ({len(report['notes'])} notes below)"
     print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds}){verdict}")
 
     for problem in problems:

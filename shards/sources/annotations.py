@@ -16,39 +16,40 @@ texts.
                        or text
     a list of videos   such a column alone; the texts come from another file
 
-The columns of a record determine its form. Each name is looked up in the folder of videos, with or
-without an extension; a name without a folder is also looked up in subfolders. Absolute paths, and
-paths that start in a parent folder, are relative to `root`. WebVid's videos are fetched from their
-`contentUrl` if the folder has no media.
+The columns of a record determine its form. Each name is looked up in the folder of videos and
+its subfolders, with or without an extension. Absolute paths, and paths that start in a parent
+folder, are relative to `root`. WebVid's videos are fetched from their `contentUrl` if the folder
+has no media. With the columns `start` and `end`, a row is a part of a file.
 """
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from unicodedata import normalize
+
+from pydantic import ValidationError
 
 from alpro.errors import InputError
 from alpro.log import log, progress
-from alpro.shards.schema import (
-    IMAGE_EXTENSIONS,
-    MEDIA_EXTENSIONS,
-    SPLITS,
-    VIDEO_EXTENSIONS,
-    Question,
-    Reject,
-    Row,
-)
+from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, Question, Reject, Row
 from alpro.shards.sources.answers import first_option, question_of
 from alpro.shards.sources.cells import json_list
-from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, TIMES, Split
-from alpro.shards.sources.folders import list_folder, media_stem, spelled
+from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, Split
+from alpro.shards.sources.folders import media_stem
+from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
-from alpro.shards.storage import Location, resolve
+from alpro.shards.sources.windows import (
+    START_AND_END,
+    WHOLE,
+    Window,
+    WindowColumns,
+    window_columns,
+)
+from alpro.shards.storage import Location
 from alpro.shards.storage import suffix as extension_of
 
 
@@ -74,6 +75,7 @@ class Form:
 DOWNLOADS = Form("metadata of video2dataset or img2dataset", ("key", "status", "error_message"))
 QUESTIONS = Form("questions", ("question", "answer", NAME_COLUMNS), ("caption",))
 MSRVTT = Form("MSR-VTT (videodatainfo)", ("video_id", "sen_ids"), ("sen_ids",))
+ALPRO = Form("ALPRO's own lists", ("clip_name", "caption"), ("caption",), "record")
 CAPTIONS = Form("captions", (NAME_COLUMNS, TEXT_COLUMNS), TEXT_COLUMNS)
 NAMES = Form("a list of videos", (NAME_COLUMNS,))
 FORMS = (
@@ -84,10 +86,12 @@ FORMS = (
     Form("DiDeMo", ("video", "description", "times"), ("description",), "video"),
     Form("VATEX", ("videoID", "enCap"), ("enCap",)),
     Form("WebVid", ("videoid", "name"), ("name",)),
-    Form("ALPRO's own lists", ("clip_name", "caption"), ("caption",), "record"),
+    ALPRO,
     CAPTIONS,
     NAMES,
 )
+# A row may be a part of a file. The times of other forms are known not to be windows.
+WITH_WINDOWS = (QUESTIONS, ALPRO, CAPTIONS)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Entry:
     texts: tuple[Any, ...]  # captions or questions
     other_names: tuple[str, ...]  # of the file, if no file has this name
     url: str
+    window: Window
 
 
 def form_of(record: Record) -> Form | None:
@@ -106,11 +111,17 @@ def form_of(record: Record) -> Form | None:
     return next((form for form in FORMS if form.fits(record)), None)
 
 
-def read_entry(record: Record, file: Path, lists: bool = False, first: int | None = None) -> Entry:
+def read_entry(
+    record: Record,
+    file: Path,
+    lists: bool = False,
+    first: int | None = None,
+    times: WindowColumns = START_AND_END,
+) -> Entry:
     """What a record says. Raises InputError for unknown columns, ValueError for an invalid record.
 
     lists: a record may have a name alone, because another file has the texts. first: the number of
-    the first option of a question.
+    the first option of a question. times: the columns of windows.
     """
     form = form_of(record)
     if form is DOWNLOADS:
@@ -122,14 +133,12 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
             "name the column of the files `video`, and that of the texts `caption`, or set "
             "`annotations.texts` to the file that has them"
         )
-    if form is CAPTIONS:
-        # Read as annotations, it would lose these columns in silence.
-        of_manifests = [k for k in ("start", "end", "group") if record.get(k) not in (None, "")]
-        if of_manifests:
-            raise InputError(
-                f"{file}: a table with the column {of_manifests[0]} is a manifest: name the column "
-                "of the files `path`"
-            )
+    if form is CAPTIONS and record.get("group") not in (None, ""):
+        # Read as annotations, it would lose this column in silence.
+        raise InputError(
+            f"{file}: a table with the column group is a manifest: name the column of the files "
+            "`path`"
+        )
 
     record = plain(record)
 
@@ -146,15 +155,24 @@ def read_entry(record: Record, file: Path, lists: bool = False, first: int | Non
     elif form.texts and not texts:
         raise ValueError("no caption")
 
-    other_names = []
+    window = times.window(record) if form in WITH_WINDOWS else WHOLE
+    other_names = window.names_of_cut(name)
     if record.get("page_dir"):  # of WebVid
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
         other_names.append(name[2:])
     if name.isdecimal():  # of MSRVTT-QA and MSVD-QA
         other_names += [f"video{name}", f"vid{name}"]
+
     url = str(record.get("contentUrl") or "")
-    return Entry(form, name, tuple(texts), other_names=tuple(other_names), url=url)
+    return Entry(form, name, tuple(texts), other_names=tuple(other_names), url=url, window=window)
+
+
+def first_problem_of(error: ValidationError) -> str:
+    """The first problem of an invalid row, with its column."""
+    first = error.errors()[0]
+    column = ".".join(map(str, first["loc"]))
+    return f"{column}: {first['msg']}"
 
 
 def split_name(text: Any) -> Split:
@@ -195,9 +213,20 @@ class Video:
     name: str
     path: Location
     problem: str  # why there is no path
+    window: Window = WHOLE
+    is_cut: bool = False  # the file is already that part of a longer video
     captions: list[str] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)  # that together are one caption
     questions: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def row_id(self) -> str:
+        return f"{self.name}{self.window.suffix}"
+
+    @property
+    def key(self) -> str:
+        """What the records of a row have in common."""
+        return f"{self.path or self.name}{self.window.suffix}"
 
     def add(self, entry: Entry) -> None:
         texts = self.sentences if entry.form.joined == "video" else self.captions
@@ -212,44 +241,61 @@ class Video:
             return Reject(id=row_id, path="", reason="bad row", detail=self.problem)
 
         paragraph = [" ".join(texts.sentences)] if texts.sentences else []
-        return Row(
-            id=row_id,
-            path=self.path,
-            kind="image" if extension_of(self.path) in IMAGE_EXTENSIONS else "video",
-            captions=(*texts.captions, *paragraph),
-            questions=tuple(Question(**question) for question in texts.questions),
-            split=split_name(self.split),
-            name=self.name,
-        )
+        try:
+            return Row(
+                id=row_id,
+                path=self.path,
+                kind="image" if extension_of(self.path) in IMAGE_EXTENSIONS else "video",
+                start=None if self.is_cut else self.window.start,
+                end=None if self.is_cut else self.window.end,
+                captions=(*texts.captions, *paragraph),
+                questions=tuple(Question(**question) for question in texts.questions),
+                split=split_name(self.split),
+                name=self.name,
+            )
+        except ValidationError as error:
+            return Reject(
+                id=row_id, path=str(self.path), reason="bad row", detail=first_problem_of(error)
+            )
 
 
 def scan_annotations(
     videos: Path,
     files: Mapping[str, Path],
     root: Path | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[Row | Reject]:
-    """Yields a row per video and split, in the order of the files, and a reject for each invalid
-    record.
+    """Yields a row per video, or part of one, and split, in the order of the files, and a reject
+    for each invalid record.
 
     files: an annotation file for each split; with the key "", of all splits, as its records name
     them; with the key "texts", the texts of the videos that the others only list. Further files of
     a split, keyed as in `keyed`, add texts to its videos. root: the folder that the names in the
     files are relative to, here or on the machine where the files were written; default: `videos`. A
-    missing video is also a row, so that it becomes a reject and is counted.
+    missing video is also a row, so that it becomes a reject and is counted. notes: gets a line for
+    each thing that a user should know.
 
     Raises InputError if a file or the folder is missing or has an unknown format.
     """
+    notes = [] if notes is None else notes
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
     media = MediaFiles(videos, root)
+    # Here, once: a folder that cannot be listed is an error, not one of each record.
+    _ = media.by_stem
+
     joined: dict[tuple[str, str], Video] = {}
     first_problem = ""
     for key, file in files.items():
         split = key.partition(".")[0]
         lists = TEXTS in files and key != TEXTS
+        times = columns_of_windows(file, split)
+        if times.note:
+            notes.append(f"{file.name}: {times.note}")
+
         with progress(f"reading {file.name}", None, "records") as advance:
-            for reject in read_file(file, split, joined, media, lists, advance):
+            for reject in read_file(file, split, joined, media, lists, times, advance):
                 # If no record is valid, the first one says why.
                 first_problem = first_problem or f"; {reject.id}: {reject.detail}"
                 yield reject
@@ -265,8 +311,19 @@ def scan_annotations(
         has_texts = video.captions or video.sentences or video.questions
         texts = video if has_texts else joined.get((TEXTS, path), video)
         # A video in two splits is a row in each, with an id of its own.
-        row_id = video.name if split_count[path] == 1 else f"{split}/{video.name}"
+        row_id = video.row_id if split_count[path] == 1 else f"{split}/{video.row_id}"
         yield video.row(row_id, texts)
+    notes += media.notes()
+
+
+def columns_of_windows(file: Path, split: str) -> WindowColumns:
+    """The columns of a file's windows. Raises InputError if the file cannot be read."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such annotation file ({split})")
+    records = named_records(file)
+    first = next(records, ("", ""))
+    has_windows = isinstance(first[1], dict) and form_of(first[1]) in WITH_WINDOWS
+    return window_columns(chain([first], records)) if has_windows else START_AND_END
 
 
 def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -286,15 +343,14 @@ def read_file(
     file: Path,
     split: str,
     joined: dict[tuple[str, str], Video],
-    media: "MediaFiles",
+    media: MediaFiles,
     lists: bool,
+    times: WindowColumns,
     advance: Callable[[], None],
 ) -> Iterator[Reject]:
     """Adds the texts of a file to the videos, calls `advance` for each record, and yields a reject
     for each invalid one. joined: the videos by split and path. lists: another file has the texts of
     the videos."""
-    if not file.is_file():
-        raise InputError(f"{file}: no such annotation file ({split})")
     # Which number the first option has shows in some of the records only: one more pass.
     first = first_option(record for _, record in named_records(file))
     other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
@@ -304,7 +360,7 @@ def read_file(
         try:
             if isinstance(record, str):
                 raise ValueError(record)
-            entry = read_entry(record, file, lists, first)
+            entry = read_entry(record, file, lists, first=first, times=times)
 
             has_split = entry.form is MSRVTT or not split
             named_split = split_name(record.get("split")) if has_split else ""
@@ -317,160 +373,14 @@ def read_file(
                     f"{file}: read as {entry.form.title}; its videos are looked up in {file.parent}"
                 )
             is_used = True
-            times = [column for column in TIMES if record.get(column) not in (None, "")]
-            if times and entry.form is CAPTIONS:
-                log_once(
-                    f"{file}: {', '.join(times)} are not used: each caption is that of its whole "
-                    "file; a manifest (`path`, `start`, `end`) has parts of files"
-                )
-
-            name, path, problem = media.locate(entry)
-            video_split = split or named_split
-            video = Video(video_split, name, path, problem)
-            joined.setdefault((video_split, str(path) or name), video).add(entry)
+            name, path, problem = media.locate(entry.name, entry.other_names, entry.url)
+            cuts = [cut.rpartition("/")[2] for cut in entry.window.names_of_cut(name)]
+            is_cut = isinstance(path, Path) and media_stem(path.name) in cuts
+            video = Video(split or named_split, name, path, problem, entry.window, is_cut)
+            joined.setdefault((video.split, video.key), video).add(entry)
         except ValueError as error:
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
 
     if other_splits and not is_used:
         others = " and ".join(sorted(other_splits))
         raise InputError(f"{file}: no video of the split {split}; its videos are of {others}")
-
-
-class MediaFiles:
-    """The media files of a folder, looked up by the names in annotation files.
-
-    root: the folder that the names are relative to, here or on another machine.
-    """
-
-    def __init__(self, folder: Path, root: Path | None = None):
-        self.folder = folder
-        self.root = Path(os.path.normpath(root.absolute())) if root else folder
-        self.located: dict[str, tuple[str, Location, str]] = {}
-        # Paths by their names without the extension, in any case.
-        self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
-        self.named: dict[Path, str] = {}  # the name by which a file was found
-        with progress("listing media", None, "files") as advance:
-            listing = list_folder(folder, advance)
-
-        for path in listing.media:
-            stem = spelled(media_stem(path.rpartition("/")[2])).casefold()
-            self.by_stem[stem].append(f"{folder}/{path}")
-        self.notes = list(listing.notes())
-
-    def locate(self, entry: Entry) -> tuple[str, Location, str]:
-        """The name of a video relative to the folder, and its path: that of one of its names, its
-        URL if the folder has no media, or where it is expected. Instead of the path a reason if the
-        names mean several files.
-
-        Raises ValueError if no file of the folder has the name.
-        """
-        if entry.name not in self.located:
-            name = self.relative(entry.name)
-            path: Location = ""
-            problem = ""
-            try:
-                path = self._path(name, entry)
-                str(path).encode()  # a folder name may not be valid UTF-8
-            except (ValueError, InputError) as error:
-                path = ""
-                problem = str(error)
-            self.located[entry.name] = (name, path, problem)
-        return self.located[entry.name]
-
-    def _path(self, name: str, entry: Entry) -> Location:
-        if entry.url and not self.by_stem:
-            return resolve(self.folder, entry.url)
-        for index, other in enumerate((name, *entry.other_names)):
-            # A name that is outside or ambiguous: another of its names may not be.
-            with suppress(ValueError):
-                path = self.find(self.relative(other) if index else other)
-                if is_file(path):
-                    return path
-        return self.find(name)
-
-    def relative(self, name: str) -> str:
-        """The path of a name relative to the folder of videos. Raises ValueError outside of it."""
-        if "\\" in name and not is_file(self.folder / name):  # as Windows writes it
-            name = name.replace("\\", "/")
-        path = os.path.normpath(os.path.join(self.root, name))  # noqa: PTH118 - much faster
-        for folder in (f"{self.folder}/", f"{self.root}/") if Path(name).name else ():
-            if path.startswith(folder):
-                return path.removeprefix(folder)
-
-        if name.startswith("/"):
-            raise ValueError(
-                f"name {name!r} is an absolute path outside {self.root}; set `root` of the corpus "
-                f"to the folder in it that corresponds to {self.folder}"
-            )
-        raise ValueError(f"name {name!r} names no file in the folder of videos")
-
-    def find(self, name: str) -> Path:
-        """The file that a name refers to, or the path where it is expected.
-
-        The file with exactly this name comes first, then one in the same folder with another
-        extension, or with an extension if the name lacks one, then one whose name differs in case.
-        A name without a folder also matches files in subfolders. A name with a video extension
-        never matches an image, nor the reverse; a name without an extension prefers the video.
-        Raises ValueError if it matches several files, or a file that a name in another case has
-        already found.
-        """
-        exact = self.folder / name
-        if is_file(exact):
-            return exact
-        # A disk may spell accents otherwise than a table.
-        exact = Path(normalize("NFC", str(exact)))
-        matches = self._matches(exact, is_anywhere="/" not in name)
-        if not matches:
-            has_extension = exact.suffix.lower() in MEDIA_EXTENSIONS
-            return exact if has_extension else exact.with_name(f"{exact.name}.mp4")
-
-        closest = sorted(matches[min(matches)])
-        file = closest[0]
-        # Equally close in two folders: which one is meant cannot be known.
-        if file.parent != closest[-1].parent:
-            shown = " or ".join(str(path.relative_to(self.folder)) for path in closest[:2])
-            raise ValueError(f"the name could mean {shown}")
-
-        other = self.named.setdefault(file, name)
-        if other != name and other.casefold() == name.casefold():
-            raise ValueError(
-                f"the names {other!r} and {name!r} differ only in case, and there is one file"
-            )
-        return file
-
-    def _matches(self, exact: Path, is_anywhere: bool) -> dict[tuple[bool, ...], list[Path]]:
-        """The files that a path may mean, by how far they are from it: the least is the best.
-
-        is_anywhere: also those in other folders.
-        """
-        extension = exact.suffix.lower()
-        has_extension = extension in MEDIA_EXTENSIONS
-        other_kind = IMAGE_EXTENSIONS if extension in VIDEO_EXTENSIONS else VIDEO_EXTENSIONS
-
-        matches: defaultdict[tuple[bool, ...], list[Path]] = defaultdict(list)
-        for stem in {exact.name, exact.stem} if has_extension else {exact.name}:
-            for path in self.by_stem.get(stem.casefold(), []):
-                file = Path(normalize("NFC", path))
-                file_extension = file.suffix.lower()
-                is_beside = file.parent == exact.parent
-                if not (is_beside or is_anywhere):
-                    continue
-                if has_extension and file_extension in other_kind:
-                    continue
-                # By importance: the folder, the case of the name, the extension, the kind.
-                distance = (
-                    not is_beside,
-                    media_stem(file.name) not in (exact.name, exact.stem),
-                    file.name != exact.name,
-                    stem != exact.name,
-                    file_extension in IMAGE_EXTENSIONS,
-                )
-                matches[distance].append(Path(path))
-        return matches
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # an invalid file name
-        return False

@@ -18,7 +18,6 @@ TEXT_COLUMNS: tuple[str, ...] = (
 # Columns of a manifest.
 TEXTS = {"caption", "captions", "questions"}
 COLUMNS = {"id", "path", "kind", "start", "end", "split", "group", *TEXTS}
-TIMES = ("start_time", "end_time", "start time", "end time", "start_sec", "end_sec")
 
 Split = Literal["", "train", "validation", "test"]
 SPLIT_NAMES: dict[str, Split] = {

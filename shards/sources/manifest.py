@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from alpro.shards.schema import MANIFEST, REJECTS, Reject, Row
 from alpro.shards.sources.captions import SIDECARS, TABLES
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.folders import list_folder, media_suffix
+from alpro.shards.sources.media_files import is_file
 from alpro.shards.sources.scan import is_folder, known_form, scan_source
-from alpro.shards.storage import Location, identities, join
+from alpro.shards.storage import Location, identities, is_url, join
 
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
 STATE = {".tar", ".gz", *TABLES, *SIDECARS}  # files whose contents the rows depend on
@@ -74,7 +76,7 @@ def import_source(
     root: Path | None = None,
 ) -> Manifest:
     """The manifest of a source, in the folder `cache`, imported unless no file of the source has
-    changed since.
+    changed since, and all its rows have their files.
 
     Raises InputError if the source as a whole is unusable, as `scan_source`.
     """
@@ -88,8 +90,9 @@ def import_source(
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     state = digest({"code": code, "files": list(state_of(data, annotations))})[:16]
     folder = cache / f"{source}-{state}"
-    if (folder / "about.json").is_file():
-        return Manifest(folder)
+    known = Manifest(folder) if (folder / "about.json").is_file() else None
+    if known and is_current(known, data):
+        return known
 
     temporary = temporary_name(folder)
     try:
@@ -97,6 +100,10 @@ def import_source(
         notes: list[str] = []
         form, records = scan_source(data, annotations, root, notes)
         write_manifest(data, form, records, temporary, notes)
+        if known and Manifest(temporary).about == known.about:
+            return known  # a stage may be reading it
+        if known:
+            shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another process has imported it
             publish(temporary, folder)
     except PermissionError as error:
@@ -117,6 +124,19 @@ def has_questions(data: Location, cache: Path | None = None) -> bool:
     with suppress(InputError), tempfile.TemporaryDirectory(prefix="alpro-") as temporary:
         return import_source(data, cache or Path(temporary)).about["questions"]
     return True
+
+
+def is_current(manifest: Manifest, data: Location) -> bool:
+    """Whether the rows of an imported source are those that it would have now: of a manifest whose
+    media are not a part of its state, a name that had no file may have one now."""
+    if not manifest.about["form"].startswith("a manifest") or not isinstance(data, Path):
+        return True
+    if is_folder(data):  # the state has the names of its media
+        return True
+    if manifest.about["rejects"]:
+        return False
+    paths = chain.from_iterable(batch["path"].to_pylist() for batch in manifest.batches(["path"]))
+    return all(is_url(path) or is_file(Path(path)) for path in paths)
 
 
 def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator[list[Any]]:

@@ -3,9 +3,8 @@
 import os
 import re
 from collections.abc import Iterator, Set
-from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,23 +12,35 @@ from pydantic import ValidationError
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reject, Row
-from alpro.shards.sources.annotations import split_name, texts_of
+from alpro.shards.sources.annotations import first_problem_of, split_name, texts_of
 from alpro.shards.sources.answers import first_option, question_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import COLUMNS, TEXTS
-from alpro.shards.sources.folders import spelled
+from alpro.shards.sources.media_files import MediaFiles, is_file
 from alpro.shards.sources.records import named_records, plain
+from alpro.shards.sources.windows import (
+    MAX_LOOKED_AT,
+    START_AND_END,
+    WindowColumns,
+    has_other_times,
+    window_columns,
+)
 from alpro.shards.storage import Location, exists, is_url, parent, resolve, suffix
 
-MAX_FOLDERS = 256  # whose names are kept at a time
 
-
-def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row | Reject]:
+def scan_manifest(
+    source: Location,
+    require_texts: bool = True,
+    notes: list[str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Row | Reject]:
     """Yields the rows of a manifest, and a reject for each invalid row, in order.
 
     A manifest (a path or a URL) has the columns `path` (relative to it) and `caption` or `captions`
     or `questions`; optionally `id`, `start` and `end` (seconds), `split`, `kind` (video, image),
-    `group` (items of the same source). require_texts: whether a column of texts is required.
+    `group` (items of the same source). require_texts: whether a column of texts is required. notes:
+    gets a line for each thing that a user should know. folder: which paths are relative to, if it
+    is not that of the manifest.
 
     Raises InputError if the whole manifest is unusable: it is missing or unreadable, lacks a
     required column, repeats an id or has a path outside its folder.
@@ -48,19 +59,27 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
     if suffix(source) in MEDIA_EXTENSIONS:
         raise InputError(f"{source}: a single file; name its folder")
 
-    folder = parent(source)
+    records = named_records(source)
+    head = list(islice(records, MAX_LOOKED_AT))
+    # Only a table with such columns is read twice: it may be at a URL.
+    times = window_columns(named_records(source)) if has_other_times(head) else START_AND_END
+    notes = [] if notes is None else notes
+    if times.note:
+        notes.append(f"{PurePosixPath(str(source)).name}: {times.note}")
+
     columns = set[str]()
-    files = FileNames()
+    root = folder or parent(source)
+    media = MediaFiles(root) if isinstance(root, Path) else None
     ids: dict[str, str] = {}
     empty = True
-    for where, record in named_records(source):
+    for where, record in chain(head, records):
         empty = False
         if isinstance(record, str):  # the reason why the record cannot be read
             yield Reject(id=where, path="", reason="bad row", detail=record)
             continue
 
         columns |= record.keys()
-        row = row_of(where, record, folder, files)
+        row = row_of(where, record, root, media, times)
         if isinstance(row, Row):
             other = ids.setdefault(row.id, where)
             if other is not where:
@@ -88,60 +107,37 @@ def scan_manifest(source: Location, require_texts: bool = True) -> Iterator[Row 
                 f"{source}: no column {missing} (it has {present}); name the column of the files "
                 "path, or video, and that of the texts caption"
             )
+    if media:
+        notes += media.notes()
 
 
-class FileNames:
-    """The names of the files in folders, to find a file whose name differs in case from a path.
-    A folder is listed once."""
-
-    def __init__(self) -> None:
-        self.names = lru_cache(maxsize=MAX_FOLDERS)(names_in)
-        # Files of names in another case, with the paths that found them.
-        self.found: dict[Path, str] = {}
-
-    def actual(self, path: Location, text: str) -> Location:
-        """The file of a path: one whose name differs in case, if it is the only one.
-
-        text: the path as the manifest has it.
-
-        Raises ValueError if another path has found it.
-        """
-        if not isinstance(path, Path):
-            return path
-
-        names = self.names(path.parent)
-        same = names.get(spelled(path.name).casefold(), ())
-        if path.name in same or len(same) != 1:
-            return path
-
-        file = path.with_name(same[0])
-        other = self.found.setdefault(file, text)
-        if other != text:
-            raise ValueError(f"{other!r} and {text!r} differ only in case, and there is one file")
-        return file
-
-
-def names_in(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The names in a folder by their spelling in one case; none if it cannot be listed, which
-    decoding reports."""
-    names: dict[str, tuple[str, ...]] = {}
-    with suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 (half the time of Path.iterdir)
-            key = spelled(name).casefold()
-            names[key] = (*names.get(key, ()), name)
-    return names
+def file_of(path: Location, root: Location, media: MediaFiles) -> Location:
+    """The file that a path of a manifest in the folder `root` means (`MediaFiles.match`), or the
+    path itself. Raises ValueError if it means several files, or one that another path means."""
+    if not isinstance(path, Path) or path == root or is_file(path):
+        return path
+    try:
+        name = media.relative(str(path))
+        found = media.match(name)
+    except InputError:  # a folder cannot be listed; that the file is missing is reported
+        return path
+    if found is None:
+        media.missing[name] = None
+    return found or path
 
 
 def row_of(
     where: str,
     record: dict[str, Any],
     root: Location,
-    files: FileNames | None = None,
+    media: MediaFiles | None = None,
+    times: WindowColumns = START_AND_END,
 ) -> Row | Reject:
     """The row of a manifest record in the folder `root`, or a reject if the record is invalid.
     Raises InputError for a path that is not allowed.
 
-    files: the names in the folders, if the case of a path does not count.
+    media: the files of the folder, if a path may be that of a file with another spelling. times:
+    the columns of windows.
     """
     name = where
     file = ""
@@ -167,31 +163,26 @@ def row_of(
             file = file.replace("\\", "/")  # as Windows writes it
 
         path = resolve(root, file)
-        path = files.actual(path, file) if files else path
-
-        start = seconds_of(record.get("start"))
-        end = seconds_of(record.get("end"))
-        if start is not None and end is not None and start >= end:
-            raise ValueError(f"start {start} is not before end {end}")
-
-        # Part of the default id: the rows of a file have different ones.
-        window = ""
-        if start is not None or end is not None:
-            end_text = "" if end is None else f"{end:g}"
-            window = f"@{start or 0:g}-{end_text}"
+        default_id = _without_suffix(file)
+        if media:
+            expected = path
+            path = file_of(path, root, media)
+            if path != expected and PurePosixPath(file).suffix.lower() not in MEDIA_EXTENSIONS:
+                default_id = file  # a name without an extension may have a dot
+        window = times.window(record)
 
         kind_of_file = "image" if suffix(path) in IMAGE_EXTENSIONS else "video"
         kind = record.get("kind", kind_of_file)
         texts = [*texts_of(record.get("captions")), *texts_of(record.get("caption"))]
-        row_id = name if "id" in record else _without_suffix(file) + window
+        row_id = name if "id" in record else f"{default_id}{window.suffix}"
         values = {
             "id": row_id,
             "path": path,
             "kind": str(kind).strip().lower(),
             "captions": tuple(dict.fromkeys(texts)),
             "questions": tuple(_questions(record.get("questions", []))),
-            "start": start,
-            "end": end,
+            "start": window.start,
+            "end": window.end,
             "split": split_name(record.get("split", "")),
             "group": str(record.get("group", "")),
             "name": _file_key(path, root),
@@ -201,33 +192,9 @@ def row_of(
     except InputError as error:
         raise InputError(f"{where} of the manifest: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        column = ".".join(map(str, first["loc"]))
-        detail = f"{column}: {first['msg']}"
-        return Reject(id=name, path=file, reason="bad row", detail=detail)
+        return Reject(id=name, path=file, reason="bad row", detail=first_problem_of(error))
     except (ValueError, TypeError, OverflowError) as error:
         return Reject(id=name, path=file, reason="bad row", detail=str(error))
-
-
-def seconds_of(value: Any) -> float | None:
-    """A time in seconds, which may be hours, minutes and seconds, such as 01:02:03.5; None if there
-    is none.
-
-    Raises ValueError for anything else.
-    """
-    if value is None or str(value).strip().lower() in ("", "nan", "none", "null"):
-        return None
-    if isinstance(value, str) and ":" in value:
-        digits = value.strip().replace(",", ".")
-        parts = [float(part) for part in digits.split(":")]
-        if len(parts) > 3 or any(part < 0 for part in parts):
-            raise ValueError(f"{value!r} is not a time, such as 01:02:03.5")
-
-        seconds = 0.0
-        for place, part in enumerate(reversed(parts)):
-            seconds += part * 60**place
-        return seconds
-    return float(value)
 
 
 def _without_suffix(path: str) -> str:

@@ -54,22 +54,24 @@ def scan_source(
     notes: gets a line for each thing that is left out, once the rows are read; by default, they are
     logged. require_texts: whether a manifest needs a column of texts.
     """
+    kept: list[str] = [] if notes is None else notes
     if annotations:
-        return "annotation files", scan_annotations(Path(data), annotations, root)
+        rows = scan_annotations(Path(data), annotations, root, kept)
+        return "annotation files", rows if notes is not None else logged(rows, kept)
     if is_downloads(data):
         return "shards of video2dataset or img2dataset", scan_downloads(data)
 
-    kept: list[str] = [] if notes is None else notes
     if isinstance(data, Path) and is_folder(data):
         form, rows = scan_folder(data, root, kept)
         return form, rows if notes is not None else logged(rows, kept)
 
     known = known_form(data) if isinstance(data, Path) else None
     if known and isinstance(data, Path):
-        rows = in_folder_splits(scan_annotations(data.parent, {"": data}, root), data.parent, kept)
+        rows = scan_annotations(data.parent, {"": data}, root, kept)
+        rows = in_folder_splits(rows, data.parent, kept)
         return f"{data.name}: {known.title}", rows if notes is not None else logged(rows, kept)
 
-    rows = split_hint(scan_manifest(data, require_texts), kept)
+    rows = split_hint(scan_manifest(data, require_texts, kept), kept)
     rows = rows if notes is not None else logged(rows, kept)
     return f"a manifest, {PurePosixPath(str(data)).name}", rows
 
@@ -183,7 +185,7 @@ def scan_lists(listing: Listing, pairs: list[tuple[str, str]], notes: list[str])
             yield row_of(f"line {number}", record, listing.folder)
 
     yield from in_folder_splits(rows(), listing.folder, notes, listing)
-    notes += listing.notes()
+    notes += [*listing.notes(), *media.notes()]
 
 
 def is_table(file: Path) -> bool:
@@ -210,9 +212,9 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
         else:
             of_all.setdefault(table.split, []).append(str(table.file))
 
-    sources: list[Rows] = [of_table(listing.folder, table) for table in [*manifests, *of_folders]]
+    sources = [of_table(listing, table, notes) for table in [*manifests, *of_folders]]
     if of_all:
-        sources.append(scan_annotations(listing.folder, keyed(of_all), root))
+        sources.append(scan_annotations(listing.folder, keyed(of_all), root, notes))
 
     files = {table.file for table in tables}
     others = [path for path in tables_in(listing) if listing.folder / path not in files]
@@ -227,19 +229,20 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
 
 def has_media(listing: Listing, folder: Path) -> bool:
     """Whether a listing has media in a folder or below."""
-    inside = f"{folder.relative_to(listing.folder).as_posix()}/"
+    inside = "" if folder == listing.folder else f"{folder.relative_to(listing.folder).as_posix()}/"
     return any(path.startswith(inside) for path in listing.media)
 
 
-def of_table(folder: Path, table: Table) -> Rows:
-    """The rows of a table whose names are relative to its folder, with ids and names relative to
-    `folder`."""
+def of_table(listing: Listing, table: Table, notes: list[str]) -> Rows:
+    """The rows of a table whose names are relative to its folder, or to the whole one if it has no
+    media, with ids and names relative to the whole one."""
+    folder = table.folder if has_media(listing, table.folder) else listing.folder
     if known_form(table.file):
-        rows = scan_annotations(table.folder, {table.split: table.file})
+        rows = scan_annotations(folder, {table.split: table.file}, notes=notes)
     else:
-        rows = scan_manifest(table.file)
+        rows = scan_manifest(table.file, notes=notes, folder=folder)
 
-    inside = table.folder.relative_to(folder).as_posix()
+    inside = folder.relative_to(listing.folder).as_posix()
     prefix = "" if inside == "." else f"{inside}/"
     for row in rows:
         if isinstance(row, Reject):
@@ -318,14 +321,19 @@ def scan_media(folder: Path, notes: list[str] | None = None) -> Rows:
 
 def with_table_captions(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:
     texts: dict[str, Row] = {}
+    parts = 0
     of_tables: list[str] = []
     try:
         form, rows = scan_folder(listing.folder, None, of_tables)
         if form != "a folder of videos with texts":
             for row in rows:
+                if not isinstance(row, Row):
+                    continue
                 # The caption of a part is not that of the whole file.
-                if isinstance(row, Row) and (row.start, row.end) == (None, None):
+                if (row.start, row.end) == (None, None):
                     texts[str(row.path)] = row
+                else:
+                    parts += 1
     except InputError as error:  # the videos are there without their captions
         notes.append(str(error))
 
@@ -338,3 +346,8 @@ def with_table_captions(listing: Listing, sidecars: Sidecars, notes: list[str]) 
             )
         yield row
     notes += of_tables if texts else of_files
+    if parts:
+        notes.append(
+            f"{parts} captions of parts of files are left out: to search parts, pass the table "
+            "itself instead of its folder"
+        )

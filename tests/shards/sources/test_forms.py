@@ -12,7 +12,8 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.annotations import MediaFiles, keyed, scan_annotations
+from alpro.shards.sources.annotations import keyed, scan_annotations
+from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.scan import scan_source
 from tests.conftest import one_line
 from tests.shards.conftest import rows_and_rejects
@@ -343,10 +344,7 @@ def test_an_unusable_source_raises_a_one_line_error_with_the_columns(videos, tmp
             (videos, [columns, ["1"] * len(columns)], ", ".join(sorted(columns)[:20]))
             for columns in unknown
         ),
-        *(
-            (videos, [["video", "caption", own], ["a", "x", "1"]], "files `path`")
-            for own in ("start", "end", "group")
-        ),
+        (videos, [["video", "caption", "group"], ["a", "x", "1"]], "files `path`"),
         (videos, [downloaded, ["1"] * 7], f"use the folder of its shards, {tmp_path}"),
     ):
         with one_line(cause) as error:
@@ -378,6 +376,9 @@ NAMES += [
     ("A/x.mov.mp4", "A/x.mov", "A/x.mov.mp4"),
     ("A/x.mov.mp4 B/x.mkv", "x.mov", "A/x.mov.mp4"),
 ]
+# a name without its folder's own folders, and one that begins with the folder of videos itself
+NAMES += [("V/A/1.mp4 V/B/1.mp4", "A/1", "V/A/1.mp4"), ("V/A/1.mp4", "B/1", None)]
+NAMES += [("1.mp4", "videos/1", "1.mp4"), ("1.mp4", "other/1", None)]
 NAMES += [("A/7.mp4 B/7.webm", "7.webm", "B/7.webm")]  # the whole name comes before its stem
 NAMES += [("A/7.mkv A/7.webm", "7", "A/7.mkv"), ("", 300 * "x", None)]
 # é, and e with an accent, as macOS writes it
@@ -393,11 +394,13 @@ NAMES += [
 
 @pytest.mark.parametrize(("files", "name", "expected"), NAMES)
 def test_a_name_matches_only_its_own_file(files, name, expected, tmp_path):
-    touch(tmp_path, files.split())
-    path = MediaFiles(tmp_path).find(name)
-    assert path.parent == (tmp_path / (expected or name)).parent
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    touch(folder, files.split())
+    path = MediaFiles(folder).find(name)
+    assert path.parent == (folder / (expected or name)).parent
     assert (
-        path.relative_to(tmp_path).as_posix() if len(name) < 300 and path.is_file() else None
+        path.relative_to(folder).as_posix() if len(name) < 300 and path.is_file() else None
     ) == expected
 
 
