@@ -4,6 +4,7 @@ POST is a file."""
 import asyncio
 import io
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
@@ -14,8 +15,10 @@ import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
 
 from alpro.errors import InputError
 from alpro.inference.clips import load_clip
@@ -41,6 +44,8 @@ MAX_EXAMPLE = 80  # characters of a query to try
 PRIVATE = {"Cache-Control": "private, max-age=3600"}
 # Of files that browsers may play as they are; whether they do depends on the codec.
 PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+# Python reads no number of more than 4,300 digits.
+BYTE_RANGE = re.compile(rb"[0-9]{1,99}-[0-9]{0,99}|-[0-9]{1,99}")
 Key = Annotated[str, Query(max_length=40, description="of a hit: refuses another clip's number")]
 
 
@@ -113,6 +118,7 @@ def application(
     _add_clips(app, models)
     _add_health(app, models)
     _add_page(app)
+    _add_heads(app)
     return app
 
 
@@ -279,7 +285,7 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
             raise HTTPException(
                 404, "browsers cannot play this file; view=moving shows some frames"
             )
-        return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
+        return File(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
 
 
 def _add_health(app: FastAPI, models: ServedModels) -> None:
@@ -316,11 +322,43 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
 def _add_page(app: FastAPI) -> None:
     # A function for each file: a lambda in a loop would serve the last name.
     def add(address: str, name: str) -> None:
-        app.get(address, include_in_schema=False)(lambda: FileResponse(HERE / name))
+        app.get(address, include_in_schema=False)(lambda: File(HERE / name))
 
     add("/", "page.html")
     for name in PAGE_FILES:
         add(f"/{name}", name)
+
+
+def _add_heads(app: FastAPI) -> None:
+    """HEAD for each address that has GET (RFC 9110, 9.1), which FastAPI does not add."""
+    for route in [*app.routes]:
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+
+
+class File(FileResponse):
+    """A file, in ranges. A Range header of another unit or grammar is ignored (RFC 9110, 14.2);
+    Starlette would refuse the one, and read `+1-2` in the other."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name != b"range" or are_byte_ranges(value)
+        ]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def are_byte_ranges(value: bytes) -> bool:
+    """Whether the value of a Range header has the grammar of byte ranges.
+
+    >>> [are_byte_ranges(value) for value in (b"bytes=0-9, -5", b"bytes=a-9", b"items=0-9")]
+    [True, False, False]
+    """
+    unit, _, ranges = value.partition(b"=")
+    parts = [part.strip(b" \t") for part in ranges.split(b",")]
+    named = [part for part in parts if part]
+    return unit.lower() == b"bytes" and bool(named) and all(map(BYTE_RANGE.fullmatch, named))
 
 
 def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -118,6 +118,50 @@ def test_questions_and_entities_of_clips_and_uploads(models, pretrained, videos)
     assert part != client.get("/api/ask", params=question | {"clip": 0}).json()
 
 
+# The bytes that a Range header asks for; None: it is ignored, and the whole file is sent.
+RANGES = {
+    "bytes=10-19": (10, 20),
+    "bytes=-7": (-7, None),
+    "BYTES=5-": (5, None),
+    "bytes= 3-5, 4-9": (3, 10),
+    f"bytes=0-{'9' * 30}": (0, None),
+    "items=0-9": None,
+    "bytes=a-9": None,
+    "bytes=+1-2": None,
+    "bytes=1_0-2_0": None,
+    "bytes": None,
+    "bytes=,": None,
+    f"bytes={'9' * 5000}-": None,
+}
+
+
+@pytest.mark.parametrize("header", RANGES)
+def test_a_range_is_the_bytes_that_it_asks_for_or_is_ignored(header, client, videos):
+    whole = videos[1].read_bytes()
+    expected = RANGES[header]
+    part = client.get("/api/clip/1", headers={"Range": header})
+    start, end = expected or (0, None)
+    assert (part.status_code, part.content) == (206 if expected else 200, whole[start:end])
+
+
+def test_a_range_beyond_the_end_is_refused_and_one_of_another_version_is_ignored(client, videos):
+    size = videos[1].stat().st_size
+    refused = client.get("/api/clip/1", headers={"Range": f"bytes={size}-"})
+    assert (refused.status_code, refused.headers["content-range"]) == (416, f"bytes */{size}")
+    changed = client.get("/api/clip/1", headers={"Range": "bytes=0-9", "If-Range": '"other"'})
+    assert (changed.status_code, len(changed.content)) == (200, size)
+
+
+def test_every_address_has_a_head(client, videos):
+    for address in ("/", "/page.js", "/api/health", "/api/search?k=1", "/api/clip/1"):
+        head = client.head(address)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == client.get(address).headers["content-length"]
+    assert client.head("/api/clip/99").status_code == 404
+    part = client.head("/api/clip/1", headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "10")
+
+
 def test_files_are_played_in_ranges_and_stay_private(client, models, videos):
     whole = client.get("/api/clip/1")
     assert (whole.content, whole.headers["content-type"]) == (videos[1].read_bytes(), "video/mp4")
