@@ -35,6 +35,7 @@ from alpro.stages.execution.lifecycle import signal_group, with_parent
 from alpro.threads import cores
 
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
+WORK = "work.json"  # of a stage that has not succeeded
 RESULT = "result.json"  # of a stage's processes, beside their work file
 # For the processes of a stage to write a checkpoint; torchrun gives its ranks 30.
 GRACE_SECONDS = 45.0
@@ -66,10 +67,15 @@ def run_stage(
     Raises InputError, Interrupted if the next call continues, Stopped if the pipeline stops, else
     StageFailed.
     """
-    file = write_work(step, out, store, resources)
     with_model = step.stage in WITH_MODEL
     gpus = visible_devices(resources) if with_model else {}
     count = resources.processes if step.stage in SEVERAL else 1
+    threads = None
+    # Two models on a CPU with all threads would wait for each other's.
+    if with_model and not gpus and "OMP_NUM_THREADS" not in os.environ:
+        threads = threads_on_cpu(out, concurrent_stages, count)
+
+    file = write_work(step, out, store, resources=resources, threads=threads)
     arguments = command(step.stage, file, resources)
 
     def announce(text: str) -> None:
@@ -84,15 +90,8 @@ def run_stage(
     with reserved(gpus, count, announce) as (devices, gpu_locks):
         settings = gpu_settings(devices)
 
-        # Two models on a CPU with all threads would wait for each other's. torchrun would give a
-        # process one thread.
-        if (
-            with_model
-            and not gpus
-            and concurrent_stages * count > 1
-            and "OMP_NUM_THREADS" not in os.environ
-        ):
-            settings["OMP_NUM_THREADS"] = str(max(1, cores() // concurrent_stages // count))
+        if threads:
+            settings["OMP_NUM_THREADS"] = str(threads)
 
         if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
             settings[PLAIN] = "1"
@@ -104,20 +103,46 @@ def run_stage(
     return outcome_of(step, file, status)
 
 
-def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Path:
+def threads_on_cpu(out: Path, concurrent_stages: int, processes: int) -> int:
+    """The number of threads of each process of a stage with a model; 0: PyTorch decides.
+
+    A stage that is resumed keeps that of its first attempt: with another, sums differ in their last
+    bits, and the result would not be that of a run without the interruption.
+    """
+    # torchrun would give each process one.
+    shared = concurrent_stages * processes > 1
+    threads = max(1, cores() // concurrent_stages // processes) if shared else 0
+
+    file = out / WORK
+    earlier = read_json(file) if file.is_file() else {}
+    same_processes = earlier.get("resources", {}).get("processes") == processes
+    if same_processes and earlier.get("threads") is not None:
+        return min(earlier["threads"], cores())
+    return threads
+
+
+def write_work(
+    step: Step,
+    out: Path,
+    store: Store,
+    *,
+    resources: Resources,
+    threads: int | None,
+) -> Path:
     """Checks the inputs of a step, and writes the file that its processes read. Returns it."""
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
     inputs |= step.paths
     # Just before the stage reads them, which may be hours after the plan.
     check_inputs(inputs.values())
 
-    file = out / "work.json"
+    file = out / WORK
     described = {
         "stage": step.stage,
         "config": step.config.model_dump(mode="json"),
         "inputs": {name: str(absolute(path)) for name, path in inputs.items()},
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
+        "threads": threads,
     }
     write_json(file, described)
     # The outcome of an earlier attempt would be taken for this one's.

@@ -124,6 +124,22 @@ def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
     assert threads(DATA, 1, 2) is None  # it has no model
 
 
+def test_a_resumed_stage_keeps_its_threads(group, tmp_path, monkeypatch):
+    """With another number, the last bits of its weights would be others."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    started = []
+    for folder, beside in (("one", 2), ("one", 1), ("two", 1), ("two", 2)):
+        out = tmp_path / folder
+        out.mkdir(exist_ok=True)
+        resources = Resources(device="cpu")
+        run_stage(PRETRAIN, out, Store(tmp_path), resources, concurrent_stages=beside)
+        started.append(group["settings"].get("OMP_NUM_THREADS"))
+        # As if it had been killed: a stage that succeeds removes its work file.
+        write_json(out / "work.json", group["work"])
+    assert started == ["3", "3", None, None]
+
+
 ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage", "work.json"]
 TORCHRUN = [sys.executable, "-P", "-m", "alpro.pipeline.execution.launch"]
 TORCHRUN += ["--log-dir", "/dev/null"]
