@@ -65,8 +65,12 @@ def corpus(rows, clips, tmp_path) -> Path:
 
 
 def read_all(reader: ShardReader) -> list[bytes]:
-    gc.collect()  # what the parent of a loading process had is not garbage there
     return [reader[number].frames().tobytes() for number in range(len(reader))]
+
+
+def read_in_a_loading_process(reader: ShardReader) -> list[bytes]:
+    gc.collect()  # what the parent had is not garbage here
+    return read_all(reader)
 
 
 def test_samples_round_trip_in_any_order(corpus, rows, clips):
@@ -169,7 +173,7 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start)
         1, mp_context=multiprocessing.get_context(start)
     ) as pool:  # each takes seconds to start
         for reader in (here, there, here, there):
-            assert pool.submit(read_all, reader).result() == expected
+            assert pool.submit(read_in_a_loading_process, reader).result() == expected
             assert (
                 read_all(there) == expected
             )  # if the child dropped a connection, this would wait forever
