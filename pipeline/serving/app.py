@@ -332,7 +332,7 @@ def _add_page(app: FastAPI) -> None:
 def _add_heads(app: FastAPI) -> None:
     """HEAD for each address that has GET (RFC 9110, 9.1), which FastAPI does not add."""
     for route in [*app.routes]:
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from alpro.shards.schema import MANIFEST, REJECTS, Reject, Row
 from alpro.shards.sources.captions import SIDECARS, TABLES
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.folders import list_folder, media_suffix
-from alpro.shards.sources.media_files import is_file
+from alpro.shards.sources.media_files import AMBIGUOUS, MediaFiles, is_file
 from alpro.shards.sources.scan import is_folder, known_form, scan_source
 from alpro.shards.storage import Location, identities, is_url, join
 
@@ -76,7 +75,7 @@ def import_source(
     root: Path | None = None,
 ) -> Manifest:
     """The manifest of a source, in the folder `cache`, imported unless no file of the source has
-    changed since, and all its rows have their files.
+    changed since, and its names mean the same files.
 
     Raises InputError if the source as a whole is unusable, as `scan_source`.
     """
@@ -127,16 +126,27 @@ def has_questions(data: Location, cache: Path | None = None) -> bool:
 
 
 def is_current(manifest: Manifest, data: Location) -> bool:
-    """Whether the rows of an imported source are those that it would have now: of a manifest whose
-    media are not a part of its state, a name that had no file may have one now."""
-    if not manifest.about["form"].startswith("a manifest") or not isinstance(data, Path):
+    """Whether the names of an imported manifest mean the files that they did: one that had no file,
+    or several, may have one now. The state of a manifest has no media, unlike that of others."""
+    is_manifest = manifest.about["form"].startswith("a manifest")
+    if not is_manifest or not isinstance(data, Path) or is_folder(data):
         return True
-    if is_folder(data):  # the state has the names of its media
-        return True
-    if manifest.about["rejects"]:
-        return False
-    paths = chain.from_iterable(batch["path"].to_pylist() for batch in manifest.batches(["path"]))
-    return all(is_url(path) or is_file(Path(path)) for path in paths)
+
+    media = MediaFiles(data.parent)
+    missing: list[str] = []
+    for batch in manifest.batches(["path"]):
+        paths = batch["path"].to_pylist()
+        missing += [path for path in paths if not is_url(path) and not is_file(Path(path))]
+    for reject in manifest.rejects().to_pylist():
+        if reject["detail"].startswith(AMBIGUOUS):
+            missing.append(reject["path"])
+
+    for path in missing:
+        # Not a file of the folder, in a folder that cannot be listed, or still several files.
+        with suppress(ValueError, InputError):
+            if media.match(media.relative(path)):
+                return False
+    return True
 
 
 def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator[list[Any]]:

@@ -14,6 +14,7 @@ from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENS
 from alpro.shards.sources.folders import MAX_NAMED, list_folder, media_stem, spelled
 from alpro.shards.storage import Location, resolve
 
+AMBIGUOUS = "the name could mean"  # two files
 MAX_FOLDERS = 50  # beside the data, in which files of its names are looked for
 MAX_LOOKED_AT = 50  # names without a file that are compared with those of the files
 
@@ -135,7 +136,7 @@ class MediaFiles:
         # Equally close in two folders: which one is meant cannot be known.
         if file.parent != closest[-1].parent:
             shown = " or ".join(str(path.relative_to(self.folder)) for path in closest[:2])
-            raise ValueError(f"the name could mean {shown}")
+            raise ValueError(f"{AMBIGUOUS} {shown}")
 
         other = self.named.setdefault(file, name)
         if other != name and other.casefold() == name.casefold():

@@ -76,10 +76,10 @@ def test_a_manifest_in_a_folder_beside_the_videos_is_read_from_the_folder_above(
     assert (row.path, row.captions) == (tmp_path / "videos/a.mp4", ("a dog",))
 
 
-def test_a_name_that_has_no_file_is_looked_up_again(tmp_path):
+def test_a_name_that_had_no_file_or_several_is_looked_up_again(tmp_path):
     """Of a manifest, no media are in the state of the source."""
     data = tmp_path / "data"
-    scanned(data, "", "path,caption\na,a dog\n")
+    scanned(data, "A/b.mp4 B/b.mp4", "path,caption\na,a dog\nb,a cat\n")
 
     def paths() -> list[str]:
         (batch,) = import_source(data / "x.csv", tmp_path / "cache").batches(["path"])
@@ -88,6 +88,8 @@ def test_a_name_that_has_no_file_is_looked_up_again(tmp_path):
     assert paths() == [str(data / "a")]
     (data / "a.mp4").touch()
     assert paths() == [str(data / "a.mp4")]
+    (data / "B/b.mp4").unlink()
+    assert paths() == [str(data / "a.mp4"), str(data / "A/b.mp4")]
 
 
 DOG = ("a dog",)
