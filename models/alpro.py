@@ -82,11 +82,13 @@ class DualEncoder(nn.Module, ABC):
     def project_video(self, tokens: Tensor) -> Tensor:
         """Video tokens (B, 1 + N, D) -> L2-normalized embeddings (B, E) of [CLS]: g_v in equation
         1."""
-        return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
+        cls = tokens[:, 0]
+        return F.normalize(self.video_proj(cls), dim=-1)
 
     def project_text(self, tokens: Tensor) -> Tensor:
         """Text tokens (B, L, D) -> L2-normalized embeddings (B, E) of [CLS]: g_t in equation 1."""
-        return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
+        cls = tokens[:, 0]
+        return F.normalize(self.text_proj(cls), dim=-1)
 
     @abstractmethod
     def clamped_temperature(self) -> Tensor:
@@ -114,9 +116,10 @@ class DualEncoder(nn.Module, ABC):
         """
         with torch.inference_mode():
             tokens = self.encode_video(frames, cls_only=True)
+            device_type = "cuda" if frames.is_cuda else "cpu"
             # In float32: after division by the temperature, bfloat16 keeps two digits of a
             # similarity.
-            with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
+            with torch.autocast(device_type, enabled=False):
                 # The weights of an exported model may be half precision; a CLIP's projection has
                 # none.
                 weight = next(self.video_proj.parameters(), None)
@@ -124,8 +127,9 @@ class DualEncoder(nn.Module, ABC):
 
                 # Equation 4.
                 features = self.project_video(tokens.to(dtype)).float()
-                logits = (features @ prompts.float().T) / self.clamped_temperature().float()
-                probabilities = logits.softmax(dim=-1)
+                similarity = features @ prompts.float().T
+                temperature = self.clamped_temperature().float()
+                probabilities = (similarity / temperature).softmax(dim=-1)
 
         # A normal tensor: autograd cannot save inference tensors for backward.
         return probabilities.clone()
@@ -185,7 +189,8 @@ class Prompter(DualEncoder):
 
     def text_length(self, length: int) -> int:
         # Texts are padded to a multiple of 8 tokens, which must have position embeddings.
-        return min(length, self.config.text.max_length // 8 * 8)
+        max_padded = self.config.text.max_length // 8 * 8
+        return min(length, max_padded)
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
@@ -230,11 +235,13 @@ class Alpro(Prompter):
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused [CLS] token (B, D)."""
-        return self.fuse(text, mask, video, first=1)[:, 0]
+        cls = self.fuse(text, mask, video, first=1)
+        return cls[:, 0]
 
     def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The VTM head on the fused [CLS]: logits (B, 2), index 1 = match."""
-        return self.vtm_head(self.fuse_cls(text, mask, video))
+        cls = self.fuse_cls(text, mask, video)
+        return self.vtm_head(cls)
 
     def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The question-answering head on the fused [CLS]: logits (B, answers)."""
@@ -242,37 +249,49 @@ class Alpro(Prompter):
             raise ValueError(
                 "this model has no question-answering head: fine-tune one, or load a QA model"
             )
-        return self.qa_head(self.fuse_cls(text, mask, video))
+        cls = self.fuse_cls(text, mask, video)
+        return self.qa_head(cls)
 
     def mlm_scores(self, tokens: Tensor) -> Tensor:
         """The MLM head on fused text tokens (..., D) -> (..., vocab)."""
         assert self.mlm_head is not None
-        return self.mlm_head(tokens, self.text_encoder.embeddings.word_embeddings.weight)
+        words = self.text_encoder.embeddings.word_embeddings.weight
+        return self.mlm_head(tokens, words)
 
     def fused_patches(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused patch tokens (B, P, D), of which PEM averages those of a region. Arguments as
         of `fuse`."""
+        tokens = self.fuse(text, mask, video)
         # Behind the text tokens comes the video's [CLS].
-        return self.fuse(text, mask, video)[:, text.shape[1] + 1 :]
+        first_patch = text.shape[1] + 1
+        return tokens[:, first_patch:]
 
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
         """Fused patch tokens (B, P, D), averaged where `inside` (B, P) is True -> entity logits (B,
         M)."""
         assert self.pem_head is not None
-        return self.pem_head(mean_inside(fused_patches, inside))
+        region = mean_inside(fused_patches, inside)
+        return self.pem_head(region)
 
 
 def mean_inside(tokens: Tensor, inside: Tensor) -> Tensor:
     """The mean (B, D) of the tokens (B, P, D) where `inside` (B, P) is True."""
     # A product with the mask, not an index: the number of tokens inside differs between examples.
     weights = inside.to(tokens.dtype)
-    return (weights[:, None] @ tokens).squeeze(1) / weights.sum(dim=1, keepdim=True)
+    sums = (weights[:, None] @ tokens).squeeze(1)
+    counts = weights.sum(dim=1, keepdim=True)
+    return sums / counts
 
 
 def classifier(width: int, outputs: int) -> nn.Sequential:
     """Linear to twice the width, ReLU, linear to `outputs`: the PEM and question-answering
     heads."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
+    hidden = 2 * width
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )
 
 
 @torch.no_grad()
@@ -294,7 +313,8 @@ def initialize(model: nn.Module, init: str) -> None:
             nn.init.normal_(module.weight, std=std(module.in_features))
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=std(module.weight[0].numel()))
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=std(fan_in))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):

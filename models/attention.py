@@ -30,20 +30,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+        length = x.shape[1]
         width = x.shape[-1]
         weight = self.qkv.weight
         bias = self.qkv.bias
 
         # A token that attends only to itself, as the one frame of an image: the result is its
         # value.
-        if x.shape[1] == 1 and mask is None and not self.dropout:
-            return self.proj(F.linear(x, weight[-width:], bias[-width:]))
+        if length == 1 and mask is None and not self.dropout:
+            value = F.linear(x, weight[-width:], bias[-width:])
+            return self.proj(value)
         if first is None:
             return self.attend(self.qkv(x), mask)
 
         # The last layer of an encoder of which only [CLS] is read: one query, all keys and values.
-        (q,) = self.by_head(F.linear(x[:, :first], weight[:width], bias[:width]), 1)
-        k, v = self.by_head(F.linear(x, weight[width:], bias[width:]), 2)
+        query = F.linear(x[:, :first], weight[:width], bias[:width])
+        key_value = F.linear(x, weight[width:], bias[width:])
+        (q,) = self.by_head(query, 1)
+        k, v = self.by_head(key_value, 2)
         return self.output(q, k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -60,11 +64,13 @@ class Attention(nn.Module):
             out = attention_by_products(q, k, v, mask, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)  # (B, L, D)
+        return self.proj(out)
 
     def by_head(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """(B, L, count * D) -> `count` tensors (B, heads, L, D / heads)."""
-        return x.unflatten(2, (count, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        by_head = x.unflatten(2, (count, self.heads, -1))
+        return by_head.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attention_on_gpu(
@@ -81,7 +87,8 @@ def attention_on_gpu(
     """
     sequences = len(q)
     length = q.shape[2]
-    if mask is None and not dropout and 1 < length <= MAX_PACKED and q.shape == k.shape:
+    is_plain = mask is None and not dropout
+    if is_plain and 1 < length <= MAX_PACKED and q.shape == k.shape:
         packed = sequences_in_a_tile(sequences, length)
         if packed > 1:
             return packed_attention(q, k, v, packed)
@@ -93,7 +100,9 @@ def attention_on_gpu(
     for start in range(0, sequences, MAX_SEQUENCES):
         rows = slice(start, start + MAX_SEQUENCES)
         # A mask of one row holds for all sequences.
-        mask_of_rows = mask[rows] if mask is not None and len(mask) == sequences else mask
+        mask_of_rows = mask
+        if mask is not None and len(mask) == sequences:
+            mask_of_rows = mask[rows]
         output = F.scaled_dot_product_attention(
             q[rows],
             k[rows],
@@ -107,8 +116,9 @@ def attention_on_gpu(
 
 def sequences_in_a_tile(sequences: int, length: int) -> int:
     """The largest divisor of the number of sequences, of so many that they fit a tile together."""
-    fitting = range(1, max(1, TILE // length) + 1)
-    return max(count for count in fitting if sequences % count == 0)
+    max_count = max(1, TILE // length)
+    divisors = [count for count in range(1, max_count + 1) if sequences % count == 0]
+    return max(divisors)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
@@ -128,7 +138,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
 
     # It has a mask now, so nothing is packed again.
     out = attention_on_gpu(pack(q), pack(k), pack(v), mask)
-    return out.unflatten(2, (packed, length)).transpose(1, 2).reshape(q.shape)
+    by_sequence = out.unflatten(2, (packed, length)).transpose(1, 2)
+    return by_sequence.reshape(q.shape)
 
 
 def attention_by_products(
@@ -140,10 +151,12 @@ def attention_by_products(
 ) -> Tensor:
     """As F.scaled_dot_product_attention, by two matrix products with a softmax, which is float32
     inside."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scale = q.shape[-1] ** -0.5
+    scores = (q * scale) @ k.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf)
-    return F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout_p) @ v
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    return F.dropout(weights, dropout_p) @ v
 
 
 class Mlp(nn.Module):
@@ -159,5 +172,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.fc1(x)
-        return self.fc2(y * F.sigmoid(1.702 * y) if self.quick else F.gelu(y))
+        hidden = self.fc1(x)
+        if self.quick:
+            activated = hidden * F.sigmoid(1.702 * hidden)
+        else:
+            activated = F.gelu(hidden)
+        return self.fc2(activated)

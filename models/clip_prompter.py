@@ -71,8 +71,10 @@ class TemporalAttention(nn.Module):
         with torch.no_grad():
             self.norm.load_state_dict(layer.layer_norm1.state_dict())
             spatial = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-            self.attn.qkv.weight.copy_(torch.cat([linear.weight for linear in spatial]))
-            self.attn.qkv.bias.copy_(torch.cat([linear.bias for linear in spatial]))
+            weights = [linear.weight for linear in spatial]
+            biases = [linear.bias for linear in spatial]
+            self.attn.qkv.weight.copy_(torch.cat(weights))
+            self.attn.qkv.bias.copy_(torch.cat(biases))
             nn.init.zeros_(self.attn.proj.weight)
             nn.init.zeros_(self.attn.proj.bias)
 
@@ -87,8 +89,10 @@ class TemporalAttention(nn.Module):
         # A sequence of T frames for each patch.
         y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
         y = y + self.times(frames)
-        y = self.attn(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        return x + y.transpose(1, 2).flatten(0, 1)
+        clips_and_patches = y.shape[:2]
+        y = self.attn(y.flatten(0, 1))
+        y = y.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
+        return x + y.flatten(0, 1)
 
 
 class ClipPrompter(DualEncoder):
@@ -111,8 +115,9 @@ class ClipPrompter(DualEncoder):
         vision = model.config.vision_config
         # Boxes on whole frames: a 14-pixel patch does not divide every image size.
         size = vision.image_size
-        patch = max(p for p in range(1, vision.patch_size + 1) if size % p == 0)
-        self.config = ModelConfig(video=VideoConfig(image_size=size, patch_size=patch))
+        divisors = [patch for patch in range(1, vision.patch_size + 1) if size % patch == 0]
+        video = VideoConfig(image_size=size, patch_size=max(divisors))
+        self.config = ModelConfig(video=video)
 
         self.temporal = nn.ModuleList()
         self.video_proj = self.text_proj = nn.Identity()  # the towers project themselves
@@ -195,7 +200,8 @@ class ClipPrompter(DualEncoder):
         ids = ids[:, :length]
         if self.clip.config.model_type == "siglip":
             ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
-        return self.clip.get_text_features(input_ids=ids).pooler_output.float()[:, None]
+        features = self.clip.get_text_features(input_ids=ids).pooler_output
+        return features.float()[:, None]
 
     def clamped_temperature(self) -> Tensor:
         # Not clamped: a stored scale may lie outside, and training clamps the parameter.
@@ -228,8 +234,10 @@ class ClipWords(BertTokenizer):
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
-        has_padding = tokenizer.pad_token_id is not None
-        self.pad_id = int(tokenizer.pad_token_id if has_padding else tokenizer.eos_token_id)
+        pad_id = tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = tokenizer.eos_token_id
+        self.pad_id = int(pad_id)
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         lower = [text.lower() for text in texts]
@@ -396,7 +404,8 @@ def load_clip(
         # Without its files, transformers makes a tokenizer without words.
         tokenizer = AutoTokenizer.from_pretrained(name)
         words = config.text_config.vocab_size
-        if len(tokenizer) < words / 2 or max(tokenizer.get_vocab().values()) >= words:
+        last_id = max(tokenizer.get_vocab().values(), default=0)
+        if len(tokenizer) < words / 2 or last_id >= words:
             raise ValueError(
                 f"its tokenizer has {len(tokenizer)} tokens, or ids beyond the {words} of the model"
             )
@@ -413,7 +422,8 @@ def load_clip(
         prompter.encode_text(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))
         has_scale = bool(1e-6 < prompter.clamped_temperature() < 1e6)
         towers = (config.text_config, config.vision_config)
-        if not has_scale or not all(0 <= tower.attention_dropout < 1 for tower in towers):
+        has_dropouts = all(0 <= tower.attention_dropout < 1 for tower in towers)
+        if not has_scale or not has_dropouts:
             raise ValueError(
                 "its logit_scale is no logarithm of a scale, or its attention_dropout no "
                 "probability"
@@ -479,8 +489,11 @@ def load_pretrained(kind: Any, name: str, config: Any) -> tuple[Any, set[str]]:
         ignore_mismatched_sizes=True,
     )
     # The head may be missing, such as the MLM head of a BERT; the body may not.
-    body = "" if model.base_model is model else f"{model.base_model_prefix}."
-    random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    body = ""
+    if model.base_model is not model:
+        body = f"{model.base_model_prefix}."
+    random = set(report["missing_keys"])
+    random.update(key for key, *_ in report["mismatched_keys"])
     random_in_body = sorted(key for key in random if key.startswith(body))
     if random_in_body:
         raise ValueError(f"weights are missing or of another shape, such as {random_in_body[0]}")
@@ -500,8 +513,12 @@ def check_header(header: dict[str, Tensor], kind: Any, config: Any, name: str) -
     towers = [getattr(config, tower, config) for tower in ("text_config", "vision_config")]
     distinct = {id(tower): tower for tower in towers}
     layers = sum(tower.num_hidden_layers for tower in distinct.values())
-    matches = [re.match(r".*\.layers?\.\d+", key) for key in header]
-    if layers != len({match[0] for match in matches if match}):
+    stored_layers = set()
+    for key in header:
+        match = re.match(r".*\.layers?\.\d+", key)
+        if match:
+            stored_layers.add(match[0])
+    if layers != len(stored_layers):
         raise ValueError(f"config.json has {layers} layers, but {name} has another number of them")
 
     with torch.device("meta"):
@@ -519,11 +536,14 @@ def load_temporal(prompter: ClipPrompter, file: Path) -> None:
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as weights:
-        names = [name for name in weights.keys() if name.startswith(TEMPORAL)]  # noqa: SIM118
-        temporal = {name.removeprefix(TEMPORAL): weights.get_tensor(name) for name in names}
+        temporal = {}
+        for name in weights.keys():  # noqa: SIM118
+            if name.startswith(TEMPORAL):
+                temporal[name.removeprefix(TEMPORAL)] = weights.get_tensor(name)
 
     if temporal:
-        prompter.add_temporal(len(temporal["0.time_embed"]))
+        frames = len(temporal["0.time_embed"])
+        prompter.add_temporal(frames)
         check_weights(temporal, prompter.temporal, "temporal attention")
         prompter.temporal.load_state_dict(temporal)
         # The new modules would be trainable, but this is a frozen teacher.

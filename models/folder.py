@@ -184,11 +184,14 @@ def shapes(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as weights:
         header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
 
+    tensors = {}
     for name, entry in header.items():
+        dtype = entry.get_dtype()
         # `load_state_dict` would convert integers without a word.
-        if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{file}: {name} is {entry.get_dtype()}, not of a floating-point type")
-    return {name: torch.empty(entry.get_shape(), device="meta") for name, entry in header.items()}
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{file}: {name} is {dtype}, not of a floating-point type")
+        tensors[name] = torch.empty(entry.get_shape(), device="meta")
+    return tensors
 
 
 class Uninitialized(TorchFunctionMode):
@@ -196,7 +199,10 @@ class Uninitialized(TorchFunctionMode):
     s)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_sizes(
@@ -252,8 +258,9 @@ def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where
     }
     for fault, keys in faults.items():
         if keys:
+            shown = ", ".join(keys[:3])
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{where}: weights {fault}: {', '.join(keys[:3])}{more}")
+            raise ValueError(f"{where}: weights {fault}: {shown}{more}")
 
 
 def other_shapes(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
@@ -293,25 +300,29 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
     no shape shows.
     """
     for section, keys in SETTINGS_NOT_IN_SHAPES.items():
+        ours = getattr(model.config, section)
         theirs = getattr(other.config, section)
         values = {key: getattr(theirs, key) for key in keys}
-        check_values(f"model.{section}", getattr(model.config, section), values)
+        check_values(f"model.{section}", ours, values)
 
     expected = model.state_dict()
     weights = dict(other.state_dict())
     for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
         weights[key] = resize_embedding(key, weights[key], expected[key])
 
-    shared = {
-        key: value for key, value in weights.items() if key in expected and not key.startswith(but)
-    }
+    shared = {}
+    for key, value in weights.items():
+        if key in expected and not key.startswith(but):
+            shared[key] = value
 
     heads = ("pem_head", "qa_head", "mlm_head")
     wrong = [line for line in other_shapes(shared, expected) if not line.startswith(heads)]
     if wrong:
-        raise ValueError(
-            f"weights of another shape: {', '.join(wrong[:3])}; use the same [model] sizes"
-        )
+        shown = ", ".join(wrong[:3])
+        raise ValueError(f"weights of another shape: {shown}; use the same [model] sizes")
 
-    fitting = {key: value for key, value in shared.items() if value.shape == expected[key].shape}
+    fitting = {}
+    for key, value in shared.items():
+        if value.shape == expected[key].shape:
+            fitting[key] = value
     model.load_state_dict(fitting, strict=False)

@@ -14,7 +14,9 @@ from alpro.models.alpro import DualEncoder
 def scale_frames(frames: Tensor, size: int) -> Tensor:
     """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if
     needed."""
-    pixels = frames if frames.is_floating_point() else frames.float().div_(255)
+    pixels = frames
+    if not frames.is_floating_point():
+        pixels = frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
 
@@ -31,7 +33,8 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
 
 def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
     """`scale_frames`, normalized. mean, std (3, 1, 1): per channel, of pixels in [0, 1]."""
-    return (scale_frames(frames, size) - mean).div_(std)
+    centered = scale_frames(frames, size) - mean
+    return centered.div_(std)
 
 
 class NormalizedModel(nn.Module):
@@ -55,10 +58,14 @@ class NormalizedModel(nn.Module):
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S)
         and normalized."""
-        return normalize_frames(frames, self.model.config.video.image_size, self.mean, self.std)
+        size = self.model.config.video.image_size
+        return normalize_frames(frames, size, self.mean, self.std)
 
     def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:
         """`pixels` of clips (T, 3, H, W) uint8 of any heights and widths."""
+        pixels = []
         # One by one: clips of different sizes fit no batch before they are resized.
-        frames = (torch.from_numpy(clip)[None].to(self.mean.device) for clip in clips)
-        return torch.cat([self.pixels(clip) for clip in frames])
+        for clip in clips:
+            frames = torch.from_numpy(clip)[None].to(self.mean.device)
+            pixels.append(self.pixels(frames))
+        return torch.cat(pixels)

@@ -48,8 +48,10 @@ CLIP_TOWER: dict[str, Any] = {
 def read_config(name: str) -> dict[str, Any]:
     """The config.json of a model of transformers in a folder; empty if it is missing or not
     readable: loading the weights reports the reason."""
+    if not name:
+        return {}
     try:
-        config = read_small_json(Path(name) / "config.json") if name else {}
+        config = read_small_json(Path(name) / "config.json")
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -155,11 +157,10 @@ def load_vit(model: Prompter, name: str) -> None:
 
     # Section 3.4: spatial and temporal attention both start from the ViT's.
     for spatial, temporal in ((".attn.", ".temporal_attn."), (".norm1.", ".temporal_norm1.")):
-        copies = {
-            key.replace(spatial, temporal): value
-            for key, value in weights.items()
-            if spatial in key
-        }
+        copies = {}
+        for key, value in weights.items():
+            if spatial in key:
+                copies[key.replace(spatial, temporal)] = value
         weights |= copies
 
     for key, value in expected.items():
@@ -176,23 +177,28 @@ def plain_vit(vit: StateDict) -> StateDict:
     DINOv2: layer scales are multiplied into the layers before them. CLIP: the patches have no bias,
     so it is zero.
     """
-    vit = {key.replace("patch_embed.proj.", "patch_embed."): value for key, value in vit.items()}
-    # timm's name of the norm that a CLIP has before its blocks.
-    vit = {re.sub("^norm_pre", "pre_norm", key): value for key, value in vit.items()}
+    weights = {}
+    for key, value in vit.items():
+        renamed = key.replace("patch_embed.proj.", "patch_embed.")
+        # timm's name of the norm that a CLIP has before its blocks.
+        renamed = re.sub("^norm_pre", "pre_norm", renamed)
+        weights[renamed] = value
 
-    scales = [key for key in vit if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]
+    scales = [key for key in weights if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]
     for key in scales:
         block, scale = key.split(".ls")
         scaled = "attn.proj" if scale.startswith("1") else "mlp.fc2"
-        layer = f"{block}.{scaled}"
-        gamma = vit.pop(key)
+        weight = f"{block}.{scaled}.weight"
+        bias = f"{block}.{scaled}.bias"
+        gamma = weights.pop(key)
         # gamma * (W x + b): an output of the layer is a row of W.
-        vit[f"{layer}.weight"] = vit[f"{layer}.weight"] * gamma[:, None]
-        vit[f"{layer}.bias"] = vit[f"{layer}.bias"] * gamma
+        weights[weight] = weights[weight] * gamma[:, None]
+        weights[bias] = weights[bias] * gamma
 
-    if "patch_embed.weight" in vit and "pre_norm.weight" in vit:
-        vit.setdefault("patch_embed.bias", torch.zeros(len(vit["patch_embed.weight"])))
-    return vit
+    if "patch_embed.weight" in weights and "pre_norm.weight" in weights:
+        width = len(weights["patch_embed.weight"])
+        weights.setdefault("patch_embed.bias", torch.zeros(width))
+    return weights
 
 
 def clip_weights(name: str, video: VideoConfig) -> StateDict:
@@ -263,8 +269,12 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
         )
     blocks = getattr(vit, "blocks", None)
     if blocks:
-        activation = "quick_gelu" if "Quick" in type(blocks[0].mlp.act).__name__ else "gelu"
-        sizes = {"heads": blocks[0].attn.num_heads, "activation": activation}
+        first_block = blocks[0]
+        class_name = type(first_block.mlp.act).__name__
+        sizes = {
+            "heads": first_block.attn.num_heads,
+            "activation": "quick_gelu" if "Quick" in class_name else "gelu",
+        }
         check_values(f"vit = {name!r}: model.video", video, sizes)
     return dict(vit.state_dict())
 
@@ -277,7 +287,8 @@ def load_bert(model: Prompter, name: str) -> None:
     message if the weights are not available or do not match, and InputError if the model is not a
     BERT.
     """
-    converted, _, _ = from_official(bert_weights(name, model.config.text), model.config)
+    state = bert_weights(name, model.config.text)
+    converted, _, _ = from_official(state, model.config)
     expected = model.state_dict()
     weights = {key: value for key, value in converted.items() if key in expected}
 

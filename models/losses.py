@@ -47,14 +47,16 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
 
     # Rounding can select a column of zero weight: take the most likely one instead.
     most_likely = weights.argmax(dim=1, keepdim=True)
-    sampled = torch.where(weights.gather(1, sampled) > 0, sampled, most_likely)
+    has_weight = weights.gather(1, sampled) > 0
+    sampled = torch.where(has_weight, sampled, most_likely)
     return sampled.squeeze(1), valid
 
 
 def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 =
     match, summed with weights (N,): 1 for rows that count, 0 for others."""
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (losses * weights).sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -76,7 +78,8 @@ def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[T
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     losses = -(pseudo_labels * log_probabilities).sum(dim=1)
     # A product with the mask, not an index: how many are kept would be read back from the device.
-    return (losses * kept).sum(), kept
+    loss = (losses * kept).sum()
+    return loss, kept
 
 
 def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
@@ -88,8 +91,11 @@ def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
     """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid),
     row-major, True inside."""
-    left, top, width, height = boxes.unbind(1)
+    left, top, width, height = boxes[:, :, None].unbind(1)
+    bottom = top + height
+    right = left + width
     index = torch.arange(grid, device=boxes.device)
-    rows = (index >= top[:, None]) & (index < (top + height)[:, None])
-    columns = (index >= left[:, None]) & (index < (left + width)[:, None])
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    rows = (index >= top) & (index < bottom)  # (B, grid)
+    columns = (index >= left) & (index < right)
+    inside = rows[:, :, None] & columns[:, None, :]
+    return inside.flatten(1)

@@ -282,8 +282,12 @@ def sizes(state: StateDict) -> ModelConfig:
         text += "bert."  # not in question answering
 
     def layers(prefix: str) -> int:
-        names = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
-        return len({name.partition(".")[0] for name in names})
+        numbers = set()
+        for key in state:
+            if key.startswith(prefix):
+                number, _, _ = key.removeprefix(prefix).partition(".")
+                numbers.add(number)
+        return len(numbers)
 
     try:
         width, _, patch, _ = state[f"{visual}patch_embed.proj.weight"].shape
@@ -368,9 +372,10 @@ def from_official(state: StateDict, config: ModelConfig) -> tuple[StateDict, lis
 
     # One matrix of queries, keys and values, in that order; three of different shapes fit no layer.
     for name, stack in stacks.items():
-        same_shape = len({tensor.shape for tensor in stack.values()}) == 1
-        if same_shape and len(stack) == 3:
-            weights[name] = torch.cat([stack[i] for i in range(3)])
+        shapes = {tensor.shape for tensor in stack.values()}
+        if len(shapes) == 1 and len(stack) == 3:
+            in_order = [stack[i] for i in range(3)]
+            weights[name] = torch.cat(in_order)
         else:
             unknown.append(name)
     return weights, unused, unknown
@@ -380,18 +385,20 @@ def _rename(key: str) -> str:
     key = key.replace("text_encoder.bert.", "text_encoder.", 1)
     for ours, theirs in _PREFIXES:
         # An entry that ends with a dot is a prefix, any other a whole key.
-        if key == theirs or (key.startswith(theirs) and theirs.endswith(".")):
+        is_prefix = theirs.endswith(".")
+        if key == theirs or (is_prefix and key.startswith(theirs)):
             return ours + key.removeprefix(theirs)
     return ""
 
 
 def outputs(weights: StateDict, head: str, task: str) -> int:
     """Number of outputs of a head. Raises ValueError if the checkpoint does not have it."""
-    if f"{head}.2.bias" not in weights:
+    last_bias = f"{head}.2.bias"
+    if last_bias not in weights:
         raise ValueError(
             f"no {head}, which --task {task} needs; choose the --task of this checkpoint"
         )
-    return len(weights[f"{head}.2.bias"])
+    return len(weights[last_bias])
 
 
 def read_labels(file: Path | None, size: int, what: str) -> list[str]:

@@ -43,7 +43,9 @@ def world_size() -> int:
 
 def gather(local: Tensor) -> Tensor:
     """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
-    return cast(Tensor, _Gather.apply(local)) if dist.is_initialized() else local
+    if not dist.is_initialized():
+        return local
+    return cast(Tensor, _Gather.apply(local))
 
 
 class _Gather(torch.autograd.Function):
@@ -59,7 +61,9 @@ class _Gather(torch.autograd.Function):
         # torch.distributed's own all_gather has no gradient: other ranks' losses would not train
         # this rank's pairs.
         (gradient,) = gradients
-        return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
+        summed = all_reduce_sum(gradient.contiguous())
+        by_rank = summed.chunk(world_size())
+        return by_rank[rank()]
 
 
 def all_reduce_max(values: list[float], device: torch.device) -> list[float]:

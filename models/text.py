@@ -95,7 +95,8 @@ class Layer(nn.Module):
             attended = self.attention.attend(qkv, mask)
 
         x = self.norm1(x[:, :first] + self.dropout(attended))
-        return self.norm2(x + self.dropout(self.mlp(x)))
+        y = self.dropout(self.mlp(x))
+        return self.norm2(x + y)
 
 
 class Layers(nn.ModuleList):
@@ -129,7 +130,8 @@ class TextEncoder(nn.Module):
         self.layers = Layers(config, config.fusion_layer)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.layers(self.embeddings(ids), mask)
+        embedded = self.embeddings(ids)
+        return self.layers(embedded, mask)
 
 
 class MultimodalEncoder(nn.Module):
@@ -158,7 +160,8 @@ class MultimodalEncoder(nn.Module):
     def project(self, tokens: Tensor) -> Tensor:
         """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which
         depend on no other token: those of a text or a video are the same in all its pairs."""
-        return cast(Layer, self.layers[0]).attention.qkv(tokens)
+        first_layer = cast(Layer, self.layers[0])
+        return first_layer.attention.qkv(tokens)
 
     def pairs(
         self,
@@ -180,12 +183,14 @@ class MultimodalEncoder(nn.Module):
         # The first layer reads its queries, keys and values: pairs share those of their texts and
         # videos.
         for layer in layers[:1]:
-            shared = torch.cat([self.project(text)[of_text], qkv[of_video]], dim=1)
+            text_qkv = self.project(text)
+            shared = torch.cat([text_qkv[of_text], qkv[of_video]], dim=1)
             x = layer(x, None, qkv=shared)
         for layer in layers[1:]:
             x = layer(x, None)
         # No mask: texts have no padding. Of the last layer only [CLS] is read.
-        return last(x, None, 1)[:, 0]
+        cls = last(x, None, first=1)
+        return cls[:, 0]
 
 
 class MlmHead(nn.Module):
@@ -200,4 +205,5 @@ class MlmHead(nn.Module):
 
     def forward(self, tokens: Tensor, words: Tensor) -> Tensor:
         """words (vocab, D): the weight of the word embeddings."""
-        return F.linear(self.norm(F.gelu(self.dense(tokens))), words, self.bias)
+        hidden = F.gelu(self.dense(tokens))
+        return F.linear(self.norm(hidden), words, self.bias)

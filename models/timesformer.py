@@ -86,8 +86,9 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
     channels = 3
     halvings = patch.bit_length() - 1
     for left in reversed(range(halvings)):
-        layers.append(nn.Conv2d(channels, max(8, width >> left), 3, stride=2, padding=1))
-        channels = max(8, width >> left)
+        out_channels = max(8, width >> left)
+        layers.append(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1))
+        channels = out_channels
         # The last convolution is the projection: as a linear one, without an activation.
         if left:
             layers += [nn.GroupNorm(1, channels), nn.GELU()]
@@ -131,8 +132,10 @@ class Block(nn.Module):
 
         # Temporal attention: a sequence of T tokens for each patch.
         y = patches.transpose(1, 2).reshape(b * n, t, d)
-        y = drop_path(self.temporal_attn(self.temporal_norm1(y)), keep, 0)
-        patches = patches + self.temporal_fc(y).view(b, n, t, d).transpose(1, 2)
+        y = self.temporal_attn(self.temporal_norm1(y))
+        y = drop_path(y, keep, 0)
+        y = self.temporal_fc(y).view(b, n, t, d)
+        patches = patches + y.transpose(1, 2)
 
         # Spatial attention: a sequence of 1 + N tokens for each frame. [CLS] attends to every frame
         # separately; its T updates are averaged.
@@ -143,17 +146,20 @@ class Block(nn.Module):
         cls_update, update = y.split((1, y.shape[2] - 1), dim=2)
         x = cls + cls_update.mean(dim=1)
         if not cls_only:
-            x = torch.cat([x, (patches + update).reshape(b, t * n, d)], dim=1)
+            patches = (patches + update).reshape(b, t * n, d)
+            x = torch.cat([x, patches], dim=1)
 
-        return x + drop_path(self.mlp(self.norm2(x)), keep, 2)
+        y = self.mlp(self.norm2(x))
+        return x + drop_path(y, keep, 2)
 
 
 def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
     """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
-    factors = keep[branch]
-    return (x.reshape(len(factors), -1) * factors[:, None].to(x.dtype)).view_as(x)
+    factors = keep[branch][:, None].to(x.dtype)
+    scaled = x.reshape(len(factors), -1) * factors
+    return scaled.view_as(x)
 
 
 class TimeSformer(nn.Module):
@@ -184,8 +190,11 @@ class TimeSformer(nn.Module):
 
         # Stochastic depth grows linearly from 0 in the first block to `drop_path` in the last.
         last = max(1, config.depth - 1)
-        rates = [1 - config.drop_path * depth / last for depth in range(config.depth)]
-        self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
+        keep_rates = []
+        for depth in range(config.depth):
+            drop_rate = config.drop_path * depth / last
+            keep_rates.append(1 - drop_rate)
+        self.register_buffer("keep_rates", torch.tensor(keep_rates), persistent=False)
 
     def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
         """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an
@@ -197,22 +206,27 @@ class TimeSformer(nn.Module):
         """
         b, t, _, height, width = frames.shape
         size = self.config.image_size
-        if (height, width) != (size, size) or t not in (1, self.config.frames):
+        is_square = (height, width) == (size, size)
+        if not is_square or t not in (1, self.config.frames):
             raise ValueError(
                 f"(T, H, W) is ({t}, {height}, {width}); the encoder takes "
                 f"({self.config.frames}, {size}, {size})"
             )
 
         # Patches (B, T, N, D) with the embeddings of their positions and times; [CLS] has no time.
-        x = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B * T, N, D)
+        x = self.patch_embed(frames.flatten(0, 1))
+        x = x.flatten(2).transpose(1, 2)  # (B * T, N, D)
         positions = self.pos_embed[:, None, 1:]
         times = self.time_embed[:, :t, None]
         patches = x.view(b, t, *x.shape[1:]) + positions + times
         if kept is not None:
             indices = kept[:, None, :, None].expand(-1, t, -1, patches.shape[3])
             patches = patches.gather(2, indices)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
-        x = self.pre_norm(torch.cat([cls, patches.flatten(1, 2)], dim=1))
+
+        cls = self.cls_token + self.pos_embed[:, :1]
+        cls = cls.expand(b, -1, -1)
+        tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        x = self.pre_norm(tokens)
 
         keep = self.sample_drop_path(b)
         last = len(self.blocks) - 1
@@ -230,7 +244,8 @@ class TimeSformer(nn.Module):
         if cls_only:
             return x
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
-        return torch.cat([cls, patches.unflatten(1, (t, -1)).mean(dim=1)], dim=1)
+        mean_of_frames = patches.unflatten(1, (t, -1)).mean(dim=1)
+        return torch.cat([cls, mean_of_frames], dim=1)
 
     def set_frames(self, frames: int) -> None:
         """Changes the number of frames of a clip; the time embedding is resized."""
@@ -238,7 +253,8 @@ class TimeSformer(nn.Module):
             return
         times = self.time_embed.data
         target = times.new_empty(1, frames, times.shape[2])
-        self.time_embed = nn.Parameter(resize_embedding("time_embed", times, target))
+        resized = resize_embedding("time_embed", times, target)
+        self.time_embed = nn.Parameter(resized)
         self.config = self.config.model_copy(update={"frames": frames})
 
     def sample_drop_path(self, samples: int) -> Tensor | None:
@@ -270,14 +286,17 @@ def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
 
     if key.endswith("time_embed"):
         by_channel = embedding.transpose(1, 2)
-        return F.interpolate(by_channel, size=length, mode="nearest").transpose(1, 2)
+        resized = F.interpolate(by_channel, size=length, mode="nearest")
+        return resized.transpose(1, 2)
 
     # [CLS] has no place on the grid: it stays as it is.
     old = grid_side(embedding.shape[1], key)
     new = grid_side(length, key)
-    patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
-    patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    cls = embedding[:, :1]
+    grid = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    patches = grid.flatten(2).transpose(1, 2)
+    return torch.cat([cls, patches], dim=1)
 
 
 def grid_side(positions: int, key: str = "pos_embed") -> int:
@@ -285,7 +304,8 @@ def grid_side(positions: int, key: str = "pos_embed") -> int:
 
     Raises ValueError if there is no such grid.
     """
-    side = math.isqrt(max(0, positions - 1))
-    if not side or side**2 != positions - 1:
+    patches = max(0, positions - 1)
+    side = math.isqrt(patches)
+    if not side or side**2 != patches:
         raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")
     return side

@@ -143,9 +143,8 @@ def load_tokenizer(name: str) -> Tokenizer:
 
         if file.suffix == ".json":
             return without_padding(read_tokenizer(file))
-        return finish_tokenizer(
-            bert_tokenizer(models.WordPiece.from_file(str(file), unk_token="[UNK]"))
-        )
+        model = models.WordPiece.from_file(str(file), unk_token="[UNK]")
+        return finish_tokenizer(bert_tokenizer(model))
     except Exception as error:  # the tokenizers library raises nothing narrower
         if file is not None:
             message = one_line(error, max_length=MAX_MESSAGE)
@@ -203,7 +202,10 @@ def read_tokenizer(file: Path) -> Tokenizer:
     except (AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file}: not a tokenizer") from error
     except ValueError as error:
-        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+        message = str(error)
+        if str(file) not in message:
+            message = f"{file}: {message}"
+        raise ValueError(message) from error
 
     try:
         return Tokenizer.from_str(json.dumps(values))

@@ -47,7 +47,8 @@ class Templates(BaseModel):
 
     def words(self) -> set[str]:
         """All words of the templates, in lower case."""
-        return set(re.findall(r"[^\W\d_]+", " ".join(self.video + self.image).lower()))
+        text = " ".join(self.video + self.image)
+        return set(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 def read_word_list(file: Path, key: str) -> list[str]:
@@ -63,15 +64,15 @@ def read_word_list(file: Path, key: str) -> list[str]:
         text = file.read_text("utf-8")
         value = json.loads(text) if file.suffix == ".json" else parse_lines(text)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
         positions = list(value.values())
         # type(), since True is an int to isinstance().
         integers = all(type(position) is int for position in positions)
-        if not integers or sorted(positions) != list(range(len(positions))):
+        consecutive = list(range(len(positions)))
+        if not integers or sorted(positions) != consecutive:
             raise InputError(
                 f"{where}: the numbers of its words are not 0 to {len(positions) - 1}, each once"
             )
