@@ -22,8 +22,10 @@ THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 # weights of a prompter and of pre-training are the result: how often they are validated selects
 # none.
 NOT_FINGERPRINTED = (
-    *("*.log_every", "*.max_reject_share"),
-    *("train_prompter.validation.times", "pretrain.validation.times"),
+    "*.log_every",
+    "*.max_reject_share",
+    "train_prompter.validation.times",
+    "pretrain.validation.times",
 )
 
 
@@ -73,11 +75,9 @@ class Record:
         names = {one.name for one in fields(cls)} - {"inputs", "values"}
         known = {name: value for name, value in values.items() if name in names}
 
-        inputs = {
-            name: Source(source["stage"], source["fingerprint"])
-            for name, source in values.get("inputs", {}).items()
-        }
-
+        inputs = {}
+        for name, source in values.get("inputs", {}).items():
+            inputs[name] = Source(source["stage"], source["fingerprint"])
         return cls(**known, inputs=inputs, values=values)
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +187,10 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
     check_record(folder, record)
 
     contents = record.contents
-    small = [name for name in (names or contents) if name in contents and not name.endswith(".tar")]
+    small = []
+    for name in names or contents:
+        if name in contents and not name.endswith(".tar"):
+            small.append(name)
     paths = [folder / name for name in small]
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -235,5 +238,9 @@ def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
         if record:
             matches.append((folder, record))
 
-    # A record without a time counts as the oldest.
-    return sorted(matches, key=lambda match: match[1].run.get("at", ""))
+    def built_at(match: tuple[Path, Record]) -> str:
+        _, record = match
+        # A record without a time counts as the oldest.
+        return record.run.get("at", "")
+
+    return sorted(matches, key=built_at)

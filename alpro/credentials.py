@@ -97,7 +97,9 @@ def has_credentials(text: str) -> bool:
 
 def _has_credentials(text: str) -> bool:
     links = list(islice(_links(text), MAX_LINKS))
-    return bool(links) and (_has_secret_parameter(text) or any(map(_has_user, links)))
+    if not links:
+        return False
+    return _has_secret_parameter(text) or any(map(_has_user, links))
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _links(text: str) -> Iterator[Link]:
     """The links of a text, also those inside of another, as in https://host/?url=https://other."""
     for slashes in SLASHES.finditer(text):
         # A protocol is short: searching all of the text before each link takes quadratic time.
-        protocol = PROTOCOL.search(text[max(0, slashes.start() - 30) : slashes.start()])
+        before = text[max(0, slashes.start() - 30) : slashes.start()]
+        protocol = PROTOCOL.search(before)
         # Only a web address can have lost a slash: c:/videos is a path.
         if not protocol or (slashes[0] == ":/" and protocol[0].lower() not in WEB):
             continue

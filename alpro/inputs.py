@@ -51,7 +51,9 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
     rows = max(1, round(height * grid))
 
     # Both ends are rounded, so the last patch may lie outside of the grid.
-    return column, row, min(grid - column, columns), min(grid - row, rows)
+    columns = min(grid - column, columns)
+    rows = min(grid - row, rows)
+    return column, row, columns, rows
 
 
 def check_text(text: Any, what: str = "text") -> str:

@@ -53,7 +53,10 @@ def record_run(
     """
     line = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: arguments[name] for name in ("config", "data", "changes", "stage")},
+        "config": arguments["config"],
+        "data": arguments["data"],
+        "changes": arguments["changes"],
+        "stage": arguments["stage"],
         "artifacts": dict(fingerprints),
     }
     text = json.dumps(line, ensure_ascii=False) + "\n"
@@ -64,7 +67,9 @@ def record_run(
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         is_cut = file.read(1) not in (b"", b"\n")  # by a power failure
-        file.write((f"\n{text}" if is_cut else text).encode())
+        if is_cut:
+            text = f"\n{text}"
+        file.write(text.encode())
 
 
 def record_index(workspace: Path, index: Path) -> None:
@@ -79,16 +84,22 @@ def record_index(workspace: Path, index: Path) -> None:
 def index_folders(workspace: Path) -> list[Path]:
     """The indexes that are known: those that were noted, and those in the workspace, beside it and
     in the current folder."""
+    root = workspace.resolve()
     folders = set()
-    for searched in {workspace.resolve(), workspace.resolve().parent, Path.cwd()}:
+    for searched in {root, root.parent, Path.cwd()}:
         folders |= {file.parent for file in searched.glob("*/index.json")}
 
-    noted = {Path(line) for line in index_lines(workspace / INDEXES)}
-    return sorted(folders | {folder for folder in noted if (folder / "index.json").is_file()})
+    for line in index_lines(workspace / INDEXES):
+        noted = Path(line)
+        if (noted / "index.json").is_file():
+            folders.add(noted)
+    return sorted(folders)
 
 
 def index_lines(file: Path) -> list[str]:
-    return file.read_text("utf-8").splitlines() if file.is_file() else []
+    if not file.is_file():
+        return []
+    return file.read_text("utf-8").splitlines()
 
 
 def find_artifact(name: str | Path, workspace: Path) -> Artifact:
@@ -111,8 +122,9 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     matches = named_artifacts(str(name), workspace)
     if len(matches) == 1:
         # What a stage stands for changes from run to run.
+        _, record = matches[0]
         if not names_fingerprint:
-            log.info(f"{name}: {summarize(matches[0][1])}")
+            log.info(f"{name}: {summarize(record)}")
         return matches[0]
 
     if names_fingerprint:
@@ -125,8 +137,9 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             f"{name}: no such folder, and no artifact of this name in {root}; "
             "`alpro artifacts ls` lists all"
         )
-    newest_first = [record for _, record in reversed(matches)]
-    listed = [f"{record.stage}@{summarize(record, record.name)}" for record in newest_first]
+    listed = []
+    for _, record in reversed(matches):  # the newest first
+        listed.append(f"{record.stage}@{summarize(record, record.name)}")
     raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
 
 
@@ -168,8 +181,10 @@ def kept_by_name(workspace: Path) -> set[str]:
     kept: set[str] = set()
     for stage, present in by_stage.items():
         configs = {use.config for use in uses_of(present, workspace)}
-        for name in (stage, *(f"{config}/{stage}" for config in configs)):
-            kept |= {record.fingerprint for _, record in named_artifacts(name, workspace)}
+        names = [stage, *(f"{config}/{stage}" for config in configs)]
+        for name in names:
+            for _, record in named_artifacts(name, workspace):
+                kept.add(record.fingerprint)
     return kept
 
 
@@ -179,14 +194,23 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
     logged: list[Use] = []
     latest = ""
     for run in logged_runs(workspace):
-        fingerprints = run["artifacts"].values()
-        used = [by_fingerprint[each] for each in fingerprints if each in by_fingerprint]
-        if used:
-            # Lines are in order, and no artifact is newer than its use, also where the clock went
-            # back.
-            latest = max(latest, run["at"], *(built_at(record) for _, record in used))
-            config = config_name(run["config"])
-            logged.append(Use(latest, config, len(run["changes"]), tuple(used)))
+        used = []
+        for fingerprint in run["artifacts"].values():
+            if fingerprint in by_fingerprint:
+                used.append(by_fingerprint[fingerprint])
+        if not used:
+            continue
+
+        # Lines are in order, and no artifact is newer than its use, also where the clock went
+        # back.
+        latest = max(latest, run["at"], *(built_at(record) for _, record in used))
+        use = Use(
+            at=latest,
+            config=config_name(run["config"]),
+            changes=len(run["changes"]),
+            artifacts=tuple(used),
+        )
+        logged.append(use)
 
     # By command, and in it by the name of the step: the newest counts.
     built: dict[str, dict[str, Artifact]] = {}
@@ -202,7 +226,8 @@ def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:
 
 def use_of_records(used: tuple[Artifact, ...]) -> Use:
     """The use of artifacts by the command that their records name."""
-    arguments = used[0][1].run.get("arguments") or {}
+    _, record = used[0]
+    arguments = record.run.get("arguments") or {}
     return Use(
         at=max(built_at(record) for _, record in used),
         config=config_name(arguments.get("config", "")),
@@ -218,12 +243,12 @@ def built_at(record: Record) -> str:
 def logged_runs(workspace: Path) -> list[dict[str, Any]]:
     """The lines of runs.jsonl. A line that a power failure has cut is left out."""
     try:
-        lines = (workspace / RUNS).read_text("utf-8", "replace").splitlines()
+        text = (workspace / RUNS).read_text("utf-8", "replace")
     except OSError:  # no command has run here
         return []
 
     runs = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             run = json.loads(line)
         except ValueError:
@@ -239,7 +264,8 @@ def config_name(config: str) -> str:
     >>> config_name("studies/mine.toml")
     'mine'
     """
-    return config.replace("\\", "/").rpartition("/")[2].removesuffix(".toml")
+    file_name = config.replace("\\", "/").rpartition("/")[2]
+    return file_name.removesuffix(".toml")
 
 
 def is_fingerprint(name: str) -> bool:
@@ -247,7 +273,11 @@ def is_fingerprint(name: str) -> bool:
 
 
 def starting_with(start: str, present: list[Artifact]) -> list[Artifact]:
-    return [artifact for artifact in present if artifact[1].fingerprint.startswith(start)]
+    matches = []
+    for folder, record in present:
+        if record.fingerprint.startswith(start):
+            matches.append((folder, record))
+    return matches
 
 
 def summarize(record: Record, name: str = "") -> str:
@@ -255,7 +285,10 @@ def summarize(record: Record, name: str = "") -> str:
     configuration of its run with its changes, and when."""
     run = record.run
     arguments = run.get("arguments") or {}
-    made_by = " ".join([arguments.get("config", ""), *arguments.get("changes", [])]).strip()
+    words = [arguments.get("config", ""), *arguments.get("changes", [])]
+    made_by = " ".join(words).strip()
     minute = run.get("at", "")[:16].replace("T", " ")
+
+    start = record.fingerprint[:8]
     details = ", ".join(filter(None, (name, made_by, minute)))
-    return record.fingerprint[:8] + (f" ({details})" if details else "")
+    return f"{start} ({details})" if details else start

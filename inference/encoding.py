@@ -161,7 +161,10 @@ def encode_videos(
     config = encoder.model.config.video
     device = encoder.mean.device
     count = len(sample_indices)
-    frames = [segment_starts(reader.frame_count(i), config.frames) for i in sample_indices]
+    frames = []
+    for sample_index in sample_indices:
+        frame_count = reader.frame_count(sample_index)
+        frames.append(segment_starts(frame_count, config.frames))
     if reorder:
         frames = [reorder(indices) for indices in frames]
 
@@ -257,14 +260,15 @@ def score(
 
                 rows = block[in_block]
                 distinct, text_of_pair = np.unique(pairs[rows, 0], return_inverse=True)
+                video_of_pair = pairs[rows, 1] - first_video
                 # No padding and no mask: `batches` puts texts of one length together.
                 length = int(lengths[distinct[0]])  # of all texts of the batch
                 fused = model.multimodal_encoder.pairs(
-                    texts.tokens[torch.from_numpy(distinct).to(device), :length],
-                    torch.from_numpy(text_of_pair).to(device),
-                    tokens,
-                    qkv,
-                    torch.from_numpy(pairs[rows, 1] - first_video).to(device),
+                    text=texts.tokens[torch.from_numpy(distinct).to(device), :length],
+                    of_text=torch.from_numpy(text_of_pair).to(device),
+                    video=tokens,
+                    qkv=qkv,
+                    of_video=torch.from_numpy(video_of_pair).to(device),
                 )
                 with float32(device):
                     output = head(fused.float())
@@ -297,7 +301,8 @@ def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
     shape = (len(texts.tokens), len(videos.tokens))
     # Row by row, so that the margins have the order of the matrix.
     pairs = np.argwhere(np.ones(shape, bool))
-    return match(model, texts, videos, pairs).view(shape).cpu().numpy()
+    margins = match(model, texts, videos, pairs)
+    return margins.view(shape).cpu().numpy()
 
 
 def match_top_k(
@@ -320,8 +325,9 @@ def match_top_k(
 
     # A pair that both directions choose is matched once.
     is_matched = is_chosen.any(0)
+    pairs = is_matched.nonzero().numpy()
     margins = torch.zeros_like(similarity)
-    margins[is_matched] = match(model, texts, videos, is_matched.nonzero().numpy()).cpu()
+    margins[is_matched] = match(model, texts, videos, pairs).cpu()
 
     # Below margin + similarity, which is at least margin - 1.
     lowest = margins[is_matched].min() - 10
@@ -347,6 +353,7 @@ def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
     """
     # By length, then by text: pairs of one text share its queries, keys and values.
     order = np.lexsort((texts, lengths[texts]))
-    borders = np.flatnonzero(np.diff(lengths[texts[order]])) + 1
+    ordered_lengths = lengths[texts[order]]
+    borders = np.flatnonzero(np.diff(ordered_lengths)) + 1
     for rows in np.split(order, borders):
         yield from np.split(rows, range(size, len(rows), size))

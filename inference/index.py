@@ -305,7 +305,8 @@ def signature_of(item: Item) -> Signature:
 
 def clip_key(item: Item) -> str:
     """A short name of what an item is, by which a page notices that a row has become another."""
-    return hashlib.sha256(key_of(item).encode(errors="surrogatepass")).hexdigest()[:12]
+    key = key_of(item).encode(errors="surrogatepass")
+    return hashlib.sha256(key).hexdigest()[:12]
 
 
 def rows_of(table: pa.Table) -> Iterator[Item]:
@@ -402,10 +403,12 @@ class IndexWriter:
         """Adds a clip."""
         self.items.append(item)
         self.embeddings.append(embedding)
-        self.known[key_of(item)] = item["identity"]
-        self.rejects.pop(key_of(item), None)
+        key = key_of(item)
+        self.known[key] = item["identity"]
+        self.rejects.pop(key, None)
 
-        if len(self.items) >= PART_CLIPS or time.monotonic() - self.last > PART_SECONDS:
+        seconds = time.monotonic() - self.last
+        if len(self.items) >= PART_CLIPS or seconds > PART_SECONDS:
             self.commit()
 
     def take_over(self, item: Item) -> bool:
@@ -427,7 +430,12 @@ class IndexWriter:
 
     def reject(self, item: Item, reason: Reason, detail: str) -> None:
         """Adds a file that could not be decoded. What the index had of it goes with `finish`."""
-        reject = Reject(id=item["id"], path=item["path"], reason=reason, detail=detail)
+        reject = Reject(
+            id=item["id"],
+            path=item["path"],
+            reason=reason,
+            detail=detail,
+        )
         self.rejects[key_of(item)] = item | vars(reject)
 
     def commit(self) -> None:
@@ -449,7 +457,8 @@ class IndexWriter:
 
         removed = {*gone, *self.moved.values()}
         rejects = [reject for key, reject in self.rejects.items() if key not in removed]
-        table = pa.Table.from_pylist([*rejects, *map(vars, self.bad_rows)], REJECTED)
+        rejects += [vars(reject) for reject in self.bad_rows]
+        table = pa.Table.from_pylist(rejects, REJECTED)
         with atomic_write(self.folder / REJECTS_FILE) as temporary:
             pq.write_table(table, temporary)
 

@@ -80,8 +80,10 @@ def _item_of(row: Row, columns: Sequence[str]) -> Item:
             kept.append((name, text))
 
     fields = row.model_dump(include={"id", "kind", "start", "end"})
-    caption = next(iter(row.captions), None)
-    return EMPTY | fields | {"path": str(row.path), "caption": caption, "columns": kept or None}
+    fields["path"] = str(row.path)
+    fields["caption"] = next(iter(row.captions), None)
+    fields["columns"] = kept or None
+    return EMPTY | fields
 
 
 def is_corpus(source: Location) -> bool:
@@ -181,8 +183,9 @@ def settings(
     )
 
     if not (folder / "index.json").is_file():
+        files = folder.iterdir() if folder.is_dir() else ()
         # Hidden files do not count: `changing` puts .lock there before index.json.
-        if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        if any(not file.name.startswith(".") for file in files):
             raise InputError(f"{folder}: not empty, and not an index; choose another folder")
         return about
 
@@ -341,7 +344,8 @@ def time_line(total: int | None, done: int, seconds: float, device: str) -> str:
 
     where = "this CPU" if device == "cpu" else "this GPU"
     if total is None:
-        what = f"more than {MAX_COUNTED:,} videos, {60 / max(each, 1e-6):,.0f} a minute on {where}"
+        per_minute = 60 / max(each, 1e-6)
+        what = f"more than {MAX_COUNTED:,} videos, {per_minute:,.0f} a minute on {where}"
     elif each * (total - done) < MIN_SECONDS:
         return ""
     else:
@@ -355,7 +359,10 @@ def rough_time(seconds: float) -> str:
     ['1 min', '7 min', '14 h', '111 h']
     """
     minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 100 else f"{round(seconds / 3600)} h"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{hours} h"
 
 
 def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
@@ -395,4 +402,7 @@ def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]
                 shards[item["path"]] = known[item["path"]]
 
         for row in chunk:
-            yield row if isinstance(row, Reject) else row | {"identity": known[row["path"]]}
+            if isinstance(row, Reject):
+                yield row
+            else:
+                yield row | {"identity": known[row["path"]]}

@@ -149,10 +149,14 @@ def search(  # noqa: PLR0913 - a query and its options, each with a default
     # All that are matched, also if the page shows fewer: matching may bring up any of them.
     hits = similar_hits(index, query, max(offset + k, matched), mask)
 
-    reranked = match_hits(model, flag_changed_files(hits[:matched]), encoded) if matched else []
+    reranked: list[Hit] = []
+    if matched:
+        best_hits = flag_changed_files(hits[:matched])
+        reranked = match_hits(model, best_hits, encoded)
 
-    by_similarity = hits[max(offset, len(reranked)) : offset + k]
-    shown = reranked[offset : offset + k] + flag_changed_files(by_similarity)
+    page_end = offset + k
+    by_similarity = hits[max(offset, len(reranked)) : page_end]
+    shown = reranked[offset:page_end] + flag_changed_files(by_similarity)
     result = _result(index, shown, mask, filters)
     result.matched = sum(hit.match is not None for hit in reranked)
     result.note = model.note(text)
@@ -201,8 +205,10 @@ def list_clips(
     """The clips of an index that fit the filters, in its order. Raises InputError for an invalid
     filter."""
     mask = filter_mask(index, filters)
-    rows = mask.nonzero()[0][offset : offset + k].tolist()
-    hits = [Hit(index.item(row), row, similarity=None) for row in rows]
+    rows = mask.nonzero()[0]
+    hits = []
+    for row in rows[offset : offset + k].tolist():
+        hits.append(Hit(index.item(row), row, similarity=None))
     return _result(index, flag_changed_files(hits), mask, filters)
 
 
@@ -213,7 +219,12 @@ def _result(
     filters: Sequence[str],
 ) -> SearchResult:
     conditions = tuple(map(str, conditions_of(index, filters)))
-    return SearchResult(hits, int(mask.sum()), len(index), conditions=conditions)
+    return SearchResult(
+        hits=hits,
+        clips=int(mask.sum()),
+        total=len(index),
+        conditions=conditions,
+    )
 
 
 def most_similar(
@@ -234,13 +245,17 @@ def most_similar(
             f"{len(query)}: it is of another model, or corrupt"
         )
 
-    scores = embeddings @ query if len(rows) else np.empty(len(embeddings), np.float32)
+    if len(rows):
+        scores = embeddings @ query
+    else:
+        scores = np.empty(len(embeddings), np.float32)
     if len(rows) > k:
         # All that are at least as good as the k-th, so that of equal ones the first are kept.
         threshold = np.partition(scores[rows], -k)[-k]
         rows = rows[scores[rows] >= threshold]
 
-    rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
+    order = np.argsort(-scores[rows], kind="stable")
+    rows = rows[order[:k]]
     return rows, scores[rows]
 
 
@@ -291,7 +306,8 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
             groups.append(replace(hit, span=(start, end)))
         else:
             first, last = groups[near].span or (start, end)
-            groups[near] = replace(groups[near], span=(min(start, first), max(end, last)))
+            span = (min(start, first), max(end, last))
+            groups[near] = replace(groups[near], span=span)
     return groups
 
 
@@ -325,8 +341,10 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
             if batch.decoded:
                 margins = match(alpro, text, batch.videos, pairs).cpu()
         for i, margin in zip(batch.decoded, margins, strict=True):
-            score = margin.item() + (unchanged[i].similarity or 0.0)
-            ranked.append((score, replace(unchanged[i], match=margin.sigmoid().item())))
+            hit = unchanged[i]
+            score = margin.item() + (hit.similarity or 0.0)
+            probability = margin.sigmoid().item()
+            ranked.append((score, replace(hit, match=probability)))
         for i, error in batch.errors.items():
             unmatched.append(replace(unchanged[i], note=str(error)))
 
@@ -345,4 +363,5 @@ def item_location(item: Item) -> str:
     end = item["end"]
     if start is None and end is None:
         return str(path)
-    return f"{path} {start or 0:g}-{'' if end is None else format(end, 'g')} s"
+    end_text = "" if end is None else f"{end:g}"
+    return f"{path} {start or 0:g}-{end_text} s"

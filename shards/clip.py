@@ -90,7 +90,9 @@ class ClipRequest:
         times (n,): seconds from the first frame, ascending. Raises DecodeError if no frame is in
         the window, or if the video would be absurdly long.
         """
-        total = float(times[-1]) + (last_frame_seconds(times) if len(times) > 1 else 0.0)
+        total = float(times[-1])
+        if len(times) > 1:
+            total += last_frame_seconds(times)
         if total > MAX_SECONDS:
             raise DecodeError("unreadable", f"it would last {total:.0f} seconds")
 
@@ -103,10 +105,12 @@ class ClipRequest:
 
         # The window may be longer than the video, whose length then counts.
         end = total if self.end is None else min(total, self.end)
+        duration = max(0.0, end - start)
         indices = first + np.array(segment_starts(last - first, self.count))
-        return indices, max(0.0, end - start)
+        return indices, duration
 
 
 def error_text(error: BaseException) -> str:
     """The message of an error, without the file name (the row has it) and the error number."""
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    message = getattr(error, "strerror", None) or error
+    return str(message) or type(error).__name__

@@ -94,12 +94,15 @@ def decode_image(
                 target = (round(width * scale), round(height * scale))
 
             if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                high_bytes = np.asarray(upright) >> 8
+                upright = Image.fromarray(high_bytes.astype(np.uint8))
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright)
 
-            resized = upright.convert("RGB").resize(target, Image.Resampling.BICUBIC)
+            rgb = upright.convert("RGB")
+            resized = rgb.resize(target, Image.Resampling.BICUBIC)
     except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit

@@ -50,7 +50,8 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
     # With fewer frames than segments, a frame is decoded once and repeated.
     wanted, inverse = np.unique(indices, return_inverse=True)
 
-    frames = video.filter("select", "+".join(f"eq(n,{i})" for i in wanted))
+    is_wanted = "+".join(f"eq(n,{i})" for i in wanted)
+    frames = video.filter("select", is_wanted)
     frames = frames.filter("scale", request.size, request.size, flags="+".join(SCALING))
 
     # Planar GBR, as in `pyav_decoder`: swscale interpolates chroma for it. Without
@@ -61,11 +62,13 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
         "fps_mode": "passthrough",
         "frames:v": len(wanted),
     }
-    planes = np.frombuffer(_ffmpeg(frames.output("pipe:", **raw), request), np.uint8)
+    written = _ffmpeg(frames.output("pipe:", **raw), request)
+    planes = np.frombuffer(written, np.uint8)
     if planes.size != len(wanted) * 3 * request.size**2:
         raise DecodeError("unreadable", "frames are missing")
 
-    green_blue_red = planes.reshape(len(wanted), 3, request.size, request.size)[inverse]
+    planes = planes.reshape(len(wanted), 3, request.size, request.size)
+    green_blue_red = planes[inverse]
     rgb = green_blue_red[:, [2, 0, 1]].transpose(0, 2, 3, 1)
     return Clip(np.ascontiguousarray(rgb), duration, width, height)
 
@@ -79,9 +82,18 @@ def _list_frames(video: Any, request: ClipRequest) -> tuple[np.ndarray, int, int
 
     # A frame is a line: stream, times of decoding and presentation (microseconds), duration, bytes,
     # checksum.
-    listing = {"format": "framecrc", "enc_time_base": "1:1000000", "fps_mode": "passthrough"}
-    lines = _ffmpeg(video.output("pipe:", **listing), request).decode().splitlines()
-    microseconds = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
+    listing = {
+        "format": "framecrc",
+        "enc_time_base": "1:1000000",
+        "fps_mode": "passthrough",
+    }
+    written = _ffmpeg(video.output("pipe:", **listing), request)
+    lines = written.decode().splitlines()
+    microseconds = []
+    for line in lines:
+        if not line.startswith("#"):
+            presented = line.split(",")[2]
+            microseconds.append(int(presented))
     if not microseconds:
         raise DecodeError("unreadable", "no frame could be decoded")
 
@@ -120,7 +132,8 @@ def _ffmpeg(output: Any, request: ClipRequest) -> bytes:
                 max_bytes = request.limits.memory + FFMPEG_BYTES
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (max_bytes, max_bytes))
                 # If this process is killed, nothing else stops ffmpeg, which may run forever.
-                resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(left) + 2, int(left) + 3))
+                max_seconds = (int(left) + 2, int(left) + 3)
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, max_seconds)
         written, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
@@ -142,19 +155,22 @@ def _ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
     if "matches no streams" in log:
         return DecodeError("no video")
 
-    if size := re.search(r"size (\d+)x(\d+) (?:is invalid|exceeds)", log):
-        empty = "0" in size.groups()
-        return DecodeError("unreadable" if empty else "too large", f"{size[1]} x {size[2]} pixels")
+    size = re.search(r"size (\d+)x(\d+) (?:is invalid|exceeds)", log)
+    if size:
+        is_empty = "0" in size.groups()
+        detail = f"{size[1]} x {size[2]} pixels"
+        return DecodeError("unreadable" if is_empty else "too large", detail)
     if "Cannot allocate memory" in log or "get_buffer() failed" in log:
         return limits.too_much_memory()
 
     # Not the cause are the exit codes of ffmpeg's threads.
     consequences = ("Task finished", "Terminating thread")
-    messages = [line.strip().split("] ")[-1] for line in log.splitlines()]
-    causes = [text for text in messages if text and not text.startswith(consequences)]
-    # Without the path of the file, which the row has.
-    detail = causes[0].split(" /")[0] if causes else "no frame could be decoded"
-    return DecodeError("unreadable", detail)
+    for line in log.splitlines():
+        message = line.strip().split("] ")[-1]
+        if message and not message.startswith(consequences):
+            # Without the path of the file, which the row has.
+            return DecodeError("unreadable", message.split(" /")[0])
+    return DecodeError("unreadable", "no frame could be decoded")
 
 
 @lru_cache(maxsize=1)
@@ -163,16 +179,18 @@ def ffmpeg_version() -> str:
     run."""
     binary = ffmpeg_binary()
     try:
-        output = subprocess.run(
+        process = subprocess.run(
             [binary, "-version"],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
-        ).stdout
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(f"{binary}: does not run: {error}") from error
-    return output.partition("\n")[0].removeprefix("ffmpeg version ").partition(" Copyright")[0]
+    first_line = process.stdout.partition("\n")[0]
+    version = first_line.removeprefix("ffmpeg version ")
+    return version.partition(" Copyright")[0]
 
 
 @lru_cache(maxsize=1)

@@ -38,18 +38,28 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     hashes = hash_frames(ShardReader(folder), in_training, max_samples)
     # Blank frames have no hash: else all black clips would be copies.
     training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
-    frames = np.array([hashes.get(i) in training_hashes for i in range(len(splits))], bool)
-    compared = np.array([bool(hashes.get(i)) for i in range(len(splits))], bool)
+    frames = np.zeros(len(splits), bool)
+    compared = np.zeros(len(splits), bool)
+    for i, value in hashes.items():
+        frames[i] = value in training_hashes
+        compared[i] = bool(value)
 
-    columns = {"items": splits != "", "captions": captions, "compared": compared, "frames": frames}
+    columns = {
+        "items": splits != "",
+        "captions": captions,
+        "compared": compared,
+        "frames": frames,
+    }
     counts = {}
     for split in SPLITS[1:]:
         in_split = splits == split
         counts[split] = {name: int(column[in_split].sum()) for name, column in columns.items()}
 
-    table = index.drop_columns("captions").append_column("captions", pa.array(captions))
+    table = index.drop_columns("captions")
+    table = table.append_column("captions", pa.array(captions))
     table = table.append_column("frames", pa.array(frames))
-    return table.filter(pa.array((captions | frames) & ~in_training)), counts
+    is_copy = (captions | frames) & ~in_training
+    return table.filter(pa.array(is_copy)), counts
 
 
 def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> np.ndarray:
@@ -57,7 +67,8 @@ def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> 
     sample_of = pc.list_parent_indices(captions).to_numpy()  # of each caption
     texts = pc.list_flatten(captions)
 
-    equal = pc.is_in(texts, texts.filter(pa.array(in_training[sample_of])))
+    training_texts = texts.filter(pa.array(in_training[sample_of]))
+    equal = pc.is_in(texts, training_texts)
     in_both = np.zeros(len(captions), bool)
     in_both[sample_of[equal.to_numpy()]] = True
     return in_both
@@ -73,7 +84,8 @@ def hash_frames(
     held_out = np.flatnonzero(~in_training)
     training = np.flatnonzero(in_training)
     # If there are few training samples, the others are compared in their place.
-    held_out_count = min(len(held_out), max(max_samples // 2, max_samples - len(training)))
+    max_held_out = max(max_samples // 2, max_samples - len(training))
+    held_out_count = min(len(held_out), max_held_out)
     training_count = min(len(training), max_samples - held_out_count)
     held_out = held_out[segment_starts(len(held_out), held_out_count)]
     training = training[segment_starts(len(training), training_count)]
@@ -97,7 +109,8 @@ def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:
     """The hash of a sample; None if it is corrupt or blank."""
     try:
         sample = reader[sample_index]
-        return perceptual_hash(sample.frames(segment_starts(len(sample), min(2, len(sample)))))
+        frame_indices = segment_starts(len(sample), min(2, len(sample)))
+        return perceptual_hash(sample.frames(frame_indices))
     except Unreadable:
         return None
 
@@ -109,8 +122,10 @@ def perceptual_hash(frames: np.ndarray) -> bytes | None:
     None if no pixel is."""
     brighter = []
     for frame in frames:
+        grey = Image.fromarray(frame).convert("L")
         # Nine columns have eight differences.
-        small = np.asarray(Image.fromarray(frame).convert("L").resize((9, 8)), np.int16)
-        brighter.append(np.diff(small, axis=1) > 2)  # by more than the noise of JPEG
+        small = np.asarray(grey.resize((9, 8)), np.int16)
+        differences = np.diff(small, axis=1)
+        brighter.append(differences > 2)  # by more than the noise of JPEG
     bits = np.stack(brighter)
     return np.packbits(bits).tobytes() if bits.any() else None

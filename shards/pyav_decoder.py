@@ -62,7 +62,8 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
             codec.options = max_pixels  # of the codec, too: the size may change within the video
 
             times, keys, origin = _timestamps(container, stream, request)
-            indices, duration = request.choose((times - origin) * float(stream.time_base))
+            seconds = (times - origin) * float(stream.time_base)
+            indices, duration = request.choose(seconds)
             # With fewer frames than segments, a frame is decoded once and repeated.
             wanted, inverse = np.unique(times[indices], return_inverse=True)
             frames, width, height = _decode(container, stream, wanted.tolist(), keys, request)
@@ -133,9 +134,11 @@ def _timestamps(
     is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
-        if not next(container.demux(stream)).is_keyframe:
+        first_packet = next(container.demux(stream))
+        if not first_packet.is_keyframe:
             raise DecodeError("unreadable", "no key frame at the start")
-        container.seek(int(origin + (start - BACK_SECONDS) * second), stream=stream)
+        target = origin + (start - BACK_SECONDS) * second
+        container.seek(int(target), stream=stream)
 
     times: list[int] = []
     keys: list[tuple[int, int]] = []
@@ -151,7 +154,8 @@ def _timestamps(
 
         packet_count += 1
         if packet.is_keyframe:
-            keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+            decoded_at = packet.pts if packet.dts is None else packet.dts
+            keys.append((packet.pts, decoded_at))
 
         # Not shown are frames before the start of an edit list, and VP8's reference frames.
         is_reference = is_vp8 and not memoryview(packet)[0] >> 4 & 1
@@ -171,7 +175,8 @@ def _timestamps(
 
     ascending = np.sort(np.array(times, np.int64))
     starts_late = bool(times) and is_far and ascending[0] > origin + start * second
-    if not times or starts_late or (np.diff(ascending) == 0).any():
+    has_duplicates = (np.diff(ascending) == 0).any()
+    if not times or starts_late or has_duplicates:
         raise DecodeError("unreadable", "no frames with unique timestamps")
     return ascending, np.array(keys), origin
 
@@ -186,11 +191,13 @@ def _check_complete(
     """Raises DecodeError if a video that was read to its end has fewer frames than its index."""
     index = stream.index_entries
     if is_far and len(index):
-        is_truncated = index[len(index) - 1].timestamp > max(times, default=0)
+        last_entry = index[len(index) - 1]
+        is_truncated = last_entry.timestamp > max(times, default=0)
     else:
         # An edit list may omit whole groups of frames, which are then missing from MP4's index.
         is_mp4 = container.format.name.startswith("mov")
-        is_truncated = packet_count < (len(index) if is_mp4 else stream.frames)
+        frame_count = len(index) if is_mp4 else stream.frames
+        is_truncated = packet_count < frame_count
     if is_truncated:
         raise DecodeError("unreadable", "truncated: frames in the index are missing")
 
@@ -214,7 +221,8 @@ def _decode(
     def key_before(timestamp: int) -> list[int]:
         # A frame that is presented before the first key frame is decoded from it.
         following = int(np.searchsorted(keys[:, 0], timestamp, side="right"))
-        return keys[max(0, following - 1)].tolist()
+        key = keys[max(0, following - 1)]
+        return key.tolist()
 
     drawn = 0
     width = height = 0
@@ -294,7 +302,11 @@ class _Canvas:
         is_rotated = abs(b) > abs(a)
         # The scales from the frame's axes to those of the picture; a negative one mirrors.
         across, down = (c, b) if is_rotated else (a, d)
-        target = out[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+        target = out
+        if down < 0:
+            target = target[::-1]
+        if across < 0:
+            target = target[:, ::-1]
 
         # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
         size = len(target)
@@ -325,4 +337,5 @@ def _display_matrix(frame: Any) -> tuple[int, ...]:
     matrix = copy.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return (1, 0, 0, 1)
-    return tuple(np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].tolist())  # of 3 x 3
+    values = np.frombuffer(matrix, np.int32)  # of 3 x 3
+    return tuple(values[[0, 1, 3, 4]].tolist())

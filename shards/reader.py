@@ -69,11 +69,12 @@ class Sample:
             chosen = list(range(len(self)))
         # A frame that is chosen several times is decoded once.
         decoded = {i: self._frame(i) for i in set(chosen)}
-        sizes = {f"{frame.shape[1]} x {frame.shape[0]}" for frame in decoded.values()}
-        if len(sizes) > 1:
+        shapes = {frame.shape for frame in decoded.values()}
+        if len(shapes) > 1:
+            sizes = sorted(f"{width} x {height}" for height, width, _ in shapes)
             raise Unreadable(
                 f"{self.shard}: {self.metadata['id']}: its frames have different sizes: "
-                f"{' and '.join(sorted(sizes))}"
+                f"{' and '.join(sizes)}"
             )
         return np.stack([decoded[i] for i in chosen])
 
@@ -83,7 +84,8 @@ class Sample:
             return frame
 
         try:
-            frame = decode_jpeg(_read(self.shard, self.spans[frame_index], self.fetched))
+            data = _read(self.shard, self.spans[frame_index], self.fetched)
+            frame = decode_jpeg(data)
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
             raise Unreadable(
                 f"{self.shard}: {self.metadata['id']}, frame {frame_index}: {_reason(error)}"
@@ -106,7 +108,8 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     except ValueError:  # Pillow may read it
         pass
 
-    return np.asarray(Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB"))
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    return np.asarray(image.convert("RGB"))
 
 
 class ShardReader:
@@ -133,7 +136,9 @@ class ShardReader:
         frame_spans = array("q")
         frame_counts = array("q", [0])
         # The empty table makes `concat_tables` work without a selected row.
-        tables = [pa.schema([*map(INDEX.field, KEPT_COLUMNS), ("row", pa.int64())]).empty_table()]
+        fields = [INDEX.field(name) for name in KEPT_COLUMNS]
+        schema = pa.schema([*fields, ("row", pa.int64())])
+        tables = [schema.empty_table()]
 
         for table in _selected(folder, values, exclude):
             json_columns = [table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]
@@ -168,12 +173,17 @@ class ShardReader:
         if name in self.table.column_names:
             column = self.table[name].combine_chunks()
         else:
-            column = read_index(self.folder, [name])[name].take(self.table["row"]).combine_chunks()
-        return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+            whole = read_index(self.folder, [name])[name]
+            column = whole.take(self.table["row"]).combine_chunks()
+        if isinstance(column, pa.Array):
+            return column
+        return pa.concat_arrays(column.chunks)
 
     def frame_count(self, sample_index: int) -> int:
         """The number of frames of sample 0..N-1, without reading it."""
-        return int(self._first_frame[sample_index + 1] - self._first_frame[sample_index])
+        first = self._first_frame[sample_index]
+        end = self._first_frame[sample_index + 1]
+        return int(end - first)
 
     def __getitem__(self, sample_index: int) -> Sample:
         """Sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
@@ -188,22 +198,25 @@ class ShardReader:
         first, end = self._first_frame[sample_index : sample_index + 2]
         frame_spans = self._frame_spans[first:end].tolist()
         try:
-            fetched = None if isinstance(shard, Path) else _fetch(shard, [json_span, *frame_spans])
+            fetched = None
+            if not isinstance(shard, Path):
+                fetched = _fetch(shard, [json_span, *frame_spans])
             metadata = json.loads(_read(shard, json_span, fetched))
-            if metadata["id"] != sample_id:
+            stored_id = metadata["id"]
+            if stored_id != sample_id:
                 raise ValueError(
-                    f"the shard has {metadata['id']} in its place: "
-                    "the index belongs to another shard"
+                    f"the shard has {stored_id} in its place: the index belongs to another shard"
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {sample_id}: {_reason(error)}") from error
 
+        frame_count = max(1, len(self._frame_spans))
         sample = Sample(
             metadata,
             shard,
             frame_spans,
             fetched,
-            max_kept_bytes=MAX_KEPT_BYTES // max(1, len(self._frame_spans)),
+            max_kept_bytes=MAX_KEPT_BYTES // frame_count,
         )
         # With fetched bytes, a sample would keep all of its frames in memory.
         if not fetched and len(self) <= MAX_KEPT_SAMPLES:
@@ -232,12 +245,14 @@ def _selected(
         for column, value in values.items():
             table = table.filter(pc.equal(table[column], value))
         if exclude:
-            table = table.filter(pc.invert(pc.is_in(table["id"], excluded)))
+            is_excluded = pc.is_in(table["id"], excluded)
+            table = table.filter(pc.invert(is_excluded))
         yield table
 
 
 def _stacked(columns: list[pa.Array]) -> bytes:
-    return np.stack([column.to_numpy() for column in columns], axis=1).tobytes()
+    arrays = [column.to_numpy() for column in columns]
+    return np.stack(arrays, axis=1).tobytes()
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
@@ -308,7 +323,8 @@ def _fetch(shard: str, spans: list[Span]) -> Fetched | None:
     tools."""
     start = min(offset for offset, _, _ in spans)
     end = max(offset + size for offset, size, _ in spans)
-    if end - start > 2 * sum(size for _, size, _ in spans) + MAX_GAP_BYTES:
+    needed = sum(size for _, size, _ in spans)
+    if end - start > 2 * needed + MAX_GAP_BYTES:
         return None
     return start, read_range(shard, start, end - start)
 

@@ -82,7 +82,9 @@ class Row(BaseModel):
     @classmethod
     def _path_or_url(cls, value: str | Path) -> str | Path:
         # JSON has a path and a URL as texts alike.
-        return Path(value) if isinstance(value, str) and "://" not in value else value
+        if isinstance(value, str) and "://" not in value:
+            return Path(value)
+        return value
 
     @property
     def file_name(self) -> str:
@@ -156,11 +158,29 @@ class Reject(BaseModel):
     detail: str = ""
 
 
-REJECTS = pa.schema([(name, pa.string()) for name in ("id", "path", "reason", "detail")])
-QUESTIONS = pa.list_(
-    pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
+REJECTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
-MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+QUESTION = pa.struct(
+    [
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("type", pa.string()),
+    ]
+)
+QUESTIONS = pa.list_(QUESTION)
+MEMBER = pa.struct(
+    [
+        ("name", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
 
 # One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where
 # shards are cut; `meta` is JSON.

@@ -9,7 +9,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from os import SEEK_END
 from typing import BinaryIO
 
@@ -41,7 +40,10 @@ class TarMember:
 
     def crc32(self, file: BinaryIO) -> int:
         """The CRC-32 of its data, which need not fit into memory. Raises as `read`."""
-        return reduce(lambda value, data: zlib.crc32(data, value), self.chunks(file), 0)
+        value = 0
+        for data in self.chunks(file):
+            value = zlib.crc32(data, value)
+        return value
 
     def chunks(self, file: BinaryIO) -> Iterator[bytes]:
         file.seek(self.offset)
@@ -69,19 +71,31 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
             while member := tar.next():
                 # A link or a folder has no data, whatever size it states.
                 size = member.size if member.isreg() else 0
-                if not 0 <= size <= end - member.offset_data or len(member.name) > MAX_NAME:
+                is_inside = 0 <= size <= end - member.offset_data
+                if not is_inside or len(member.name) > MAX_NAME:
                     raise DamagedTar(
                         at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}"
                     )
                 # A sparse file has other bytes than its data.
                 is_file = member.isreg() and not member.issparse()
-                yield TarMember(member.name, member.offset_data, size, is_file, member.isdir())
+                yield TarMember(
+                    name=member.name,
+                    offset=member.offset_data,
+                    size=size,
+                    is_file=is_file,
+                    is_folder=member.isdir(),
+                )
                 at = tar.offset
+    except DamagedTar:
+        raise
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise error if isinstance(error, DamagedTar) else DamagedTar(at, str(error)) from None
+        raise DamagedTar(at, str(error)) from None
 
     # The first header that tarfile does not take must be the end of the archive.
     file.seek(at)
-    limit = 3 * BLOCK if end % tarfile.RECORDSIZE else tarfile.RECORDSIZE + BLOCK
-    if not 2 * BLOCK <= end - at <= limit or file.read(limit).strip(b"\0"):
+    limit = 3 * BLOCK
+    if end % tarfile.RECORDSIZE == 0:
+        limit = tarfile.RECORDSIZE + BLOCK
+    has_length_of_end = 2 * BLOCK <= end - at <= limit
+    if not has_length_of_end or file.read(limit).strip(b"\0"):
         raise DamagedTar(at, "a bad header, a hole of zeros, or an end without two blocks of zeros")

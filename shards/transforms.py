@@ -58,8 +58,10 @@ def random_resized_crop(
     As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest
     central crop within the bounds of the aspect ratio is used. Bicubic.
     """
-    left, top, width, height = crop_box(frame.shape[1], frame.shape[0], rng, scale, ratio)
-    return _resized(frame[top : top + height, left : left + width], size)
+    frame_height, frame_width = frame.shape[:2]
+    left, top, width, height = crop_box(frame_width, frame_height, rng, scale, ratio)
+    cropped = frame[top : top + height, left : left + width]
+    return _resized(cropped, size)
 
 
 def crop_box(
@@ -70,10 +72,12 @@ def crop_box(
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """The crop of `random_resized_crop`: left, top, width, height in pixels."""
+    min_ratio, max_ratio = ratio
     for _ in range(MAX_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
         # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
-        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        log_aspect = rng.uniform(np.log(min_ratio), np.log(max_ratio))
+        aspect = np.exp(log_aspect)
         w = round(float(np.sqrt(area * aspect)))
         h = round(float(np.sqrt(area / aspect)))
         if 0 < w <= width and 0 < h <= height:
@@ -82,9 +86,11 @@ def crop_box(
             return left, top, w, h
 
     # The largest that the bounds of the ratio allow.
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
-    return (width - w) // 2, (height - h) // 2, w, h
+    w = min(width, round(height * max_ratio))
+    h = min(height, round(width / min_ratio))
+    left = (width - w) // 2
+    top = (height - h) // 2
+    return left, top, w, h
 
 
 Picture = Image.Image
@@ -101,9 +107,12 @@ SIDES = re.compile(
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
     """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is
     unchanged."""
-    # The last operation mirrors.
-    operations = VIDEO_OPERATIONS[:-1] if SIDES.search(text) else VIDEO_OPERATIONS
-    chosen = [operations[i] for i in rng.choice(len(operations), 2, replace=False)]
+    operations = VIDEO_OPERATIONS
+    if SIDES.search(text):
+        operations = VIDEO_OPERATIONS[:-1]  # without the last, which mirrors
+
+    drawn = rng.choice(len(operations), 2, replace=False)
+    chosen = [operations[i] for i in drawn]
     return np.stack([apply(chosen, frame, VIDEO_STRENGTH) for frame in frames])
 
 
@@ -114,7 +123,8 @@ def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Genera
     if rng.random() < 0.5 and not SIDES.search(text):
         frame = frame[:, ::-1]
 
-    chosen = [IMAGE_OPERATIONS[i] for i in rng.choice(len(IMAGE_OPERATIONS), 2)]
+    drawn = rng.choice(len(IMAGE_OPERATIONS), 2)
+    chosen = [IMAGE_OPERATIONS[i] for i in drawn]
     applied = [operation for operation in chosen if rng.random() < 0.5]
     return apply(applied, frame, IMAGE_STRENGTH)
 
@@ -156,7 +166,8 @@ def enhanced(kind: type) -> Operation:
     identity."""
 
     def enhance(picture: Picture, strength: float) -> Picture:
-        return kind(picture).enhance(strength * 1.8 + 0.1)
+        factor = strength * 1.8 + 0.1
+        return kind(picture).enhance(factor)
 
     enhance.__name__ = kind.__name__.lower()
     return enhance
@@ -196,8 +207,14 @@ BRIGHTNESS = enhanced(ImageEnhance.Brightness)
 SHARPNESS = enhanced(ImageEnhance.Sharpness)
 CONTRAST = enhanced(ImageEnhance.Contrast)
 IMAGE_OPERATIONS = [
-    *(identity, BRIGHTNESS, SHARPNESS),
-    *(shear_x, shear_y, translate_x, translate_y, rotate),
+    identity,
+    BRIGHTNESS,
+    SHARPNESS,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
 ]
 # `mirror` is last: `augment_video` drops it if the text names a side.
 VIDEO_OPERATIONS = [*IMAGE_OPERATIONS, CONTRAST, mirror]

@@ -98,7 +98,9 @@ class ShardWriter:
         end = self.tar.offset + 2 * BLOCK
         self.tar.close()
         # Without padding to a whole record, which would hide samples lost at the end.
-        self.file.truncate(end if end % tarfile.RECORDSIZE else end + BLOCK)
+        if end % tarfile.RECORDSIZE == 0:
+            end += BLOCK
+        self.file.truncate(end)
         self.file.close()
 
         # A unit whose items are all rejected has no shard.

@@ -165,7 +165,14 @@ def read_entry(
         other_names += [f"video{name}", f"vid{name}"]
 
     url = str(record.get("contentUrl") or "")
-    return Entry(form, name, tuple(texts), other_names=tuple(other_names), url=url, window=window)
+    return Entry(
+        form=form,
+        name=name,
+        texts=tuple(texts),
+        other_names=tuple(other_names),
+        url=url,
+        window=window,
+    )
 
 
 def first_problem_of(error: ValidationError) -> str:
@@ -240,15 +247,18 @@ class Video:
         if self.problem:
             return Reject(id=row_id, path="", reason="bad row", detail=self.problem)
 
-        paragraph = [" ".join(texts.sentences)] if texts.sentences else []
+        captions = list(texts.captions)
+        if texts.sentences:
+            captions.append(" ".join(texts.sentences))
+        is_image = extension_of(self.path) in IMAGE_EXTENSIONS
         try:
             return Row(
                 id=row_id,
                 path=self.path,
-                kind="image" if extension_of(self.path) in IMAGE_EXTENSIONS else "video",
+                kind="image" if is_image else "video",
                 start=None if self.is_cut else self.window.start,
                 end=None if self.is_cut else self.window.end,
-                captions=(*texts.captions, *paragraph),
+                captions=tuple(captions),
                 questions=tuple(Question(**question) for question in texts.questions),
                 split=split_name(self.split),
                 name=self.name,

@@ -63,8 +63,11 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
 
     renamed: dict[str, Any] = {}
     for name, value in record.items():
-        usual = name if name in KNOWN else FOLDED.get(name.casefold(), name)
-        renamed[name if usual in record or usual in renamed else usual] = value
+        usual = name
+        if name not in KNOWN:
+            usual = FOLDED.get(name.casefold(), name)
+        is_taken = usual in record or usual in renamed
+        renamed[name if is_taken else usual] = value
 
     if "q" in renamed and "question" not in renamed:
         renamed["question"] = renamed.pop("q")
@@ -74,7 +77,8 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
     if "split" not in renamed:
         for name in SPLIT_ALIASES:
             # An empty cell, as `-`, does not tell that the column names splits.
-            if str(renamed.get(name) or "-").strip().lower() in SPLIT_NAMES:
+            cell = str(renamed.get(name) or "-")
+            if cell.strip().lower() in SPLIT_NAMES:
                 renamed["split"] = renamed.pop(name)
                 break
 
@@ -87,6 +91,7 @@ def with_usual_names(record: dict[str, Any]) -> dict[str, Any]:
 
 def _rename_first(record: dict[str, Any], names: tuple[str, ...], usual: str) -> None:
     """Renames the first of the columns that a record has."""
-    name = next((name for name in names if name in record), None)
-    if name is not None:
-        record[usual] = record.pop(name)
+    for name in names:
+        if name in record:
+            record[usual] = record.pop(name)
+            return

@@ -55,7 +55,9 @@ class Listing:
             shown = ", ".join(name for name, _ in kinds.most_common(MAX_NAMED))
             more = ", ..." if len(kinds) > MAX_NAMED else ""
             reasons.append(f"{reason}: {len(names)} ({shown}{more})")
-        return [f"left out of {self.folder}: {'; '.join(reasons)}"] if reasons else []
+        if not reasons:
+            return []
+        return [f"left out of {self.folder}: {'; '.join(reasons)}"]
 
 
 def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Listing:
@@ -137,12 +139,14 @@ def media_stem(name: str) -> str:
     ['a', 'a.b', '.mp4', 'a.', 'a']
     """
     dot = name.rfind(".")
-    return name[:dot] if 0 < dot < len(name) - 1 else name
+    last = len(name) - 1
+    return name[:dot] if 0 < dot < last else name
 
 
 def media_suffix(name: str) -> str:
     """The extension of a file name, in lower case."""
-    return name[len(media_stem(name)) :].lower()
+    stem = media_stem(name)
+    return name[len(stem) :].lower()
 
 
 def spelled(path: str) -> str:

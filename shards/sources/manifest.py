@@ -82,7 +82,9 @@ def import_source(
     if isinstance(data, Path):
         data = Path(os.path.normpath(data.absolute()))
         is_folder(data)  # raises InputError if a folder above may not be read
-    files = {key: os.path.normpath(file.absolute()) for key, file in (annotations or {}).items()}
+    files = {}
+    for key, file in (annotations or {}).items():
+        files[key] = os.path.normpath(file.absolute())
 
     source = digest({"data": str(data), "annotations": files, "root": str(root)})[:16]
     # Another version of this package may read other rows from the same files.
@@ -202,8 +204,10 @@ def write_manifest(
     ):
 
         def flush() -> None:
-            row_file.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), ROW_GROUP)
-            reject_file.write_table(pa.Table.from_pylist(rejects, schema=REJECTS))
+            row_table = pa.Table.from_pylist(rows, schema=MANIFEST)
+            reject_table = pa.Table.from_pylist(rejects, schema=REJECTS)
+            row_file.write_table(row_table, ROW_GROUP)
+            reject_file.write_table(reject_table)
             rows.clear()
             rejects.clear()
 
@@ -211,7 +215,8 @@ def write_manifest(
             values = record.model_dump(mode="json")
             # Relative: a folder that was moved has the same digest.
             inside = values["path"].removeprefix(f"{base}/")
-            content.update(json.dumps(values | {"path": inside}, sort_keys=True).encode())
+            text = json.dumps(values | {"path": inside}, sort_keys=True)
+            content.update(text.encode())
 
             if isinstance(record, Row):
                 # Of the id alone: another row does not move this cut.

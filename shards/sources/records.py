@@ -86,8 +86,13 @@ def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     """The names of a list; the rows of a table if the first line names the columns of one."""
     first = text.readline()
-    columns = {FOLDED.get(cell.strip(' "\r\n').casefold()) for cell in re.split(r"[,;|\t]", first)}
-    if not columns.isdisjoint(NAME_COLUMNS) and not columns.isdisjoint({*TEXT_COLUMNS, "question"}):
+    columns = set()
+    for cell in re.split(r"[,;|\t]", first):
+        columns.add(FOLDED.get(cell.strip(' "\r\n').casefold()))
+
+    has_names = not columns.isdisjoint(NAME_COLUMNS)
+    has_texts = not columns.isdisjoint({*TEXT_COLUMNS, "question"})
+    if has_names and has_texts:
         yield from _table(chain([first], text), strict=True)
         return
 
@@ -116,7 +121,9 @@ def _json_lines(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
 
 
 def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(each, dict) for each in value)
 
 
 def _object(line: str) -> Record | str:
@@ -243,8 +250,10 @@ def _separator(header: str, usual: str) -> str:
 
 def _in_columns(columns: list[str], cells: list[str], quoted: bool) -> Record | str:
     """The record of a line. quoted: whether quotation marks around a text have been removed."""
-    if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
-        return "more cells than columns; quote texts with commas"
+    if len(cells) > len(columns):
+        further = cells[len(columns) :]
+        if any(cell.strip() for cell in further):
+            return "more cells than columns; quote texts with commas"
     if any(map(NOT_UTF8.search, cells)):
         return "not UTF-8"
     if not quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
@@ -284,19 +293,21 @@ def plain(record: Record) -> Record:
     Raises ValueError if the record cannot be stored as JSON and read again: if it is nested too
     deeply or too large, or has bytes that are not UTF-8, or a NUL, as a hole in a file has.
     """
+
+    def as_text(value: Any) -> str:
+        return value.decode() if isinstance(value, bytes) else str(value)
+
     try:
-        text = json.dumps(
-            record,
-            default=lambda v: v.decode() if isinstance(v, bytes) else str(v),
-            ensure_ascii=False,
-        )
+        text = json.dumps(record, default=as_text, ensure_ascii=False)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
-    size = len(text.encode("utf-8", "replace"))
+    encoded = text.encode("utf-8", "replace")
+    size = len(encoded)
     if size > MAX_JSON_BYTES // 2:
         raise ValueError(f"{size:,} bytes; a column holds texts and numbers, not media")
     if NUL.search(text):
         raise ValueError("a NUL character")
     # Readers have a limit of 200 levels; in a sample a record is one level deeper.
-    return from_json(b"[[%s]]" % text.encode("utf-8", "replace"))[0][0]
+    [[value]] = from_json(b"[[%s]]" % encoded)
+    return value

@@ -1,5 +1,6 @@
 """What a source of items is, and its rows."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -67,8 +68,8 @@ def scan_source(
 
     known = known_form(data) if isinstance(data, Path) else None
     if known and isinstance(data, Path):
-        rows = scan_annotations(data.parent, {"": data}, root, kept)
-        rows = in_folder_splits(rows, data.parent, kept)
+        annotated = scan_annotations(data.parent, {"": data}, root, kept)
+        rows = in_folder_splits(annotated, data.parent, kept)
         return f"{data.name}: {known.title}", rows if notes is not None else logged(rows, kept)
 
     rows = split_hint(scan_manifest(data, require_texts, kept), kept)
@@ -96,9 +97,12 @@ def known_form(file: Path) -> Form | None:
     `path`."""
     with suppress(InputError):  # the caller reads the file again
         for _, record in named_records(file):
-            if isinstance(record, dict):
-                form = form_of(record) if "path" not in record else None
-                return None if form is NAMES else form
+            if isinstance(record, str):
+                continue
+            if "path" in record:
+                return None
+            form = form_of(record)
+            return None if form is NAMES else form
     return None
 
 
@@ -122,16 +126,15 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
 
     lists = listed_captions(listing)
     if lists:
-        return lists[0], scan_lists(listing, lists[1], notes)
+        what, pairs = lists
+        return what, scan_lists(listing, pairs, notes)
     return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
 
 
 def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:
     """A row for each video or image, with the captions in the text beside it. Raises InputError if
     there are none."""
-    counts: dict[str, int] = {}
-    for path in listing.media:
-        counts[without_suffix(path)] = counts.get(without_suffix(path), 0) + 1
+    counts = Counter(without_suffix(path) for path in listing.media)
     used: dict[str, str] = {}  # texts, with their videos
     without_text = 0
 
@@ -151,9 +154,11 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
                 # Also of a text that cannot be read: no note should call it unused.
                 if text:
                     used[text] = path
-            without_text += not any(caption.strip() for caption in captions)
+            has_text = any(caption.strip() for caption in captions)
+            without_text += not has_text
             record = {"id": record_id, "path": path, "captions": captions}
-            yield row_of(str(listing.folder / path), record, listing.folder)
+            where = str(listing.folder / path)
+            yield row_of(where, record, listing.folder)
 
         for path in without_decoder(listing, sidecars, used):
             detail = f"no decoder reads {media_suffix(path)} files; convert it to MP4 or JPEG"
@@ -176,13 +181,14 @@ def scan_lists(listing: Listing, pairs: list[tuple[str, str]], notes: list[str])
 
     def rows() -> Rows:
         for number, (name, texts) in enumerate(captions.items(), 1):
+            where = f"line {number}"
             try:
                 path = str(media.find(media.relative(name)))
             except ValueError as error:
-                yield Reject(id=f"line {number}", path="", reason="bad row", detail=str(error))
+                yield Reject(id=where, path="", reason="bad row", detail=str(error))
                 continue
             record = {"id": without_suffix(name), "path": path, "captions": texts}
-            yield row_of(f"line {number}", record, listing.folder)
+            yield row_of(where, record, listing.folder)
 
     yield from in_folder_splits(rows(), listing.folder, notes, listing)
     notes += [*listing.notes(), *media.notes()]
@@ -194,7 +200,8 @@ def is_table(file: Path) -> bool:
         for _, record in named_records(file):
             if isinstance(record, dict):
                 form = form_of(record)
-                return "path" in record or (form is not None and form is not NAMES)
+                is_known = form is not None and form is not NAMES
+                return is_known or "path" in record
     return False
 
 
@@ -222,7 +229,9 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
     notes += listing.notes()
 
     if others:
-        notes.append(f"not read: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}")
+        shown = ", ".join(others[:3])
+        more = ", ..." if len(others) > 3 else ""
+        notes.append(f"not read: {shown}{more}")
     if not any(table.split for table in tables):
         notes.append("the tables name no split")
 
@@ -245,11 +254,11 @@ def of_table(listing: Listing, table: Table, notes: list[str]) -> Rows:
     inside = folder.relative_to(listing.folder).as_posix()
     prefix = "" if inside == "." else f"{inside}/"
     for row in rows:
-        if isinstance(row, Reject):
-            yield row.model_copy(update={"id": f"{prefix}{row.id}"})
-        else:
-            changes: dict[str, Any] = {"id": f"{prefix}{row.id}", "name": f"{prefix}{row.name}"}
-            yield row.model_copy(update=changes | {"split": row.split or table.split})
+        changes: dict[str, Any] = {"id": f"{prefix}{row.id}"}
+        if isinstance(row, Row):
+            changes["name"] = f"{prefix}{row.name}"
+            changes["split"] = row.split or table.split
+        yield row.model_copy(update=changes)
 
 
 def unique(rows: Iterable[Row | Reject], folder: Path) -> Rows:
@@ -273,15 +282,17 @@ def in_folder_splits(
 ) -> Rows:
     """The rows, of which those that name no split have that of their folder, if the folders are
     splits."""
-    are_splits, note = splits_of_folders((listing or list_folder(folder)).media)
+    if listing is None:
+        listing = list_folder(folder)
+    are_splits, note = splits_of_folders(listing.media)
+    # The note on folders only matters where it decides on a row.
     is_drawn = False
     for row in rows:
-        if are_splits and isinstance(row, Row) and not row.split and isinstance(row.path, Path):
-            inside = str(row.path).removeprefix(f"{folder}/")
-            row = row.model_copy(update={"split": split_of_path(inside)})
+        if isinstance(row, Row) and not row.split:
             is_drawn = True
-        # The note on folders only matters where it decides on a row.
-        is_drawn = is_drawn or (isinstance(row, Row) and not row.split)
+            if are_splits and isinstance(row.path, Path):
+                inside = str(row.path).removeprefix(f"{folder}/")
+                row = row.model_copy(update={"split": split_of_path(inside)})
         yield row
     if note and is_drawn:
         notes.append(note)
@@ -341,9 +352,12 @@ def with_table_captions(listing: Listing, sidecars: Sidecars, notes: list[str]) 
     for row in scan_sidecars(listing, sidecars, of_files):
         known = texts.get(str(row.path)) if isinstance(row, Row) else None
         if isinstance(row, Row) and known:
-            row = row.model_copy(
-                update={"captions": known.captions, "split": known.split, "meta": known.meta}
-            )
+            changes = {
+                "captions": known.captions,
+                "split": known.split,
+                "meta": known.meta,
+            }
+            row = row.model_copy(update=changes)
         yield row
     notes += of_tables if texts else of_files
     if parts:
