@@ -35,7 +35,9 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
         status = os.stat(path)
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -134,8 +136,9 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
     state = file_state(path)
     if state is None:
         raise ValueError(f"{path}: missing, or not a regular file")
-    if state[0] > max_bytes:
-        raise ValueError(f"{path}: {state[0]:,} bytes; at most {max_bytes:,} are read")
+    size, _ = state
+    if size > max_bytes:
+        raise ValueError(f"{path}: {size:,} bytes; at most {max_bytes:,} are read")
 
     try:
         return read_json(path)
@@ -146,8 +149,9 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(f"{text}\n")
 
 
 def digest(value: Any) -> str:

@@ -35,7 +35,8 @@ class StderrHandler(logging.Handler):
         # Names of files are in many lines; a traceback has several lines.
         text = "\n".join(map(printable, record.getMessage().split("\n")))
         if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
-            text = f"{logging.Formatter().formatTime(record, '%Y-%m-%d %H:%M:%S')} {text}"
+            time_text = logging.Formatter().formatTime(record, "%Y-%m-%d %H:%M:%S")
+            text = f"{time_text} {text}"
         print(text, file=sys.stderr, flush=True)
 
 
@@ -89,8 +90,11 @@ def progress(
         return
 
     # It is drawn from QUIET_SECONDS on, by `advance`.
-    bar = None if os.environ.get(PLAIN) == "1" or not sys.stderr.isatty() else progress_bar(unit)
-    task = bar.add_task(what, total=total, completed=done, note="") if bar else None
+    bar = None
+    task = None
+    if os.environ.get(PLAIN) != "1" and sys.stderr.isatty():
+        bar = progress_bar(unit)
+        task = bar.add_task(what, total=total, completed=done, note="")
     began = last_line = time.monotonic()
     count = done
     last_note = ""
@@ -102,7 +106,8 @@ def progress(
         details = [f"{count}{of_total} {unit}", f"{now - began:.0f} s"]
         # The units of an earlier run say nothing about the speed of this one.
         if total is not None and count > done:
-            left = (now - began) * (total - count) / (count - done)
+            remaining = total - count
+            left = (now - began) * remaining / (count - done)
             details.append(f"{timedelta(seconds=round(left))} left")
 
         if last_note:

@@ -38,7 +38,9 @@ def file_name(source: Source) -> str:
     """The file of a source, or the shard and the id of a sample, for messages."""
     if isinstance(source, Sample):
         return f"{source.shard}: {source.metadata['id']}"
-    return str(source.path if isinstance(source, Row) else source)
+    if isinstance(source, Row):
+        return str(source.path)
+    return str(source)
 
 
 def is_file(text: Any) -> bool:
@@ -79,12 +81,20 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
         if isinstance(source, Sample):
             return _load_sample(source, count, size)
 
-        file = absolute(source.path if isinstance(source, Row) else source)
-        with local_copy(file, MAX_FETCHED_BYTES) as path:
+        if isinstance(source, Row):
+            location = source.path
+            start = source.start
+            end = source.end
+        else:
+            location = source
+            start = None
+            end = None
+
+        with local_copy(absolute(location), MAX_FETCHED_BYTES) as path:
             if is_image(source):
                 image = decode_image(path, size, limits)
-                return replace(image, frames=np.repeat(image.frames, count, axis=0))
-            start, end = (source.start, source.end) if isinstance(source, Row) else (None, None)
+                frames = np.repeat(image.frames, count, axis=0)
+                return replace(image, frames=frames)
             return decode_video(path, count, size, start=start, end=end, limits=limits)
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
@@ -128,7 +138,8 @@ def load_for_model(source: Source, video: VideoConfig, limits: Limits = DEFAULT_
 
 def load_frames(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as `load_clip`."""
-    return load_for_model(source, video, limits).frames.transpose(0, 3, 1, 2)
+    clip = load_for_model(source, video, limits)
+    return clip.frames.transpose(0, 3, 1, 2)
 
 
 def decode_ahead(

@@ -74,7 +74,9 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
 def model_folder(folder: Path) -> Path:
     """The folder model/ of an artifact, or the folder itself."""
     inside = folder / "model"
-    return inside if inside.is_dir() else folder
+    if inside.is_dir():
+        return inside
+    return folder
 
 
 def width_of(folder: Path) -> int:
@@ -293,7 +295,8 @@ def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: 
     """The logit margin (match minus no match) of pairs (P, 2) of text and video indices: (P,). It
     has the order of the probability, without its rounding near 0 and 1."""
     logits = score(model, model.vtm_head, texts, videos, pairs, batch)
-    return logits[:, 1] - logits[:, 0]
+    no_match, is_match = logits.unbind(1)
+    return is_match - no_match
 
 
 def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:

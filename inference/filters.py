@@ -53,7 +53,8 @@ class Condition:
     value: str
 
     def __str__(self) -> str:
-        quote = '"' if re.search(r"[\s;]", self.value) or not self.column else ""
+        needs_quotes = not self.column or re.search(r"[\s;]", self.value)
+        quote = '"' if needs_quotes else ""
         return f"{self.column}{self.operator}{quote}{self.value}{quote}"
 
 
@@ -92,8 +93,11 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
 def _condition(match: re.Match[str], columns: Sequence[str]) -> Condition | None:
     """The condition of a match of CONDITION; None if it is neither a condition nor a word."""
     written, operator, value = match.group("column", "operator", "value")
-    # A comma may stand between conditions, as in `kind=video, ball`.
-    value = value.strip('"') if value.startswith('"') else value.rstrip(",") or value
+    if value.startswith('"'):
+        value = value.strip('"')
+    else:
+        # A comma may stand between conditions, as in `kind=video, ball`.
+        value = value.rstrip(",") or value
     if not written:
         is_word = value and value[0] not in "=<>!~"
         return Condition("", "", value) if is_word else None
@@ -127,7 +131,9 @@ def seconds_of(text: str) -> float | None:
         return 60 * int(minutes[1]) + float(minutes[2])
     number = text.removesuffix("s")
     # The pattern first: `float` also takes nan, inf and 1_000.
-    return float(number) if re.search(NUMBER, number) else None
+    if not re.search(NUMBER, number):
+        return None
+    return float(number)
 
 
 def filter_mask(index: "Index", filters: Sequence[str]) -> np.ndarray:
@@ -163,7 +169,8 @@ def conditions_of(index: "Index", filters: Sequence[str]) -> list[Condition]:
 
 def _folded(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Texts without differences of case, or of composed and decomposed accents."""
-    if not pc.all(pc.string_is_ascii(texts)).as_py():
+    are_ascii = pc.all(pc.string_is_ascii(texts)).as_py()
+    if not are_ascii:
         # pyarrow's utf8_normalize("NFC") decomposes.
         composed = [text and normalize("NFC", text) for text in texts.to_pylist()]
         texts = pa.chunked_array([composed], pa.string())
@@ -172,7 +179,8 @@ def _folded(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _folded_text(text: str) -> str:
     """As `_folded`, by the same tables."""
-    return pc.utf8_lower(pa.scalar(normalize("NFC", text))).as_py()
+    composed = pa.scalar(normalize("NFC", text))
+    return pc.utf8_lower(composed).as_py()
 
 
 def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
@@ -185,19 +193,21 @@ def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
 
 
 def _has_word(index: "Index", word: str) -> pa.ChunkedArray:
+    pattern = f"*{word}*"
     names = pc.replace_substring_regex(index.items["path"], "^.*/", "")
     # `or_` of true and null is null: a clip without a caption would never fit.
-    fits = pc.fill_null(_matches(names, f"*{word}*"), False)
+    fits = pc.fill_null(_matches(names, pattern), False)
     for column in ("caption", "id"):
-        found = pc.fill_null(_matches(index.items[column], f"*{word}*"), False)
-        fits = pc.or_(fits, found)
+        has_word = _matches(index.items[column], pattern)
+        fits = pc.or_(fits, pc.fill_null(has_word, False))
     return fits
 
 
 def _compare_texts(texts: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
     if condition.operator == "~":
         return _matches(texts, condition.value)
-    return COMPARE[condition.operator](_folded(texts), _folded_text(condition.value))
+    compare = COMPARE[condition.operator]
+    return compare(_folded(texts), _folded_text(condition.value))
 
 
 def _compare_seconds(index: "Index", condition: Condition) -> pa.ChunkedArray:
@@ -206,7 +216,8 @@ def _compare_seconds(index: "Index", condition: Condition) -> pa.ChunkedArray:
         raise InputError(
             f"{index.folder}: this index has no durations; a new index has them, for videos"
         )
-    return COMPARE[condition.operator](values, seconds_of(condition.value))
+    compare = COMPARE[condition.operator]
+    return compare(values, seconds_of(condition.value))
 
 
 def _compare_own_column(index: "Index", condition: Condition) -> pa.ChunkedArray:

@@ -59,7 +59,8 @@ ITEMS = pa.schema(
     ]
 )
 PART = pa.schema([*ITEMS, ("embedding", pa.list_(pa.float32()))])
-REJECTED = pa.schema([*REJECTS, *(field for field in ITEMS if field.name not in REJECTS.names)])
+FURTHER_FIELDS = [field for field in ITEMS if field.name not in REJECTS.names]
+REJECTED = pa.schema([*REJECTS, *FURTHER_FIELDS])
 LATER_COLUMNS = ("duration",)  # which an index of an earlier version lacks
 Item = dict[str, Any]  # a row of ITEMS
 Signature = tuple[str, str, str]  # see `signature_of`
@@ -113,7 +114,13 @@ class Index:
                 if read_about(folder).parts != about.parts:  # another process merged them
                     continue
                 raise InputError(f"{folder}: corrupt: {one_line(error)}; {REPAIR_HINT}") from error
-        return cls(folder, about, rows.drop_columns("embedding"), embeddings, rejects)
+        return cls(
+            folder=folder,
+            about=about,
+            items=rows.drop_columns("embedding"),
+            embeddings=embeddings,
+            rejects=rejects,
+        )
 
     def __repr__(self) -> str:
         return f"<Index {self.folder}: {len(self):,} clips of {self.about.model}>"
@@ -261,13 +268,17 @@ def embeddings_of(rows: pa.Table) -> np.ndarray:
     for chunk in rows["embedding"].chunks:
         if not len(chunk):
             continue
-        # The length of a null is NaN, which is not above 0.
         lengths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
         values = chunk.flatten()
-        if len(lengths) != 1 or not lengths[0] > 0 or values.null_count:
+        # The length of a null is NaN, which is not above 0.
+        has_one_length = len(lengths) == 1 and lengths[0] > 0
+        if not has_one_length or values.null_count:
             raise ValueError("embeddings of different lengths, or without one")
         vectors.append(values.to_numpy().reshape(len(chunk), -1))
-    return np.concatenate(vectors) if vectors else np.empty((0, 1), np.float32)
+
+    if not vectors:
+        return np.empty((0, 1), np.float32)
+    return np.concatenate(vectors)
 
 
 def source_of(item: Item) -> Row | Sample:

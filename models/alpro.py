@@ -199,9 +199,12 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
     grid = frames.shape[-1] // patch
 
     inside = box_mask(boxes, grid).view(-1, grid, grid)
-    inside = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)  # (B, S, S)
+    inside = inside.repeat_interleave(patch, dim=1)
+    inside = inside.repeat_interleave(patch, dim=2)  # (B, S, S)
+    inside = inside[:, None, None]  # the same in every frame and channel
     # In the frames' type: `where` would promote half precision to float32.
-    return torch.where(inside[:, None, None], frames, black.to(frames.dtype))
+    fill = black.to(frames.dtype)
+    return torch.where(inside, frames, fill)
 
 
 class Alpro(Prompter):

@@ -17,8 +17,10 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     """
     # -inf: a column that is excluded has no share in the denominator, and no gradient.
     excluded = same.scatter(1, target[:, None], False)
-    v2t = F.cross_entropy(video_to_text.masked_fill(excluded, -torch.inf), target)
-    t2v = F.cross_entropy(text_to_video.masked_fill(excluded, -torch.inf), target)
+    v2t_logits = video_to_text.masked_fill(excluded, -torch.inf)
+    t2v_logits = text_to_video.masked_fill(excluded, -torch.inf)
+    v2t = F.cross_entropy(v2t_logits, target)
+    t2v = F.cross_entropy(t2v_logits, target)
     return (v2t + t2v) / 2
 
 

@@ -29,7 +29,9 @@ def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dty
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
     """Matrix products in `dtype`; weights, embeddings, similarities and heads stay float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def cpu_has_bfloat16() -> bool:

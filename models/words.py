@@ -95,8 +95,11 @@ def read_word_list(file: Path, key: str) -> list[str]:
 def parse_lines(text: str) -> list[str]:
     # Not `splitlines`, which also breaks at characters such as U+2028.
     lines = [line for line in text.split("\n") if line.strip()]
-    counted = [re.fullmatch(r"(.*\S)\s+\d+", line.strip()) for line in lines]
-    # One line without a count: the digits are part of the words.
-    if not all(counted):
-        return lines
-    return [match[1] for match in counted if match]
+    words = []
+    for line in lines:
+        counted = re.fullmatch(r"(.*\S)\s+\d+", line.strip())
+        # One line without a count: the digits are part of the words.
+        if not counted:
+            return lines
+        words.append(counted[1])
+    return words

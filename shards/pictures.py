@@ -30,7 +30,8 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
     """A frame (H, W, 3) uint8 as a tile, with an optional colored border."""
     image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
     if border:
-        ImageDraw.Draw(image).rectangle([0, 0, TILE - 1, TILE - 1], outline=border, width=5)
+        last = TILE - 1
+        ImageDraw.Draw(image).rectangle([0, 0, last, last], outline=border, width=5)
     return image
 
 

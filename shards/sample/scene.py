@@ -41,7 +41,8 @@ COMBINATIONS = tuple(product(THING_KINDS, COLORS, MOTIONS))
 
 
 def _share(combination: tuple[str, str, str]) -> float:
-    digest = hashlib.sha256("/".join(combination).encode()).digest()
+    text = "/".join(combination)
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 

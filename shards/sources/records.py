@@ -80,7 +80,10 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
     """The records of a file, as `read_records`, with the usual names of their columns."""
     for where, record in read_records(path):
-        yield where, record if isinstance(record, str) else with_usual_names(record)
+        if isinstance(record, str):
+            yield where, record
+        else:
+            yield where, with_usual_names(record)
 
 
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
