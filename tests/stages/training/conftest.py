@@ -201,17 +201,14 @@ class Run:
         return sorted(path.name for path in (self.out / "checkpoints").iterdir())
 
 
-@pytest.fixture
-def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatch):
-    """new_run(name, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on
-    clips and stills."""
+@pytest.fixture(scope="session")
+def run_in(training, clips, stills, tokenizer, tiny_model):
+    """run_in(out, objective=..., dropout=..., steps=..., run=..., **config): a run of 8 steps on
+    clips and stills, in a folder."""
     corpora = {"clips": clips, "stills": stills}
-    monkeypatch.setattr(
-        loop, "MIN_SAVE_INTERVAL_RATIO", 0
-    )  # runs so short have no time between checkpoints
 
     def make(
-        name: str,
+        out: Path,
         objective=PrompterObjective,
         dropout: float = 0.0,
         steps: int = 8,
@@ -222,7 +219,7 @@ def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatc
         shape = tiny_model(tokenizer.get_vocab_size(), dropout)
         kind = Prompter if issubclass(objective, PrompterObjective) else Alpro
         return Run(
-            tmp_path / name,
+            out,
             config,
             lambda: objective(kind(shape), MEAN, STD),
             lambda: TrainingDataset(config, corpora, tokenizer, Examples("sample", 4, 32)),
@@ -230,3 +227,15 @@ def new_run(tmp_path, training, clips, stills, tokenizer, tiny_model, monkeypatc
         )
 
     return make
+
+
+def save_without_interval(patch: pytest.MonkeyPatch) -> None:
+    """Runs so short have no time between checkpoints."""
+    patch.setattr(loop, "MIN_SAVE_INTERVAL_RATIO", 0)
+
+
+@pytest.fixture
+def new_run(tmp_path, run_in, monkeypatch):
+    """new_run(name, ...): as run_in, in a folder of this test."""
+    save_without_interval(monkeypatch)
+    return lambda name, *args, **changes: run_in(tmp_path / name, *args, **changes)

@@ -2,6 +2,7 @@
 bit."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from alpro.stages.training import loop
 from alpro.stages.training.checkpoint import Checkpoints, trainable
 from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer
+from tests.stages.training.conftest import save_without_interval
 
 OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
@@ -55,9 +57,11 @@ def test_an_interrupted_run_has_the_same_weights_and_metrics(
     assert_same(whole, broken)
 
 
-def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_run, monkeypatch):
-    whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
-    whole.start()
+def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(
+    killed, new_run, monkeypatch
+):
+    whole, _ = killed
+    broken = new_run("broken", run=OFTEN)
     broken.kill(before=5)
     with open(broken.out / "metrics.jsonl", "a") as file:
         file.write(
@@ -69,6 +73,18 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(new_
             broken.start()
     broken.start()
     assert_same(whole, broken)
+
+
+@pytest.fixture(scope="module")
+def killed(run_in, tmp_path_factory):
+    """A whole run, and one that was killed before step 6. Tests copy its folder."""
+    folder = tmp_path_factory.mktemp("killed")
+    whole, broken = (run_in(folder / name, run=OFTEN) for name in ("whole", "broken"))
+    with pytest.MonkeyPatch.context() as patch:
+        save_without_interval(patch)
+        whole.start()
+        broken.kill(before=6)
+    return whole, broken
 
 
 def damage(path: Path, at: int) -> None:
@@ -95,11 +111,13 @@ def in_state(text: str, shift: int):
     ],
     ids=["the first bit", "of both", "the last bit", "missing", "a value", "a name", "no sums"],
 )
-def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(new_run, file, spoil, count, capfd):
+def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
+    killed, new_run, file, spoil, count, capfd
+):
     """Without an intact one, training starts again."""
-    whole, broken = (new_run(name, run=OFTEN) for name in ("whole", "broken"))
-    whole.start()
-    broken.kill(before=6)
+    whole, before = killed
+    broken = new_run("broken", run=OFTEN)
+    shutil.copytree(before.out, broken.out)
     assert broken.checkpoints == ["step-00000005", "step-00000006"]
     for name in broken.checkpoints[-count:]:
         spoil(broken.out / "checkpoints" / name / file)
