@@ -15,6 +15,7 @@ from alpro.errors import InputError
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.sources.media_files import NO_FILE
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
 from alpro.stages.decode_videos import Config, decode, fetched, plan_of
@@ -187,10 +188,13 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
     """What would end a run of these training stages, or make it useless, one line each."""
     lost = report["bad_rows"]["count"] + report["missing"] + report["without_text"]
     if lost > config.max_reject_share * report["items"]:
-        yield (
+        line = (
             f"{lost} of {report['items']} items have no file, no text or an invalid row, more than "
             f"max_reject_share = {config.max_reject_share:g} allows"
         )
+        # What the files are called, if the names of the table are not quite theirs.
+        hints = [note for note in report["notes"] if note.startswith(NO_FILE)]
+        yield "; ".join([line, *hints])
 
     # Missing files are already counted above.
     decoded = report["decoded"]

@@ -14,6 +14,7 @@ from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENS
 from alpro.shards.sources.folders import MAX_NAMED, list_folder, media_stem, spelled
 from alpro.shards.storage import Location, resolve
 
+NO_FILE = "names without a file"  # what a note on them begins with
 AMBIGUOUS = "the name could mean"  # two files
 MAX_FOLDERS = 50  # beside the data, in which files of its names are looked for
 MAX_LOOKED_AT = 50  # names without a file that are compared with those of the files
@@ -180,7 +181,7 @@ class MediaFiles:
             return
 
         names = list(self.missing)
-        line = f"names without a file in {self.folder}: {len(names)}"
+        line = f"{NO_FILE} in {self.folder}: {len(names)}"
         similar = {name: self._similar(name) for name in names[:MAX_LOOKED_AT]}
         pairs = [f"{name} ({file})" for name, file in similar.items() if file]
         if pairs:

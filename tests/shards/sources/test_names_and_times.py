@@ -160,11 +160,17 @@ def test_a_file_that_is_named_by_its_times_was_cut_already(file, tmp_path):
     assert (row.path.name, row.start, row.end, row.name) == (file, None, None, "abc")
 
 
-def test_a_check_and_an_index_of_a_folder_tell_of_times(tmp_path):
+def test_a_check_and_an_index_of_a_folder_tell_of_names_and_times(tmp_path):
     scanned(tmp_path, "a.mp4", "video,start_time,end_time,caption\na,1,2,a dog\n")
     report = check_data(tmp_path, Config(), samples=0)
     assert "`start_time` and `end_time`: not used" in report["notes"][0]
 
+    scanned(tmp_path, "video_a.mp4", "video,caption\n_a,a dog\n")
+    (tmp_path / "a.mp4").unlink()
+    problems = check_data(tmp_path, Config(), samples=0)["problems"]
+    assert any("video_a.mp4" in problem for problem in problems)
+
+    (tmp_path / "video_a.mp4").unlink()
     scanned(tmp_path, "a.mp4", "video,start,end,caption\na,1,2,a dog\n")
     notes: list[str] = []
     (row,) = scan_media(tmp_path, notes)
