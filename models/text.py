@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
+from alpro.models.precision import as_residual
 
 
 class TextConfig(BaseModel):
@@ -64,7 +65,7 @@ class TextEmbeddings(nn.Module):
             + self.token_type_embeddings.weight[0]
             + self.position_embeddings.weight[:length]
         )
-        return self.dropout(self.norm(x))
+        return as_residual(self.dropout(self.norm(x)))
 
 
 class Layer(nn.Module):
@@ -94,9 +95,9 @@ class Layer(nn.Module):
         else:
             attended = self.attention.attend(qkv, mask)
 
-        x = self.norm1(x[:, :first] + self.dropout(attended))
+        x = as_residual(self.norm1(x[:, :first] + self.dropout(attended)))
         y = self.dropout(self.mlp(x))
-        return self.norm2(x + y)
+        return as_residual(self.norm2(x + y))
 
 
 class Layers(nn.ModuleList):
@@ -152,7 +153,7 @@ class MultimodalEncoder(nn.Module):
         video: Tensor,
         first: int | None = None,
     ) -> Tensor:
-        tokens = torch.cat([text, video], dim=1)
+        tokens = torch.cat([as_residual(text), as_residual(video)], dim=1)
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
         masks = torch.cat([mask, video_mask], dim=1)
         return self.layers(tokens, masks, first)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
+from alpro.models.precision import as_residual
 
 # Epsilon of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`.
 EPS = 1e-6
@@ -226,7 +227,7 @@ class TimeSformer(nn.Module):
         cls = self.cls_token + self.pos_embed[:, :1]
         cls = cls.expand(b, -1, -1)
         tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        x = self.pre_norm(tokens)
+        x = as_residual(self.pre_norm(tokens))
 
         keep = self.sample_drop_path(b)
         last = len(self.blocks) - 1

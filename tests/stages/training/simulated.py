@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPConfig, CLIPModel
 
-from alpro.models import attention
+from alpro.models import attention, precision
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.frames import NormalizedModel
@@ -182,6 +182,7 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
+        patch.setattr(precision, "keeps_half", lambda _: True)
         # Everything is float32 and on one device from the start; a conversion of fake parameters
         # fails.
         patch.setattr(nn.Module, "float", lambda module: module)

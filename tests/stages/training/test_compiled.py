@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import CLIPConfig, CLIPModel
 
+from alpro.models import precision
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.stages.training import loop
 from alpro.stages.training.loop import configure_layers
@@ -56,13 +57,17 @@ def towers() -> ClipPrompter:
 
 
 @pytest.mark.long
-def test_the_layers_of_pretraining_are_few_whole_graphs(graphs):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_layers_of_pretraining_are_few_whole_graphs(graphs, monkeypatch, mixed):
+    """`mixed`: in bfloat16 with the residual stream of a GPU."""
+    monkeypatch.setattr(precision, "keeps_half", lambda _: True)
     objective = objective_of("pretrain").train()
     graphs_of_step = []
     configure_layers(objective, compiled=True)
     batch = objective.with_pseudo_labels(whole_batch())
     for _ in range(2):
-        loss, _ = objective(batch, objective.step_counts([batch]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss, _ = objective(batch, objective.step_counts([batch]))
         loss.backward()
         graphs_of_step.append(len(graphs))
     assert graphs_of_step[0] == graphs_of_step[1]  # a second step compiles nothing
