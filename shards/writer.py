@@ -3,10 +3,10 @@
 import hashlib
 import io
 import re
-import tarfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from tarfile import RECORDSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -32,12 +32,15 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, quality: int = 90):
+        # Imported here: reading and indexing shards need no webdataset.
+        from webdataset.writer import TarWriter
+
         self.path = path
         self.quality = quality
         self.temporary = temporary_name(path)
         self.file = open(self.temporary, "wb")
-        # Not by webdataset, which imports torch: seconds and hundreds of megabytes per process.
-        self.tar = tarfile.open(fileobj=self.file, mode="w|", format=tarfile.USTAR_FORMAT)
+        # Owner and time are constant, so that the same samples give the same bytes.
+        self.tar = TarWriter(self.file, user="alpro", group="alpro", mtime=0)
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
@@ -64,23 +67,12 @@ class ShardWriter:
             )
             raise DecodeError("bad row", detail)
 
-        members = {"json": content}
+        members: dict[str, Any] = {"__key__": sample_key(row.id), "json": content}
         for frame_index, frame in enumerate(clip.frames):
             members[f"{frame_index:02d}.jpg"] = encode_jpeg(frame, self.quality)
 
-        key = sample_key(row.id)
-        for extension in sorted(members):
-            self._add(f"{key}.{extension}", members[extension])
+        self.tar.write(members)
         self.count += 1
-
-    def _add(self, name: str, content: bytes) -> None:
-        # Owner, mode and time are constant, so that the same samples give the same bytes.
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        info.mode = 0o444
-        info.uname = "alpro"
-        info.gname = "alpro"
-        self.tar.addfile(info, io.BytesIO(content))
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -95,10 +87,10 @@ class ShardWriter:
             self.temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
-        end = self.tar.offset + 2 * BLOCK
+        end = self.tar.tarstream.offset + 2 * BLOCK
         self.tar.close()
         # Without padding to a whole record, which would hide samples lost at the end.
-        if end % tarfile.RECORDSIZE == 0:
+        if end % RECORDSIZE == 0:
             end += BLOCK
         self.file.truncate(end)
         self.file.close()

@@ -42,7 +42,7 @@ from alpro.shards.storage import Location, absolute, located
 from alpro.stages.execution.interface import STOP, Outcome, StageConfig
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
-PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers"]
+PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
 
 Artifact = tuple[Path, Record]  # its folder and its record
