@@ -23,12 +23,15 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
-from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.lifecycle import end_with_parent
+
+# Each new process imports this module; pydantic and pyarrow only if its function needs them.
+if TYPE_CHECKING:
+    from alpro.stages.execution.interface import Resources
 
 UnitT = TypeVar("UnitT")
 Result = TypeVar("Result")
@@ -69,7 +72,7 @@ def _call_now(function: Callable[..., Any], *arguments: Any) -> Future:
 
 
 @contextmanager
-def work_pool(resources: Resources) -> Iterator[Callable[..., Future]]:
+def work_pool(resources: "Resources") -> Iterator[Callable[..., Future]]:
     """Submits functions with picklable arguments that write their results to files. Leaving the
     context by an exception kills its processes: their units can be repeated."""
     if not _pools_are_used:
@@ -99,7 +102,7 @@ def initialize_worker() -> None:
 
 
 def run_units(
-    units: Iterable[UnitT], function: Callable[[UnitT], Result], resources: Resources
+    units: Iterable[UnitT], function: Callable[[UnitT], Result], resources: "Resources"
 ) -> Iterator[tuple[UnitT, Result]]:
     """Runs a function on every unit in a pool and yields each unit with its result, in order of
     completion. Only a few units are in memory at a time.

@@ -1,12 +1,9 @@
 """Units in a pool: each is done once, whatever becomes of the processes that do them."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,19 +11,9 @@ from alpro.errors import InputError
 from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.workers import WorkerDied, run_in_subprocess, run_units
+from tests.stages.execution.units_of_workers import misbehave, note
 
 TWO = Resources(workers=2)
-
-
-def note(unit: int, folder: Path, crashing: tuple[int, ...] = (), times: int = 1) -> int:
-    """Leaves a file that says that a unit was done; a crashing one ends its process so many times
-    first."""
-    deaths = sorted(folder.glob(f"{unit}-death-*"))
-    if unit in crashing and len(deaths) < times:
-        (folder / f"{unit}-death-{len(deaths)}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    (folder / f"{unit}-done").touch()
-    return 10 * unit
 
 
 def test_every_unit_is_processed_and_yielded_once(tmp_path):
@@ -71,17 +58,6 @@ def test_units_are_consumed_lazily(tmp_path):
     next(made)
     assert len(taken) <= 4
     made.close()
-
-
-def misbehave(how: str) -> str:
-    if how == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if how == "hang":
-        threading.Event().wait()
-    if how == "raise":
-        raise ValueError("no")
-    os.write(1, b"noise of native code\n")
-    return how
 
 
 def test_a_subprocess_returns_its_result_raises_crashes_or_hangs(monkeypatch):
