@@ -291,7 +291,7 @@ def scan_annotations(
     videos = Path(os.path.normpath(videos.absolute()))
     if not videos.is_dir():
         raise InputError(f"{videos}: no such folder of videos")
-    media = MediaFiles(videos, root)
+    media = MediaFiles(videos, root, list(files.values()))
     # Here, once: a folder that cannot be listed is an error, not one of each record.
     _ = media.by_stem
 

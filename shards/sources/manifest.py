@@ -134,7 +134,7 @@ def is_current(manifest: Manifest, data: Location) -> bool:
     if not is_manifest or not isinstance(data, Path) or is_folder(data):
         return True
 
-    media = MediaFiles(data.parent)
+    media = MediaFiles(data.parent, tables=[data])
     missing: list[str] = []
     for batch in manifest.batches(["path"]):
         paths = batch["path"].to_pylist()

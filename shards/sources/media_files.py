@@ -5,13 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.log import progress
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS
+from alpro.shards.sources.columns import NAME_COLUMNS
 from alpro.shards.sources.folders import MAX_NAMED, list_folder, media_stem, spelled
+from alpro.shards.sources.records import named_records
 from alpro.shards.storage import Location, resolve
 
 NO_FILE = "names without a file"  # what a note on them begins with
@@ -24,11 +27,18 @@ class MediaFiles:
     """The media files of a folder, looked up by the names in annotation files and manifests. The
     folder is listed when a name is not that of a file.
 
-    root: the folder that the names are relative to, here or on another machine.
+    root: the folder that the names are relative to, here or on another machine. tables: those that
+    have the names.
     """
 
-    def __init__(self, folder: Path, root: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        root: Path | None = None,
+        tables: Sequence[Location] = (),
+    ):
         self.folder = folder
+        self.tables = tables
         self.root = Path(os.path.normpath(root.absolute())) if root else folder
         self.located: dict[tuple[str, ...], tuple[str, Location, str]] = {}
         self.named: dict[Path, str] = {}  # the name by which a file was found
@@ -45,6 +55,19 @@ class MediaFiles:
         for path in listing.media:
             paths[stem_key(path)].append(f"{self.folder}/{path}")
         return paths
+
+    @cached_property
+    def names_with_folders(self) -> set[str]:
+        """The names in the tables that have a folder, without extensions."""
+        names = set()
+        for _, record in chain.from_iterable(map(named_records, self.tables)):
+            if isinstance(record, str):
+                continue
+            name = next((record[column] for column in NAME_COLUMNS if column in record), "")
+            if isinstance(name, str) and ("/" in name or "\\" in name):
+                with suppress(ValueError):  # a name outside
+                    names.add(without_extension(self.relative(name)))
+        return names
 
     def locate(
         self, name: str, other_names: Sequence[str] = (), url: str = ""
@@ -115,7 +138,8 @@ class MediaFiles:
         The file with exactly this name comes first, then one in the same folder with another
         extension, or with an extension if the name lacks one, then one whose name differs in case.
         A name also matches files in subfolders whose path ends with its folders, if it has any, and
-        may begin with the name of the folder of videos itself. A name with a video extension never
+        may begin with the name of the folder of videos itself. One without folders does not match a
+        file that the tables name with its folder. A name with a video extension never
         matches an image, nor the reverse; a name without an extension prefers the video.
 
         Raises ValueError if it matches several files, or a file that a name in another case has
@@ -138,6 +162,13 @@ class MediaFiles:
         if file.parent != closest[-1].parent:
             shown = " or ".join(str(path.relative_to(self.folder)) for path in closest[:2])
             raise ValueError(f"{AMBIGUOUS} {shown}")
+
+        # A file that another row names by its path: this name is that of another one, which is
+        # missing.
+        inside = file.relative_to(self.folder).as_posix()
+        is_elsewhere = len(path.parts) == 1 and "/" in inside
+        if is_elsewhere and without_extension(inside) in self.names_with_folders:
+            return None
 
         other = self.named.setdefault(file, name)
         if other != name and other.casefold() == name.casefold():
@@ -217,6 +248,12 @@ class MediaFiles:
                 ):
                     return folder
         return None
+
+
+def without_extension(path: str) -> str:
+    """A path without the extension of a medium, as names are compared."""
+    is_media = PurePosixPath(path).suffix.lower() in MEDIA_EXTENSIONS
+    return spelled(str(PurePosixPath(path).with_suffix("")) if is_media else path)
 
 
 def stem_key(path: str) -> str:

@@ -69,7 +69,7 @@ def scan_manifest(
 
     columns = set[str]()
     root = folder or parent(source)
-    media = MediaFiles(root) if isinstance(root, Path) else None
+    media = MediaFiles(root, tables=[source]) if isinstance(root, Path) else None
     ids: dict[str, str] = {}
     empty = True
     for where, record in chain(head, records):

@@ -53,6 +53,15 @@ def test_a_name_of_one_file_is_read_in_every_kind_of_table(case, column, tmp_pat
     assert bool(notes) == (expected is None)
 
 
+@pytest.mark.parametrize("column", ["path", "video"])
+def test_a_name_does_not_take_the_file_that_another_row_names_with_its_folder(column, tmp_path):
+    """a.mp4 is missing: its caption is not that of sub/a.mp4."""
+    table = f"{column},caption\na.mp4,a dog\nsub/a.mp4,a cat\n"
+    rows, notes = scanned(tmp_path, "sub/a.mp4", table)
+    assert [(row[1], row[4]) for row in rows] == [(None, ("a dog",)), ("sub/a.mp4", ("a cat",))]
+    assert "a.mp4 (sub/a.mp4)" in notes
+
+
 @pytest.mark.parametrize(
     ("media", "name", "table", "said"),
     [
