@@ -258,7 +258,10 @@ def decoded(corpus: str, **config: Any) -> Any:
 
     @pytest.fixture(scope="session", name=corpus)
     def folder(build_once, decode_sample) -> Path:
-        return build_once(corpus, lambda out: decode_sample(out, corpus, **config))
+        from alpro.stages.execution.workers import without_pools
+
+        with without_pools():  # a process would take seconds to start
+            return build_once(corpus, lambda out: decode_sample(out, corpus, **config))
 
     return folder
 
