@@ -95,9 +95,8 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
             elif is_media:
                 advance()
                 listing.media.append(path)
-            # It may lead to a folder above, and the walk would have no end.
-            elif entry.is_symlink() and entry.is_dir():
-                listing.left_out["links to folders"].append(path)
+            elif entry.is_symlink() and (reason := why_not_followed(entry)):
+                listing.left_out[reason].append(path)
             else:
                 listing.others.append(path)
 
@@ -107,6 +106,16 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
     for names in listing.left_out.values():
         names.sort()
     return listing
+
+
+def why_not_followed(link: os.DirEntry[str]) -> str:
+    """Why a link is not a part of the data; empty for a link to a file, or to none."""
+    try:
+        is_folder = link.is_dir()
+    except OSError:  # it leads to itself, or through a folder that cannot be read
+        return "links that cannot be followed"
+    # It may lead to a folder above, and the walk would have no end.
+    return "links to folders" if is_folder else ""
 
 
 def in_order(path: str) -> list[str]:

@@ -139,6 +139,7 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
     other += ["early/prefect/", "early/reports/l.png", "export/artifact.json", "export/m.png"]
     write(tmp_path, [*data, *other])
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    (tmp_path / "loop").symlink_to("loop")
     listing = list_folder(tmp_path)
     assert sorted(listing.media) == sorted(data)
     (notes,) = listing.notes()
@@ -146,6 +147,7 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
         "folders of previews or deleted files: 8",
         "folders that alpro writes: 3",
         "links to folders: 1",
+        "links that cannot be followed: 1",
         "hidden files: 1",
     ):
         assert part in notes
