@@ -139,12 +139,14 @@ def in_windows(
 @dataclass
 class Counts:
     """What a run did with the items: embedded, rejected (also by reason), and skipped, because an
-    earlier run did so. `replaced` of them had changed since."""
+    earlier run did so. `replaced` of them had changed since; `uncut` are longer than a window, but
+    their containers do not say so."""
 
     embedded: int = 0
     rejected: int = 0
     skipped: int = 0
     replaced: int = 0
+    uncut: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def reject(self, reason: str) -> None:
@@ -290,6 +292,8 @@ def _add(
             if position in by_position:
                 item["duration"] = batch.durations[position] or None  # 0: of an image
                 counts.embedded += 1
+                if about.window and is_uncut(item, about.window):
+                    counts.uncut += 1
                 writer.add(item, by_position[position])
             else:
                 error = batch.errors[position]
@@ -312,7 +316,21 @@ def _add(
     writer.finish(stale)
     if writer.moved:
         log.info(f"{len(writer.moved)} clips have moved: the index has their new paths")
+    if counts.uncut:
+        log.warning(
+            f"{counts.uncut:,} videos are longer than a window, but their containers state no "
+            "length or a wrong one: each is one clip; "
+            "`ffmpeg -i VIDEO -c copy NEW.mkv` gives a copy with its length"
+        )
     return counts
+
+
+def is_uncut(item: Item, window: float) -> bool:
+    """Whether an embedded item is a whole video that `in_windows` would have cut, had it known the
+    duration."""
+    is_whole = item["kind"] == "video" and item["start"] is None and item["end"] is None
+    # Containers and frames may differ by a frame.
+    return is_whole and (item["duration"] or 0.0) > window + SHORTEST
 
 
 def count_new(

@@ -160,9 +160,7 @@ def _add_member(
 ) -> None:
     match = MEMBER.fullmatch(member.name)
     if not match or not member.is_file:
-        hint = ""
-        if PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}:
-            hint = "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
+        hint = _hint(member)
         raise InputError(
             f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}"
         )
@@ -186,6 +184,17 @@ def _add_member(
         sample.json = span
     else:
         sample.frames[frame_index] = span
+
+
+def _hint(member: TarMember) -> str:
+    """What to do about a member that is not of a decoded sample."""
+    if not member.is_file:
+        return "; it is not a regular file"
+    if re.search(r"\.(json|[0-9]{1,6}\.jpg)$", member.name):
+        return "; a key has no folder and no dot: rename the members"
+    if PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}:
+        return "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
+    return ""
 
 
 def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:

@@ -295,6 +295,16 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
     assert len(remove_videos(tmp_path / "index", ["film"])) == 2
 
 
+@pytest.mark.parametrize("window", [0.3, 60.0])
+def test_videos_without_a_known_length_are_counted_if_they_needed_windows(
+    window, update, own, monkeypatch
+):
+    monkeypatch.setattr("alpro.inference.index_videos.video_seconds", lambda path: 0.0)
+    counts, _ = update(own, window)
+    assert counts.embedded == 5
+    assert counts.uncut == (5 if window < 1 else 0)
+
+
 def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")

@@ -197,6 +197,10 @@ def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
         ),
         ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
         *(
+            ((*SAMPLE, (name, b"1")), "no folder and no dot")  # decoded, with another key
+            for name in ("cats/0.00.jpg", "cats/1.json", "cat.1.00.jpg")
+        ),
+        *(
             ((*SAMPLE, (name, JSON)), f"duplicate member '{name}'")
             for name in ("0.json", "0.00.jpg", "0.0.jpg")
         ),
