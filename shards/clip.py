@@ -18,6 +18,8 @@ CONTAINERS = (
 # a frame that already has the target size comes out darker by 1 of 255.
 SCALING = ("bicubic", "accurate_rnd")
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
+TRANSPORT_STREAM = b"\x47"  # the first byte of each packet; in M2TS, after four bytes
+PACKET_BYTES = (188, 192, 204)
 
 
 class DecodeError(Exception):
@@ -114,3 +116,20 @@ def error_text(error: BaseException) -> str:
     """The message of an error, without the file name (the row has it) and the error number."""
     message = getattr(error, "strerror", None) or error
     return str(message) or type(error).__name__
+
+
+def remux_hint(path: Path) -> str:
+    """What a person can do if these are recordings that were joined byte by byte, else "".
+
+    Their clocks start anew, and the packets around the joint look corrupt.
+    """
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if start.startswith(b"OggS"):
+        return "; if it is a chain of Ogg files, take it apart"
+
+    for size in PACKET_BYTES:
+        offset = 4 if size == 192 else 0
+        if start[offset : offset + 3 * size : size] == TRANSPORT_STREAM * 3:
+            return "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv"
+    return ""

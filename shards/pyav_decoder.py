@@ -2,10 +2,13 @@
 
 Timestamps are read first, without decoding. They determine the requested frames, which are then
 decoded from the key frame before each, or from the frame before it if no key frame lies in between.
-Frames are bit-exact with those of decoding everything (tests/shards/test_decoding.py).
+Frames are bit-exact with those of decoding everything (tests/shards/test_decoding_formats.py).
 """
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from alpro.shards.clip import (
     Limits,
     error_text,
 )
+from alpro.shards.sampling import last_frame_seconds
+from alpro.shards.schema import MAX_SECONDS
 
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
@@ -29,7 +34,26 @@ OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 FAR_SECONDS = 10.0  # a window that starts later is read from BACK_SECONDS before it
 BACK_SECONDS = 5.0
-MIN_BYTES_PER_SECOND = 100  # a still picture at one frame a second has more
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """What the packets tell of a video's frames, in units of the stream's time base.
+
+    shown (n,): when the frames that the window needs are presented, ascending.
+    keys (k, 2): when the key frames are presented and decoded, in the order of the file.
+    origin: when the video's first frame is presented.
+    is_complete: the packets were read from the first one on.
+    by_order: the decoder reorders the frames, and the container states only the order in which they
+    are decoded, as an MP4 without composition offsets does. The frame that the decoder returns k-th
+    is then shown at shown[k].
+    """
+
+    shown: np.ndarray
+    keys: np.ndarray
+    origin: int
+    is_complete: bool
+    by_order: bool
 
 
 def _pyav() -> Any:
@@ -40,16 +64,26 @@ def _pyav() -> Any:
     return av
 
 
+def _open(path: Path, seconds: float, options: dict[str, str] | None = None) -> Any:
+    """The container at `path`; opening it and each read may take `seconds`.
+
+    Texts of the container that are not UTF-8, such as a title in Latin-1, are not an error.
+    """
+    return _pyav().open(
+        str(path),
+        options=OPEN_OPTIONS | (options or {}),
+        timeout=(seconds, seconds),
+        metadata_errors="ignore",
+    )
+
+
 def decode_with_pyav(request: ClipRequest) -> Clip:
     """Raises DecodeError with the reason, and InputError if PyAV is not installed."""
     av = _pyav()
     limits = request.limits
     max_pixels = {"max_pixels": str(limits.max_pixels)}
-    left = request.seconds_left()
     try:
-        with av.open(
-            str(request.path), options=OPEN_OPTIONS | max_pixels, timeout=(left, left)
-        ) as container:
+        with _open(request.path, request.seconds_left(), max_pixels) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
@@ -61,12 +95,15 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
             codec.thread_type = "NONE"
             codec.options = max_pixels  # of the codec, too: the size may change within the video
 
-            times, keys, origin = _timestamps(container, stream, request)
-            seconds = (times - origin) * float(stream.time_base)
+            timeline = _read_timeline(container, stream, request)
+            seconds = (timeline.shown - timeline.origin) * float(stream.time_base)
             indices, duration = request.choose(seconds)
             # With fewer frames than segments, a frame is decoded once and repeated.
-            wanted, inverse = np.unique(times[indices], return_inverse=True)
-            frames, width, height = _decode(container, stream, wanted.tolist(), keys, request)
+            wanted, inverse = np.unique(indices, return_inverse=True)
+
+            decode = _frames_by_order if timeline.by_order else _frames_by_time
+            decoded = decode(container, stream, wanted, timeline, request)
+            frames, width, height = _draw(decoded, len(wanted), request)
             return Clip(frames[inverse], duration, width, height)
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
         raise limits.too_slow() from None
@@ -75,7 +112,7 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
 
 
 def _video_stream(container: Any) -> Any:
-    """The first video stream that is not a cover or thumbnail."""
+    """The first video stream that is not a cover or thumbnail. Raises DecodeError without one."""
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -87,40 +124,90 @@ def _video_stream(container: Any) -> Any:
     raise DecodeError("no video")
 
 
-def video_seconds(path: Path) -> float:
-    """The length of a video as its container states it, without reading the frames.
+def video_seconds(path: Path, timeout: float = Limits().timeout) -> float:
+    """The length of a video by the times of its packets, without decoding frames.
 
-    0 if it is unknown, if the file cannot be read (decoding it tells why), or if a second would
-    have less than MIN_BYTES_PER_SECOND, as after a flipped bit. Raises InputError if PyAV is not
-    installed.
+    A length that the container states is only a hint: it may be missing, as in a stream of a
+    browser, or wrong. The packets from shortly before it are read; all of them, if it leads
+    nowhere.
+
+    0 if the file has no length that packets tell in `timeout` seconds: decoding it tells why.
+    Raises InputError if PyAV is not installed.
     """
     av = _pyav()
+    deadline = time.monotonic() + timeout
     try:
-        with av.open(str(path), options=OPEN_OPTIONS) as container:
-            stream = _video_stream(container)
-            seconds = (container.duration or 0) / av.time_base
-            # A container may last longer than its video, by its sound.
-            if stream.duration:
-                seconds = stream.duration * stream.time_base
-
-        is_plausible = 0 < seconds * MIN_BYTES_PER_SECOND <= path.stat().st_size
-        return float(seconds) if is_plausible else 0.0
+        with _open(path, timeout) as container:
+            seconds = _seconds_from_end(container, _video_stream(container), deadline)
+        if not seconds:
+            with _open(path, timeout) as container:
+                seconds = _seconds_of_packets(container, _video_stream(container), None, deadline)
     except (av.FFmpegError, OSError, ValueError, DecodeError):
+        return 0.0
+    return seconds if seconds <= MAX_SECONDS else 0.0
+
+
+def _seconds_from_end(container: Any, stream: Any, deadline: float) -> float:
+    """The length of a video, from the packets around the end that the container states.
+
+    0 if it states none, or if there are no packets.
+    """
+    av = _pyav()
+    if stream.duration:
+        stated = float(stream.duration * stream.time_base)
+    else:
+        stated = (container.duration or 0) / av.time_base
+    if stated <= 0 or stream.start_time is None:
+        return 0.0
+
+    near_end = max(0.0, stated - BACK_SECONDS) / float(stream.time_base)
+    try:
+        # An edit list hides packets before `start_time`; in an AVI with B frames, it is a frame
+        # early.
+        first = next(container.demux(stream)).pts
+        origin = stream.start_time if first is None else max(first, stream.start_time)
+        container.seek(origin + int(near_end), stream=stream)
+        return _seconds_of_packets(container, stream, origin, deadline)
+    except (av.FFmpegError, OverflowError):  # a container without an index, or a senseless length
         return 0.0
 
 
-def _timestamps(
-    container: Any,
-    stream: Any,
-    request: ClipRequest,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The timestamps of the frames that the window needs, ascending; those of key frames (n, 2),
-    when they are presented and decoded; and that of the video's first frame. A far window is read
-    from a key frame before it."""
-    container_format = container.format.name
-    codec = stream.codec_context
+def _seconds_of_packets(container: Any, stream: Any, origin: int | None, deadline: float) -> float:
+    """The seconds from `origin`, or from the first frame, to the end of the last packet's frame.
+
+    0 with fewer than two packets, or, from `origin`, if a frame has no time of presentation. Raises
+    DecodeError after the deadline.
+    """
+    shown: list[int | None] = []
+    decoded: list[int | None] = []
+    for packet in container.demux(stream):
+        if time.monotonic() > deadline:
+            raise DecodeError("too slow")
+        if packet.size and not packet.is_discard:
+            shown.append(packet.pts)
+            decoded.append(packet.dts)
+
+    # The packets of some containers only have times of decoding; those of a bare stream have none.
+    has_times = None not in shown
+    if len(shown) < 2 or (origin is not None and not has_times):
+        return 0.0
+    times = [value for value in (shown if has_times else decoded) if value is not None]
+    if len(times) < 2:
+        return float(len(shown) / stream.guessed_rate) if stream.guessed_rate else 0.0
+    seconds = np.sort(np.array(times, np.int64)) * float(stream.time_base)
+    first = seconds[0] if origin is None else origin * float(stream.time_base)
+    return float(seconds[-1] - first + last_frame_seconds(seconds))
+
+
+def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeline:
+    """The timeline of the frames that the window needs. Raises DecodeError.
+
+    A window far from the start is read from a key frame before it.
+    """
     # A seek in a program stream may lead to another frame. B frames in AVI are numbered in the
     # order of the file.
+    container_format = container.format.name
+    codec = stream.codec_context
     if container_format == "mpeg" or (container_format == "avi" and codec.has_b_frames):
         raise DecodeError("unreadable", "no unique timestamps to seek")
     # MOV and AVI give the palette with the first packet that is read, and not again after a seek:
@@ -128,10 +215,23 @@ def _timestamps(
     if codec.pix_fmt == "pal8":
         raise DecodeError("unreadable", "a palette, which a seek loses")
 
+    is_far = (request.start or 0.0) > FAR_SECONDS
+    timeline = _read_packets(container, stream, request, is_far)
+    if timeline.by_order and not timeline.is_complete:
+        # Frames are counted from the first one on.
+        container.seek(stream.start_time or 0, stream=stream)
+        timeline = _read_packets(container, stream, request, is_far=False)
+    return timeline
+
+
+def _read_packets(container: Any, stream: Any, request: ClipRequest, is_far: bool) -> _Timeline:
+    """The timeline from the container's position, or, if `is_far`, from a key frame before the
+    window, up to the first frame after the window."""
+    codec = stream.codec_context
+    is_mp4 = container.format.name.startswith("mov")
     is_vp8 = codec.name == "vp8"
     second = float(1 / stream.time_base)
     start = request.start or 0.0
-    is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
         first_packet = next(container.demux(stream))
@@ -144,6 +244,8 @@ def _timestamps(
     keys: list[tuple[int, int]] = []
     first_after_window = np.inf
     packet_count = 0
+    is_reordered = False
+    latest = -np.inf
     for packet in container.demux(stream):
         request.seconds_left()
         # Nothing can be decoded before the first key frame; the last packet of a stream is empty.
@@ -156,6 +258,8 @@ def _timestamps(
         if packet.is_keyframe:
             decoded_at = packet.pts if packet.dts is None else packet.dts
             keys.append((packet.pts, decoded_at))
+        is_reordered = is_reordered or packet.pts < latest
+        latest = packet.pts
 
         # Not shown are frames before the start of an edit list, and VP8's reference frames.
         is_reference = is_vp8 and not memoryview(packet)[0] >> 4 & 1
@@ -178,7 +282,15 @@ def _timestamps(
     has_duplicates = (np.diff(ascending) == 0).any()
     if not times or starts_late or has_duplicates:
         raise DecodeError("unreadable", "no frames with unique timestamps")
-    return ascending, np.array(keys), origin
+
+    by_order = is_mp4 and codec.has_b_frames and not is_reordered
+    return _Timeline(
+        shown=ascending,
+        keys=np.array(keys),
+        origin=origin,
+        is_complete=not is_far,
+        by_order=by_order,
+    )
 
 
 def _check_complete(
@@ -202,21 +314,19 @@ def _check_complete(
         raise DecodeError("unreadable", "truncated: frames in the index are missing")
 
 
-def _decode(
+def _frames_by_time(
     container: Any,
     stream: Any,
-    wanted: list[int],
-    keys: np.ndarray,
+    wanted: np.ndarray,
+    timeline: _Timeline,
     request: ClipRequest,
-) -> tuple[np.ndarray, int, int]:
-    """The frames with these timestamps, which are ascending, and their width and height when
-    upright.
+) -> Iterator[Any]:
+    """The frames with these indices into `timeline.shown`, ascending, found by their times.
 
-    Raises DecodeError if one is missing or corrupt.
+    Those that the decoder does not return are left out. Raises DecodeError for a corrupt frame.
     """
     codec = stream.codec_context
-    canvas = _Canvas(request.limits)
-    frames = np.empty((len(wanted), request.size, request.size, 3), np.uint8)
+    keys = timeline.keys
 
     def key_before(timestamp: int) -> list[int]:
         # A frame that is presented before the first key frame is decoded from it.
@@ -224,15 +334,15 @@ def _decode(
         key = keys[max(0, following - 1)]
         return key.tolist()
 
-    drawn = 0
-    width = height = 0
-    for (presented, decoded), timestamps in groupby(wanted, key_before):
+    for (presented, decoded), timestamps in groupby(timeline.shown[wanted].tolist(), key_before):
         group = list(timestamps)
         container.seek(decoded, stream=stream)
         # The decoder still holds frames of the last group.
         if codec.is_open:
             codec.flush_buffers()
 
+        due = iter(group)
+        next_due: int | None = next(due)
         latest = -np.inf
         for frame in _frames_from(container, stream, presented, set(group), request):
             if frame.pts is None or frame.pts <= latest:
@@ -243,16 +353,35 @@ def _decode(
             if frame.is_corrupt and latest >= min(presented, group[0]):
                 raise DecodeError("unreadable", "corrupt frames")
 
-            if drawn < len(wanted) and latest == wanted[drawn]:
-                width, height = canvas.draw(frame, frames[drawn])
-                drawn += 1
+            if latest == next_due:
+                yield frame
+                next_due = next(due, None)
 
-    if drawn < len(wanted):
-        raise DecodeError(
-            "unreadable",
-            f"corrupt, or decoding skips frames ({drawn} of {len(wanted)} were decoded)",
-        )
-    return frames, width, height
+
+def _frames_by_order(
+    container: Any,
+    stream: Any,
+    wanted: np.ndarray,
+    timeline: _Timeline,
+    request: ClipRequest,
+) -> Iterator[Any]:
+    """The frames with these indices into `timeline.shown`, ascending, counted from the first one.
+
+    Raises DecodeError for a corrupt frame.
+    """
+    container.seek(int(timeline.keys[0, 1]), stream=stream)
+    due = set(wanted.tolist())
+    returned = 0
+    for packet in container.demux(stream):  # the last packet is empty and flushes the decoder
+        request.seconds_left()
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise DecodeError("unreadable", "corrupt frames")
+            if returned in due:
+                yield frame
+            returned += 1
+        if returned > wanted[-1]:
+            return
 
 
 def _frames_from(
@@ -280,6 +409,24 @@ def _frames_from(
         if not wanted:
             yield from codec.decode(None)  # those that the decoder holds
             return
+
+
+def _draw(decoded: Iterator[Any], count: int, request: ClipRequest) -> tuple[np.ndarray, int, int]:
+    """Frames (count, size, size, 3) uint8, and the width and height of the last one when upright.
+
+    Raises DecodeError if fewer frames were decoded.
+    """
+    canvas = _Canvas(request.limits)
+    frames = np.empty((count, request.size, request.size, 3), np.uint8)
+    drawn = 0
+    width = height = 0
+    for frame in decoded:
+        width, height = canvas.draw(frame, frames[drawn])
+        drawn += 1
+    if drawn < count:
+        detail = f"corrupt, or decoding skips frames ({drawn} of {count} were decoded)"
+        raise DecodeError("unreadable", detail)
+    return frames, width, height
 
 
 class _Canvas:
@@ -311,7 +458,7 @@ class _Canvas:
         # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
         size = len(target)
         scaled = self.scaler.reformat(
-            frame,
+            as_progressive(frame),
             size,
             size,
             "gbrp",
@@ -325,6 +472,32 @@ class _Canvas:
             return frame.height, frame.width
         target[:] = pixels
         return frame.width, frame.height
+
+
+def as_progressive(frame: Any) -> Any:
+    """The frame, marked as progressive.
+
+    PyAV scales the two fields of an interlaced frame apart, so that edges of what moves become
+    combs of single lines. The ffmpeg binary and other decoders scale the frame as it is.
+    """
+    if not frame.interlaced_frame:
+        return frame
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1),  # not every frame has one; none is read
+    )
+    marked = graph.add("setfield", "prog")
+    sink = graph.add("buffersink")
+    source.link_to(marked)
+    marked.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...]:

@@ -1,0 +1,226 @@
+"""Containers with a wrong or missing length, odd metadata, several streams, changing sizes, and
+joined files. The ffmpeg binary writes them; the luma of a frame is its number."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alpro.shards.clip import DecodeError
+from alpro.shards.decoding import decode_video
+from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.pyav_decoder import video_seconds
+
+SECONDS = 6
+RATE = 10
+STEP = 3  # levels of luma between one frame and the next
+
+
+def source(first: int = 0, size: str = "128x96", seconds: int = SECONDS) -> list[str]:
+    """Options of an input whose frames are numbered from `first`."""
+    luma = f"geq=lum='16+(N+{first})*{STEP}':cb=128:cr=128"
+    return ["-f", "lavfi", "-i", f"color=black:s={size}:r={RATE}:d={seconds},{luma}"]
+
+
+B_FRAMES_IN_AVI = ("-c:v", "mpeg4", "-bf", "2", "-q:v", "2")
+PROGRAM_STREAM = ("-c:v", "mpeg2video", "-q:v", "2", "-r", "25")
+X264 = ("-c:v", "libx264", "-bf", "2", "-g", "20", "-preset", "veryfast")
+
+
+@pytest.fixture
+def write_film(tmp_path: Path) -> Callable[..., Path]:
+    """write_film(name, *options): a film of 6 s, 10 frames a second, that ffmpeg writes."""
+
+    def write(name: str, *options: str | bytes, inputs: list[str] | None = None) -> Path:
+        path = tmp_path / name
+        command = [ffmpeg_binary(), "-y", "-v", "error", *(inputs or source()), *options]
+        if "-f" in options:  # as to a pipe: the header cannot be written again
+            path.write_bytes(
+                subprocess.run([*command, "-"], check=True, capture_output=True).stdout
+            )
+        else:
+            subprocess.run([*command, str(path)], check=True)
+        return path
+
+    return write
+
+
+def numbers(path: Path, count: int, *window: float | None, decoder: str = "auto") -> list[int]:
+    """The numbers of the frames that are decoded."""
+    clip = decode_video(path, count, 32, *window, decoder=decoder)
+    luma = clip.frames[:, 8:24, 8:24].mean(axis=(1, 2, 3)) * 219 / 255  # full range to limited
+    return np.round(luma / STEP).astype(int).tolist()
+
+
+def every(first: int, last: int, count: int) -> list[int]:
+    return [first + i * (last - first) // count for i in range(count)]
+
+
+LENGTHS = [
+    ("live.webm", ("-c:v", "libvpx", "-f", "webm")),
+    ("pipe.mkv", (*X264, "-f", "matroska")),
+    ("live.flv", (*X264, "-f", "flv")),
+    ("live.mp4", (*X264, "-movflags", "empty_moov+frag_keyframe", "-f", "mp4")),
+    ("live.ts", (*X264, "-f", "mpegts")),
+    ("live.ogv", ("-c:v", "libtheora", "-q:v", "9", "-f", "ogg")),
+    ("a.mkv", X264),
+    ("a.avi", B_FRAMES_IN_AVI),
+    ("a.h264", X264),
+    ("a.mpg", PROGRAM_STREAM),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LENGTHS, ids=[name for name, _ in LENGTHS])
+def test_the_length_is_known_whatever_the_container_states(write_film, name, options):
+    path = write_film(name, *options)
+    assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
+    assert decode_video(path, 4, 32).duration == pytest.approx(SECONDS, abs=0.11)
+
+
+@pytest.mark.parametrize("stated", [0.5, 720.0])
+def test_a_stated_length_that_is_wrong_is_not_believed(write_film, stated):
+    """Matroska's is a float of eight bytes, milliseconds; MP4 has it for the film and the track."""
+    path = write_film("a.mkv", *X264)
+    content = path.read_bytes()
+    at = content.index(b"\x44\x89\x88") + 3
+    path.write_bytes(
+        content[:at] + np.float64(stated * 1000).astype(">f8").tobytes() + content[at + 8 :]
+    )
+    assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
+
+    path = write_film("a.mp4", *X264, "-use_editlist", "0")
+    content = bytearray(path.read_bytes())
+    for box, field in ((b"mvhd", 12), (b"mdhd", 12)):
+        ticks = content.index(box) + 4 + field
+        scale = int.from_bytes(content[ticks : ticks + 4], "big")
+        content[ticks + 4 : ticks + 8] = int(stated * scale).to_bytes(4, "big")
+    path.write_bytes(content)
+    assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_metadata_that_are_not_utf8_are_no_error(write_film, name):
+    path = write_film(name, "-c:v", "mpeg4", "-q:v", "2", "-metadata", b"title=caf\xe9")
+    assert b"caf\xe9" in path.read_bytes()
+    assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
+    assert numbers(path, 6, decoder="pyav") == every(0, 60, 6)
+
+
+def test_an_mp4_without_composition_offsets_is_read_in_the_decoders_order(write_film):
+    """Its times are those of decoding; the frames that the decoder returns get them in order."""
+    path = write_film("a.mp4", *X264, "-use_editlist", "0")
+    content = path.read_bytes()
+    assert content.count(b"ctts") == 1
+    path.write_bytes(content.replace(b"ctts", b"free"))
+    assert numbers(path, 60, decoder="pyav") == list(range(60))
+    for first in (0, 1, 2, 3, 19, 20, 21, 58):
+        assert numbers(path, 1, first / RATE, decoder="pyav") == [first]
+    assert numbers(path, 4, 2.5, 4.5, decoder="pyav") == every(25, 45, 4)
+
+    path.write_bytes(path.read_bytes()[: len(content) // 2])
+    with pytest.raises(DecodeError):
+        decode_video(path, 4, 32)
+
+
+def test_a_window_far_from_the_start_without_composition_offsets(write_film, monkeypatch):
+    monkeypatch.setattr("alpro.shards.pyav_decoder.FAR_SECONDS", 1.0)
+    monkeypatch.setattr("alpro.shards.pyav_decoder.BACK_SECONDS", 0.5)
+    path = write_film("a.mp4", *X264, "-use_editlist", "0")
+    path.write_bytes(path.read_bytes().replace(b"ctts", b"free"))
+    assert numbers(path, 4, 4.1, 5.1, decoder="pyav") == every(41, 51, 4)
+
+
+TWO = ["-map", "0", "-map", "1"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.avi", B_FRAMES_IN_AVI), ("a.ts", X264)])
+def test_of_two_video_streams_the_first_is_decoded(write_film, name, options):
+    path = write_film(name, *TWO, *options, inputs=source() + source(40, "64x48", 2))
+    for decoder in ("auto", "ffmpeg"):
+        assert numbers(path, 6, decoder=decoder) == every(0, 60, 6)
+        assert numbers(path, 4, 4.0, 6.0, decoder=decoder) == every(40, 60, 4)
+    clip = decode_video(path, 2, 32)
+    assert (clip.width, clip.height) == (128, 96)
+
+
+def test_frames_are_counted_on_when_the_size_changes(write_film, tmp_path):
+    """The ffmpeg binary, which reads program streams, would build its filters anew."""
+    first = write_film("a.mpg", *PROGRAM_STREAM, inputs=source(seconds=3))
+    larger = source(30, "192x128", seconds=3)
+    second = write_film("b.mpg", *PROGRAM_STREAM, "-output_ts_offset", "3", inputs=larger)
+    path = tmp_path / "joined.mpg"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    # At 25 frames a second, of 10: within one.
+    assert numbers(path, 6) == pytest.approx(every(0, 60, 6), abs=1)
+    assert numbers(path, 4, 4.0, 6.0) == pytest.approx(every(40, 60, 4), abs=1)
+
+
+def test_joined_recordings_are_rejected_with_what_helps(write_film, tmp_path):
+    path = tmp_path / "joined.ts"
+    path.write_bytes(2 * write_film("a.ts", *X264).read_bytes())
+    with pytest.raises(DecodeError, match="remux it: ffmpeg -i FILE -c copy"):
+        decode_video(path, 4, 32)
+
+    remuxed = tmp_path / "NEW.mkv"
+    command = [ffmpeg_binary(), "-v", "error", "-i", str(path), "-c", "copy", str(remuxed)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert numbers(remuxed, 6) == [0, 20, 40, 0, 20, 40]
+
+    path = tmp_path / "chain.ogv"
+    one = write_film("a.ogv", "-c:v", "libtheora", "-q:v", "9").read_bytes()
+    path.write_bytes(2 * one)
+    with pytest.raises(DecodeError, match="chain of Ogg"):
+        decode_video(path, 4, 32)
+
+
+def pyav_and_ffmpeg(path: Path) -> np.ndarray:
+    frames = [decode_video(path, 6, 48, decoder=name).frames for name in ("pyav", "ffmpeg")]
+    return np.abs(frames[0].astype(int) - frames[1])
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
+def test_both_decoders_scale_alike(write_film, pixels, interlaced):
+    """They place chroma alike, and the fields of an interlaced frame are not scaled apart."""
+    inputs = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=10:d=2"]
+    options = ["-c:v", "libx264", "-qp", "0", "-pix_fmt", pixels]
+    if interlaced:
+        options += ["-vf", "interlace", "-flags", "+ilme+ildct", "-x264opts", "tff=1"]
+    path = write_film("a.mkv", *options, inputs=inputs)
+    assert pyav_and_ffmpeg(path).max() <= 1
+
+
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 3],
+    "flipped": lambda content: (
+        content[:5000] + bytes(b ^ 0x55 for b in content[5000:5400]) + content[5400:]
+    ),
+    "hole": lambda content: (
+        content[: len(content) // 2] + bytes(3000) + content[len(content) // 2 + 3000 :]
+    ),
+    "head": lambda content: bytes(64) + content[64:],
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_odd_container_is_a_clip_or_a_rejection(write_film, kind):
+    """Its length never raises."""
+    two = source() + source(40, "64x48", 2)
+    files = [
+        write_film("two.avi", *TWO, *B_FRAMES_IN_AVI, inputs=two),
+        write_film("live.webm", "-c:v", "libvpx", "-f", "webm"),
+        write_film("pipe.mkv", *X264, "-f", "matroska"),
+    ]
+    for path in files:
+        path.write_bytes(DAMAGE[kind](path.read_bytes()))
+        assert 0 <= video_seconds(path) < 1000
+        reason = duration = None
+        try:
+            duration = decode_video(path, 6, 32).duration
+        except DecodeError as error:
+            reason = error.reason
+        assert reason in {None, "unreadable", "empty", "no video", "no frames"}
+        assert reason or 0 < duration < 7
