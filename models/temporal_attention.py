@@ -1,0 +1,51 @@
+"""Temporal attention for the vision tower of a CLIP or SigLIP of transformers: beyond the paper."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alpro.models.attention import Attention
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the frames of a clip, at each patch, before a layer of the vision tower: with
+    the layer it is divided space-time attention. Its norm, queries, keys and values start as copies
+    of the layer's, its output projection at zero, so that the tower starts as it was.
+
+    The embedding of the times is inside this branch. With another number of frames, the nearest
+    time is used.
+    """
+
+    def __init__(self, layer: Any, heads: int, frames: int):
+        super().__init__()
+        width = layer.self_attn.q_proj.in_features
+        self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
+        self.attn = Attention(width, heads)
+        self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
+
+        with torch.no_grad():
+            self.norm.load_state_dict(layer.layer_norm1.state_dict())
+            spatial = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            weights = [linear.weight for linear in spatial]
+            biases = [linear.bias for linear in spatial]
+            self.attn.qkv.weight.copy_(torch.cat(weights))
+            self.attn.qkv.bias.copy_(torch.cat(biases))
+            nn.init.zeros_(self.attn.proj.weight)
+            nn.init.zeros_(self.attn.proj.bias)
+
+    def times(self, frames: int) -> Tensor:
+        """The embeddings (T, D) of the times of `frames` frames."""
+        index = torch.arange(frames, device=self.time_embed.device)
+        nearest = index * len(self.time_embed) // frames
+        return self.time_embed[nearest]
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x (B * T, N, D) of clips of T `frames` -> the same shape."""
+        # A sequence of T frames for each patch.
+        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
+        y = y + self.times(frames)
+        clips_and_patches = y.shape[:2]
+        y = self.attn(y.flatten(0, 1))
+        y = y.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
+        return x + y.flatten(0, 1)
