@@ -5,9 +5,10 @@ import json
 import pytest
 from PIL import Image
 
+from alpro.errors import InputError
 from alpro.pipeline.cli.inputs import print_check
-from alpro.pipeline.plan.check_data import check_data, items_of_split
-from alpro.shards.sources.manifest import import_source
+from alpro.pipeline.plan.check_data import check_answers, check_data, items_of_split
+from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.stages.decode_videos import Config
 from tests.stages.conftest import write_manifest
 
@@ -141,3 +142,40 @@ def test_long_and_shared_texts_are_counted(tmp_path, capsys):
         write_manifest(tmp_path / "data", items), CONFIG, samples=1, max_text_tokens=lengths
     )
     assert any(problem.startswith("no test captions") for problem in asked["problems"])
+
+
+def test_answers_are_counted_and_a_single_one_is_a_problem(tmp_path, capsys):
+    def checked(**answers: list[str]) -> tuple[dict, Manifest]:
+        items = []
+        for split, given in answers.items():
+            for number, answer in enumerate(given):
+                question = {"question": "what is it?", "answer": answer}
+                items.append({"id": f"{split}{number}", "split": split, "questions": [question]})
+        manifest = write_manifest(tmp_path / "data", items)
+        report = check_data(manifest, CONFIG, samples=1, max_text_tokens={"finetune_qa": 25})
+        return report, import_source(manifest, tmp_path / "cache")
+
+    report, manifest = checked(
+        train=["Cat", "cat.", "dog", "dog"], validation=["bird"], test=["dog", "cow", "owl"]
+    )
+    assert report["answers"] == {
+        "training": 3,
+        "spellings": 1,
+        "validation": {"answers": 1, "not_in_training": 1},
+        "test": {"answers": 3, "not_in_training": 2},
+    }
+    assert report["problems"] == []
+    check_answers(manifest, CONFIG, "data")
+
+    print_check(report)
+    out = capsys.readouterr().out
+    assert "2 of 3 test answers" in out
+    assert "1 of 1 validation answers" in out
+    assert "1 training answers differ" in out
+
+    report, manifest = checked(train=["yes"] * 3, test=["yes", "no"])
+    assert [problem[:42] for problem in report["problems"]] == [
+        "all training questions have one answer, an"
+    ]
+    with pytest.raises(InputError, match="'yes'"):
+        check_answers(manifest, CONFIG, "data")
