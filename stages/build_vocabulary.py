@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alpro.errors import InputError
 from alpro.models.words import Templates, read_word_list
@@ -22,7 +22,7 @@ from alpro.stages.execution.interface import (
     file_or_word,
 )
 from alpro.stages.vocabulary import verbs
-from alpro.stages.vocabulary.nouns import Use, Words, count_words, read_captions
+from alpro.stages.vocabulary.nouns import Use, Words, composed, count_words, read_captions
 
 VERSION = 6  # no verbs that stand where a predicate stands
 JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
@@ -74,6 +74,11 @@ class Config(StageConfig, frozen=True):
         description="minimum fraction of a word's occurrences that are nouns",
     )
     templates: Templates = Templates()
+
+    @field_validator("exclude")
+    @classmethod
+    def as_in_captions(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(composed(word.lower()) for word in words)
 
 
 @dataclass(frozen=True)

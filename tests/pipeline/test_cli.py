@@ -407,6 +407,23 @@ def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
             changes == towers
         )  # there is no such folder
 
+    # With both there, the sentence of the comparison has the names as they were typed.
+    prompter, _ = write_artifact(tmp_path, "train_prompter")
+    made["train_prompter"] = str(prompter)
+    for folder in (prompter, tmp_path / "my" / "clip"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", {"model_type": "clip"})
+    scored = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "alpro.pipeline.cli.run.score_models", lambda pair, *_, **options: scored.append(pair)
+    )
+    options = [part for change in towers for part in ("--set", change)]
+    status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *shared, *options)
+    assert status == 0, err
+    assert [(pair.name, pair.baseline) for pair in scored] == [("tiny/train_prompter", "my/clip")]
+    assert scored[0].folder == prompter
+
 
 def test_the_command_line_imports_no_slow_package(tmp_path):
     """`--help` and usage errors import only the options of all commands, and a dry run neither

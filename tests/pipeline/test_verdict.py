@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from alpro.artifact import Record
+from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.results import tables
-from alpro.pipeline.reports.verdict import decisive, verdict_of
+from alpro.pipeline.reports.terminal import print_scores
+from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
 from alpro.stages.evaluation.any_model import Threshold
 from alpro.stages.evaluation.comparison import Comparison, compare_scores
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
@@ -53,7 +56,9 @@ def test_the_row_that_counts_is_marked():
     assert table.note.startswith("← the score that counts")
 
 
-def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_queries(tmp_path):
+def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_queries(
+    tmp_path, capsys
+):
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
     metric = Metric("R1", "R@1", "retrieval")
     for folder, name, right in (("before", "zero_shot_vtc", 2), ("after", "retrieval_vtc", 12)):
@@ -70,6 +75,15 @@ def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_quer
     assert (row["name"], difference.b) == ("retrieval_vtc/t2v/R1", 100.0)
     assert difference.p < 0.05
     assert compare_scores(before, "zero_shot_vtc/t2v/R1", after, "qa/acc") is None
+
+    # The sentence ends the scores of a run that has both, and no other's.
+    made = [(before, Record(stage="zero_shot")), (after, Record(stage="evaluate"))]
+    assert fine_tuned_verdict(made) == ""
+    made.append((tmp_path, Record(stage="finetune_retrieval")))
+    sentence = fine_tuned_verdict(made)
+    assert sentence.startswith("finetune_retrieval is better")
+    print_scores(results_of(made), made)
+    assert capsys.readouterr().out.splitlines()[-1] == sentence
 
 
 @pytest.mark.parametrize(

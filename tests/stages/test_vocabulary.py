@@ -52,6 +52,11 @@ def words_of(**counts: int) -> list[Candidate]:
         ),  # by the alphabet
         ({"ball": 3, "box": 2, "star": 1}, {"entities": 4}, "ball box"),  # few
         ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
+        # Combining marks, a joiner, and words of one character; not one letter, nor a mark alone.
+        ({"कुत्ता": 5, "خانه\u200cها": 4, "狗": 3, "개": 2}, {}, "कुत्ता خانه\u200cها 狗 개"),
+        ({"dog": 2, "x": 9, "я": 9, "\u0301a": 9, "狗2": 9}, {}, "dog"),
+        # Words of the configuration are compared as captions are read.
+        ({"café": 3, "ball": 2}, {"exclude": ("Cafe\u0301",)}, "ball"),
         ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
         # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image
         # among them.
@@ -156,6 +161,20 @@ def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resource
         )
 
 
+def test_where_nothing_qualifies_the_error_names_the_list_of_ones_own_and_the_reasons_are_there(
+    corpus_of, tmp_path, resources
+):
+    folder = corpus_of(tmp_path / "corpus", [{"id": "a", "captions": ["a dog and a cat"]}])
+    with pytest.raises(InputError, match=r"left_out\.parquet.*entities_file"):
+        build_vocabulary.run(
+            Config(), build_vocabulary.Inputs.of({"corpus": folder}), tmp_path, resources
+        )
+    left_out = pq.read_table(tmp_path / "left_out.parquet").to_pylist()
+    assert left_out == [
+        {"noun": noun, "count": 1, "reason": "fewer than 2 times"} for noun in ("cat", "dog")
+    ]
+
+
 def tagged_nouns(*captions: str) -> Counter[str]:
     """The nouns of captions by the embedded tagger, with their counts."""
     words = tag_unit((list(captions), [1] * len(captions)), "embedded")
@@ -186,6 +205,11 @@ def test_the_embedded_tagger_tags_the_nouns_of_captions():
     assert not any(wrong.values()), wrong
     missed = [word for actual, expected in results.values() for word in expected - actual]
     assert len(missed) <= 1, missed  # of 23
+
+
+def test_a_decomposed_word_is_the_composed_one():
+    caption = "a woman opens a caf\u00e9"
+    assert tagged_nouns(caption, caption.replace("\u00e9", "e\u0301"))["caf\u00e9"] == 2
 
 
 def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
