@@ -18,15 +18,11 @@ RECORD_VERSION = 2
 RECORD_DIGEST = "sum"  # the key of the digest of the record's other values
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
-# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them. The last
-# weights of a prompter and of pre-training are the result: how often they are validated selects
-# none.
-NOT_FINGERPRINTED = (
-    "*.log_every",
-    "*.max_reject_share",
-    "train_prompter.validation.times",
-    "pretrain.validation.times",
-)
+# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them.
+NOT_FINGERPRINTED = ("*.log_every", "*.max_reject_share")
+# How often a training is validated whose last weights are the result, which is a selection if it
+# starts from a CLIP.
+TIMES = ("train_prompter.validation.times", "pretrain.validation.times")
 
 
 @dataclass(frozen=True)
@@ -98,25 +94,32 @@ def digest_of(record: Record) -> str:
     fingerprints of its inputs and the contents of outside files, as its record has them. The path
     of a file whose contents count does not count itself; such a file has the name of its key,
     STAGE.KEY."""
-    counted = {}
-    for key, value in flatten(record.config, f"{record.stage}.").items():
-        if key not in record.files and not has_no_effect(key):
-            counted[key] = value
-
     return digest(
         {
             "stage": record.stage,
             "version": record.stage_version,
-            "config": counted,
+            "config": deciding(record),
             "inputs": {name: source.fingerprint for name, source in record.inputs.items()},
             "files": record.files,
         }
     )
 
 
-def has_no_effect(key: str) -> bool:
-    """Whether a result does not depend on a key of a configuration, STAGE.KEY."""
-    return any(fnmatchcase(key, pattern) for pattern in NOT_FINGERPRINTED)
+def deciding(record: Record) -> dict[str, Any]:
+    """The values of a configuration on which the result depends, by STAGE.KEY.
+
+    Without the paths of files whose contents count.
+    """
+    without_effect = NOT_FINGERPRINTED
+    if not record.config.get("clip"):
+        without_effect += TIMES
+
+    values = {}
+    for key, value in flatten(record.config, f"{record.stage}.").items():
+        has_effect = not any(fnmatchcase(key, pattern) for pattern in without_effect)
+        if has_effect and key not in record.files:
+            values[key] = value
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, cast
 
-from alpro.artifact import Record, flatten, has_no_effect
+from alpro.artifact import Record, deciding, flatten
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.clip_prompter import check_clip
@@ -287,8 +287,9 @@ def differences(record: Record, description: Record) -> list[str]:
     files = record.files.keys() & description.files.keys()
     old = flatten(record.config, f"{record.stage}.")
     new = flatten(description.config, f"{description.stage}.")
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key not in files and not has_no_effect(key):
+    counted = deciding(record).keys() | deciding(description).keys()
+    for key in sorted(counted - files):
+        if old.get(key) != new.get(key):
             changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
 
     changes += [f"input {name}" for name in changed_names(record.inputs, description.inputs)]

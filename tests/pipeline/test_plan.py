@@ -224,6 +224,13 @@ def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, reached, ste
     assert changed(steps_of(), steps_of(change)) == reached
 
 
+def test_of_a_clip_the_number_of_validations_counts(steps_of, clip_folders):
+    """They select the weights."""
+    clip = ("pretrain.start=scratch", f"train_prompter.clip={clip_folders['clip']}")
+    again = changed(steps_of(*clip), steps_of(*clip, "train_prompter.validation.times=3"))
+    assert "train_prompter" in again
+
+
 def test_a_given_tokenizer_reads_no_captions_zero_shot_has_pems_threshold_and_a_package_its_version(
     steps_of, tmp_path, monkeypatch
 ):
