@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -547,3 +549,57 @@ def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts,
         "unfinished",
         "unfinished",
     ]
+
+
+def test_the_page_shows_scores_curves_calibration_contents_and_links(artifacts, tmp_path):
+    """By hand: places are percent of an axis, from the left or the top."""
+    _, _, (trained, _), (evaluated, _) = artifacts
+    (row,) = read_json(evaluated / "results.json")
+    score = row | {"value": 60.0, "low": 45.0, "high": 75.0, "chance": 25.0}
+    control = score | {"name": "qa_text_only/acc", "what": "control: text only", "value": 30.0}
+    rank = rows_of("retrieval", "zero-shot", "zero_shot", ["MdR"], count(1), 50, "t2v")
+    write_json(evaluated / "results.json", [control, score, *rank])
+    metrics = [{"step": step, "train/loss": 8.0 - step} for step in (0, 2, 4)]
+    metrics.append({"step": 4, "validation/t2v/R1": 5.0})  # a single point is no curve
+    lines = "".join(json.dumps(line) + "\n" for line in metrics)
+    (trained / "metrics.jsonl").write_text(lines)
+    # Four predictions of 75 %, of which two are right; one of 5 %, which is wrong.
+    probabilities = pa.table({"probability": [0.75] * 4 + [0.05], "right": [1, 0, 1, 0, 0]})
+    pq.write_table(probabilities, evaluated / "qa.parquet")
+
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    times = {"a": "19", "b": "20", "other": "18", "later": "22"}
+    for name, day in times.items():
+        about = {"name": "other" if name == "other" else "mine", "title": f"run {name}"}
+        earlier = summary(STATES, started=f"2026-11-{day}T10:20:30+00:00", **about)
+        write_json(folder / f"{name}.json", earlier)
+        (folder / f"{name}.html").touch()
+    links = [("MLflow", "http://127.0.0.1:5000/#/runs/1"), ("Prefect", "http://127.0.0.1:4200/r")]
+    run = summary(STATES, name="mine")
+    page = write_report(folder / "mine.html", run, artifacts, links).read_text("utf-8")
+
+    (bars,) = re.findall(r'<figure class="bars">(.*?)</figure>', page, re.DOTALL)
+    shown = re.findall(r'<div class="bar (score|control)">(.*?)</div>', bars, re.DOTALL)
+    assert [kind for kind, _ in shown] == ["score", "control"]  # a rank has no place on the axis
+    styles = [re.findall(r'class="(\w+)" style="([^"]+)"', inner) for _, inner in shown]
+    assert styles[0] == [
+        ("reference", "left:25.00%"),
+        ("interval", "left:45.00%;width:30.00%"),
+        ("dot", "left:60.00%"),
+    ]
+    assert styles[1][-1] == ("dot", "left:30.00%")
+    assert "control: text only" in shown[1][1]
+
+    assert re.findall(r'<polyline points="([^"]+)"', page) == ["0.0,0.0 50.0,50.0 100.0,100.0 "]
+    assert "pretrain, step 0 to 4" in page
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+"><title>(\d+)', page)
+    assert circles == [("5.00", "100.00", "1"), ("75.00", "50.00", "4")]
+    assert "expected calibration error 21.0%" in page  # 4/5 of 25 points, and 1/5 of 5
+
+    contents = re.findall(r'<li><a href="#([^"]+)">', page)
+    assert contents[-5:] == ["evaluate", "rejected", "stages", "run", "links"]
+    assert {"results", "retrieval", "learning-curves", "calibration"} < set(contents)
+    assert all(f'id="{place}"' in page for place in contents)
+    linked = re.findall(r'<li><a href="([^#"][^"]*)">', page)
+    assert linked == [address for _, address in links] + ["b.html", "a.html"]  # the newest first
