@@ -13,6 +13,7 @@ from os import SEEK_END
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
+GZIP = b"\x1f\x8b"  # the first bytes of a file that is compressed with gzip
 MAX_NAME = 4096  # characters
 CHUNK_BYTES = 1 << 22  # of a member that are in memory
 
@@ -89,7 +90,10 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     except DamagedTar:
         raise
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise DamagedTar(at, str(error)) from None
+        file.seek(0)
+        is_compressed = at == 0 and file.read(len(GZIP)) == GZIP
+        reason = "it is compressed: gunzip it" if is_compressed else str(error)
+        raise DamagedTar(at, reason) from None
 
     # The first header that tarfile does not take must be the end of the archive.
     file.seek(at)

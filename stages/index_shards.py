@@ -26,6 +26,7 @@ from alpro.files import read_json
 from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
+from alpro.shards.sources.downloads import compressed_tars
 from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import COMPARED, complete, pixel_sums, write_statistics
@@ -68,12 +69,15 @@ def list_shards(folder: Location) -> list[Location]:
     refuse_credentials("shards", folder)
     try:
         shards = listing(folder, ".tar")
+        compressed = compressed_tars(folder)
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no such folder of shards") from error
     except OSError as error:
         raise InputError(
             f"{folder}: its shards cannot be listed: {error.strerror or error}"
         ) from error
+    if compressed:
+        raise InputError(f"{compressed[0]}: a compressed shard is not read: gunzip it")
     if not shards:
         raise InputError(f"{folder}: no shards (*.tar) in this folder")
     return shards

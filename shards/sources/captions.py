@@ -33,6 +33,7 @@ from alpro.shards.sources.folders import (
     media_suffix,
     spelled,
 )
+from alpro.shards.tar import GZIP
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 SIDECARS = (".txt", ".caption", ".captions", ".cap")  # the first that is there counts
@@ -328,7 +329,15 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
             candidates[suffix].append(path)
 
     archives = [path for path in listing.others if path.lower().endswith(ARCHIVES)]
-    archives += [path for path in listing.others if is_compressed_tar(listing.folder / path)]
+    tars = [path for path in listing.others if media_suffix(path) == ".tar"]
+    archives += [path for path in tars if is_compressed_tar(listing.folder / path)]
+    plain_tars = [path for path in tars if path not in archives]
+    if plain_tars:
+        shown = ", ".join(plain_tars[:MAX_NAMED])
+        yield (
+            f"{len(plain_tars)} tars ({shown}) are not read: they are no shards of video2dataset or "
+            "img2dataset; for decoded shards, set `shards` instead of `data`"
+        )
     if archives:
         shown = ", ".join(archives[:MAX_NAMED])
         yield (
@@ -363,13 +372,10 @@ def without_decoder(listing: Listing, sidecars: Sidecars, used: Mapping[str, str
 
 
 def is_compressed_tar(file: Path) -> bool:
-    """Whether a .tar is compressed with gzip."""
-    if file.suffix.lower() != ".tar":
-        return False
+    """Whether a tar is compressed with gzip."""
     try:
         with file.open("rb") as tar:
-            # gzip's magic number.
-            return tar.read(2) == b"\x1f\x8b"
+            return tar.read(len(GZIP)) == GZIP
     except OSError:
         return False
 

@@ -134,8 +134,10 @@ def is_downloads(data: Location) -> bool:
             # A sample has a few members: these hold a whole one.
             for member in islice(tar_members(file), 16):
                 name = PurePosixPath(member.name)
-                if name.suffix.lower() in MEDIA_EXTENSIONS:
-                    return not FRAME.search(name.name)
+                extension = name.suffix.lower()
+                if extension in MEDIA_EXTENSIONS:
+                    # A video is no frame, whatever number is before its extension.
+                    return extension in VIDEO_EXTENSIONS or not FRAME.search(name.name)
         return None
 
     for shard in tars(data):
@@ -156,6 +158,19 @@ def tars(data: Location) -> list[Location]:
         return listing(data, ".tar")
     except OSError:
         return []
+
+
+def compressed_tars(data: Location) -> list[Location]:
+    """The tars of a folder or URL that are compressed as a whole, which no reader seeks in, without
+    those that `gunzip --keep` has unpacked beside them."""
+    unpacked = {str(shard).removesuffix(".tar") for shard in listing(data, ".tar")}
+    shards = []
+    for extension, compression in ((".tar.gz", ".gz"), (".tgz", ".tgz")):
+        for shard in listing(data, compression):
+            name = str(shard)
+            if name.endswith(extension) and name.removesuffix(extension) not in unpacked:
+                shards.append(shard)
+    return shards
 
 
 def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
@@ -201,6 +216,11 @@ def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
 
         yield from missing_downloads(shard, samples.keys())
 
+    for shard in compressed_tars(folder):
+        name = PurePosixPath(str(shard)).name
+        detail = "a compressed shard is not read: gunzip it"
+        yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
+
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty
@@ -237,7 +257,9 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
     try:
         count = sample.copies[extension]
         if count > 1:
-            raise ValueError(f"in the shard {count} times; keys must be unique")
+            raise ValueError(
+                f"in the shard {count} times; keys must be unique, and end at the first dot"
+            )
 
         is_video = extension in VIDEO_EXTENSIONS
         is_image = extension in IMAGE_EXTENSIONS

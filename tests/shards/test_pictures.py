@@ -10,6 +10,8 @@ from alpro.shards.pictures import (
     FAINT,
     GREEN,
     INK,
+    LINE_HEIGHT,
+    MAX_LINES,
     RED,
     TILE,
     draw_entities,
@@ -61,6 +63,23 @@ def test_a_sheet_holds_every_strip_and_queries_show_their_results():
             == border
         )
         assert tuple(pixels[TILE // 2, left + TILE // 2]) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("one", 1),
+        ("", 1),
+        ("word " * 30, 6),
+        ("word " * 100_000, MAX_LINES + 1),  # and a line that says so
+        ("x" * 400_000, MAX_LINES + 1),
+    ],
+)
+def test_a_long_text_is_cut(text, lines):
+    """176 pixels are 25 characters, which are five words."""
+    picture = strip([tile(WHITE)], [(text, INK)], TILE)
+    empty = strip([tile(WHITE)], [], TILE)
+    assert picture.height - empty.height == lines * LINE_HEIGHT
 
 
 @pytest.mark.parametrize(

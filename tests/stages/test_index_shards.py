@@ -170,6 +170,11 @@ def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, 
     for missing in (f"{folder}/none", shards.parent if place == "here" else "memory://bucket"):
         with pytest.raises(InputError, match=r"no shards|no such folder"):
             index(missing if place != "here" else Path(missing), "none")
+    more = one.with_name("more.tar.gz")
+    more.touch()
+    in_store(more)
+    with pytest.raises(InputError, match=r"^\S+/more\.tar\.gz: a compressed shard"):
+        index(folder, "compressed")
 
 
 def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, index):

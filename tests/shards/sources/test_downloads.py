@@ -1,6 +1,7 @@
 """Shards of video2dataset and img2dataset: each sample, failed download and loss is a row or a
 reject."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -231,3 +232,53 @@ def test_what_is_kept_of_a_sample(tmp_path):
     assert (row.file_name, row.kind, row.group, row.name) == ("00_000.mp4", "video", "", "00_000")
     assert (row.captions, list(row.meta)) == (("a dog",), ["url", "videoid", "title"])
     assert (image.file_name, image.kind) == ("1.JPG", "image")
+
+
+def test_compressed_shards_beside_others_are_rejects_and_alone_they_are_named(tmp_path):
+    content = gzip.compress(pack(*members("1", "a cat").items()))
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    for name in ("1.tar.gz", "2.tgz", "3.tar"):
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"3 archives \(1\.tar\.gz, 2\.tgz, 3\.tar\).*gunzip"):
+        list(scan_source(folder)[1])
+
+    (folder / "0.tar").write_bytes(pack(*members("0", "a dog").items()))
+    rows, rejects = scan(folder)
+    assert list(rows) == ["0"]
+    assert [(reject.id, reject.reason) for reject in rejects] == [
+        ("3.tar", "unreadable"),
+        ("1.tar.gz", "unreadable"),
+        ("2.tgz", "unreadable"),
+    ]
+    assert all("gunzip" in reject.detail for reject in rejects)
+    for name in ("1.tar", "2.tar", "3.tar"):  # as by `gunzip --keep`
+        key = name.removesuffix(".tar")
+        (folder / name).write_bytes(pack(*members(key, "a cat").items()))
+    rows, rejects = scan(folder)
+    assert (list(rows), rejects) == (["0", "1", "2", "3"], [])
+
+
+def test_keys_with_dots_end_at_the_first_and_what_no_reader_takes_is_named(tmp_path):
+    for number, keys in enumerate((("a.1", "b.1"), ("clip.1", "clip.2"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parts = [(f"{key}.{kind}", b"a dog") for key in keys for kind in ("mp4", "txt")]
+        (folder / "0.tar").write_bytes(pack(*parts))
+    assert scan_source(tmp_path / "0")[0] == "shards of video2dataset or img2dataset"
+    rows, _ = scan(tmp_path / "0")
+    assert {key: row.captions for key, row in rows.items()} == {"a": ("a dog",), "b": ("a dog",)}
+    rows, rejects = scan(tmp_path / "1")
+    assert (rows, {reject.reason for reject in rejects}) == ({}, {"bad row"})
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / "0.tar").write_bytes(pack(("a.00.jpg", b"x"), ("a.json", b"{}")))
+    with pytest.raises(InputError, match=r"1 tars \(0\.tar\).*`shards`"):
+        list(scan_source(frames)[1])
+
+
+def test_several_captions_in_the_json_of_a_sample_are_its_captions(tmp_path):
+    sample = members("1", captions=["a dog  runs", "a cat"])
+    (tmp_path / "0.tar").write_bytes(pack(*sample.items()))
+    assert scan(tmp_path)[0]["1"].captions == ("a dog runs", "a cat")
