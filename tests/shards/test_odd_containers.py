@@ -1,6 +1,7 @@
 """Containers with a wrong or missing length, odd metadata, several streams, changing sizes, and
 joined files. The ffmpeg binary writes them; the luma of a frame is its number."""
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,19 +30,30 @@ PROGRAM_STREAM = ("-c:v", "mpeg2video", "-q:v", "2", "-r", "25")
 X264 = ("-c:v", "libx264", "-bf", "2", "-g", "20", "-preset", "veryfast")
 
 
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Callable[..., bytes]:
+    """films(name, *options, inputs=...): the bytes of a film of 6 s, 10 frames a second, that
+    ffmpeg writes."""
+    folder = tmp_path_factory.mktemp("films")
+
+    @functools.cache  # several tests damage the same film
+    def film(name: str, *options: str | bytes, inputs: tuple[str, ...]) -> bytes:
+        command = [ffmpeg_binary(), "-y", "-v", "error", *inputs, *options]
+        if "-f" in options:  # as to a pipe: the header cannot be written again
+            return subprocess.run([*command, "-"], check=True, capture_output=True).stdout
+        subprocess.run([*command, str(folder / name)], check=True)
+        return (folder / name).read_bytes()
+
+    return film
+
+
 @pytest.fixture
-def write_film(tmp_path: Path) -> Callable[..., Path]:
-    """write_film(name, *options): a film of 6 s, 10 frames a second, that ffmpeg writes."""
+def write_film(films, tmp_path: Path) -> Callable[..., Path]:
+    """write_film(name, *options, inputs=...): such a film as a file."""
 
     def write(name: str, *options: str | bytes, inputs: list[str] | None = None) -> Path:
         path = tmp_path / name
-        command = [ffmpeg_binary(), "-y", "-v", "error", *(inputs or source()), *options]
-        if "-f" in options:  # as to a pipe: the header cannot be written again
-            path.write_bytes(
-                subprocess.run([*command, "-"], check=True, capture_output=True).stdout
-            )
-        else:
-            subprocess.run([*command, str(path)], check=True)
+        path.write_bytes(films(name, *options, inputs=tuple(inputs or source())))
         return path
 
     return write
