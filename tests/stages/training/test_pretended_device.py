@@ -2,18 +2,26 @@
 no numbers.
 
 Reading a number back raises there, as does an operation whose shape depends on numbers: these are
-the operations that wait for a GPU. The mode below makes an operation on tensors of two devices
-raise, as on a GPU.
+the operations that wait for a GPU. The modes below make an operation on tensors of two devices
+raise, as on a GPU, and cast as autocast does there. What `is_cuda` decides is decided as on a GPU.
 """
 
 import importlib
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from alpro.models import attention, precision
+from alpro.models.frames import NormalizedModel
+from alpro.models.temporal_attention import TemporalAttention
+from alpro.models.text import Layer
+from alpro.models.timesformer import Block
+from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
 from alpro.stages.training.objective import Objective, PrompterObjective
 from tests.stages.training.conftest import run_of
@@ -21,7 +29,28 @@ from tests.stages.training.part_of_a_batch import NORM, objective_of, whole_batc
 from tests.stages.training.test_compiled import towers
 
 META = torch.device("meta")
+CPU = torch.device("cpu")
 COPIES = {"_to_copy", "copy_"}
+# Of the lists of autocast on CUDA, what the models call.
+IN_HALF = {
+    F.linear,
+    F.conv2d,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    torch.bmm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+}
+IN_FULL = {
+    F.layer_norm,
+    F.softmax,
+    F.log_softmax,
+    F.cross_entropy,
+    F.normalize,
+    Tensor.softmax,
+    Tensor.log_softmax,
+    Tensor.sum,
+}
 
 
 class OneDevice(TorchDispatchMode):
@@ -34,6 +63,52 @@ class OneDevice(TorchDispatchMode):
             devices = {x.device.type for x in tensors if x.dim() or x.device == META}
             assert len(devices) < 2, f"{function} mixes devices"
         return function(*args, **(kwargs or {}))
+
+
+class Autocast(TorchFunctionMode):
+    """Where autocast is on for the CPU, casts as it does on CUDA: there is none for meta tensors."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        dtype = None
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.bfloat16 if function in IN_HALF else None
+            dtype = torch.float32 if function in IN_FULL else dtype
+        if dtype is None:
+            return function(*args, **kwargs)
+
+        def cast(x: object) -> object:
+            is_float = isinstance(x, Tensor) and x.is_floating_point()
+            return x.to(dtype) if is_float and x.dtype != torch.float64 else x
+
+        args, kwargs = tree_map(cast, (args, kwargs))
+        return function(*args, **kwargs)
+
+
+@pytest.fixture
+def packed(monkeypatch) -> list[int]:
+    """What `is_cuda` and the precision decide is decided as on a GPU. The numbers of short
+    sequences that share a tile."""
+    counts: list[int] = []
+    pack = attention.packed_attention
+    is_enabled = torch.is_autocast_enabled
+
+    def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out = attention.attention_on_gpu(q, k, v, mask, self.dropout * self.training)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
+        counts.append(packed)
+        return pack(q, k, v, packed)
+
+    monkeypatch.setattr(attention.Attention, "output", output)
+    monkeypatch.setattr(attention, "packed_attention", counted)
+    monkeypatch.setattr(precision, "keeps_half", lambda _: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: is_enabled("cpu"))
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(loop, "autocast", lambda dtype, _: precision.autocast(dtype, CPU))
+    return counts
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +144,25 @@ LONG += [("qa", "micro_batch", 2)]
     ("name", "contrast", "parts"),
     [*FAST, *(pytest.param(*c, marks=pytest.mark.long) for c in LONG)],
 )
-def test_a_step_stays_on_its_device(name, contrast, parts, training, tmp_path):
+def test_a_step_stays_on_its_device(name, contrast, parts, training, tmp_path, packed):
     objective = objective_called(name).to(META)
     config = training(accumulation_steps=parts, contrast=contrast)
     run = run_of(objective, config, tmp_path, World(0, 1, META))
+    objective.cast_frozen_(run.dtype)
     batch = batch_for(name).to(META)
-    with OneDevice():
+    streams = set()
+    for layer in objective.modules():
+        if isinstance(layer, Block | Layer | TemporalAttention):
+            layer.register_forward_hook(lambda _layer, _inputs, output: streams.add(output.dtype))
+
+    with OneDevice(), Autocast():
         for number in range(parts):  # the second step has the state of the optimizer
             run.state.step = number
             run.update(batch)
+
+    assert streams == {torch.bfloat16}
+    assert packed
+    assert min(packed) > 1
     trained = [weight for weight in objective.parameters() if weight.requires_grad]
     assert all(weight.device == META for weight in trained)
     assert all(weight.grad is not None for weight in trained)
@@ -90,3 +175,32 @@ def test_the_pretended_device_finds_what_a_gpu_would():
     for read in (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero):
         with pytest.raises((RuntimeError, NotImplementedError)):
             read(torch.ones((), device=META))
+
+
+@pytest.mark.parametrize("kind", ["ALPRO", "CLIP"])
+def test_a_teacher_that_is_cast_once_has_the_same_labels(kind):
+    """As when autocast casts its matrices in every pass."""
+    objective = objective_of("pretrain")
+    if kind == "CLIP":
+        teacher = NormalizedModel(towers(), *NORM)
+        objective.prompter = teacher.requires_grad_(False).eval()
+        objective.video_prompts = torch.randn(6, 16)
+    batch = whole_batch()
+    teacher = objective.prompter.model
+    projections = (teacher.video_proj, teacher.text_proj)
+    matrices = [
+        module
+        for module in teacher.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections
+    ]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = objective.pseudo_labels(batch.frames, batch.boxes, "video")
+        objective.cast_frozen_(torch.bfloat16)
+        labels = objective.pseudo_labels(batch.frames, batch.boxes, "video")
+
+    assert matrices
+    assert all(module.weight.dtype == torch.bfloat16 for module in matrices)
+    assert all(weight.dtype == torch.float32 for weight in objective.model.parameters())
+    assert labels.std(dim=0).max() > 0
+    torch.testing.assert_close(labels, expected)
