@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 
 from alpro.artifact import require
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
 from alpro.models.folder import ModelBundle
+from alpro.models.ranks import rank
 from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import (
@@ -157,6 +159,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             crop_area=config.crops.area,
         ).to(device)
         validate = validate_contrast(objective, inputs.corpora, bundle.tokenizer, config, out)
+        if config.interpolate and validate is None and rank() == 0:
+            log.warning(
+                "warning: interpolate = true chooses weights on validation, and no corpus has a "
+                "validation split: the last weights are kept"
+            )
 
         # The paper's prompter has its last weights; a short training of a CLIP may lose on the way.
         if not config.clip or validate is None:

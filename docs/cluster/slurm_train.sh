@@ -2,7 +2,8 @@
 # A command of alpro as a Slurm job on one node. It resumes from its checkpoint if the job is preempted or reaches its
 # time limit. Submit it in an activated environment, from the folder to which paths are relative:
 #   sbatch docs/cluster/slurm_train.sh run pretrain --config /shared/mine.toml --workspace /shared/alpro
-# Several GPUs: sbatch --gpus=4 docs/cluster/slurm_train.sh run pretrain --set resources.processes=4 ...
+# Several GPUs, with eight cores for each:
+#   sbatch --gpus=4 --cpus-per-task=32 docs/cluster/slurm_train.sh run pretrain --set resources.processes=4 ...
 #SBATCH --job-name=alpro
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

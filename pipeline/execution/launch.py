@@ -82,8 +82,11 @@ def run_stage(
         (say or log.info)(f"{step.name}: {text}")
 
     if resources.nodes > 1 and step.stage in TRAININGS:
-        # Another node may have its interpreter elsewhere, and another current folder.
-        elsewhere = shlex.join(["python", *arguments[1:-1], str(file.resolve())])
+        # Another node may have its interpreter elsewhere, another current folder, and GPUs of other
+        # names.
+        allocator = allocator_settings() if gpus else {}
+        assigned = [f"{name}={value}" for name, value in allocator.items()]
+        elsewhere = shlex.join([*assigned, "python", *arguments[1:-1], str(file.resolve())])
         announce(f"start on each other node: {elsewhere}")
 
     locks = () if lock_file is None else (lock_file,)
@@ -155,12 +158,15 @@ def gpu_settings(devices: Sequence[str]) -> dict[str, str]:
     if not devices:
         return {}
 
-    settings = {VISIBLE: ",".join(devices)}
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        # Batches differ in size: segments that grow leave no holes in the GPU's memory.
-        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return {VISIBLE: ",".join(devices), **allocator_settings()}
 
-    return settings
+
+def allocator_settings() -> dict[str, str]:
+    """Of the memory of GPUs, unless the environment has its own."""
+    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        return {}
+    # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def outcome_of(step: Step, file: Path, status: int) -> Outcome:

@@ -31,7 +31,7 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import STUDIED, VALIDATION_SCORES
+from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, STUDIED, VALIDATION_SCORES
 
 STUDIES = CONFIGS / "studies"
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
@@ -182,14 +182,16 @@ def validation_rows(record: Record) -> Rows:
     """What a training reached on the validation split, as rows of results.json; without chance and
     interval."""
     scores = []
-    for name, metric in VALIDATION_SCORES.items():
+    shown = VALIDATION_SCORES | {INTERPOLATION_SHARE: "share of the fine-tuning"}
+    for name, metric in shown.items():
         if name in record.metrics:
+            is_share = name == INTERPOLATION_SHARE
             row: dict[str, Any] = {
                 "name": name,
                 "what": record.name,
                 "direction": "",
                 "metric": metric,
-                "unit": "%",
+                "unit": "" if is_share else "%",
             }
             row |= {"higher_is_better": True, "value": record.metrics[name]}
             scores.append(row | {"items": None, "chance": None})

@@ -33,7 +33,7 @@ from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import git_commit, stage_title, status_after
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
-from alpro.stages.evaluation.score_names import VALIDATION_SCORES
+from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, VALIDATION_SCORES
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
 
 # What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a
@@ -319,7 +319,10 @@ def done_line(step: Step, record: Record) -> str:
     line = f"{step.name}: done in {record.run['seconds']:.0f} s"
     for key, name in VALIDATION_SCORES.items():
         if key in record.metrics:
-            return f"{line}, {name} {record.metrics[key]:.1f} %"
+            line += f", {name} {record.metrics[key]:.1f} %"
+            break
+    if INTERPOLATION_SHARE in record.metrics:
+        line += f", with {record.metrics[INTERPOLATION_SHARE]:.0%} of the fine-tuning"
     return line
 
 

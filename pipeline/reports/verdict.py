@@ -7,16 +7,9 @@ from typing import Any
 from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.stages.evaluation.comparison import Comparison, compare_scores
+from alpro.stages.evaluation.score_names import AFTER_TUNING, BEFORE_TUNING, DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 
-# The score that counts, if both models have it: the first of these. Search ranks by similarity.
-DECISIVE = (
-    "similarity/t2v/R1",
-    "retrieval_vtc/t2v/R1",
-    "zero_shot_vtc/t2v/R1",
-    "qa/acc",
-    "entities/acc",
-)
 SIGNIFICANT = 0.05
 FEWEST = 6  # queries that are better, with none worse, for p < 0.05: 2 / 2 ** 6 = 0.03
 
@@ -84,11 +77,10 @@ def fine_tuned_verdict(artifacts: Sequence[tuple[Path, Record]]) -> str:
     if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
         return ""
 
-    # By similarity, as `alpro search` ranks.
-    before = "zero_shot_vtc/t2v/R1"
-    after = "retrieval_vtc/t2v/R1"
+    before = folders["zero_shot"]
+    after = folders["evaluate"]
     try:
-        found = compare_scores(folders["zero_shot"], before, folders["evaluate"], after)
+        found = compare_scores(before, BEFORE_TUNING, after, AFTER_TUNING)
     except InputError:  # an earlier version wrote no values of queries
         return ""
     return verdict("the model before fine-tuning", "finetune_retrieval", *found) if found else ""

@@ -30,6 +30,20 @@ VALIDATION_SCORES = {
     "validation/qa/acc": "validation accuracy",
     "validation/vtc/t2v/R1": "validation R@1",
 }
+# Beside them: how much of the fine-tuning is in the weights that were kept (WiSE-FT), from 0 to 1.
+INTERPOLATION_SHARE = "interpolation_share"
+# The scores that decide which of two models is better, if both have one: the first of these. Search
+# ranks by similarity.
+DECISIVE = (
+    "similarity/t2v/R1",
+    "retrieval_vtc/t2v/R1",
+    "zero_shot_vtc/t2v/R1",
+    "qa/acc",
+    "entities/acc",
+)
+# The score of a model before and after its fine-tuning.
+BEFORE_TUNING = "zero_shot_vtc/t2v/R1"
+AFTER_TUNING = "retrieval_vtc/t2v/R1"
 # The scores that a run prints at its end: on one screen, beside what a single frame or the text
 # alone reaches.
 PRINTED = (

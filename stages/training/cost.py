@@ -9,6 +9,7 @@ from torch import nn
 from alpro.models.alpro import Alpro
 
 WORTH_A_LINE = 0.2  # share of the training from which validation is announced
+EXPENSIVE = 1e16  # FLOPs of an evaluation that are announced: about a minute of an H100
 
 
 def matrix_weights(module: nn.Module) -> int:
@@ -49,4 +50,14 @@ class MatchingCost:
             f"validation computes {validation / 1e15:.3g} PFLOP in {times} x {pairs} pairs, "
             f"{validation / training:.1f} times the training's {training / 1e15:.3g}; fewer: "
             "validation.videos=500, validation.top_k=128, validation.times"
+        )
+
+    def evaluation_warning(self, texts: int, videos: int) -> str:
+        """A line on what the matching of all pairs of an evaluation costs; "" if it is little."""
+        flops = texts * videos * self.pair
+        if flops < EXPENSIVE:
+            return ""
+        return (
+            f"matching computes {flops / 1e15:.3g} PFLOP in {texts} x {videos} pairs; fewer: "
+            "evaluate.top_k=128 (only the most similar ones of each query)"
         )

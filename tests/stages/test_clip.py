@@ -3,6 +3,9 @@ its towers."""
 
 import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -18,8 +21,10 @@ from alpro.models.folder import ModelBundle
 from alpro.models.words import Templates
 from alpro.pipeline.config.load import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
+from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
+from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
@@ -50,16 +55,73 @@ def folder(request, clip_folders):
     return clip_folders[request.param]
 
 
+@dataclass
+class Trained:
+    """The artifact of a training, its outcome, and the trained weights at each validation."""
+
+    out: Path
+    outcome: Outcome
+    weights: list[dict[str, torch.Tensor]]
+
+
 @pytest.fixture(scope="module")
 def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
-    """The artifact of four steps on batches of videos and of images."""
+    """Four steps on batches of videos and of images. Of two validations the first is the best, and
+    of the shares of the fine-tuning the half."""
     out = tmp_path_factory.mktemp("train_prompter")
     inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips, "stills": stills}
-    train_prompter.run(configured(folder), train_prompter.Inputs.of(inputs), out, resources)
-    return out
+    scores = [7.0, 3.0, 1.0, 2.0, 9.0, 4.0, 5.0]
+    weights = []
+
+    def scripted(objective, *arguments):
+        validate = validate_contrast(objective, *arguments)
+        names = list(validate())
+
+        def next_scores() -> dict[str, float]:
+            current = trainable(objective)
+            weights.append({name: weight.clone() for name, weight in current.items()})
+            return dict.fromkeys(names, scores[len(weights) - 1])
+
+        return next_scores
+
+    config = configured(folder, interpolate=True, validation={"times": 2, "videos": 2})
+    validate_contrast = train_prompter.validate_contrast
+    with mock.patch.object(train_prompter, "validate_contrast", scripted):
+        outcome = train_prompter.run(config, train_prompter.Inputs.of(inputs), out, resources)
+    return Trained(out, outcome, weights)
+
+
+def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(trained):
+    metrics = trained.outcome.metrics
+    assert metrics["selected_step"] == 2
+    assert metrics["interpolation_share"] == 0.5
+    assert metrics[f"{train_prompter.SELECTED}/interpolated/0.75"] == 4
+    assert metrics[train_prompter.SELECTED] == 9
+
+    best, last, original, *_, interpolated = trained.weights
+    stored = load_clip(str(trained.out / "model")).model.state_dict()
+    for name, weight in best.items():
+        half = (original[name] + weight) / 2
+        torch.testing.assert_close(stored[name.removeprefix("model.")], half)
+        assert torch.equal(interpolated[name], weight)  # all of the fine-tuning was tried last
+    assert any((best[name] != last[name]).any() for name in best)
+
+
+def test_an_interpolation_without_validation_clips_is_announced(clip_folders, tmp_path, resources):
+    config = configured(clip_folders["clip"], interpolate=True)
+    inputs = train_prompter.Inputs(corpora={})
+    with (
+        mock.patch.object(train_prompter, "train", lambda build, *_: build(CPU)),
+        mock.patch.object(train_prompter, "validate_contrast", return_value=None),
+        mock.patch.object(train_prompter.log, "warning") as warning,
+    ):
+        training = train_prompter.run(config, inputs, tmp_path, resources)
+    warning.assert_called_once()
+    assert not training.interpolates
 
 
 def test_training_changes_both_towers_and_temporal_attention(trained, folder):
+    trained = trained.out
     before = load_towers(configured(folder), CPU).model
     after = load_clip(str(trained / "model")).model
     changed = {

@@ -17,6 +17,14 @@ def test_the_paper_s_model_costs_what_torch_counts():
     assert abs(cost.example / 1355e9 - 1) < 0.2
 
 
+def test_only_an_expensive_evaluation_has_a_line():
+    cost = MatchingCost(example=1e12, pair=1e10)
+    assert cost.evaluation_warning(900, 900) == ""
+    line = cost.evaluation_warning(2000, 2000)
+    assert "40 PFLOP" in line
+    assert "evaluate.top_k" in line
+
+
 def test_only_an_expensive_validation_has_a_line():
     cost = MatchingCost(example=1e12, pair=1e10)
     assert cost.warning(80_000, 500 * 128, 5) == ""
