@@ -24,8 +24,8 @@ EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 app = App(
     name="alpro",
-    help="Captioned videos to a video-language model, the ALPRO way, stage by stage. Start with: "
-    "alpro run. Results of "
+    help="Captioned videos to a video-language model, the ALPRO way, stage by stage; and with it, or "
+    "with a CLIP, search videos, ask about them and serve both. Start with: alpro run. Results of "
     "stages are cached: a second run executes only missing stages and those that a change affects.",
     version=f"alpro-pipeline {version('alpro-pipeline')}",
     help_format="markdown",

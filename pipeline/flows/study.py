@@ -25,6 +25,7 @@ from alpro.pipeline.reports.results import (
     Rows,
     Table,
     change_text,
+    label_of,
     metric_text,
     number_text,
     rows,
@@ -315,7 +316,7 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
         difference = row["difference"]
         lines.append(
             [
-                f"{row['what']}, {metric_text(row)}",
+                f"{label_of(row)}, {metric_text(row)}",
                 row["variant"],
                 number_text(row["mean"], row["unit"]),
                 half_width(row["interval"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Table, data_table, tables
+from alpro.pipeline.reports.results import Table, data_table, label_of, tables
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
@@ -203,7 +203,7 @@ def model_index(name: str, task: str, split: str, scores: list[dict[str, Any]]) 
         return ""
     metrics = []
     for row in scores:
-        name_of_score = " ".join(filter(None, (row["what"], row["direction"], row["metric"])))
+        name_of_score = " ".join(filter(None, (label_of(row), row["direction"], row["metric"])))
         value = round(row["value"], 3)
         metrics.append({"type": row["metric"], "name": name_of_score, "value": value})
 

@@ -13,6 +13,7 @@ from alpro.artifact import Record
 from alpro.pipeline.reports.results import (
     Rows,
     change_text,
+    label_of,
     metric_text,
     score_text,
 )
@@ -106,7 +107,7 @@ def score_bars(rows: Rows) -> Bars | None:
 
     bars = [
         Bar(
-            label=f"{row['what']}, {metric_text(row)}",
+            label=f"{label_of(row)}, {metric_text(row)}",
             text=score_text(row),
             at=row["value"],
             low=row["low"],
@@ -145,7 +146,7 @@ def difference_bars(first: str, second: str, compared: Comparison) -> Bars | Non
 
     bars = [
         Bar(
-            label=f"{row['what']}, {metric_text(row)}",
+            label=f"{label_of(row)}, {metric_text(row)}",
             text=f"{change_text(*difference[2:5])}, p = {difference.p:.3f}",
             at=place(difference.difference),
             low=None if difference.low is None else place(difference.low),

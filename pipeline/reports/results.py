@@ -53,6 +53,15 @@ def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
     return list(by_name.values())
 
 
+def label_of(row: Mapping[str, Any]) -> str:
+    """What a score is of, as people read it: results.json has the term of papers.
+
+    >>> label_of({"what": "zero-shot by similarity"})
+    'pre-trained only, by similarity'
+    """
+    return row["what"].replace("zero-shot ", "pre-trained only, ")
+
+
 def tables(
     runs: Mapping[str, Rows], compared: Sequence[Comparison] = (), marked: str = ""
 ) -> list[Table]:
@@ -95,7 +104,7 @@ def score_table(
     for row in shown:
         name = row["name"]
         mark = MARK if name == marked else ""
-        line = [row["what"], metric_text(row) + mark]
+        line = [label_of(row), metric_text(row) + mark]
         for run_index, of_run in enumerate(by_run):
             line.append(score_text(of_run[name]) if name in of_run else "")
             if run_index and compared:
@@ -136,7 +145,7 @@ def main_table(of_run: Rows) -> Table | None:
     for row in chosen:
         metric = SHORT_METRICS.get(row["name"]) or metric_text(row)
         chance = number_text(row["chance"], row["unit"])
-        lines.append([row["what"], metric, score_text(row), chance])
+        lines.append([label_of(row), metric, score_text(row), chance])
 
     brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
     heads = ["", "", f"score{brackets}", "chance"]
@@ -167,7 +176,7 @@ def note_of(shown: Rows) -> str:
     protocols: dict[str, dict[str, None]] = {}  # the scores of each, in order
     for row in shown:
         if row["protocol"]:
-            protocols.setdefault(row["protocol"], {})[row["what"]] = None
+            protocols.setdefault(row["protocol"], {})[label_of(row)] = None
     if len(protocols) == 1:
         lines = [f"Protocol: {next(iter(protocols))}."]
     else:

@@ -71,7 +71,7 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert all(row["items"] > 0 for row in rows)
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
     report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
-    assert "zero-shot by matching" in report
+    assert "pre-trained only, by matching" in report
     pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) > 2
 

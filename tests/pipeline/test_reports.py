@@ -87,7 +87,7 @@ def rows() -> list[dict[str, Any]]:
 
 def test_every_number_is_in_its_column(rows):
     shown = tables({"score": rows})
-    zero_shot = "zero-shot by matching"
+    zero_shot = "pre-trained only, by matching"
     asked = "question answering"
     assert [table.title for table in shown] == [
         "Retrieval",
