@@ -178,6 +178,7 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
             InputError,
             "^clips: no captions$",
         ),  # torchrun's own status
+        (2, None, InputError, "evaluate"),  # a full disk has no room for a result
         (75, None, Interrupted, "evaluate"),
         (1, {"interrupted": "x"}, Interrupted, "evaluate"),
         (-15, None, Interrupted, "evaluate"),

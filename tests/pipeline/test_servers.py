@@ -21,6 +21,7 @@ import yaml
 from filelock import Timeout
 
 from alpro.artifact import read_record
+from alpro.errors import InputError
 from alpro.pipeline.config.load import CONFIGS, shipped
 from alpro.pipeline.flows import servers
 from alpro.stages import STAGES, WITH_MODEL
@@ -150,6 +151,52 @@ def rows(database: Path, query: str) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("proxies", "is_needed"),
+    [
+        ({}, False),
+        ({"https_proxy": "http://proxy:3128"}, False),  # Prefect is at http://
+        ({"http_proxy": "http://proxy:3128"}, True),
+        ({"ALL_PROXY": "socks5://proxy:1080"}, True),
+    ],
+)
+def test_a_terminal_with_a_proxy_is_told_to_reach_this_machine(proxies, is_needed, monkeypatch):
+    monkeypatch.setattr(os, "environ", proxies)
+    assert ("export NO_PROXY=" in servers.proxy_line()) is is_needed
+
+
+def test_clients_take_a_socks_proxy():
+    for scheme in ("socks5", "socks5h"):
+        httpx.Client(proxy=f"{scheme}://proxy:1080").close()  # ImportError without its package
+
+
+def test_a_named_server_that_does_not_answer_is_a_mistake_without_its_password(free_port):
+    port = free_port()
+    for address in (f"http://me:hush@127.0.0.1:{port}/api", "127.0.0.1/api"):
+        with pytest.raises(InputError, match="PREFECT_API_URL") as raised:
+            servers.check_server(address)
+        assert "hush" not in str(raised.value)
+
+
+def test_a_program_imports_nothing_from_the_current_folder_and_needs_a_folder_of_logs(
+    tmp_path, monkeypatch, interruptible
+):
+    started = []
+    monkeypatch.setattr(
+        servers.subprocess, "Popen", lambda command, **options: started.append(options)
+    )
+    servers.Programs(tmp_path).start("mlflow", ["mlflow"], {"UVICORN_APP_DIR": "."})
+    (options,) = started
+    assert options["cwd"] == tmp_path
+    # uvicorn would put the current folder first on its path.
+    assert Path(options["env"]["UVICORN_APP_DIR"], "os.py").is_file()
+
+    (tmp_path / "file").touch()
+    for read_only in (Path("/proc/logs"), tmp_path / "file" / "logs"):
+        with pytest.raises(InputError, match=str(read_only)), servers.programs(read_only):
+            pass
+
+
 @pytest.mark.parametrize(
     "how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c", "all"]
 )
