@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,8 @@ TOKENS = 32
 WORD_PIECES = 400
 WIDTH = 96
 LAYERS = 4
-STILLS = 3200
+SIZES = {"stills": 3200}  # of the sample; the rest as in its configuration
+TINY = {"stills": 64, "clips": 24, "lessons": 0, "validation": 8, "test": 8}
 SHARD_SIZE = 500
 JPEG_QUALITY = 95
 LAYER_DECAY = 0.7  # of the learning rate, from each layer to the one below
@@ -123,9 +124,9 @@ def write_clip(folder: Path, captions: list[str], seed: int) -> Outcome:
     return Outcome()
 
 
-def write_shards(folder: Path, seed: int) -> Outcome:
+def write_shards(folder: Path, seed: int, sizes: dict[str, int]) -> Outcome:
     """Draws the clips and stills of the sample into shards, without videos, which take most of the time."""
-    config = render_sample.Config(seed=seed, stills=STILLS)
+    config = render_sample.Config(seed=seed, **sizes)
     for corpus, items in (
         ("clips", render_sample.clips(config)),
         ("stills", render_sample.stills(config)),
@@ -144,9 +145,9 @@ def write_shards(folder: Path, seed: int) -> Outcome:
     return Outcome()
 
 
-def corpora(out: Path, seed: int, resources: Resources) -> dict[str, Path]:
+def corpora(out: Path, seed: int, sizes: dict[str, int], resources: Resources) -> dict[str, Path]:
     """The clips and stills of a sample, and the untrained CLIP."""
-    shards = once(out / "shards", partial(write_shards, seed=seed))
+    shards = once(out / "shards", partial(write_shards, seed=seed, sizes=sizes))
     paths = {}
     captions: list[str] = []
     for corpus in ("clips", "stills"):
@@ -222,7 +223,7 @@ def row_of(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The scores of all arms with a seed."""
     resources = Resources(workers=1)
     out = options.out / f"seed-{seed}"
-    paths = corpora(out, seed, resources)
+    paths = corpora(out, seed, TINY if options.tiny else SIZES, resources)
     started = time.process_time()
     values = training(
         paths["untrained"], "stills", seed, steps=options.clip_steps, lr=1e-3, batch_size=64,
@@ -280,16 +281,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clip-steps", type=int, default=1000, help="steps of the CLIP on stills")
+    parser.add_argument("--tiny", action="store_true", help="a small sample, which teaches nothing")
     parser.add_argument("--epochs", type=float, default=3, help="of a fine-tuning on clips")
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).parent / "results", help="folder of the rows"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.results.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in options.seeds:
