@@ -24,14 +24,16 @@ def summary(
     arguments = run["arguments"]
     parts = [f"**{run['state']}**" + (f": {run['reason']}" if run["reason"] else "")]
 
+    # First, because MLflow folds a description after a few lines.
+    changes = ", ".join(f"`{change}`" for change in arguments["changes"])
+    parts.append(f"Changed values: {changes}" if changes else "No value was changed.")
+
     table = main_table(rows(artifacts))
     if table:
+        parts += [table.note] if table.note else []
         parts.append(markdown_table(table))
     else:
         parts.append("No stage of this run evaluates a model.")
-
-    changes = "\n".join(f"- `{change}`" for change in arguments["changes"])
-    parts.append(f"**Changed values**\n\n{changes}" if changes else "No value was changed.")
 
     source = f"Configuration `{arguments['config']}`"
     source += f", data `{arguments['data']}`" if arguments["data"] else ""
@@ -44,10 +46,11 @@ def summary(
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown, with its note below."""
-    lines = [table.heads, ["---"] * len(table.heads), *table.lines]
-    text = "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
-    return f"{text}\n\n{table.note}".strip()
+    """A table in Markdown, whose scores and chances are aligned to the right."""
+    texts = 2  # columns that name a score
+    alignment = ["---"] * texts + ["---:"] * (len(table.heads) - texts)
+    lines = [table.heads, alignment, *table.lines]
+    return "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
 
 
 def escaped(cell: str) -> str:
