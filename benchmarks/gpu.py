@@ -12,12 +12,14 @@ CPU.
 The models have random weights. With --small they are those of the tests: this shows that the
 program works, and its figures mean nothing. The baseline of the utilization (MFU) is a large matrix
 multiplication in the precision of training, measured on the same device. FLOPs of a step: 6 for
-each parameter and token that it trains, 2 for those of the frozen prompter, without attention. On a
-CPU, operations are counted in place of kernels.
+each parameter and token that it trains, 2 for those of the frozen prompter, without attention; the
+second forward pass of a contrast over the batch is not counted, as no recomputation is. On a CPU,
+operations are counted in place of kernels.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -27,6 +29,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+# As a run sets it (`pipeline/execution/launch.py`), before torch reads it.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,23 +50,27 @@ from alpro.models.attention import (
     packed_attention,
     sequences_in_a_tile,
 )
+from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
 from alpro.shards.clip import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources
+from alpro.stages.training.cost import matrix_weights
 from alpro.stages.training.loop import Run
 from alpro.stages.training.metrics import read_metrics
 
 WARMUP = 10  # steps that are not counted: a window of the log
 LOG_EVERY = 10
 TEXT_TOKENS = 32
+CLIP_TOKENS = 77  # of `from_clip`: all that the text tower takes
+CLIP_WORDS = 49_408  # in the vocabulary of a CLIP
 PIXELS = 256  # of a stored frame
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 PARTS = ("attention", "block", "runs")
-# Of openai/clip-vit-base-patch16, but for the vocabulary.
+# Of openai/clip-vit-base-patch16.
 CLIP = {
     "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
     "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
@@ -209,21 +219,26 @@ def write_corpus(folder: Path, kind: str, samples: int) -> Path:
             scale = PIXELS // frames.shape[1]
             frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
             row = {"id": str(number), "path": "none", "kind": kind, "split": "train"}
-            row |= {"group": str(number), "captions": [f"{sky} over {ground}"]}
+            # Longer than the texts of all models: what is cut has no padding.
+            caption = " ".join([f"{sky} over {ground}"] * CLIP_TOKENS)
+            row |= {"group": str(number), "captions": [caption]}
             writer.write(Row.model_validate(row), Clip(frames, 1.0, PIXELS, PIXELS))
     pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
     return folder
 
 
 def write_clip(folder: Path, small: bool) -> Path:
-    """Writes a CLIP with random weights, whose tokens are letters; returns the folder."""
+    """Writes a CLIP with random weights, whose tokens in use are letters; returns the folder."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
-    words = {word: n for n, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters]
+    if not small:
+        tokens += [f"unused{number}</w>" for number in range(CLIP_WORDS - len(tokens))]
+    words = {word: n for n, word in enumerate(tokens)}
     layers = {"num_hidden_layers": 2 if small else 12}
     text = layers | (SMALL if small else CLIP["text"])
-    text |= {"vocab_size": len(words), "max_position_embeddings": TEXT_TOKENS}
+    text |= {"vocab_size": len(words), "max_position_embeddings": CLIP_TOKENS}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     vision = layers | (SMALL if small else CLIP["vision"])
     vision |= {"image_size": 32 if small else 224, "patch_size": 16}
@@ -254,24 +269,28 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
 
         steps = WARMUP + options.steps
         own = shared | {"model": model, "negative_pool_size": 0, "start": "scratch"}
-        towers = {"clip": str(write_clip(folder / "clip", options.small)), "contrast": "batch"}
-        towers |= {"model": {"video": {"frames": 2 if options.small else 8}}}
+        clip = write_clip(folder / "clip", options.small)
+        clip_frames = 2 if options.small else 8
+        towers = {"clip": str(clip), "contrast": "batch", "max_text_tokens": CLIP_TOKENS}
+        towers |= {"model": {"video": {"frames": clip_frames}}}
         towers = shared | towers | {"batch_size": 8 * options.batch, "accumulation_steps": 8}
-        cases: list[tuple[str, str, str, int, dict[str, Any]]] = [
-            (f"ALPRO, T={frames}", "pretrain", "clips", frames, own),
-            ("ALPRO, T=1", "pretrain", "stills", 1, own | {"repeat_images": False}),
-            ("CLIP", "train_prompter", "clips", 0, towers),
+        sizes = ModelConfig.model_validate(model)
+        of_video = flops_of_a_sample(sizes, frames)
+        of_image = flops_of_a_sample(sizes, 1)
+        of_clip = flops_of_a_clip_sample(clip, clip_frames)
+        cases: list[tuple[str, str, str, float, dict[str, Any]]] = [
+            (f"ALPRO, T={frames}", "pretrain", "clips", of_video, own),
+            ("ALPRO, T=1", "pretrain", "stills", of_image, own | {"repeat_images": False}),
+            ("CLIP", "train_prompter", "clips", of_clip, towers),
         ]
-        for name, stage, corpus, count, changes in cases:
+        for name, stage, corpus, flops, changes in cases:
             for compiled in (False, True) if CUDA else (False,):
                 out = folder / f"{name} {compiled}" / "out"
                 row = {"run": name, "compiled": compiled}
                 config = configured(stage, corpus, steps, changes)
                 row |= timed(stage, config, inputs, out, Resources(compile=compiled))
-                if count:
-                    flops = flops_of_a_sample(ModelConfig.model_validate(model), count)
-                    row["tflops"] = row["samples_per_second"] * flops / 1e12
-                    row["utilization"] = row["tflops"] / figures["matmul_tflops"]
+                row["tflops"] = row["samples_per_second"] * flops / 1e12
+                row["utilization"] = row["tflops"] / figures["matmul_tflops"]
                 rows.append(row)
     return rows
 
@@ -340,6 +359,22 @@ def flops_of_a_sample(config: ModelConfig, frames: int) -> float:
     of_text = 6 * text * 2 * TEXT_TOKENS
     of_pairs = 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS)
     return float(of_video + of_text + of_pairs)
+
+
+def flops_of_a_clip_sample(folder: Path, frames: int) -> float:
+    """The frames and the text of a sample in both towers of a CLIP, all trained."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = ClipPrompter(CLIPModel(config))
+        model.add_temporal(frames)
+    vision = model.clip.vision_model
+    video = matrix_weights(vision.embeddings.patch_embedding)
+    video += matrix_weights(vision.encoder) + matrix_weights(model.temporal)
+    text = matrix_weights(model.clip.text_model.encoder)
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    return 6.0 * (video * frames * (patches + 1) + text * CLIP_TOKENS)
 
 
 def matmul_flops(small: bool) -> float:

@@ -158,6 +158,7 @@ class Index:
             query = embedded.embedding
 
         vector = np.asarray(query, np.float32)
+        # As above: one module for Python, two for pyright.
         return search.similar(self, vector, k, **options)  # pyright: ignore[reportArgumentType]
 
     def find_model(

@@ -104,8 +104,8 @@ class ModelBundle:
         """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if
         a file is missing, corrupt or does not match the configuration.
 
-        The folder may be of anyone: the sizes of the configuration are compared with the shapes in
-        the header of the weights before memory is taken for either.
+        The folder is untrusted: the sizes of the configuration are compared with the shapes in the
+        header of the weights before memory is taken for either.
         """
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():

@@ -190,8 +190,7 @@ COMPONENTS = {
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, which may be of anyone: its components are checked before
-    it is built.
+    """The tokenizer of an untrusted tokenizer.json: its components are checked before it is built.
 
     Raises ValueError with a one-line message if it is not readable, or has components that a BERT
     tokenizer has not.

@@ -138,7 +138,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             size=lambda unit: len(unit.rows),
         )
 
-    outcome = merge(plan, out)
+    outcome = merge_units(plan, out)
     complete(outcome, source, out, config.max_reject_share)
     return outcome
 
@@ -370,7 +370,7 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def merge(plan: DecodePlan, out: Path) -> Outcome:
+def merge_units(plan: DecodePlan, out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects, the units and the statistics.
 
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed

@@ -107,7 +107,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     # Across shards: a worker sees its own alone.
     check_samples(units, out)
-    outcome = merge(units, out)
+    outcome = merge_indexes(units, out)
     # At a URL, the frames of each sample take a request.
     is_local = all(isinstance(shard, Path) for shard in shards)
     compared = COMPARED if is_local else 0
@@ -288,7 +288,7 @@ def check_samples(units: list[ShardUnit], out: Path) -> None:
         )
 
 
-def merge(units: list[ShardUnit], out: Path) -> Outcome:
+def merge_indexes(units: list[ShardUnit], out: Path) -> Outcome:
     """Merges the parts of all units into the index, the rejects and the statistics."""
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))

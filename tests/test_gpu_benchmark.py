@@ -23,3 +23,4 @@ def test_all_parts_run(tmp_path):
     assert all(row["kernels"] for row in parts["block"])
     assert [row["run"] for row in parts["runs"]] == ["ALPRO, T=2", "ALPRO, T=1", "CLIP"]
     assert all(row["kernels"] and row["samples_per_second"] for row in parts["runs"])
+    assert all(row["utilization"] for row in parts["runs"])

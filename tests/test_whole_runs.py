@@ -81,6 +81,15 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
         assert json.loads(answers)["answers"][0]["text"] == color
 
 
+def test_the_tiny_run_ends_with_a_table_and_a_picture(alpro, tmp_path):
+    printed = alpro("run", "--config", "tiny")
+    for row in ("zero-shot by similarity", "fine-tuned by matching", "question answering"):
+        assert row in printed
+    stages = {folder.name for folder in (tmp_path / "artifacts").iterdir()}
+    assert {*TRAININGS, "zero_shot", "evaluate"} <= stages
+    assert list(tmp_path.glob("artifacts/evaluate/*/pictures/*.png"))
+
+
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
 def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
     changes = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]

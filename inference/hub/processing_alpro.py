@@ -95,8 +95,8 @@ class AlproProcessor(ProcessorMixin):
             custom_object_save(self, folder)
         return [str(folder / FILE), *self.tokenizer.save_pretrained(folder)]
 
-    # Videos come first, as users of this model call it; transformers calls processors with
-    # keywords.
+    # Other parameters than those of transformers' own processors, which pyright reports: videos come
+    # first, as users of this model call it; transformers calls processors with keywords.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         videos: Any = None,

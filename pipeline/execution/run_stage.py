@@ -25,7 +25,8 @@ from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
 from alpro.stages.execution.lifecycle import end_with_parent
 
-LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+# Errors that a second try would meet again.
+PERMANENT_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 
 
 def main(file: Path) -> int:
@@ -46,8 +47,7 @@ def main(file: Path) -> int:
         if error.errno in DISK_FULL:
             full = f"{error.filename or work['out']}: {error.strerror}; free some disk space and run again to resume"
             return stop(result, {"error": full}, EXIT_INPUT_ERROR, quiet=launched)
-        # Another try would find the same.
-        if isinstance(error, LASTING):
+        if isinstance(error, PERMANENT_ERRORS):
             raise
         # A network or its disk failed: the stage may succeed if it continues soon.
         message = one_line(error, max_length=MAX_MESSAGE)

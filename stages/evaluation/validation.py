@@ -21,7 +21,7 @@ from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
 from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import accuracy_scores
 from alpro.stages.training.batch import random_box
-from alpro.stages.training.config import EncoderConfig, MatchingValidation, TrainingConfig
+from alpro.stages.training.config import Corpora, EncoderConfig, MatchingValidation, TrainingConfig
 from alpro.stages.training.loop import Validate
 from alpro.stages.training.pretrain_objective import PretrainObjective
 
@@ -29,12 +29,11 @@ SEARCHES = 3  # texts whose best clips are shown
 PICTURE = "pictures/search.png"
 
 Items = TypeVar("Items", Gallery, Questions)
-Inputs = dict[str, Path]
 
 
 def validate_contrast(
     encoder: NormalizedModel,
-    inputs: Inputs,
+    corpora: Corpora,
     tokenizer: Tokenizer,
     config: EncoderConfig,
     out: Path,
@@ -46,7 +45,7 @@ def validate_contrast(
     Each time it prints what a search for the first texts finds, and draws it
     (`out`/pictures/search.png): the first result of a run, long before its end.
     """
-    galleries = validation_galleries(encoder, inputs, config, config.validation.captions)
+    galleries = validation_galleries(encoder, corpora, config, config.validation.captions)
     if not galleries:
         return None
 
@@ -80,16 +79,16 @@ def show_searches(gallery: Gallery, similarity: np.ndarray, picture: Path) -> No
 
 def validate_pretraining(
     objective: PretrainObjective,
-    inputs: Inputs,
+    corpora: Corpora,
     tokenizer: Tokenizer,
     config: EncoderConfig,
     out: Path,
 ) -> Validate | None:
     """Validates retrieval by similarity, as `validate_contrast`, and PEM where it is trained."""
     if "pem" not in objective.losses:
-        return validate_contrast(objective, inputs, tokenizer, config, out)
+        return validate_contrast(objective, corpora, tokenizer, config, out)
     scores = partial(pem_scores, objective, tokenizer, config.max_text_tokens)
-    return validate_contrast(objective, inputs, tokenizer, config, out, scores)
+    return validate_contrast(objective, corpora, tokenizer, config, out, scores)
 
 
 @torch.no_grad()
@@ -150,7 +149,7 @@ def pem_scores(
 
 
 def validate_retrieval(
-    encoder: NormalizedModel, inputs: Inputs, tokenizer: Tokenizer, config: TrainingConfig
+    encoder: NormalizedModel, corpora: Corpora, tokenizer: Tokenizer, config: TrainingConfig
 ) -> tuple[Validate, str]:
     """Validates retrieval by matching (VTM) with the configured protocol, and by similarity (VTC);
     also returns the metric for model selection, which is of matching as in the paper.
@@ -158,7 +157,7 @@ def validate_retrieval(
     Raises InputError if no corpus has validation captions.
     """
     validation = cast(MatchingValidation, config.validation)
-    galleries = validation_galleries(encoder, inputs, config, validation.captions)
+    galleries = validation_galleries(encoder, corpora, config, validation.captions)
     if not galleries:
         raise InputError(no_validation("captions"))
 
@@ -176,12 +175,12 @@ def validate_retrieval(
     return lambda: averaged(galleries, metrics), "validation/mean_recall"
 
 
-def matched_pairs(inputs: Inputs, config: TrainingConfig) -> int:
+def matched_pairs(corpora: Corpora, config: TrainingConfig) -> int:
     """The number of pairs that `validate_retrieval` matches each time."""
     validation = cast(MatchingValidation, config.validation)
     pairs = 0
     for name in config.corpora:
-        gallery = Gallery.of(inputs[name], "validation")
+        gallery = Gallery.of(corpora[name], "validation")
         gallery = gallery.first(validation.videos, validation.captions)
         videos = len(gallery.ids)
         texts = len(gallery.texts)
@@ -193,7 +192,7 @@ def matched_pairs(inputs: Inputs, config: TrainingConfig) -> int:
 
 def validate_qa(
     encoder: NormalizedModel,
-    inputs: Inputs,
+    corpora: Corpora,
     tokenizer: Tokenizer,
     answers: list[str],
     config: TrainingConfig,
@@ -205,7 +204,7 @@ def validate_qa(
     """
     by_corpus = {}
     for name in config.corpora:
-        questions = Questions.of(inputs[name], "validation")
+        questions = Questions.of(corpora[name], "validation")
         by_corpus[name] = questions.first(config.validation.videos)
     by_corpus = readable(encoder, by_corpus)
     if not by_corpus:
@@ -223,12 +222,12 @@ def validate_qa(
 
 
 def validation_galleries(
-    encoder: NormalizedModel, inputs: Inputs, config: TrainingConfig, captions: int
+    encoder: NormalizedModel, corpora: Corpora, config: TrainingConfig, captions: int
 ) -> dict[str, Gallery]:
     """The validation galleries by corpus, for corpora with validation captions."""
     galleries = {}
     for name in config.corpora:
-        gallery = Gallery.of(inputs[name], "validation")
+        gallery = Gallery.of(corpora[name], "validation")
         galleries[name] = gallery.first(config.validation.videos, captions)
     return readable(encoder, galleries)
 

@@ -219,7 +219,7 @@ class Stop:
         return self._requested.is_set()
 
     def request(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Sends a signal to all process groups; what waits raises Stopped."""
+        """Sends a signal to all process groups. Threads in `wait` raise Stopped."""
         with self._lock:
             # Under the lock: a group that registers meanwhile is signalled or refused.
             self._requested.set()

@@ -1,5 +1,7 @@
 """The configuration that all training stages share: data, schedule and optimizer."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,7 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
+Corpora = Mapping[str, Path]  # folders by the names of corpora
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 

@@ -20,7 +20,7 @@ from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.checkpoint import trainable
-from alpro.stages.training.config import EncoderConfig, TrainingConfig
+from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
 from alpro.stages.training.cost import MatchingCost
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
@@ -33,8 +33,6 @@ from alpro.stages.training.loop import (
 )
 from alpro.stages.training.metrics import losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective
-
-Inputs = dict[str, Path]
 
 # Mean and std of each channel of pixels in [0, 1].
 CONSTANTS = {
@@ -72,7 +70,7 @@ class Training:
 def train(
     build: Callable[[torch.device], Training],
     config: TrainingConfig,
-    inputs: Inputs,
+    corpora: Corpora,
     out: Path,
     resources: Resources,
 ) -> Outcome:
@@ -92,7 +90,7 @@ def train(
         compiled = are_layers_compiled(objective, resources, world)
         data = TrainingDataset(
             config,
-            inputs,
+            corpora,
             bundle.tokenizer,
             objective.examples,
             rank=world.rank,
@@ -206,7 +204,7 @@ def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return config.model_copy(update={"text": text})
 
 
-def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessing:
+def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocessing:
     """The frame normalization: constants, or the statistics of the corpora, averaged. Raises
     InputError."""
     if config.normalization == "clip":
@@ -215,7 +213,7 @@ def measure_preprocessing(config: EncoderConfig, inputs: Inputs) -> Preprocessin
         mean, std = CONSTANTS[config.normalization]
         return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
 
-    files = [require(inputs[name], "statistics.json") for name in sorted(config.corpora)]
+    files = [require(corpora[name], "statistics.json") for name in sorted(config.corpora)]
     statistics = [read_json(file) for file in files]
 
     def average(key: str) -> Any:

@@ -512,6 +512,11 @@ def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch)
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
     assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1", **ALLOCATOR}
     assert len(group["locks"]) == 3
+    several = Resources(nodes=2, rendezvous="host:29500")
+    printed: list[str] = []
+    run_stage(PRETRAIN, tmp_path, Store(tmp_path), several, say=printed.append)
+    # GPUs have other names on another node.
+    assert "PYTORCH_ALLOC_CONF=expandable_segments:True python" in printed[0]
     run_stage(
         CACHE, tmp_path, Store(tmp_path), Resources(processes=2)
     )  # it is neither training nor evaluation

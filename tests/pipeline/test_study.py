@@ -330,6 +330,8 @@ def test_a_study_that_ends_with_a_training_has_its_validation_scores():
     metrics = {"validation/t2v/R1": 55.8, "validation/t2v/R5": 90.0, "selected_step": 4.0}
     (row,) = validation_rows(Record(name="finetune_retrieval", metrics=metrics))
     assert (row["name"], row["value"], row["chance"]) == ("validation/t2v/R1", 55.8, None)
+    (_, share) = validation_rows(Record(name="a", metrics=metrics | {"interpolation_share": 0.5}))
+    assert (share["name"], share["value"]) == ("interpolation_share", 0.5)
     (summary,) = score_rows({"base": {0: [row]}})
     (line,) = study_table("mine", [summary]).lines
     assert line[:3] == ["finetune_retrieval, validation R@1", "base", "55.8 %"]
