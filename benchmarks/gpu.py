@@ -253,7 +253,8 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
     """Stages as a run has them."""
     model = MODEL if options.small else {"init": "scratch"}
     frames = ModelConfig.model_validate(model).video.frames
-    shared = {"batch_size": options.batch, "max_text_tokens": TEXT_TOKENS, "log_every": LOG_EVERY}
+    tokens = MODEL["text"]["max_length"] if options.small else TEXT_TOKENS
+    shared = {"batch_size": options.batch, "max_text_tokens": tokens, "log_every": LOG_EVERY}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -4,7 +4,7 @@ seed and the step, so that a checkpoint stores the position in the data as one n
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -129,7 +129,7 @@ class TrainingDataset(Dataset[Batch]):
     def __init__(
         self,
         config: TrainingConfig,
-        corpora: dict[str, Path],
+        corpora: Mapping[str, Path],
         tokenizer: Tokenizer,
         spec: Examples,
         rank: int = 0,
