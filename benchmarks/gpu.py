@@ -366,7 +366,7 @@ def flops_of_a_clip_sample(folder: Path, frames: int) -> float:
     """The frames and the text of a sample in both towers of a CLIP, all trained."""
     from transformers import CLIPConfig, CLIPModel
 
-    config = CLIPConfig.from_pretrained(folder)
+    config: Any = CLIPConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = ClipPrompter(CLIPModel(config))
         model.add_temporal(frames)
