@@ -5,6 +5,9 @@ import io
 import json
 import re
 import sys
+import threading
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -246,6 +249,16 @@ def test_messages_of_others_lose_the_credentials_that_they_repeat():
     assert redacted(harmless) == harmless
 
 
+# The public face of the package.
+
+
+def test_the_package_lists_its_names_and_its_version():
+    assert dir(alpro) == ["Index", "Model", "__version__"]
+    assert alpro.__version__ == version("alpro-pipeline")
+    with pytest.raises(AttributeError, match="modle"):
+        _ = alpro.modle
+
+
 # The log.
 
 
@@ -311,6 +324,32 @@ def test_lines_have_the_time_left(environment, screen, options, expected, clock,
     monkeypatch.setattr(sys, "stderr", screen())
     work(clock, **options)
     assert sys.stderr.getvalue().splitlines() == expected
+
+
+def test_steady_lines_are_printed_before_a_unit_is_finished(clock, level, monkeypatch):
+    class Twice:
+        """An event that is not set at two looks, without waiting."""
+
+        looks = 0
+
+        def wait(self, seconds: float) -> bool:
+            self.looks += 1
+            clock[0] += seconds
+            if self.looks == 3:
+                printed.set()
+            return self.looks == 3
+
+        def set(self) -> None:
+            pass
+
+    printed = threading.Event()
+    events = SimpleNamespace(Event=Twice, Thread=threading.Thread)
+    monkeypatch.setattr(alpro.log, "threading", events)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress("encoding", 12, "videos", steady=True):
+        assert printed.wait(60)
+    lines = ["encoding: 0 of 12 videos, 15 s", "encoding: 0 of 12 videos, 30 s"]
+    assert sys.stderr.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from alpro.errors import InputError
 from alpro.inference.clips import load_frames
 from alpro.inference.export import code, export
 from alpro.inference.model import Model
+from alpro.shards.ffmpeg_decoder import ffmpeg_binary
 from tests.conftest import ROOT
 
 TEXTS = ["A red ball moves left.", "something slides up", "a " * 60]
@@ -26,6 +27,7 @@ import numpy as np, torch
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 root = sys.argv[1]
+files = sys.argv[2:]  # of which the last has a title in Latin-1
 given = np.load(f"{root}/in.npz")
 videos, texts = list(given["videos"]), given["texts"].tolist()
 for task in ("retrieval", "qa", "prompter"):
@@ -33,6 +35,9 @@ for task in ("retrieval", "qa", "prompter"):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert not model.training
+    one_file = processor(videos=files[0])["pixel_values"]
+    assert one_file.equal(processor(videos=files[:1])["pixel_values"])
+    assert one_file.equal(processor(videos=files[-1])["pixel_values"])
     assert processor(videos=videos[0])["pixel_values"].equal(processor(videos=videos[:1])["pixel_values"])
     assert processor(images=videos[0][0])["pixel_values"].equal(processor(images=[videos[0][0]])["pixel_values"])
     assert model.get_input_embeddings().weight.ndim == 2
@@ -121,7 +126,16 @@ def exported(folders, videos, tmp_path_factory):
         [load_frames(video, models["qa"].folder.model.config.video) for video in videos]
     )
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
-    run(LOAD, root)
+    # Copied without encoding it again: only the title is another.
+    titled = root / "titled.mp4"
+    command = [ffmpeg_binary(), "-v", "error", "-i", videos[0], "-c", "copy"]
+    command += ["-metadata", "title=caf#", titled]
+    subprocess.run([str(part) for part in command], check=True)
+    content = titled.read_bytes()
+    assert content.count(b"caf#") == 1
+    titled.write_bytes(content.replace(b"caf#", b"caf\xe9"))
+
+    run(LOAD, root, *videos, titled)
     return models, root
 
 

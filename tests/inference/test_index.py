@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import suppress
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -303,6 +304,19 @@ def test_videos_without_a_known_length_are_counted_if_they_needed_windows(
     counts, _ = update(own, window)
     assert counts.embedded == 5
     assert counts.uncut == (5 if window < 1 else 0)
+
+
+def test_a_file_is_removed_by_its_name_as_any_system_spells_it(update, videos, tmp_path):
+    """macOS decomposes the accents of names."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for spelling in ("NFC", "NFD"):
+        shutil.copy(videos[0], folder / f"{normalize(spelling, 'café')} {spelling}.mp4")
+    update(folder)
+    for spelling, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        name = f"{normalize(other, 'café')} {spelling}.mp4"
+        (item,) = remove_videos(tmp_path / "index", [str(folder / name)])
+        assert item["path"].endswith(f"{spelling}.mp4")
 
 
 def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):

@@ -59,6 +59,7 @@ MISTAKES = {
     '"add"': ["index ad"],
     "import-checkpoint": ["import-checkpoint"],
     "--config": ["run --confg sample"],
+    "phases.0.epochs=": ["run --epochs 3", "study seeds --epochs=3"],
     "--zzz": ["artifacts gc --zzz"],
     "VIDEO": ["model ask m", "index rm index"],
     "--port": ["ui --port", "ui --port 80000", "ui --port 0"],

@@ -21,6 +21,7 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
 from alpro.pipeline.reports.page import differences, write_report
 from alpro.pipeline.reports.results import Table, data_table, main_table, tables
+from alpro.pipeline.reports.summary import summary as markdown_summary
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.controls import CONTROLS
@@ -518,6 +519,17 @@ def test_the_page_has_headlines_tables_pictures_stages_and_facts(artifacts, tmp_
         ["render_sample", "unreadable", "7"],
         ["", "no &lt;text&gt;", "3"],
     ]
+
+
+def test_the_summary_for_other_pages_has_results_changes_and_links(artifacts):
+    """An address that is not known, as without Prefect's pages, is left out."""
+    links = {"report": "file:///r.html", "Prefect": "", "MLflow": "http://127.0.0.1:5000/#/r"}
+    text = markdown_summary(summary(STATES), artifacts, links)
+    assert text.startswith("**finished**\n")
+    assert "[report](file:///r.html) · [MLflow](http://127.0.0.1:5000/#/r)\n" in text
+    assert "Prefect" not in text
+    assert "- `pretrain.lr=5e-4`\n" in text
+    assert "| question answering |" in text
 
 
 def test_controls_warnings_and_failures_are_shown_where_there_are_any(artifacts, tmp_path):

@@ -455,6 +455,30 @@ def test_rm_removes_artifacts_and_unfinished_work_and_nothing_while_a_stage_is_b
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_rm_asks_at_a_terminal(many, monkeypatch, capsys):
+    answers = ["", "n", "yes"]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: answers.pop(0))
+    for expected in ("abcde0", "abcde0", "abce0"):
+        alpro(many, "rm", "dd")
+        assert marks(many.all()) == expected
+    assert capsys.readouterr().err.count("nothing was removed") == 2
+
+
+def test_artifacts_are_listed_with_their_scores(store, capsys):
+    """Of an evaluation on its split, of a training on the validation split."""
+    root = store.root.parent
+    scores = {"test/retrieval_vtc/t2v/R1": 51.26, "test/qa/acc": 33.0, "test/other": 1.0}
+    write_artifact(root, "evaluate", metrics=scores)
+    write_artifact(root, "finetune_qa", metrics={"validation/qa/acc": 44.0})
+    write_artifact(root, "cache_prompts", metrics={"loss": 55.5})
+    alpro(store, "ls")
+    out = capsys.readouterr().out
+    assert [score for score in ("51.3", "33.0", "44.0", "55.5") if score in out] == [
+        *("51.3", "33.0", "44.0")
+    ]
+
+
 def test_artifacts_are_listed_with_inputs_and_sizes(many, capsys):
     (folder_of(many, "a") / "link").symlink_to("data")
     alpro(many, "ls")

@@ -326,6 +326,31 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
     assert {reported[kind] for kind in kinds} <= stages | {None}
 
 
+def test_the_runs_of_a_study_that_ends_with_a_training_are_compared_on_validation(
+    tmp_path, monkeypatch
+):
+    from alpro.pipeline.flows import flow
+    from alpro.pipeline.tracking.tracker import Tracker
+
+    def run(plan, *_: Any, **options: Any) -> dict[str, str]:
+        config = plan.settings.pretrain
+        folder = tmp_path / f"{config.lr}-{config.seed}"
+        folder.mkdir()
+        metrics = {"validation/vtc/t2v/R1": VALUES[config.lr, config.seed]}
+        record = {"version": RECORD_VERSION, "stage": "pretrain", "name": "pretrain"}
+        write_json(folder / "artifact.json", record | {"metrics": metrics})
+        return {"pretrain": str(folder)}
+
+    monkeypatch.setattr(flow, "start", run)
+    monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)
+    study = study_of(until="pretrain")
+    members = members_of(study, TINY, "", SMALL, tmp_path)
+    table, file, failed = run_study(study, members, TINY, "", tmp_path)
+    assert failed == []
+    assert [line[1:3] for line in table.lines] == [["fast", "60.0 %"], ["slow", "45.0 %"]]
+    assert {row["score"] for row in read_json(file)["scores"]} == {"validation/vtc/t2v/R1"}
+
+
 def test_a_study_that_ends_with_a_training_has_its_validation_scores():
     metrics = {"validation/t2v/R1": 55.8, "validation/t2v/R5": 90.0, "selected_step": 4.0}
     (row,) = validation_rows(Record(name="finetune_retrieval", metrics=metrics))

@@ -21,6 +21,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.pipeline.cli import main as cli
+from alpro.pipeline.flows import servers
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking import tracker as module
 from alpro.pipeline.tracking.contents import TABLE_ROWS, read_table
@@ -300,6 +301,16 @@ def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp
         monitor.return_value.start.assert_called_once_with()
         monitor.return_value.finish.assert_not_called()
     monitor.return_value.finish.assert_called_once_with()
+
+
+def test_up_names_the_page_of_the_newest_experiment_in_a_new_store_that_of_the_sample(
+    mlflow_store, tmp_path
+):
+    mlflow_store(tmp_path)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    page = servers.runs_page(store, tmp_path)
+    assert page.startswith("/#/experiments/1/runs?")
+    assert servers.runs_page(store, tmp_path) == page
 
 
 def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
