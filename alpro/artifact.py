@@ -110,7 +110,7 @@ def deciding(record: Record) -> dict[str, Any]:
 
     Without the paths of files whose contents count.
     """
-    without_effect = NOT_FINGERPRINTED
+    without_effect: tuple[str, ...] = NOT_FINGERPRINTED
     if not record.config.get("clip"):
         without_effect += TIMES
 
