@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same at any time
 
-import gc
 import select
 import shutil
 import socket
@@ -67,11 +66,7 @@ SMALL |= {
 
 
 def pytest_configure() -> None:
-    # What is imported stays, and Python would look for garbage in it again and again: 14 instead of
-    # 17 s of processor time for the imports of each process of `-n`.
-    gc.set_threshold(200_000, 50, 100)
-
-    # An editable installation of another checkout would be tested instead of this one.
+    """An editable installation of another checkout would be tested instead of this one."""
     # Found, not imported: it imports torch, which the processes that tests start need not have.
     models = find_spec("alpro.models")
     assert models

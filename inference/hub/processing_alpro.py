@@ -212,6 +212,7 @@ def _as_progressive(frame: Any) -> Any:
     from av.filter import Graph
 
     graph = Graph()
+    graph.threads = 1  # threads of its own would not survive a fork
     source = graph.add_buffer(
         width=frame.width,
         height=frame.height,

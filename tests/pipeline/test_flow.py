@@ -342,6 +342,8 @@ PLACES = {
 }
 NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>/<column>"}
 NOT_IN_EVERY_RUN |= {f"<split>/entity_crops/acc_{which}" for which in ("kept", "sure")}
+# Of a fine-tuned CLIP; tests/stages/test_clip.py has a run with them.
+NOT_IN_EVERY_RUN |= {"<metric>/interpolated/<share>", "interpolation_share"}
 
 
 def test_every_metric_has_its_name_on_the_page(first):

@@ -150,7 +150,6 @@ def rows(database: Path, query: str) -> list[str]:
         return [value for (value,) in connection.execute(query)]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("proxies", "is_needed"),
     [
@@ -197,6 +196,7 @@ def test_a_program_imports_nothing_from_the_current_folder_and_needs_a_folder_of
             pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how", ["training process", "pipeline", "pipeline of two ranks", "ctrl-c", "all"]
 )

@@ -169,6 +169,9 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start)
     there = ShardReader(served(corpus)[0])
     expected = read_all(here)
     assert read_all(there) == expected  # connections are open now
+    # A child that is forked would wait for FFmpeg's threads, which it has not, when it frees what
+    # other tests have left.
+    gc.collect()
     with ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context(start)
     ) as pool:  # each takes seconds to start
