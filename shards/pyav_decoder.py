@@ -8,7 +8,6 @@ Frames are bit-exact with those of decoding everything (tests/shards/test_decodi
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from alpro.shards.clip import (
     Limits,
     error_text,
 )
+from alpro.shards.interlaced import as_progressive
 from alpro.shards.sampling import last_frame_seconds
 from alpro.shards.schema import MAX_SECONDS
 
@@ -472,33 +472,6 @@ class _Canvas:
             return frame.height, frame.width
         target[:] = pixels
         return frame.width, frame.height
-
-
-def as_progressive(frame: Any) -> Any:
-    """The frame, marked as progressive.
-
-    PyAV scales the two fields of an interlaced frame apart, so that edges of what moves become
-    combs of single lines. The ffmpeg binary and other decoders scale the frame as it is.
-    """
-    if not frame.interlaced_frame:
-        return frame
-    from av.filter import Graph
-
-    graph = Graph()
-    graph.threads = 1  # threads of its own would not survive a fork
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1),  # not every frame has one; none is read
-    )
-    marked = graph.add("setfield", "prog")
-    sink = graph.add("buffersink")
-    source.link_to(marked)
-    marked.link_to(sink)
-    graph.configure()
-    graph.push(frame)
-    return graph.pull()
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ ONLY_IN = {  # packages that one room or file may import
     "jinja2": "pipeline/reports/page.py",
     # What is exported runs without the decoder of this package.
     "av": (
+        "shards/interlaced.py",
         "shards/pyav_decoder.py",
         "stages/render_sample.py",
         "inference/hub/processing_alpro.py",

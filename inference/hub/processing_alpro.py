@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from alpro.inputs import check_text
 from alpro.models.frames import normalize_frames
+from alpro.shards.interlaced import as_progressive
 from alpro.shards.sampling import segment_starts
 
 FILE = "processor_config.json"
@@ -152,7 +152,7 @@ class AlproProcessor(ProcessorMixin):
             for i, frame in enumerate(container.decode(video=0)):
                 if i in wanted:
                     # As shards/pyav_decoder.py scales, for the same embeddings.
-                    picture = _as_progressive(frame).to_ndarray(
+                    picture = as_progressive(frame).to_ndarray(
                         width=self.image_size,
                         height=self.image_size,
                         format="gbrp",
@@ -203,29 +203,6 @@ def _is_single(value: Any, dimensions: int) -> bool:
     if isinstance(value, str | Path) or hasattr(value, "getexif"):
         return True
     return getattr(value, "ndim", None) == dimensions
-
-
-def _as_progressive(frame: Any) -> Any:
-    """As `as_progressive` in shards/pyav_decoder.py."""
-    if not frame.interlaced_frame:
-        return frame
-    from av.filter import Graph
-
-    graph = Graph()
-    graph.threads = 1  # threads of its own would not survive a fork
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1),  # not every frame has one; none is read
-    )
-    marked = graph.add("setfield", "prog")
-    sink = graph.add("buffersink")
-    source.link_to(marked)
-    marked.link_to(sink)
-    graph.configure()
-    graph.push(frame)
-    return graph.pull()
 
 
 def _read_image(image: Any) -> np.ndarray:

@@ -166,7 +166,9 @@ def test_a_terminal_with_a_proxy_is_told_to_reach_this_machine(proxies, is_neede
 
 def test_clients_take_a_socks_proxy():
     for scheme in ("socks5", "socks5h"):
-        httpx.Client(proxy=f"{scheme}://proxy:1080").close()  # ImportError without its package
+        # ImportError without its package.
+        with httpx.Client(proxy=f"{scheme}://proxy:1080") as client:
+            assert not client.is_closed
 
 
 def test_a_named_server_that_does_not_answer_is_a_mistake_without_its_password(free_port):
