@@ -196,14 +196,21 @@ def up(
 
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
-    """Serve the MLflow pages on this machine, and print their address."""
+    """Serve the MLflow pages on this machine, and print their address.
+
+    A workspace that can only be read is shown, too.
+    """
     from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.relocation import relocate
     from alpro.pipeline.tracking.tracker import start_page
 
     check_workspace(workspace.resolve())
     database = workspace.resolve() / "mlflow.db"
-    if not database.is_file():
+    try:
+        exists = database.is_file()
+    except OSError as error:  # a folder of another user's
+        raise InputError(f"{database}: {error.strerror}") from error
+    if not exists:
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
 
@@ -227,7 +234,10 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     # In a workspace that was copied or moved, the store has the old paths.
     relocate(workspace.resolve())
     page = start_page(store) or "/#/experiments"
-    with servers.programs(workspace.resolve() / "logs") as running:
+    with (
+        servers.log_folder(workspace.resolve()) as logs,
+        servers.programs(logs) as running,
+    ):
         running.start("mlflow", ["mlflow", "server", *options], environment)
         running.until(lambda: servers.answers(f"{address}/health"))
         print(f"MLflow at {address}{page} (Ctrl-C stops it)", flush=True)

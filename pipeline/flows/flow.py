@@ -32,7 +32,12 @@ from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, step_task
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.contents import changed_keys, run_title, stage_title
+from alpro.pipeline.tracking.contents import (
+    changed_params,
+    pipeline_params,
+    run_title,
+    stage_title,
+)
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
@@ -236,9 +241,9 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
         mlflow_run = nullcontext(parent)
     else:
         all_tags = dict(tags or {}) | named_flow_run(title)
-        changed = plan.settings.model_dump(mode="json", exclude_defaults=True)
-        mlflow_run = tracker.run(title, changed, all_tags)
-        tracker.show_columns(changed_keys(arguments["changes"]))
+        params = pipeline_params(plan.settings)
+        mlflow_run = tracker.run(title, params, all_tags)
+        tracker.show_columns(changed_params(arguments["changes"], params))
 
     with mlflow_run as run_id:
         current = PipelineRun(

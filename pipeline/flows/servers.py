@@ -15,9 +15,11 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -62,7 +64,7 @@ class Programs:
         """Starts `python -m MODULE...`. uvicorn, which all servers run on, is kept from importing
         from the current folder, which it would put first on its path."""
         variables = {**environment, "UVICORN_APP_DIR": sysconfig.get_path("stdlib")}
-        with open(self.logs / f"{name}.log", "ab") if self.logs else nullcontext() as log:
+        with self.log_of(name) as log:
             self.running[name] = subprocess.Popen(
                 with_parent(interpreter("-m", *module)),
                 env=variables,
@@ -72,6 +74,21 @@ class Programs:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def log_of(self, name: str) -> AbstractContextManager[Any]:
+        """The open log of a program. Raises InputError if it cannot be written, as one of another
+        user."""
+        if not self.logs:
+            return nullcontext()
+
+        file = self.logs / f"{name}.log"
+        try:
+            return open(file, "ab")
+        except OSError as error:
+            raise InputError(
+                f"{file}: {error.strerror}; {name} writes its log there: make it writable, or "
+                "remove it"
+            ) from error
 
     def until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
         """Waits. Raises StageFailed if a program ends."""
@@ -181,6 +198,30 @@ def guarded(address: str, *more: str) -> dict[str, str]:
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([address, *more]),
     }
+
+
+@contextmanager
+def log_folder(workspace: Path) -> Iterator[Path]:
+    """The folder of the logs of programs, for the time of the body: that of a workspace, or a
+    temporary one if the workspace can only be read. Raises InputError if nothing can be written
+    anywhere."""
+    logs = workspace / "logs"
+    temporary = nullcontext(logs)
+    try:
+        logs.mkdir(exist_ok=True)
+        # A mode does not tell that a disk is full or mounted read-only.
+        TemporaryFile(dir=logs).close()
+    except OSError as error:
+        try:
+            temporary = TemporaryDirectory(prefix="alpro-logs-")
+        except OSError:
+            raise InputError(
+                f"{logs}: {error.strerror}, and there is no temporary folder either; set TMPDIR "
+                "to a folder for the server's log"
+            ) from error
+
+    with temporary as folder:
+        yield Path(folder)
 
 
 @contextmanager

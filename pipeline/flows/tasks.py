@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from httpx import HTTPError
 from prefect import get_run_logger, task
@@ -110,20 +111,32 @@ class PipelineRun:
             file, run_summary, artifacts, self.page_links(mlflow_page, prefect_page)
         )
 
-        links = {
-            "MLflow": mlflow_page,
-            "report": f"{mlflow_page}/artifacts" if mlflow_page else "",
-            "Prefect": prefect_page,
-        }
-        text = f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
-        files = [report, report.with_suffix(".json")]
+        def text(links: dict[str, str]) -> str:
+            return f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
 
-        self.tracker.log_pipeline(self.run, artifacts, files, description=text)
+        # The report is one of the files of MLflow's run, which has a page for each.
+        in_mlflow = f"artifacts/{quote(report.name)}"
+        self.tracker.log_pipeline(
+            self.run,
+            artifacts,
+            files=[report, report.with_suffix(".json")],
+            description=text(
+                {
+                    "report": f"{self.tracker.page(self.run)}/{in_mlflow}",
+                    "Prefect": prefect_page,
+                }
+            ),
+        )
 
         if not at_terminal():  # the command line prints it below the results
             announce(f"report: {report}")
         if flow_run:
-            create_markdown_artifact(text, key="results", description=self.title)
+            links = {
+                "MLflow": mlflow_page,
+                "report": mlflow_page and f"{mlflow_page}/{in_mlflow}",
+                "Prefect": prefect_page,
+            }
+            create_markdown_artifact(text(links), key="results", description=self.title)
 
     def page_links(self, mlflow_page: str, prefect_page: str) -> list[tuple[str, str]]:
         """The links of the report, which does not link itself."""
@@ -131,8 +144,8 @@ class PipelineRun:
         if mlflow_page:
             links.append(("MLflow: curves and parameters", mlflow_page))
         elif self.run:  # the store is a file, which the server of `alpro ui` shows
-            experiment = f"http://127.0.0.1:5000/#/experiments/{self.tracker.experiment}"
-            links.append(("MLflow, while `alpro ui` runs", f"{experiment}/runs/{self.run}"))
+            page = f"http://127.0.0.1:5000/{self.tracker.page(self.run)}"
+            links.append(("MLflow, while `alpro ui` runs", page))
         if prefect_page:
             links.append(("Prefect: times and logs", prefect_page))
         return links

@@ -22,9 +22,11 @@ def summary(
         links: addresses by the words that stand for them; one without an address is left out.
     """
     arguments = run["arguments"]
-    parts = [f"**{run['state']}**" + (f": {run['reason']}" if run["reason"] else "")]
+    state = f"**{run['state']}**" + (f": {run['reason']}" if run["reason"] else "")
 
-    # First, because MLflow folds a description after a few lines.
+    # Links and changes first, because MLflow folds a description after a few lines.
+    named = [f"[{words}]({address})" for words, address in links.items() if address]
+    parts = [" · ".join([state, *named])]
     changes = ", ".join(f"`{change}`" for change in arguments["changes"])
     parts.append(f"Changed values: {changes}" if changes else "No value was changed.")
 
@@ -38,10 +40,6 @@ def summary(
     source = f"Configuration `{arguments['config']}`"
     source += f", data `{arguments['data']}`" if arguments["data"] else ""
     parts.append(f"{source}, commit `{run['commit']}`.")
-
-    named = [f"[{words}]({address})" for words, address in links.items() if address]
-    if named:
-        parts.append(" · ".join(named))
     return "\n\n".join(parts) + "\n"
 
 

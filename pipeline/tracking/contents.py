@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -17,13 +17,27 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pydantic import ValidationError
 
-from alpro.artifact import Record, Source
-from alpro.stages import CORPUS_STAGES
+from alpro.artifact import Record, Source, flatten
+from alpro.pipeline.config.pipeline_config import SHARED, PipelineConfig
+from alpro.stages import CORPUS_STAGES, STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.execution.interface import Interrupted
 
 TABLE_ROWS = 500
 DIGITS = 4  # of scores: MLflow's pages show every digit that they get
+# The last words of the keys of a stage that people vary. Each is a parameter of its own.
+VARIED = (
+    "lr",
+    "batch_size",
+    "steps",
+    "epochs",
+    "seed",
+    "weight_decay",
+    "warmup_ratio",
+    "frames",
+    "entities",
+    "threshold",
+)
 
 
 def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
@@ -33,7 +47,7 @@ def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
 
     >>> changed = {"changes": ["finetune_qa.lr=4e-4"], "stage": "", "data": "/home/me/films"}
     >>> run_title("sample", "6e0aa0", changed)
-    'lr=4e-4 · films · sample 6e0aa0'
+    'qa.lr=4e-4 · films · sample 6e0aa0'
     """
     changes = " ".join(short_changes(arguments["changes"]))
     data = Path(arguments["data"]).name
@@ -42,28 +56,114 @@ def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
 
 
 def short_changes(changes: Sequence[str]) -> list[str]:
-    """Changes with the last word of their key, if it says which value is meant, and paths with
-    their last part.
+    """Changes with the stage and the last word of their key, unless two would look alike, and paths
+    with their last part.
 
-    >>> short_changes(["pretrain.lr=1e-4", "pretrain.phases.0.steps=20"])
-    ['lr=1e-4', 'steps=20']
-    >>> short_changes(["pretrain.lr=1e-4", "finetune_qa.lr=2e-4"])
-    ['pretrain.lr=1e-4', 'finetune_qa.lr=2e-4']
+    >>> short_changes(["finetune_retrieval.lr=1e-5", "pretrain.phases.0.steps=20"])
+    ['retrieval.lr=1e-5', 'pretrain.steps=20']
+    >>> short_changes(["pretrain.phases.0.steps=20", "pretrain.phases.1.steps=9"])
+    ['pretrain.phases.0.steps=20', 'pretrain.phases.1.steps=9']
+    >>> short_changes(["corpora.clips.data=/home/me/films/"])
+    ['clips.data=films']
     """
     pairs = [change.partition("=") for change in changes]
-    words = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
+    counts = Counter(short_key(key) for key, _, _ in pairs)
 
     short = []
     for key, _, value in pairs:
-        word = key.rpartition(".")[2]
+        name = short_key(key)
         shown = value.strip("\"'").rstrip("/").rpartition("/")[2]
-        short.append(f"{word if words[word] == 1 else key}={shown}")
+        short.append(f"{name if counts[name] == 1 else key}={shown}")
     return short
 
 
-def changed_keys(changes: Sequence[str]) -> list[str]:
-    """The keys of changes, which are names of parameters."""
-    return [change.partition("=")[0].strip() for change in changes]
+def short_key(key: str) -> str:
+    """The stage, the corpus or the encoder that has a key, and its last word. The table of runs
+    shows 23 characters of a name: a stage is named without its verb, so that the value is seen.
+
+    >>> [short_key(key) for key in ("train_prompter.lr", "model.video.depth", "pretrained")]
+    ['prompter.lr', 'video.depth', 'pretrained']
+    """
+    words = key.split(".")
+    if words[0] in STAGES:
+        words[0] = words[0].rpartition("_")[2]
+    # These tables have a table for each corpus and each encoder, whose name says enough.
+    elif words[0] in ("corpora", "model") and len(words) > 2:
+        words = words[1:]
+    return words[0] if len(words) == 1 else f"{words[0]}.{words[-1]}"
+
+
+def pipeline_params(settings: PipelineConfig) -> dict[str, Any]:
+    """The parameters of a pipeline's run: of each stage the values that people vary (`VARIED`), and
+    of each table the other values that are not the defaults, as one text.
+
+    Their names depend on the stages, the corpora and the number of phases only. Two runs of a
+    configuration thus have the same parameters, whatever each of them changes: MLflow's comparison
+    shows a missing parameter as a blank, and plots it as the value of another run.
+    """
+    every = settings.model_dump(mode="json", exclude={"name", "resources"})
+    not_default = settings.model_dump(mode="json", exclude_defaults=True)
+
+    # [model] and [templates] are parameters themselves; of the stages' copies, only others.
+    for table, stage in SHARED:
+        if every[stage] and every[stage][table] == every[table]:
+            not_default.get(stage, {}).pop(table, None)
+
+    params: dict[str, Any] = {"pretrained": every.pop("pretrained") or "none"}
+    for name in every.pop("corpora"):
+        params[f"corpora.{name}"] = text_of(not_default["corpora"][name])
+
+    for table, values in every.items():
+        if values is None:  # a stage that is left out
+            continue
+        varied = varied_values(table, values)
+        params |= {f"{table}.{key}": value for key, value in varied.items()}
+
+        others = flatten(not_default.get(table, {}))
+        params[table] = text_of({k: value for k, value in others.items() if k not in varied})
+    return params
+
+
+def varied_values(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values of a stage's table that people vary, by their keys in it; none of another table,
+    or of a stage that makes data."""
+    if STAGES.get(table, "data") == "data":
+        return {}
+    return {
+        key: value
+        for key, value in flatten(values).items()
+        # The sizes of the model are in [model].
+        if key.rpartition(".")[2] in VARIED and not key.startswith("model.")
+    }
+
+
+def text_of(values: Mapping[str, Any]) -> str:
+    """Values as one text.
+
+    >>> text_of({"start": "prompter", "weights": {"vtm": 2.0}})
+    'start=prompter, weights.vtm=2.0'
+    >>> text_of({})
+    'defaults'
+    """
+    return ", ".join(f"{key}={value}" for key, value in flatten(values).items()) or "defaults"
+
+
+def changed_params(changes: Sequence[str], params: Collection[str]) -> list[str]:
+    """The names of the parameters that show changes, each once. One that does not change the
+    results, such as of `resources`, is in none of them.
+
+    >>> changes = ["evaluate.top_k=3", "pretrain.lr=1e-4", "resources.workers=2"]
+    >>> changed_params(changes, ["evaluate", "pretrain", "pretrain.lr"])
+    ['evaluate', 'pretrain.lr']
+    """
+    found = []
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        # A value that people rarely vary is in the text of its table.
+        while key and key not in params:
+            key = key.rpartition(".")[0]
+        found.append(key)
+    return [key for key in dict.fromkeys(found) if key]
 
 
 def status_after(error: BaseException) -> str:
@@ -97,14 +197,17 @@ def stage_title(record: Record) -> str:
 
 
 def params_of(record: Record) -> dict[str, Any]:
-    """The values of a stage's configuration that are not the defaults; artifact.json has all of
-    them."""
+    """The values of a stage's configuration that are not the defaults, and those that people vary;
+    artifact.json has all of them."""
     config = import_module(f"alpro.stages.{record.stage}").Config
     try:
-        values = config.model_validate(record.config).model_dump(mode="json", exclude_defaults=True)
+        values = config.model_validate(record.config)
     except ValidationError:  # of another version of this project
-        values = record.config
-    return {record.stage: values}
+        return {record.stage: record.config}
+
+    params = flatten(values.model_dump(mode="json", exclude_defaults=True))
+    params |= varied_values(record.stage, values.model_dump(mode="json"))
+    return {f"{record.stage}.{key}": value for key, value in params.items()}
 
 
 def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:

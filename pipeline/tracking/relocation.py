@@ -44,7 +44,13 @@ def relocate(workspace: Path) -> None:
             with store:
                 move(store, before, workspace)
     except sqlite3.Error as error:
-        raise InputError(f"MLflow store {database}: not usable: {error}") from error
+        advice = ""
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            advice = (
+                "; this workspace was moved or copied, and the addresses in its store are the old "
+                "ones: make it writable once, or copy it to a folder that is"
+            )
+        raise InputError(f"MLflow store {database}: not usable: {error}{advice}") from error
     log.info(f"{database}: this workspace was moved or copied; its addresses are updated")
 
 

@@ -262,11 +262,16 @@ class Tracker:
             lambda: self.client.set_experiment_tag(self.experiment, VIEW_TAG, json.dumps(view))
         )
 
+    def page(self, run: str) -> str:
+        """Where MLflow's server shows a run, relative to the server's address: a link of its own
+        pages, which works whatever the address is."""
+        return f"#/experiments/{self.experiment}/runs/{run}"
+
     def address(self, run: str) -> str:
         """Where a server shows a run; empty if the store is a file."""
         if not run or not self.uri.startswith("http"):
             return ""
-        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{run}"
+        return f"{self.uri.rstrip('/')}/{self.page(run)}"
 
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""

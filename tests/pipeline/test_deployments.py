@@ -128,7 +128,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     )
     title = summary_of(workspace, changes)["title"]
     assert client.update_flow_run.call_args_list[0].kwargs["name"] == title
-    assert title.startswith("lr=2e-3 · tiny ")
+    assert title.startswith("qa.lr=2e-3 · tiny ")
 
     assert len(others) == before
     stages = {run.data.tags["stage"] for run in nested[parent.info.run_id]}

@@ -85,10 +85,10 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     for run in (parent, *stages.values()):
         assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "alpro")
         assert run.data.tags["mlflow.user"]
-    assert parent.data.params["pretrain.lr"] == "0.001"
-    assert {"evaluate.top_k", "pretrain.seed"}.isdisjoint(
-        parent.data.params
-    )  # only what is not the default
+    params = parent.data.params
+    assert (params["pretrain.lr"], params["finetune_retrieval.lr"]) == ("0.001", "0.0001")
+    assert "start=prompter" in params["pretrain"]
+    assert stages["finetune_retrieval"].data.params["finetune_retrieval.lr"] == "0.0001"
     pretrain = stages["pretrain"]
     assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)
     assert pretrain.data.tags["commit"] == parent.data.tags["commit"]
@@ -109,11 +109,15 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     note = parent.data.tags["mlflow.note.content"]
     assert "| Fine-tuned" in note or "| fine-tuned" in note
     assert "No value was changed" in note
+    # A link of MLflow's page to a file of this run: the report.
+    page, _, file = re.findall(r"\[report\]\(#(\S+)/(artifacts)/(\S+)\)", note)[0]
+    assert page == f"/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
 
     def listed(run, folder):
         return {Path(f.path).name for f in client.list_artifacts(run.info.run_id, folder)}
 
+    assert file in listed(parent, "")
     assert listed(pretrain, "pictures") == {"pseudo_labels.png", "search.png"}
     assert listed(stages["decode_videos clips"], "pictures") == {"samples.png"}
     assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}

@@ -21,16 +21,23 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.pipeline.cli import main as cli
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking import tracker as module
-from alpro.pipeline.tracking.contents import TABLE_ROWS, read_table
+from alpro.pipeline.tracking.contents import (
+    TABLE_ROWS,
+    changed_params,
+    pipeline_params,
+    read_table,
+    run_title,
+)
 from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.interface import Interrupted
 from alpro.stages.finetune_retrieval import Config
 from tests.conftest import one_line
-from tests.pipeline.conftest import write_artifact
+from tests.pipeline.conftest import TINY, write_artifact
 from tests.pipeline.test_cli import call
 
 PHASES = ({"corpora": ("clips",), "steps": 1},)
@@ -123,7 +130,10 @@ def test_a_stage_is_followed_while_it_runs_and_its_artifact_is_logged_at_its_end
     metrics = [logged.data.metrics[key] for key in ("validation/t2v/R1", "counts/steps", "seconds")]
     assert metrics == [50, 3, 7]
     assert logged.data.params["finetune_retrieval.lr"] == "0.001"
-    assert "finetune_retrieval.batch_size" not in logged.data.params  # the default
+    assert (
+        logged.data.params["finetune_retrieval.batch_size"] == "256"
+    )  # a default that people vary
+    assert "finetune_retrieval.random_crop" not in logged.data.params  # another default
     tags = logged.data.tags
     assert (tags["stage"], tags["fingerprint"], tags["seed"]) == (step.stage, step.fingerprint, "3")
     assert (tags["mlflow.parentRunId"], logged.info.status) == (parent, "FINISHED")
@@ -212,6 +222,52 @@ def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, t
     tracker.paused_until = 0
     assert tracker.log_artifact(*write_artifact(tmp_path, "zero_shot"))
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+CHANGES = {  # by the parameter of the pipeline's run that shows it
+    "finetune_retrieval.lr": "finetune_retrieval.lr=1e-5",
+    "finetune_qa.phases.0.epochs": "finetune_qa.phases.0.epochs=3",
+    "pretrain.seed": "pretrain.seed=5",
+    "build_vocabulary.entities": "build_vocabulary.entities=7",
+    "pretrain": "pretrain.mlm_probability=0.4",
+    "evaluate": "evaluate.top_k=3",
+    "model": "model.text.depth=3",
+    "templates": 'templates.video=["A film of a {}."]',
+    "train_prompter": "train_prompter.model.video.depth=2",
+    "corpora.clips": "corpora.clips.size=40",
+}
+
+
+def test_runs_of_a_configuration_have_the_same_parameters_whatever_they_change():
+    """MLflow's comparison shows a missing parameter as a blank."""
+    base = pipeline_params(load_config(TINY))
+    assert len(base) < 50
+    assert "" not in base.values()
+    for name, change in CHANGES.items():
+        # A phase has steps or epochs.
+        more = ["finetune_qa.phases.0.steps=0"] if "epochs" in change else []
+        if name == "train_prompter":  # the towers differ then
+            more = ["pretrain.start=scratch"]
+        params = pipeline_params(load_config(TINY, changes=[*more, change]))
+        assert list(params) == list(base)
+        assert params[name] != base[name]
+        assert changed_params([change, "resources.workers=2"], params) == [name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        (["finetune_retrieval.lr=1e-5"], "retrieval.lr=1e-5"),
+        (["train_prompter.lr=1e-5", "pretrain.lr=1e-4"], "prompter.lr=1e-5 pretrain.lr=1e-4"),
+        (["finetune_qa.phases.0.steps=20"], "qa.steps=20"),
+        (["model.video.depth=2", "model.text.depth=3"], "video.depth=2 text.depth=3"),
+        (["corpora.clips.frames=4"], "clips.frames=4"),
+        (["finetune_qa=false", "pretrained='/home/me/model'"], "qa=false pretrained=model"),
+    ],
+)
+def test_the_name_of_a_run_says_which_stages_value_is_changed(changes, title):
+    arguments = {"changes": changes, "stage": "", "data": ""}
+    assert run_title("tiny", "3dd13e", arguments) == f"{title} · tiny 3dd13e"
 
 
 def test_many_parameters_and_names_that_mlflow_does_not_take_and_an_entry_that_it_refuses(
