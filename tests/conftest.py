@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same at any time
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
 import select
 import shutil
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import ThreadingHTTPServer
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,20 @@ def pytest_configure() -> None:
     assert Path(models.origin).is_relative_to(ROOT), (
         f"{models.origin} is not of {ROOT}: make install"
     )
+
+    # In a new environment the first import of a module compiles it. All processes of `-n` import
+    # the tests in one order, so each would compile everything; the second one begins at the other
+    # end, and each finds half compiled.
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        for name in (
+            "alpro.pipeline",
+            "prefect",
+            "mlflow.tracking",
+            "scipy.stats",
+            "pandas",
+            "spacy",
+        ):
+            import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
