@@ -202,7 +202,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """
     from alpro.pipeline.flows import servers
     from alpro.pipeline.tracking.relocation import relocate
-    from alpro.pipeline.tracking.tracker import start_page
 
     check_workspace(workspace.resolve())
     database = workspace.resolve() / "mlflow.db"
@@ -233,6 +232,10 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
 
     # In a workspace that was copied or moved, the store has the old paths.
     relocate(workspace.resolve())
+
+    # Slow to import: mistakes are reported before.
+    from alpro.pipeline.tracking.tracker import start_page
+
     page = start_page(store) or "/#/experiments"
     with (
         servers.log_folder(workspace.resolve()) as logs,

@@ -7,9 +7,10 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from unittest.mock import Mock
 
@@ -189,29 +190,37 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
 def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     folder = tmp_path / "artifacts" / "pretrain"
     (folder / "ab").mkdir(parents=True)
+    (closed := tmp_path / "closed").mkdir()  # another user's
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as moved, moved:
+        moved.execute("CREATE TABLE experiments (experiment_id, name, artifact_location)")
+        moved.execute("INSERT INTO experiments VALUES (0, 'Default', 'file:///w/mlflow/0')")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
     program = (
         "import sys; from alpro.pipeline.cli.main import execute; "
         "print([execute(c.split()) for c in sys.argv[1:]])"
     )
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        *(f"{c} --workspace {tmp_path}" for c in ("run pretrain", "artifacts rm ab --yes")),
+    commands = [
+        f"run pretrain --workspace {tmp_path}",
+        f"artifacts rm ab --yes --workspace {tmp_path}",
+        f"ui --port {port} --workspace {tmp_path}",
+        f"ui --port {port} --workspace {closed}",
     ]
+    command = [sys.executable, "-c", program, *commands]
     as_root = (
         ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     )
-    folder.chmod(0o555)
-    tmp_path.chmod(0o555)
+    closed.chmod(0)
+    for path in (folder, tmp_path / "mlflow.db", tmp_path):
+        path.chmod(0o555)
     done = subprocess.run([*as_root, *command], cwd=ROOT, capture_output=True, text=True)
     tmp_path.chmod(0o755)
-    assert (done.stdout, done.stderr.count("error: "), done.stderr.count("\n")) == (
-        "[2, 2]\n",
-        2,
-        2,
-    )
-    assert done.stderr.count(str(tmp_path)) == 2
+    closed.chmod(0o755)
+    assert done.stdout == "[2, 2, 2, 2]\n"
+    lines = done.stderr.splitlines()
+    assert [line[:7] for line in lines] == ["error: "] * len(commands)
+    assert all(str(tmp_path) in line for line in lines)
 
 
 def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
@@ -251,6 +260,28 @@ def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monke
     _, words, environment = running.start.call_args.args
     assert f"sqlite:///{tmp_path / 'mlflow.db'}" in words
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_ui_shows_a_workspace_in_which_nothing_can_be_written(
+    mlflow_store, tmp_path, monkeypatch, capsys
+):
+    """The log is in a temporary folder for the time of the command."""
+    from alpro.pipeline.flows import servers
+
+    logs = []
+
+    def programs(folder):
+        (folder / "mlflow.log").touch()
+        logs.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(servers, "programs", programs)
+    mlflow_store(tmp_path)
+    Tracker.open("", tmp_path, "mine")
+    (tmp_path / "logs").touch()  # no mode stops root: a file is where the folder would be
+    assert call(monkeypatch, capsys, "ui", "--port", 5018, "--workspace", tmp_path)[0] == 130
+    assert tmp_path not in logs[0].parents
+    assert not logs[0].exists()
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
