@@ -15,10 +15,11 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from shutil import rmtree
+from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -206,22 +207,32 @@ def log_folder(workspace: Path) -> Iterator[Path]:
     temporary one if the workspace can only be read. Raises InputError if nothing can be written
     anywhere."""
     logs = workspace / "logs"
-    temporary = nullcontext(logs)
-    try:
-        logs.mkdir(exist_ok=True)
-        # A mode does not tell that a disk is full or mounted read-only.
-        TemporaryFile(dir=logs).close()
-    except OSError as error:
+    with ExitStack() as at_end:
         try:
-            temporary = TemporaryDirectory(prefix="alpro-logs-")
-        except OSError:
-            raise InputError(
-                f"{logs}: {error.strerror}, and there is no temporary folder either; set TMPDIR "
-                "to a folder for the server's log"
-            ) from error
+            logs.mkdir(exist_ok=True)
+            # A mode does not tell that a disk is full or mounted read-only.
+            TemporaryFile(dir=logs).close()
+        except OSError as error:
+            logs = temporary_folder(f"{logs}: {error.strerror}")
+            at_end.callback(rmtree, logs, ignore_errors=True)
 
-    with temporary as folder:
-        yield Path(folder)
+        try:
+            yield logs
+        except StageFailed:
+            # Its message names the log, which stays.
+            at_end.pop_all()
+            raise
+
+
+def temporary_folder(reason: str) -> Path:
+    """A new folder for logs. Raises InputError if there is none. reason: why it is needed."""
+    try:
+        return Path(mkdtemp(prefix="alpro-logs-"))
+    except OSError as error:
+        raise InputError(
+            f"{reason}, and there is no folder for temporary files; set TMPDIR to one that can be "
+            "written, for the server's log"
+        ) from error
 
 
 @contextmanager

@@ -67,12 +67,13 @@ def short_changes(changes: Sequence[str]) -> list[str]:
     ['clips.data=films']
     """
     pairs = [change.partition("=") for change in changes]
-    counts = Counter(short_key(key) for key, _, _ in pairs)
+    counts = Counter(short_key(key.strip()) for key, _, _ in pairs)
 
     short = []
-    for key, _, value in pairs:
+    for written, _, value in pairs:
+        key = written.strip()
         name = short_key(key)
-        shown = value.strip("\"'").rstrip("/").rpartition("/")[2]
+        shown = value.strip("\"' ").rstrip("/").rpartition("/")[2]
         short.append(f"{name if counts[name] == 1 else key}={shown}")
     return short
 

@@ -197,6 +197,18 @@ def test_a_program_imports_nothing_from_the_current_folder_and_needs_a_folder_of
         with pytest.raises(InputError, match=str(read_only)), servers.programs(read_only):
             pass
 
+    (log := tmp_path / "prefect.log").mkdir()
+    with pytest.raises(InputError, match=str(log)):
+        servers.Programs(tmp_path).start("prefect", ["prefect"], {})
+
+
+def test_the_log_of_a_program_that_fails_stays_also_in_a_temporary_folder(tmp_path):
+    (tmp_path / "logs").touch()  # where the folder would be
+    with pytest.raises(StageFailed), servers.log_folder(tmp_path) as folder:
+        raise StageFailed("mlflow ended with status 1")
+    assert tmp_path not in folder.parents
+    folder.rmdir()
+
 
 @pytest.mark.long
 @pytest.mark.parametrize(

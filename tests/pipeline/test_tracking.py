@@ -258,6 +258,7 @@ def test_runs_of_a_configuration_have_the_same_parameters_whatever_they_change()
     ("changes", "title"),
     [
         (["finetune_retrieval.lr=1e-5"], "retrieval.lr=1e-5"),
+        (["finetune_retrieval.lr = 1e-5"], "retrieval.lr=1e-5"),
         (["train_prompter.lr=1e-5", "pretrain.lr=1e-4"], "prompter.lr=1e-5 pretrain.lr=1e-4"),
         (["finetune_qa.phases.0.steps=20"], "qa.steps=20"),
         (["model.video.depth=2", "model.text.depth=3"], "video.depth=2 text.depth=3"),
