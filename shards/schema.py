@@ -24,6 +24,9 @@ VIDEO_EXTENSIONS = {
     *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
     *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
+    # MP4, QuickTime, 3GP, ASF and transport streams under the names of cameras and players.
+    *(".insv", ".360", ".mqv", ".f4p", ".ismv", ".3gpp2", ".k3g", ".skm", ".wm"),
+    *(".evo", ".ssif", ".m2tp", ".hdmov"),
 }
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS

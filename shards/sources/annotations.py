@@ -23,6 +23,7 @@ has no media. With the columns `start` and `end`, a row is a part of a file.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,9 +37,9 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.log import log, progress
 from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, Question, Reject, Row
-from alpro.shards.sources.answers import first_option, question_of
+from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
-from alpro.shards.sources.columns import NAME_COLUMNS, SPLIT_NAMES, TEXT_COLUMNS, Split
+from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS, Split, split_in
 from alpro.shards.sources.folders import media_stem
 from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
@@ -143,7 +144,7 @@ def read_entry(
     record = plain(record)
 
     name_cell = next(record[key] for key in NAME_COLUMNS if key in record)
-    name = "" if name_cell is None else str(name_cell)
+    name = text_of(name_cell)
 
     text_cell = next((record[column] for column in form.texts if column in record), None)
     texts: list[Any] = texts_of(text_cell)
@@ -161,6 +162,8 @@ def read_entry(
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
         other_names.append(name[2:])
+    if re.fullmatch(r"\d+\.0", name):  # of a column of numbers with gaps
+        other_names.append(name[:-2])
     if name.isdecimal():  # of MSRVTT-QA and MSVD-QA
         other_names += [f"video{name}", f"vid{name}"]
 
@@ -184,15 +187,22 @@ def first_problem_of(error: ValidationError) -> str:
 
 def split_name(text: Any) -> Split:
     """The name of a split, or an empty string. Raises ValueError if it is unknown."""
-    split = str(text or "").strip().lower()
-    if split not in SPLIT_NAMES:
-        raise ValueError(f"unknown split {split!r}; use train, validation, test")
-    return SPLIT_NAMES[split]
+    split = split_in("" if text is None or text != text else str(text))  # NaN
+    if split is None:
+        raise ValueError(f"unknown split {str(text).strip()!r}; use train, validation, test")
+    return split
+
+
+# Of the objects in a list of captions: `raw` of Karpathy's sentences.
+CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description")
+# Marks of the writing direction and characters without a width.
+INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+NO_CAPTION = {"nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a cell, a text or a list of texts, in CSV as JSON or Python: with single spaces,
-    without blank ones.
+    """The texts of a cell, a text or a list of texts, in CSV as JSON or Python, or of objects with a
+    caption: with single spaces, without blank ones.
 
     Raises ValueError for anything else.
     """
@@ -200,11 +210,19 @@ def texts_of(value: Any) -> list[str]:
         listed = json_list(value)
         value = [value] if listed is None else listed
 
-    if value is None:
-        value = []
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError("captions are not a list of strings")
-    return [" ".join(text.split()) for text in value if text.strip()]
+    texts = []
+    for each in value if isinstance(value, list) else [value]:
+        cell = each
+        if isinstance(each, dict):
+            cell = next((each[key] for key in CAPTION_KEYS if key in each), each)
+        if cell is None or cell != cell:  # NaN
+            continue
+        if not isinstance(cell, str):
+            raise ValueError("captions are not a list of strings")
+        text = " ".join(cell.split())
+        if text.strip(INVISIBLE) and text.lower() not in NO_CAPTION:
+            texts.append(text)
+    return texts
 
 
 log_once = lru_cache(maxsize=64)(log.info)  # a command may read a file several times

@@ -8,9 +8,18 @@ from typing import Any
 
 from alpro.shards.sources.cells import json_list
 
-# a0 to a4 (NExT-QA), a1 to a5 (TGIF-QA), option_1, "option 0" (EgoSchema).
-OPTION = re.compile(r"(?i)(a|opt|option|choice|candidate|answer_choice)[ _-]?(\d)")
-OPTION_LISTS = ("options", "choices", "candidates", "answer_choices", "multi_choice")
+# a0 to a4 (NExT-QA), a1 to a5 (TGIF-QA), option_1, mc_option_0, "option 0" (EgoSchema).
+WORDS = r"(?:mc[ _-]?|multiple[ _-]choice[ _-]?)?(?:answer[ _-]?)?(?:opt|option|choice|candidate)"
+OPTION = re.compile(rf"(?i)(?:a|ans|answer|{WORDS})[ _-]?(\d)")
+# option_a, answerB, A.
+LETTERED_OPTION = re.compile(rf"(?:(?i:ans|answer|{WORDS})[ _-]?([A-Ja-j])|([A-J]))")
+OPTION_LISTS = (
+    *("options", "choices", "candidates", "answer_choices", "answer_options", "multi_choice"),
+    *("multiple_choice", "multiple_choices", "mc_options", "candidate_answers"),
+)
+# What separates the options in a text: the letter before each, or a sign that no option has.
+BEFORE_OPTION = re.compile(r"(?:^|[\s;,|])\(?([A-J])[).:]\s*(?=\S)")
+SEPARATORS = ("\n", "|", ";")
 NUMBER = re.compile(r"\d{1,2}(?:\.0)?")
 MAX_LOOKED_AT = 20  # records without options, after which a file has none
 LETTERS = "ABCDEFGHIJ"
@@ -63,11 +72,21 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
         value = ""
         if counts:
             value, _ = counts.most_common(1)[0]
+    elif isinstance(value, dict) and value and all(map(is_count, value.values())):
+        value = max(value, key=value.__getitem__)  # of equally frequent ones the first
     if isinstance(value, dict | list):
         raise ValueError("the answer is neither a text nor a number")
 
     answer = " ".join(text_of(value).split())
     options, numbered_from = options_of(record)
+    if not options and (LETTER.fullmatch(answer) or NUMBER.fullmatch(answer)):
+        unread = next((name for name in OPTION_LISTS if record.get(name)), "")
+        if unread:
+            # A letter or a number alone would become a class of its own.
+            raise ValueError(
+                f"the answer {answer} names one of the `{unread}`, which are not a list; write "
+                "them as a JSON list"
+            )
     if not options or not answer:
         return answer
     # Names that count from 0 settle it: the answers do, too.
@@ -80,20 +99,29 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
     """The options of a record, in order, and the number in the name of the first (a list: None)."""
     for name in OPTION_LISTS:
         value = record.get(name)
-        value = json_list(value) if isinstance(value, str) else value
-        # {"A": ..., "B": ...}: options by their letters.
+        value = options_in(value) if isinstance(value, str) else value
+        # {"A": ..., "B": ...}: options by their letters or numbers.
         if isinstance(value, dict):
             keys = sorted(value)
-            if "".join(keys).upper() == LETTERS[: len(keys)]:
+            numbers = "".join(map(str, range(len(keys))))
+            if "".join(keys).upper() in (LETTERS[: len(keys)], numbers):
                 value = [value[key] for key in keys]
         if isinstance(value, list) and len(value) > 1:
             return [option_text(each) for each in value], None
 
     numbered = {}
+    lettered = {}
     for name, value in record.items():
         match = OPTION.fullmatch(name)
+        letter = LETTERED_OPTION.fullmatch(name)
         if match and value is not None:
-            numbered[int(match[2])] = option_text(value)
+            numbered[int(match[1])] = option_text(value)
+        elif letter and value is not None:
+            lettered[(letter[1] or letter[2]).upper()] = option_text(value)
+
+    letters = sorted(lettered)
+    if len(letters) > 1 and "".join(letters) == LETTERS[: len(letters)]:
+        return [lettered[letter] for letter in letters], None
     if len(numbered) < 2:
         return [], None
 
@@ -104,6 +132,31 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
     if first > 1 or numbers != consecutive:
         return [], None
     return [numbered[number] for number in numbers], first
+
+
+def options_in(text: str) -> list[Any]:
+    """The options in a text; empty if it is not clear where each begins.
+
+    >>> options_in("A. a dog B. a cat"), options_in("a dog|a cat"), options_in("a dog, a cat")
+    (['a dog', 'a cat'], ['a dog', 'a cat'], [])
+    """
+    listed = json_list(text)
+    if listed is not None:
+        return listed
+
+    before, *parts = BEFORE_OPTION.split(text)
+    letters = "".join(parts[::2])
+    if not before.strip() and len(letters) > 1 and letters == LETTERS[: len(letters)]:
+        return [part.strip(" ;,|\n") for part in parts[1::2]]
+    for separator in SEPARATORS:
+        options = [part.strip() for part in text.split(separator) if part.strip()]
+        if len(options) > 1:
+            return options
+    return []
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def option_text(value: Any) -> str:
@@ -120,6 +173,9 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
     folded = [option.casefold() for option in options]
     folded_answer = option_text(answer).casefold()
     letter = LETTER.fullmatch(answer)
+    are_numbers = all(map(NUMBER.fullmatch, options))
+    if first is None and are_numbers and folded_answer in folded:
+        return answer  # a count, among counts
     if NUMBER.fullmatch(answer):
         if first is None:
             raise ValueError(
@@ -153,8 +209,11 @@ def first_option(records: Iterable[Any]) -> int | None:
         if record_index > MAX_LOOKED_AT and not has_options:
             return None
 
+        # A count among counts may be the text of an option as well as its number.
+        if all(map(NUMBER.fullmatch, options)):
+            continue
         answer = text_of(record.get("answer")).strip()
-        if options and NUMBER.fullmatch(answer):
+        if NUMBER.fullmatch(answer):
             number = int(float(answer))
             if number in (0, len(options)):
                 return int(number > 0)

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from alpro.errors import InputError
 from alpro.shards.schema import MAX_JSON_BYTES, SPLITS
 from alpro.shards.sources.annotations import texts_of
-from alpro.shards.sources.columns import SPLIT_NAMES
+from alpro.shards.sources.columns import SPLIT_NAMES, folded, split_in, with_usual_names
 from alpro.shards.sources.folders import (
     MAX_NAMED,
     OTHER_MEDIA,
@@ -33,11 +33,15 @@ from alpro.shards.sources.folders import (
     media_suffix,
     spelled,
 )
+from alpro.shards.sources.records import UTF16_MARKS
 from alpro.shards.tar import GZIP
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 SIDECARS = (".txt", ".caption", ".captions", ".cap")  # the first that is there counts
-JSON_KEYS = ("captions", "caption", "text", "prompt", "description")
+JSON_KEYS = (
+    *("captions", "caption", "text", "prompt", "description", "sentences", "sentence", "enCap"),
+    *("cap", "texts", "prompts"),
+)
 TEXT_FOLDERS = {
     *("labels", "label", "captions", "caption", "texts", "text", "txt", "prompts", "prompt"),
     *("annotations", "descriptions", "metas"),
@@ -50,6 +54,8 @@ TEXT_LISTS = {"prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "texts
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 LOOKS_LIKE_TEXT = {
     *(".srt", ".vtt", ".ass", ".sub", ".xlsx", ".xls", ".ods", ".md", ".xml", ".pkl", ".pickle"),
+    *(".tags", ".tag", ".prompt", ".text", ".desc", ".description", ".nfo", ".lrc", ".rtf"),
+    *(".ssa", ".sbv", ".smi", ".ttml", ".dfxp", ".pdf", ".doc", ".tsv", ".log"),
     *(".yaml", ".yml", ".docx", ".html", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"),
     *SIDECARS,
 }
@@ -131,9 +137,11 @@ class Sidecars:
         # A sample with a text of that size could not be written.
         if size > MAX_JSON_BYTES:
             raise ValueError(f"{path}: {size:,} bytes; a text has one caption a line")
+        content = file.read_bytes()
+        # Editors on Windows write a byte order mark.
+        encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
         try:
-            # Editors on Windows write a byte order mark.
-            text = file.read_text("utf-8-sig")
+            text = content.decode(encoding)
         except UnicodeDecodeError:
             raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
         if media_suffix(file.name) != ".json":
@@ -145,8 +153,10 @@ class Sidecars:
             raise ValueError(f"{file.name}: nested too deeply") from None
         if not isinstance(value, dict):
             return texts_of(value)
-        key = next((key for key in JSON_KEYS if value.get(key)), "")
-        return texts_of(value[key]) if key else []
+        # `Caption` and `blip_caption` as in tables, where `video` names the file.
+        named = with_usual_names({"video": file.name} | value)
+        key = next((key for key in JSON_KEYS if named.get(key)), "")
+        return texts_of(named[key]) if key else []
 
 
 @dataclass(frozen=True)
@@ -187,14 +197,14 @@ def tables_of_splits(listing: Listing) -> list[Table]:
 
     at_root = [path for path in paths if "/" not in path]
     if at_root:
-        named = [Table(listing.folder / path, split_in(media_stem(path))) for path in at_root]
+        named = [Table(listing.folder / path, split_in(media_stem(path)) or "") for path in at_root]
         named = [table for table in named if table.split]
         splits = {table.split for table in named}
         return named if len(splits) > 1 else []
 
     tables = []
     for path in paths:
-        split = split_of_path(path) or split_in(stem_of(path))
+        split = split_of_path(path) or split_in(stem_of(path)) or ""
         tables.append(Table(listing.folder / path, split))
 
     folders = Counter(path.rpartition("/")[0] for path in paths)
@@ -208,22 +218,12 @@ def stem_of(path: str) -> str:
     return media_stem(path.rpartition("/")[2])
 
 
-def split_in(name: str) -> str:
-    """The split that a file name names, if it names one: `train` of msrvtt_train.9k, nothing of
-    train_val."""
-    splits = set()
-    for word in re.split(r"[^a-z]+", name.lower()):
-        if word and word in SPLIT_NAMES:
-            splits.add(SPLIT_NAMES[word])
-    return splits.pop() if len(splits) == 1 else ""
-
-
 def split_of_path(path: str) -> str:
     """The split that the first folder of a path with a split's name names, or an empty string."""
-    folders = path.lower().split("/")[:-1]
-    for folder in folders:
-        if folder in SPLIT_NAMES:
-            return SPLIT_NAMES[folder]
+    for folder in path.split("/")[:-1]:
+        split = SPLIT_NAMES.get(folded(folder), "")
+        if split:
+            return split
     return ""
 
 
@@ -251,7 +251,7 @@ def splits_of_folders(paths: Iterable[str]) -> tuple[bool, str]:
 
 def folders_like_splits(folders: Iterable[str]) -> str:
     """A note on folders whose names contain that of a split (videos_train), or an empty string."""
-    named = {split_in(folder): folder for folder in sorted(folders)}
+    named = {split_in(folder) or "": folder for folder in sorted(folders)}
     named.pop("", None)
     if not named:
         return ""
@@ -359,6 +359,21 @@ def notes_on_files(listing: Listing, used: Mapping[str, str], without_text: int)
         yield f"{without_text} files have no caption; these look like captions: {shown}; {HOW}"
     elif without_text:
         yield f"{without_text} of {len(listing.media)} files have no caption; {HOW}"
+
+
+def notes_on_lists(listing: Listing) -> Iterator[str]:
+    """A line on lists of names that are named as splits, beside a table of all captions."""
+    lists = []
+    for path in listing.others:
+        is_list = "/" not in path and media_suffix(path) in (".txt", ".lst", ".list")
+        if is_list and split_in(media_stem(path)):
+            lists.append(path)
+    if len(lists) > 1:
+        shown = ", ".join(lists[:MAX_NAMED])
+        yield (
+            f"{shown} are not read: if they list the videos of splits, name them in `annotations` "
+            "of the configuration, with the table as its `texts`"
+        )
 
 
 def without_decoder(listing: Listing, sidecars: Sidecars, used: Mapping[str, str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from alpro.shards.schema import MEDIA_EXTENSIONS
-from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS
+from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, folded
 
 Record = dict[str, Any]
 Entries = Iterator[tuple[str, Record | str]]
@@ -23,7 +23,7 @@ NOT_AN_OBJECT = "not a JSON object"
 # Keys under which a document has its list of records.
 LISTS = (
     *("data", "annotations", "items", "records", "samples", "rows", "videos", "captions"),
-    *("questions", "database", "results"),
+    *("questions", "database", "results", "images"),
 )
 
 
@@ -61,7 +61,7 @@ def entries(value: Any) -> Entries | None:
 def _is_record(value: Record) -> bool:
     """Whether an object names one file."""
     for key, part in value.items():
-        is_name = FOLDED.get(key.casefold()) in NAME_COLUMNS
+        is_name = FOLDED.get(folded(key)) in NAME_COLUMNS
         if is_name and isinstance(part, str | int):
             return True
     return False
@@ -93,7 +93,7 @@ def _are_by_video(value: Record) -> bool:
 
 def _columns(value: Record) -> dict[str, list[Any]] | None:
     """The columns of a document that is a table, one of which names files; None if it is not."""
-    if not any(FOLDED.get(key.casefold()) in NAME_COLUMNS for key in value):
+    if not any(FOLDED.get(folded(key)) in NAME_COLUMNS for key in value):
         return None
 
     columns = {}
@@ -124,7 +124,12 @@ def _of_columns(columns: dict[str, list[Any]]) -> Entries:
 def _by_video(value: Record) -> Entries:
     for name, part in value.items():
         where = f"entry {name!r}"
-        if isinstance(part, dict):
+        if isinstance(part, dict) and _are_records(part.get("annotations")):
+            # Of YouCook2: what is said of the video holds for each of its parts.
+            about = {key: cell for key, cell in part.items() if key != "annotations"}
+            for annotation in part["annotations"]:
+                yield where, {**about, **annotation, "video": name}
+        elif isinstance(part, dict):
             yield where, {**part, "video": name}
         elif _are_records(part):
             for record in part:

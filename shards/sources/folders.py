@@ -7,6 +7,7 @@ would be missing from the data, in silence.
 """
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,9 +22,20 @@ NOT_DATA = {
     *("@eadir", "#recycle", "@recycle", "@recycle_bin", "@recently-snapshot", "#snapshot"),
     *("~snapshot", "@__thumb", "@synoeadir", "@tmp", "@sharesnap", "@snapshots", "$recycle.bin"),
     *("recycler", "recycled", "recycle bin", "trash", "network trash folder", "temporary items"),
-    *("lost+found", "lost.dir", "found.000", "system volume information", "thumbnails"),
-    *("__macosx", "_gsdata_"),
+    *("lost+found", "lost.dir", "system volume information", "thumbnails", "thumbnail"),
+    *("thumbs", "thumb", "_thumbs", "__macosx", "_gsdata_", "@recycle bin", "recycle.bin"),
+    *("@appstore", "@transcode", "deleted items", "recently deleted", "files_trashbin"),
+    *("files_versions", "ipod photo cache", "onedrivetemp", "temporaryitems"),
+    *("thmbnl", "trickplay", "extrafanart", "encoded-video"),
 }
+NOT_DATA_ENDINGS = (".trickplay", ".lrdata", ".photoslibrary/resources", "misc/thm")
+NOT_DATA_STARTS = (".trash", ".recycle", "appdata_oc")
+FOUND = re.compile(r"(?i)found\.\d{3}")  # of a check of a disk on Windows
+UNFINISHED = {
+    *(".part", ".partial", ".crdownload", ".download", ".ytdl", ".!qb", ".!ut", ".aria2"),
+    *(".filepart", ".tmp", ".temp", ".opdownload", ".bak", ".old", ".orig", ".swp"),
+}
+CAMERA_PREVIEWS = {".thm", ".lrv", ".lrf"}  # of GoPro, DJI, Canon
 # What a workspace consists of, from its first moment on.
 WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "reports"}
 MARKERS = {"mlflow.db", "artifact.json"}  # each is enough
@@ -32,8 +44,12 @@ MARKERS = {"mlflow.db", "artifact.json"}  # each is enough
 OTHER_MEDIA = {
     *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tif", ".tiff"),
     *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw"),
-    *(".mxf", ".rm", ".rmvb", ".wtv", ".dv", ".y4m", ".ivf", ".nut", ".braw", ".r3d", ".insv"),
-    ".swf",
+    *(".mxf", ".gxf", ".rm", ".rmvb", ".wtv", ".dv", ".y4m", ".yuv", ".ivf", ".nut", ".braw"),
+    *(".r3d", ".swf", ".amv", ".dav", ".mjpeg", ".mjpg", ".av1", ".obu", ".vc1", ".vvc", ".h266"),
+    *(".bik", ".smk", ".roq", ".fli", ".flc", ".nsv", ".nuv", ".pva", ".pmp"),
+    *(".m4s", ".cmfv", ".m3u8", ".mpd", ".crm", ".ari", ".cine", ".mve", ".thp", ".kux", ".qlv"),
+    *(".apng", ".mng", ".orf", ".rw2", ".raf", ".gpr", ".insp", ".exr", ".tga"),
+    *(".trec", ".camrec", ".arf", ".wrf", ".ifo"),
 }
 MAX_NAMED = 3  # names that are shown as examples
 
@@ -92,6 +108,10 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
             elif name.startswith("."):
                 if is_media:
                     listing.left_out["hidden files"].append(path)
+            elif media_suffix(name) in UNFINISHED and is_media_name(media_stem(name)):
+                listing.left_out["unfinished downloads and copies"].append(path)
+            elif media_suffix(name) in CAMERA_PREVIEWS:
+                listing.left_out["previews of cameras"].append(path)
             elif is_media:
                 advance()
                 listing.media.append(path)
@@ -124,7 +144,10 @@ def in_order(path: str) -> list[str]:
 
 def why_not_data(folder: Path, name: str) -> str:
     """Why a folder inside of the data is not a part of it; empty if it is."""
-    if name.lower() in NOT_DATA or name.lower().startswith((".trash", ".recycle")):
+    folded_name = name.lower()
+    is_known = folded_name in NOT_DATA or FOUND.fullmatch(name) is not None
+    has_start = folded_name.startswith(NOT_DATA_STARTS)
+    if is_known or has_start or folder.as_posix().lower().endswith(NOT_DATA_ENDINGS):
         return "folders of previews or deleted files"
     if name.startswith("."):
         return "hidden folders"
@@ -139,6 +162,10 @@ def why_not_data(folder: Path, name: str) -> str:
     if is_workspace or names & MARKERS:
         return "folders that alpro writes"
     return ""
+
+
+def is_media_name(name: str) -> bool:
+    return media_suffix(name) in MEDIA_EXTENSIONS
 
 
 def media_stem(name: str) -> str:

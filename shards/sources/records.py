@@ -30,14 +30,22 @@ from pydantic_core import from_json
 
 from alpro.errors import InputError
 from alpro.shards.schema import MAX_JSON_BYTES, MEDIA_EXTENSIONS
-from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, TEXT_COLUMNS, with_usual_names
+from alpro.shards.sources.columns import (
+    FOLDED,
+    NAME_COLUMNS,
+    TEXT_COLUMNS,
+    folded,
+    with_usual_names,
+)
 from alpro.shards.sources.documents import entries
+from alpro.shards.sources.windows import parts_of
 from alpro.shards.storage import Location, local_copy
 
 Record = dict[str, Any]
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which programs on Windows begin a text
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
@@ -56,8 +64,12 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                 return
 
             with gzip.open(local) if is_compressed else open(local, "rb") as file:
-                # In UTF-16, one of the two bytes of an ASCII character is 0.
-                if b"\0" in file.peek(1024)[:1024]:
+                start = file.peek(1 << 16)
+                encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
+                # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a
+                # hole: it spoils its own record alone.
+                head = start[:1024]
+                if encoding != "utf-16" and head.count(0) * 8 > len(head):
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
 
                 read = READERS.get(ending)
@@ -68,10 +80,10 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                     )
 
                 # Lines end with \r in files of old programs only; otherwise it is a part of a text.
-                start = file.peek(1 << 16)
                 newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
                 # surrogateescape: bytes that are not UTF-8 spoil their own record alone.
-                text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
+                errors = "strict" if encoding == "utf-16" else "surrogateescape"
+                text = io.TextIOWrapper(file, encoding, errors, newline=newline)
                 yield from read(text)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
@@ -79,11 +91,13 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 
 def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
     """The records of a file, as `read_records`, with the usual names of their columns."""
+    split_columns: set[str] = set()
     for where, record in read_records(path):
         if isinstance(record, str):
             yield where, record
-        else:
-            yield where, with_usual_names(record)
+            continue
+        for part in parts_of(with_usual_names(record, split_columns)):
+            yield where, part
 
 
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
@@ -91,7 +105,7 @@ def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
     first = text.readline()
     columns = set()
     for cell in re.split(r"[,;|\t]", first):
-        columns.add(FOLDED.get(cell.strip(' "\r\n').casefold()))
+        columns.add(FOLDED.get(folded(cell.strip(' "\r\n'))))
 
     has_names = not columns.isdisjoint(NAME_COLUMNS)
     has_texts = not columns.isdisjoint({*TEXT_COLUMNS, "question"})
@@ -229,7 +243,8 @@ def _checked(columns: list[str]) -> list[str]:
     """
     if any(map(NOT_UTF8.search, columns)):
         raise ValueError("line 1: not UTF-8")
-    columns = [name.strip() for name in columns]
+    # Two programs may each have written a byte order mark.
+    columns = [name.strip().strip("\ufeff") for name in columns]
     data = [name for name in columns if PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS]
     if data:
         raise ValueError(

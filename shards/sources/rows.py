@@ -13,7 +13,7 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reject, Row
 from alpro.shards.sources.annotations import first_problem_of, split_name, texts_of
-from alpro.shards.sources.answers import first_option, question_of
+from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import COLUMNS, TEXTS
 from alpro.shards.sources.media_files import MediaFiles, is_file
@@ -103,10 +103,18 @@ def scan_manifest(
         if columns and not names & columns:
             missing = " or ".join(sorted(names))
             present = ", ".join(sorted(columns)[:20])
-            raise InputError(
-                f"{source}: no column {missing} (it has {present}); name the column of the files "
-                "path, or video, and that of the texts caption"
+            what_to_do = (
+                "name the column of the files path, or video, and that of the texts caption"
             )
+            if "question" in columns and "answer" not in columns:
+                missing = "answer"
+                what_to_do = "name the column of the right answers, or of their numbers, answer"
+            elif "conversations" in columns:
+                what_to_do = (
+                    "write the texts of the conversations into columns question and answer, or "
+                    "caption"
+                )
+            raise InputError(f"{source}: no column {missing} (it has {present}); {what_to_do}")
     if media:
         notes += media.notes()
 
@@ -153,12 +161,16 @@ def row_of(
         for key in record.keys() - TEXTS:
             refuse_credentials(key, record[key])
 
-        name = str(record.get("id", where))
-        if not isinstance(record.get("path"), str):
+        name = text_of(record.get("id", where))
+        cell = record.get("path")
+        if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             raise ValueError("no path")
 
-        file = record["path"].strip()
+        file = text_of(cell)
         is_local = isinstance(root, Path) and not is_url(file)
+        # A name may begin with a space; most often, it is that of a table's cell.
+        if file != file.strip() and not (is_local and is_file(Path(root, file))):
+            file = file.strip()
         if "\\" in file and is_local and not Path(root, file).exists():
             file = file.replace("\\", "/")  # as Windows writes it
 

@@ -23,6 +23,7 @@ from alpro.shards.sources.captions import (
     Table,
     listed_captions,
     notes_on_files,
+    notes_on_lists,
     split_of_path,
     splits_of_folders,
     tables_in,
@@ -116,7 +117,7 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
 
     tables = [path for path in tables_in(listing) if "/" not in path]
     if len(tables) == 1:
-        notes += listing.notes()
+        notes += [*listing.notes(), *notes_on_lists(listing)]
         return scan_source(folder / tables[0], None, root, notes)
 
     by_split = [table for table in tables_of_splits(listing) if is_table(table.file)]
@@ -135,6 +136,7 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
     """A row for each video or image, with the captions in the text beside it. Raises InputError if
     there are none."""
     counts = Counter(without_suffix(path) for path in listing.media)
+    paths = set(listing.media)
     used: dict[str, str] = {}  # texts, with their videos
     without_text = 0
 
@@ -143,10 +145,17 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
         for path in listing.media:
             text = sidecars.of(path)
             record_id = without_suffix(path)
-            if counts[record_id] > 1:  # a video and an image of one name
+            # A video and an image of one name; a.mp4.jpg beside a.mp4.
+            if counts[record_id] > 1 or record_id in paths:
                 record_id = path
             try:
+                path.encode()
                 captions = sidecars.read(text) if text else []
+            except UnicodeEncodeError:
+                shown = path.encode("utf-8", "replace").decode()
+                detail = "its name is not UTF-8; rename it"
+                yield Reject(id=shown, path="", reason="bad row", detail=detail)
+                continue
             except (ValueError, OSError) as error:
                 yield Reject(id=path, path="", reason="bad row", detail=str(error))
                 continue
@@ -154,11 +163,10 @@ def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Row
                 # Also of a text that cannot be read: no note should call it unused.
                 if text:
                     used[text] = path
-            has_text = any(caption.strip() for caption in captions)
-            without_text += not has_text
             record = {"id": record_id, "path": path, "captions": captions}
-            where = str(listing.folder / path)
-            yield row_of(where, record, listing.folder)
+            row = row_of(path, record, listing.folder)
+            without_text += isinstance(row, Row) and not row.captions
+            yield row
 
         for path in without_decoder(listing, sidecars, used):
             detail = f"no decoder reads {media_suffix(path)} files; convert it to MP4 or JPEG"
@@ -231,7 +239,9 @@ def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes:
     if others:
         shown = ", ".join(others[:3])
         more = ", ..." if len(others) > 3 else ""
-        notes.append(f"not read: {shown}{more}")
+        notes.append(
+            f"not read: {shown}{more}; `annotations` of the configuration names several tables"
+        )
     if not any(table.split for table in tables):
         notes.append("the tables name no split")
 

@@ -1,14 +1,14 @@
 """Parts of files: the columns that say from when to when, and their times."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from alpro.shards.schema import MAX_SECONDS, MEDIA_EXTENSIONS
 from alpro.shards.sources.cells import json_list
-from alpro.shards.sources.columns import NAME_COLUMNS
+from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS
 
 # Names of columns, in lower case and letters alone: `start_time`, `Start (s)`, `startTime`.
 STARTS = {
@@ -24,6 +24,8 @@ SPANS = {
     *("timestamp", "timestamps", "segment", "window", "span", "interval", "timespan", "timerange"),
     "times",
 }
+# Texts of parts. ActivityNet's `sentences` are one paragraph.
+PART_TEXTS = tuple(name for name in TEXT_COLUMNS if name not in ("enCap", "name", "sentences"))
 MAX_LOOKED_AT = 20  # records without such columns, after which a table has none
 SEPARATOR = re.compile(r"\s*(?:-->|[-–,;]|\bto\b)\s*")
 
@@ -165,6 +167,41 @@ def is_time(value: Any) -> bool:
     return any(time is not None and time <= MAX_SECONDS for time in times)
 
 
+def parts_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The record; or one for each of its captions, if it has lists of as many times, as Panda-70M
+    and HowTo100M do."""
+    # Most records have no lists: this loop is all that each of them costs.
+    list_count = 0
+    for value in record.values():
+        if isinstance(value, list) or (isinstance(value, str) and value[:1] == "["):
+            list_count += 1
+    if list_count < 2:
+        yield record
+        return
+
+    columns = columns_of(record)
+    names = [name for name in dict.fromkeys((columns.start, columns.end)) if name in record]
+    text_column = next((name for name in PART_TEXTS if name in record), "")
+    lists = {}
+    for name in [*names, text_column] if names and text_column else ():
+        cell = record[name]
+        listed = json_list(cell) if isinstance(cell, str) else cell
+        if isinstance(listed, list):
+            lists[name] = listed
+
+    lengths = {len(listed) for listed in lists.values()}
+    is_complete = len(lists) == len(names) + 1 and len(lengths) == 1
+    # Two times in one column are from when to when: they are no list of times.
+    are_spans = is_complete and all(isinstance(span, list) for span in lists[names[0]])
+    if not is_complete or (len(names) == 1 and not are_spans):
+        yield record
+        return
+
+    for index in range(lengths.pop()):
+        part = {name: listed[index] for name, listed in lists.items()}
+        yield {**record, **part}
+
+
 def span_of(value: Any) -> tuple[float | None, float | None]:
     """The two times of a cell, such as [1, 2.5], or 00:01 - 00:03; None of an empty one.
 
@@ -198,4 +235,7 @@ def seconds_of(value: Any) -> float | None:
         for place, part in enumerate(reversed(parts)):
             seconds += part * 60**place
         return seconds
-    return float(value)
+    try:
+        return float(value)
+    except TypeError:
+        raise ValueError(f"{value!r} is not a time; write a row for each part") from None

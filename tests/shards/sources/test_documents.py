@@ -39,6 +39,25 @@ CAPTIONS = {
     "Excel's line": ("x.csv", "sep=;\nvideo;caption\na.mp4;a dog\nb.mp4;a cat\n"),
     "a comment": ("x.csv", "# by a tool\n\nvideo,caption\na.mp4,a dog\nb.mp4,a cat\n"),
     "tabs and quotes": ("x.tsv", '"video"\t"caption"\n"a.mp4"\t"a dog"\n"b.mp4"\t"a cat"\n'),
+    "names with spaces": ("x.csv", "Video Path,Video Caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "names with hyphens": ("x.csv", "file-name,blip2_caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "clips": ("x.csv", "clip_id,caption,caption_id\na,a dog,1\nb,a cat,2\n"),
+    "numbered captions": ("x.csv", "video,caption_1,caption_2\na,a dog,\nb,,a cat\n"),
+    "two marks": ("x.csv", "\ufeff\ufeffvideo,caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "objects of captions": (
+        "x.json",
+        '[{"video": "a", "captions": [{"text": "a dog"}]}, {"video": "b", "captions": [null, "a cat"]}]',
+    ),
+    "Karpathy": (
+        "x.json",
+        '{"images": [{"filename": "a.mp4", "split": "restval", "sentences": [{"raw": "a dog"}]}, '
+        '{"filename": "b.mp4", "split": "test", "sentences": [{"raw": "a cat"}]}]}',
+    ),
+    "arrays of NumPy": (
+        "x.csv",
+        "video,captions\na,\"array(['a dog'], dtype=object)\"\nb,\"['a cat']\"\n",
+    ),
+    "empty cells of pandas": ("x.csv", "path,caption,split\na.mp4,a dog,nan\nb.mp4,a cat,None\n"),
     "a table in a .txt": ("x.txt", "video\tcaption\na.mp4\ta dog\nb.mp4\ta cat\n"),
 }
 
@@ -64,6 +83,94 @@ def test_captions_are_read_in_the_forms_of_other_programs(form, folder):
         (folder / "a.mp4", ("a dog",)),
         (folder / "b.mp4", ("a cat",)),
     ]
+
+
+def test_a_table_in_utf16_with_its_mark_is_read(folder):
+    """As Excel saves Unicode text, and Notepad Unicode."""
+    (folder / "x.txt").write_text("video\tcaption\r\na\ta dog\r\n", "utf-16")
+    ((row,), _) = scanned(folder / "x.txt")
+    assert row.captions == ("a dog",)
+
+    (folder / "x.txt").unlink()
+    (folder / "a.txt").write_text("a café", "utf-16")
+    assert [row.captions for row in scanned(folder)[0]] == [("a café",), ()]
+
+
+PARTS = {
+    "Panda-70M": (
+        "x.csv",
+        """video,timestamp,caption\na,"[['0:00:01', '0:00:02'], ['0:00:02', '0:00:03.5']]","""
+        """"['a dog', 'a cat']"\n""",
+    ),
+    "HowTo100M": (
+        "x.json",
+        '{"a": {"start": [1, 2], "end": [2, 3.5], "text": ["a dog", "a cat"]}}',
+    ),
+    "YouCook2": (
+        "x.json",
+        '{"database": {"a": {"subset": "training", "annotations": ['
+        '{"segment": [1, 2], "id": 0, "sentence": "a dog"}, '
+        '{"segment": [2, 3.5], "id": 1, "sentence": "a cat"}]}}}',
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PARTS)
+def test_lists_of_times_and_captions_in_one_record_are_parts(form, folder):
+    name, text = PARTS[form]
+    (folder / name).write_text(text)
+    rows, rejects = scanned(folder / name)
+    assert rejects == []
+    assert [(row.start, row.end, row.captions) for row in rows] == [
+        (1, 2, ("a dog",)),
+        (2, 3.5, ("a cat",)),
+    ]
+
+
+def test_times_that_are_no_parts_are_rejects(folder):
+    record = {"video": "a", "start": [1, 2, 3], "end": [2, 3], "text": ["a dog", "a cat"]}
+    (folder / "x.json").write_text(json.dumps([record, {"video": "b", "text": "a cat"}]))
+    ((row,), (reject,)) = scanned(folder / "x.json")
+    assert row.captions == ("a cat",)
+    assert "a row for each part" in reject.detail
+
+
+def test_an_empty_caption_of_a_program_is_none(folder):
+    (folder / "x.csv").write_text("path,caption\na.mp4,NaN\nb.mp4,\u200b\n", "utf-8")
+    assert [row.captions for row in scanned(folder / "x.csv")[0]] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "split"),
+    [
+        ("split", "test1k", "test"),
+        ("split", "Validation Set", "validation"),
+        ("split", "held-out", "test"),
+        ("split", "eval", "test"),
+        ("split", "train2017", "train"),
+        ("Subset", "Testing", "test"),
+        ("data_split", "val_1", "validation"),
+        ("set", "dev", "validation"),
+        ("split", "fold9", None),
+        ("subset", "fold9", None),  # another row tells that the column names splits
+        ("split", "train_val", None),
+        ("split", "not train", None),
+    ],
+)
+def test_other_names_of_splits_are_read_or_rejects(column, name, split, folder):
+    (folder / "x.csv").write_text(f"path,caption,{column}\na.mp4,x,train\nb.mp4,y,{name}\n")
+    rows, rejects = scanned(folder / "x.csv")
+    assert [row.split for row in rows] == (["train", split] if split else ["train"])
+    assert len(rejects) == (split is None)
+
+
+def test_numbers_are_names_and_ids_without_a_decimal_point(folder):
+    (folder / "7.mp4").touch()
+    for record in ({"video": 7.0}, {"video": "7.0"}, {"path": 7}, {"id": 3.0, "path": "7.mp4"}):
+        (folder / "x.json").write_text(json.dumps([record | {"caption": "a dog"}]))
+        ((row,), _) = scanned(folder / "x.json")
+        assert row.path == folder / "7.mp4"
+        assert "." not in row.id or "video" in record
 
 
 def test_a_compressed_table_in_capitals_and_the_tables_of_splits_are_read(folder):
@@ -138,6 +245,7 @@ def test_folders_named_like_splits_and_a_list_without_texts_are_named(folder):
 
 def test_a_text_beside_a_video_may_be_a_json_list_or_a_description(folder):
     (folder / "a.json").write_text('["a dog", "a pet"]')
-    (folder / "b.json").write_text('{"description": "a cat"}')
-    rows, _ = scanned(folder)
-    assert [row.captions for row in rows] == [("a dog", "a pet"), ("a cat",)]
+    for text in ('{"description": "a cat"}', '{"Caption": "a cat"}', '{"blip_caption": "a cat"}'):
+        (folder / "b.json").write_text(text)
+        rows, _ = scanned(folder)
+        assert [row.captions for row in rows] == [("a dog", "a pet"), ("a cat",)]

@@ -205,7 +205,7 @@ def test_an_invalid_sample_is_a_reject(tmp_path):
         (members("0") | {"0.txt": "Café".encode("latin-1")}, "bad row", "0.txt: 'utf-8' codec"),
         (members("0") | {"0.json": b'{"status": '}, "bad row", "0.json: "),
         (members("0", note="a\0"), "bad row", "0.json: a NUL character"),
-        (members("0", split="holdout"), "bad row", "unknown split"),
+        (members("0", split="fold9"), "bad row", "unknown split"),
         (members("0") | {"0.txt": b"x" * (1 << 24) + b"x"}, "bad row", "0.txt: 16777217 bytes"),
     ):
         (tmp_path / "0.tar").write_bytes(pack(*sample.items(), *members("1", "a cat").items()))

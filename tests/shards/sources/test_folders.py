@@ -104,6 +104,7 @@ LOOKS = {
         "one.csv": "video,caption\na,x\n",
         "two.csv": "video,caption\na,x\n",
     },
+    "texts of other tools": {"a.mp4": "", "a.tags": "dog", "a.prompt": "a dog"},
     "metadata of a downloader": {"a.mp4": "", "a.info.json": '{"title": "x"}'},
 }
 
@@ -136,6 +137,8 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
         "ws/mlflow.db",
         "ws/artifacts/decode_videos/x/pictures/samples.png",
     ]
+    other += ["FOUND.001/n.mp4", "@Recycle Bin/o.mp4", "files_trashbin/p.mp4", "M/THMBNL/q.jpg"]
+    other += ["x.mp4.part", "y.mov.crdownload", "z.MP4.tmp", "GL010001.LRV", "GX010001.THM"]
     other += ["early/prefect/", "early/reports/l.png", "export/artifact.json", "export/m.png"]
     write(tmp_path, [*data, *other])
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
@@ -144,7 +147,9 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
     assert sorted(listing.media) == sorted(data)
     (notes,) = listing.notes()
     for part in (
-        "folders of previews or deleted files: 8",
+        "folders of previews or deleted files: 12",
+        "unfinished downloads and copies: 3",
+        "previews of cameras: 2",
         "folders that alpro writes: 3",
         "links to folders: 1",
         "links that cannot be followed: 1",
@@ -212,6 +217,25 @@ def test_other_files_with_a_text_are_counted_and_media_without_a_decoder_are_rej
     assert "2 .heic files cannot be decoded" in "\n".join(notes)
     with one_line("no video or image", ".heic"):
         list(scan_source(write(tmp_path / "only", ["a.HEIC"]))[1])
+
+
+def test_names_with_spaces_and_of_a_thumbnail_are_files_and_ids_are_unique(tmp_path):
+    files = [" a .mp4", " a .txt", "b.mp4", "b.mkv", "b.mp4.jpg", "b.txt"]
+    rows = list(scan_source(write(tmp_path, dict.fromkeys(files, "a dog")))[1])
+    assert all(Path(row.path).is_file() for row in rows)
+    assert sorted(row.id for row in rows) == [" a ", "b.mkv", "b.mp4", "b.mp4.jpg"]
+
+
+def test_a_name_that_is_not_utf8_is_a_reject(tmp_path):
+    write(tmp_path, {"a.mp4": "", "a.txt": "a dog", os.fsdecode(b"caf\xe9.mp4"): ""})
+    _, reject = scan_source(tmp_path)[1]
+    assert (reject.reason, "not UTF-8" in reject.detail) == ("bad row", True)
+
+
+def test_lists_of_splits_beside_a_table_are_named(tmp_path):
+    lists = {"a.mp4": "", "train.txt": "a", "test.txt": "b"}
+    _, _, notes = scanned(write(tmp_path, lists | {"x.csv": "video,caption\na,a dog\n"}))
+    assert "test.txt, train.txt are not read" in notes
 
 
 def test_lists_of_different_lengths_are_refused(tmp_path):

@@ -73,7 +73,8 @@ def test_a_row_counts_in_bytes_and_a_written_escape_is_no_nul(tmp_path):
         (None, None),
         ([], None),
         (float("nan"), None),
-        ({"a": 1}, None),
+        ({"dog": 2, "cat": 3}, "cat"),
+        ({"a": "b"}, None),
     ],
 )
 def test_an_answer_is_a_text_a_number_or_the_most_frequent_of_several(answer, expected):
@@ -101,6 +102,17 @@ ONE = {f"a{number}": text for number, text in enumerate(TEXTS, 1)}
         (ZERO, ["a rope", "A Rope"], ["a rope", "a rope"]),
         ({"options": ["A. a ball", "B. a spoon"]}, ["B", "(A)"], ["a spoon", "a ball"]),
         ({"candidates": TEXTS}, ["a leaf"], ["a leaf"]),
+        ({f"mc_option_{n}": text for n, text in enumerate(TEXTS)}, [0, 4], ["a ball", "a leaf"]),
+        ({"option_a": "a ball", "option_b": "a rope"}, ["b", "A"], ["a rope", "a ball"]),
+        ({"A": "a ball", "B": "a rope", "C": "a book"}, ["C"], ["a book"]),
+        ({"answerA": "a ball", "answerB": "a rope"}, ["B"], ["a rope"]),
+        ({"options": "A. a ball; B. a rope"}, ["B"], ["a rope"]),
+        ({"options": "A. a ball\nB. a rope"}, ["(A)"], ["a ball"]),
+        ({"options": "['a ball' 'a rope']"}, ["B"], ["a rope"]),
+        ({"options": {"0": "a ball", "1": "a rope"}}, [0], ["a ball"]),
+        ({"options": ["2", "3", "5"]}, ["3"], ["3"]),
+        ({"options": "a ball, a rope"}, ["B"], None),
+        ({"options": "a ball, a rope"}, ["a rope"], ["a rope"]),
         ({f"option {n}": text for n, text in enumerate(TEXTS)}, [4.0], ["a leaf"]),  # EgoSchema
         ({"choices": [{"choice_id": 0, "choice": "one."}, {"choice": "two."}]}, ["two."], ["two."]),
     ],
