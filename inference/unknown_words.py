@@ -3,10 +3,13 @@
 import re
 from typing import Any
 
+import regex
 from tokenizers import Tokenizer
 
 MIN_PIECE = 3  # letters of a word piece, on average, of a word that the model knows
 # Words without contents, which captions may lack.
+# A word with its combining marks, as in models/words.py, or symbols, such as emoji.
+WORD = regex.compile(r"[\w\p{M}\u200c\u200d]+|[^\w\s.,;:!?'\"()-]+")
 FUNCTION_WORD = re.compile(
     "a|an|the|and|or|but|not|of|in|on|at|to|from|by|for|with|as|is|are|was|were|be|been|do|does"
     "|did|has|have|had|it|its|he|she|they|his|her|their|this|that|these|those|who|what|which"
@@ -25,8 +28,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
         return []
 
     unknown = []
-    words = re.findall(r"\w+|[^\w\s.,;:!?'\"()-]+", text)  # and symbols, such as emoji
-    for word in dict.fromkeys(words):
+    for word in dict.fromkeys(WORD.findall(text)):
         if FUNCTION_WORD.fullmatch(word):
             continue
         pieces = tokenizer.encode(word, add_special_tokens=False).tokens

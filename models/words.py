@@ -5,12 +5,23 @@ import json
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
+import regex
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from alpro.errors import InputError
 
+# Letters with their combining marks, such as the vowels of Hindi, and the joiners between letters of
+# Persian and of Indic scripts.
+WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*")
+# The first letter of a word in a script that is written without spaces.
+WITHOUT_SPACES = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+)
 OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("utf-8"))
 
 
@@ -47,8 +58,37 @@ class Templates(BaseModel):
 
     def words(self) -> set[str]:
         """All words of the templates, in lower case."""
-        text = " ".join(self.video + self.image)
-        return set(re.findall(r"[^\W\d_]+", text.lower()))
+        return set(words_of(" ".join(self.video + self.image)))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text of any script, in lower case and with composed letters (NFC).
+
+    >>> words_of("2 Balls, O'Neil's caf\u00e9")
+    ['balls', 'o', 'neil', 's', 'café']
+    """
+    return WORD.findall(normalize("NFC", text.lower()))
+
+
+def entities_in(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
+    """Those of `entities` that a text has as whole words, in the order of `entities`; of several
+    words, as one phrase.
+
+    >>> entities_in(["An ice cream.", "two balls"], ["cream", "ice cream", "ball"])
+    ['cream', 'ice cream']
+    """
+    # Spaces around each word tell it from a part of another; a phrase is of one text.
+    found = "\n".join(f" {' '.join(words_of(text))} " for text in texts)
+    return [entity for entity in entities if (key := _phrase(entity)) and key in found]
+
+
+@lru_cache(maxsize=4096)  # the same entities are looked for in each sample
+def _phrase(entity: str) -> str:
+    """What `entities_in` looks for; empty for an entity without letters."""
+    words = " ".join(words_of(entity))
+    if not words or WITHOUT_SPACES.match(words):
+        return words
+    return f" {words} "
 
 
 def read_word_list(file: Path, key: str) -> list[str]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from alpro.errors import InputError
-from alpro.models.words import Templates, read_word_list
+from alpro.models.words import WORD, Templates, read_word_list
 from alpro.stages.execution.interface import (
     FILE,
     Needs,
@@ -24,8 +24,7 @@ from alpro.stages.execution.interface import (
 from alpro.stages.vocabulary import verbs
 from alpro.stages.vocabulary.nouns import Use, Words, composed, count_words, read_captions
 
-VERSION = 6  # no verbs that stand where a predicate stands
-JOINERS = "\u200c\u200d"  # between letters of Persian and of Indic scripts
+VERSION = 7  # words of the templates in any script
 # Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts,
 # words for anything.
 NON_OBJECTS = (
@@ -241,9 +240,7 @@ def check_enough(entities: Chosen, config: Config, out: Path) -> None:
 def is_word(text: str) -> bool:
     """Whether a text consists of letters of any script, with their combining marks, and the joiners
     between them."""
-    kinds = {unicodedata.category(character)[0] for character in text if character not in JOINERS}
-    # A combining mark or a joiner starts no word.
-    return text[:1].isalpha() and kinds <= {"L", "M"}
+    return WORD.fullmatch(text) is not None
 
 
 def is_syllable(text: str) -> bool:

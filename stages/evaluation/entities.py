@@ -1,7 +1,6 @@
 """Entity accuracy of the prompter on clips and on crops, that of the best constant prediction, and
 its calibration."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -13,6 +12,7 @@ from torch import Tensor
 from alpro.inference.encoding import encode_videos, sample_frames, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
+from alpro.models.words import entities_in
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
@@ -222,14 +222,14 @@ def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
     return bins
 
 
-def entities_in_crop(about: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
+def entities_in_crop(metadata: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:
     """Those of `truth`, the entities of a clip, of which a crop shows at least half, over the times
     of the column `places`: squares (left, top, right, bottom; fractions of the frame) by entity.
     All of them if it has no places.
 
     box: left, top, width, height in patches.
     """
-    places = about["meta"].get("places")
+    places = metadata["meta"].get("places")
     if not isinstance(places, dict):
         return truth
 
@@ -251,10 +251,11 @@ def clips_with_entities(reader: ShardReader, entities: list[str]) -> dict[int, K
     """The samples that show a known entity, by their index in the reader."""
     clips = {}
     for index in range(len(reader)):
-        about = reader[index].metadata
-        truth = true_entities(about, entities)
+        metadata = reader[index].metadata
+        truth = true_entities(metadata, entities)
         if truth:
-            clips[index] = KnownClip(about["id"], CAPTIONS.join(about["captions"]), truth)
+            captions = CAPTIONS.join(metadata["captions"])
+            clips[index] = KnownClip(metadata["id"], captions, truth)
     return clips
 
 
@@ -264,12 +265,10 @@ def best_constant(truths: list[list[str]], entities: list[str]) -> float:
     return 100 * max(counts) / len(truths)
 
 
-def true_entities(about: dict, entities: list[str]) -> list[str]:
+def true_entities(metadata: dict, entities: list[str]) -> list[str]:
     """Those of `entities` that a sample shows: by the column `entities` of the manifest if it is a
     list, otherwise the words of the captions."""
-    stated = about["meta"].get("entities")
+    stated = metadata["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]
-    # Letters of any script, without digits and underscores.
-    words = set(re.findall(r"[^\W\d_]+", " ".join(about["captions"]).lower()))
-    return [entity for entity in entities if entity in words]
+    return entities_in(metadata["captions"], entities)

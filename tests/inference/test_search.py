@@ -159,6 +159,7 @@ def test_words_that_the_model_does_not_know_are_named(model):
         "\u4f60\u597d?": ["\u4f60\u597d"],
         "\u4f60 ball!": ["\u4f60"],
         "\U0001f600": ["\U0001f600"],
+        "बिल्ली": ["बिल्ली"],  # one word, with its combining marks
     }
     for text, unknown in cases.items():
         assert model.unknown_words(text) == unknown

@@ -42,6 +42,27 @@ def test_what_is_known_to_be_in_a_sample(meta, captions, truth):
     assert true_entities({"meta": meta, "captions": captions}, ENTITIES) == truth
 
 
+@pytest.mark.parametrize(
+    ("captions", "truth"),
+    [
+        (["एक बिल्ली दौड़ती है"], "बिल्ली"),  # vowels are combining marks
+        (["یک می\u200cخواهم"], "می\u200cخواهم"),  # a joiner within a word
+        (["un cafe\u0301 noir"], "caf\u00e9"),  # decomposed, as on macOS
+        (["a man eats Ice-Cream"], "ice cream"),
+        (["一只猫在跑"], "猫"),  # written without spaces
+        (["แมวกำลังวิ่ง"], "แมว"),
+    ],
+)
+def test_an_entity_of_any_script_is_found_in_captions(captions, truth):
+    entities = ["बिल", "می", "cafe", "cream", "狗", "หมา", truth]
+    found = true_entities({"meta": {}, "captions": captions}, entities)
+    assert found == (["cream", truth] if truth == "ice cream" else [truth])
+
+
+def test_a_phrase_is_of_one_caption():
+    assert true_entities({"meta": {}, "captions": ["some ice", "cream"]}, ["ice cream"]) == []
+
+
 ROWS = [
     {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
     {
