@@ -67,7 +67,7 @@ def main() -> None:
                 save(page, name)
         if arguments.mlflow:
             page = chromium.new_page(viewport={"width": 1500, "height": 640})
-            page.goto(f"{arguments.mlflow}&compareRunsMode=CHART")
+            page.goto(arguments.mlflow)
             page.get_by_role("button", name="Close").first.click()  # an assistant beside the runs
             page.locator(".plotly .barlayer").nth(2).wait_for(timeout=120_000)
             save(page, "mlflow")

@@ -81,7 +81,9 @@ SHOWN: dict[str, Any] = {
 }
 CHANGED_COLUMNS = 8  # of values that runs changed, in that table
 NOTE = "mlflow.note.content"  # the description of a run, in Markdown
-PAGES = "workflowType=machine_learning"  # opens MLflow's pages on runs, not on traces of chats
+# MLflow's pages of runs, not of traces of chats; with the charts of the headline scores beside the
+# runs' names. In the table, the first visit shows one score: an assistant covers the others.
+PAGES = "workflowType=machine_learning&compareRunsMode=CHART"
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
 

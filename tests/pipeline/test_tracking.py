@@ -398,7 +398,8 @@ def test_mlflows_page_opens_with_the_columns_and_charts_of_the_headline_scores(t
     assert [section["name"] for section in view["compareRunSections"]] == ["Model metrics"]
     page = module.start_page(tracker.uri)
     assert re.fullmatch(
-        rf"/#/experiments/{tracker.experiment}/runs\?.*viewStateShareKey=alpro", page
+        rf"/#/experiments/{tracker.experiment}/runs\?.*compareRunsMode=CHART&viewStateShareKey=alpro",
+        page,
     )
 
 
