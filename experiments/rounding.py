@@ -4,21 +4,21 @@
 
 Products in float32 whose inputs and results are rounded to bfloat16, forward and backward, are those
 of a GPU but for the order of sums. A CPU without bfloat16 instructions computes them a hundred times
-as fast as real ones. The model has 12 video blocks, 12 text layers and a width of 256; layer norms
-are float32, as in autocast on CUDA.
+as fast as real ones. The model has 12 video blocks, 12 text layers and a width of 256.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpro.models import text, timesformer
+from alpro.models import attention, text, timesformer
 from alpro.models.alpro import Alpro, ModelConfig
 
 BATCH = 8
@@ -31,51 +31,60 @@ SIZES: dict[str, Any] = {
 }
 
 
-class Round(torch.autograd.Function):
-    """Rounds a tensor, and its gradient, to bfloat16."""
+def rounded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A product as autocast computes it: bfloat16 inputs, sums in float32, a bfloat16 result."""
 
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.bfloat16().float()
+    def call(*inputs: Any, **options: Any) -> Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return function(*inputs, **options)
+        exact = [
+            x.bfloat16().float() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for x in inputs
+        ]
+        return function(*exact, **options).bfloat16()
 
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        return gradient.bfloat16().float()
-
-
-def rounded(x: Tensor) -> Tensor:
-    return Round.apply(x)
+    return call
 
 
 @contextmanager
 def products_in_bfloat16() -> Iterator[None]:
-    linear = F.linear
-    attention = F.scaled_dot_product_attention
+    """Tensors have the types that they have under autocast on CUDA, where layer norms are
+    float32."""
+    layer_norm = F.layer_norm
+    attention_by_products = attention.attention_by_products
 
-    def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return rounded(linear(rounded(x), rounded(weight), bias))
-
-    def rounded_attention(*args: Any, **options: Any) -> Tensor:
-        return rounded(attention(*args, **options))
+    def float_norm(x: Tensor, *args: Any) -> Tensor:
+        return layer_norm(x.float(), *args)
 
     with (
-        patch.object(F, "linear", rounded_linear),
-        patch.object(F, "scaled_dot_product_attention", rounded_attention),
+        patch.object(F, "linear", rounded(F.linear)),
+        patch.object(F, "conv2d", rounded(F.conv2d)),
+        patch.object(F, "scaled_dot_product_attention", rounded(F.scaled_dot_product_attention)),
+        patch.object(attention, "attention_by_products", rounded(attention_by_products)),
+        patch.object(F, "layer_norm", float_norm),
+        autocast_to_float32(),
     ):
         yield
 
 
 @contextmanager
+def autocast_to_float32() -> Iterator[None]:
+    """Autocast that is on and casts nothing: `torch.autocast` takes no float32."""
+    dtype = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_dtype("cpu", torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", False)
+        torch.set_autocast_dtype("cpu", dtype)
+
+
+@contextmanager
 def stream_in_bfloat16() -> Iterator[None]:
-    block = timesformer.Block.forward
-
-    def rounded_block(self: timesformer.Block, *args: Any, **options: Any) -> Tensor:
-        return rounded(block(self, *args, **options))
-
     with (
-        patch.object(text, "as_residual", rounded),
-        patch.object(timesformer, "as_residual", rounded),
-        patch.object(timesformer.Block, "forward", rounded_block),
+        patch.object(text, "as_residual", Tensor.bfloat16),
+        patch.object(timesformer, "as_residual", Tensor.bfloat16),
     ):
         yield
 
@@ -105,22 +114,24 @@ def losses_of(model: Alpro, batch: dict[str, Tensor]) -> Tensor:
     video = model.encode_video(batch["frames"])
     words = model.encode_text(batch["ids"], mask)
 
-    similarities = model.project_video(video) @ model.project_text(words).T
-    similarities = similarities / model.clamped_temperature()
+    # In float32, as the training objective computes it.
+    with torch.autocast("cpu", enabled=False):
+        similarities = model.project_video(video.float()) @ model.project_text(words.float()).T
+        similarities = similarities / model.clamped_temperature()
     pairs = torch.arange(BATCH)
     vtc = (F.cross_entropy(similarities, pairs) + F.cross_entropy(similarities.T, pairs)) / 2
 
     fused = model.fuse(words, mask, video)
     others = model.match(words.roll(1, 0), mask, video)
     matches = torch.tensor([1] * BATCH + [0] * BATCH)
-    vtm = F.cross_entropy(torch.cat([model.vtm_head(fused[:, 0]), others]), matches)
+    vtm = F.cross_entropy(torch.cat([model.vtm_head(fused[:, 0]), others]).float(), matches)
 
     scores = model.mlm_scores(fused[:, :WORDS])
-    mlm = F.cross_entropy(scores.flatten(0, 1), batch["labels"].flatten())
+    mlm = F.cross_entropy(scores.flatten(0, 1).float(), batch["labels"].flatten())
 
     patches = fused[:, WORDS + 1 :]
     everywhere = torch.ones(patches.shape[:2], dtype=torch.bool)
-    pem = F.cross_entropy(model.pem_logits(patches, everywhere), batch["entities"])
+    pem = F.cross_entropy(model.pem_logits(patches, everywhere).float(), batch["entities"])
     return torch.stack([vtc, vtm, mlm, pem])
 
 
@@ -132,14 +143,24 @@ def losses_and_gradient(model: Alpro, batch: dict[str, Tensor]) -> tuple[Tensor,
     return losses.detach(), torch.cat(gradients)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--init", choices=("bert", "scratch"), nargs="+", default=["bert", "scratch"]
     )
-    for init in parser.parse_args().init:
+    parser.add_argument(
+        "--golden",
+        action="store_true",
+        help="compare with the official code's numbers, whose folder is ALPRO_ORACLE",
+    )
+    options = parser.parse_args(arguments)
+    if options.golden:
+        compare_with_golden()
+        return
+
+    for init in options.init:
         torch.manual_seed(0)
         model = new_model(init)
         batch = new_batch()
@@ -158,6 +179,33 @@ def report(
     error = (gradient - exact_gradient).norm() / exact_gradient.norm()
     changes = " ".join(f"{change:+.4f}" for change in (losses - exact_losses).tolist())
     print(f"  {name}: losses {changes}, gradient off by {error:.1%}", flush=True)
+
+
+def compare_with_golden() -> None:
+    """Prints by how much losses and outputs differ from those of the official code, which
+    tests/test_oracle.py reads: the paper's sizes, random weights, two videos."""
+    from tests.test_oracle import ORACLE, pretrain
+
+    with np.load(ORACLE / "pretrain_a.npz") as file:
+        golden = dict(file)
+
+    # A list of contexts: the products first, then the stream.
+    precisions: dict[str, list[Callable[[], AbstractContextManager]]] = {
+        "float32": [],
+        "products in bfloat16": [products_in_bfloat16],
+        "and the stream": [products_in_bfloat16, stream_in_bfloat16],
+    }
+    for name, contexts in precisions.items():
+        with torch.inference_mode(), ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
+            results = dict(pretrain(golden))
+        print(name)
+        for key, result in results.items():
+            exact = torch.from_numpy(golden[key])
+            error = (result.float() - exact).abs().max()
+            of_size = f"{exact:.4f}" if exact.ndim == 0 else f"up to {exact.abs().max():.4f}"
+            print(f"  {key} ({of_size}): off by {error:.5f}", flush=True)
 
 
 if __name__ == "__main__":

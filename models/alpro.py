@@ -3,6 +3,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -11,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from alpro.models.losses import box_mask
-from alpro.models.text import MlmHead, MultimodalEncoder, TextConfig, TextEncoder
+from alpro.models.text import (
+    MlmHead,
+    MultimodalEncoder,
+    Pairs,
+    TextConfig,
+    TextEncoder,
+    are_groups_merged,
+)
 from alpro.models.timesformer import Block, TimeSformer, VideoConfig
 
 
@@ -235,6 +243,19 @@ class Alpro(Prompter):
         With `first`, the last layer computes the first tokens only: (B, first, D).
         """
         return self.multimodal_encoder(text, mask, video, first)
+
+    def fuse_groups(self, groups: Iterable[tuple[str, Pairs]]) -> dict[str, Tensor]:
+        """The fused tokens of groups of pairs by name, as of `fuse`."""
+        if are_groups_merged(self.vtm_head.weight):
+            pairs = dict(groups)
+            fused = self.multimodal_encoder.forward_groups(list(pairs.values()))
+            return dict(zip(pairs, fused, strict=True))
+
+        # One by one: `groups` may be a generator, which gathers the tokens of a group only now.
+        return {
+            name: self.fuse(pairs.text, pairs.mask, pairs.video, pairs.first)
+            for name, pairs in groups
+        }
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """The fused [CLS] token (B, D)."""

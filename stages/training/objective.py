@@ -17,6 +17,7 @@ from alpro.models.alpro import Alpro, DualEncoder, crop
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
 from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
+from alpro.models.text import Pairs
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Granularity
 
@@ -68,6 +69,21 @@ class StepFeatures:
         rows = similarity[start : start + size]
         by_rank = rows.unflatten(1, (-1, micro_batches, size))
         return by_rank[:, :, self.micro_batch].flatten(1)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The hard negatives of B pairs.
+
+    Attributes:
+        videos: for each text the index of a video (B,), of those of all ranks if they share texts.
+        texts: for each video the index of a text (B,).
+        valid: (2B,), False for rows without a negative.
+    """
+
+    videos: Tensor
+    texts: Tensor
+    valid: Tensor
 
 
 class Objective(NormalizedModel):
@@ -266,43 +282,42 @@ class MatchingObjective(Objective):
         super().__init__(model, mean, std)
         self.negative_pool_size = negative_pool_size
 
-    def negatives(
-        self, batch: Batch, video: Tensor, text: Tensor, v2t: Tensor, t2v: Tensor
-    ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Pairs (text, mask, video) of each text with a hard negative video and each video with a
-        hard negative text.
-
-        Also returns valid (2B,), False for rows without a negative. One vectorized sample per
-        direction.
-        """
+    def sample_negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> Negatives:
+        """Samples a hard negative video for each text and a hard negative text for each video, from
+        similarity / temperature as of `contrast`. One vectorized sample per direction."""
         size = len(batch.video)
         excluded = self.excluded(batch)
-
-        videos = video
-        texts = text
-        masks = batch.mask
-        if self.shares_texts(size):
-            # With gradients: an example is also trained as a negative of the other ranks.
-            videos = gather(videos)
-            texts = gather(texts)
-            masks = gather(masks)
-        else:
+        if not self.shares_texts(size):
             columns = slice(rank() * size, (rank() + 1) * size)
             v2t = v2t[:, columns]
             t2v = t2v[:, columns]
 
         uniforms = batch.uniforms
         if uniforms is None:
-            uniforms = torch.rand(size, 2, device=video.device)
-        other_videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
+            uniforms = torch.rand(size, 2, device=v2t.device)
+        videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
         # The excluded pairs are the same in both directions, and so is `valid`.
-        other_texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])
+        texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])
+        return Negatives(videos, texts, valid.repeat(2))
 
-        pairs = [
-            (text, batch.mask, videos[other_videos]),
-            (texts[other_texts], masks[other_texts], video),
+    def negative_pairs(
+        self, batch: Batch, video: Tensor, text: Tensor, negatives: Negatives
+    ) -> list[Pairs]:
+        """The pairs of each text with its negative video, and those of each video with its negative
+        text."""
+        videos = video
+        texts = text
+        masks = batch.mask
+        if self.shares_texts(len(batch.video)):
+            # With gradients: an example is also trained as a negative of the other ranks.
+            videos = gather(videos)
+            texts = gather(texts)
+            masks = gather(masks)
+
+        return [
+            Pairs(text, batch.mask, videos[negatives.videos]),
+            Pairs(texts[negatives.texts], masks[negatives.texts], video),
         ]
-        return pairs, valid.repeat(2)
 
     def shares_texts(self, pairs: int) -> bool:
         """Whether a pool of negatives spans ranks."""
@@ -342,11 +357,11 @@ class MatchingObjective(Objective):
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text, features)
 
         # Positives and negatives go through the multimodal encoder in one pass.
-        positives = (text, batch.mask, video)
-        negatives, valid = self.negatives(batch, video, text, v2t, t2v)
-        texts, masks, videos = concatenate([positives, *negatives])
-        cls = self.model.fuse_cls(texts, masks, videos)
-        vtm, vtm_metrics = self.matching(cls, valid, counts)
+        positives = Pairs(text, batch.mask, video)
+        negatives = self.sample_negatives(batch, v2t, t2v)
+        pairs = concatenate([positives, *self.negative_pairs(batch, video, text, negatives)])
+        cls = self.model.fuse_cls(pairs.text, pairs.mask, pairs.video)
+        vtm, vtm_metrics = self.matching(cls, negatives.valid, counts)
         return vtc + vtm, metrics | vtm_metrics
 
     def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
@@ -365,10 +380,12 @@ class MatchingObjective(Objective):
         return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": accuracy.detach()}
 
 
-def concatenate(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Concatenates groups of pairs (text, mask, video) along the batch."""
-    texts, masks, videos = zip(*pairs, strict=True)
-    return torch.cat(texts), torch.cat(masks), torch.cat(videos)
+def concatenate(groups: list[Pairs], first: int | None = None) -> Pairs:
+    """One group of the pairs of all, of whose fused tokens the `first` are read."""
+    text = torch.cat([pairs.text for pairs in groups])
+    mask = torch.cat([pairs.mask for pairs in groups])
+    video = torch.cat([pairs.video for pairs in groups])
+    return Pairs(text, mask, video, first)
 
 
 class QaObjective(Objective):

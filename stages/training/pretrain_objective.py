@@ -5,7 +5,7 @@ To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRA
 items). Report, MLflow and checkpoints follow from these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from alpro.models.alpro import Alpro, crop
 from alpro.models.frames import NormalizedModel, scale_frames
 from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
 from alpro.models.ranks import world_size
+from alpro.models.text import Pairs
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Granularity
@@ -23,6 +24,7 @@ from alpro.stages.training.objective import (
     Counts,
     MatchingObjective,
     Metrics,
+    Negatives,
     StepFeatures,
     concatenate,
 )
@@ -115,7 +117,6 @@ class PretrainObjective(MatchingObjective):
         self, batch: Batch, counts: Counts, features: StepFeatures | None = None
     ) -> tuple[Tensor, Metrics]:
         terms: dict[str, tuple[Tensor, Metrics]] = {}
-        length = batch.text.shape[1]
         video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
 
@@ -128,24 +129,20 @@ class PretrainObjective(MatchingObjective):
             v2t = torch.zeros_like(v2t)
             t2v = torch.zeros_like(t2v)
 
-        # The positive pairs are fused once for both losses: VTM reads their [CLS], PEM their
-        # patches.
-        positive = None
-        if "pem" in self.losses:
-            positive = self.model.fuse(text, batch.mask, video)
-        elif "vtm" in self.losses:
-            positive = self.model.fuse(text, batch.mask, video, first=1)
+        negatives = None
+        if "vtm" in self.losses:
+            negatives = self.sample_negatives(batch, v2t, t2v)
+        pairs = self.pairs(batch, video, text, masked, negatives)
+        fused = self.model.fuse_groups(pairs)
 
-        if positive is not None and "vtm" in self.losses:
-            negatives, valid = self.negatives(batch, video, text, v2t, t2v)
-            texts, masks, videos = concatenate(negatives)
-            cls = torch.cat([positive[:, 0], self.model.fuse_cls(texts, masks, videos)])
-            terms["vtm"] = self.matching(cls, valid, counts)
+        if negatives is not None:
+            cls = torch.cat([fused["positive"][:, 0], fused["negative"][:, 0]])
+            terms["vtm"] = self.matching(cls, negatives.valid, counts)
         if "mlm" in self.losses:
-            words = self.model.fuse(masked, batch.mask, video, first=length)
-            terms["mlm"] = self.masked_words(batch, words, counts)
-        if positive is not None and "pem" in self.losses:
-            patches = positive[:, length + 1 :]  # behind the text tokens and the video's [CLS]
+            terms["mlm"] = self.masked_words(batch, fused["masked"], counts)
+        if "pem" in self.losses:
+            # Behind the text tokens and the video's [CLS].
+            patches = fused["positive"][:, batch.text.shape[1] + 1 :]
             terms["pem"] = self.entities(batch, patches, counts)
 
         # Equation 6.
@@ -154,6 +151,28 @@ class PretrainObjective(MatchingObjective):
         for _, metrics in terms.values():
             all_metrics |= metrics
         return total, all_metrics
+
+    def pairs(
+        self,
+        batch: Batch,
+        video: Tensor,
+        text: Tensor,
+        masked: Tensor,
+        negatives: Negatives | None,
+    ) -> Iterator[tuple[str, Pairs]]:
+        """The pairs that the losses fuse, by name. `text` and `masked` (B, L, D): the tokens of the
+        clean and of the masked texts."""
+        # Fused once for both losses: VTM reads [CLS], PEM the patches.
+        if "pem" in self.losses:
+            yield "positive", Pairs(text, batch.mask, video)
+        elif "vtm" in self.losses:
+            yield "positive", Pairs(text, batch.mask, video, first=1)
+
+        if negatives is not None:
+            groups = self.negative_pairs(batch, video, text, negatives)
+            yield "negative", concatenate(groups, first=1)
+        if "mlm" in self.losses:
+            yield "masked", Pairs(masked, batch.mask, video, first=batch.text.shape[1])
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them

@@ -1,21 +1,26 @@
 """A roofline of a training step on an A100 and an H100, from fake tensors: a model, not a
 measurement.
 
-    python -m tests.stages.training.roofline [--stage pretrain] [--batches 16 32 64] [--json FILE]
+    python -m tests.stages.training.roofline [--batches 16 32 64] [--frames 4] [--json FILE]
 
 A kernel takes the longest of its bytes over the memory's bandwidth, its FLOPs over the rate of its
 kind, and 2.5 microseconds. Attention is computed in tiles of 128 queries and 128 keys, however
-short a sequence is. In a compiled layer, what lies between two matrix products or attentions is one
-kernel for each size of its results, which reads its inputs once and writes what is used later; the
-whole backward pass counts as compiled then. MFU counts the FLOPs of the method, without those of
-padding.
+short a sequence is, and so are batches of products.
+
+In a compiled layer, what lies between two matrix products or attentions is one kernel for each size
+of its results, which reads its inputs once and writes what is used later; the whole backward pass
+counts as compiled then. Kernels are those of the forward and backward passes; the optimizer counts
+by its bytes. MFU counts the FLOPs of the method, without those of padding.
+
+For each batch size, the variants of temporal attention follow: the step above, packed and compiled,
+with another attention. `--frames 4 8 16` computes the attention alone for other numbers of frames.
 """
 
 import argparse
 import json
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +28,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from alpro.models.attention import attention_by_products, attention_on_gpu
 from alpro.models.text import Layer
-from alpro.models.timesformer import Block
+from alpro.models.timesformer import Block, VideoConfig
 from alpro.stages import pretrain, train_prompter
+from alpro.stages.training.objective import Objective
+from alpro.stages.training.pretrain_objective import PretrainObjective
 from tests.stages.training.conftest import run_of
 from tests.stages.training.simulated import as_on_a_gpu, batch_of, objective_at_size
 
@@ -62,7 +72,8 @@ GPUS = {
 
 @dataclass
 class Kernel:
-    """One or `count` kernels: bytes that move, FLOPs that count, and for attention the tiles."""
+    """One or `count` kernels: bytes that move, FLOPs that count, and of attention and of batches of
+    products the tiles."""
 
     kind: str
     bytes: float
@@ -80,7 +91,8 @@ class Kernel:
             blocks = self.tiles / (2 * gpu.multiprocessors) * (4e-6 if self.backward else 2e-6)
             return max(longest, flops / (0.6 * gpu.attention), blocks)
         rate = gpu.float32 if self.kind == "float32" else gpu.bfloat16
-        return max(longest, self.flops / rate)
+        blocks = self.tiles / (2 * gpu.multiprocessors) * 2e-6
+        return max(longest, self.flops / rate, blocks)
 
 
 class Kernels(TorchDispatchMode):
@@ -134,7 +146,7 @@ class Kernels(TorchDispatchMode):
             return
         kept = [value for value in self.written.values() if value[0]() is not None]
         moved = sum(self.read.values()) + sum(size for _, size, _ in kept)
-        sizes = {number for *_, number in self.written.values() if number > 4096}
+        sizes = {number for *_, number in self.written.values()}
         self.kernels.append(Kernel("element-wise", moved, count=max(1, len(sizes))))
         self.read = {}
         self.written = {}
@@ -185,7 +197,22 @@ def heavy(name: str, function: Any, args: Any, kwargs: Any, result: Any, moved: 
     flops = flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=result)
     matrices = [x for x in tree_leaves(args) if isinstance(x, Tensor) and x.dim() > 1]
     kind = "float32" if any(x.dtype == torch.float32 for x in matrices) else "bfloat16"
-    return Kernel(kind, moved, float(flops))
+    tiles = 0
+    if name == "bmm":
+        batch, rows, columns = result.shape
+        tiles = batch * math.ceil(rows / TILE) * math.ceil(columns / TILE)
+    return Kernel(kind, moved, float(flops), tiles=tiles)
+
+
+def cast_teacher(objective: Objective) -> None:
+    """As a run does on a GPU (`Objective.cast_frozen_`), whose conversion fails for fake weights.
+    All weights: those that stay in float32 are small."""
+    if not isinstance(objective, PretrainObjective) or objective.prompter is None:
+        return
+    for module in objective.prompter.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
 
 
 def kernels_of_a_step(
@@ -198,6 +225,7 @@ def kernels_of_a_step(
     with TemporaryDirectory() as folder, as_on_a_gpu(packed):
         objective = objective_at_size(stage, config)
         run = run_of(objective, config, Path(folder))
+        cast_teacher(objective)
         batch = batch_of(stage, objective, batch_size, 32, 224)
         recorded = Kernels()
         scopes: list[Any] = []
@@ -223,15 +251,81 @@ def kernels_of_a_step(
     return recorded.kernels, weights
 
 
-def main() -> None:
+def attention_by_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As F.scaled_dot_product_attention (B, heads, L, D), by element-wise products and sums."""
+    scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+    return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2)
+
+
+ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "alone": F.scaled_dot_product_attention,
+    "products": attention_by_products,
+    "broadcast": attention_by_broadcast,
+    "packed": attention_on_gpu,
+}
+
+
+def temporal_attention(variant: str, clips: int, frames: int, passes: int = 2) -> list[Kernel]:
+    """The kernels of one layer's temporal attention, compiled: `passes` forward and one
+    backward."""
+    video = VideoConfig()
+    shape = (clips * video.grid**2, video.heads, frames, video.width // video.heads)
+    recorded = Kernels()
+    with FakeTensorMode():
+        q, k, v = (torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        with recorded:
+            for _ in range(passes):
+                with recorded.compiled(True):
+                    output = ATTENTIONS[variant](q, k, v)
+            with recorded.compiled(True):
+                output.backward(torch.empty_like(output))
+    return recorded.kernels
+
+
+def attention_rows(clips: int, frames: int, step: list[Kernel] | None, weights: int) -> list[dict]:
+    """A row for each variant of temporal attention in all layers of the student and, forward, of
+    the teacher; with the kernels of a packed and compiled `step`, its speed with each variant."""
+    depth = VideoConfig().depth
+    packed = temporal_attention("packed", clips, frames)
+    rows = []
+    for variant in ATTENTIONS:
+        kernels = temporal_attention(variant, clips, frames)
+        row: dict[str, Any] = {"batch": clips, "frames": frames, "attention": variant}
+        row["kernels"] = depth * sum(kernel.count for kernel in kernels)
+        row["gigabytes"] = depth * sum(kernel.bytes for kernel in kernels) / 1e9
+        row["tflop"] = depth * sum(kernel.flops for kernel in kernels) / 1e12
+        for name, gpu in GPUS.items():
+            seconds = depth * sum(kernel.seconds(gpu) for kernel in kernels)
+            row[f"{name} ms"] = 1000 * seconds
+            if step:
+                others = seconds_of(step, weights, gpu)
+                others -= depth * sum(kernel.seconds(gpu) for kernel in packed)
+                row[f"{name} samples/s"] = clips / (others + seconds)
+        rows.append(row)
+    return rows
+
+
+def seconds_of(step: list[Kernel], weights: int, gpu: Gpu) -> float:
+    optimizer = weights * OPTIMIZER_BYTES / gpu.bandwidth
+    return sum(kernel.seconds(gpu) for kernel in step) + optimizer
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", choices=sorted(STAGES), default="pretrain")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--frames", type=int, nargs="+", default=[4])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
-    rows = []
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        cells = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        print(" | ".join(cells), flush=True)
+
     for size in options.batches:
         flops = 0.0
         for variant, packed, compiled in (
@@ -246,12 +340,16 @@ def main() -> None:
             row["gigabytes"] = sum(kernel.bytes for kernel in kernels) / 1e9
             row["tflop"] = flops / 1e12
             for name, gpu in GPUS.items():
-                seconds = sum(kernel.seconds(gpu) for kernel in kernels)
-                seconds += weights * OPTIMIZER_BYTES / gpu.bandwidth
+                seconds = seconds_of(kernels, weights, gpu)
                 row[f"{name} samples/s"] = size / seconds
                 row[f"{name} MFU"] = flops / seconds / gpu.peak
-            rows.append(row)
-            print(" | ".join(f"{k} {v:.3g}" if k != "variant" else v for k, v in row.items()))
+            add(row)
+        # The last variant is packed and compiled.
+        if options.stage == "pretrain":
+            for frames in options.frames:
+                step = kernels if frames == VideoConfig().frames else None
+                for row in attention_rows(size, frames, step, weights):
+                    add(row)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

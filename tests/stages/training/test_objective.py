@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from alpro.models import alpro
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
@@ -23,6 +24,7 @@ from alpro.stages.training.pretrain_objective import PretrainObjective, Pretrain
 from tests.stages.training.part_of_a_batch import (
     NAMES,
     NORM,
+    TEXT,
     WEIGHTS,
     losses_and_gradients,
     losses_of,
@@ -349,3 +351,24 @@ def test_validation_of_pem_is_over_the_crops_that_it_keeps(
         },
         rel=1e-4,
     )
+
+
+@pytest.mark.parametrize("off", [{}, {"pem": 0.0}, {"vtm": 0.0}])
+def test_one_pass_for_all_pairs_has_the_losses_and_gradients_of_three(off, batch, monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setitem(TEXT, "depth", 4)  # three layers of fusion, of which two are shared
+    objective = objective_of("pretrain", weights=WEIGHTS | off)
+    batch = objective.with_pseudo_labels(batch)
+    counts = objective.step_counts([batch])
+    expected, _ = objective(batch, counts)
+    expected_gradients = gradients(expected, objective)
+
+    monkeypatch.setattr(alpro, "are_groups_merged", lambda _: True)
+    passes = []
+    encoder = objective.model.multimodal_encoder
+    monkeypatch.setattr(encoder, "forward", lambda *_: passes.append("separate"))
+    loss, _ = objective(batch, counts)
+
+    assert passes == []
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, objective), expected_gradients, atol=1e-5, rtol=1e-4)

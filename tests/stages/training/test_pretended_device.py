@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from alpro.models import attention, precision
+from alpro.models import alpro, attention, precision
 from alpro.models.frames import NormalizedModel
 from alpro.models.temporal_attention import TemporalAttention
 from alpro.models.text import Layer
@@ -104,6 +104,7 @@ def packed(monkeypatch) -> list[int]:
     monkeypatch.setattr(attention.Attention, "output", output)
     monkeypatch.setattr(attention, "packed_attention", counted)
     monkeypatch.setattr(precision, "keeps_half", lambda _: True)
+    monkeypatch.setattr(alpro, "are_groups_merged", lambda _: True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: is_enabled("cpu"))
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
