@@ -124,7 +124,9 @@ class Kernels(TorchDispatchMode):
             moved = sum(map(stored_bytes, [*inputs, *results]))
             self.kernels.append(heavy(name, function, args, kwargs, result, moved))
         elif self.fused:
-            self.fuse(inputs, results)
+            # The cast of a bias is part of the kernel that reads it.
+            is_bias_cast = name == "_to_copy" and results[0].dim() == 1
+            self.fuse(inputs, [] if is_bias_cast else results)
         else:
             moved = sum(map(stored_bytes, [*inputs, *results]))
             self.kernels.append(Kernel("element-wise", moved))
