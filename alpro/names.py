@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from alpro.artifact import Record, artifacts, read_record
 from alpro.credentials import refuse_credentials
@@ -112,6 +113,9 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     one.
     """
     refuse_credentials("model or artifact", str(name))
+    if not Path(name).expanduser().is_dir():
+        # As it was copied from a page or a terminal.
+        name = normalize("NFC", str(name)).strip()
     folder = Path(name).expanduser()
     record = read_record(folder)
     if record:
@@ -265,7 +269,7 @@ def config_name(config: str) -> str:
     'mine'
     """
     file_name = config.replace("\\", "/").rpartition("/")[2]
-    return file_name.removesuffix(".toml")
+    return normalize("NFC", file_name.removesuffix(".toml"))
 
 
 def is_fingerprint(name: str) -> bool:

@@ -35,11 +35,14 @@ NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 MINUTES = re.compile(r"(\d+):(\d{1,2}(?:\.\d+)?)")
 CONDITION = re.compile(
     r"""
-    (?: (?P<column> "[^"]+" | [^\s;<>=!~"]+ ) \s* (?P<operator> <=|>=|!=|[=<>~] ) \s* )?
+    (?: (?P<column> "[^"]+" | [^\s;<>=!~"]+ ) \s* (?P<operator> <=|>=|!=|<>|==|=~|~=|[=<>~] ) \s* )?
     (?P<value> "[^"]*" | [^\s;"]* )
     """,
     re.VERBOSE,
 )
+SAME_OPERATORS = {"==": "=", "<>": "!=", "=~": "~", "~=": "~"}  # as other languages write them
+SECOND_WORDS = {"s", "sec", "secs", "second", "seconds"}  # after a number of seconds
+OTHER_WORDS = {"or", "not", "|", "||"}  # of search engines, which join or negate conditions
 SEPARATORS = re.compile(r"[\s;]*")
 IGNORED_WORDS = {"and", "&", "&&", ","}  # between conditions
 
@@ -83,7 +86,14 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
                 f"filter {text!r}: takes a column, one of = != < <= > >= ~ and a value, such as "
                 "kind=video, or a word"
             )
-        if condition.column or condition.value.lower() not in IGNORED_WORDS:
+        word = "" if condition.column else match["value"].lower()
+        is_unit = bool(conditions) and conditions[-1].column in SECONDS_COLUMNS
+        if word in OTHER_WORDS:
+            raise InputError(
+                f"filter {text!r}: a clip must fit all conditions; `{word}` is no condition: filter "
+                "twice, use !=, or write the word in double quotes"
+            )
+        if word not in IGNORED_WORDS and not (is_unit and word in SECOND_WORDS):
             conditions.append(condition)
 
         position = SEPARATORS.match(text, match.end()).end()  # type: ignore[union-attr]
@@ -93,6 +103,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
 def _condition(match: re.Match[str], columns: Sequence[str]) -> Condition | None:
     """The condition of a match of CONDITION; None if it is neither a condition nor a word."""
     written, operator, value = match.group("column", "operator", "value")
+    operator = SAME_OPERATORS.get(operator, operator)
     if value.startswith('"'):
         value = value.strip('"')
     else:
@@ -100,6 +111,13 @@ def _condition(match: re.Match[str], columns: Sequence[str]) -> Condition | None
         value = value.rstrip(",") or value
     if not written:
         is_word = value and value[0] not in "=<>!~"
+        before, colon, _ = value.partition(":")
+        if (
+            colon
+            and before.lower() in (*TEXT_COLUMNS, *SECONDS_COLUMNS)
+            and match["value"][0] != '"'
+        ):
+            raise InputError(f"filter {match[0]!r}: write {value.replace(':', '=', 1)}")
         return Condition("", "", value) if is_word else None
 
     written = written.strip('"')

@@ -8,6 +8,7 @@ rejects.parquet has the files that could not be decoded.
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,22 +192,22 @@ class Index:
         return Model.load(self.find_model(name, workspace), **options)
 
     def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
-        """The items and rejects that a name stands for, each after the name: an id, a file, or a
-        folder."""
-        name_of: dict[str, str] = {}
+        """The items and rejects that names stand for, each after the name: an id, a file, or a
+        folder. An item that several names stand for comes after each of them."""
+        names_of: defaultdict[str, set[str]] = defaultdict(set)
         for name in names:
             # An id is compared as it is, a file by its absolute path, which the rows have.
-            name_of[spelled(name)] = name
-            name_of[spelled(str(absolute(name)))] = name
+            names_of[spelled(name)].add(name)
+            names_of[spelled(str(absolute(name)))].add(name)
 
         for table in (self.items, self.rejects):
             for item in rows_of(table):
                 folders = map(str, PurePath(item["path"]).parents)
+                given: set[str] = set()
                 for text in (item["id"], item["path"], *folders):
-                    given = name_of.get(spelled(text))
-                    if given is not None:
-                        yield given, item
-                        break
+                    given |= names_of.get(spelled(text), set())
+                for name in sorted(given):
+                    yield name, item
 
 
 def read_about(folder: Path) -> About:

@@ -394,14 +394,14 @@ def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
         named = list(Index.open(folder).named(names))
         matched = {name for name, _ in named}
         missing = [name for name in names if name not in matched]
-        items = [] if missing else [item for _, item in named]
-        writer.finish({key_of(item) for item in items})
+        items = {} if missing else {key_of(item): item for _, item in named}
+        writer.finish(items.keys())
 
     if missing:
         raise InputError(
             f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is"
         )
-    return items
+    return list(items.values())
 
 
 def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]:

@@ -108,6 +108,9 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
+    if not found and not store.root.is_dir():
+        # Nothing was verified: the workspace may be another one.
+        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
     # Records that cannot be read count as unfinished, so `store.all` lacks them.
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
     print_rows([problem._asdict() for problem in problems])
@@ -140,13 +143,18 @@ def remove_artifacts(
     folders = dict[Path, None]()
     for name in (artifact, *more):
         # Unfinished work has no record by which `find_artifact` could find it.
-        named = [folder for folder in interrupted if name in (folder.name, str(folder))]
+        named = [folder for folder in interrupted if is_named(folder, name)]
         folders[named[0] if named else find_artifact(name, workspace)[0]] = None
 
     print_dependents(store, list(folders))
     confirm(f"remove {', '.join(map(str, folders))}?", yes)
     store.remove(folders)
     print(*(f"removed {folder}" for folder in folders), sep="\n")
+
+
+def is_named(folder: Path, name: str) -> bool:
+    """Whether a name is that of a folder, or a path of it."""
+    return name == folder.name or Path(name).resolve() == folder.resolve()
 
 
 def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
@@ -192,6 +200,8 @@ def collect_garbage(
     from alpro.inference.index import indexed_fingerprints
 
     store = store_of(workspace)
+    if not store.root.is_dir():
+        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
     named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
 
     kept = named or kept_by_name(workspace)

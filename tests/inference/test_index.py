@@ -319,6 +319,15 @@ def test_a_file_is_removed_by_its_name_as_any_system_spells_it(update, videos, t
         assert item["path"].endswith(f"{spelling}.mp4")
 
 
+def test_a_file_that_several_names_stand_for_is_removed_once(update, videos, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos[0], folder / "a.mp4")
+    update(folder)
+    names = [str(folder), str(folder / "a.mp4"), str(folder / "." / "a.mp4"), "a"]
+    assert len(remove_videos(tmp_path / "index", names)) == 1
+
+
 def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")

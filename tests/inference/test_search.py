@@ -221,6 +221,10 @@ def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
         "duration<10": [0, 1],
         "duration>0:05": [0],
         "duration<=2s": [1],
+        "duration <= 2 seconds": [1],
+        "kind==image": [2],
+        "kind<>image": [0, 1],
+        "caption=~*ball* kind~=im*": [2],
         # Words are in the caption, the file name or the id, not in the folder.
         "ball": [0, 2],
         "BALL image": [],
@@ -229,6 +233,7 @@ def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
         "2024": [],
         '"two balls"': [2],
         "red": [2],
+        '"a ball" "or"': [],
     }
     for text, expected in cases.items():
         filters = [text] if text else []
@@ -244,7 +249,19 @@ def test_filters_and_numbers_of_clips_through_all_parts(tmp_path):
 
     assert [table.item(n)["id"] for n in range(3)] == ["7", "07", "red"]
     assert [hit.number for hit in similar(table, table.embeddings[2], k=1, without=2).hits] == [0]
-    wrong = ("=3", "color=red", "start~1", "end>soon", "duration<x", 'id="7', '""', "kind=\udcff")
+    wrong = (
+        "=3",
+        "color=red",
+        "start~1",
+        "end>soon",
+        "duration<x",
+        "red or ball",
+        "not red",
+        "kind:video",
+        'id="7',
+        '""',
+        "kind=\udcff",
+    )
     for text in wrong:
         with pytest.raises(InputError):
             filter_mask(table, [text])

@@ -75,6 +75,7 @@ MISTAKES = {
     "--data": ["config show own_videos"],
     "alpro run": ["ui --workspace {tmp}"],
     "abc": ["artifacts show abc --workspace {tmp}"],
+    "no artifacts": [f"artifacts {name} --workspace {{tmp}}/none" for name in ("verify", "gc")],
     "none.jsonl": ["data check {tmp}/none.jsonl", "run --data {tmp}/none.jsonl"],
     "empty.jsonl": ["run --data {tmp}/empty.jsonl"],
     "path": ["run --data {tmp}/words.csv"],

@@ -449,7 +449,8 @@ def test_rm_removes_artifacts_and_unfinished_work_and_nothing_while_a_stage_is_b
     assert alpro(many, "rm", "dd") == 2  # nobody answers here
     assert "--yes" in capsys.readouterr().err
     assert len(many.all()) == 6
-    assert alpro(many, "rm", "dd", "f" * 16, "dddd", "--yes") == 0
+    interrupted = f"{many.root / 'train' / ('f' * 16)}/"  # as a shell completes it
+    assert alpro(many, "rm", " dd", interrupted, "dddd ", "--yes") == 0
     assert marks(many.all()) == "abce0"
     assert not (many.root / "train" / ("f" * 16)).exists()
     assert len(capsys.readouterr().out.splitlines()) == 2
