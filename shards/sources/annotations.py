@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ from alpro.shards.sources.folders import media_stem
 from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.sources.windows import (
+    MAX_LOOKED_AT,
     START_AND_END,
     WHOLE,
     Window,
@@ -107,6 +108,10 @@ class Entry:
     window: Window
 
 
+class NoTextsError(InputError):
+    """A record has only a name: the file is a list of names, unless other records have texts."""
+
+
 def form_of(record: Record) -> Form | None:
     """The form of a record, or None if its columns are unknown."""
     return next((form for form in FORMS if form.fits(record)), None)
@@ -128,8 +133,9 @@ def read_entry(
     if form is DOWNLOADS:
         raise InputError(f"{file}: {DOWNLOADS.title}; use the folder of its shards, {file.parent}")
     if form is None or (form is NAMES and not lists):
+        error = InputError if form is None else NoTextsError
         columns = ", ".join(sorted(record)[:20])
-        raise InputError(
+        raise error(
             f"{file}: no form of annotations (docs/prepare_data.md) has the columns {columns}; "
             "name the column of the files `video`, and that of the texts `caption`, or set "
             "`annotations.texts` to the file that has them"
@@ -144,7 +150,8 @@ def read_entry(
     record = plain(record)
 
     name_cell = next(record[key] for key in NAME_COLUMNS if key in record)
-    name = text_of(name_cell)
+    written = text_of(name_cell)
+    name = written.strip()
 
     text_cell = next((record[column] for column in form.texts if column in record), None)
     texts: list[Any] = texts_of(text_cell)
@@ -158,6 +165,8 @@ def read_entry(
 
     window = times.window(record) if form in WITH_WINDOWS else WHOLE
     other_names = window.names_of_cut(name)
+    if written != name:  # a file may have the spaces of its name
+        other_names.append(written)
     if record.get("page_dir"):  # of WebVid
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
@@ -349,9 +358,11 @@ def columns_of_windows(file: Path, split: str) -> WindowColumns:
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
     records = named_records(file)
-    first = next(records, ("", ""))
-    has_windows = isinstance(first[1], dict) and form_of(first[1]) in WITH_WINDOWS
-    return window_columns(chain([first], records)) if has_windows else START_AND_END
+    first = list(islice(records, MAX_LOOKED_AT))
+    has_windows = any(
+        isinstance(record, dict) and form_of(record) in WITH_WINDOWS for _, record in first
+    )
+    return window_columns(chain(first, records)) if has_windows else START_AND_END
 
 
 def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -382,6 +393,7 @@ def read_file(
     # Which number the first option has shows in some of the records only: one more pass.
     first = first_option(record for _, record in named_records(file))
     other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
+    without_texts: NoTextsError | None = None
     is_used = False
     for where, record in named_records(file):
         advance()
@@ -406,9 +418,14 @@ def read_file(
             is_cut = isinstance(path, Path) and media_stem(path.name) in cuts
             video = Video(split or named_split, name, path, problem, entry.window, is_cut)
             joined.setdefault((video.split, video.key), video).add(entry)
+        except NoTextsError as error:
+            without_texts = without_texts or error
+            yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail="no caption")
         except ValueError as error:
             yield Reject(id=f"{file.name} {where}", path="", reason="bad row", detail=str(error))
 
+    if without_texts and not is_used:
+        raise without_texts
     if other_splits and not is_used:
         others = " and ".join(sorted(other_splits))
         raise InputError(f"{file}: no video of the split {split}; its videos are of {others}")

@@ -9,7 +9,9 @@ from typing import Any
 from alpro.shards.sources.cells import json_list
 
 # a0 to a4 (NExT-QA), a1 to a5 (TGIF-QA), option_1, mc_option_0, "option 0" (EgoSchema).
-WORDS = r"(?:mc[ _-]?|multiple[ _-]choice[ _-]?)?(?:answer[ _-]?)?(?:opt|option|choice|candidate)"
+WORDS = (
+    r"(?:mc[ _-]?|multiple[ _-]choice[ _-]?)?(?:answer[ _-]?)?(?:op|opt|option|choice|candidate)"
+)
 OPTION = re.compile(rf"(?i)(?:a|ans|answer|{WORDS})[ _-]?(\d)")
 # option_a, answerB, A.
 LETTERED_OPTION = re.compile(rf"(?:(?i:ans|answer|{WORDS})[ _-]?([A-Ja-j])|([A-J]))")
@@ -23,6 +25,8 @@ SEPARATORS = ("\n", "|", ";")
 NUMBER = re.compile(r"\d{1,2}(?:\.0)?")
 MAX_LOOKED_AT = 20  # records without options, after which a file has none
 LETTERS = "ABCDEFGHIJ"
+SEVERAL_LETTERS = re.compile(r"[A-J](?:\s*[,;/&+]\s*[A-J])+")
+WHOLE_NUMBER = re.compile(r"^(-?\d+)\.0$")
 LETTER = re.compile(r"\(?([A-Ja-j])[).:]?")
 
 
@@ -31,6 +35,8 @@ def question_of(record: dict[str, Any], kind: str, first: int | None = None) -> 
 
     first: the number of the first option, see `first_option`. Raises ValueError.
     """
+    if isinstance(record.get("question"), list | dict):
+        raise ValueError("the question is not a text; write a record for each question")
     question = " ".join(text_of(record.get("question")).split())
     answer = answer_of(record, first)
     if not question or not answer:
@@ -78,6 +84,7 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
         raise ValueError("the answer is neither a text nor a number")
 
     answer = " ".join(text_of(value).split())
+    answer = WHOLE_NUMBER.sub(r"\1", answer)  # 2.0 of a column with gaps
     options, numbered_from = options_of(record)
     if not options and (LETTER.fullmatch(answer) or NUMBER.fullmatch(answer)):
         unread = next((name for name in OPTION_LISTS if record.get(name)), "")
@@ -89,10 +96,22 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
             )
     if not options or not answer:
         return answer
+    # `option2` or `Option B` is the name of the right column.
+    for name, option in record.items():
+        is_option = OPTION.fullmatch(name) or LETTERED_OPTION.fullmatch(name)
+        is_long = len(name) > 1  # A is a letter
+        if is_option and is_long and unspaced(name) == unspaced(answer):
+            return option_text(option)
+    if isinstance(value, bool) and answer not in map(str.casefold, options):
+        answer = "yes" if value else "no"
     # Names that count from 0 settle it: the answers do, too.
     if numbered_from == 0:
         first = 0
     return right_option(answer, options, first)
+
+
+def unspaced(text: str) -> str:
+    return re.sub(r"[\s_-]", "", text.casefold())
 
 
 def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
@@ -170,8 +189,8 @@ def option_text(value: Any) -> str:
 
 def right_option(answer: str, options: list[str], first: int | None) -> str:
     """The text of the right option, which an answer has as its text, its number or its letter."""
-    folded = [option.casefold() for option in options]
-    folded_answer = option_text(answer).casefold()
+    folded = [option.casefold().rstrip(".") for option in options]
+    folded_answer = option_text(answer).casefold().rstrip(".")
     letter = LETTER.fullmatch(answer)
     are_numbers = all(map(NUMBER.fullmatch, options))
     if first is None and are_numbers and folded_answer in folded:
@@ -188,6 +207,8 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
         index = folded.index(folded_answer)
     elif letter:
         index = LETTERS.index(letter[1].upper())
+    elif SEVERAL_LETTERS.fullmatch(answer) or re.fullmatch(r"-\d+", answer):
+        raise ValueError(f"the answer {answer} is not one of the {len(options)} options")
     else:
         return answer
 

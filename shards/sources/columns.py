@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 from typing import Any, Literal
+from unicodedata import normalize
 
 from alpro.shards.sources.answers import options_of
 
@@ -74,7 +75,7 @@ NOT_CAPTION = re.compile(
 @lru_cache
 def folded(name: str) -> str:
     """A column's name as names are compared: without case, spaces, hyphens and underscores."""
-    return re.sub(r"[\s_-]", "", name.casefold())
+    return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
 
 
 FOLDED = {folded(name): name for name in sorted(KNOWN, reverse=True)}
@@ -121,7 +122,7 @@ def with_usual_names(
     {'video': 'a.mp4', 'caption': 'a dog', 'split': 'training'}
     """
     # A record with usual names alone is not copied.
-    if "path" not in record and record.keys() <= KNOWN:
+    if not {"path", "questions"} & record.keys() and record.keys() <= KNOWN:
         return record
 
     renamed: dict[str, Any] = {}
@@ -132,10 +133,14 @@ def with_usual_names(
         is_taken = usual in record or usual in renamed
         renamed[name if is_taken else usual] = value
 
-    if "q" in renamed and "question" not in renamed:
-        renamed["question"] = renamed.pop("q")
-        if "a" in renamed and "answer" not in renamed:
-            renamed["answer"] = renamed.pop("a")
+    for question, answer in (("q", "a"), ("Q", "A")):
+        if question in renamed and "question" not in renamed:
+            renamed["question"] = renamed.pop(question)
+            if answer in renamed and "answer" not in renamed:
+                renamed["answer"] = renamed.pop(answer)
+    # A list of questions is a column of a manifest.
+    if "questions" in renamed and not {"path", "question"} & renamed.keys():
+        _rename_first(renamed, NAME_COLUMNS, "path")
 
     if "split" not in renamed:
         split_columns = set() if split_columns is None else split_columns

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -45,6 +45,9 @@ Record = dict[str, Any]
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
+BETWEEN_OBJECTS = re.compile(r"[\s,]*")
+TABLES = (".csv", ".tsv", ".txt")
+GZIP = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which programs on Windows begin a text
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
@@ -54,12 +57,15 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
 
     Raises InputError if the file is missing, corrupt, in another format, or not UTF-8.
     """
-    is_compressed = str(path).lower().endswith(".gz")
-    name = str(path)[:-3] if is_compressed else str(path)
+    name = str(path)[:-3] if str(path).lower().endswith(".gz") else str(path)
     ending = PurePosixPath(name).suffix.lower()
     try:
         with local_copy(path) as local:
-            if ending == ".parquet":
+            # Programs write both under other names, too.
+            with open(local, "rb") as file:
+                first_bytes = file.read(4)
+            is_compressed = name != str(path) or first_bytes.startswith(GZIP)
+            if ending == ".parquet" or (ending in READERS and first_bytes == b"PAR1"):
                 yield from _parquet(local)
                 return
 
@@ -84,6 +90,10 @@ def read_records(path: Location) -> Iterator[tuple[str, Record | str]]:
                 # surrogateescape: bytes that are not UTF-8 spoil their own record alone.
                 errors = "strict" if encoding == "utf-16" else "surrogateescape"
                 text = io.TextIOWrapper(file, encoding, errors, newline=newline)
+                if ending in TABLES and start.lstrip(b"\xef\xbb\xbf \r\n").startswith(
+                    (b"{", b"[{")
+                ):
+                    read = _json  # under the name of a table
                 yield from read(text)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
@@ -148,7 +158,8 @@ def _object(line: str) -> Record | str:
     if NOT_UTF8.search(line):
         return "not UTF-8"
     try:
-        record = json.loads(line)
+        # A line of a list, without its brackets, ends with a comma.
+        record = json.loads(line.rstrip().removesuffix(","))
     except RecursionError:
         return "not JSON: nested too deeply"
     except ValueError as error:  # also raised for numbers with too many digits
@@ -168,7 +179,25 @@ def _json(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
         # Objects one after another are JSON Lines in a file of another name.
         if not content.lstrip().startswith("{"):
             raise ValueError(f"not JSON: {error}") from None
+        # Of JSON Lines, a reason for a reject names its line.
+        has_lines = isinstance(_object(content.lstrip().partition("\n")[0]), dict)
+        value = None if has_lines else _objects_in(content)
     yield from _entries(content, value)
+
+
+def _objects_in(content: str) -> list[Any] | None:
+    """Objects one after another, each on any number of lines; None if one of them is broken, so
+    that lines are read one by one."""
+    decoder = json.JSONDecoder()
+    objects = []
+    position = 0
+    with suppress(ValueError, RecursionError):
+        while position < len(content):
+            value, end = decoder.raw_decode(content, position)
+            objects.append(value)
+            position = BETWEEN_OBJECTS.match(content, end).end()  # type: ignore[union-attr]
+        return objects if _are_objects(objects) else None
+    return None
 
 
 def _entries(content: str, value: Any) -> Iterator[tuple[str, Record | str]]:
@@ -280,7 +309,8 @@ def _in_columns(columns: list[str], cells: list[str], quoted: bool) -> Record | 
             "as CSV"
         )
 
-    record = dict(zip(columns, cells, strict=False))
+    # Columns that a short row lacks are empty: its form is that of the table.
+    record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
     record.pop("", None)
     return record
 

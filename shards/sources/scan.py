@@ -103,7 +103,9 @@ def known_form(file: Path) -> Form | None:
             if "path" in record:
                 return None
             form = form_of(record)
-            return None if form is NAMES else form
+            # A record without texts may stand before others.
+            if form is not NAMES:
+                return form
     return None
 
 

@@ -155,7 +155,7 @@ def columns_text(columns: WindowColumns) -> str:
 def is_time(value: Any) -> bool:
     """Whether a cell has a time or a list of times; a date has none."""
     if isinstance(value, str):
-        value = json_list(value) or SEPARATOR.split(value.strip())
+        value = json_list(value) or SEPARATOR.split(value.strip(" ()"))
     if not isinstance(value, list):
         value = [value]
     if value and isinstance(value[0], list):
@@ -169,7 +169,7 @@ def is_time(value: Any) -> bool:
 
 def parts_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The record; or one for each of its captions, if it has lists of as many times, as Panda-70M
-    and HowTo100M do."""
+    and HowTo100M do, and one for each of its questions, if it has lists of as many answers."""
     # Most records have no lists: this loop is all that each of them costs.
     list_count = 0
     for value in record.values():
@@ -177,6 +177,13 @@ def parts_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             list_count += 1
     if list_count < 2:
         yield record
+        return
+
+    questions = record.get("question")
+    answers = record.get("answer")
+    if isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers):
+        for question, answer in zip(questions, answers, strict=True):
+            yield {**record, "question": question, "answer": answer}
         return
 
     columns = columns_of(record)
@@ -208,7 +215,7 @@ def span_of(value: Any) -> tuple[float | None, float | None]:
     Raises ValueError for anything else.
     """
     if isinstance(value, str) and value.strip():
-        value = json_list(value) or SEPARATOR.split(value.strip())
+        value = json_list(value) or SEPARATOR.split(value.strip(" ()"))
     if not value:
         return None, None
     if not isinstance(value, list) or len(value) != 2:

@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
@@ -43,6 +45,12 @@ CAPTIONS = {
     "names with hyphens": ("x.csv", "file-name,blip2_caption\na.mp4,a dog\nb.mp4,a cat\n"),
     "clips": ("x.csv", "clip_id,caption,caption_id\na,a dog,1\nb,a cat,2\n"),
     "numbered captions": ("x.csv", "video,caption_1,caption_2\na,a dog,\nb,,a cat\n"),
+    "JSON in a .csv": ("x.csv", ROWS),
+    "JSON Lines in a .csv": ("x.csv", LINES.replace("}, ", "}\n")),
+    "lines with commas": ("x.jsonl", LINES.replace("}, ", "},\n") + ",\n"),
+    "objects one after another": ("x.json", LINES.replace("}, ", "}").replace(",", ",\n")),
+    "other characters of a width": ("x.csv", "\uff56ideo,caption\na.mp4,a dog\nb.mp4,a cat\n"),
+    "spaces around names": ("x.csv", 'video,caption\na.mp4 ,a dog\n"b.mp4\t",a cat\n'),
     "two marks": ("x.csv", "\ufeff\ufeffvideo,caption\na.mp4,a dog\nb.mp4,a cat\n"),
     "objects of captions": (
         "x.json",
@@ -96,6 +104,29 @@ def test_a_table_in_utf16_with_its_mark_is_read(folder):
     assert [row.captions for row in scanned(folder)[0]] == [("a café",), ()]
 
 
+def test_the_contents_of_a_table_tell_its_format(folder):
+    pq.write_table(pa.table({"video": ["a"], "caption": ["a dog"]}), folder / "x.csv")
+    assert [row.captions for row in scanned(folder / "x.csv")[0]] == [("a dog",)]
+    (folder / "x.csv").write_bytes(gzip.compress(b"video,caption\na,a dog\n", mtime=0))
+    assert [row.captions for row in scanned(folder / "x.csv")[0]] == [("a dog",)]
+
+
+@pytest.mark.parametrize(
+    "first", ["b.mp4", "# a note", '{"video": "b.mp4"}', '[{"video": "b.mp4"}']
+)
+def test_a_record_without_texts_before_others_is_a_reject(first, folder):
+    """A table whose first row is short is no list of names."""
+    tables = {
+        "{": ("x.jsonl", '\n{"video": "a", "caption": "a dog"}\n'),
+        "[": ("x.json", ', {"video": "a", "caption": "a dog"}]'),
+    }
+    name, rest = tables.get(first[0], ("x.csv", "\na,a dog\n"))
+    text = first + rest
+    (folder / name).write_text(text if first[0] in tables else f"video,caption\n{text}")
+    ((row,), (reject,)) = scanned(folder / name)
+    assert (row.captions, reject.detail) == (("a dog",), "no caption")
+
+
 PARTS = {
     "Panda-70M": (
         "x.csv",
@@ -105,6 +136,10 @@ PARTS = {
     "HowTo100M": (
         "x.json",
         '{"a": {"start": [1, 2], "end": [2, 3.5], "text": ["a dog", "a cat"]}}',
+    ),
+    "tuples of pandas": (
+        "x.csv",
+        'path,segment,caption\na.mp4,"(1.0, 2.0)",a dog\na.mp4,"(2, 3.5)",a cat\n',
     ),
     "YouCook2": (
         "x.json",
@@ -133,6 +168,34 @@ def test_times_that_are_no_parts_are_rejects(folder):
     ((row,), (reject,)) = scanned(folder / "x.json")
     assert row.captions == ("a cat",)
     assert "a row for each part" in reject.detail
+
+
+QUESTIONS = {
+    "capitals": '[{"Video": "a", "Q": "what?", "A": "dog"}, {"Video": "a", "Q": "who?", "A": 0}]',
+    "lists": '[{"video": "a", "question": ["what?", "who?"], "answer": ["dog", 0]}]',
+    "by videos": '{"a": {"questions": [{"question": "what?", "answer": "dog"}, '
+    '{"question": "who?", "answer": 0}]}}',
+    "several answers": '[{"video": "a", "question": "what?", "answers": ["dog", "cat", "dog"]}, '
+    '{"video": "a", "question": "who?", "answers": ["0"]}]',
+}
+
+
+@pytest.mark.parametrize("form", QUESTIONS)
+def test_questions_are_read_in_the_forms_of_other_programs(form, folder):
+    (folder / "x.json").write_text(QUESTIONS[form])
+    ((row,), rejects) = scanned(folder / "x.json")
+    answers = [(question.question, question.answer) for question in row.questions]
+    assert (answers, rejects) == ([("what?", "dog"), ("who?", "0")], [])
+
+
+def test_what_is_missing_of_questions_is_named(folder):
+    for record, named in (
+        ({"video": "a", "question": "what?", "option 0": "x", "option 1": "y"}, "column answer"),
+        ({"video": "a", "conversations": [{"from": "gpt", "value": "x"}]}, "conversations"),
+    ):
+        (folder / "x.json").write_text(json.dumps([record]))
+        with pytest.raises(InputError, match=named):
+            scanned(folder / "x.json")
 
 
 def test_an_empty_caption_of_a_program_is_none(folder):

@@ -278,7 +278,7 @@ def test_csv_is_read_with_its_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_
         ("line 3", {"path": "b.mp4", "caption": 'two\nlines, "quoted"'}),
         ("line 6", {"path": "c.mp4", "caption": 'it is 5" long'}),
         ("line 7", "more cells than columns; quote texts with commas"),
-        ("line 8", {"path": "e.mp4"}),
+        ("line 8", {"path": "e.mp4", "caption": ""}),
     ]
     for name, text in (
         ("m.csv", "path,caption\na,x\n"),

@@ -63,6 +63,7 @@ def test_a_row_counts_in_bytes_and_a_written_escape_is_no_nul(tmp_path):
     [
         (0, "0"),
         (2.0, "2"),
+        ("2.0", "2"),
         (False, "false"),
         (True, "true"),
         ("no", "no"),
@@ -112,6 +113,12 @@ ONE = {f"a{number}": text for number, text in enumerate(TEXTS, 1)}
         ({"options": {"0": "a ball", "1": "a rope"}}, [0], ["a ball"]),
         ({"options": ["2", "3", "5"]}, ["3"], ["3"]),
         ({"options": "a ball, a rope"}, ["B"], None),
+        ({"opa": "a ball", "opb": "a rope"}, ["b", 0], ["a rope", "a ball"]),
+        ({"option1": "a ball", "option2": "a rope"}, ["option2"], ["a rope"]),
+        ({"options": ["a ball", "a rope"]}, ["A rope."], ["a rope"]),
+        ({"options": ["yes", "no"]}, [False, True], ["no", "yes"]),
+        ({"options": ["a ball", "a rope"]}, ["A, B"], None),
+        ({"options": ["a ball", "a rope"]}, [-1], None),
         ({"options": "a ball, a rope"}, ["a rope"], ["a rope"]),
         ({f"option {n}": text for n, text in enumerate(TEXTS)}, [4.0], ["a leaf"]),  # EgoSchema
         ({"choices": [{"choice_id": 0, "choice": "one."}, {"choice": "two."}]}, ["two."], ["two."]),
