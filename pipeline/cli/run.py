@@ -252,4 +252,6 @@ def create_workspace(folder: Path) -> None:
         for writable in (folder, home):
             TemporaryFile(dir=writable).close()
     except OSError as error:
-        raise InputError(f"--workspace {folder}: {error.strerror}") from error
+        raise InputError(
+            f"--workspace {folder}: {error.strerror}; choose a folder in which files can be created"
+        ) from error

@@ -208,7 +208,10 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     try:
         exists = database.is_file()
     except OSError as error:  # a folder of another user's
-        raise InputError(f"{database}: {error.strerror}") from error
+        raise InputError(
+            f"{database}: {error.strerror}; ask its owner for the right to read it, or choose "
+            "another --workspace"
+        ) from error
     if not exists:
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
