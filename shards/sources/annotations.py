@@ -150,6 +150,10 @@ def read_entry(
     record = plain(record)
 
     name_cell = next(record[key] for key in NAME_COLUMNS if key in record)
+    if isinstance(name_cell, dict):  # of Hugging Face's datasets
+        if name_cell.get("bytes"):
+            raise ValueError("the media are in the table; write them into files")
+        name_cell = name_cell.get("path")
     written = text_of(name_cell)
     name = written.strip()
 

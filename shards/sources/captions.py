@@ -73,6 +73,25 @@ def without_suffix(path: str) -> str:
     return folder + slash + media_stem(name)
 
 
+def read_text(file: Path) -> str:
+    """The text of a file, also in UTF-16 with its mark. Raises ValueError if it is in another
+    encoding, and OSError if it cannot be read."""
+    content = file.read_bytes()
+    # Editors on Windows write a byte order mark.
+    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. `splitlines` would also cut at characters inside of a caption, such as
+    U+2028."""
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines if lines[-1] else lines[:-1]
+
+
 class Sidecars:
     """The texts beside the videos of a folder."""
 
@@ -137,15 +156,9 @@ class Sidecars:
         # A sample with a text of that size could not be written.
         if size > MAX_JSON_BYTES:
             raise ValueError(f"{path}: {size:,} bytes; a text has one caption a line")
-        content = file.read_bytes()
-        # Editors on Windows write a byte order mark.
-        encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
+        text = read_text(file)
         if media_suffix(file.name) != ".json":
-            return text.splitlines()
+            return lines_of(text)
 
         try:
             value = json.loads(text)
@@ -277,9 +290,9 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
     for path in (names[0], texts[0]):
         file = listing.folder / path
         try:
-            lines = file.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read as UTF-8: {error}") from error
+            lines = lines_of(read_text(file))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: cannot be read: {error}") from error
         # Editors leave blank lines at the end.
         while lines and not lines[-1].strip():
             lines.pop()

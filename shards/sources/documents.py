@@ -2,6 +2,7 @@
 
 [{...}, {...}]                                    a list of records
 {"data": [{...}, {...}]}                          the same under a key
+{"train": [{...}], "test": [{...}]}               any of these forms for each split
 {"a.mp4": {...}, "b.mp4": {...}}                  records by their videos; also lists of records
 {"a.mp4": "a dog", "b.mp4": ["a cat", "a pet"]}   captions by their videos
 {"video": ["a.mp4"], "caption": ["a dog"]}        columns; of pandas, {"video": {"0": "a.mp4"}}
@@ -15,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from alpro.shards.schema import MEDIA_EXTENSIONS
-from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, folded
+from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, folded, split_in
 
 Record = dict[str, Any]
 Entries = Iterator[tuple[str, Record | str]]
@@ -23,7 +24,7 @@ NOT_AN_OBJECT = "not a JSON object"
 # Keys under which a document has its list of records.
 LISTS = (
     *("data", "annotations", "items", "records", "samples", "rows", "videos", "captions"),
-    *("questions", "database", "results", "images"),
+    *("questions", "database", "results", "images", "clips", "entries", "examples"),
 )
 
 
@@ -46,6 +47,10 @@ def entries(value: Any) -> Entries | None:
     columns = _columns(value)
     if columns:
         return _of_columns(columns)
+    if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
+        return _of_rows(value["columns"], value["data"])
+    if all(key.strip() and split_in(key) for key in value):
+        return _by_split(value)
 
     # The records, if one key has them. Others, such as `info` or `licenses`, are about the file.
     wrapped = next((key for key in LISTS if _are_records(value.get(key))), None)
@@ -110,8 +115,32 @@ def _columns(value: Record) -> dict[str, list[Any]] | None:
 
 
 def _of_list(records: list[Any]) -> Entries:
+    are_names = bool(records) and all(isinstance(record, str) for record in records)
     for number, record in enumerate(records, 1):
+        if are_names:
+            record = {"video_id": record}
         yield f"entry {number}", record if isinstance(record, dict) else NOT_AN_OBJECT
+
+
+def _of_rows(columns: list[Any], rows: list[Any]) -> Entries:
+    """The records of pandas' orientation `split`."""
+    for number, row in enumerate(rows, 1):
+        is_row = isinstance(row, list) and len(row) == len(columns)
+        names = [str(column) for column in columns]
+        yield f"row {number}", dict(zip(names, row, strict=True)) if is_row else "not a row"
+
+
+def _by_split(value: Record) -> Entries:
+    """The records of parts, each of which is a document that is named as a split."""
+    for split, part in value.items():
+        of_part = entries(part)
+        if of_part is None:
+            yield f"entry {split!r}", NOT_AN_OBJECT
+            continue
+        for where, record in of_part:
+            if isinstance(record, dict):
+                record = {"split": split} | record
+            yield f"{split}: {where}", record
 
 
 def _of_columns(columns: dict[str, list[Any]]) -> Entries:
@@ -130,14 +159,25 @@ def _by_video(value: Record) -> Entries:
             for annotation in part["annotations"]:
                 yield where, {**about, **annotation, "video": name}
         elif isinstance(part, dict):
-            yield where, {**part, "video": name}
+            yield where, _named(part, name)
         elif _are_records(part):
             for record in part:
-                yield where, {**record, "video": name}
+                yield where, _named(record, name)
         elif isinstance(part, str) or (part and _are_texts(part)):
             yield where, {"video": name, "caption": part}
         else:
             yield where, NOT_AN_OBJECT
+
+
+def _named(record: Record, name: str) -> Record:
+    """A record with the key that it has in a document as its video, unless the record itself names
+    a file: then the key is a number, or that of a list."""
+    for key, part in record.items():
+        is_file = FOLDED.get(folded(key)) in NAME_COLUMNS and isinstance(part, str)
+        if is_file and PurePosixPath(part).suffix.lower() in MEDIA_EXTENSIONS:
+            return record
+    is_list = name in LISTS or (not PurePosixPath(name).suffix and name.isdecimal())
+    return record if is_list and _is_record(record) else {**record, "video": name}
 
 
 def _coco(media: list[Record], annotations: list[Record], kind: str) -> Entries:

@@ -240,6 +240,7 @@ def write_manifest(
         "digest": content.hexdigest(),
         "questions": counts["questions"] > 0,
         "splits": counts["splits"] > 0,
-        "notes": notes,
+        # Names of files may have bytes that are not UTF-8.
+        "notes": [note.encode("utf-8", "replace").decode() for note in notes],
     }
     write_json(folder / "about.json", about)

@@ -91,7 +91,7 @@ def scan_manifest(
 
     if empty:
         raise InputError(f"{source}: no rows")
-    if columns == {"video_id"} and suffix(source) == ".txt":
+    if columns == {"video_id"} and suffix(source) in (".txt", ".json"):
         raise InputError(
             f"{source}: read as a list of names, which has no texts; a table with the columns "
             "`video` and `caption` (.csv, .tsv) has both"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alpro.errors import InputError
-from alpro.log import log
+from alpro.log import log, printable
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import (
     NAMES,
@@ -31,6 +31,7 @@ from alpro.shards.sources.captions import (
     without_decoder,
     without_suffix,
 )
+from alpro.shards.sources.columns import split_in
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.folders import Listing, list_folder, media_suffix
 from alpro.shards.sources.records import named_records
@@ -90,7 +91,7 @@ def logged(rows: Rows, notes: list[str]) -> Rows:
     """The rows; then the notes are logged."""
     yield from rows
     for note in notes:
-        log.info(f"note: {note}")
+        log.info(f"note: {printable(note)}")
 
 
 def known_form(file: Path) -> Form | None:
@@ -118,6 +119,13 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
         return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
 
     tables = [path for path in tables_in(listing) if "/" not in path]
+    if len(tables) > 1:
+        # Beside settings and logs there may be a single table of captions.
+        with_rows = [path for path in tables if is_table(folder / path)]
+        if len(with_rows) == 1 and not is_partial(tables, with_rows[0]):
+            others = ", ".join(path for path in tables if path not in with_rows)
+            notes.append(f"not read: {others}")
+            tables = with_rows
     if len(tables) == 1:
         notes += [*listing.notes(), *notes_on_lists(listing)]
         return scan_source(folder / tables[0], None, root, notes)
@@ -132,6 +140,12 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
         what, pairs = lists
         return what, scan_lists(listing, pairs, notes)
     return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
+
+
+def is_partial(tables: list[str], table: str) -> bool:
+    """Whether a table is that of one split, beside files of others."""
+    splits = {split_in(without_suffix(path)) for path in tables}
+    return bool(split_in(without_suffix(table))) and len(splits - {None, ""}) > 1
 
 
 def scan_sidecars(listing: Listing, sidecars: Sidecars, notes: list[str]) -> Rows:

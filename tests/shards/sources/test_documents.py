@@ -45,6 +45,14 @@ CAPTIONS = {
     "names with hyphens": ("x.csv", "file-name,blip2_caption\na.mp4,a dog\nb.mp4,a cat\n"),
     "clips": ("x.csv", "clip_id,caption,caption_id\na,a dog,1\nb,a cat,2\n"),
     "numbered captions": ("x.csv", "video,caption_1,caption_2\na,a dog,\nb,,a cat\n"),
+    "records under numbers": (
+        "x.json",
+        '{"0": {"video": "a.mp4", "caption": "a dog"}, "1": {"video": "b.mp4", "caption": "a cat"}}',
+    ),
+    "pandas' orientation split": (
+        "x.json",
+        '{"columns": ["video", "caption"], "data": [["a.mp4", "a dog"], ["b.mp4", "a cat"]]}',
+    ),
     "JSON in a .csv": ("x.csv", ROWS),
     "JSON Lines in a .csv": ("x.csv", LINES.replace("}, ", "}\n")),
     "lines with commas": ("x.jsonl", LINES.replace("}, ", "},\n") + ",\n"),
@@ -102,6 +110,29 @@ def test_a_table_in_utf16_with_its_mark_is_read(folder):
     (folder / "x.txt").unlink()
     (folder / "a.txt").write_text("a café", "utf-16")
     assert [row.captions for row in scanned(folder)[0]] == [("a café",), ()]
+
+
+def test_a_document_may_have_a_part_for_each_split(folder):
+    for train, test in (
+        ([{"video": "a", "caption": "a dog"}], [{"video": "b", "caption": "a cat"}]),
+        ({"a": ["a dog"]}, {"b": ["a cat"]}),
+    ):
+        (folder / "x.json").write_text(json.dumps({"train": train, "testing": test}))
+        rows, rejects = scanned(folder / "x.json")
+        assert rejects == []
+        assert [(row.captions, row.split) for row in rows] == [
+            (("a dog",), "train"),
+            (("a cat",), "test"),
+        ]
+
+
+def test_videos_of_a_hugging_face_table_are_files_or_rejects(folder):
+    videos = [{"path": "a.mp4", "bytes": None}, {"path": "b.mp4", "bytes": b"12"}]
+    table = pa.table({"video": videos, "caption": ["a dog", "a cat"]})
+    pq.write_table(table, folder / "x.parquet")
+    ((row,), (reject,)) = scanned(folder / "x.parquet")
+    assert (row.path, row.captions) == (folder / "a.mp4", ("a dog",))
+    assert "media are in the table" in reject.detail
 
 
 def test_the_contents_of_a_table_tell_its_format(folder):

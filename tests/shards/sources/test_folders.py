@@ -232,6 +232,26 @@ def test_a_name_that_is_not_utf8_is_a_reject(tmp_path):
     assert (reject.reason, "not UTF-8" in reject.detail) == ("bad row", True)
 
 
+def test_settings_and_logs_beside_the_only_table_are_named(tmp_path):
+    files = {"a.mp4": "", "x.csv": "video,caption\na,a dog runs\n"}
+    files |= {"config.json": '{"fps": 3}', "log.csv": "", "errors.json": "[]"}
+    captions, _, notes = scanned(write(tmp_path, files))
+    assert captions == {"a.mp4": DOG}
+    assert "not read: config.json, errors.json, log.csv" in notes
+
+
+def test_only_the_ends_of_lines_separate_captions_of_a_text(tmp_path):
+    files = {"a.mp4": "", "a.txt": "a dog\u2028runs\r\na pet\x0bruns\n"}
+    assert scanned(write(tmp_path, files))[0] == {"a.mp4": (*DOG, "a pet runs")}
+
+
+def test_notes_on_names_that_are_not_utf8_can_be_stored(tmp_path):
+    data = write(tmp_path / "data", {os.fsdecode(b"caf\xe9.mp4"): ""})
+    (data / "x.csv").write_text("video,caption\ncaf,x\n")
+    (note,) = import_source(data, tmp_path / "cache").about["notes"]
+    assert note.encode()
+
+
 def test_lists_of_splits_beside_a_table_are_named(tmp_path):
     lists = {"a.mp4": "", "train.txt": "a", "test.txt": "b"}
     _, _, notes = scanned(write(tmp_path, lists | {"x.csv": "video,caption\na,a dog\n"}))
@@ -242,6 +262,8 @@ def test_lists_of_different_lengths_are_refused(tmp_path):
     write(tmp_path, {"a.mp4": "", "videos.txt": "a.mp4\nb.mp4", "prompts.txt": "a dog"})
     with one_line("videos.txt has 2 lines", "prompts.txt 1"):
         list(scan_source(tmp_path)[1])
+    (tmp_path / "videos.txt").write_text("a.mp4\n", "utf-16")
+    assert scanned(tmp_path)[0] == {"a.mp4": ("a dog",)}
 
 
 def test_an_index_has_all_media_of_a_folder_with_the_captions_of_its_table(tmp_path):
