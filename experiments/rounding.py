@@ -93,8 +93,9 @@ def new_model(init: str) -> Alpro:
     model = Alpro(ModelConfig.model_validate(SIZES | {"init": init}), entities=ENTITIES).eval()
     if init == "bert":
         # Zero at first, so that nothing would flow through temporal attention.
-        for block in model.video_encoder.blocks:
-            nn.init.normal_(block.temporal_fc.weight, std=0.02)
+        for module in model.modules():
+            if isinstance(module, timesformer.Block):
+                nn.init.normal_(module.temporal_fc.weight, std=0.02)
     return model
 
 

@@ -267,20 +267,22 @@ ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def temporal_attention(variant: str, clips: int, frames: int, passes: int = 2) -> list[Kernel]:
-    """The kernels of one layer's temporal attention, compiled: `passes` forward and one
-    backward."""
+def temporal_attention(variant: str, clips: int, frames: int) -> list[Kernel]:
+    """The kernels of one layer's temporal attention, compiled: forward and backward in the student,
+    forward in the teacher."""
+    attend = ATTENTIONS[variant]
     video = VideoConfig()
     shape = (clips * video.grid**2, video.heads, frames, video.width // video.heads)
     recorded = Kernels()
     with FakeTensorMode():
         q, k, v = (torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
         with recorded:
-            for _ in range(passes):
-                with recorded.compiled(True):
-                    output = ATTENTIONS[variant](q, k, v)
+            with recorded.compiled(True):
+                output = attend(q, k, v)
             with recorded.compiled(True):
                 output.backward(torch.empty_like(output))
+            with recorded.compiled(True), torch.no_grad():
+                attend(q, k, v)
     return recorded.kernels
 
 
