@@ -124,23 +124,27 @@ class Kernels(TorchDispatchMode):
             moved = sum(map(stored_bytes, [*inputs, *results]))
             self.kernels.append(heavy(name, function, args, kwargs, result, moved))
         elif self.fused:
-            # The cast of a bias is part of the kernel that reads it.
-            is_bias_cast = name == "_to_copy" and results[0].dim() == 1
-            self.fuse(inputs, [] if is_bias_cast else results)
+            self.fuse(name, inputs, results)
         else:
             moved = sum(map(stored_bytes, [*inputs, *results]))
             self.kernels.append(Kernel("element-wise", moved))
         return result
 
-    def fuse(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+    def fuse(self, name: str, inputs: list[Tensor], results: list[Tensor]) -> None:
         for tensor in inputs:
             key = tensor.untyped_storage()._cdata
             if key not in self.written:
                 self.read[key] = max(self.read.get(key, 0.0), stored_bytes(tensor))
+
+        # The cast of a bias is part of the kernel that reads it.
+        if name == "_to_copy" and results[0].dim() == 1:
+            return
         for tensor in results:
+            # One kernel writes what is normalized and the statistics of its rows.
+            size = results[0].numel() if name == "native_layer_norm" else tensor.numel()
             storage = tensor.untyped_storage()
             alive = weakref.ref(storage)
-            self.written[storage._cdata] = alive, stored_bytes(tensor), tensor.numel()
+            self.written[storage._cdata] = alive, stored_bytes(tensor), size
 
     def flush(self) -> None:
         """Ends a run of element-wise work: results that are freed already were never written."""
