@@ -31,6 +31,10 @@ from filelock import FileLock
 from hypothesis import settings
 
 from alpro.errors import InputError
+from tests.order import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+)
 from tests.range_server import RangeServer
 
 ROOT = Path(__file__).parents[1]
@@ -44,16 +48,6 @@ settings.load_profile("busy machine")
 # services at exit and fail, because it does not have them.
 os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
-
-# Few tests take long. They start early, so that no process waits for them at the end: first of all
-# Prefect's server with a run of the whole pipeline.
-HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
-WITH_PREFECT = [f"tests/pipeline/test_{name}.py" for name in ("flow", "flow_steps", "deployments")]
-HEAVY += [
-    "tests/stages/corpora/test_rejects.py",
-    "tests/stages/evaluation/test_several_processes.py",
-]
-HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
 
 # How many are read, written or computed together: so few that a small corpus or index has several
 # groups of each.
@@ -91,31 +85,6 @@ def pytest_configure() -> None:
             "spacy",
         ):
             import_module(name)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        file = item.nodeid.split("::")[0]
-        return HEAVY.index(file) if file in HEAVY else len(HEAVY)
-
-    items.sort(key=place)
-
-
-@pytest.hookimpl(optionalhook=True)  # without pytest-xdist, nothing calls it
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile`, where one process has all files that need Prefect's server and the run of
-    the pipeline, instead of each making its own."""
-    if config.getvalue("dist") != "loadfile":
-        return None
-
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "prefect" if file in WITH_PREFECT else file
-
-    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
