@@ -21,6 +21,19 @@ from uuid import uuid4
 
 from alpro.errors import InputError
 
+# With which programs on Windows begin a text in UTF-16.
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path) -> str:
+    """A text that a person has written, in UTF-8, or in UTF-16 with its mark, without the mark.
+
+    Raises OSError, and UnicodeDecodeError for another encoding.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
+    return content.decode(encoding)
+
 
 def checksum(path: Path | str) -> str:
     """SHA-256 of a file."""

@@ -14,6 +14,7 @@ import regex
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from alpro.errors import InputError
+from alpro.files import read_text
 
 # Letters with their combining marks, such as the vowels of Hindi, and the joiners between letters of
 # Persian and of Indic scripts.
@@ -101,8 +102,8 @@ def read_word_list(file: Path, key: str) -> list[str]:
     """
     where = f"{key} = {str(file)!r}"
     try:
-        text = file.read_text("utf-8")
-        value = json.loads(text) if file.suffix == ".json" else parse_lines(text)
+        text = read_text(file)
+        value = json.loads(text) if file.suffix.lower() == ".json" else parse_lines(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where}: cannot be read: {reason}") from error

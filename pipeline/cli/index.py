@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.log import printable
 from alpro.names import record_index
 from alpro.pipeline.cli.options import Count, File, Json, ModelOptions, print_json
@@ -213,8 +214,7 @@ def read_texts(name: str) -> list[str]:
     try:
         if not file.is_file():
             raise InputError(f"@{name}: no such file; @ stands before a file of texts")
-        # -sig: editors of Windows begin a file with a byte order mark.
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"@{name}: {reason}") from error

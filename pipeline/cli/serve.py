@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
@@ -106,7 +107,7 @@ def token_of(host: str, file: Path | None) -> str:
             if file.exists() and not file.is_file():  # a pipe would be read for ever
                 raise InputError(f"--token-file {file}: not a regular file")
             # An editor ends the file with a line break.
-            token = file.read_text("utf-8").partition("\n")[0].strip()
+            token = read_text(file).partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}"

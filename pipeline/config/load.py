@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from alpro.artifact import flatten
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.log import log, warn_once
 from alpro.models.initial import text_sizes, video_sizes
 from alpro.pipeline.config.pipeline_config import (
@@ -150,7 +151,7 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 def read_toml(path: Path) -> Values:
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
 

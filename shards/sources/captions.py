@@ -22,6 +22,7 @@ from itertools import islice, product
 from pathlib import Path, PurePosixPath
 
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.shards.schema import MAX_JSON_BYTES, SPLITS
 from alpro.shards.sources.annotations import texts_of
 from alpro.shards.sources.columns import SPLIT_NAMES, folded, split_in, with_usual_names
@@ -33,7 +34,6 @@ from alpro.shards.sources.folders import (
     media_suffix,
     spelled,
 )
-from alpro.shards.sources.records import UTF16_MARKS
 from alpro.shards.tar import GZIP
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -71,18 +71,6 @@ HOW = (
 def without_suffix(path: str) -> str:
     folder, slash, name = path.rpartition("/")
     return folder + slash + media_stem(name)
-
-
-def read_text(file: Path) -> str:
-    """The text of a file, also in UTF-16 with its mark. Raises ValueError if it is in another
-    encoding, and OSError if it cannot be read."""
-    content = file.read_bytes()
-    # Editors on Windows write a byte order mark.
-    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError:
-        raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
 
 
 def lines_of(text: str) -> list[str]:
@@ -156,7 +144,10 @@ class Sidecars:
         # A sample with a text of that size could not be written.
         if size > MAX_JSON_BYTES:
             raise ValueError(f"{path}: {size:,} bytes; a text has one caption a line")
-        text = read_text(file)
+        try:
+            text = read_text(file)
+        except UnicodeDecodeError:
+            raise ValueError(f"{file.name}: not UTF-8; save it as UTF-8") from None
         if media_suffix(file.name) != ".json":
             return lines_of(text)
 
@@ -291,8 +282,9 @@ def listed_captions(listing: Listing) -> tuple[str, list[tuple[str, str]]] | Non
         file = listing.folder / path
         try:
             lines = lines_of(read_text(file))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8; save it as UTF-8"
+            raise InputError(f"{file}: cannot be read: {reason}") from error
         # Editors leave blank lines at the end.
         while lines and not lines[-1].strip():
             lines.pop()

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from alpro.errors import InputError
+from alpro.files import UTF16_MARKS
 from alpro.shards.schema import MAX_JSON_BYTES, MEDIA_EXTENSIONS
 from alpro.shards.sources.columns import (
     FOLDED,
@@ -48,7 +49,6 @@ csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 BETWEEN_OBJECTS = re.compile(r"[\s,]*")
 TABLES = (".csv", ".tsv", ".txt")
 GZIP = b"\x1f\x8b"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which programs on Windows begin a text
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
