@@ -62,7 +62,10 @@ ANSWER_ALIASES = (  # beside options
     *("gt", "gt_answer", "ground_truth", "answer_label", "answer_number", "label"),
 )
 HAS_TEXTS = {*TEXTS, *TEXT_COLUMNS, "question", "sen_ids"}  # no column is taken for a caption
-SEVERAL_ANSWERS = ("answers", "multiple_choice_answer")  # beside a question alone
+# Beside a question alone.
+SEVERAL_ANSWERS = (
+    *("answers", "multiple_choice_answer", "correct_answer", "ground_truth", "gt_answer"),
+)
 # Columns of captions under other names: caption_1, blip_caption, long_caption.
 CAPTION = re.compile(r"(?i)(?:[a-z0-9]+[ _-])*captions?(?:[ _-][a-z]{2,})*|captions?text")
 NUMBERED_CAPTION = re.compile(r"(?i)(?:caption|sentence|text|description)[ _-]?\d{1,2}")

@@ -26,6 +26,10 @@ SPANS = {
 }
 # Texts of parts. ActivityNet's `sentences` are one paragraph.
 PART_TEXTS = tuple(name for name in TEXT_COLUMNS if name not in ("enCap", "name", "sentences"))
+# Times in another unit than seconds.
+OTHER_UNITS = re.compile(
+    r"(?:start|begin|end|stop|clipstart|clipend)(?:ms|millis.*|frames?|framenumber|frameid|idx)"
+)
 MAX_LOOKED_AT = 20  # records without such columns, after which a table has none
 SEPARATOR = re.compile(r"\s*(?:-->|[-–,;]|\bto\b)\s*")
 
@@ -89,10 +93,13 @@ Records = Iterable[tuple[str, dict[str, Any] | str]]
 
 
 def has_other_times(records: Records) -> bool:
-    """Whether a record has columns of times that are not `start` and `end`."""
-    return any(
-        columns_of(record) != START_AND_END for _, record in records if isinstance(record, dict)
-    )
+    """Whether a record has columns of times that are not `start` and `end`, in any unit."""
+    for _, record in records:
+        if isinstance(record, dict) and (
+            columns_of(record) != START_AND_END or any(map(has_other_unit, record))
+        ):
+            return True
+    return False
 
 
 def window_columns(records: Records) -> WindowColumns:
@@ -102,6 +109,7 @@ def window_columns(records: Records) -> WindowColumns:
     that the file was cut from, as in MSR-VTT: they are windows if rows of one file differ in them.
     """
     columns = START_AND_END
+    in_other_units: set[str] = set()
     windows: dict[str, Window] = {}  # the first of each file
     are_times = False
     for number, (_, record) in enumerate(records):
@@ -109,10 +117,12 @@ def window_columns(records: Records) -> WindowColumns:
             continue
         if columns == START_AND_END:
             columns = columns_of(record)
+            if not {"start", "end"} & record.keys():
+                in_other_units |= set(filter(has_other_unit, record))
         if columns == START_AND_END:
             if number < MAX_LOOKED_AT:
                 continue
-            return columns
+            break
 
         cells = [record.get(name) for name in (columns.start, columns.end)]
         are_times = are_times or any(map(is_time, cells))
@@ -124,6 +134,12 @@ def window_columns(records: Records) -> WindowColumns:
         if window and windows.setdefault(name, window) != window:
             return replace(columns, note=f"{columns_text(columns)}: read as parts of the files")
 
+    if columns == START_AND_END and in_other_units:
+        shown = " and ".join(f"`{name}`" for name in sorted(in_other_units))
+        return WindowColumns(
+            note=f"{shown}: not used, because they are not seconds; each text is that of its whole "
+            "file. For parts of files, write seconds into the columns `start` and `end`"
+        )
     if not are_times:
         return START_AND_END
     return WindowColumns(
@@ -146,6 +162,11 @@ def columns_of(record: dict[str, Any]) -> WindowColumns:
 
     span = next((names[name] for name in names if name in SPANS), "")
     return WindowColumns(span, span) if span else START_AND_END
+
+
+def has_other_unit(name: str) -> bool:
+    """Whether a column's name is that of a time that is not in seconds, such as `start_frame`."""
+    return OTHER_UNITS.fullmatch(re.sub("[^a-z]", "", name.lower())) is not None
 
 
 def columns_text(columns: WindowColumns) -> str:

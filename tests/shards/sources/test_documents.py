@@ -206,6 +206,8 @@ QUESTIONS = {
     "lists": '[{"video": "a", "question": ["what?", "who?"], "answer": ["dog", 0]}]',
     "by videos": '{"a": {"questions": [{"question": "what?", "answer": "dog"}, '
     '{"question": "who?", "answer": 0}]}}',
+    "correct answers": '[{"video": "a", "question": "what?", "correct_answer": "dog"}, '
+    '{"video": "a", "question": "who?", "correct_answer": 0}]',
     "several answers": '[{"video": "a", "question": "what?", "answers": ["dog", "cat", "dog"]}, '
     '{"video": "a", "question": "who?", "answers": ["0"]}]',
 }

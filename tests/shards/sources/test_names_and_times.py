@@ -123,6 +123,14 @@ WINDOWS = {
         "{},start_time,end_time,caption\na,1,2,a dog\n",
         [("a", None, None, DOG)],
     ),
+    "frames beside seconds": (
+        "video,start,end,start_frame,caption\na,1,2,25,a dog\n",
+        [("a@1-2", 1, 2, DOG)],
+    ),
+    "frames": (
+        "{},start_frame,end_frame,caption\na,1,2,a dog\n",
+        [("a", None, None, DOG)],
+    ),
     "moments": ("{},timestamp,caption\na,1.5,a dog\n", [("a", None, None, DOG)]),
     "a date": ("{},timestamp,caption\na,2024-01-02 03:04:05,a dog\n", [("a", None, None, DOG)]),
     "invalid": (
@@ -148,7 +156,9 @@ def test_times_are_parts_of_files_or_a_note_says_that_they_are_not_used(case, co
     table, expected = WINDOWS[case]
     rows, notes = scanned(tmp_path, "a.mp4", table.replace("{}", column))
     assert [row if isinstance(row, str) else (row[0], *row[2:]) for row in rows] == expected
-    assert bool(notes) == (case in ("other names", "one column", "perhaps cut", "moments"))
+    assert bool(notes) == (
+        case in ("other names", "one column", "perhaps cut", "moments", "frames")
+    )
 
 
 def test_times_of_a_question_are_the_part_that_it_is_about(tmp_path):
