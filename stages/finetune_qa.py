@@ -18,7 +18,7 @@ from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 6  # a head of other answers starts anew
+VERSION = 7  # a byte order mark is no part of the first answer
 
 
 class Config(TrainingConfig, frozen=True):
