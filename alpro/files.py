@@ -26,13 +26,15 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_text(path: Path) -> str:
-    """A text that a person has written, in UTF-8, or in UTF-16 with its mark, without the mark.
+    """A text that a person has written, in UTF-8, or in UTF-16 with its mark, without the mark. All
+    ends of lines are `\\n`.
 
     Raises OSError, and UnicodeDecodeError for another encoding.
     """
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
-    return content.decode(encoding)
+    text = content.decode(encoding)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def checksum(path: Path | str) -> str:
