@@ -73,7 +73,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> list[Condition]:
     if text.count('"') % 2:
         raise InputError(f"filter {text!r}: a double quote is not closed")
 
-    conditions = []
+    conditions: list[Condition] = []
     position = SEPARATORS.match(text).end()  # type: ignore[union-attr] # matches anything
     while position < len(text):
         match = CONDITION.match(text, position)

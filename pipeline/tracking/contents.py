@@ -106,9 +106,9 @@ def pipeline_params(settings: PipelineConfig) -> dict[str, Any]:
     not_default = settings.model_dump(mode="json", exclude_defaults=True)
 
     # [model] and [templates] are parameters themselves; of the stages' copies, only others.
-    for table, stage in SHARED:
-        if every[stage] and every[stage][table] == every[table]:
-            not_default.get(stage, {}).pop(table, None)
+    for shared, stage in SHARED:
+        if every[stage] and every[stage][shared] == every[shared]:
+            not_default.get(stage, {}).pop(shared, None)
 
     params: dict[str, Any] = {"pretrained": every.pop("pretrained") or "none"}
     for name in every.pop("corpora"):

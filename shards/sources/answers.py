@@ -122,8 +122,8 @@ def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
         # {"A": ..., "B": ...}: options by their letters or numbers.
         if isinstance(value, dict):
             keys = sorted(value)
-            numbers = "".join(map(str, range(len(keys))))
-            if "".join(keys).upper() in (LETTERS[: len(keys)], numbers):
+            digits = "".join(map(str, range(len(keys))))
+            if "".join(keys).upper() in (LETTERS[: len(keys)], digits):
                 value = [value[key] for key in keys]
         if isinstance(value, list) and len(value) > 1:
             return [option_text(each) for each in value], None
