@@ -218,7 +218,7 @@ def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatc
     with pytest.raises(InputError, match="did you mean 'lr'"):
         flow.alpro(TINY, changes=changes)
     run = newest_flow_run()
-    assert run.name == "lrr=1 · tiny"
+    assert run.name == "retrieval.lrr=1 · tiny"
     assert run.state.type.value == "FAILED"
     assert "did you mean 'lr'" in run.state.message
     assert "\n" not in run.state.message
