@@ -55,7 +55,10 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
             f"keep {second if gain else first}.{interval}"
         )
 
-    return f"No difference {where} ({scores}): keep {first}.{smallest(row, clips)}"
+    return (
+        f"No difference between {first} and {second} {where} ({scores}): "
+        f"keep {first}.{smallest(row, clips)}"
+    )
 
 
 def smallest(row: Mapping[str, Any], clips: int) -> str:

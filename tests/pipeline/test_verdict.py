@@ -28,11 +28,13 @@ CASES = [
     (RANK, (9.0, 1.0, -8.0, -9, -7, 0.01)),
 ]
 SENTENCES = """
-No difference on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. 11 clips cannot show less than 55 points.
+No difference between clip and mine on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. \
+11 clips cannot show less than 55 points.
 mine is better than clip on 11 test clips (R@1 9.1 and 72.7, p = 0.016): keep mine. The difference is +63.6 points, \
 between +36.4 and +90.9.
 mine is worse than clip on 11 test clips (R@1 72.7 and 9.1, p < 0.001): keep clip.
-No difference on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. 5 clips cannot show any difference.
+No difference between clip and mine on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. \
+5 clips cannot show any difference.
 mine is better than clip on 11 test clips (MdR 9.0 and 1.0, p = 0.01): keep mine. The difference is -8.0, \
 between -9.0 and -7.0.
 """
