@@ -38,6 +38,12 @@ def store_of(workspace: Path) -> "Store":
     return Store(workspace / "artifacts")
 
 
+def check_exists(store: "Store") -> None:
+    """Raises InputError if a workspace has no store: another one was probably meant."""
+    if not store.root.is_dir():
+        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
+
+
 @group.command(name="ls")
 def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts and their inputs, oldest first."""
@@ -108,9 +114,8 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
     store = store_of(workspace)
     found = [find_artifact(name, workspace) for name in artifacts] or store.all()
-    if not found and not store.root.is_dir():
-        # Nothing was verified: the workspace may be another one.
-        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
+    if not found:
+        check_exists(store)
     # Records that cannot be read count as unfinished, so `store.all` lacks them.
     problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
     print_rows([problem._asdict() for problem in problems])
@@ -200,8 +205,7 @@ def collect_garbage(
     from alpro.inference.index import indexed_fingerprints
 
     store = store_of(workspace)
-    if not store.root.is_dir():
-        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
+    check_exists(store)
     named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
 
     kept = named or kept_by_name(workspace)

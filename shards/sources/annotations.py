@@ -54,6 +54,12 @@ from alpro.shards.sources.windows import (
 from alpro.shards.storage import Location
 from alpro.shards.storage import suffix as extension_of
 
+# Of the objects in a list of captions: `raw` of Karpathy's sentences.
+CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description")
+# Marks of the writing direction and characters without a width.
+INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+NO_CAPTION = {"nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
+
 
 @dataclass(frozen=True)
 class Form:
@@ -204,13 +210,6 @@ def split_name(text: Any) -> Split:
     if split is None:
         raise ValueError(f"unknown split {str(text).strip()!r}; use train, validation, test")
     return split
-
-
-# Of the objects in a list of captions: `raw` of Karpathy's sentences.
-CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description")
-# Marks of the writing direction and characters without a width.
-INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
-NO_CAPTION = {"nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
 
 
 def texts_of(value: Any) -> list[str]:

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from alpro.shards.sources.cells import json_list
+from alpro.shards.sources.cells import folded, json_list
 
 # a0 to a4 (NExT-QA), a1 to a5 (TGIF-QA), option_1, mc_option_0, "option 0" (EgoSchema).
-WORDS = (
+OPTION_WORD = (
     r"(?:mc[ _-]?|multiple[ _-]choice[ _-]?)?(?:answer[ _-]?)?(?:op|opt|option|choice|candidate)"
 )
-OPTION = re.compile(rf"(?i)(?:a|ans|answer|{WORDS})[ _-]?(\d)")
+OPTION = re.compile(rf"(?i)(?:a|ans|answer|{OPTION_WORD})[ _-]?(\d)")
 # option_a, answerB, A.
-LETTERED_OPTION = re.compile(rf"(?:(?i:ans|answer|{WORDS})[ _-]?([A-Ja-j])|([A-J]))")
+LETTERED_OPTION = re.compile(rf"(?:(?i:ans|answer|{OPTION_WORD})[ _-]?([A-Ja-j])|([A-J]))")
 OPTION_LISTS = (
     *("options", "choices", "candidates", "answer_choices", "answer_options", "multi_choice"),
     *("multiple_choice", "multiple_choices", "mc_options", "candidate_answers"),
@@ -100,7 +100,7 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
     for name, option in record.items():
         is_option = OPTION.fullmatch(name) or LETTERED_OPTION.fullmatch(name)
         is_long = len(name) > 1  # A is a letter
-        if is_option and is_long and unspaced(name) == unspaced(answer):
+        if is_option and is_long and folded(name) == folded(answer):
             return option_text(option)
     if isinstance(value, bool) and answer not in map(str.casefold, options):
         answer = "yes" if value else "no"
@@ -108,10 +108,6 @@ def answer_of(record: dict[str, Any], first: int | None) -> str:
     if numbered_from == 0:
         first = 0
     return right_option(answer, options, first)
-
-
-def unspaced(text: str) -> str:
-    return re.sub(r"[\s_-]", "", text.casefold())
 
 
 def options_of(record: dict[str, Any]) -> tuple[list[str], int | None]:
@@ -189,11 +185,11 @@ def option_text(value: Any) -> str:
 
 def right_option(answer: str, options: list[str], first: int | None) -> str:
     """The text of the right option, which an answer has as its text, its number or its letter."""
-    folded = [option.casefold().rstrip(".") for option in options]
+    folded_options = [option.casefold().rstrip(".") for option in options]
     folded_answer = option_text(answer).casefold().rstrip(".")
     letter = LETTER.fullmatch(answer)
     are_numbers = all(map(NUMBER.fullmatch, options))
-    if first is None and are_numbers and folded_answer in folded:
+    if first is None and are_numbers and folded_answer in folded_options:
         return answer  # a count, among counts
     if NUMBER.fullmatch(answer):
         if first is None:
@@ -203,8 +199,8 @@ def right_option(answer: str, options: list[str], first: int | None) -> str:
             )
         index = int(float(answer)) - first
     # Before the letter: an option may be the text `A`.
-    elif folded_answer in folded:
-        index = folded.index(folded_answer)
+    elif folded_answer in folded_options:
+        index = folded_options.index(folded_answer)
     elif letter:
         index = LETTERS.index(letter[1].upper())
     elif SEVERAL_LETTERS.fullmatch(answer) or re.fullmatch(r"-\d+", answer):

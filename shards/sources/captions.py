@@ -25,7 +25,8 @@ from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.shards.schema import MAX_JSON_BYTES, SPLITS
 from alpro.shards.sources.annotations import texts_of
-from alpro.shards.sources.columns import SPLIT_NAMES, folded, split_in, with_usual_names
+from alpro.shards.sources.cells import folded
+from alpro.shards.sources.columns import SPLIT_NAMES, split_in, with_usual_names
 from alpro.shards.sources.folders import (
     MAX_NAMED,
     OTHER_MEDIA,
@@ -55,7 +56,7 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z",
 LOOKS_LIKE_TEXT = {
     *(".srt", ".vtt", ".ass", ".sub", ".xlsx", ".xls", ".ods", ".md", ".xml", ".pkl", ".pickle"),
     *(".tags", ".tag", ".prompt", ".text", ".desc", ".description", ".nfo", ".lrc", ".rtf"),
-    *(".ssa", ".sbv", ".smi", ".ttml", ".dfxp", ".pdf", ".doc", ".tsv", ".log"),
+    *(".ssa", ".sbv", ".smi", ".ttml", ".dfxp", ".pdf", ".doc", ".log"),
     *(".yaml", ".yml", ".docx", ".html", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"),
     *SIDECARS,
 }
@@ -76,7 +77,7 @@ def without_suffix(path: str) -> str:
 def lines_of(text: str) -> list[str]:
     """The lines of a text. `splitlines` would also cut at characters inside of a caption, such as
     U+2028."""
-    lines = re.split(r"\r\n|\r|\n", text)
+    lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
 
 

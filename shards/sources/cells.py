@@ -1,4 +1,4 @@
-"""Values in the cells of a table."""
+"""The cells of a table, and the names of its columns."""
 
 import ast
 import io
@@ -6,10 +6,18 @@ import json
 import re
 import tokenize
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
+from unicodedata import normalize
 
 ARRAY = re.compile(r"(?s)(?:np\.)?array\((\[.*\])(?:, dtype=\w+)?\)")
 TEXTS_IN_PARENTHESES = re.compile(r"""(?s)\(\s*['"].*['"],?\s*\)""")
+
+
+@lru_cache
+def folded(name: str) -> str:
+    """The name of a column as names are compared: without case, spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
 
 
 def json_list(text: str) -> list[Any] | None:

@@ -3,9 +3,9 @@
 import re
 from functools import lru_cache
 from typing import Any, Literal
-from unicodedata import normalize
 
 from alpro.shards.sources.answers import options_of
+from alpro.shards.sources.cells import folded
 
 # Columns that contain the name of a video or image, and columns that contain captions; the first
 # that a record has.
@@ -75,12 +75,6 @@ NOT_CAPTION = re.compile(
 )
 
 
-@lru_cache
-def folded(name: str) -> str:
-    """A column's name as names are compared: without case, spaces, hyphens and underscores."""
-    return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
-
-
 FOLDED = {folded(name): name for name in sorted(KNOWN, reverse=True)}
 
 
@@ -118,8 +112,8 @@ def with_usual_names(
     another name for the split, the captions or the answer is renamed if that is clear. A name that
     is taken is kept.
 
-    split_columns: gets the column that names the splits in a record, and those of a further record
-    do, whatever is in them.
+    split_columns: the columns that name splits in the records so far; this record's is added. With
+    it, a later record whose cell names no known split is refused, and not left without a split.
 
     >>> with_usual_names({"Video": "a.mp4", "Caption": "a dog", "subset": "training"})
     {'video': 'a.mp4', 'caption': 'a dog', 'split': 'training'}

@@ -16,7 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from alpro.shards.schema import MEDIA_EXTENSIONS
-from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, folded, split_in
+from alpro.shards.sources.cells import folded
+from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, split_in
 
 Record = dict[str, Any]
 Entries = Iterator[tuple[str, Record | str]]
@@ -124,9 +125,9 @@ def _of_list(records: list[Any]) -> Entries:
 
 def _of_rows(columns: list[Any], rows: list[Any]) -> Entries:
     """The records of pandas' orientation `split`."""
+    names = [str(column) for column in columns]
     for number, row in enumerate(rows, 1):
-        is_row = isinstance(row, list) and len(row) == len(columns)
-        names = [str(column) for column in columns]
+        is_row = isinstance(row, list) and len(row) == len(names)
         yield f"row {number}", dict(zip(names, row, strict=True)) if is_row else "not a row"
 
 
@@ -154,7 +155,7 @@ def _by_video(value: Record) -> Entries:
     for name, part in value.items():
         where = f"entry {name!r}"
         if isinstance(part, dict) and _are_records(part.get("annotations")):
-            # Of YouCook2: what is said of the video holds for each of its parts.
+            # YouCook2: the other keys of the video apply to each of its segments.
             about = {key: cell for key, cell in part.items() if key != "annotations"}
             for annotation in part["annotations"]:
                 yield where, {**about, **annotation, "video": name}

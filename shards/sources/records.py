@@ -31,11 +31,11 @@ from pydantic_core import from_json
 from alpro.errors import InputError
 from alpro.files import UTF16_MARKS
 from alpro.shards.schema import MAX_JSON_BYTES, MEDIA_EXTENSIONS
+from alpro.shards.sources.cells import folded
 from alpro.shards.sources.columns import (
     FOLDED,
     NAME_COLUMNS,
     TEXT_COLUMNS,
-    folded,
     with_usual_names,
 )
 from alpro.shards.sources.documents import entries
