@@ -41,6 +41,7 @@ from alpro.shards.sources.columns import (
 from alpro.shards.sources.documents import entries
 from alpro.shards.sources.windows import parts_of
 from alpro.shards.storage import Location, local_copy
+from alpro.shards.tar import GZIP
 
 Record = dict[str, Any]
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
@@ -48,7 +49,6 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrog
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 BETWEEN_OBJECTS = re.compile(r"[\s,]*")
 TABLES = (".csv", ".tsv", ".txt")
-GZIP = b"\x1f\x8b"
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
