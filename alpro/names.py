@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from alpro.log import log
 
 RUNS = "runs.jsonl"
 INDEXES = "indexes.txt"  # folders, a line each
+SIMILAR = 0.8  # of two names, as difflib measures: sample/pretrai and sample/pretrain have 0.97
 STAGE_NAME = re.compile(
     r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?"
     r"(@(?P<fingerprint>[0-9a-f]+))?"
@@ -137,9 +139,11 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             what = f"{len(matches)} artifacts start"
         raise InputError(f"{name}: {what} with it in {root}; `alpro artifacts ls` lists them")
     if not matches:
+        similar = similar_name(str(name), workspace)
+        meant = f"did you mean {similar}? " if similar else ""
         raise InputError(
             f"{name}: no such folder, and no artifact of this name in {root}; "
-            "`alpro artifacts ls` lists all"
+            f"{meant}`alpro artifacts ls` lists all"
         )
     listed = []
     for _, record in reversed(matches):  # the newest first
@@ -175,21 +179,35 @@ def named_artifacts(name: str, workspace: Path) -> list[Artifact]:
     return list(uses[-1].artifacts) if uses else []
 
 
-def kept_by_name(workspace: Path) -> set[str]:
-    """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands
-    for."""
+def stage_names(workspace: Path) -> list[str]:
+    """Each STAGE and CONFIG/STAGE that stands for artifacts of a workspace."""
     by_stage: dict[str, list[Artifact]] = {}
     for folder, record in artifacts(workspace / "artifacts"):
         by_stage.setdefault(record.stage, []).append((folder, record))
 
-    kept: set[str] = set()
+    names = []
     for stage, present in by_stage.items():
-        configs = {use.config for use in uses_of(present, workspace)}
-        names = [stage, *(f"{config}/{stage}" for config in configs)]
-        for name in names:
-            for _, record in named_artifacts(name, workspace):
-                kept.add(record.fingerprint)
+        # A record of no command has no configuration.
+        configs = {use.config for use in uses_of(present, workspace)} - {""}
+        names += [stage, *(f"{config}/{stage}" for config in sorted(configs))]
+    return names
+
+
+def kept_by_name(workspace: Path) -> set[str]:
+    """The fingerprints of all artifacts that a STAGE, with or without a configuration, stands
+    for."""
+    kept: set[str] = set()
+    for name in stage_names(workspace):
+        for _, record in named_artifacts(name, workspace):
+            kept.add(record.fingerprint)
     return kept
+
+
+def similar_name(name: str, workspace: Path) -> str:
+    """The STAGE or CONFIG/STAGE of a workspace that a mistyped name may mean; empty if none is
+    similar."""
+    similar = get_close_matches(name, stage_names(workspace), 1, SIMILAR)
+    return similar[0] if similar else ""
 
 
 def uses_of(present: list[Artifact], workspace: Path) -> list[Use]:

@@ -13,7 +13,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, file_state, read_json
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import hub_folder, is_hub_name
-from alpro.names import find_artifact, named_artifacts
+from alpro.names import find_artifact, named_artifacts, similar_name
 
 # The first that exists; only a CLIP may have the second.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -64,6 +64,12 @@ def verified_model(name: str | Path | FoundModel, workspace: Path) -> FoundModel
     if not folder.is_dir():
         # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
         if is_hub_name(str(name)) and not named_artifacts(str(name), workspace):
+            similar = similar_name(str(name), workspace)
+            if similar:
+                raise InputError(
+                    f"{name}: no artifact of this name; did you mean {similar}? "
+                    "`alpro artifacts ls` lists all"
+                )
             # It has no record; loading it checks its files.
             return FoundModel(hub_folder(str(name)))
         folder, _ = find_artifact(name, workspace)

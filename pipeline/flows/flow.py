@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,10 +31,13 @@ from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, step_task
+from alpro.pipeline.plan.changes import changed_code, changed_values, commit_text
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.reports.page import latest_summary, report_file
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import (
     changed_params,
+    git_commit,
     pipeline_params,
     run_title,
     stage_title,
@@ -236,14 +240,22 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
     """
+    started = datetime.now(UTC)
+    commit = git_commit()
+    reports = report_file(workspace, plan).parent
+    earlier = latest_summary(reports, plan.settings.name, started.isoformat(timespec="seconds"))
+    other_code = changed_code(commit, earlier)
+
     mlflow_run: AbstractContextManager[str]
     if parent:
         mlflow_run = nullcontext(parent)
     else:
         all_tags = dict(tags or {}) | named_flow_run(title)
-        params = pipeline_params(plan.settings)
+        # A comparison of two runs shows that their code differs.
+        params = {"commit": commit_text(commit)} | pipeline_params(plan.settings)
         mlflow_run = tracker.run(title, params, all_tags)
-        tracker.show_columns(changed_params(arguments["changes"], params))
+        columns = changed_params(arguments["changes"], params)
+        tracker.show_columns([*columns, "commit"] if other_code else columns)
 
     with mlflow_run as run_id:
         current = PipelineRun(
@@ -254,6 +266,10 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
             tracker=tracker,
             run=run_id,
             title=title,
+            started=started,
+            commit=commit,
+            changed=changed_values(arguments, plan.settings),
+            changed_code=other_code,
         )
 
         if parent:

@@ -31,7 +31,7 @@ from alpro.pipeline.plan.dag import Planned, check_test_items
 from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
 from alpro.pipeline.reports.summary import summary
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.contents import git_commit, stage_title, status_after
+from alpro.pipeline.tracking.contents import stage_title, status_after
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, VALIDATION_SCORES
@@ -56,8 +56,10 @@ class PipelineRun:
     tracker: Tracker
     run: str  # in MLflow
     title: str
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    commit: str = field(default_factory=git_commit)
+    started: datetime
+    commit: str
+    changed: list[str]  # each as KEY: OLD -> NEW
+    changed_code: str  # since the run before; empty if it is the same
     # By the names of the steps: what they left, whether it was there, and why they failed or were
     # interrupted.
     found: dict[str, tuple[Path, Record]] = field(default_factory=dict)
@@ -167,6 +169,8 @@ class PipelineRun:
             "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
             "commit": self.commit,
             "arguments": self.command,
+            "changed": self.changed,
+            "changed_code": self.changed_code,
             "config": settings.model_dump(mode="json"),
             "steps": [
                 {

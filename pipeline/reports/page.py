@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from alpro.artifact import Record, flatten, read_results
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
+from alpro.pipeline.plan.changes import built_before
 from alpro.pipeline.plan.dag import Planned, required
 from alpro.pipeline.reports.charts import (
     Bars,
@@ -95,7 +96,7 @@ def write_report(
             data_table(artifacts),
             rejects_table(artifacts),
             stages_table(run, artifacts),
-            facts_table(run),
+            facts_table(run, artifacts),
         ],
         links=[*links, *earlier_runs(path, run)],
         opened=opened,
@@ -158,16 +159,18 @@ def stages_table(run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]
     return Table("Stages", heads, lines, texts=True)
 
 
-def facts_table(run: Mapping[str, Any]) -> Table:
+def facts_table(run: Mapping[str, Any], artifacts: Sequence[tuple[Path, Record]]) -> Table:
     """When a run started and what it was called with."""
     arguments = run["arguments"]
     facts = {
         "started": run["started"][:19].replace("T", " ") + " UTC",
         "took": duration(run["seconds"]),
-        "commit": run["commit"],
+        "commit": run["commit"] + built_before(run["commit"], [record for _, record in artifacts]),
         "configuration": arguments["config"],
         "data": arguments["data"],
-        "changed values": "\n".join(arguments["changes"]) or "none",
+        # Of a summary without the values before: as they were typed.
+        "changed values": "\n".join(run.get("changed") or arguments["changes"]) or "none",
+        "changed code": run.get("changed_code", ""),
     }
 
     lines = [[label, text] for label, text in facts.items() if text]
@@ -237,20 +240,35 @@ def earlier_runs(path: Path, run: Mapping[str, Any]) -> list[Link]:
     """Links to the pages of the last runs of the same configuration in the folder of a page, the
     newest first."""
     links = []
-    for file in path.parent.glob("*.json"):
+    for page, other in earlier_summaries(path.parent, run.get("name", ""), run["started"]):
+        # A page of the same name is of an earlier run of the same steps: this page replaces it.
+        if page.stem != path.stem:
+            time = other["started"][:16].replace("T", " ")
+            links.append((f"{time}: {other['title']} ({other['state']})", quote(page.name)))
+    return links[:MAX_EARLIER_RUNS]
+
+
+def earlier_summaries(folder: Path, name: str, before: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The pages in a folder of the runs of a configuration that started before a time, with their
+    summaries, the newest first."""
+    found = []
+    for file in folder.glob("*.json"):
         page = file.with_suffix(".html")
         with suppress(OSError, ValueError, TypeError, KeyError):  # no summary of a run
-            other = read_json(file)
-            # A file of the same name is of an earlier run of the same steps: this page replaces it.
-            is_earlier = other["name"] == run["name"] and other["started"] < run["started"]
-            if is_earlier and file.stem != path.stem and page.is_file():
-                time = other["started"][:16].replace("T", " ")
-                text = f"{time}: {other['title']} ({other['state']})"
-                links.append((other["started"], (text, quote(page.name))))
+            run = read_json(file)
+            if run["name"] == name and run["started"] < before and page.is_file():
+                found.append((page, run))
 
     # Times in ISO 8601 sort as text.
-    links.sort(reverse=True)
-    return [link for _, link in links[:MAX_EARLIER_RUNS]]
+    found.sort(key=lambda page_and_run: page_and_run[1]["started"], reverse=True)
+    return found
+
+
+def latest_summary(folder: Path, name: str, before: str) -> dict[str, Any] | None:
+    """The summary of the last run of a configuration whose page is in a folder and that started
+    before a time; None without one."""
+    found = earlier_summaries(folder, name, before)
+    return found[0][1] if found else None
 
 
 def stage_pictures(folder: Path) -> list[tuple[str, str]]:

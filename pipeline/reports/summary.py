@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record
+from alpro.pipeline.plan.changes import built_before, commit_text
 from alpro.pipeline.reports.results import Table, main_table, rows
 
 
@@ -27,8 +28,11 @@ def summary(
     # Links and changes first, because MLflow folds a description after a few lines.
     named = [f"[{words}]({address})" for words, address in links.items() if address]
     parts = [" · ".join([state, *named])]
-    changes = ", ".join(f"`{change}`" for change in arguments["changes"])
+    changed = run.get("changed") or arguments["changes"]
+    changes = ", ".join(f"`{change}`" for change in changed)
     parts.append(f"Changed values: {changes}" if changes else "No value was changed.")
+    if run.get("changed_code"):
+        parts.append(f"Changed code: {run['changed_code']}")
 
     table = main_table(rows(artifacts))
     if table:
@@ -39,7 +43,8 @@ def summary(
 
     source = f"Configuration `{arguments['config']}`"
     source += f", data `{arguments['data']}`" if arguments["data"] else ""
-    parts.append(f"{source}, commit `{run['commit']}`.")
+    older = built_before(run["commit"], [record for _, record in artifacts])
+    parts.append(f"{source}, commit {commit_text(run['commit'])}{older}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -246,12 +246,21 @@ def distinct(datasets: Iterable[DatasetInput]) -> list[DatasetInput]:
 
 def common_tags() -> dict[str, str]:
     """Where a run comes from: commit, machine and user, also in MLflow's own columns."""
-    commit = git_commit()
-    tags = {"commit": commit, "host": socket.gethostname()}
+    tags = {"host": socket.gethostname()} | commit_tags(git_commit())
     tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
 
     with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def commit_tags(commit: str) -> dict[str, str]:
+    """A commit as a tag, and for MLflow's own column.
+
+    >>> commit_tags("0123abc+")
+    {'commit': '0123abc+', 'mlflow.source.git.commit': '0123abc'}
+    """
+    tags = {"commit": commit}
     if commit != "unknown":
         # Without our mark for changed files, which no commit has.
         tags["mlflow.source.git.commit"] = commit.removesuffix("+")

@@ -39,6 +39,7 @@ from alpro.files import atomic_write
 from alpro.locks import acquire
 from alpro.log import log
 from alpro.pipeline.tracking.contents import (
+    commit_tags,
     common_tags,
     datasets_of,
     distinct,
@@ -199,6 +200,9 @@ class Tracker:
     ) -> Iterator[str]:
         """The run of a stage, with its parameters, tags and data sets."""
         known = {"stage": about.stage, "fingerprint": about.fingerprint}
+        # Of an artifact that is logged again, the commit that built it.
+        if about.run.get("commit"):
+            known |= commit_tags(about.run["commit"])
         with self.run(stage_title(about), params_of(about), known | tags, parent) as run:
             datasets = datasets_of(folder, about)
             if datasets:

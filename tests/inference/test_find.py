@@ -114,6 +114,20 @@ def test_a_stage_is_that_of_the_last_command_and_config_stage_stays(artifact, tm
         find_model("own_videos/finetune_qa", tmp_path)
 
 
+def test_a_mistyped_name_is_answered_with_the_similar_one(artifact, tmp_path, monkeypatch):
+    """The hub, where anybody may have a model of this name, is not asked."""
+    monkeypatch.setattr("alpro.inference.find.hub_folder", lambda name: pytest.fail(name))
+    artifact("pretrain", "cd", arguments={"config": "sample", "changes": []})
+    for name, meant in {
+        "sample/pretrai": "sample/pretrain",
+        "smple/pretrain": "sample/pretrain",
+        "pretrian": "pretrain",
+    }.items():
+        for find in (find_model, find_artifact):
+            with pytest.raises(InputError, match=rf"{name}: no .*did you mean {meant}\?"):
+                find(name, tmp_path)
+
+
 def test_the_corpora_of_the_last_command_alone_are_the_choice(artifact, tmp_path):
     clips, stills, mine = (
         artifact(

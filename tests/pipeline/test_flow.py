@@ -88,6 +88,7 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     params = parent.data.params
     assert (params["pretrain.lr"], params["finetune_retrieval.lr"]) == ("0.001", "0.0001")
     assert "start=prompter" in params["pretrain"]
+    assert params["commit"].startswith(parent.data.tags["commit"].removesuffix("+"))
     assert stages["finetune_retrieval"].data.params["finetune_retrieval.lr"] == "0.0001"
     pretrain = stages["pretrain"]
     assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)

@@ -173,6 +173,7 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(
     run = {
         "seconds": 1.0,
         "at": "2026-01-01T00:00:00",
+        "commit": "0123abc+",
         "arguments": {"config": "configs/sample.toml", "changes": []},
     }
     marks = [
@@ -188,6 +189,8 @@ def test_the_command_logs_artifacts_again_and_says_if_it_could_not(
             if run.info.status == "FINISHED"
         ]
         assert sorted(logged) == sorted(marks * number)
+    # The commit that built them, rather than the one that logs them.
+    assert {run.data.tags["commit"] for run in runs_of(tracker)} == {"0123abc+"}
     capsys.readouterr()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert cli.execute([*command, "--tracking-uri", "http://127.0.0.1:9"]) == 2
