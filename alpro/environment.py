@@ -6,7 +6,9 @@ miss variables that libraries act on. A program calls `prepare` once, when it st
 
 import os
 import re
-from collections.abc import MutableMapping
+import sysconfig
+from collections.abc import Iterator, MutableMapping
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 LOCAL = ("127.0.0.1", "localhost")
@@ -31,6 +33,22 @@ def protect_descendants() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+# A folder in which no settings of a person's lie.
+NEUTRAL_FOLDER = sysconfig.get_path("stdlib")
+
+
+@contextmanager
+def outside_current_folder() -> Iterator[None]:
+    """Imports in this block read no settings from the current folder.
+
+    Prefect reads `prefect.toml`, `pyproject.toml` and `.env` of it when it is imported, and its
+    settings can name a configuration of logging, which runs programs: a folder of downloaded data
+    must not.
+    """
+    with chdir(NEUTRAL_FOLDER):
+        yield
+
+
 def reach_this_machine(environment: MutableMapping[str, str]) -> None:
     """Adds this machine to the hosts that are reached without a proxy, as NO_PROXY names them: no
     proxy reaches the servers on 127.0.0.1. The user's hosts stay.
@@ -44,6 +62,8 @@ def reach_this_machine(environment: MutableMapping[str, str]) -> None:
     named = ",".join(environment.get(name, "") for name in ("NO_PROXY", "no_proxy"))
     hosts = [host.strip() for host in named.split(",") if host.strip()]
     both = ",".join(dict.fromkeys([*hosts, *LOCAL]))
+    if "*" in hosts:
+        both = "*"  # only alone it means all hosts
 
     environment["NO_PROXY"] = both
     environment["no_proxy"] = both

@@ -20,6 +20,8 @@ SCALING = ("bicubic", "accurate_rnd")
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
 TRANSPORT_STREAM = b"\x47"  # the first byte of each packet; in M2TS, after four bytes
 PACKET_BYTES = (188, 192, 204)
+PROGRAM_STREAM = b"\0\0\1\xba"  # the first bytes of an MPEG program stream
+MATROSKA = b"\x1a\x45\xdf\xa3"
 
 
 class DecodeError(Exception):
@@ -118,8 +120,9 @@ def error_text(error: BaseException) -> str:
     return str(message) or type(error).__name__
 
 
-def remux_hint(path: Path) -> str:
-    """What a person can do if these are recordings that were joined byte by byte, else "".
+def remux_hint(path: Path, detail: str) -> str:
+    """What a person can do if these are recordings that were joined byte by byte, else "". detail:
+    why the file is not read.
 
     Their clocks start anew, and the packets around the joint look corrupt.
     """
@@ -127,9 +130,14 @@ def remux_hint(path: Path) -> str:
         start = file.read(1024)
     if start.startswith(b"OggS"):
         return "; if it is a chain of Ogg files, take it apart"
+    times_restart = "Non-monotonic" in detail
+    if start.startswith(MATROSKA) and times_restart:
+        return "; if it was joined from several files, take it apart"
 
+    is_stream = start.startswith(PROGRAM_STREAM) and times_restart
     for size in PACKET_BYTES:
         offset = 4 if size == 192 else 0
-        if start[offset : offset + 3 * size : size] == TRANSPORT_STREAM * 3:
-            return "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv"
+        is_stream |= start[offset : offset + 3 * size : size] == TRANSPORT_STREAM * 3
+    if is_stream:
+        return "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv"
     return ""

@@ -19,6 +19,7 @@ import numpy as np
 from alpro.errors import InputError
 from alpro.shards.clip import (
     CONTAINERS,
+    PROGRAM_STREAM,
     SCALING,
     Clip,
     ClipRequest,
@@ -30,7 +31,6 @@ from alpro.shards.clip import (
 FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
 # Frames of a program stream may have no time of their own. One whose guessed time is not after the
 # last frame's follows that frame.
-PROGRAM_STREAM = b"\0\0\1\xba"
 ASCENDING = "if(between(PREV_OUTPTS-PTS,0,1/TB),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
 
 
@@ -42,7 +42,7 @@ def decode_with_ffmpeg(request: ClipRequest) -> Clip:
     except DecodeError as error:
         if error.reason != "unreadable":
             raise
-        hint = remux_hint(request.path)
+        hint = remux_hint(request.path, error.detail)
         raise DecodeError(error.reason, error.detail + hint) from error
 
 

@@ -25,7 +25,7 @@ from alpro.pipeline.execution.launch import group_environment
         ({"NO_PROXY": "s3.corp.example"}, "s3.corp.example,127.0.0.1,localhost"),
         ({"no_proxy": "a, .b "}, "a,.b,127.0.0.1,localhost"),
         ({"NO_PROXY": "a,localhost", "no_proxy": "b"}, "a,localhost,b,127.0.0.1"),
-        ({"NO_PROXY": "*"}, "*,127.0.0.1,localhost"),
+        ({"NO_PROXY": "*"}, "*"),
     ],
 )
 def test_this_machine_is_reached_past_proxies_and_the_users_hosts_stay(given, hosts):

@@ -40,6 +40,27 @@ def test_no_child_imports_from_the_current_folder(downloads, monkeypatch):
     assert not (downloads / "ran").exists()
 
 
+@pytest.mark.long
+def test_prefect_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch):
+    """They could name a configuration of logging, which runs programs."""
+    (tmp_path / "prefect.toml").write_text("[logging]\nconfig_path = 'logging.yml'\n")
+    (tmp_path / ".env").write_text("PREFECT_API_URL=http://host.example/api\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    program = textwrap.dedent("""
+        from alpro.environment import outside_current_folder
+        with outside_current_folder():
+            import prefect
+            from prefect.settings import get_current_settings
+        settings = get_current_settings()
+        print(settings.logging.config_path, settings.api.url)""")
+
+    lines: list[str] = []
+    assert run_group(interpreter("-c", program), (), lines.append) == 0, lines
+    assert "logging.yml" not in lines[-1]
+    assert "host.example" not in lines[-1]
+
+
 def test_one_function_makes_the_command_of_a_child():
     """A plain `python -m` or `python -c` has the current folder first on its path."""
     rooms = ("alpro", "models", "shards", "stages", "inference", "pipeline")

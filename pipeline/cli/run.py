@@ -10,6 +10,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from alpro.credentials import has_credentials
+from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.names import config_name, record_run
@@ -165,7 +166,9 @@ def run_flow(
     wait: Callable[[], None],
 ) -> dict[str, str]:
     """Runs a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
-    from alpro.pipeline.flows import flow  # imports Prefect and MLflow; meanwhile the server starts
+    with outside_current_folder():
+        from alpro.pipeline.flows import flow  # imports Prefect and MLflow: the server starts
+
     from alpro.pipeline.tracking.tracker import Tracker
 
     # A new store is created while the server creates its own.

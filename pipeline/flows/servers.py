@@ -11,7 +11,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from alpro.environment import reach_this_machine
+from alpro.environment import NEUTRAL_FOLDER, reach_this_machine
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
@@ -63,13 +62,17 @@ class Programs:
 
     def start(self, name: str, module: list[str], environment: Mapping[str, str]) -> None:
         """Starts `python -m MODULE...`. uvicorn, which all servers run on, is kept from importing
-        from the current folder, which it would put first on its path."""
-        variables = {**environment, "UVICORN_APP_DIR": sysconfig.get_path("stdlib")}
+        from the current folder, which it would put first on its path, and Prefect from reading
+        settings there."""
+        variables = {**environment, "UVICORN_APP_DIR": NEUTRAL_FOLDER}
+        if "PYTHONPATH" in variables:
+            folders = [path for path in variables["PYTHONPATH"].split(os.pathsep) if path]
+            variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
         with self.log_of(name) as log:
             self.running[name] = subprocess.Popen(
                 with_parent(interpreter("-m", *module)),
                 env=variables,
-                cwd=self.logs,
+                cwd=self.logs or NEUTRAL_FOLDER,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -154,6 +157,7 @@ def start_temporary_server() -> Callable[[], None]:
     options = ["--port", str(port), "--log-level", "error"]
     # As Prefect sets them for a server that it starts by itself (SubprocessASGIServer).
     settings = {
+        "PREFECT_HOME": os.path.abspath(os.environ["PREFECT_HOME"]),  # noqa: PTH100 - a text
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",

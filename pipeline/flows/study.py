@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from alpro.artifact import Record, read_record
+from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
@@ -125,7 +126,9 @@ def run_study(
     """Runs all members. Returns the table of the selected scores, None without scores, the file
     with all of them, and the titles of the runs that failed: one does not stop the others. Raises
     InputError before the first run if files are missing."""
-    from alpro.pipeline.flows import flow
+    with outside_current_folder():
+        from alpro.pipeline.flows import flow
+
     from alpro.pipeline.tracking.contents import status_after
     from alpro.pipeline.tracking.tracker import Tracker
 

@@ -2,6 +2,7 @@
 POST is a file."""
 
 import asyncio
+import errno
 import io
 import os
 import re
@@ -26,6 +27,7 @@ from alpro.inference.filters import SECONDS_COLUMNS, TEXT_COLUMNS
 from alpro.inference.index import clip_key, source_of
 from alpro.inference.search import list_clips, search, similar
 from alpro.inputs import WHOLE, parse_box
+from alpro.log import log
 from alpro.pipeline.serving.models import ServedModels, model_name
 from alpro.pipeline.serving.requests import RequestQueue
 from alpro.shards.clip import DecodeError
@@ -133,6 +135,15 @@ def _add_errors(app: FastAPI) -> None:
             text = f"this file cannot be decoded: {error.reason}"
 
         return JSONResponse({"detail": text}, 400)
+
+    @app.exception_handler(OSError)
+    async def disk(request: Request, error: OSError) -> Response:
+        """A full or missing disk of the server: without the name of the file."""
+        # Of uploads, for which there is no space: a smaller one may fit.
+        no_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        log.warning(f"a request was not answered: {error}")
+        reason = error.strerror or "a file cannot be read"
+        return JSONResponse({"detail": f"on the server: {reason}"}, 413 if no_space else 503)
 
 
 def _add_searches(
@@ -285,6 +296,8 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
             raise HTTPException(
                 404, "browsers cannot play this file; view=moving shows some frames"
             )
+        if not os.access(path, os.R_OK):  # the answer would break off after its headers
+            raise HTTPException(404, "this file cannot be read")
         return File(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
 
 

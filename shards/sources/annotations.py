@@ -26,11 +26,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
@@ -41,6 +42,7 @@ from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS, Split, split_in
 from alpro.shards.sources.folders import media_stem
+from alpro.shards.sources.languages import ENGLISH, Languages, has_languages, languages_of
 from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.sources.windows import (
@@ -54,10 +56,14 @@ from alpro.shards.sources.windows import (
 from alpro.shards.storage import Location
 from alpro.shards.storage import suffix as extension_of
 
+# Columns of which one may be a number, and another one the name of the file.
+VIDEO_IDS = ("video_id", "videoid", "videoID", "youtube_id", "vid", "video_uid")
 # Of the objects in a list of captions: `raw` of Karpathy's sentences.
-CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description")
+CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description", "content")
 # Marks of the writing direction and characters without a width.
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+# How Label Studio names an uploaded file, and one of a folder that it serves.
+UPLOADED = re.compile(r"/data/upload/\d+/[0-9a-f]{8}-(.+)|/data/local-files/\?d=(.+)")
 NO_CAPTION = {"nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
 
 
@@ -138,6 +144,8 @@ def read_entry(
     form = form_of(record)
     if form is DOWNLOADS:
         raise InputError(f"{file}: {DOWNLOADS.title}; use the folder of its shards, {file.parent}")
+    if form is NAMES and "question" in record:
+        raise ValueError("the question has no answer")
     if form is None or (form is NAMES and not lists):
         error = InputError if form is None else NoTextsError
         columns = ", ".join(sorted(record)[:20])
@@ -162,6 +170,9 @@ def read_entry(
         name_cell = name_cell.get("path")
     written = text_of(name_cell)
     name = written.strip()
+    uploaded = UPLOADED.fullmatch(name)
+    if uploaded:
+        name = unquote(uploaded[1] or uploaded[2])
 
     text_cell = next((record[column] for column in form.texts if column in record), None)
     texts: list[Any] = texts_of(text_cell)
@@ -175,8 +186,11 @@ def read_entry(
 
     window = times.window(record) if form in WITH_WINDOWS else WHOLE
     other_names = window.names_of_cut(name)
-    if written != name:  # a file may have the spaces of its name
+    if written != name and not uploaded:  # a file may have the spaces of its name
         other_names.append(written)
+    # Of Video-MME, `video_id` is a number, and `videoID` the name of the file.
+    ids = [text_of(record[key]) for key in VIDEO_IDS if key in record]
+    other_names += [video_id for video_id in ids if video_id not in ("", name)]
     if record.get("page_dir"):  # of WebVid
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
@@ -221,6 +235,14 @@ def texts_of(value: Any) -> list[str]:
     if isinstance(value, str):
         listed = json_list(value)
         value = [value] if listed is None else listed
+
+    if isinstance(value, dict):
+        english = [value[key] for key in value if ENGLISH.fullmatch(key)]
+        value = english[0] if len(english) == 1 else value
+    if isinstance(value, list):
+        # ShareGPT4Video: after the captions of frames that of the whole video, as number -1.
+        whole = [each for each in value if isinstance(each, dict) and str(each.get("idx")) == "-1"]
+        value = whole or value
 
     texts = []
     for each in value if isinstance(value, list) else [value]:
@@ -330,12 +352,13 @@ def scan_annotations(
     for key, file in files.items():
         split = key.partition(".")[0]
         lists = TEXTS in files and key != TEXTS
-        times = columns_of_windows(file, split)
-        if times.note:
-            notes.append(f"{file.name}: {times.note}")
+        times, languages = columns_of_table(file, split)
+        for note in (times.note, languages.note):
+            if note:
+                notes.append(f"{file.name}: {note}")
 
         with progress(f"reading {file.name}", None, "records") as advance:
-            for reject in read_file(file, split, joined, media, lists, times, advance):
+            for reject in read_file(file, split, joined, media, lists, (times, languages), advance):
                 # If no record is valid, the first one says why.
                 first_problem = first_problem or f"; {reject.id}: {reject.detail}"
                 yield reject
@@ -356,8 +379,9 @@ def scan_annotations(
     notes += media.notes()
 
 
-def columns_of_windows(file: Path, split: str) -> WindowColumns:
-    """The columns of a file's windows. Raises InputError if the file cannot be read."""
+def columns_of_table(file: Path, split: str) -> tuple[WindowColumns, Languages]:
+    """The columns of a file's windows, and the languages of its texts. Raises InputError if the
+    file cannot be read."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
     records = named_records(file)
@@ -365,7 +389,10 @@ def columns_of_windows(file: Path, split: str) -> WindowColumns:
     has_windows = any(
         isinstance(record, dict) and form_of(record) in WITH_WINDOWS for _, record in first
     )
-    return window_columns(chain(first, records)) if has_windows else START_AND_END
+    times = window_columns(chain(first, records)) if has_windows else START_AND_END
+    # Only a table with such columns is read once more.
+    languages = languages_of(named_records(file)) if has_languages(first) else Languages()
+    return times, languages
 
 
 def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -387,12 +414,13 @@ def read_file(
     joined: dict[tuple[str, str], Video],
     media: MediaFiles,
     lists: bool,
-    times: WindowColumns,
+    columns: tuple[WindowColumns, Languages],
     advance: Callable[[], None],
 ) -> Iterator[Reject]:
     """Adds the texts of a file to the videos, calls `advance` for each record, and yields a reject
     for each invalid one. joined: the videos by split and path. lists: another file has the texts of
     the videos."""
+    times, languages = columns
     # Which number the first option has shows in some of the records only: one more pass.
     first = first_option(record for _, record in named_records(file))
     other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
@@ -404,6 +432,8 @@ def read_file(
             if isinstance(record, str):
                 raise ValueError(record)
             entry = read_entry(record, file, lists, first=first, times=times)
+            if not languages.is_read(record):
+                entry = replace(entry, texts=())
 
             has_split = entry.form is MSRVTT or not split
             named_split = split_name(record.get("split")) if has_split else ""

@@ -56,7 +56,8 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z",
 LOOKS_LIKE_TEXT = {
     *(".srt", ".vtt", ".ass", ".sub", ".xlsx", ".xls", ".ods", ".md", ".xml", ".pkl", ".pickle"),
     *(".tags", ".tag", ".prompt", ".text", ".desc", ".description", ".nfo", ".lrc", ".rtf"),
-    *(".ssa", ".sbv", ".smi", ".ttml", ".dfxp", ".pdf", ".doc", ".log"),
+    *(".ssa", ".sbv", ".smi", ".ttml", ".dfxp", ".pdf", ".doc", ".log", ".token", ".eaf"),
+    *(".textgrid", ".lab", ".stm", ".ctm", ".srv3", ".itt"),
     *(".yaml", ".yml", ".docx", ".html", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"),
     *SIDECARS,
 }

@@ -14,11 +14,11 @@ NAME_COLUMNS: tuple[str, ...] = (
     *("video", "video_id", "videoid", "videoID", "gif_name", "image", "path"),
     *("file_path", "filepath", "file", "media_path", "vid_name"),
     *("clip", "clip_id", "clip_path", "vid", "media", "media_file", "video_file", "youtube_id"),
-    *("image_name", "image_file", "img_path", "img"),
+    *("image_name", "image_file", "img_path", "img", "video_filename", "video_uid"),
 )
 TEXT_COLUMNS: tuple[str, ...] = (
     *("caption", "captions", "sentence", "text", "description", "enCap", "name"),
-    *("prompt", "cap", "sentences"),
+    *("prompt", "cap", "sentences", "desc", "narration", "clip_text"),
 )
 # Columns of a manifest.
 TEXTS = {"caption", "captions", "questions"}
@@ -55,7 +55,9 @@ KNOWN = {
     *("page_dir", "contentUrl"),
 }
 SPLIT_ALIASES = {"subset", "partition", "set", "datasplit", "datasetsplit", "splitname", "phase"}
-CAPTION_ALIASES = ("text", "sentence", "description", "prompt", "cap")  # beside `path`
+CAPTION_ALIASES = (  # beside `path`
+    *("text", "sentence", "description", "prompt", "cap", "desc", "narration", "clip_text"),
+)
 ANSWER_ALIASES = (  # beside options
     *("answer_idx", "answer_index", "answer_id", "correct_idx", "correct_index"),
     *("correct_answer", "correct_choice", "correct_answer_idx", "correct", "correct_option"),
@@ -68,6 +70,9 @@ SEVERAL_ANSWERS = (
 )
 # Columns of captions under other names: caption_1, blip_caption, long_caption.
 CAPTION = re.compile(r"(?i)(?:[a-z0-9]+[ _-])*captions?(?:[ _-][a-z]{2,})*|captions?text")
+ENGLISH_CAPTION = re.compile(
+    r"(?i)(?:captions?|sentence|text|description|cap)[ _-](?:en|eng|english)"
+)
 NUMBERED_CAPTION = re.compile(r"(?i)(?:caption|sentence|text|description)[ _-]?\d{1,2}")
 NOT_CAPTION = re.compile(
     r"(?i)(?:^|[ _-])(?:ids?|idx|index|num|number|count|score|lang|language|source|model|time|len|"
@@ -135,10 +140,6 @@ def with_usual_names(
             renamed["question"] = renamed.pop(question)
             if answer in renamed and "answer" not in renamed:
                 renamed["answer"] = renamed.pop(answer)
-    # A list of questions is a column of a manifest.
-    if "questions" in renamed and not {"path", "question"} & renamed.keys():
-        _rename_first(renamed, NAME_COLUMNS, "path")
-
     if "split" not in renamed:
         split_columns = set() if split_columns is None else split_columns
         for name in list(filter(is_split_alias, renamed)):
@@ -164,7 +165,7 @@ def with_usual_names(
 
 def _rename_captions(record: dict[str, Any]) -> None:
     """Makes numbered columns of captions (caption_1, caption_2), or the only column that is called
-    a caption (blip_caption), the captions of a record."""
+    a caption (blip_caption), or the English one of several languages, the captions of a record."""
     numbered = [name for name in record if NUMBERED_CAPTION.fullmatch(name)]
     if numbered:
         cells = [record.pop(name) for name in numbered]
@@ -175,6 +176,9 @@ def _rename_captions(record: dict[str, Any]) -> None:
     for name in record:
         if CAPTION.fullmatch(name) and not NOT_CAPTION.search(name):
             named.append(name)
+    english = list(filter(ENGLISH_CAPTION.fullmatch, record))
+    if len(named) != 1:
+        named = english
     if len(named) == 1:
         record["caption"] = record.pop(named[0])
 

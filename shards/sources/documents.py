@@ -18,6 +18,7 @@ from typing import Any
 from alpro.shards.schema import MEDIA_EXTENSIONS
 from alpro.shards.sources.cells import folded
 from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, split_in
+from alpro.shards.sources.nested import is_label_studio, is_vript, via_records
 
 Record = dict[str, Any]
 Entries = Iterator[tuple[str, Record | str]]
@@ -36,6 +37,9 @@ def entries(value: Any) -> Entries | None:
         return _of_list(value)
     if not isinstance(value, dict) or not value or _is_record(value):
         return None
+    of_via = via_records(value)
+    if of_via:
+        return _of_list(of_via)
     has_sentences = isinstance(value.get("sentences"), list)
     has_videos = isinstance(value.get("videos", []), list)
     if has_sentences and has_videos:
@@ -65,7 +69,9 @@ def entries(value: Any) -> Entries | None:
 
 
 def _is_record(value: Record) -> bool:
-    """Whether an object names one file."""
+    """Whether an object is about one file."""
+    if is_vript(value) or is_label_studio(value):
+        return True
     for key, part in value.items():
         is_name = FOLDED.get(folded(key)) in NAME_COLUMNS
         if is_name and isinstance(part, str | int):

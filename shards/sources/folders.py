@@ -26,7 +26,10 @@ NOT_DATA = {
     *("thumbs", "thumb", "_thumbs", "__macosx", "_gsdata_", "@recycle bin", "recycle.bin"),
     *("@appstore", "@transcode", "deleted items", "recently deleted", "files_trashbin"),
     *("files_versions", "ipod photo cache", "onedrivetemp", "temporaryitems"),
-    *("thmbnl", "trickplay", "extrafanart", "encoded-video"),
+    *("thmbnl", "trickplay", "extrafanart", "encoded-video", "extrathumbs", "plex versions"),
+    # Of Buffalo, Thecus, and shares of Windows.
+    *("trashbox", "_nas_recycle_", "recyclebin", "recycle_bin", "network recycle bin"),
+    *("#trash", "@trash", "_trash", "trashcan", "trash.recycle", "wastebasket"),
 }
 NOT_DATA_ENDINGS = (".trickplay", ".lrdata", ".photoslibrary/resources", "misc/thm")
 NOT_DATA_STARTS = (".trash", ".recycle", "appdata_oc")
@@ -90,9 +93,15 @@ def list_folder(folder: Path, advance: Callable[[], None] = lambda: None) -> Lis
                 # A folder is known without a request to the disk; a link is looked at below.
                 children = [(entry, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except OSError as error:
+            may_not = isinstance(error, PermissionError)
+            what_to_do = (
+                "make it readable, or move it out of the data"
+                if may_not
+                else "check its disk, and run the command again"
+            )
             raise InputError(
                 f"{folder / inside}: this folder cannot be listed ({error.strerror or error}); "
-                "make it readable, or move it out of the data"
+                f"{what_to_do}"
             ) from error
 
         for entry, is_folder in children:

@@ -39,6 +39,7 @@ from alpro.shards.sources.columns import (
     with_usual_names,
 )
 from alpro.shards.sources.documents import entries
+from alpro.shards.sources.nested import records_of
 from alpro.shards.sources.windows import parts_of
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
@@ -49,6 +50,8 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrog
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 BETWEEN_OBJECTS = re.compile(r"[\s,]*")
 TABLES = (".csv", ".tsv", ".txt")
+# A line of Charades-STA.
+MOMENT = re.compile(r"(?P<video>\S+) (?P<start>[\d.]+) (?P<end>[\d.]+)##(?P<caption>.+)")
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
 
 
@@ -106,8 +109,9 @@ def named_records(path: Location) -> Iterator[tuple[str, Record | str]]:
         if isinstance(record, str):
             yield where, record
             continue
-        for part in parts_of(with_usual_names(record, split_columns)):
-            yield where, part
+        for each in records_of(record):
+            for part in parts_of(with_usual_names(each, split_columns)):
+                yield where, part
 
 
 def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
@@ -124,7 +128,10 @@ def _names(text: IO[str]) -> Iterator[tuple[str, Record | str]]:
         return
 
     for number, line in enumerate(chain([first], text), 1):
-        if line.strip():
+        moment = MOMENT.fullmatch(line.strip())
+        if moment:
+            yield f"line {number}", moment.groupdict()
+        elif line.strip():
             is_utf8 = not NOT_UTF8.search(line)
             yield f"line {number}", {"video_id": line.strip()} if is_utf8 else "not UTF-8"
 
@@ -283,7 +290,10 @@ def _checked(columns: list[str]) -> list[str]:
 
     repeated = [name for name in columns if name and columns.count(name) > 1]
     if repeated:
-        raise ValueError(f"the column {repeated[0]!r} appears twice")
+        raise ValueError(
+            f"the column {repeated[0]!r} appears twice; if line 1 is a row, add one with the names "
+            "of the columns above it"
+        )
     return columns
 
 

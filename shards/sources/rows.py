@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +18,7 @@ from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import COLUMNS, TEXTS
 from alpro.shards.sources.media_files import MediaFiles, is_file
 from alpro.shards.sources.records import named_records, plain
+from alpro.shards.sources.unknown import missing_columns
 from alpro.shards.sources.windows import (
     MAX_LOOKED_AT,
     START_AND_END,
@@ -96,25 +97,11 @@ def scan_manifest(
             f"{source}: read as a list of names, which has no texts; a table with the columns "
             "`video` and `caption` (.csv, .tsv) has both"
         )
-    required: list[Set[str]] = [{"path"}]
-    if require_texts:
-        required.append(TEXTS)
-    for names in required:
-        if columns and not names & columns:
-            missing = " or ".join(sorted(names))
-            present = ", ".join(sorted(columns)[:20])
-            what_to_do = (
-                "name the column of the files path, or video, and that of the texts caption"
-            )
-            if "question" in columns and "answer" not in columns:
-                missing = "answer"
-                what_to_do = "name the column of the right answers, or of their numbers, answer"
-            elif "conversations" in columns:
-                what_to_do = (
-                    "write the texts of the conversations into columns question and answer, or "
-                    "caption"
-                )
-            raise InputError(f"{source}: no column {missing} (it has {present}); {what_to_do}")
+    has_texts = not require_texts or bool(columns & TEXTS)
+    if columns and not ("path" in columns and has_texts):
+        present = ", ".join(sorted(columns)[:20])
+        missing, what_to_do = missing_columns(columns, head, media)
+        raise InputError(f"{source}: no column {missing} (it has {present}); {what_to_do}")
     if media:
         notes += media.notes()
 

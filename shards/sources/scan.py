@@ -135,6 +135,13 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
         names = ", ".join(str(table.file.relative_to(folder)) for table in by_split)
         return f"tables ({names})", scan_tables(listing, by_split, root, notes)
 
+    # A list may be the table: captions.txt of Flickr8k.
+    texts = [path for path in listing.others if media_suffix(path) == ".txt" and "/" not in path]
+    texts = [path for path in texts if not tables and is_table(folder / path)]
+    if len(texts) == 1:
+        notes += listing.notes()
+        return scan_source(folder / texts[0], None, root, notes)
+
     lists = listed_captions(listing)
     if lists:
         what, pairs = lists

@@ -17,12 +17,13 @@ STARTS = {
 }
 ENDS = {
     *("end", "endtime", "ends", "endsec", "endseconds", "endtimestamp", "endts"),
-    *("stop", "stoptime", "finish", "tend", "timeend", "clipend", "segmentend"),
+    *("stop", "stoptime", "finish", "tend", "timeend", "clipend", "segmentend", "stopsec"),
+    *("stoptimestamp", "stopts", "stopseconds"),
 }
 # Of one column with both times.
 SPANS = {
     *("timestamp", "timestamps", "segment", "window", "span", "interval", "timespan", "timerange"),
-    "times",
+    *("times", "ts"),
 }
 # Texts of parts. ActivityNet's `sentences` are one paragraph.
 PART_TEXTS = tuple(name for name in TEXT_COLUMNS if name not in ("enCap", "name", "sentences"))

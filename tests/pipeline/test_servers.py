@@ -187,8 +187,12 @@ def test_a_program_imports_nothing_from_the_current_folder_and_needs_a_folder_of
         servers.subprocess, "Popen", lambda command, **options: started.append(options)
     )
     servers.Programs(tmp_path).start("mlflow", ["mlflow"], {"UVICORN_APP_DIR": "."})
-    (options,) = started
+    options = started[0]
     assert options["cwd"] == tmp_path
+    # A command without a folder of logs: Prefect would read settings in the current one.
+    servers.Programs().start("prefect", ["prefect"], {"PYTHONPATH": "."})
+    assert Path(started[1]["cwd"], "os.py").is_file()
+    assert started[1]["env"]["PYTHONPATH"] == str(Path.cwd())
     # uvicorn would put the current folder first on its path.
     assert Path(options["env"]["UVICORN_APP_DIR"], "os.py").is_file()
 

@@ -180,6 +180,11 @@ def test_joined_recordings_are_rejected_with_what_helps(write_film, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     assert numbers(remuxed, 6) == [0, 20, 40, 0, 20, 40]
 
+    path = tmp_path / "joined.mpg"
+    path.write_bytes(2 * write_film("b.mpg", *PROGRAM_STREAM).read_bytes())
+    with pytest.raises(DecodeError, match="remux it: ffmpeg -i FILE -c copy"):
+        decode_video(path, 4, 32)
+
     path = tmp_path / "chain.ogv"
     one = write_film("a.ogv", "-c:v", "libtheora", "-q:v", "9").read_bytes()
     path.write_bytes(2 * one)

@@ -2,8 +2,12 @@
 clients that go away."""
 
 import asyncio
+import errno
+import os
 import threading
 from functools import partial
+
+import pytest
 
 from alpro import Model
 from alpro.pipeline.serving import requests as module
@@ -89,6 +93,21 @@ def test_uploads_are_bounded_in_size_time_and_number_and_deleted(app, monkeypatc
     app.state.queue.free_uploads = 0
     assert call(app, [None]) == [429]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 413), (errno.ENOENT, 503)])
+def test_a_disk_that_takes_no_upload_is_one_line(number, status, client, monkeypatch):
+    """A folder for temporary files that is full, or gone."""
+
+    def fail(**_):
+        raise OSError(number, os.strerror(number), "/tmp/secret")
+
+    monkeypatch.setattr(module, "NamedTemporaryFile", fail)
+    answer = client.post("/api/search", content=b"x" * 100)
+    assert answer.status_code == status
+    assert os.strerror(number) in answer.json()["detail"]
+    assert "secret" not in answer.text
+    assert client.get("/api/search", params={"text": "a dog"}).status_code == 200
 
 
 def test_slow_uploads_give_up_their_place_to_others(app, videos, monkeypatch):
