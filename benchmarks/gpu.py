@@ -47,6 +47,7 @@ from torch.profiler import ProfilerActivity, profile
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.attention import (
     attention_by_products,
+    block_mask,
     packed_attention,
     sequences_in_a_tile,
 )
@@ -154,12 +155,13 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
     shape = (options.batch * patches, 2 if options.small else 12, 4, 64)
     q, k, v = (torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
     together = sequences_in_a_tile(shape[0], shape[2])
+    mask = block_mask(together, shape[2], DTYPE, q.device)
     variants: dict[str, Callable[..., Tensor]] = {
         "alone": scaled_dot_product_attention,
         "products": attention_by_products,
         "broadcast": attention_by_broadcast,
         "broadcast, compiled": torch.compile(attention_by_broadcast),
-        "packed": lambda q, k, v: packed_attention(q, k, v, together),
+        "packed": lambda q, k, v: packed_attention(q, k, v, mask),
     }
     if not CUDA:  # it takes a minute, and a compiler
         del variants["broadcast, compiled"]
@@ -178,7 +180,6 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
         rows.append(row)
     rows[0]["backend"] = backend_of(q)
     packed = q[: together * (len(q) // together)].reshape(-1, shape[1], together * 4, shape[3])
-    mask = torch.ones(together * 4, together * 4, dtype=torch.bool, device=DEVICE)
     rows[-1]["backend"] = backend_of(packed, mask)
     return rows
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alpro.models.precision import type_of_products
+
 # CUDA starts at most this many blocks in the dimension that holds the batch; more fail with
 # "invalid configuration".
 MAX_SEQUENCES = 65_535
@@ -17,9 +19,9 @@ class Attention(nn.Module):
     """Multi-head self-attention with one linear for queries, keys and values (in that order).
 
     `forward(x, mask, first)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where
-    a token may be attended to; None attends to all tokens. With `first`, only the first tokens
-    attend -> (B, first, D). `attend(qkv, mask)` is the part after the first linear, whose output
-    (B, L, 3D) it takes.
+    a token may be attended to; None attends to all tokens; that of `tile_mask` also attends to all,
+    faster. With `first`, only the first tokens attend -> (B, first, D). `attend(qkv, mask)` is the
+    part after the first linear, whose output (B, L, 3D) it takes.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -56,7 +58,7 @@ class Attention(nn.Module):
 
     def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout * self.training
-        if q.is_cuda:
+        if is_on_gpu(q):
             out = attention_on_gpu(q, k, v, mask, dropout)
         elif q.dtype == torch.bfloat16 and q.requires_grad:
             # The backward pass of the fused kernel on a CPU: 66 ms of 8 x 197 tokens, products 45
@@ -80,19 +82,12 @@ def attention_on_gpu(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As F.scaled_dot_product_attention, for any number of sequences; short ones share the tiles of
-    the kernel.
+    """As F.scaled_dot_product_attention, for any number of sequences; with a `tile_mask`, short ones
+    share the tiles of the kernel."""
+    if mask is not None and mask.dim() == 2:
+        return packed_attention(q, k, v, mask, dropout)
 
-    The temporal attention of a clip has a sequence of a few frames for each patch.
-    """
     sequences = len(q)
-    length = q.shape[2]
-    is_plain = mask is None and not dropout
-    if is_plain and 1 < length <= MAX_PACKED and q.shape == k.shape:
-        packed = sequences_in_a_tile(sequences, length)
-        if packed > 1:
-            return packed_attention(q, k, v, packed)
-
     if sequences <= MAX_SEQUENCES:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
@@ -121,23 +116,47 @@ def sequences_in_a_tile(sequences: int, length: int) -> int:
     return max(divisors)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: int) -> Tensor:
-    """Attention within sequences (B, heads, L, D), of which `packed` are one sequence of the
-    kernel.
+def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
+    """The `block_mask` of as many of the `sequences` of `length` tokens as share a tile of a GPU's
+    kernel, in the type of the products of x; None where they are too long to share one, and on a
+    CPU.
 
-    A mask keeps them apart. By the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a
-    tenth of the time: alone, a sequence fills 3 % of a tile.
+    The temporal attention of a clip has a sequence of a few frames for each
+    patch: by the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time,
+    since alone, a sequence fills 3 % of a tile. All layers have the same mask.
     """
+    if not is_on_gpu(x) or not 1 < length <= MAX_PACKED:
+        return None
+    packed = sequences_in_a_tile(sequences, length)
+    if packed == 1:
+        return None
+    return block_mask(packed, length, type_of_products(x), x.device)
+
+
+def block_mask(packed: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mask (S, S) of `packed` sequences of `length` tokens: 0 within one, -inf between two."""
+    sequence_of_token = torch.arange(packed * length, device=device) // length
+    is_other = sequence_of_token[:, None] != sequence_of_token
+    mask = torch.zeros(is_other.shape, dtype=dtype, device=device)
+    return mask.masked_fill(is_other, -torch.inf)
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention within sequences (B, heads, L, D), S / L of which are one sequence of the kernel;
+    `mask` (S, S) is their `block_mask`."""
     _, heads, length, width = q.shape
-    sequence_of_token = torch.arange(packed * length, device=q.device) // length
-    mask = sequence_of_token[:, None] == sequence_of_token[None]
+    packed = len(mask) // length
 
     def pack(x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, packed)).transpose(1, 2)
         return x.reshape(-1, heads, packed * length, width)
 
-    # It has a mask now, so nothing is packed again.
-    out = attention_on_gpu(pack(q), pack(k), pack(v), mask)
+    # One mask for all sequences and heads, of four dimensions: nothing is packed again.
+    out = attention_on_gpu(pack(q), pack(k), pack(v), mask[None, None], dropout)
     by_sequence = out.unflatten(2, (packed, length)).transpose(1, 2)
     return by_sequence.reshape(q.shape)
 

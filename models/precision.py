@@ -42,9 +42,14 @@ def as_residual(x: Tensor) -> Tensor:
     layers with random weights is off by 1.4 % with products in bfloat16, and by 2.5 % with the
     stream, too (experiments/rounding.py).
     """
-    if keeps_half(x) and torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x
+    return x.to(type_of_products(x)) if keeps_half(x) else x
+
+
+def type_of_products(x: Tensor) -> torch.dtype:
+    """The type in which the matrix products of x are computed: that of autocast, without it x's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def keeps_half(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alpro.models.attention import Attention
+from alpro.models.attention import Attention, tile_mask
 
 
 class TemporalAttention(nn.Module):
@@ -46,6 +46,7 @@ class TemporalAttention(nn.Module):
         y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
         y = y + self.times(frames)
         clips_and_patches = y.shape[:2]
-        y = self.attn(y.flatten(0, 1))
+        y = y.flatten(0, 1)
+        y = self.attn(y, tile_mask(y, len(y), frames))
         y = y.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
         return x + y.flatten(0, 1)

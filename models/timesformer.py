@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alpro.models.attention import Attention, Mlp
-from alpro.models.precision import as_residual
+from alpro.models.attention import Attention, Mlp, tile_mask
+from alpro.models.precision import as_residual, type_of_products
 
 # Epsilon of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`.
 EPS = 1e-6
@@ -118,13 +118,14 @@ class Block(nn.Module):
         x: Tensor,
         frames: int,
         keep: Tensor | None = None,
+        mask: Tensor | None = None,
         cls_only: bool = False,
     ) -> Tensor:
         """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1,
         D) with `cls_only`.
 
         keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all
-        1.
+        1. mask: the `tile_mask` of B * N sequences of T tokens.
         """
         # `split`, not slices: the gradient of a slice is a tensor of zeros of the size of x.
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
@@ -133,7 +134,7 @@ class Block(nn.Module):
 
         # Temporal attention: a sequence of T tokens for each patch.
         y = patches.transpose(1, 2).reshape(b * n, t, d)
-        y = self.temporal_attn(self.temporal_norm1(y))
+        y = self.temporal_attn(self.temporal_norm1(y), mask)
         y = drop_path(y, keep, 0)
         y = self.temporal_fc(y).view(b, n, t, d)
         patches = patches + y.transpose(1, 2)
@@ -158,7 +159,7 @@ def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
     """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
-    factors = keep[branch][:, None].to(x.dtype)
+    factors = keep[branch][:, None]
     scaled = x.reshape(len(factors), -1) * factors
     return scaled.view_as(x)
 
@@ -229,15 +230,17 @@ class TimeSformer(nn.Module):
         tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
         x = as_residual(self.pre_norm(tokens))
 
-        keep = self.sample_drop_path(b)
+        # The blocks share what does not depend on their weights.
+        keep = self.sample_drop_path(b, type_of_products(x))
+        mask = tile_mask(x, b * patches.shape[2], t)
         last = len(self.blocks) - 1
         for depth, block in enumerate(self.blocks):
             keep_of_block = None if keep is None else keep[depth]
             only_cls = cls_only and depth == last
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, t, keep_of_block, only_cls, use_reentrant=False)
+                x = checkpoint(block, x, t, keep_of_block, mask, only_cls, use_reentrant=False)
             else:
-                x = block(x, t, keep_of_block, only_cls)
+                x = block(x, t, keep_of_block, mask, only_cls)
 
         # Normalize the tokens of each frame, then average over time (the paper's temporal mean
         # pooling).
@@ -258,9 +261,9 @@ class TimeSformer(nn.Module):
         self.time_embed = nn.Parameter(resized)
         self.config = self.config.model_copy(update={"frames": frames})
 
-    def sample_drop_path(self, samples: int) -> Tensor | None:
+    def sample_drop_path(self, samples: int, dtype: torch.dtype) -> Tensor | None:
         """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep
-        probability; None in eval mode.
+        probability; None in eval mode. dtype: that of the branches.
 
         One call to the generator for all blocks.
         """
@@ -268,7 +271,8 @@ class TimeSformer(nn.Module):
             return None
         rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
         # Divided by the rate: the expectation is the value in evaluation.
-        return torch.bernoulli(rates) / rates
+        factors = torch.bernoulli(rates) / rates
+        return factors.to(dtype)
 
 
 def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def stochastic(rate: float, depth: int) -> TimeSformer:
 
 
 def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sample():
-    keep = stochastic(0.8, depth=5).sample_drop_path(2000)
+    keep = stochastic(0.8, depth=5).sample_drop_path(2000, torch.float32)
     assert keep.shape == (5, 3, 2000)
     # Of 6,000 draws the share has a standard deviation of at most 0.0065.
     assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx(
@@ -118,8 +118,8 @@ def test_evaluation_drops_nothing(frames: Tensor):
     plain = stochastic(0.0, depth=2)
     plain.load_state_dict(encoder.state_dict())
     small = frames[:, :2, :, :16, :16]
-    assert encoder.eval().sample_drop_path(3) is None
-    assert plain.sample_drop_path(3) is None  # nor if the rate is 0
+    assert encoder.eval().sample_drop_path(3, torch.float32) is None
+    assert plain.sample_drop_path(3, torch.float32) is None  # nor if the rate is 0
     assert torch.equal(encoder(small), plain(small))
 
 

@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +36,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from alpro.models.attention import attention_by_products, attention_on_gpu
+from alpro.models.attention import (
+    attention_by_products,
+    block_mask,
+    packed_attention,
+    sequences_in_a_tile,
+)
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block, VideoConfig
 from alpro.stages import pretrain, train_prompter
@@ -263,22 +269,31 @@ def attention_by_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2)
 
 
-ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "alone": F.scaled_dot_product_attention,
-    "products": attention_by_products,
-    "broadcast": attention_by_broadcast,
-    "packed": attention_on_gpu,
-}
+ATTENTIONS = ("alone", "products", "broadcast", "packed")
+
+
+def attentions(shape: tuple[int, ...]) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """The variants of ATTENTIONS for queries of this shape. All layers share the mask of the last,
+    so that it is computed before."""
+    packed = sequences_in_a_tile(shape[0], shape[2])
+    mask = block_mask(packed, shape[2], torch.bfloat16, torch.device("cpu"))
+    variants = (
+        F.scaled_dot_product_attention,
+        attention_by_products,
+        attention_by_broadcast,
+        partial(packed_attention, mask=mask),
+    )
+    return dict(zip(ATTENTIONS, variants, strict=True))
 
 
 def temporal_attention(variant: str, clips: int, frames: int) -> list[Kernel]:
     """The kernels of one layer's temporal attention, compiled: forward and backward in the student,
     forward in the teacher."""
-    attend = ATTENTIONS[variant]
     video = VideoConfig()
     shape = (clips * video.grid**2, video.heads, frames, video.width // video.heads)
     recorded = Kernels()
     with FakeTensorMode():
+        attend = attentions(shape)[variant]
         q, k, v = (torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
         with recorded:
             with recorded.compiled(True):

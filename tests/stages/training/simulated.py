@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,17 +167,13 @@ def batch_of(stage: str, objective: Objective, size: int, length: int, stored: i
 @contextmanager
 def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
     """Fake tensors, bfloat16 and the fused attention; `packed`: of short sequences, as on a GPU."""
-    fused = F.scaled_dot_product_attention
 
     def output(
         self: attention.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> Tensor:
         # Without dropout, which the fused kernel of a CPU does not have: PyTorch would compute
         # products in float32 instead. The memory-efficient kernel of a GPU has masks and dropout.
-        if packed:
-            out = attention.attention_on_gpu(q, k, v, mask)
-        else:
-            out = fused(q, k, v, attn_mask=mask)
+        out = attention.attention_on_gpu(q, k, v, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
@@ -189,6 +184,7 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(attention.Attention, "output", output)
+        patch.setattr(attention, "is_on_gpu", lambda _: packed)
         patch.setattr(alpro, "are_groups_merged", lambda _: True)
         yield
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import CLIPConfig, CLIPModel
 
-from alpro.models import precision
-from alpro.models.attention import Attention, attention_on_gpu
+from alpro.models import attention, precision
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
 from alpro.stages.execution.interface import Resources
@@ -101,21 +100,17 @@ def test_the_layers_of_a_clip_are_compiled_too(graphs):
 
 
 def test_a_block_with_the_attention_of_a_gpu_is_one_graph(graphs, monkeypatch):
-    """Four frames, whose temporal attention is packed: a loop over divisors, and a mask."""
-
-    def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        out = attention_on_gpu(q, k, v, mask, self.dropout * self.training)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-    monkeypatch.setattr(Attention, "output", output)
+    """Four frames, whose temporal attention is packed."""
+    monkeypatch.setattr(attention, "is_on_gpu", lambda _: True)
     config = VideoConfig(image_size=16, patch_size=4, frames=4, width=16, depth=1, heads=2)
     block = Block(config)
     x = torch.randn(2, 1 + 4 * config.grid**2, 16, requires_grad=True)
-    expected = block(x, 4)
+    mask = attention.tile_mask(x, 2 * config.grid**2, 4)
+    expected = block(x, 4)  # not packed
 
     block.compile(dynamic=False)
     for _ in range(2):
-        actual = block(x, 4)
+        actual = block(x, 4, mask=mask)
         actual.sum().backward()
 
     torch.testing.assert_close(actual, expected)
