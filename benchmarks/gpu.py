@@ -50,6 +50,7 @@ from alpro.models.attention import (
     block_mask,
     packed_attention,
     sequences_in_a_tile,
+    tile_mask,
 )
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
@@ -188,19 +189,24 @@ def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list
     """One layer of the video encoder at four frames, forward and backward."""
     config = VideoConfig(**MODEL["video"]) if options.small else VideoConfig()
     rows = []
-    for compiled in (False, True) if CUDA else (False,):
+    patches = config.grid**2
+    for compilation in ("eager", "compiled", "compiled, kernels combined") if CUDA else ("eager",):
         block = Block(config).to(DEVICE)
-        if compiled:
+        if compilation == "compiled":
             block.compile()
-        tokens = 1 + 4 * config.grid**2
-        x = torch.randn(options.batch, tokens, config.width, device=DEVICE, requires_grad=True)
+        elif compilation == "compiled, kernels combined":
+            block.compile(options={"combo_kernels": True})
+        x = torch.randn(
+            options.batch, 1 + 4 * patches, config.width, device=DEVICE, requires_grad=True
+        )
 
         def work(block: Block = block, x: Tensor = x) -> None:
             with torch.autocast(DEVICE.type, DTYPE, enabled=CUDA):
-                y = block(x, 4)
+                mask = tile_mask(x, len(x) * patches, 4)
+                y = block(x, 4, mask=mask)
             y.float().sum().backward()
 
-        row: dict[str, Any] = {"block": "compiled" if compiled else "eager"}
+        row: dict[str, Any] = {"block": compilation}
         row["milliseconds"] = 1000 * seconds_of(work)
         kernels = kernels_of(work)
         row["kernels"] = kernels.total()
