@@ -23,6 +23,10 @@ from alpro.errors import InputError
 
 # With which programs on Windows begin a text in UTF-16.
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# Of file systems that sync nothing, and of those that sync no folders, or of a folder in which one
+# may write and not read.
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+CANNOT_SYNC_FOLDERS = {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 
 
 def read_text(path: Path) -> str:
@@ -78,14 +82,18 @@ def temporary_name(path: Path) -> Path:
 
 def sync(path: Path | str) -> None:
     """Waits until the contents of a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    ignored = CANNOT_SYNC
+    if os.path.isdir(path):  # noqa: PTH112 - much faster
+        ignored |= CANNOT_SYNC_FOLDERS
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that syncs no folders
+        if error.errno not in ignored:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(path: Path) -> None:

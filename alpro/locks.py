@@ -1,6 +1,9 @@
 """Locks of files, which the kernel releases when the last process that has them open ends."""
 
 import errno
+import fcntl
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -23,12 +26,27 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        raise InputError(
-            f"{lock.lock_file}: this disk has no file locks ({error.strerror}); choose a folder on "
-            "a local disk, or mount this one with locks (NFS version 4, or lockd; Lustre: the "
-            "option flock)"
-        ) from error
+        raise without_locks(lock.lock_file, error) from error
     return True
+
+
+def check_locks(folder: Path) -> None:
+    """Raises InputError if files in a folder cannot be locked as SQLite locks its databases: it
+    would only say that one is locked."""
+    with NamedTemporaryFile(dir=folder) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (*NO_LOCKS, errno.ENOSYS, errno.EINVAL):
+                raise
+            raise without_locks(folder, error) from error
+
+
+def without_locks(path: Path | str, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: this disk has no file locks ({error.strerror}); choose a folder on a local disk, "
+        "or mount this one with locks (NFS version 4, or lockd; Lustre: the option flock)"
+    )
 
 
 def lock_descriptor(lock: FileLock) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import textwrap
 from pathlib import Path
@@ -11,10 +12,11 @@ from filelock import FileLock
 
 from alpro.environment import forget_ranks, have_a_home, reach_this_machine
 from alpro.errors import InputError
-from alpro.files import use_default_mode
+from alpro.files import read_json, use_default_mode, write_json
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.pipeline.cli.main import execute
+from alpro.pipeline.cli.run import create_workspace
 from alpro.pipeline.execution.launch import group_environment
 
 
@@ -81,6 +83,28 @@ def test_a_disk_without_locks_is_one_line_with_what_to_do(number, tmp_path, monk
         assert str(tmp_path) in str(raised.value)
 
 
+def test_a_workspace_whose_databases_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
+    """SQLite would only say that its database is locked."""
+
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with pytest.raises(InputError, match="no file locks"):
+        create_workspace(tmp_path / "ws")
+
+
+def test_a_workspace_on_a_mounted_bucket_is_one_line(tmp_path, monkeypatch):
+    """There, files cannot be renamed."""
+
+    def replace(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(InputError, match="cannot be renamed"):
+        create_workspace(tmp_path / "ws")
+
+
 def test_a_lock_that_another_has_is_not_waited_for(tmp_path):
     with FileLock(tmp_path / "a.lock", is_singleton=False):
         assert not acquire(FileLock(tmp_path / "a.lock", is_singleton=False), blocking=False)
@@ -95,6 +119,17 @@ def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chmod", chmod)
     use_default_mode(file)
     assert file.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EACCES])
+def test_a_disk_that_syncs_no_folders_is_written_to(number, tmp_path, monkeypatch):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(tmp_path / "b.json", 1)
+    assert read_json(tmp_path / "b.json") == 1
 
 
 def test_a_command_without_standard_output_writes_into_no_file(tmp_path):

@@ -43,7 +43,7 @@ def test_no_child_imports_from_the_current_folder(downloads, monkeypatch):
 @pytest.mark.long
 def test_prefect_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch):
     """They could name a configuration of logging, which runs programs."""
-    (tmp_path / "prefect.toml").write_text("[logging]\nconfig_path = 'logging.yml'\n")
+    (tmp_path / "prefect.toml").write_text("[logging]\nconfig_path = 'of_data.yml'\n")
     (tmp_path / ".env").write_text("PREFECT_API_URL=http://host.example/api\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -57,7 +57,7 @@ def test_prefect_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch
 
     lines: list[str] = []
     assert run_group(interpreter("-c", program), (), lines.append) == 0, lines
-    assert "logging.yml" not in lines[-1]
+    assert "of_data.yml" not in lines[-1]
     assert "host.example" not in lines[-1]
 
 

@@ -2,6 +2,7 @@
 file of its group. These files import nothing slow before a command runs, so that `--help` and usage
 errors are immediate."""
 
+import errno
 import os
 import select
 import signal
@@ -19,6 +20,11 @@ from alpro.log import printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
+# A disk, or its server, that fails or lacks a function: no bug of a program.
+DISK_FAILS = (
+    *(errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO),
+    *(errno.EUCLEAN, errno.ENODEV, errno.ENOSYS, errno.ENOLCK),
+)
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 
@@ -140,13 +146,14 @@ def execute(arguments: Sequence[str]) -> int:
             return failed(f"error: {error}", 1)
         if isinstance(error, Interrupted):
             return failed(f"{error}; run the same command again to continue", EXIT_INTERRUPTED)
-        if not isinstance(error, OSError) or error.errno not in DISK_FULL:
+        if not isinstance(error, OSError) or error.errno not in (*DISK_FULL, *DISK_FAILS):
             raise
 
         place = f"{error.filename}: " if error.filename else ""
-        return failed(
-            f"error: {place}{error.strerror}; free some disk space and run again to resume"
-        )
+        what_to_do = "check this disk"
+        if error.errno in DISK_FULL:
+            what_to_do = "free some disk space"
+        return failed(f"error: {place}{error.strerror}; {what_to_do} and run again to resume")
 
 
 def output_has_no_reader() -> bool:

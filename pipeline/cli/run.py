@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from alpro.credentials import has_credentials
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
+from alpro.files import atomic_write
+from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import config_name, record_run
 from alpro.pipeline.cli.model import Scored, score_models
@@ -257,4 +259,15 @@ def create_workspace(folder: Path) -> None:
     except OSError as error:
         raise InputError(
             f"--workspace {folder}: {error.strerror}; choose a folder in which files can be created"
+        ) from error
+
+    check_locks(home)
+    try:
+        with atomic_write(home / ".renamed") as file:
+            file.touch()
+        (home / ".renamed").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--workspace {folder}: files cannot be renamed there ({error.strerror}), as on a mounted "
+            "bucket; choose a folder on a disk"
         ) from error

@@ -42,7 +42,7 @@ from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS, Split, split_in
 from alpro.shards.sources.folders import media_stem
-from alpro.shards.sources.languages import ENGLISH, Languages, has_languages, languages_of
+from alpro.shards.sources.languages import Languages, english_texts, has_languages, languages_of
 from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.sources.windows import (
@@ -63,6 +63,7 @@ CAPTION_KEYS = ("caption", "text", "sentence", "raw", "description", "content")
 # Marks of the writing direction and characters without a width.
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 # How Label Studio names an uploaded file, and one of a folder that it serves.
+TAG = re.compile(r"<[^>]*\ssrc=['\"]([^'\"]+)")  # in a field of hypertext
 UPLOADED = re.compile(r"/data/upload/\d+/[0-9a-f]{8}-(.+)|/data/local-files/\?d=(.+)")
 NO_CAPTION = {"nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
 
@@ -170,7 +171,8 @@ def read_entry(
         name_cell = name_cell.get("path")
     written = text_of(name_cell)
     name = written.strip()
-    uploaded = UPLOADED.fullmatch(name)
+    tag = TAG.search(name)
+    uploaded = UPLOADED.fullmatch(tag[1] if tag else name)
     if uploaded:
         name = unquote(uploaded[1] or uploaded[2])
 
@@ -236,9 +238,7 @@ def texts_of(value: Any) -> list[str]:
         listed = json_list(value)
         value = [value] if listed is None else listed
 
-    if isinstance(value, dict):
-        english = [value[key] for key in value if ENGLISH.fullmatch(key)]
-        value = english[0] if len(english) == 1 else value
+    value = english_texts(value)
     if isinstance(value, list):
         # ShareGPT4Video: after the captions of frames that of the whole video, as number -1.
         whole = [each for each in value if isinstance(each, dict) and str(each.get("idx")) == "-1"]

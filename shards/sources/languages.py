@@ -12,7 +12,7 @@ from alpro.shards.sources.columns import NAME_COLUMNS
 LANGUAGE_COLUMNS = {"language", "lang", "langcode", "languagecode", "captionlanguage", "locale"}
 ENGLISH = re.compile(r"(?i)en|eng|english|en[-_][a-z]{2}")
 # caption_de, text-fr
-OF_LANGUAGE = re.compile(r"(?i)(?:captions?|sentence|text|description|cap)[ _-]([a-z]{2})|chCap")
+OF_LANGUAGE = re.compile(r"(?i)(?:captions?|sentence|text|description|cap)[ _-][a-z]{2,3}|chCap")
 MAX_NAMED = 5
 
 
@@ -55,7 +55,8 @@ def languages_of(records: Iterable[tuple[str, dict[str, Any] | str]]) -> Languag
         for name in record if number == 0 else ():
             if folded(name) in LANGUAGE_COLUMNS:
                 column = name
-            if OF_LANGUAGE.fullmatch(name) and not ENGLISH.fullmatch(name[-2:]):
+            is_english = ENGLISH.fullmatch(re.split("[ _-]", name)[-1])
+            if OF_LANGUAGE.fullmatch(name) and not is_english:
                 other_columns[name] = None
         if not column:
             break
@@ -77,8 +78,8 @@ def languages_of(records: Iterable[tuple[str, dict[str, Any] | str]]) -> Languag
         others = [pair for pair in counts.most_common() if pair[0] not in english]
         count = sum(counts[language] for language in english)
         note = (
-            f"`{column}`: the {count} texts in English are read, not those in other languages "
-            f"({_shown(others)}); to read another language, write a table of its rows alone"
+            f"`{column}`: English is read ({count} texts), not the other languages "
+            f"({_shown(others)}); to read one of them, write a table of its rows alone"
         )
         return Languages(column, english_only=True, note=note)
 
@@ -87,6 +88,23 @@ def languages_of(records: Iterable[tuple[str, dict[str, Any] | str]]) -> Languag
         "read one, write a table of its rows alone"
     )
     return Languages(note=note)
+
+
+def english_texts(value: Any) -> Any:
+    """The English ones of texts by their languages, {"en": ...}, or of objects with a language;
+    otherwise the value."""
+    if isinstance(value, dict):
+        english = [value[key] for key in value if ENGLISH.fullmatch(key)]
+        return english[0] if len(english) == 1 else value
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        return value
+
+    english = []
+    for each in value:
+        column = next((key for key in each if folded(key) in LANGUAGE_COLUMNS), "")
+        if ENGLISH.fullmatch(str(each.get(column) or "")):
+            english.append(each)
+    return english or value
 
 
 def _shown(counts: list[tuple[str, int]]) -> str:

@@ -9,8 +9,10 @@ each file, with its texts in lists or objects of its own.
 {"_via_img_metadata": {"a.mp4-1": {"filename": "a.mp4", ...}}}                 VIA 2
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,18 +21,27 @@ from alpro.shards.sources.cells import folded, json_list
 from alpro.shards.sources.columns import FOLDED, NAME_COLUMNS, TEXT_COLUMNS, split_in
 
 Record = dict[str, Any]
+# What the names of lists of parts contain. Comments, tags or subtitles have texts, too.
+PARTS = (
+    *("annotation", "segment", "event", "clip", "scene", "shot", "moment", "part", "caption"),
+    *("narration", "chapter", "interval", "action", "window", "description", "proposal", "item"),
+)
 
 
 def records_of(record: Record) -> Iterator[Record]:
     """The records inside of a record, each with the name of its file, or the record itself."""
     for value in record.values():
         # Most records have neither: this loop is all that each of them costs.
-        if isinstance(value, list | dict) or (isinstance(value, str) and value[:2] == "[{"):
+        is_nested = isinstance(value, list | dict)
+        if is_nested or (isinstance(value, str) and value[:2] in ("[{", '{"')):
             break
     else:
         yield record
         return
 
+    if "file_attributes" in record:  # of VIA 2
+        yield of_via_2(record)
+        return
     if is_vript(record):
         for name, part in record["data"].items():
             yield {**part, "video": name, "video_id": name}
@@ -80,15 +91,20 @@ def of_label_studio(task: Record) -> Record:
     return record
 
 
+def of_via_2(record: Record) -> Record:
+    """The record of a file, with what people wrote of it, in JSON or as a cell of a table."""
+    attributes = record["file_attributes"]
+    if isinstance(attributes, str):
+        with suppress(ValueError, RecursionError):
+            attributes = json.loads(attributes)
+    return {**attributes, **record} if isinstance(attributes, dict) else record
+
+
 def via_records(value: Record) -> list[Record] | None:
     """The records of a project of VIA; None if it is not one."""
     images = value.get("_via_img_metadata")
     if isinstance(images, dict):
-        records = []
-        for image in images.values():
-            if isinstance(image, dict):
-                records.append({**(image.get("file_attributes") or {}), **image})
-        return records
+        return [image for image in images.values() if isinstance(image, dict)]
 
     tables = [value.get(name) for name in ("file", "metadata", "attribute", "view")]
     if not all(isinstance(table, dict) for table in tables):
@@ -126,12 +142,12 @@ def _of_list(record: Record) -> Iterator[Record]:
         usual = FOLDED.get(folded(key), key)
         if isinstance(value, str) and value[:2] == "[{":
             value = json_list(value)
-        if _are_records(value) and _have_texts(value, is_caption=usual in TEXT_COLUMNS):
+        if _are_records(value) and _have_texts(key, value, is_caption=usual in TEXT_COLUMNS):
             lists[key] = value
         elif usual in (*TEXT_COLUMNS, "question"):
             has_texts = True
 
-    asked = [key for key in lists if "question" in lists[key][0]]
+    asked = [key for key in lists if _is_question(lists[key][0])]
     keys = asked if has_texts else list(lists)
     if len(keys) != 1 or not names:
         yield record
@@ -172,10 +188,19 @@ def _are_records(value: Any) -> bool:
     return all(isinstance(each, dict) for each in value)
 
 
-def _have_texts(parts: list[Record], is_caption: bool) -> bool:
-    """Whether the objects of a list are records. is_caption: those of a column of captions may be
-    texts alone (Karpathy's sentences): only with times they are parts."""
-    columns = {FOLDED.get(folded(key), folded(key)) for key in parts[0]}
+def _is_question(part: Record) -> bool:
+    columns = {folded(key) for key in part}
+    return bool(columns & {"question", "q"})
+
+
+def _have_texts(key: str, parts: list[Record], is_caption: bool) -> bool:
+    """Whether the objects of a list are records: questions, or texts in a list that is named as the
+    parts of a file are. is_caption: those of a column of captions may be texts alone (Karpathy's
+    sentences): only with times they are parts."""
+    if _is_question(parts[0]):
+        return True
+    columns = {FOLDED.get(folded(name), folded(name)) for name in parts[0]}
     if is_caption:
         return bool({"start", "segment", "timestamp"} & columns)
-    return bool(columns & {*TEXT_COLUMNS, "question"} - {"name"})
+    are_parts = any(word in folded(key) for word in PARTS)
+    return are_parts and bool(columns & set(TEXT_COLUMNS) - {"name"})

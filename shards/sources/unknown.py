@@ -12,7 +12,7 @@ from alpro.shards.sources.media_files import MediaFiles
 Records = Iterable[tuple[str, dict[str, Any] | str]]
 CHATS = ("conversations", "messages", "conversation", "response")  # of instruction data
 MAX_NAMED = 3
-WORDS = 3  # that a text has at least
+WORDS = 2  # that a text has at least
 
 
 def missing_columns(columns: Set[str], head: Records, media: MediaFiles | None) -> tuple[str, str]:

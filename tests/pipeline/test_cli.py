@@ -393,6 +393,11 @@ def terminated(*arguments):
             "resume\n",
         ),
         (
+            OSError(errno.EIO, "Input/output error", "a.json"),
+            2,
+            "error: a.json: Input/output error; check this disk and run again to resume\n",
+        ),
+        (
             Interrupted("pretrain stopped"),
             75,
             "pretrain stopped; run the same command again to continue\n",

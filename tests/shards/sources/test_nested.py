@@ -88,6 +88,20 @@ FORMS = {
         [("a", None, None, "a dog")],
     ),
     "VIA 2": (VIA_2, [("a", None, None, "a dog")]),
+    "VIA 2, annotations": (VIA_2["_via_img_metadata"], [("a", None, None, "a dog")]),
+    "comments": (
+        [{"video": "a", "caption": "a dog", "comments": [{"text": "first"}]}],
+        [("a", None, None, "a dog")],
+    ),
+    "languages of objects": (
+        [
+            {
+                "video": "a",
+                "captions": [{"lang": "de", "text": "x"}, {"lang": "en", "text": "a dog"}],
+            }
+        ],
+        [("a", None, None, "a dog")],
+    ),
     "VIA 3": (VIA_3, [("a", 0.5, 2.0, "a dog")]),
     "Vript": (VRIPT, [("c-Scene-001", None, None, "a dog")]),
     "Perception Test": (PERCEPTION, [("a", None, None, "a dog", "y")]),
