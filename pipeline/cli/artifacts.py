@@ -173,7 +173,7 @@ def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
             built.append(f"{record.name} {record.fingerprint[:8]}")
 
     if built:
-        print(f"{len(built)} artifacts were built from it and stay: {', '.join(built)}")
+        print(f"built from what is removed, and stays: {', '.join(built)}")
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -362,7 +362,7 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
         )
 
     print_rows(lines)
-    print(f"{len(found)} artifacts, {sum(sizes) / 1e6:,.1f} MB")
+    print(f"{len(found)} artifact{'s' * (len(found) != 1)}, {sum(sizes) / 1e6:,.1f} MB")
 
 
 def changes_of(record: Record) -> str:

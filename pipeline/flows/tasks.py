@@ -40,6 +40,7 @@ from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFa
 # What ends a run and is no bug: a mistake of a person, a failed stage, which has printed why, a
 # stop, a disk.
 EXPECTED = (InputError, StageFailed, Interrupted, OSError)
+DEFAULT_UI = "http://127.0.0.1:5000"  # the server of `alpro ui`, without --port
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 # Before a stage continues that was interrupted, or whose network or disk failed.
 RETRY_SECONDS = [1.0, 5.0, 20.0]
@@ -116,15 +117,14 @@ class PipelineRun:
         def text(links: dict[str, str]) -> str:
             return f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
 
-        # The report is one of the files of MLflow's run, which has a page for each.
-        in_mlflow = f"artifacts/{quote(report.name)}"
         self.tracker.log_pipeline(
             self.run,
             artifacts,
             files=[report, report.with_suffix(".json")],
+            # The report is one of the files of MLflow's run, which has a page for each.
             description=text(
                 {
-                    "report": f"{self.tracker.page(self.run)}/{in_mlflow}",
+                    "report": f"{self.tracker.page(self.run)}/artifacts/{quote(report.name)}",
                     "Prefect": prefect_page,
                 }
             ),
@@ -135,7 +135,7 @@ class PipelineRun:
         if flow_run:
             links = {
                 "MLflow": mlflow_page,
-                "report": mlflow_page and f"{mlflow_page}/{in_mlflow}",
+                "report": self.tracker.address(self.run, report.name),
                 "Prefect": prefect_page,
             }
             create_markdown_artifact(text(links), key="results", description=self.title)
@@ -146,8 +146,8 @@ class PipelineRun:
         if mlflow_page:
             links.append(("MLflow: curves and parameters", mlflow_page))
         elif self.run:  # the store is a file, which the server of `alpro ui` shows
-            page = f"http://127.0.0.1:5000/{self.tracker.page(self.run)}"
-            links.append(("MLflow, while `alpro ui` runs", page))
+            page = self.tracker.address(self.run, server=DEFAULT_UI)
+            links.append(("MLflow, while `alpro ui` runs at port 5000", page))
         if prefect_page:
             links.append(("Prefect: times and logs", prefect_page))
         return links

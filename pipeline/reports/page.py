@@ -377,6 +377,14 @@ def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
     for record in records:
         for key, value in origin(record).items():
             values.setdefault(key, {})[value] = None
+
+    present = {record.fingerprint for record in records}
+    for record in records:
+        for source in record.inputs.values():
+            # Of an artifact that was removed, only the fingerprint is left.
+            if source.fingerprint not in present:
+                removed = values.setdefault(("configuration", f"{source.stage}, removed"), {})
+                removed[source.fingerprint[:8]] = None
     return {key: ", ".join(different) for key, different in values.items()}
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow.entities import (
@@ -84,7 +85,8 @@ CHANGED_COLUMNS = 8  # of values that runs changed, in that table
 NOTE = "mlflow.note.content"  # the description of a run, in Markdown
 # MLflow's pages of runs, not of traces of chats; with the charts of the headline scores beside the
 # runs' names. In the table, the first visit shows one score: an assistant covers the others.
-PAGES = "workflowType=machine_learning&compareRunsMode=CHART"
+WORKFLOW = "workflowType=machine_learning"
+PAGES = f"{WORKFLOW}&compareRunsMode=CHART"
 Artifacts = list[tuple[Path, Record]]  # folders with their records
 
 
@@ -273,11 +275,15 @@ class Tracker:
         pages, which works whatever the address is."""
         return f"#/experiments/{self.experiment}/runs/{run}"
 
-    def address(self, run: str) -> str:
-        """Where a server shows a run; empty if the store is a file."""
-        if not run or not self.uri.startswith("http"):
+    def address(self, run: str, file: str = "", server: str = "") -> str:
+        """Where a server shows a run, or one of its files; empty if there is none. server: by
+        default the store, if that is a server."""
+        server = server or self.uri
+        if not run or not server.startswith("http"):
             return ""
-        return f"{self.uri.rstrip('/')}/{self.page(run)}"
+        page = f"{server.rstrip('/')}/{self.page(run)}"
+        # Without the query, MLflow takes whoever comes from another page to those of chats.
+        return f"{page}/artifacts/{quote(file)}?{WORKFLOW}" if file else f"{page}?{WORKFLOW}"
 
     def logged_model(self, fingerprint: str) -> str:
         """The id of the newest logged model of an artifact; empty if the store has none."""

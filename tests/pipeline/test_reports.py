@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alpro.artifact import Record
+from alpro.artifact import Record, Source
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
@@ -397,4 +397,19 @@ def test_only_what_differs_in_the_origins_of_runs_is_listed():
         ["code", "pretrain, version", "1", "1", "2"],
         ["code", "pretrain in", "float32", "float32", "bfloat16"],
         ["version", "torch", "2.11", "2.11", "2.11, 2.12"],
+    ]
+
+
+def test_inputs_that_were_removed_are_listed_where_they_differ():
+    """Their values are lost: without this line, the runs would look alike."""
+    runs = []
+    for mark in ("1", "2"):
+        inputs = {
+            "qa": Source("finetune_qa", mark * 64),
+            "clips": Source("decode_videos", "c" * 64),
+        }
+        record = Record(stage="evaluate", name="evaluate", fingerprint=f"e{mark}", inputs=inputs)
+        runs.append([record])
+    assert differences(runs) == [
+        ["configuration", "finetune_qa, removed", "11111111", "22222222"],
     ]

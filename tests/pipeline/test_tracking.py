@@ -406,6 +406,20 @@ def test_mlflows_page_opens_with_the_columns_and_charts_of_the_headline_scores(t
     )
 
 
+def test_a_link_to_a_run_leads_to_mlflows_pages_of_training(client):
+    """MLflow shows a run without the query among its pages of chats."""
+    remote = Tracker(client, "7", "http://mlflow:5000/")
+    run = "http://mlflow:5000/#/experiments/7/runs/ab"
+    assert remote.address("ab") == f"{run}?workflowType=machine_learning"
+    file = remote.address("ab", "my page.html")
+    assert file == f"{run}/artifacts/my%20page.html?workflowType=machine_learning"
+    assert remote.address("") == ""
+
+    local = Tracker(client, "7", "sqlite:///mlflow.db")
+    assert local.address("ab") == ""
+    assert local.address("ab", server="http://mlflow:5000") == remote.address("ab")
+
+
 def test_a_table_is_its_first_rows_with_plain_columns(tmp_path):
     frame = pd.DataFrame(
         {"text": [f"t{n}" for n in range(600)], "best": [["a", "b"]] * 600, "rank": 1.5}
