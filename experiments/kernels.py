@@ -14,14 +14,16 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch._inductor.config as inductor
 import torch.utils._triton as triton_utilities
 from torch import Tensor, nn
 from torch._inductor import async_compile, lowering, scheduler
-from torch._inductor.utils import run_fw_bw_and_get_code
+from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
 
 from alpro.models import attention, precision
 from alpro.models.text import Layer, TextConfig
@@ -65,35 +67,33 @@ def main() -> None:
 def schedule_as_on_a_gpu() -> None:
     """Tensors of a CPU get the kernels of a GPU, which do nothing when they are called."""
     inductor.cpu_backend = "triton"
-    scheduler.has_triton = lambda: True
-    triton_utilities.triton_hash_with_backend = lambda: "none"
     nothing = SimpleNamespace(run=lambda *_, **__: None)
-    async_compile.AsyncCompile.triton = lambda *_, **__: nothing
+    replacements: list[tuple[Any, str, Any]] = [
+        (scheduler, "has_triton", lambda: True),
+        (triton_utilities, "triton_hash_with_backend", lambda: "none"),
+        (async_compile.AsyncCompile, "triton", lambda *_, **__: nothing),
+        (attention, "is_on_gpu", lambda _: True),
+        (precision, "keeps_half", lambda _: True),
+    ]
+    for owner, name, replacement in replacements:
+        patch.object(owner, name, replacement).start()
 
-    # On a CPU, a concatenation is a copy for each of its parts, and nothing is combined.
-    replace(lowering, "cat", "    if cpu_device:\n", "    if False:\n")
-    group = scheduler.ForeachKernelSchedulerNode
-    name = "_default_group_nodes_for_combo_kernels"
-    source = inspect.cleandoc("\n" + inspect.getsource(getattr(group, name)))
-    only_gpus = ' or device.type == "cpu"'
-    assert only_gpus in source
-    space: dict[str, Callable] = {}
-    exec(
-        "from __future__ import annotations\n" + source.replace(only_gpus, ""),
-        vars(scheduler),
-        space,
-    )
-    group.group_algorithm_for_combo_kernels = staticmethod(space[name].__func__)
-
-    attention.is_on_gpu = lambda _: True
-    precision.keeps_half = lambda _: True
+    # On a CPU, a concatenation would be a copy for each of its parts, and nothing is combined.
+    define_again(lowering, inspect.getsource(lowering.cat), "if cpu_device:", "if False:")
+    node = scheduler.ForeachKernelSchedulerNode
+    source = inspect.cleandoc("\n" + inspect.getsource(node._default_group_nodes_for_combo_kernels))
+    space = define_again(scheduler, source, ' or device.type == "cpu"', "")
+    node.group_algorithm_for_combo_kernels = space[
+        node._default_group_nodes_for_combo_kernels.__name__
+    ]
 
 
-def replace(module: object, name: str, old: str, new: str) -> None:
-    """Defines a function of a module again, with other source."""
-    source = inspect.getsource(getattr(module, name))
-    assert old in source
-    exec(source.replace(old, new), vars(module))
+def define_again(module: ModuleType, source: str, old: str, new: str) -> dict[str, Any]:
+    """Runs the source of a module's function with one replacement; returns the module's names."""
+    assert old in source, f"another version of PyTorch: {old!r} is not in it"
+    space = vars(module)
+    exec("from __future__ import annotations\n" + source.replace(old, new), space)
+    return space
 
 
 def code_of(function: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
@@ -108,7 +108,7 @@ def code_of(function: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
         _, codes = run_fw_bw_and_get_code(run)
     else:
         with torch.inference_mode():
-            _, codes = torch._inductor.utils.run_and_get_code(run)
+            _, codes = run_and_get_code(run)
     return [code[code.index("def call") :] for code in codes]
 
 

@@ -176,8 +176,8 @@ class Pairs:
 def are_groups_merged(x: Tensor) -> bool:
     """Whether groups of pairs go through the multimodal encoder in one pass.
 
-    On a GPU: a compiled step of pre-training has 0.87 of the kernels (docs/gpu.md). On a CPU,
-    one pass is not faster, and sums would be rounded differently.
+    On a GPU: a compiled step of pre-training has fewer kernels (docs/gpu.md). On a CPU, one pass is
+    not faster, and sums would be rounded differently.
     """
     return x.is_cuda
 

@@ -109,7 +109,8 @@ class Kernels(TorchDispatchMode):
         self.kernels: list[Kernel] = []
         self.fused = False
         self.read: dict[int, float] = {}
-        self.written: dict[int, tuple[weakref.ref, float, int]] = {}
+        self.written: dict[int, tuple[weakref.ref, float]] = {}
+        self.sizes: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if is_composite(function):  # in inference mode, such as the teacher's products
@@ -150,18 +151,20 @@ class Kernels(TorchDispatchMode):
             size = results[0].numel() if name == "native_layer_norm" else tensor.numel()
             storage = tensor.untyped_storage()
             alive = weakref.ref(storage)
-            self.written[storage._cdata] = alive, stored_bytes(tensor), size
+            self.written[storage._cdata] = alive, stored_bytes(tensor)
+            # Apart from `written`, where a later result replaces a freed one at its address.
+            self.sizes.add(size)
 
     def flush(self) -> None:
         """Ends a run of element-wise work: results that are freed already were never written."""
         if not self.read and not self.written:
             return
         kept = [value for value in self.written.values() if value[0]() is not None]
-        moved = sum(self.read.values()) + sum(size for _, size, _ in kept)
-        sizes = {number for *_, number in self.written.values()}
-        self.kernels.append(Kernel("element-wise", moved, count=max(1, len(sizes))))
+        moved = sum(self.read.values()) + sum(size for _, size in kept)
+        self.kernels.append(Kernel("element-wise", moved, count=max(1, len(self.sizes))))
         self.read = {}
         self.written = {}
+        self.sizes = set()
 
     @contextmanager
     def compiled(self, on: bool) -> Iterator[None]:
