@@ -50,8 +50,22 @@ def relocate(workspace: Path) -> None:
                 "; this workspace was moved or copied, and the addresses in its store are the old "
                 "ones: make it writable once, or copy it to a folder that is"
             )
+        advice = advice or advice_on(error)
         raise InputError(f"MLflow store {database}: not usable: {error}{advice}") from error
     log.info(f"{database}: this workspace was moved or copied; its addresses are updated")
+
+
+def advice_on(error: Exception) -> str:
+    """What a person can do about a store that SQLite cannot read."""
+    text = str(error)
+    if "locked" in text:
+        return "; another process writes to it: end it, or run the command again later"
+    if "not a database" in text or "malformed" in text:
+        return (
+            "; it is damaged: move it away, and the next run makes a new one, which `alpro artifacts "
+            "log` fills"
+        )
+    return ""
 
 
 def made_in(store: sqlite3.Connection) -> str | None:

@@ -52,7 +52,7 @@ from alpro.pipeline.tracking.contents import (
     stage_title,
     status_after,
 )
-from alpro.pipeline.tracking.relocation import relocate
+from alpro.pipeline.tracking.relocation import advice_on, relocate
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.evaluation.score_names import HEADLINES, MODEL_OF_HEADLINE, VALIDATION_SCORES
 from alpro.stages.training.metrics import read_metrics
@@ -530,4 +530,4 @@ def start_page(uri: str) -> str:
 
 
 def unusable(uri: str, error: Exception) -> InputError:
-    return InputError(f"MLflow store {uri}: not usable: {one_line(error)}")
+    return InputError(f"MLflow store {uri}: not usable: {one_line(error)}{advice_on(error)}")

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from alpro.shards.schema import MEDIA_EXTENSIONS
 from alpro.shards.sources.cells import folded, json_list
@@ -70,7 +70,7 @@ def of_label_studio(task: Record) -> Record:
     """The record of a task: the columns of its data, and the texts that people wrote. A single
     field of texts is that of the captions, whatever its name."""
     texts: defaultdict[str, list[str]] = defaultdict(list)
-    for annotation in task.get("annotations", task.get("completions")):
+    for annotation in task.get("annotations") or task.get("completions") or []:
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
         for result in annotation.get("result") or []:
@@ -182,7 +182,7 @@ def _is_media_name(value: Any) -> bool:
     return PurePosixPath(value).suffix.lower() in MEDIA_EXTENSIONS
 
 
-def _are_records(value: Any) -> bool:
+def _are_records(value: Any) -> TypeGuard[list[Record]]:
     if not isinstance(value, list) or not value:
         return False
     return all(isinstance(each, dict) for each in value)

@@ -86,7 +86,7 @@ def test_addresses_of_other_places_stay(original, tmp_path):
 
 def test_a_file_that_is_no_store_is_one_line(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database, and longer than its header " * 9)
-    with pytest.raises(InputError, match=r"mlflow\.db: not usable"):
+    with pytest.raises(InputError, match=r"mlflow\.db: not usable.*move it away"):
         relocate(tmp_path)
 
 
