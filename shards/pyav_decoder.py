@@ -91,6 +91,9 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
             if not codec.width:
                 raise DecodeError("unreadable", "frames without a size, or larger than the limit")
 
+            # All of the margin that a stream names is cut off, as ffmpeg does, and not multiples of
+            # the alignment of memory.
+            codec.flags |= av.codec.context.Flags.unaligned
             codec.thread_count = 1  # a pool has a worker per core
             codec.thread_type = "NONE"
             codec.options = max_pixels  # of the codec, too: the size may change within the video

@@ -39,7 +39,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 14
+VERSION = 15
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 

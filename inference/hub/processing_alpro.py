@@ -148,6 +148,8 @@ class AlproProcessor(ProcessorMixin):
             wanted = segment_starts(packets, self.frames)
 
             container.seek(0)
+            codec = container.streams.video[0].codec_context
+            codec.flags |= av.codec.context.Flags.unaligned  # cuts off the whole margin
             frames = {}
             for i, frame in enumerate(container.decode(video=0)):
                 if i in wanted:

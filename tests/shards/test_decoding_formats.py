@@ -8,8 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from alpro.shards import pyav_decoder
 from alpro.shards.clip import DecodeError
@@ -270,6 +272,31 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
         clip = decode_video(path, 1, 40, decoder=decoder)
         assert np.abs(clip.frames[0].astype(int) - upright).mean() < 2
         assert (clip.width, clip.height) == ((48, 64) if b else (64, 48))
+
+
+def cropped(path: Path, left: int) -> Path:
+    """A copy whose H.264 stream says that `left` columns are not shown."""
+    copy = path.with_stem("cropped")
+    with av.open(str(path)) as video, av.open(str(copy), "w") as out:
+        stream = out.add_stream_from_template(video.streams.video[0])
+        crop = f"h264_metadata=crop_left={left}"
+        metadata = BitStreamFilterContext(crop, video.streams.video[0], stream)
+        for packet in video.demux(video=0):
+            for changed in metadata.filter(packet if packet.size else None):
+                changed.stream = stream
+                out.mux(changed)
+    return copy
+
+
+@pytest.mark.parametrize("left", [2, 8, 32])
+def test_the_margin_that_a_stream_hides_is_cut_off(make_video, left):
+    """In whole, not in multiples of the bytes to which rows are aligned in memory."""
+    path = make_video("a.mp4", 1, {"crf": "1"}, picture=scenery)
+    shown = Image.fromarray(scenery(0)[:, left:]).resize((40, 40), Image.Resampling.BICUBIC)
+    for decoder in DECODERS:
+        clip = decode_video(cropped(path, left), 1, 40, decoder=decoder)
+        assert (clip.width, clip.height) == (64 - left, 48)
+        assert np.abs(clip.frames[0].astype(int) - np.asarray(shown)).mean() < 4
 
 
 # FFmpeg's numbers
