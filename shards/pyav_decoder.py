@@ -91,8 +91,8 @@ def decode_with_pyav(request: ClipRequest) -> Clip:
             if not codec.width:
                 raise DecodeError("unreadable", "frames without a size, or larger than the limit")
 
-            # All of the margin that a stream names is cut off, as ffmpeg does, and not multiples of
-            # the alignment of memory.
+            # All of the margin that a stream hides is cut off, as ffmpeg does. Otherwise up to 31
+            # columns of it would stay, to keep rows aligned in memory.
             codec.flags |= av.codec.context.Flags.unaligned
             codec.thread_count = 1  # a pool has a worker per core
             codec.thread_type = "NONE"

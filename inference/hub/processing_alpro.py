@@ -137,6 +137,7 @@ class AlproProcessor(ProcessorMixin):
         """The frames (T, S, S, 3) of a video file that are used, upright."""
         try:  # transformers does not require what is imported here
             import av
+            from av.codec.context import Flags
             from av.video.reformatter import Interpolation
         except ImportError as error:
             raise ImportError("reading video files needs PyAV: pip install av") from error
@@ -148,8 +149,8 @@ class AlproProcessor(ProcessorMixin):
             wanted = segment_starts(packets, self.frames)
 
             container.seek(0)
-            codec = container.streams.video[0].codec_context
-            codec.flags |= av.codec.context.Flags.unaligned  # cuts off the whole margin
+            # As shards/pyav_decoder.py: all of the margin that a stream hides is cut off.
+            container.streams.video[0].codec_context.flags |= Flags.unaligned
             frames = {}
             for i, frame in enumerate(container.decode(video=0)):
                 if i in wanted:
