@@ -147,7 +147,7 @@ def difference_bars(first: str, second: str, compared: Comparison) -> Bars | Non
     bars = [
         Bar(
             label=f"{label_of(row)}, {metric_text(row)}",
-            text=f"{change_text(*difference[2:5])}, p = {difference.p:.3f}",
+            text=f"{change_text(*difference[2:5])}, p\u00a0=\u00a0{difference.p:.3f}",
             at=place(difference.difference),
             low=None if difference.low is None else place(difference.low),
             high=None if difference.high is None else place(difference.high),
