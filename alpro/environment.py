@@ -33,7 +33,7 @@ def protect_descendants() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-# A folder in which no settings of a person's lie.
+# A folder without anybody's settings.
 NEUTRAL_FOLDER = sysconfig.get_path("stdlib")
 
 

@@ -72,7 +72,7 @@ class Attention(nn.Module):
     def by_head(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """(B, L, count * D) -> `count` tensors (B, heads, L, D / heads)."""
         # `chunk` first: the gradient of its parts is one concatenation. That of `unbind` on a
-        # permuted tensor is a stack and a copy, four kernels of a compiled layer.
+        # permuted tensor is a stack and a copy.
         parts = x.chunk(count, dim=2)
         return tuple(part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
 
@@ -123,9 +123,9 @@ def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
     kernel, in the type of the products of x; None where they are too long to share one, and on a
     CPU.
 
-    The temporal attention of a clip has a sequence of a few frames for each
-    patch: by the roofline of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time,
-    since alone, a sequence fills 3 % of a tile. All layers have the same mask.
+    The temporal attention of a clip has a sequence of a few frames for each patch: by the roofline
+    of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time, since alone, a sequence
+    fills 3 % of a tile. All layers have the same mask.
     """
     if not is_on_gpu(x) or not 1 < length <= MAX_PACKED:
         return None

@@ -83,25 +83,22 @@ def test_a_disk_without_locks_is_one_line_with_what_to_do(number, tmp_path, monk
         assert str(tmp_path) in str(raised.value)
 
 
-def test_a_workspace_whose_databases_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
-    """SQLite would only say that its database is locked."""
+# Of a mounted bucket, on which SQLite would only say that its database is locked.
+@pytest.mark.parametrize(
+    ("function", "number", "reason"),
+    [
+        ("fcntl.lockf", errno.ENOLCK, "no file locks"),
+        ("os.replace", errno.ENOSYS, "cannot be renamed"),
+    ],
+)
+def test_a_workspace_on_a_disk_that_lacks_a_function_is_one_line(
+    function, number, reason, tmp_path, monkeypatch
+):
+    def lacking(*_):
+        raise OSError(number, os.strerror(number))
 
-    def lockf(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.lockf", lockf)
-    with pytest.raises(InputError, match="no file locks"):
-        create_workspace(tmp_path / "ws")
-
-
-def test_a_workspace_on_a_mounted_bucket_is_one_line(tmp_path, monkeypatch):
-    """There, files cannot be renamed."""
-
-    def replace(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("os.replace", replace)
-    with pytest.raises(InputError, match="cannot be renamed"):
+    monkeypatch.setattr(function, lacking)
+    with pytest.raises(InputError, match=reason):
         create_workspace(tmp_path / "ws")
 
 

@@ -97,8 +97,8 @@ def commit_text(commit: str) -> str:
 
 
 def changed_code(commit: str, earlier: Mapping[str, Any] | None) -> str:
-    """How the code differs, or may differ, from that of the run before; empty if it does not, or
-    if there is none.
+    """How the code differs, or may differ, from that of the run before; empty for the same code and
+    for the first run.
 
     earlier: the summary of that run.
 

@@ -276,8 +276,8 @@ class Tracker:
         return f"#/experiments/{self.experiment}/runs/{run}"
 
     def address(self, run: str, file: str = "", server: str = "") -> str:
-        """Where a server shows a run, or one of its files; empty if there is none. server: by
-        default the store, if that is a server."""
+        """Where a server shows a run, or one of its files; empty without a server. server: by
+        default the store, if that is one."""
         server = server or self.uri
         if not run or not server.startswith("http"):
             return ""

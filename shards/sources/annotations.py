@@ -42,7 +42,7 @@ from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS, Split, split_in
 from alpro.shards.sources.folders import media_stem
-from alpro.shards.sources.languages import Languages, english_texts, has_languages, languages_of
+from alpro.shards.sources.languages import Languages, english_texts, languages_of
 from alpro.shards.sources.media_files import MediaFiles
 from alpro.shards.sources.records import Record, named_records, plain
 from alpro.shards.sources.windows import (
@@ -390,9 +390,7 @@ def columns_of_table(file: Path, split: str) -> tuple[WindowColumns, Languages]:
         isinstance(record, dict) and form_of(record) in WITH_WINDOWS for _, record in first
     )
     times = window_columns(chain(first, records)) if has_windows else START_AND_END
-    # Only a table with such columns is read once more.
-    languages = languages_of(named_records(file)) if has_languages(first) else Languages()
-    return times, languages
+    return times, languages_of(first, lambda: named_records(file))
 
 
 def keyed(files: Mapping[str, Sequence[str]]) -> dict[str, Path]:

@@ -2,73 +2,64 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from alpro.shards.sources.cells import folded
 from alpro.shards.sources.columns import NAME_COLUMNS
 
+Records = Iterable[tuple[str, dict[str, Any] | str]]
 LANGUAGE_COLUMNS = {"language", "lang", "langcode", "languagecode", "captionlanguage", "locale"}
 ENGLISH = re.compile(r"(?i)en|eng|english|en[-_][a-z]{2}")
-# caption_de, text-fr
-OF_LANGUAGE = re.compile(r"(?i)(?:captions?|sentence|text|description|cap)[ _-][a-z]{2,3}|chCap")
+# caption_de, text-fr; not caption_id, which has numbers.
+OF_LANGUAGE = re.compile(
+    r"(?i)(?:captions?|sentence|text|description|cap)[ _-](?:"
+    r"ar|bn|cn|cs|da|de|el|es|fa|fi|fr|he|hi|hu|it|ja|jp|ko|kr|ms|nl|no|pl|pt|ro|ru|sv|ta|te|th|tr|"
+    r"uk|ur|vi|zh|ara|ces|deu|fra|ger|hin|ita|jpn|kor|nld|pol|por|rus|spa|tur|zho)|chCap"
+)
 MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Languages:
-    """Which texts of a table are read: those of all languages, or the English ones. note: what a
-    user should know of them."""
+    """Which texts of a table are read: those with an English word in `column`, or all without one.
+    note: what a user should know of them."""
 
     column: str = ""
-    english_only: bool = False
     note: str = ""
 
     def is_read(self, record: dict[str, Any]) -> bool:
         language = str(record.get(self.column) or "").strip()
-        return not self.english_only or not language or bool(ENGLISH.fullmatch(language))
+        return not language or bool(ENGLISH.fullmatch(language))
 
 
-def has_languages(records: Iterable[tuple[str, dict[str, Any] | str]]) -> bool:
-    """Whether a record has a column of languages, or of texts in one."""
-    for _, record in records:
-        for name in record if isinstance(record, dict) else ():
-            if folded(name) in LANGUAGE_COLUMNS or OF_LANGUAGE.fullmatch(name):
-                return True
-    return False
-
-
-def languages_of(records: Iterable[tuple[str, dict[str, Any] | str]]) -> Languages:
+def languages_of(head: Records, read: Callable[[], Records]) -> Languages:
     """The languages of a table's texts.
 
     If files have texts in several, as in MSVD's release, the English ones are read. A column that
     differs between the files alone may be about the files: then all texts are read.
-    """
-    column = ""
-    counts: Counter[str] = Counter()
-    of_file: defaultdict[str, set[str]] = defaultdict(set)
-    other_columns: dict[str, None] = {}
-    for number, (_, record) in enumerate(records):
-        if isinstance(record, str):
-            continue
-        for name in record if number == 0 else ():
-            if folded(name) in LANGUAGE_COLUMNS:
-                column = name
-            is_english = ENGLISH.fullmatch(re.split("[ _-]", name)[-1])
-            if OF_LANGUAGE.fullmatch(name) and not is_english:
-                other_columns[name] = None
-        if not column:
-            break
-        language = str(record.get(column) or "").strip()
-        if language:
-            counts[language] += 1
-            name_cell = next((record[key] for key in NAME_COLUMNS if key in record), "")
-            of_file[str(name_cell)].add(language)
 
+    head: the first records. read: reads all of them, which only a table with a column of languages
+    needs.
+    """
+    names = [name for _, record in head if isinstance(record, dict) for name in record]
+    other_columns = dict.fromkeys(filter(OF_LANGUAGE.fullmatch, names))
     if other_columns:
         shown = ", ".join(f"`{name}`" for name in other_columns)
         return Languages(note=f"{shown}: texts in other languages, which are not read")
+    column = next((name for name in names if folded(name) in LANGUAGE_COLUMNS), "")
+    if not column:
+        return Languages()
+
+    counts: Counter[str] = Counter()
+    of_file: defaultdict[str, set[str]] = defaultdict(set)
+    for _, record in read():
+        language = str(record.get(column) or "").strip() if isinstance(record, dict) else ""
+        if isinstance(record, dict) and language:
+            counts[language] += 1
+            name_cell = next((record[key] for key in NAME_COLUMNS if key in record), "")
+            of_file[str(name_cell)].add(language)
     if len(counts) < 2:
         return Languages()
 
@@ -81,7 +72,7 @@ def languages_of(records: Iterable[tuple[str, dict[str, Any] | str]]) -> Languag
             f"`{column}`: English is read ({count} texts), not the other languages "
             f"({_shown(others)}); to read one of them, write a table of its rows alone"
         )
-        return Languages(column, english_only=True, note=note)
+        return Languages(column, note)
 
     note = (
         f"`{column}`: texts in several languages ({_shown(counts.most_common())}) are all read; to "

@@ -27,6 +27,8 @@ PARTS = (
     *("narration", "chapter", "interval", "action", "window", "description", "proposal", "item"),
 )
 
+VIA_TABLES = ("file", "metadata", "attribute", "view")  # of a project of VIA 3
+
 
 def records_of(record: Record) -> Iterator[Record]:
     """The records inside of a record, each with the name of its file, or the record itself."""
@@ -70,13 +72,13 @@ def of_label_studio(task: Record) -> Record:
     """The record of a task: the columns of its data, and the texts that people wrote. A single
     field of texts is that of the captions, whatever its name."""
     texts: defaultdict[str, list[str]] = defaultdict(list)
-    for annotation in task.get("annotations") or task.get("completions") or []:
-        if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
+    for annotation in _objects(task.get("annotations", task.get("completions"))):
+        if annotation.get("was_cancelled"):
             continue
-        for result in annotation.get("result") or []:
-            if isinstance(result, dict) and result.get("type") == "textarea":
-                text = (result.get("value") or {}).get("text") or []
-                texts[str(result.get("from_name"))] += [text] if isinstance(text, str) else text
+        for result in _objects(annotation.get("result")):
+            if result.get("type") == "textarea":
+                text = _object(result.get("value")).get("text")
+                texts[str(result.get("from_name"))] += text if isinstance(text, list) else [text]
 
     record = dict(task["data"])
     if not _names(record):
@@ -104,28 +106,41 @@ def via_records(value: Record) -> list[Record] | None:
     """The records of a project of VIA; None if it is not one."""
     images = value.get("_via_img_metadata")
     if isinstance(images, dict):
-        return [image for image in images.values() if isinstance(image, dict)]
+        return _objects(list(images.values()))
 
-    tables = [value.get(name) for name in ("file", "metadata", "attribute", "view")]
+    tables = [value.get(name) for name in VIA_TABLES]
+    files, metadata, attributes, views = map(_object, tables)
     if not all(isinstance(table, dict) for table in tables):
         return None
-    files, metadata, attributes, views = tables
+
     records = []
-    for annotation in metadata.values():  # type: ignore[union-attr]
-        view = views.get(str(annotation.get("vid")), {})  # type: ignore[union-attr]
-        for file_id in view.get("fid_list", []):
-            file = files.get(str(file_id), {})  # type: ignore[union-attr]
-            record = {"video": file.get("src") or file.get("fname")}
-            times = annotation.get("z") or []
-            if len(times) > 1:
-                record |= {"start": times[0], "end": times[-1]}
-            for attribute_id, cell in (annotation.get("av") or {}).items():
-                attribute = attributes.get(attribute_id, {})  # type: ignore[union-attr]
-                # Of a choice, the cell is the key of one of its options.
-                options = attribute.get("options") or {}
-                record[str(attribute.get("aname"))] = options.get(cell, cell)
-            records.append(record)
+    for annotation in _objects(list(metadata.values())):
+        view = _object(views.get(str(annotation.get("vid"))))
+        about: Record = {}
+        times = annotation.get("z")
+        if isinstance(times, list) and len(times) > 1:
+            about |= {"start": times[0], "end": times[-1]}
+        for attribute_id, cell in _object(annotation.get("av")).items():
+            attribute = _object(attributes.get(attribute_id))
+            # Of a choice, the cell is the key of one of its options.
+            options = _object(attribute.get("options"))
+            about[str(attribute.get("aname"))] = options.get(str(cell), cell)
+
+        file_ids = view.get("fid_list")
+        for file_id in file_ids if isinstance(file_ids, list) else []:
+            file = _object(files.get(str(file_id)))
+            records.append({"video": file.get("src") or file.get("fname"), **about})
     return records
+
+
+def _object(value: Any) -> Record:
+    """The object; an empty one for a value that should be an object and is not."""
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[Record]:
+    """The objects of what should be a list of them."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _of_list(record: Record) -> Iterator[Record]:

@@ -1,7 +1,10 @@
 """Records inside of records, as data sets of clips and annotation programs write them; texts in
-several languages; and what is said of a table of unknown columns."""
+several languages; and the messages on tables of unknown columns."""
 
+import contextlib
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +163,48 @@ def test_of_columns_for_languages_the_english_one_is_read(folder):
     rows, notes = read(folder, "x.csv", "video,caption_de,caption_en\na,ein Hund,a dog\n")
     assert texts(rows) == [("a", None, None, "a dog")]
     assert any("caption_de" in note for note in notes)
+
+
+def test_columns_about_the_captions_are_no_languages(folder):
+    _, notes = read(folder, "x.csv", "video,caption,caption_id,text_len\na,a dog,1,5\n")
+    assert not notes
+
+
+def test_the_language_of_a_column_that_later_records_have(folder):
+    records = [
+        {"video": "b", "caption": "a cat"},
+        {"video": "a", "caption": "x", "language": "de"},
+        {"video": "a", "caption": "a dog", "language": "en"},
+    ]
+    rows, _ = read(folder, "x.jsonl", "\n".join(map(json.dumps, records)))
+    assert sorted(texts(rows)) == [("a", None, None, "a dog"), ("b", None, None, "a cat")]
+
+
+WRONG = [1, "x", None, True, [], {}, [1], [None], {"a": 1}]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The paths of all values inside of a JSON document."""
+    if isinstance(value, dict | list):
+        keys = value if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            yield (*path, key)
+            yield from places(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_value_of_another_type_is_a_reject_or_one_line(form, folder):
+    for path in places(FORMS[form][0]):
+        for wrong in WRONG:
+            document = copy.deepcopy(FORMS[form][0])
+            parent = document
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = wrong
+            (folder / "data.json").write_text(json.dumps(document))
+            with contextlib.suppress(InputError):
+                _, source = scan_source(folder, notes=[])
+                rows_and_rejects(source)
 
 
 UNKNOWN = {
