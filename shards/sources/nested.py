@@ -71,13 +71,13 @@ def is_label_studio(value: Record) -> bool:
 def of_label_studio(task: Record) -> Record:
     """The record of a task: the columns of its data, and the texts that people wrote. A single
     field of texts is that of the captions, whatever its name."""
-    texts: defaultdict[str, list[str]] = defaultdict(list)
+    texts: defaultdict[str, list[Any]] = defaultdict(list)
     for annotation in _objects(task.get("annotations", task.get("completions"))):
         if annotation.get("was_cancelled"):
             continue
         for result in _objects(annotation.get("result")):
             if result.get("type") == "textarea":
-                text = _object(result.get("value")).get("text")
+                text = _object(result.get("value")).get("text") or []
                 texts[str(result.get("from_name"))] += text if isinstance(text, list) else [text]
 
     record = dict(task["data"])
