@@ -76,6 +76,8 @@ TRAINING = {
     "max_text_tokens": 40,
     "random_crop": 1.0,
     "repeat_images": False,
+    # In float32, also on a processor with bfloat16: the draws of several machines are compared.
+    "mixed_precision": False,
 }
 PRETRAINING = TRAINING | {"mlm_probability": 0.4, "negative_pool_size": 8}
 START_SEED = 100

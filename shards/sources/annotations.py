@@ -12,6 +12,8 @@ texts.
                        contentUrl
     ALPRO's own lists  {"caption", "clip_name"}; a list of captions is one paragraph
     questions          {"question", "answer", "video_id", "answer_type"}
+    ActivityNet-QA     {"question", "question_id", "video_name"}, and {"answer", "question_id"} in
+                       another file of the same split
     a table            a column that names a file, such as video or file_name, and caption, sentence
                        or text
     a list of videos   such a column alone; the texts come from another file
@@ -38,6 +40,7 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.log import log, progress
 from alpro.shards.schema import IMAGE_EXTENSIONS, SPLITS, Question, Reject, Row
+from alpro.shards.sources.answer_files import Answers, answered, without_answer_files
 from alpro.shards.sources.answers import first_option, question_of, text_of
 from alpro.shards.sources.cells import json_list
 from alpro.shards.sources.columns import NAME_COLUMNS, TEXT_COLUMNS, Split, split_in
@@ -197,6 +200,8 @@ def read_entry(
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
         other_names.append(name[2:])
+    if str(record.get("question_id", "")).startswith(f"v_{name}"):  # of ActivityNet-QA
+        other_names.append(f"v_{name}")
     if re.fullmatch(r"\d+\.0", name):  # of a column of numbers with gaps
         other_names.append(name[:-2])
     if name.isdecimal():  # of MSRVTT-QA and MSVD-QA
@@ -321,6 +326,17 @@ class Video:
             )
 
 
+@dataclass(frozen=True)
+class AboutTable:
+    """What has to be known of a file before its records can be read. answers: those of its split
+    that have a file of their own. lists: another file has the texts of its videos."""
+
+    times: WindowColumns
+    languages: Languages
+    answers: Answers
+    lists: bool
+
+
 def scan_annotations(
     videos: Path,
     files: Mapping[str, Path],
@@ -349,6 +365,7 @@ def scan_annotations(
 
     joined: dict[tuple[str, str], Video] = {}
     first_problem = ""
+    files, answers = without_answer_files(files)
     for key, file in files.items():
         split = key.partition(".")[0]
         lists = TEXTS in files and key != TEXTS
@@ -357,8 +374,9 @@ def scan_annotations(
             if note:
                 notes.append(f"{file.name}: {note}")
 
+        about = AboutTable(times, languages, answers.get(split, {}), lists)
         with progress(f"reading {file.name}", None, "records") as advance:
-            for reject in read_file(file, split, joined, media, lists, (times, languages), advance):
+            for reject in read_file(file, split, joined, media, about, advance):
                 # If no record is valid, the first one says why.
                 first_problem = first_problem or f"; {reject.id}: {reject.detail}"
                 yield reject
@@ -411,26 +429,23 @@ def read_file(
     split: str,
     joined: dict[tuple[str, str], Video],
     media: MediaFiles,
-    lists: bool,
-    columns: tuple[WindowColumns, Languages],
+    about: AboutTable,
     advance: Callable[[], None],
 ) -> Iterator[Reject]:
     """Adds the texts of a file to the videos, calls `advance` for each record, and yields a reject
-    for each invalid one. joined: the videos by split and path. lists: another file has the texts of
-    the videos."""
-    times, languages = columns
+    for each invalid one. joined: the videos by split and path."""
     # Which number the first option has shows in some of the records only: one more pass.
-    first = first_option(record for _, record in named_records(file))
+    first = first_option(record for _, record in answered(file, about.answers))
     other_splits: set[str] = set()  # of an MSR-VTT file, which are not read
     without_texts: NoTextsError | None = None
     is_used = False
-    for where, record in named_records(file):
+    for where, record in answered(file, about.answers):
         advance()
         try:
             if isinstance(record, str):
                 raise ValueError(record)
-            entry = read_entry(record, file, lists, first=first, times=times)
-            if not languages.is_read(record):
+            entry = read_entry(record, file, about.lists, first=first, times=about.times)
+            if not about.languages.is_read(record):
                 entry = replace(entry, texts=())
 
             has_split = entry.form is MSRVTT or not split

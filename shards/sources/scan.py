@@ -18,6 +18,7 @@ from alpro.shards.sources.annotations import (
     keyed,
     scan_annotations,
 )
+from alpro.shards.sources.answer_files import missing_half
 from alpro.shards.sources.captions import (
     Sidecars,
     Table,
@@ -130,7 +131,7 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
         notes += [*listing.notes(), *notes_on_lists(listing)]
         return scan_source(folder / tables[0], None, root, notes)
 
-    by_split = [table for table in tables_of_splits(listing) if is_table(table.file)]
+    by_split = with_rows_of_splits(tables_of_splits(listing))
     if by_split:
         names = ", ".join(str(table.file.relative_to(folder)) for table in by_split)
         return f"tables ({names})", scan_tables(listing, by_split, root, notes)
@@ -147,6 +148,24 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
         what, pairs = lists
         return what, scan_lists(listing, pairs, notes)
     return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
+
+
+def with_rows_of_splits(tables: list[Table]) -> list[Table]:
+    """The tables that have rows; of questions and answers in files of their own, those of a split
+    that has both."""
+    with_rows = []
+    halves = {}
+    for table in tables:
+        if is_table(table.file):
+            with_rows.append(table)
+        else:
+            halves[table] = missing_half(table.file)
+
+    for table in halves:
+        of_split = {half for other, half in halves.items() if other.split == table.split}
+        if halves[table] and {"question", "answer"} <= of_split:
+            with_rows.append(table)
+    return with_rows
 
 
 def is_partial(tables: list[str], table: str) -> bool:
@@ -238,7 +257,10 @@ def is_table(file: Path) -> bool:
 
 def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes: list[str]) -> Rows:
     """The rows of several tables, each of a split or of a folder."""
-    manifests = [table for table in tables if not known_form(table.file)]
+    manifests = []
+    for table in tables:
+        if not known_form(table.file) and not missing_half(table.file):
+            manifests.append(table)
     forms = [table for table in tables if table not in manifests]
     of_folders: list[Table] = []
     of_all: dict[str, list[str]] = {}

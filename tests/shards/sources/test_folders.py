@@ -11,6 +11,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.clip import CONTAINERS
 from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reject, Row
+from alpro.shards.sources.annotations import scan_annotations
 from alpro.shards.sources.folders import list_folder
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.scan import scan_media, scan_source
@@ -270,3 +271,49 @@ def test_an_index_has_all_media_of_a_folder_with_the_captions_of_its_table(tmp_p
     write(tmp_path, {"a.mp4": "", "b.mp4": "", "data.csv": "video,caption\na,a dog runs\n"})
     rows = list(scan_media(tmp_path))
     assert {row.id: row.captions for row in rows} == {"a": DOG, "b": ()}
+
+
+def test_questions_and_answers_in_files_of_their_own(tmp_path: Path):
+    """As in ActivityNet-QA: also with both files named in a configuration."""
+    questions = [
+        {"video_name": "abc", "question": "is it a dog", "question_id": "v_abc_0"},
+        {"video_name": "abc", "question": "where is it", "question_id": "v_abc_1"},
+        {"video_name": "abc", "question": "why", "question_id": "v_abc_2"},
+    ]
+    answers = [
+        {"answer": "outdoors", "type": 4, "question_id": "v_abc_1"},
+        {"answer": "yes", "type": 3, "question_id": "v_abc_0"},
+    ]
+    folder = write(tmp_path / "data", {"videos/v_abc.mp4": "", "videos/def.mp4": ""})
+    other = [{"video_name": "def", "question": "who runs", "question_id": "v_def_0"}]
+    tables = {
+        "train_q.json": questions,
+        "train_a.json": answers,
+        "test_q.json": other,
+        "test_a.json": [{"answer": "man", "type": 5, "question_id": "v_def_0"}],
+        "val_q.json": other,  # the answers of a hidden test are not there
+    }
+    for name, records in tables.items():
+        (folder / name).write_text(json.dumps(records))
+
+    read = scan_source(folder, notes=[])[1]
+    train_files = {"train": folder / "train_a.json", "train.2": folder / "train_q.json"}
+    of_files = list(scan_annotations(folder, train_files))
+    rows = {}
+    rejects = []
+    for row in read:
+        if isinstance(row, Row):
+            rows[row.split] = row
+        else:
+            rejects.append(row)
+
+    asked = {
+        split: [(question.question, question.answer) for question in row.questions]
+        for split, row in rows.items()
+    }
+    assert asked == {
+        "train": [("is it a dog", "yes"), ("where is it", "outdoors")],
+        "test": [("who runs", "man")],
+    }
+    assert [reject.detail for reject in rejects] == ["the question has no answer"]
+    assert of_files == [*rejects, rows["train"]]
