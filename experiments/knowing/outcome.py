@@ -7,6 +7,7 @@ A draw counts in a comparison once it has all rows of both arms.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any
 
 # for experiments, if this file is the program
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -31,6 +34,7 @@ PRIMARY = (
     ("pays", "naming", "teacher", "none"),
     ("boxes", "probe_200", "teacher", "permuted"),
 )
+ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
 AIM = 4.0  # points of naming over `none`
 MIN_DRAWS = 2  # for an interval
@@ -90,11 +94,32 @@ class Rows:
         rows = (row for row in self.by_name.values() if row["arm"] == arm and row["labels"])
         return list({row["draw"]: row["labels"]["right"] for row in rows}.values())
 
-    def cpu_seconds(self, arm: str, steps: int) -> float | None:
-        """The median processor time of the runs of an arm that were not interrupted."""
-        rows = (row for row in self.by_name.values() if (row["arm"], row["steps"]) == (arm, steps))
-        seconds = [row["time"]["cpu_seconds"] for row in rows if row["time"]["whole"]]
+    def cpu_seconds(self, arm: str, steps: int, draw: int | None = None) -> float | None:
+        """The median processor time of the runs of an arm that were not interrupted, of a draw or
+        of all, from the usual start."""
+        seconds = []
+        for row in self.by_name.values():
+            is_of_arm = (row["arm"], row["steps"]) == (arm, steps)
+            is_usual = row["start_steps"] == SIZES.start_steps and draw in (None, row["draw"])
+            if is_of_arm and is_usual and row["time"]["whole"]:
+                seconds.append(row["time"]["cpu_seconds"])
         return statistics.median(seconds) if seconds else None
+
+    def at_seconds(self, draw: int, arm: str, score: str, seconds: float) -> float | None:
+        """A score of an arm after so much processor time: interpolated over the logarithm of time
+        between its numbers of steps; None outside of them."""
+        times = []
+        scores = []
+        for steps in ALL_STEPS:
+            time = self.cpu_seconds(arm, steps, draw)
+            value = self.score(draw, arm, score, steps)
+            if time is None or value is None:
+                return None
+            times.append(math.log(time))
+            scores.append(value)
+        if not times[0] <= math.log(seconds) <= times[-1]:
+            return None
+        return float(np.interp(math.log(seconds), times, scores))
 
 
 def primary_lines(rows: Rows) -> list[str]:
@@ -131,7 +156,7 @@ def step_lines(rows: Rows) -> list[str]:
     """Naming and processor time of the arms that were trained for several numbers of steps."""
     lines = [f"{'arm':10} {'steps':>6} {'naming':>8} {'probe_200':>10} {'cpu s':>8}"]
     for arm in SEEDS_OF:
-        for steps in sorted((SIZES.steps, *SIZES.other_steps)):
+        for steps in ALL_STEPS:
             cells = [
                 mean_text(list(rows.of_draws(arm, "naming", steps).values()), 8),
                 mean_text(list(rows.of_draws(arm, "probe_200", steps).values()), 10),
@@ -139,6 +164,25 @@ def step_lines(rows: Rows) -> list[str]:
             seconds = rows.cpu_seconds(arm, steps)
             cells.append(f"{'' if seconds is None else format(seconds, '.0f'):>8}")
             lines.append(" ".join([f"{arm:10}", f"{steps:>6}", *cells]))
+    return lines
+
+
+def equal_time_lines(rows: Rows) -> list[str]:
+    """`teacher` minus `none` and minus `permuted` after equal processor time, in each draw that was
+    trained for all numbers of steps."""
+    lines = ["at equal processor time, naming of teacher minus that of another arm, of each draw"]
+    for base in ("none", "permuted"):
+        for steps in ALL_STEPS:
+            gains = []
+            for draw, value in rows.of_draws("teacher", "naming", steps).items():
+                seconds = rows.cpu_seconds("teacher", steps, draw)
+                at_base = seconds and rows.at_seconds(draw, base, "naming", seconds)
+                if at_base is not None:
+                    gains.append(value - at_base)
+            if gains:
+                lines.append(
+                    f"{steps:>6} steps, {base:9}" + "".join(f"{gain:+6.1f}" for gain in gains)
+                )
     return lines
 
 
@@ -213,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = Rows.read(options.results)
         print(f"{len(rows.by_name)} rows of draws {rows.draws}\n")
         print(*primary_lines(rows), "", *arm_lines(rows), "", *step_lines(rows), sep="\n")
+        print("", *equal_time_lines(rows), sep="\n")
         if options.figure:
             draw_figure(rows, options.figure)
     except InputError as error:

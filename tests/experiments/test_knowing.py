@@ -1,6 +1,7 @@
 """The study of a teacher that knows more: its labels, boxes and rows, and a run at tiny sizes."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -114,13 +115,15 @@ def test_a_run_at_tiny_sizes(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
-def write_rows(folder, draws):
-    """All primary rows of some draws: `teacher` names 6 and 7 points more than `none`, by turns."""
+def write_rows(folder, draws, rows_of=primary_rows):
+    """Rows of some draws: `teacher` names 6 and 7 points more than `none`, by turns; each name a point
+    more after twice the steps, which take twice the time."""
     naming = {"none": 16.0, "permuted": 14.0, "teacher": 22.0, "true": 24.0}
     folder.mkdir()
     for draw in draws:
-        for row in primary_rows(draw, Sizes()):
-            of_row = naming[row.arm] + row.seed + (draw % 2) * (row.arm == "teacher")
+        for row in rows_of(draw, Sizes()):
+            of_row = naming.get(row.arm, 20.0) + row.seed + (draw % 2) * (row.arm == "teacher")
+            of_row += math.log2(row.steps / 800)
             scores = {name: [of_row, 4.0] for name in ("naming", "naming_vtc", "probe_200")}
             content = {
                 "draw": draw,
@@ -130,7 +133,7 @@ def write_rows(folder, draws):
                 "start_steps": row.start_steps,
                 "scores": scores,
                 "labels": {} if row.arm == "none" else {"right": 64.0},
-                "time": {"seconds": 9.0, "cpu_seconds": 5.0, "whole": row.seed != 1},
+                "time": {"seconds": 9.0, "cpu_seconds": row.steps / 160, "whole": row.seed != 1},
                 "start": str(draw),
             }
             (folder / f"{row.name}.json").write_text(json.dumps(content))
@@ -152,6 +155,18 @@ def test_the_outcome_pairs_draws_and_averages_seeds(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "content  naming of teacher - permuted: +8.0 +9.0 = +8.5" in printed
     assert "fewer than 2 draws" in printed
+
+
+def test_scores_at_equal_time(tmp_path, capsys):
+    write_rows(tmp_path / "rows", [6], lambda *of: [*primary_rows(*of), *other_rows(*of)])
+    rows = outcome.Rows.read(tmp_path / "rows")
+    seconds = {2.5: 15.0, math.sqrt(2.5 * 5): 16.0, 5.0: 17.0, 2.0: None, 11.0: None}
+    for time, expected in seconds.items():
+        found = rows.at_seconds(6, "none", "naming", time)
+        assert found == (expected and pytest.approx(expected))
+
+    assert outcome.main(["--results", str(tmp_path / "rows")]) == 0
+    assert "800 steps, none       +6.0" in capsys.readouterr().out
 
 
 def test_rows_of_another_start_are_refused(tmp_path, capsys):
