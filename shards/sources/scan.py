@@ -27,6 +27,7 @@ from alpro.shards.sources.captions import (
     notes_on_lists,
     split_of_path,
     splits_of_folders,
+    stem_of,
     tables_in,
     tables_of_splits,
     without_decoder,
@@ -142,6 +143,11 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
     if len(texts) == 1:
         notes += listing.notes()
         return scan_source(folder / texts[0], None, root, notes)
+    lists_of_splits = [Table(folder / path, split_in(stem_of(path)) or "") for path in texts]
+    splits = {table.split for table in lists_of_splits}
+    if len(splits) > 1 and "" not in splits:  # Charades-STA
+        what = f"tables ({', '.join(texts)})"
+        return what, scan_tables(listing, lists_of_splits, root, notes)
 
     lists = listed_captions(listing)
     if lists:

@@ -140,6 +140,16 @@ def test_a_list_that_is_a_table_is_read(name, folder):
     assert texts(rows) == [("a", *times, "a dog")]
 
 
+def test_lists_of_moments_are_of_the_splits_that_they_name(folder):
+    (folder / "charades_sta_test.txt").write_text("b 0 2##a cat\n")
+    rows, _ = read(folder, "charades_sta_train.txt", "a 0.5 2##a dog\na 2 3##it runs\n")
+    assert {(row.split, row.start, row.captions) for row in rows} == {
+        ("train", 0.5, ("a dog",)),
+        ("train", 2.0, ("it runs",)),
+        ("test", 0.0, ("a cat",)),
+    }
+
+
 def test_of_texts_in_several_languages_the_english_ones_are_read(folder):
     """The columns of MSVD's release."""
     rows, notes = read(
