@@ -36,6 +36,7 @@ PRIMARY = (
 )
 ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
+BLACK, BLUE, GREEN, ORANGE, GREY = "#222222", "#6fa8dc", "#6aa84f", "#e69138", "#bbbbbb"
 AIM = 4.0  # points of naming over `none`
 MIN_DRAWS = 2  # for an interval
 
@@ -89,10 +90,10 @@ class Rows:
             return None
         return Difference(tuple(of_arm[draw] - of_base[draw] for draw in draws))
 
-    def labels_right(self, arm: str) -> list[float]:
+    def labels_right(self, arm: str) -> dict[int, float]:
         """How many labels (%) of an arm are right, in each draw."""
         rows = (row for row in self.by_name.values() if row["arm"] == arm and row["labels"])
-        return list({row["draw"]: row["labels"]["right"] for row in rows}.values())
+        return {row["draw"]: row["labels"]["right"] for row in rows}
 
     def cpu_seconds(self, arm: str, steps: int, draw: int | None = None) -> float | None:
         """The median processor time of the runs of an arm that were not interrupted, of a draw or
@@ -145,8 +146,7 @@ def arm_lines(rows: Rows) -> list[str]:
     """The means over draws of each arm's scores, and how many of its labels are right."""
     lines = [" ".join([f"{'arm':22}", f"{'right':>6}", *(f"{score:>10}" for score in SCORES)])]
     for arm in ARMS:
-        right = rows.labels_right(arm)
-        cells = [mean_text(right, 6)]
+        cells = [mean_text(list(rows.labels_right(arm).values()), 6)]
         cells += [mean_text(list(rows.of_draws(arm, score).values()), 10) for score in SCORES]
         lines.append(" ".join([f"{arm:22}", *cells]))
     return lines
@@ -200,52 +200,66 @@ def draw_figure(rows: Rows, file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (dose, naming, probe) = plt.subplots(1, 3, figsize=(14, 4.2))
+    figure, (dose, naming, probe) = plt.subplots(1, 3, figsize=(14, 4.4))
+    if not draw_dose(dose, rows):
+        raise InputError(
+            f"{file}: no draw has rows of `none` and of another arm; compute them first"
+        )
+    draw_arms(naming, rows, "naming", "things named, %")
+    draw_arms(probe, rows, "probe_200", "boxes named by a linear probe, %")
+    for axes in (dose, naming, probe):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def draw_dose(axes: Any, rows: Rows) -> int:
+    """Draws the gain in naming of each arm over the share of its labels that are right; returns the
+    number of points. All are means over the same draws: those with mixtures, if there are any."""
     base = rows.of_draws("none", "naming")
+    mixtures = [f"true {share}" for share in sorted(DOSES)]
+    with_mixtures = [draw for draw in base if rows.score(draw, mixtures[0], "naming") is not None]
+    draws = with_mixtures or list(base)
     panels = {
-        "mixtures of true labels": ("#6fa8dc", [f"true {share}" for share in sorted(DOSES)]),
-        "teachers": ("#e69138", ["plain", "teacher", "errors of the teacher"]),
-        "true, permuted": ("#222222", ["permuted", "true"]),
+        "true labels of all, or of no crops": (BLACK, ["permuted", "true"]),
+        "true labels of a share of the crops": (BLUE, mixtures),
+        "true labels with the teacher's errors": (GREEN, ["errors of the teacher"]),
+        "teachers": (ORANGE, ["plain", "teacher"]),
     }
+
     points = 0
     for label, (color, arms) in panels.items():
         shares = []
         gains = []
         for arm in arms:
             of_draws = rows.of_draws(arm, "naming")
-            paired = [value - base[draw] for draw, value in of_draws.items() if draw in base]
             right = rows.labels_right(arm)
-            if paired and right:
-                shares.append(statistics.mean(right))
-                gains.append(statistics.mean(paired))
-        dose.plot(shares, gains, "o", color=color, ms=8, label=label)
+            paired = [draw for draw in draws if draw in of_draws and draw in right]
+            if paired:
+                shares.append(statistics.mean(right[draw] for draw in paired))
+                gains.append(statistics.mean(of_draws[draw] - base[draw] for draw in paired))
+        axes.plot(shares, gains, "o", color=color, ms=8, label=label)
         points += len(gains)
-    if not points:
-        raise InputError(
-            f"{file}: no draw has rows of `none` and of another arm; compute them first"
-        )
-    dose.axhline(0, color="#bbbbbb", lw=1, zorder=0)
-    dose.set_xlabel("labels right, %")
-    dose.set_ylabel("gain in things named, points")
-    dose.legend(frameon=False)
 
-    for axes, score, title in (
-        (naming, "naming", "things named, %"),
-        (probe, "probe_200", "boxes named by a linear probe, %"),
-    ):
-        arms = ["none", "permuted", "plain", "teacher", "true"]
-        for place, arm in enumerate(arms):
-            values = list(rows.of_draws(arm, score).values())
-            axes.plot([place] * len(values), values, "o", color="#6fa8dc", ms=6)
-            if values:
-                axes.plot(place + 0.2, statistics.mean(values), "D", color="#222222")
-        axes.set_xticks(range(len(arms)), arms)
-        axes.set_ylabel(title)
-    for axes in (dose, naming, probe):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    axes.axhline(0, color=GREY, lw=1, zorder=0)
+    axes.set_xlabel("labels right, %")
+    axes.set_ylabel(f"gain in things named, points, {len(draws)} draws")
+    axes.legend(frameon=False, fontsize=9)
+    return points
+
+
+def draw_arms(axes: Any, rows: Rows, score: str, title: str) -> None:
+    """Draws a score of the arms: a line for each draw, and the mean of all."""
+    arms = ["none", "permuted", "teacher", "true"]
+    of_arms = [rows.of_draws(arm, score) for arm in arms]
+    for draw in rows.draws:
+        values = [of_draws.get(draw, math.nan) for of_draws in of_arms]
+        axes.plot(range(len(arms)), values, "o-", color=BLUE, ms=5, lw=0.8)
+    means = [statistics.mean(of_draws.values() or [math.nan]) for of_draws in of_arms]
+    axes.plot(range(len(arms)), means, "D", color=BLACK, ms=8)
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_ylabel(title)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
