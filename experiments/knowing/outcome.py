@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from experiments.paired import Difference, holm
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = Sizes()
-SEEDS_OF = {"none": SEEDS, "permuted": SEEDS, "teacher": SEEDS}  # the other arms have one
+Seeds = Sequence[int]
+WITH_ALL_SEEDS = ("none", "permuted", "teacher")  # the other arms have the first
 # Name, score, arm, base: fixed before the rows (experiments/README.md).
 PRIMARY = (
     ("content", "naming", "teacher", "permuted"),
@@ -36,9 +38,16 @@ PRIMARY = (
 )
 ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
-BLACK, BLUE, GREEN, ORANGE, GREY = "#222222", "#6fa8dc", "#6aa84f", "#e69138", "#bbbbbb"
+BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
+ORANGE, RED, GREY = "#e69138", "#cc4125", "#bbbbbb"
 AIM = 4.0  # points of naming over `none`
 MIN_DRAWS = 2  # for an interval
+
+
+def common_seeds(arms: Sequence[str], steps: int) -> Seeds:
+    """The seeds that arms have with a number of steps."""
+    have_all = steps == SIZES.steps and all(arm in WITH_ALL_SEEDS for arm in arms)
+    return SEEDS if have_all else SEEDS[:1]
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,13 @@ class Rows:
                 )
         return cls(by_name, sorted({row["draw"] for row in by_name.values()}))
 
-    def score(self, draw: int, arm: str, score: str, steps: int = SIZES.steps) -> float | None:
-        """A score (%), the mean over the seeds of its arm; None if a row or score is missing."""
-        seeds = SEEDS_OF.get(arm, SEEDS[:1]) if steps == SIZES.steps else SEEDS[:1]
+    def score(
+        self, draw: int, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
+    ) -> float | None:
+        """A score (%), the mean over some seeds, by default all of its arm; None if a row or a score
+        is missing."""
         values = []
-        for seed in seeds:
+        for seed in seeds or common_seeds([arm], steps):
             row = Row(draw, arm, seed, steps=steps, start_steps=SIZES.start_steps, sizes=SIZES)
             scores = self.by_name.get(row.name, {}).get("scores", {})
             if score not in scores:
@@ -74,21 +85,27 @@ class Rows:
             values.append(scores[score][0])
         return statistics.mean(values)
 
-    def of_draws(self, arm: str, score: str, steps: int = SIZES.steps) -> dict[int, float]:
+    def of_draws(
+        self, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
+    ) -> dict[int, float]:
         """A score of an arm in each draw that has it."""
-        found = {draw: self.score(draw, arm, score, steps) for draw in self.draws}
+        found = {draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws}
         return {draw: value for draw, value in found.items() if value is not None}
+
+    def gains(self, arm: str, base: str, score: str, steps: int = SIZES.steps) -> dict[int, float]:
+        """The difference of two arms in each draw that has both, over the seeds that both have: one
+        seed scores higher than another in all arms."""
+        seeds = common_seeds([arm, base], steps)
+        of_arm = self.of_draws(arm, score, steps, seeds)
+        of_base = self.of_draws(base, score, steps, seeds)
+        return {draw: of_arm[draw] - of_base[draw] for draw in of_arm if draw in of_base}
 
     def difference(
         self, arm: str, base: str, score: str, steps: int = SIZES.steps
     ) -> Difference | None:
         """The differences of two arms, paired by draw; None with fewer than MIN_DRAWS."""
-        of_arm = self.of_draws(arm, score, steps)
-        of_base = self.of_draws(base, score, steps)
-        draws = [draw for draw in of_arm if draw in of_base]
-        if len(draws) < MIN_DRAWS:
-            return None
-        return Difference(tuple(of_arm[draw] - of_base[draw] for draw in draws))
+        gains = self.gains(arm, base, score, steps)
+        return Difference(tuple(gains.values())) if len(gains) >= MIN_DRAWS else None
 
     def labels_right(self, arm: str) -> dict[int, float]:
         """How many labels (%) of an arm are right, in each draw."""
@@ -113,7 +130,7 @@ class Rows:
         scores = []
         for steps in ALL_STEPS:
             time = self.cpu_seconds(arm, steps, draw)
-            value = self.score(draw, arm, score, steps)
+            value = self.score(draw, arm, score, steps, SEEDS[:1])
             if time is None or value is None:
                 return None
             times.append(math.log(time))
@@ -152,10 +169,21 @@ def arm_lines(rows: Rows) -> list[str]:
     return lines
 
 
+def gain_lines(rows: Rows) -> list[str]:
+    """What each arm gains over `none` and over `permuted`: described, and not tested."""
+    lines = ["not tested: differences at equal seeds"]
+    for arm, base in product(ARMS, ("none", "permuted")):
+        for score in ("naming", "naming_vtc", "R1", "probe_200"):
+            gain = rows.difference(arm, base, score) if arm != base else None
+            if gain:
+                lines.append(f"{arm:22} - {base:9} {score:10} {gain}")
+    return lines
+
+
 def step_lines(rows: Rows) -> list[str]:
     """Naming and processor time of the arms that were trained for several numbers of steps."""
     lines = [f"{'arm':10} {'steps':>6} {'naming':>8} {'probe_200':>10} {'cpu s':>8}"]
-    for arm in SEEDS_OF:
+    for arm in WITH_ALL_SEEDS:
         for steps in ALL_STEPS:
             cells = [
                 mean_text(list(rows.of_draws(arm, "naming", steps).values()), 8),
@@ -169,20 +197,19 @@ def step_lines(rows: Rows) -> list[str]:
 
 def equal_time_lines(rows: Rows) -> list[str]:
     """`teacher` minus `none` and minus `permuted` after equal processor time, in each draw that was
-    trained for all numbers of steps."""
-    lines = ["at equal processor time, naming of teacher minus that of another arm, of each draw"]
-    for base in ("none", "permuted"):
-        for steps in ALL_STEPS:
-            gains = []
-            for draw, value in rows.of_draws("teacher", "naming", steps).items():
-                seconds = rows.cpu_seconds("teacher", steps, draw)
-                at_base = seconds and rows.at_seconds(draw, base, "naming", seconds)
-                if at_base is not None:
-                    gains.append(value - at_base)
-            if gains:
-                lines.append(
-                    f"{steps:>6} steps, {base:9}" + "".join(f"{gain:+6.1f}" for gain in gains)
-                )
+    trained for all numbers of steps. Empty outside of the times of the other arm."""
+    draws = list(rows.of_draws("teacher", "naming", SIZES.other_steps[0]))
+    heading = "".join(f"{f'draw {draw}':>9}" for draw in draws)
+    lines = [f"{'naming at equal processor time, seed 0':50}{heading}"]
+    for base, steps in product(("none", "permuted"), ALL_STEPS):
+        of_teacher = rows.of_draws("teacher", "naming", steps, SEEDS[:1])
+        cells = []
+        for draw in draws:
+            seconds = rows.cpu_seconds("teacher", steps, draw)
+            at_base = None if seconds is None else rows.at_seconds(draw, base, "naming", seconds)
+            has_both = at_base is not None and draw in of_teacher
+            cells.append(f"{of_teacher[draw] - at_base:+9.1f}" if has_both else " " * 9)
+        lines.append(f"{f'teacher of {steps} steps - {base} of the same time':50}{''.join(cells)}")
     return lines
 
 
@@ -217,30 +244,29 @@ def draw_figure(rows: Rows, file: Path) -> None:
 def draw_dose(axes: Any, rows: Rows) -> int:
     """Draws the gain in naming of each arm over the share of its labels that are right; returns the
     number of points. All are means over the same draws: those with mixtures, if there are any."""
-    base = rows.of_draws("none", "naming")
     mixtures = [f"true {share}" for share in sorted(DOSES)]
-    with_mixtures = [draw for draw in base if rows.score(draw, mixtures[0], "naming") is not None]
-    draws = with_mixtures or list(base)
-    panels = {
-        "true labels of all, or of no crops": (BLACK, ["permuted", "true"]),
+    draws = list(rows.gains(mixtures[0], "none", "naming")) or rows.draws
+    series = {
+        "true labels": (BLACK, ["true"]),
         "true labels of a share of the crops": (BLUE, mixtures),
         "true labels with the teacher's errors": (GREEN, ["errors of the teacher"]),
-        "teachers": (ORANGE, ["plain", "teacher"]),
+        "labels of a teacher": (ORANGE, ["plain", "teacher"]),
+        "the teacher's labels of other stills": (RED, ["permuted"]),
     }
 
     points = 0
-    for label, (color, arms) in panels.items():
+    for label, (color, arms) in series.items():
         shares = []
         gains = []
         for arm in arms:
-            of_draws = rows.of_draws(arm, "naming")
+            of_draws = rows.gains(arm, "none", "naming")
             right = rows.labels_right(arm)
-            paired = [draw for draw in draws if draw in of_draws and draw in right]
-            if paired:
-                shares.append(statistics.mean(right[draw] for draw in paired))
-                gains.append(statistics.mean(of_draws[draw] - base[draw] for draw in paired))
-        axes.plot(shares, gains, "o", color=color, ms=8, label=label)
-        points += len(gains)
+            if all(draw in of_draws for draw in draws):
+                shares.append(statistics.mean(right[draw] for draw in draws))
+                gains.append(statistics.mean(of_draws[draw] for draw in draws))
+        if gains:
+            axes.plot(shares, gains, "o", color=color, ms=8, label=label)
+            points += len(gains)
 
     axes.axhline(0, color=GREY, lw=1, zorder=0)
     axes.set_xlabel("labels right, %")
@@ -250,15 +276,15 @@ def draw_dose(axes: Any, rows: Rows) -> int:
 
 
 def draw_arms(axes: Any, rows: Rows, score: str, title: str) -> None:
-    """Draws a score of the arms: a line for each draw, and the mean of all."""
-    arms = ["none", "permuted", "teacher", "true"]
-    of_arms = [rows.of_draws(arm, score) for arm in arms]
+    """Draws a score of the arms with three seeds: a line for each draw, and the mean of all."""
+    of_arms = [rows.of_draws(arm, score) for arm in WITH_ALL_SEEDS]
+    places = range(len(of_arms))
     for draw in rows.draws:
         values = [of_draws.get(draw, math.nan) for of_draws in of_arms]
-        axes.plot(range(len(arms)), values, "o-", color=BLUE, ms=5, lw=0.8)
+        axes.plot(places, values, "o-", color=BLUE, ms=5, lw=0.8)
     means = [statistics.mean(of_draws.values() or [math.nan]) for of_draws in of_arms]
-    axes.plot(range(len(arms)), means, "D", color=BLACK, ms=8)
-    axes.set_xticks(range(len(arms)), arms)
+    axes.plot(places, means, "D", color=BLACK, ms=8)
+    axes.set_xticks(places, WITH_ALL_SEEDS)
     axes.set_ylabel(title)
 
 
@@ -271,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = Rows.read(options.results)
         print(f"{len(rows.by_name)} rows of draws {rows.draws}\n")
         print(*primary_lines(rows), "", *arm_lines(rows), "", *step_lines(rows), sep="\n")
-        print("", *equal_time_lines(rows), sep="\n")
+        print("", *equal_time_lines(rows), "", *gain_lines(rows), sep="\n")
         if options.figure:
             draw_figure(rows, options.figure)
     except InputError as error:

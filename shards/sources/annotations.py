@@ -200,7 +200,7 @@ def read_entry(
         other_names.append(f"{record['page_dir']}/{name}")
     if name.startswith("v_"):  # of ActivityNet
         other_names.append(name[2:])
-    if str(record.get("question_id", "")).startswith(f"v_{name}"):  # of ActivityNet-QA
+    if str(record.get("question_id", "")).startswith(f"v_{name}_"):  # of ActivityNet-QA
         other_names.append(f"v_{name}")
     if re.fullmatch(r"\d+\.0", name):  # of a column of numbers with gaps
         other_names.append(name[:-2])
@@ -365,16 +365,18 @@ def scan_annotations(
 
     joined: dict[tuple[str, str], Video] = {}
     first_problem = ""
+    has_texts_apart = TEXTS in files
     files, answers = without_answer_files(files)
     for key, file in files.items():
         split = key.partition(".")[0]
-        lists = TEXTS in files and key != TEXTS
-        times, languages = columns_of_table(file, split)
+        of_split = answers.get(split, {})
+        lists = has_texts_apart and split != TEXTS
+        times, languages = columns_of_table(file, split, of_split)
         for note in (times.note, languages.note):
             if note:
                 notes.append(f"{file.name}: {note}")
 
-        about = AboutTable(times, languages, answers.get(split, {}), lists)
+        about = AboutTable(times, languages, of_split, lists)
         with progress(f"reading {file.name}", None, "records") as advance:
             for reject in read_file(file, split, joined, media, about, advance):
                 # If no record is valid, the first one says why.
@@ -397,12 +399,12 @@ def scan_annotations(
     notes += media.notes()
 
 
-def columns_of_table(file: Path, split: str) -> tuple[WindowColumns, Languages]:
+def columns_of_table(file: Path, split: str, answers: Answers) -> tuple[WindowColumns, Languages]:
     """The columns of a file's windows, and the languages of its texts. Raises InputError if the
     file cannot be read."""
     if not file.is_file():
         raise InputError(f"{file}: no such annotation file ({split})")
-    records = named_records(file)
+    records = answered(file, answers)
     first = list(islice(records, MAX_LOOKED_AT))
     has_windows = any(
         isinstance(record, dict) and form_of(record) in WITH_WINDOWS for _, record in first

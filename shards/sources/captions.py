@@ -8,6 +8,8 @@ the folder.
     videos.txt, prompts.txt           the names and the captions, line by line
     data.csv                          the only table
     train.csv, test.jsonl             a table for each split
+    train_q.json, train_a.json        questions, and their answers by `question_id`, for each split
+    train.txt, test.txt               the same in lists of moments (Charades-STA)
     train/metadata.csv                a table for each folder
 
 What is none of these is named in a note, with how to name it.
@@ -168,10 +170,11 @@ class Sidecars:
 @dataclass(frozen=True)
 class Table:
     """A table of a folder, with the folder that its names are relative to, and the split of its
-    rows."""
+    rows. half: `questions` or `answers`, if it has these alone."""
 
     file: Path
     split: str = ""
+    half: str = ""
 
     @property
     def folder(self) -> Path:

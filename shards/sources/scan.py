@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from alpro.shards.sources.annotations import (
     keyed,
     scan_annotations,
 )
-from alpro.shards.sources.answer_files import missing_half
+from alpro.shards.sources.answer_files import half_of
 from alpro.shards.sources.captions import (
     Sidecars,
     Table,
@@ -143,16 +144,17 @@ def scan_folder(folder: Path, root: Path | None, notes: list[str]) -> tuple[str,
     if len(texts) == 1:
         notes += listing.notes()
         return scan_source(folder / texts[0], None, root, notes)
-    lists_of_splits = [Table(folder / path, split_in(stem_of(path)) or "") for path in texts]
-    splits = {table.split for table in lists_of_splits}
-    if len(splits) > 1 and "" not in splits:  # Charades-STA
-        what = f"tables ({', '.join(texts)})"
-        return what, scan_tables(listing, lists_of_splits, root, notes)
 
     lists = listed_captions(listing)
     if lists:
         what, pairs = lists
         return what, scan_lists(listing, pairs, notes)
+
+    lists_of_splits = [Table(folder / path, split_in(stem_of(path)) or "") for path in texts]
+    splits = {table.split for table in lists_of_splits}
+    if len(splits) > 1 and "" not in splits:  # as of Charades-STA
+        what = f"tables ({', '.join(texts)})"
+        return what, scan_tables(listing, lists_of_splits, root, notes)
     return "a folder of videos with texts", scan_sidecars(listing, sidecars, notes)
 
 
@@ -160,16 +162,18 @@ def with_rows_of_splits(tables: list[Table]) -> list[Table]:
     """The tables that have rows; of questions and answers in files of their own, those of a split
     that has both."""
     with_rows = []
-    halves = {}
+    halves = []
     for table in tables:
         if is_table(table.file):
             with_rows.append(table)
-        else:
-            halves[table] = missing_half(table.file)
+            continue
+        half = half_of(table.file)
+        if half:
+            halves.append(replace(table, half=half))
 
     for table in halves:
-        of_split = {half for other, half in halves.items() if other.split == table.split}
-        if halves[table] and {"question", "answer"} <= of_split:
+        of_split = {other.half for other in halves if other.split == table.split}
+        if len(of_split) > 1:
             with_rows.append(table)
     return with_rows
 
@@ -263,17 +267,15 @@ def is_table(file: Path) -> bool:
 
 def scan_tables(listing: Listing, tables: list[Table], root: Path | None, notes: list[str]) -> Rows:
     """The rows of several tables, each of a split or of a folder."""
-    manifests = []
-    for table in tables:
-        if not known_form(table.file) and not missing_half(table.file):
-            manifests.append(table)
+    manifests = [table for table in tables if not table.half and not known_form(table.file)]
     forms = [table for table in tables if table not in manifests]
     of_folders: list[Table] = []
     of_all: dict[str, list[str]] = {}
     for table in forms:
         # A folder of tables alone, such as annotations/ beside videos/, names files of the whole
         # folder.
-        if table.folder != listing.folder and has_media(listing, table.folder):
+        is_apart = table.folder != listing.folder and has_media(listing, table.folder)
+        if is_apart and not table.half:
             of_folders.append(table)
         else:
             of_all.setdefault(table.split, []).append(str(table.file))

@@ -317,3 +317,69 @@ def test_questions_and_answers_in_files_of_their_own(tmp_path: Path):
     }
     assert [reject.detail for reject in rejects] == ["the question has no answer"]
     assert of_files == [*rejects, rows["train"]]
+
+
+QUESTION = {"video_name": "abc", "question": "is it a dog", "question_id": 7}
+ANSWER = {"question_id": 7.0, "answer": "yes"}  # a number with gaps, as of Parquet
+
+
+def of_pair(folder: Path, questions: list[dict], answers: list[dict]) -> list[Row | Reject]:
+    """The rows of two files of one split, as a configuration names them."""
+    write(folder, ["videos/abc.mp4"])
+    (folder / "q.json").write_text(json.dumps(questions))
+    (folder / "a.json").write_text(json.dumps(answers))
+    files = {"train": folder / "q.json", "train.2": folder / "a.json"}
+    return list(scan_annotations(folder, files))
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "expected"),
+    [
+        ({}, {}, "yes"),
+        ({}, {"video_name": "abc", "caption": "a cat", "start": 1, "end": 2}, "yes"),
+        ({"start": 1.0, "end": 2.0}, {}, "yes"),
+        ({"question_id": ""}, {"question_id": ""}, None),
+        ({"question_id": None}, {"question_id": None}, None),
+    ],
+)
+def test_an_answer_is_that_of_the_same_id(asked, answer, expected, tmp_path: Path):
+    records = [QUESTION, {**QUESTION, "question_id": 8, **asked, "question": "who"}]
+    *others, row = of_pair(tmp_path, records, [ANSWER, {**ANSWER, "question_id": 8, **answer}])
+    of_who = [question.answer for question in row.questions if question.question == "who"]
+    assert (of_who or [None]) == [expected]
+    assert len(others) == (expected is None) + (
+        "start" in asked
+    )  # a reject, or the row of `QUESTION`
+    assert row.captions == ()
+    assert (row.start, row.end) == (asked.get("start"), asked.get("end"))
+
+
+def test_two_answers_to_one_question_are_an_error(tmp_path: Path):
+    answers = [ANSWER, {**ANSWER, "answer": "no"}]
+    with pytest.raises(
+        InputError, match=r"a\.json: entry 2: the question_id '7' has another answer"
+    ):
+        of_pair(tmp_path, [QUESTION], answers)
+
+
+def test_manifests_may_have_ids_of_questions(tmp_path: Path):
+    table = "id,path,caption,question,question_id,note\n{0},{0}.mp4,a dog,who,{0}1,x\n"
+    tables = {"train.csv": table.format("a"), "test.csv": table.format("b")}
+    write(tmp_path, {"a.mp4": "", "b.mp4": "", **tables})
+    rows = list(scan_source(tmp_path, notes=[])[1])
+    assert [(row.id, row.split, row.meta["note"]) for row in rows if isinstance(row, Row)] == [
+        ("b", "test", "x"),
+        ("a", "train", "x"),
+    ]
+
+
+def test_a_data_set_in_a_subfolder_has_its_questions(tmp_path: Path):
+    write(tmp_path / "set", ["videos/abc.mp4"])
+    for split in ("train", "test"):
+        (tmp_path / "set" / f"{split}_q.json").write_text(json.dumps([QUESTION]))
+        (tmp_path / "set" / f"{split}_a.json").write_text(json.dumps([ANSWER]))
+    rows = list(scan_source(tmp_path, notes=[])[1])
+    assert {row.split for row in rows if isinstance(row, Row) and row.questions} == {
+        "train",
+        "test",
+    }
