@@ -40,6 +40,7 @@ ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
 BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
 ORANGE, RED, GREY = "#e69138", "#cc4125", "#bbbbbb"
+MIXTURES = tuple(f"true {share}" for share in sorted(DOSES))
 AIM = 4.0  # points of naming over `none`
 MIN_DRAWS = 2  # for an interval
 
@@ -92,10 +93,12 @@ class Rows:
         found = {draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws}
         return {draw: value for draw, value in found.items() if value is not None}
 
-    def gains(self, arm: str, base: str, score: str, steps: int = SIZES.steps) -> dict[int, float]:
-        """The difference of two arms in each draw that has both, over the seeds that both have: one
-        seed scores higher than another in all arms."""
-        seeds = common_seeds([arm, base], steps)
+    def gains(
+        self, arm: str, base: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
+    ) -> dict[int, float]:
+        """The difference of two arms in each draw that has both, over some seeds, by default those
+        that both have: one seed scores higher than another in all arms."""
+        seeds = seeds or common_seeds([arm, base], steps)
         of_arm = self.of_draws(arm, score, steps, seeds)
         of_base = self.of_draws(base, score, steps, seeds)
         return {draw: of_arm[draw] - of_base[draw] for draw in of_arm if draw in of_base}
@@ -170,13 +173,39 @@ def arm_lines(rows: Rows) -> list[str]:
 
 
 def gain_lines(rows: Rows) -> list[str]:
-    """What each arm gains over `none` and over `permuted`: described, and not tested."""
+    """What the arms of all draws gain over `none` and `permuted`: described, and not tested."""
     lines = ["not tested: differences at equal seeds"]
-    for arm, base in product(ARMS, ("none", "permuted")):
+    for arm, base in product(("permuted", "teacher", "true"), ("none", "permuted")):
         for score in ("naming", "naming_vtc", "R1", "probe_200"):
             gain = rows.difference(arm, base, score) if arm != base else None
             if gain:
                 lines.append(f"{arm:22} - {base:9} {score:10} {gain}")
+    return lines
+
+
+def dose_draws(rows: Rows) -> list[int]:
+    """The draws with mixtures of true labels; without any, those of `none`."""
+    of_mixtures = [set(rows.gains(arm, "none", "naming")) for arm in MIXTURES]
+    return sorted(set.intersection(*of_mixtures)) or list(rows.of_draws("none", "naming"))
+
+
+def dose_lines(rows: Rows) -> list[str]:
+    """What each arm gains over `none`, and how many of its labels are right, in the draws with
+    mixtures, all of one seed."""
+    draws = dose_draws(rows)
+    lines = [f"not tested: gain over none of draws {draws}, seed 0, and labels right"]
+    for arm in ARMS:
+        cells = []
+        for score in ("naming", "probe_200"):
+            gains = rows.gains(arm, "none", score, seeds=SEEDS[:1])
+            if all(draw in gains for draw in draws):
+                each = " ".join(f"{gains[draw]:+.1f}" for draw in draws)
+                mean = statistics.mean(gains[draw] for draw in draws)
+                cells.append(f"{score} {each} = {mean:+.1f}")
+        right = rows.labels_right(arm)
+        if cells and right:
+            mean_right = statistics.mean(right[draw] for draw in draws)
+            lines.append(f"{arm:22} {mean_right:5.1f}  {'  '.join(cells)}")
     return lines
 
 
@@ -244,11 +273,10 @@ def draw_figure(rows: Rows, file: Path) -> None:
 def draw_dose(axes: Any, rows: Rows) -> int:
     """Draws the gain in naming of each arm over the share of its labels that are right; returns the
     number of points. All are means over the same draws: those with mixtures, if there are any."""
-    mixtures = [f"true {share}" for share in sorted(DOSES)]
-    draws = list(rows.gains(mixtures[0], "none", "naming")) or rows.draws
+    draws = dose_draws(rows)
     series = {
         "true labels": (BLACK, ["true"]),
-        "true labels of a share of the crops": (BLUE, mixtures),
+        "true labels of a share of the crops": (BLUE, list(MIXTURES)),
         "true labels with the teacher's errors": (GREEN, ["errors of the teacher"]),
         "labels of a teacher": (ORANGE, ["plain", "teacher"]),
         "the teacher's labels of other stills": (RED, ["permuted"]),
@@ -259,19 +287,24 @@ def draw_dose(axes: Any, rows: Rows) -> int:
         shares = []
         gains = []
         for arm in arms:
-            of_draws = rows.gains(arm, "none", "naming")
+            of_draws = rows.gains(arm, "none", "naming", seeds=SEEDS[:1])
             right = rows.labels_right(arm)
             if all(draw in of_draws for draw in draws):
                 shares.append(statistics.mean(right[draw] for draw in draws))
                 gains.append(statistics.mean(of_draws[draw] for draw in draws))
+                each = [of_draws[draw] for draw in draws]
+                axes.plot([shares[-1]] * len(each), each, "_", color=color, ms=9)
         if gains:
             axes.plot(shares, gains, "o", color=color, ms=8, label=label)
             points += len(gains)
 
     axes.axhline(0, color=GREY, lw=1, zorder=0)
     axes.set_xlabel("labels right, %")
-    axes.set_ylabel(f"gain in things named, points, {len(draws)} draws")
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylabel("gain in things named, points")
+    axes.set_title(f"{len(draws)} draws, seed 0: each (lines), and their mean (points)", fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.5 * (high - low))  # for the legend
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     return points
 
 
@@ -297,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = Rows.read(options.results)
         print(f"{len(rows.by_name)} rows of draws {rows.draws}\n")
         print(*primary_lines(rows), "", *arm_lines(rows), "", *step_lines(rows), sep="\n")
-        print("", *equal_time_lines(rows), "", *gain_lines(rows), sep="\n")
+        print("", *equal_time_lines(rows), "", *gain_lines(rows), "", *dose_lines(rows), sep="\n")
         if options.figure:
             draw_figure(rows, options.figure)
     except InputError as error:
