@@ -8,8 +8,8 @@ the folder.
     videos.txt, prompts.txt           the names and the captions, line by line
     data.csv                          the only table
     train.csv, test.jsonl             a table for each split
+    train.txt, test.txt               a list of moments for each split (Charades-STA)
     train_q.json, train_a.json        questions, and their answers by `question_id`, for each split
-    train.txt, test.txt               the same in lists of moments (Charades-STA)
     train/metadata.csv                a table for each folder
 
 What is none of these is named in a note, with how to name it.
