@@ -115,13 +115,13 @@ class Rows:
         rows = (row for row in self.by_name.values() if row["arm"] == arm and row["labels"])
         return {row["draw"]: row["labels"]["right"] for row in rows}
 
-    def cpu_seconds(self, arm: str, steps: int, draw: int | None = None) -> float | None:
-        """The median processor time of the runs of an arm that were not interrupted, of a draw or
-        of all, from the usual start."""
+    def cpu_seconds(self, draw: int, arm: str, steps: int) -> float | None:
+        """The median processor time of a draw's runs of an arm that were not interrupted, from the
+        usual start. Draws are of different machines."""
         seconds = []
         for row in self.by_name.values():
-            is_of_arm = (row["arm"], row["steps"]) == (arm, steps)
-            is_usual = row["start_steps"] == SIZES.start_steps and draw in (None, row["draw"])
+            is_of_arm = (row["draw"], row["arm"], row["steps"]) == (draw, arm, steps)
+            is_usual = row["start_steps"] == SIZES.start_steps
             if is_of_arm and is_usual and row["time"]["whole"]:
                 seconds.append(row["time"]["cpu_seconds"])
         return statistics.median(seconds) if seconds else None
@@ -132,7 +132,7 @@ class Rows:
         times = []
         scores = []
         for steps in ALL_STEPS:
-            time = self.cpu_seconds(arm, steps, draw)
+            time = self.cpu_seconds(draw, arm, steps)
             value = self.score(draw, arm, score, steps, SEEDS[:1])
             if time is None or value is None:
                 return None
@@ -189,52 +189,70 @@ def dose_draws(rows: Rows) -> list[int]:
     return sorted(set.intersection(*of_mixtures)) or list(rows.of_draws("none", "naming"))
 
 
-def dose_lines(rows: Rows) -> list[str]:
-    """What each arm gains over `none`, and how many of its labels are right, in the draws with
-    mixtures, all of one seed."""
+def dose_gains(rows: Rows, arm: str, score: str) -> tuple[float, list[float]] | None:
+    """How many labels (%) of an arm are right, and what it gains over `none` in each of
+    `dose_draws`, all of one seed; None if a row is missing."""
     draws = dose_draws(rows)
-    lines = [f"not tested: gain over none of draws {draws}, seed 0, and labels right"]
+    right = rows.labels_right(arm)
+    gains = rows.gains(arm, "none", score, seeds=SEEDS[:1])
+    if not draws or not all(draw in gains and draw in right for draw in draws):
+        return None
+    mean_right = statistics.mean(right[draw] for draw in draws)
+    return mean_right, [gains[draw] for draw in draws]
+
+
+def dose_lines(rows: Rows) -> list[str]:
+    """What each arm gains over `none`, and how many of its labels are right."""
+    lines = [f"not tested: labels right, gain over none of draws {dose_draws(rows)}, seed 0"]
     for arm in ARMS:
-        cells = []
         for score in ("naming", "probe_200"):
-            gains = rows.gains(arm, "none", score, seeds=SEEDS[:1])
-            if all(draw in gains for draw in draws):
-                each = " ".join(f"{gains[draw]:+.1f}" for draw in draws)
-                mean = statistics.mean(gains[draw] for draw in draws)
-                cells.append(f"{score} {each} = {mean:+.1f}")
-        right = rows.labels_right(arm)
-        if cells and right:
-            mean_right = statistics.mean(right[draw] for draw in draws)
-            lines.append(f"{arm:22} {mean_right:5.1f}  {'  '.join(cells)}")
+            found = dose_gains(rows, arm, score)
+            if found:
+                right, gains = found
+                each = " ".join(f"{gain:+.1f}" for gain in gains)
+                mean = statistics.mean(gains)
+                lines.append(f"{arm:22} {right:5.1f}  {score:10} {each} = {mean:+.1f}")
     return lines
 
 
 def step_lines(rows: Rows) -> list[str]:
-    """Naming and processor time of the arms that were trained for several numbers of steps."""
-    lines = [f"{'arm':10} {'steps':>6} {'naming':>8} {'probe_200':>10} {'cpu s':>8}"]
-    for arm in WITH_ALL_SEEDS:
-        for steps in ALL_STEPS:
-            cells = [
-                mean_text(list(rows.of_draws(arm, "naming", steps).values()), 8),
-                mean_text(list(rows.of_draws(arm, "probe_200", steps).values()), 10),
-            ]
-            seconds = rows.cpu_seconds(arm, steps)
-            cells.append(f"{'' if seconds is None else format(seconds, '.0f'):>8}")
-            lines.append(" ".join([f"{arm:10}", f"{steps:>6}", *cells]))
+    """Scores and processor time after each number of steps, in the draws that have all of them."""
+    of_steps = [rows.of_draws("none", "naming", steps, SEEDS[:1]) for steps in ALL_STEPS]
+    draws = sorted(set.intersection(*map(set, of_steps)))
+    lines = [f"not tested: steps, of draws {draws}, seed 0; processor time in s"]
+    for arm, steps in product(WITH_ALL_SEEDS, ALL_STEPS):
+        cells = []
+        for score in ("naming", "probe_200"):
+            values = rows.of_draws(arm, score, steps, SEEDS[:1])
+            each = " ".join(f"{values[draw]:.1f}" for draw in draws if draw in values)
+            cells.append(f"{score} {each}")
+        times = [rows.cpu_seconds(draw, arm, steps) for draw in draws]
+        shown = " ".join(f"{time:.0f}" for time in times if time is not None)
+        lines.append(f"{arm:10} {steps:>6}  {'  '.join(cells)}  time {shown}")
     return lines
 
 
 def equal_time_lines(rows: Rows) -> list[str]:
-    """`teacher` minus `none` and minus `permuted` after equal processor time, in each draw that was
-    trained for all numbers of steps. Empty outside of the times of the other arm."""
+    """The processor time of `teacher` over that of `none`, of each draw; and `teacher` minus `none`
+    and `permuted` after equal time, empty outside of the times of the other arm."""
+    ratios = []
+    for draw in rows.draws:
+        with_pem = rows.cpu_seconds(draw, "teacher", SIZES.steps)
+        without = rows.cpu_seconds(draw, "none", SIZES.steps)
+        if with_pem and without:
+            ratios.append(with_pem / without)
+    each = " ".join(f"{ratio:.2f}" for ratio in ratios)
+    median = statistics.median(ratios or [math.nan])
+    lines = [f"processor time of teacher over none: {each}, median {median:.2f}"]
+
     draws = list(rows.of_draws("teacher", "naming", SIZES.other_steps[0]))
     heading = "".join(f"{f'draw {draw}':>9}" for draw in draws)
-    lines = [f"{'naming at equal processor time, seed 0':50}{heading}"]
+    lines.append(f"{'naming at equal processor time, seed 0':50}{heading}")
     for base, steps in product(("none", "permuted"), ALL_STEPS):
         of_teacher = rows.of_draws("teacher", "naming", steps, SEEDS[:1])
         cells = []
         for draw in draws:
-            seconds = rows.cpu_seconds("teacher", steps, draw)
+            seconds = rows.cpu_seconds(draw, "teacher", steps)
             at_base = None if seconds is None else rows.at_seconds(draw, base, "naming", seconds)
             has_both = at_base is not None and draw in of_teacher
             cells.append(f"{of_teacher[draw] - at_base:+9.1f}" if has_both else " " * 9)
@@ -273,7 +291,6 @@ def draw_figure(rows: Rows, file: Path) -> None:
 def draw_dose(axes: Any, rows: Rows) -> int:
     """Draws the gain in naming of each arm over the share of its labels that are right; returns the
     number of points. All are means over the same draws: those with mixtures, if there are any."""
-    draws = dose_draws(rows)
     series = {
         "true labels": (BLACK, ["true"]),
         "true labels of a share of the crops": (BLUE, list(MIXTURES)),
@@ -287,21 +304,23 @@ def draw_dose(axes: Any, rows: Rows) -> int:
         shares = []
         gains = []
         for arm in arms:
-            of_draws = rows.gains(arm, "none", "naming", seeds=SEEDS[:1])
-            right = rows.labels_right(arm)
-            if all(draw in of_draws for draw in draws):
-                shares.append(statistics.mean(right[draw] for draw in draws))
-                gains.append(statistics.mean(of_draws[draw] for draw in draws))
-                each = [of_draws[draw] for draw in draws]
-                axes.plot([shares[-1]] * len(each), each, "_", color=color, ms=9)
+            found = dose_gains(rows, arm, "naming")
+            if found:
+                right, each = found
+                shares.append(right)
+                gains.append(statistics.mean(each))
+                axes.plot([right] * len(each), each, "_", color=color, ms=9)
         if gains:
             axes.plot(shares, gains, "o", color=color, ms=8, label=label)
             points += len(gains)
+    if not points:
+        return 0
 
     axes.axhline(0, color=GREY, lw=1, zorder=0)
     axes.set_xlabel("labels right, %")
     axes.set_ylabel("gain in things named, points")
-    axes.set_title(f"{len(draws)} draws, seed 0: each (lines), and their mean (points)", fontsize=9)
+    draw_count = len(dose_draws(rows))
+    axes.set_title(f"{draw_count} draws, seed 0: each (lines), and their mean (points)", fontsize=9)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.5 * (high - low))  # for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper left")

@@ -59,9 +59,10 @@ def read_answers(files: list[Path]) -> Answers:
     answers: dict[str, Record] = {}
     for file in files:
         for where, record in named_records(file):
-            # The question of an invalid record has no answer, and is rejected for that.
-            question_id = text_of(record.get("question_id")) if isinstance(record, dict) else ""
-            if not question_id or isinstance(record, str):
+            if isinstance(record, str):
+                continue  # its question has no answer, and is rejected for that
+            question_id = text_of(record.get("question_id"))
+            if not question_id:
                 continue
             answer = {name: record[name] for name in ANSWER_COLUMNS if name in record}
             if answers.setdefault(question_id, answer) != answer:

@@ -146,7 +146,7 @@ def test_the_outcome_pairs_draws_and_averages_seeds(tmp_path, capsys):
     assert rows.of_draws("none", "naming") == {6: 17.0}
     assert rows.difference("teacher", "permuted", "naming").values == (8.0, 9.0)
     assert rows.difference("teacher", "none", "naming") is None
-    assert rows.cpu_seconds("teacher", 800) == 5.0
+    assert rows.cpu_seconds(6, "teacher", 800) == 5.0
 
     picture = tmp_path / "figure.png"
     arguments = ["--results", str(tmp_path / "rows"), "--figure", str(picture)]
@@ -170,6 +170,15 @@ def test_scores_at_equal_time(tmp_path, capsys):
         line for line in capsys.readouterr().out.splitlines() if "of 800 steps - none" in line
     ]
     assert line.split()[-1] == "+6.0"
+
+
+def test_a_figure_needs_rows_of_none(tmp_path, capsys):
+    write_rows(tmp_path / "rows", [6])
+    for file in (tmp_path / "rows").glob("draw-6-none-*"):
+        file.unlink()
+    arguments = ["--results", str(tmp_path / "rows"), "--figure", str(tmp_path / "figure.png")]
+    assert outcome.main(arguments) == 2
+    assert "no draw has rows of `none`" in capsys.readouterr().err
 
 
 def test_rows_of_another_start_are_refused(tmp_path, capsys):
