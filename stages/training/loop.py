@@ -213,11 +213,14 @@ class Run:
             except (InputError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
+                # torch's handler of SIGCHLD raises a RuntimeError anywhere, also from here on, when
+                # the next loading process dies. It raises once for a loader, also in `signal`.
                 try:
-                    lost = lost_process(loading)
-                except RuntimeError:  # of torch's handler of SIGCHLD, which raises once, anywhere
-                    lost = lost_process(loading)
-                if not lost:
+                    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                except RuntimeError:
+                    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                if not lost_process(loading):
+                    signal.signal(signal.SIGCHLD, handler)
                     raise
                 # The error may interrupt a step: only the last checkpoint is consistent.
                 log.warning(
@@ -444,12 +447,7 @@ def lost_process(processes: set[BaseProcess]) -> bool:
     """
     if not processes:
         return False
-    ended = wait([process.sentinel for process in processes], LOST_SECONDS)
-    for process in processes:
-        if process.sentinel in ended:
-            # Its files are closed before the kernel sends SIGCHLD: no handler of it runs later.
-            process.join(LOST_SECONDS)
-    return bool(ended)
+    return bool(wait([process.sentinel for process in processes], LOST_SECONDS))
 
 
 def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:

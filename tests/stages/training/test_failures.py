@@ -95,16 +95,20 @@ def test_any_error_ends_a_stage_with_loading_processes(
     assert message in (result.read_text() if result.exists() else capfd.readouterr().err)
 
 
-def test_a_loading_process_that_dies_while_its_loss_is_examined_interrupts_the_stage(
+def test_loading_processes_that_die_while_and_after_their_loss_is_examined_interrupt_the_stage(
     new_run, tmp_path, capfd, monkeypatch
 ):
-    """torch's handler of SIGCHLD then raises in `lost_process` itself."""
+    """torch's handler of SIGCHLD would raise wherever the stage is by then."""
     wait = loop.wait
 
     def kill_and_wait(sentinels: list[int], seconds: float) -> list:
-        for child in multiprocessing.active_children():
-            child.kill()
-        return wait(sentinels, seconds)
+        first, second = multiprocessing.active_children()
+        first.kill()
+        ended = wait(sentinels, seconds)
+        first.join()  # so that torch is told of the second only
+        second.kill()
+        wait([second.sentinel], 60)
+        return ended
 
     def fail() -> None:
         raise ConnectionResetError("by a loading process that is about to die")
