@@ -3,7 +3,9 @@
     python experiments/knowing/outcome.py
     python experiments/knowing/outcome.py --figure docs/pictures/knowing.png
 
-A draw counts in a comparison once it has all rows of both arms.
+A draw counts in a comparison once it has all rows of both arms. Rows of a draw that was begun again,
+from a start and teachers trained anew, are in the folder `again` beside the others: the primary
+tests do not use them, and what needs other rows of that draw uses them alone.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import numpy as np
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from experiments.knowing.schedule import ARMS, DOSES, SEEDS, Row, Sizes
+from experiments.knowing.schedule import ARMS, DOSES, FIRST_DRAW, SEEDS, Row, Sizes
 from experiments.paired import Difference, holm
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,6 +38,7 @@ PRIMARY = (
     ("pays", "naming", "teacher", "none"),
     ("boxes", "probe_200", "teacher", "permuted"),
 )
+EARLY_ARMS = (*WITH_ALL_SEEDS, "true")  # of the first draw, from a start of fewer steps
 ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
 BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
@@ -71,6 +74,11 @@ class Rows:
                     f"{row['draw']}; compute all rows of a draw from one --out"
                 )
         return cls(by_name, sorted({row["draw"] for row in by_name.values()}))
+
+    def begun_again(self, again: "Rows") -> "Rows":
+        """These rows, but of the draws that `again` has, those of `again` alone."""
+        others = {name: row for name, row in self.by_name.items() if row["draw"] not in again.draws}
+        return Rows(others | again.by_name, sorted({*self.draws, *again.draws}))
 
     def score(
         self, draw: int, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
@@ -232,9 +240,8 @@ def step_lines(rows: Rows) -> list[str]:
     return lines
 
 
-def equal_time_lines(rows: Rows) -> list[str]:
-    """The processor time of `teacher` over that of `none`, of each draw; and `teacher` minus `none`
-    and `permuted` after equal time, empty outside of the times of the other arm."""
+def time_ratio_line(rows: Rows) -> str:
+    """The processor time of `teacher` over that of `none`, of each draw."""
     ratios = []
     for draw in rows.draws:
         with_pem = rows.cpu_seconds(draw, "teacher", SIZES.steps)
@@ -243,11 +250,15 @@ def equal_time_lines(rows: Rows) -> list[str]:
             ratios.append(with_pem / without)
     each = " ".join(f"{ratio:.2f}" for ratio in ratios)
     median = statistics.median(ratios or [math.nan])
-    lines = [f"processor time of teacher over none: {each}, median {median:.2f}"]
+    return f"processor time of teacher over none: {each}, median {median:.2f}"
 
+
+def equal_time_lines(rows: Rows) -> list[str]:
+    """`teacher` minus `none` and `permuted` after equal processor time, empty outside of the times
+    of the other arm."""
     draws = list(rows.of_draws("teacher", "naming", SIZES.other_steps[0]))
     heading = "".join(f"{f'draw {draw}':>9}" for draw in draws)
-    lines.append(f"{'naming at equal processor time, seed 0':50}{heading}")
+    lines = [f"{'naming at equal processor time, seed 0':50}{heading}"]
     for base, steps in product(("none", "permuted"), ALL_STEPS):
         of_teacher = rows.of_draws("teacher", "naming", steps, SEEDS[:1])
         cells = []
@@ -260,13 +271,27 @@ def equal_time_lines(rows: Rows) -> list[str]:
     return lines
 
 
+def early_start_lines(rows: Rows) -> list[str]:
+    """Scores of the arms from each number of steps of the start, in the draw that has both."""
+    draw = FIRST_DRAW
+    lines = [f"not tested: steps of the start, of draw {draw}, seed 0"]
+    for start_steps, arm in product((SIZES.early_start_steps, SIZES.start_steps), EARLY_ARMS):
+        row = Row(draw, arm, 0, steps=SIZES.steps, start_steps=start_steps, sizes=SIZES)
+        if row.name in rows.by_name:
+            scores = rows.by_name[row.name]["scores"]
+            cells = [f"{score} {scores[score][0]:5.1f}" for score in SCORES if score in scores]
+            lines.append(f"{start_steps:>6} {arm:10} {'  '.join(cells)}")
+    return lines
+
+
 def mean_text(values: Sequence[float], width: int) -> str:
     return (f"{statistics.mean(values):.1f}" if values else "").rjust(width)
 
 
-def draw_figure(rows: Rows, file: Path) -> None:
+def draw_figure(rows: Rows, dose_rows: Rows, file: Path) -> None:
     """Three panels: gain over the share of right labels; naming of the arms; the probe of boxes.
 
+    dose_rows: those of the first panel.
     Raises InputError if no draw has the rows of `none` and of an arm.
     """
     import matplotlib
@@ -275,7 +300,7 @@ def draw_figure(rows: Rows, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (dose, naming, probe) = plt.subplots(1, 3, figsize=(14, 4.4))
-    if not draw_dose(dose, rows):
+    if not draw_dose(dose, dose_rows):
         raise InputError(
             f"{file}: no draw has rows of `none` and of another arm; compute them first"
         )
@@ -347,11 +372,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = Rows.read(options.results)
-        print(f"{len(rows.by_name)} rows of draws {rows.draws}\n")
-        print(*primary_lines(rows), "", *arm_lines(rows), "", *step_lines(rows), sep="\n")
-        print("", *equal_time_lines(rows), "", *gain_lines(rows), "", *dose_lines(rows), sep="\n")
+        again = Rows.read(options.results / "again")
+        described = rows.begun_again(again)
+        print(f"{len(rows.by_name)} rows of draws {rows.draws}")
+        print(f"{len(again.by_name)} rows of draws that were begun again: {again.draws}\n")
+
+        print(*primary_lines(rows), "", *arm_lines(rows), "", *gain_lines(rows), sep="\n")
+        print("", time_ratio_line(rows), "", *dose_lines(described), sep="\n")
+        print("", *step_lines(described), "", *equal_time_lines(described), sep="\n")
+        print("", *early_start_lines(described), sep="\n")
         if options.figure:
-            draw_figure(rows, options.figure)
+            draw_figure(rows, described, options.figure)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """The rows of the study of a teacher that knows more: arms, seeds, steps, and their order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,9 +89,11 @@ def other_rows(draw: int, sizes: Sizes) -> Iterator[Row]:
             yield Row(draw, arm, 0, sizes.steps, sizes.early_start_steps, sizes)
 
 
-def schedule(draws: list[int], blocks: list[str], sizes: Sizes) -> Iterator[Row]:
-    """The rows of some draws: the primary ones of all draws before any other."""
+def schedule(
+    draws: list[int], blocks: list[str], sizes: Sizes, seeds: Sequence[int] = SEEDS
+) -> Iterator[Row]:
+    """The rows of some draws and seeds: the primary ones of all draws before any other."""
     of_blocks = {"primary": primary_rows, "other": other_rows}
     for block in blocks:
         for draw in draws:
-            yield from of_blocks[block](draw, sizes)
+            yield from (row for row in of_blocks[block](draw, sizes) if row.seed in seeds)

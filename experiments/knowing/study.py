@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from experiments.knowing.boxes import box_scores
 from experiments.knowing.schedule import (
     ARMS,
     DRAWS,
+    SEEDS,
     TEACHER_TRAINING,
     TEACHERS,
     Row,
@@ -228,13 +229,13 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def run(draws: list[int], blocks: list[str], out: Path, results: Path, sizes: Sizes) -> list[Path]:
+def run(rows: Iterable[Row], out: Path, results: Path, sizes: Sizes) -> list[Path]:
     """Computes the rows that are missing; returns the files of all. Raises InputError."""
     resources = Resources()
     device = pick_device(resources.device)
     results.mkdir(parents=True, exist_ok=True)
     files = []
-    for row in schedule(draws, blocks, sizes):
+    for row in rows:
         file = results / f"{row.name}.json"
         files.append(file)
         if file.exists():
@@ -252,10 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of models and corpora")
     parser.add_argument("--draws", type=int, nargs="+", choices=DRAWS, default=list(DRAWS))
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS))
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     options = parser.parse_args(arguments)
+    sizes = Sizes()
+    rows = schedule(options.draws, options.blocks, sizes, options.seeds)
     try:
-        run(options.draws, options.blocks, options.out, options.results, Sizes())
+        run(rows, options.out, options.results, sizes)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -85,6 +85,7 @@ def test_rows():
     early = [row for row in rows if row.start_steps != sizes.start_steps]
     assert {row.draw for row in early} == {6}
     assert len(list(other_rows(7, sizes))) == 14
+    assert len(list(schedule([7], ["primary"], sizes, seeds=[0]))) == 4
 
 
 @pytest.mark.long
@@ -100,7 +101,9 @@ def test_a_run_at_tiny_sizes(tmp_path):
         steps=3,
         other_steps=(2,),
     )
-    files = study.run([6], ["primary", "other"], tmp_path / "out", tmp_path / "rows", sizes)
+    results = tmp_path / "rows"
+    all_rows = schedule([6], ["primary", "other"], sizes)
+    files = study.run(all_rows, tmp_path / "out", results, sizes)
     rows = {file.stem: json.loads(file.read_text()) for file in files}
     assert rows["draw-6-none-0"]["scores"].keys() == {
         *("naming", "naming_vtc", "R1", "probe_50", "probe_200")
@@ -111,7 +114,7 @@ def test_a_run_at_tiny_sizes(tmp_path):
     assert all(row["time"]["cpu_seconds"] > 0 for row in rows.values())
 
     before = {file: file.stat().st_mtime_ns for file in files}
-    study.run([6], ["primary"], tmp_path / "elsewhere", tmp_path / "rows", sizes)
+    study.run(schedule([6], ["primary"], sizes), tmp_path / "elsewhere", results, sizes)
     assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
@@ -170,6 +173,20 @@ def test_scores_at_equal_time(tmp_path, capsys):
         line for line in capsys.readouterr().out.splitlines() if "of 800 steps - none" in line
     ]
     assert line.split()[-1] == "+6.0"
+
+
+def test_rows_of_a_draw_that_was_begun_again_are_described_and_not_tested(tmp_path, capsys):
+    folder = tmp_path / "rows"
+    write_rows(folder, [6, 7])
+    write_rows(folder / "again", [6], lambda *of: [*primary_rows(*of), *other_rows(*of)])
+    for file in (folder / "again").iterdir():
+        file.write_text(file.read_text().replace('"start": "6"', '"start": "again"'))
+
+    assert outcome.main(["--results", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "content  naming of teacher - permuted: +8.0 +9.0 = +8.5" in printed
+    assert "gain over none of draws [6], seed 0" in printed
+    assert "  1000 teacher    naming  22.0" in printed
 
 
 def test_a_figure_needs_rows_of_none(tmp_path, capsys):
