@@ -208,6 +208,10 @@ def ffmpeg_error(code: int, log: str, limits: Limits) -> DecodeError:
     it."""
     if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
         return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
+    if code == -signal.SIGKILL:  # by the kernel, for memory
+        return limits.too_much_memory()
+    if code == -signal.SIGXCPU:
+        return limits.too_slow()
     if "matches no streams" in log:
         return DecodeError("no video")
 

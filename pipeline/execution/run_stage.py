@@ -16,13 +16,20 @@ import traceback
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages import TRAININGS
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Outcome, Resources
+from alpro.stages.execution.interface import (
+    EXIT_INPUT_ERROR,
+    EXIT_INTERRUPTED,
+    InterruptedExit,
+    Outcome,
+    Resources,
+)
 from alpro.stages.execution.lifecycle import end_with_parent
 
 # Errors that a second try would meet again.
@@ -52,11 +59,8 @@ def main(file: Path) -> int:
         # A network or its disk failed: the stage may succeed if it continues soon.
         message = one_line(error, max_length=MAX_MESSAGE)
         return stop(result, {"interrupted": message}, EXIT_INTERRUPTED)
-    except SystemExit as exit_:
-        # Of the handler of `start`, or of a training that has written its checkpoint.
-        if exit_.code != EXIT_INTERRUPTED:
-            raise
-        return stop(result, {"interrupted": "it received SIGTERM"}, EXIT_INTERRUPTED, quiet=True)
+    except InterruptedExit as exit_:
+        return stop(result, {"interrupted": exit_.reason}, EXIT_INTERRUPTED, quiet=True)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -151,13 +155,26 @@ def end(status: int) -> NoReturn:
 def start(file: Path) -> NoReturn:
     """Runs `main` and ends the process with its status, or with 1 and a traceback if it raises
     anything."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        # A second one would interrupt the end.
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(EXIT_INTERRUPTED)
+
     # Where a training does not write a checkpoint: leaves contexts, which end the processes of a
     # pool.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_INTERRUPTED))
+    signal.signal(signal.SIGTERM, terminate)
 
     status = 1
     try:
         status = main(file)
+    except SystemExit as exit_:
+        # Of `terminate`. Nothing says why: torchrun also ends the ranks that are left when one has
+        # failed, and the status that `launch.run_stage` sees is torchrun's.
+        if exit_.code == EXIT_INTERRUPTED:
+            status = EXIT_INTERRUPTED
+        else:
+            traceback.print_exc()
     except BaseException:
         traceback.print_exc()
     finally:

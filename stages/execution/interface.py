@@ -29,7 +29,19 @@ class StageFailed(Exception):
 
 
 class Interrupted(Exception):
-    """A stage's process received SIGTERM and wrote a checkpoint. The next run resumes from it."""
+    """A stage's process received SIGTERM, or lost a process that it needs. The next run resumes."""
+
+
+class InterruptedExit(SystemExit):
+    """A training ends before its last step, with status EXIT_INTERRUPTED: all its ranks have agreed
+    on it, or it cannot go on. The next run resumes from the last checkpoint.
+
+    reason: what a person reads of it.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(EXIT_INTERRUPTED)
+        self.reason = reason
 
 
 class Stopped(Interrupted):

@@ -29,7 +29,7 @@ from alpro.models.precision import autocast, precision
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
+from alpro.stages.execution.interface import InterruptedExit, Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
@@ -45,6 +45,7 @@ MIN_UNREADABLE = 10  # unreadable examples below which training never stops
 # Minimum time between checkpoints, as a multiple of the time to write one.
 MIN_SAVE_INTERVAL_RATIO = 20
 LOST_SECONDS = 10.0  # for a loading process that is dying to end
+OF_A_DEATH = "DataLoader worker (pid"  # in torch's messages
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 MIN_COMPILED_WIDTH = 512  # the smallest hidden size whose layers are compiled
 MAX_GRAPHS = 32  # of one type of layer
@@ -165,9 +166,9 @@ class Run:
 
         `validate()` returns metrics and is called `validation.times` times, the last time at the
         end. If `select` names one of them, the weights with its highest value are the result,
-        otherwise the last weights. SIGTERM and Ctrl-C write a checkpoint and exit with status
-        EXIT_INTERRUPTED. Raises InputError if too many examples are unreadable, or after
-        MAX_SKIPPED_IN_ROW non-finite steps.
+        otherwise the last weights. SIGTERM and Ctrl-C write a checkpoint and raise InterruptedExit,
+        as does a loading process that dies, without one. Raises InputError if too many examples are
+        unreadable, or after MAX_SKIPPED_IN_ROW non-finite steps.
         """
         steps = len(self.data)
         world = self.world
@@ -182,9 +183,10 @@ class Run:
         bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first)
         self.objective.train()
         with catch_stop_signals() as received, bar as advance:
-            batches = self.data.loader(first, self.resources, world.device)
-            loading = set(multiprocessing.active_children()) - others
+            loading: set[BaseProcess] = set()
             try:
+                batches = self.data.loader(first, self.resources, world.device)
+                loading = set(multiprocessing.active_children()) - others
                 for step, batch in enumerate(batches, first + 1):
                     clock.batch_loaded()
                     self.log_unreadable(batch)
@@ -210,7 +212,7 @@ class Run:
                             1, min(self.config.log_every, int(SYNC_SECONDS / pace))
                         )
                     clock.last_step = time.monotonic()
-            except (InputError, torch.OutOfMemoryError):
+            except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 # torch's handler of SIGCHLD raises a RuntimeError anywhere, also from here on, when
@@ -219,14 +221,15 @@ class Run:
                     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 except RuntimeError:
                     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                if not lost_process(loading):
+                if not lost_process(loading, error):
                     signal.signal(signal.SIGCHLD, handler)
                     raise
                 # The error may interrupt a step: only the last checkpoint is consistent.
-                log.warning(
-                    f"a loading process died ({one_line(error)}); continue from the last checkpoint"
-                )
-                raise SystemExit(EXIT_INTERRUPTED) from error
+                died = f"a loading process died ({one_line(error)})"
+                log.warning(f"{died}; continue from the last checkpoint")
+                raise InterruptedExit(
+                    f"{died}; if memory is short, lower resources.workers"
+                ) from error
 
         if select and self.state.best_step and world.main:  # rank 0 saves the model
             self.load_best()
@@ -249,7 +252,7 @@ class Run:
         if stop:
             if self.world.main:
                 log.info(f"stopped after step {self.state.step}")
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise InterruptedExit("it received SIGTERM")
         return pace
 
     def load_best(self) -> None:
@@ -438,16 +441,21 @@ def training_precision(objective: Objective, config: TrainingConfig, world: Worl
     return precision(objective.model.config.video.width, world.device, config.mixed_precision)
 
 
-def lost_process(processes: set[BaseProcess]) -> bool:
-    """Whether one of the loading processes has died.
+def lost_process(processes: set[BaseProcess], error: Exception) -> bool:
+    """Whether an error means that one of the loading processes has died.
 
-    The type of the error does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere,
-    which other code may replace by its own, and the sockets of a dying process close before it has
-    ended: ConnectionResetError, EOFError.
+    Its type does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other
+    code may replace by its own, also by an InputError, and the sockets of a dying process close
+    before it has ended: ConnectionResetError, EOFError.
     """
+    # One that died as it started may not be among the processes.
+    if OF_A_DEATH in str(error):
+        return True
     if not processes:
         return False
-    return bool(wait([process.sentinel for process in processes], LOST_SECONDS))
+    # An input that is wrong is no sign of a death: not waited for.
+    seconds = 0.0 if isinstance(error, InputError) else LOST_SECONDS
+    return bool(wait([process.sentinel for process in processes], seconds))
 
 
 def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:

@@ -28,6 +28,7 @@ from alpro.stages.execution.interface import (
     EXIT_INTERRUPTED,
     STOP,
     Interrupted,
+    InterruptedExit,
     Outcome,
     Resources,
     StageFailed,
@@ -349,10 +350,12 @@ ERRORS = {
     EXIT_INTERRUPTED: [
         OSError(errno.ESTALE, "Stale file handle"),
         TimeoutError(),
-        SystemExit(EXIT_INTERRUPTED),
+        InterruptedExit("it received SIGTERM"),
     ],
     "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
 }
+# Of a signal: torchrun also sends it to the ranks that are left when one has failed.
+ERRORS["raised"] += [SystemExit(EXIT_INTERRUPTED)]
 ERRORS[EXIT_INTERRUPTED] += [ConnectionResetError("https://host/a.mp4: reset")]
 
 

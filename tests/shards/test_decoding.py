@@ -157,6 +157,8 @@ def test_the_reason_is_the_first_error_in_ffmpegs_log():
         ),
         (1, "[h264 @ 0x1] [error] get_buffer() failed\n", "too much memory: more than 2048 MiB"),
         (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
+        (-9, "", "too much memory: more than 2048 MiB"),  # the kernel killed it
+        (-24, "", "too slow: longer than 60 s"),  # SIGXCPU
     ):
         assert str(ffmpeg_decoder.ffmpeg_error(code, log, Limits())) == reason
 

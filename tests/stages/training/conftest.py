@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
 from alpro.stages.training import dataset, loop
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import EXIT_INTERRUPTED
 from alpro.stages.training.loop import Run as TrainingRun
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective

@@ -1,10 +1,12 @@
 """A program that tests start under torchrun: a stage of which one rank fails while the others wait
 for it.
 
-python part_of_a_failure.py WORK.json HOW, HOW being input-error, error or silent.
+python part_of_a_failure.py WORK.json HOW, HOW being input-error, error, silent or killed. The other
+rank of one that is killed computes by itself.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,8 @@ def stage(work: dict) -> None:
         for step in range(5):
             if world.rank == 1 and step == 3:
                 fail(sys.argv[2])
+            if sys.argv[2] == "killed" and step == 3:
+                time.sleep(600)
             dist.all_reduce(torch.ones(1))
 
 
@@ -31,9 +35,11 @@ def fail(how: str) -> None:
         raise InputError("clips/shard-000001.tar: cut short")
     if how == "error":
         raise ValueError("a rank's own error")
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
 
 
 if __name__ == "__main__":
     run.run = stage
-    os._exit(run.main(Path(sys.argv[1])))
+    run.start(Path(sys.argv[1]))

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from alpro.errors import InputError
 from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import read_index
-from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
+from alpro.stages.execution.interface import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, Resources
 from alpro.stages.training import dataset, loop
-from alpro.stages.training.loop import EXIT_INTERRUPTED
 from tests.conftest import ROOT, one_line
 from tests.stages.training.conftest import full_disk, loading_processes
 from tests.stages.training.test_resume import OFTEN, assert_same
@@ -76,6 +76,15 @@ def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
             EXIT_INPUT_ERROR,
             "checkpoint_activations",
         ),
+        (InputError("clips.tar: cut short"), EXIT_INPUT_ERROR, "clips.tar: cut short"),
+        # torch's handler of SIGCHLD has raised while an image was decoded.
+        (
+            InputError(
+                "s.tar: v1, frame 0: DataLoader worker (pid 7) is killed by signal: Killed."
+            ),
+            EXIT_INTERRUPTED,
+            "lower resources.workers",
+        ),
     ],
 )
 def test_any_error_ends_a_stage_with_loading_processes(
@@ -120,6 +129,21 @@ def test_loading_processes_that_die_while_and_after_their_loss_is_examined_inter
     monkeypatch.setattr(loop, "wait", kill_and_wait)
     assert status_of_a_stage(stage, tmp_path) == EXIT_INTERRUPTED
     assert "continue from the last checkpoint" in capfd.readouterr().err
+
+
+def test_a_loading_process_that_dies_as_it_starts_interrupts_the_stage(
+    new_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOST_SECONDS", 0.0)
+    monkeypatch.setattr(
+        dataset, "ignore_signals", lambda number: os.kill(os.getpid(), signal.SIGKILL)
+    )
+
+    def stage() -> None:
+        with loading_processes(2):
+            new_run("run").start()
+
+    assert status_of_a_stage(stage, tmp_path) == EXIT_INTERRUPTED
 
 
 @pytest.mark.parametrize(("dies", "step"), [(True, 0), (True, 3), (False, 3)])
@@ -236,6 +260,8 @@ def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, re
         ("input-error", "clips/shard-000001.tar: cut short"),
         pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
         pytest.param("silent", "imed out", marks=pytest.mark.long),
+        # The other rank receives SIGTERM, which does not mean that a person stopped the job.
+        pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.long),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, free_port):
