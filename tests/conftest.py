@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import ThreadingHTTPServer
 from importlib import import_module
@@ -121,11 +121,20 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """free_port(): a port of this machine that nothing listens on."""
+    """free_port(): a port of this machine that nothing listens on.
+
+    It is below those that the kernel gives to others who ask for any, and each process of the tests
+    has its own: what the port is for may bind it seconds later.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1_000 * worker + os.getpid() % 500
+    ports = iter(range(first, first + 500))
 
     def find() -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            return free.getsockname()[1]
+        for port in ports:
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+        raise AssertionError("no free port")
 
     return find
 

@@ -3,6 +3,7 @@
 import base64
 from contextlib import suppress
 from secrets import compare_digest
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -98,24 +99,27 @@ def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> 
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serves until Ctrl-C or SIGTERM, and then until open requests are answered."""
+    """Serves until Ctrl-C or SIGTERM, and then until open requests are answered. Prints the address
+    once it listens."""
     config = uvicorn.Config(
         app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none"
     )
-
-    print(
-        f"the page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)",
-        flush=True,
-    )
-
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
         Server(config).run()
 
 
 class Server(uvicorn.Server):
-    """Closes connections that send no request, which uvicorn keeps."""
+    """Prints its address once it listens. Closes connections that send no request, which uvicorn
+    keeps."""
 
     idle: dict[Any, int] = {}  # ticks by connection
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            address = f"http://{host}:{self.config.port}"
+            print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         # uvicorn ends a connection that is idle after a request; before its first, `cycle` is None.

@@ -247,12 +247,14 @@ def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path)
     """As Python's, it acts when the pipe from the process closes."""
     tracker = f"""
         import os, sys
+        print(flush=True)
         sys.stdin.read()
         open({str(tmp_path / "cleaned up")!r}, "w").close()"""
     killed = f"""
         import os, subprocess, sys
         command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
-        tracker = subprocess.Popen(command, stdin=subprocess.PIPE)
+        tracker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        tracker.stdout.readline()  # it has started, which is none of the time that it is given
         os.kill(os.getpid(), 9)"""
     assert run_group(python(killed), (), lambda line: None) == -signal.SIGKILL
     assert (tmp_path / "cleaned up").exists()

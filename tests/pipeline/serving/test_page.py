@@ -9,6 +9,7 @@ import uvicorn
 
 from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import Server, guarded
+from tests.pipeline.conftest import wait_for
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -30,6 +31,7 @@ def test_the_page_in_a_browser(models, free_port, videos):
     )
     thread = threading.Thread(target=server.run)
     thread.start()
+    wait_for(lambda: server.started or not thread.is_alive())
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

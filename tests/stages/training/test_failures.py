@@ -163,12 +163,14 @@ def test_an_error_means_a_lost_loading_process_only_if_one_has_died(
             child.kill()
         raise AttributeError("The underlying op of 'prim.layout' has no overload name 'default'")
 
+    handler = signal.getsignal(signal.SIGCHLD)  # which a lost process leaves replaced
     try:
         with pytest.raises(SystemExit if dies else AttributeError) as ended:
             new_run("run").start(before=step, stop=fail)
     finally:
         child.kill()
         child.join()
+        signal.signal(signal.SIGCHLD, handler)
     assert not dies or ended.value.code == EXIT_INTERRUPTED
 
 
