@@ -6,6 +6,7 @@ workers, so that all matrix products have the same shapes and the counts do not 
 of processes.
 """
 
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,10 @@ from enum import Enum
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
+from uuid import uuid4
 
 from alpro.errors import InputError
 from alpro.log import progress
@@ -59,13 +62,12 @@ _tagging = threading.Lock()  # a pipeline's vocabulary is not thread-safe
 def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
     """Counts the words of captions (which have counts themselves), each use apart."""
     units = split_captions(captions, CAPTIONS_PER_UNIT)
-    tag = partial(tag_unit, tagger=tagger)
     tagged: Iterator[tuple[CaptionUnit, Words]]
     is_small = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
     if is_small or resources.worker_count == 1:
-        tagged = ((unit, tag(unit)) for unit in units)
+        tagged = ((unit, tag_unit(unit, tagger)) for unit in units)
     else:
-        tagged = run_units(units, tag, resources)
+        tagged = tag_in_workers(units, tagger, resources)
 
     total: Words = Counter()
     with progress("tagging", len(captions), "captions") as advance:
@@ -80,6 +82,30 @@ def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
     remaining = iter(captions.items())
     while items := list(islice(remaining, size)):
         yield [text for text, _ in items], [count for _, count in items]
+
+
+def tag_in_workers(
+    units: Iterator[CaptionUnit], tagger: str, resources: Resources
+) -> Iterator[tuple[CaptionUnit, Words]]:
+    """Yields units with their words, in order of completion.
+
+    The words come in files: through the pool's pipe, a worker that is killed in the middle of a
+    large result would leave the pool waiting forever.
+    """
+    with TemporaryDirectory(prefix="alpro-") as folder:
+        tag = partial(tag_to_file, tagger=tagger, folder=Path(folder))
+        for unit, file in run_units(units, tag, resources):
+            words = pickle.loads(file.read_bytes())  # of a process that this one has started
+            file.unlink()
+            yield unit, words
+
+
+def tag_to_file(unit: CaptionUnit, tagger: str, folder: Path) -> Path:
+    """Tags a unit; returns a file with its words."""
+    words = tag_unit(unit, tagger)
+    file = folder / uuid4().hex
+    file.write_bytes(pickle.dumps(words))
+    return file
 
 
 def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
