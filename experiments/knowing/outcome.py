@@ -218,8 +218,8 @@ def dose_lines(rows: Rows) -> list[str]:
             if found:
                 right, gains = found
                 each = " ".join(f"{gain:+.1f}" for gain in gains)
-                mean = statistics.mean(gains)
-                lines.append(f"{arm:22} {right:5.1f}  {score:10} {each} = {mean:+.1f}")
+                shown = Difference(tuple(gains)) if len(gains) >= MIN_DRAWS else each
+                lines.append(f"{arm:22} {right:5.1f}  {score:10} {shown}")
     return lines
 
 
