@@ -44,6 +44,13 @@ SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "he
 BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
 ORANGE, RED, GREY = "#e69138", "#cc4125", "#bbbbbb"
 MIXTURES = tuple(f"true {share}" for share in sorted(DOSES))
+# Arms of the same draws whose difference does not depend on the one run of `none`.
+CONTRASTS = (
+    ("true 80", "true 20"),
+    ("teacher", "true 65"),
+    ("plain", "true 35"),
+    ("teacher", "plain"),
+)
 AIM = 4.0  # points of naming over `none`
 MIN_DRAWS = 2  # for an interval
 
@@ -188,6 +195,10 @@ def gain_lines(rows: Rows) -> list[str]:
             gain = rows.difference(arm, base, score) if arm != base else None
             if gain:
                 lines.append(f"{arm:22} - {base:9} {score:10} {gain}")
+    for score in ("naming", "probe_200"):
+        of_one_seed = list(rows.gains("teacher", "none", score, seeds=SEEDS[:1]).values())
+        if len(of_one_seed) >= MIN_DRAWS:
+            lines.append(f"teacher - none at seed 0 {score:10} {Difference(tuple(of_one_seed))}")
     return lines
 
 
@@ -220,6 +231,12 @@ def dose_lines(rows: Rows) -> list[str]:
                 each = " ".join(f"{gain:+.1f}" for gain in gains)
                 shown = Difference(tuple(gains)) if len(gains) >= MIN_DRAWS else each
                 lines.append(f"{arm:22} {right:5.1f}  {score:10} {shown}")
+
+    for (arm, base), score in product(CONTRASTS, ("naming", "probe_200")):
+        gains_of_draws = rows.gains(arm, base, score, seeds=SEEDS[:1])
+        gains = [gains_of_draws[draw] for draw in dose_draws(rows) if draw in gains_of_draws]
+        if len(gains) >= MIN_DRAWS:
+            lines.append(f"{f'{arm} - {base}':22} {score:17} {Difference(tuple(gains))}")
     return lines
 
 
@@ -237,6 +254,12 @@ def step_lines(rows: Rows) -> list[str]:
         times = [rows.cpu_seconds(draw, arm, steps) for draw in draws]
         shown = " ".join(f"{time:.0f}" for time in times if time is not None)
         lines.append(f"{arm:10} {steps:>6}  {'  '.join(cells)}  time {shown}")
+
+    for score, steps in product(("naming", "probe_200"), ALL_STEPS):
+        gains_of_draws = rows.gains("teacher", "none", score, steps, SEEDS[:1])
+        gains = [gains_of_draws[draw] for draw in draws if draw in gains_of_draws]
+        if len(gains) >= MIN_DRAWS:
+            lines.append(f"teacher - none {steps:>6}  {score:10} {Difference(tuple(gains))}")
     return lines
 
 
