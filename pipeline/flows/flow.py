@@ -21,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.exceptions import FailedRun
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
@@ -74,6 +75,7 @@ def start(
     """
     title = title or title_of(plan, arguments)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    ended_by: list[BaseException] = []
 
     def work() -> dict[str, str]:
         return run(plan, arguments, workspace, tracker, title=title, tags=tags)
@@ -84,11 +86,22 @@ def start(
         # it sets none.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-        return reported(work)
+        try:
+            return work()
+        except EXPECTED as error:
+            ended_by.append(error)
+            return failure(error)
 
     # A function: of a text, Prefect would take braces for the names of parameters.
     flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
-    return flow(**arguments)
+    try:
+        return flow(**arguments)
+    except FailedRun:
+        # If the server's answer is lost, Prefect asks again, and is answered with the state that the
+        # server has, which lacks the error.
+        if ended_by:
+            raise ended_by[0] from None
+        raise
 
 
 def run_name() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect.client.orchestration.base import BaseClient
 
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
@@ -137,3 +138,23 @@ def test_only_an_interrupted_stage_runs_again(
     (found,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
     assert found.name == state
     assert "\n" not in (found.message or "")
+
+
+def test_the_error_of_a_run_does_not_depend_on_the_answer_of_prefects_server(
+    first, workspace, monkeypatch
+):
+    """One that is asked a second time answers with the state that it has, without the error."""
+    request = BaseClient.request
+
+    def request_twice(client, method, path, *rest, **more):
+        answer = request(client, method, path, *rest, **more)
+        is_lost = path.endswith("/set_state")
+        return request(client, method, path, *rest, **more) if is_lost else answer
+
+    def fail(*_: object, **options: object) -> Outcome:
+        raise StageFailed("pretrain broke")
+
+    monkeypatch.setattr(BaseClient, "request", request_twice)
+    monkeypatch.setattr(RUN_STAGE, fail)
+    with pytest.raises(StageFailed, match="pretrain broke"):
+        alpro(TINY, changes=["pretrain.lr=6e-4"], workspace=workspace)
