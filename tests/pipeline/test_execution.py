@@ -254,7 +254,7 @@ def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path)
         import os, subprocess, sys
         command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
         tracker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        tracker.stdout.readline()  # it has started, which is none of the time that it is given
+        tracker.stdout.readline()  # so that its start does not count
         os.kill(os.getpid(), 9)"""
     assert run_group(python(killed), (), lambda line: None) == -signal.SIGKILL
     assert (tmp_path / "cleaned up").exists()

@@ -1,8 +1,8 @@
 """A program that tests start under torchrun: a stage of which one rank fails while the others wait
 for it.
 
-python part_of_a_failure.py WORK.json HOW, HOW being input-error, error, silent or killed. The other
-rank of one that is killed computes by itself.
+python part_of_a_failure.py WORK.json HOW, HOW being input-error, error, silent or killed. With
+killed, the other rank does not wait in a collective.
 """
 
 import os

@@ -114,7 +114,7 @@ def test_loading_processes_that_die_while_and_after_their_loss_is_examined_inter
         first, second = multiprocessing.active_children()
         first.kill()
         ended = wait(sentinels, seconds)
-        first.join()  # so that torch is told of the second only
+        first.join()  # torch then finds only the second one dead
         second.kill()
         wait([second.sentinel], 60)
         return ended
