@@ -75,7 +75,7 @@ def start(
     """
     title = title or title_of(plan, arguments)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ended_by: list[BaseException] = []
+    ended_by: list[Any] = []  # the error of a run that failed
 
     def work() -> dict[str, str]:
         return run(plan, arguments, workspace, tracker, title=title, tags=tags)
@@ -86,11 +86,10 @@ def start(
         # it sets none.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-        try:
-            return work()
-        except EXPECTED as error:
-            ended_by.append(error)
-            return failure(error)
+        ended = reported(work)
+        if isinstance(ended, State):
+            ended_by.append(ended.data)
+        return ended
 
     # A function: of a text, Prefect would take braces for the names of parameters.
     flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
