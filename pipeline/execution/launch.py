@@ -1,18 +1,16 @@
-"""Runs a stage as a group of processes, many of them with torchrun, and ends them. As a program it
-is torchrun."""
+"""Runs a stage as a group of processes, many of them with torchrun, and ends them."""
 
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alpro.environment import forget_ranks, protect_descendants
+from alpro.environment import forget_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.interpreter import interpreter
@@ -34,6 +32,7 @@ from alpro.stages.execution.interface import (
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 from alpro.threads import cores
 
+TORCHRUN = "alpro.pipeline.execution.torchrun"  # not imported here: only its process needs torch
 SEVERAL = (*TRAININGS, *EVALUATIONS)  # stages that can use several processes
 WORK = "work.json"  # of a stage that has not succeeded
 RESULT = "result.json"  # of a stage's processes, beside their work file
@@ -213,7 +212,7 @@ def command(stage: str, file: Path, resources: Resources) -> list[str]:
     if resources.processes * nodes == 1 or stage not in SEVERAL:
         return interpreter(*module)
 
-    torchrun = interpreter("-m", __name__, "--log-dir", os.devnull)  # not a folder that stays
+    torchrun = interpreter("-m", TORCHRUN, "--log-dir", os.devnull)  # not a folder that stays
     torchrun += [f"--nproc-per-node={resources.processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
@@ -312,18 +311,3 @@ def _read_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
     for line in process.stdout:
         with suppress(BaseException):
             say(line.rstrip())
-
-
-if __name__ == "__main__":
-    from torch.distributed.run import main
-
-    def stop(number: int, _: object) -> None:
-        # A second one while torchrun waits for its ranks would leave it there, and the kernel may
-        # send several.
-        signal.signal(number, signal.SIG_IGN)
-        sys.exit(EXIT_INTERRUPTED)
-
-    protect_descendants()  # a person starts this program on other nodes
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # for its own handler: not this one
-    signal.signal(signal.SIGTERM, stop)
-    main()

@@ -32,6 +32,7 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.execution.lifecycle import end_with_parent
 
+LAUNCHER = "ALPRO_LAUNCHER"  # the variable with the process of torchrun that started a rank
 # Errors that a second try would meet again.
 PERMANENT_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 
@@ -43,7 +44,9 @@ def main(file: Path) -> int:
     # Not by a person on another node: `launch.run_stage` prints the error.
     launched = os.environ.get("GROUP_RANK", "0") == "0"
     if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
-        end_with_parent(os.getppid(), signal.SIGKILL)
+        # Not `os.getppid()` alone: torchrun may have ended already.
+        launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+        end_with_parent(launcher, signal.SIGKILL)
 
     try:
         with os_errors(work["out"]):

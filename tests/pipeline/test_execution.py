@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from alpro.errors import InputError
@@ -101,7 +102,7 @@ def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_ot
     run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
     (line,) = printed
     assert (
-        "python -P -m alpro.pipeline.execution.launch --log-dir /dev/null --nproc-per-node=1 "
+        "python -P -m alpro.pipeline.execution.torchrun --log-dir /dev/null --nproc-per-node=1 "
         in line
     )
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
@@ -142,7 +143,7 @@ def test_a_resumed_stage_keeps_its_threads(group, tmp_path, monkeypatch):
 
 
 ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-P", "-m", "alpro.pipeline.execution.launch"]
+TORCHRUN = [sys.executable, "-P", "-m", "alpro.pipeline.execution.torchrun"]
 TORCHRUN += ["--log-dir", "/dev/null"]
 TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
@@ -529,8 +530,8 @@ def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch)
 
 
 @pytest.mark.long
-def test_torchrun_ends_if_it_is_told_again_while_its_ranks_stop(tmp_path):
-    """The kernel tells it once for each thread of a parent that is killed."""
+def test_torchrun_ends_if_it_receives_another_signal_while_its_ranks_stop(tmp_path):
+    """The kernel sends one for each thread of a parent that is killed."""
     rank = "import os, signal; tell = lambda *_: os.kill(os.getppid(), signal.SIGTERM)\n"
     rank += "signal.signal(signal.SIGTERM, lambda *_: exit(tell())); tell(); signal.pause()"
     (tmp_path / "rank.py").write_text(rank)
@@ -538,3 +539,46 @@ def test_torchrun_ends_if_it_is_told_again_while_its_ranks_stop(tmp_path):
         [*TORCHRUN, "--nproc-per-node=1", "--standalone", tmp_path / "rank.py"], timeout=600
     )
     assert ended.returncode == 75
+
+
+# torchrun, which receives a signal just after it has called a function.
+SIGNALLED = """
+import os, runpy, signal, sys
+from {module} import {owner}
+
+def and_signal(*arguments, function={owner}.{function}, **options):
+    result = function(*arguments, **options)
+    os.kill(os.getpid(), signal.{signal})
+    return result
+
+{owner}.{function} = and_signal
+runpy.run_module("alpro.pipeline.execution.torchrun", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("module", "owner", "function", "signal"),
+    [
+        # The rank runs, and the agent does not know it yet.
+        ("subprocess", "Popen", "_execute_child", "SIGTERM"),
+        # Neither does it know the thread that reads the rank's output, which never ends then.
+        ("concurrent.futures", "ThreadPoolExecutor", "submit", "SIGTERM"),
+        # With a lock that the end needs, too.
+        ("subprocess", "Popen", "poll", "SIGTERM"),
+        ("subprocess", "Popen", "poll", "SIGINT"),
+    ],
+)
+def test_torchrun_leaves_no_rank_whenever_it_receives_a_signal(
+    tmp_path, module, owner, function, signal
+):
+    source = SIGNALLED.format(module=module, owner=owner, function=function, signal=signal)
+    (tmp_path / "signalled.py").write_text(source)
+    (rank := tmp_path / "rank.py").write_text("import time; time.sleep(600)")
+
+    program = [sys.executable, "-P", tmp_path / "signalled.py", *TORCHRUN[4:]]
+    ended = subprocess.run([*program, "--nproc-per-node=1", "--standalone", rank], timeout=600)
+
+    assert ended.returncode == 75
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert [command for command in commands if str(rank) in command] == []
