@@ -190,7 +190,8 @@ def outcome_of(step: Step, file: Path, status: int) -> Outcome:
         raise Stopped(f"{step.name} was stopped")
     if "interrupted" in result:
         raise Interrupted(f"{step.name}: {result['interrupted']}")
-    if status in (EXIT_INTERRUPTED, -signal.SIGTERM):
+    # SIGALRM: it did not end soon enough after SIGTERM.
+    if status in (EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGALRM):
         raise Interrupted(f"{step.name}: it received SIGTERM")
     if status == -signal.SIGKILL:  # torchrun reports it in its output, and ends with 1
         raise StageFailed(

@@ -32,6 +32,9 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.execution.lifecycle import end_with_parent
 
+# To leave its contexts after SIGTERM. Less than `launch.GRACE_SECONDS`: nobody else may be there to
+# end the process, if its parent was killed.
+END_SECONDS = 40
 LAUNCHER = "ALPRO_LAUNCHER"  # the variable with the process of torchrun that started a rank
 # Errors that a second try would meet again.
 PERMANENT_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
@@ -162,6 +165,8 @@ def start(file: Path) -> NoReturn:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         # A second one would interrupt the end.
         signal.signal(number, signal.SIG_IGN)
+        # Whatever was interrupted may be left in a state in which a context waits forever.
+        signal.alarm(END_SECONDS)
         sys.exit(EXIT_INTERRUPTED)
 
     # Where a training does not write a checkpoint: leaves contexts, which end the processes of a

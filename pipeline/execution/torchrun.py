@@ -17,7 +17,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.run import main
 
 from alpro.environment import protect_descendants
-from alpro.pipeline.execution.run_stage import LAUNCHER
+from alpro.pipeline.execution.run_stage import END_SECONDS, LAUNCHER
 from alpro.stages.execution.interface import EXIT_INTERRUPTED
 
 
@@ -32,6 +32,8 @@ class Termination:
         # A second one while torchrun waits for its ranks would leave them there, and the kernel may
         # send several.
         signal.signal(number, signal.SIG_IGN)
+        # Whatever the exception interrupts, this process ends, and with it its ranks.
+        signal.alarm(END_SECONDS)
         self.received = True
         if not self._deferred:
             sys.exit(EXIT_INTERRUPTED)

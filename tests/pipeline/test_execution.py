@@ -184,6 +184,7 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
         (75, None, Interrupted, "evaluate"),
         (1, {"interrupted": "x"}, Interrupted, "evaluate"),
         (-15, None, Interrupted, "evaluate"),
+        (-14, None, Interrupted, "evaluate"),
         (1, None, StageFailed, "status 1"),
         (-9, None, StageFailed, "memory"),
         (-11, None, StageFailed, "status -11"),
@@ -293,6 +294,24 @@ def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
 
 
 # The program of a stage.
+
+
+def test_a_stage_ends_after_sigterm_even_if_a_context_waits_forever(tmp_path):
+    write_json(tmp_path / "work.json", {"out": str(tmp_path)})
+    stage = """
+        import os, pathlib, signal, sys, threading
+        from alpro.pipeline.execution import run_stage
+
+        def run(work):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                threading.Event().wait()
+
+        run_stage.run, run_stage.END_SECONDS = run, 1
+        run_stage.start(pathlib.Path(sys.argv[1]))"""
+    ended = subprocess.run([*python(stage), tmp_path / "work.json"], cwd=ROOT, timeout=600)
+    assert ended.returncode == -signal.SIGALRM
 
 
 @pytest.fixture
