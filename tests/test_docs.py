@@ -16,10 +16,12 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.execution import launch
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
+from alpro.stages.execution.interface import Resources
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -209,6 +211,15 @@ def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(
     )  # Slurm reads options up to the first command
     for module in re.findall(r"-m (alpro\.[\w.]+)", text):
         assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file()
+
+
+def test_other_nodes_start_what_the_pipeline_starts():
+    script = (ROOT / "docs" / "cluster" / "slurm_nodes.sh").read_text()
+    resources = Resources(nodes=2, rendezvous="host:29500")
+    started = launch.command("pretrain", Path("work.json"), resources)
+    assert re.findall(r"-m (alpro\.[\w.]+)", script) == re.findall(
+        r"-m (alpro\.[\w.]+)", " ".join(started)
+    )
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

@@ -33,8 +33,9 @@ export PYTHONSAFEPATH=1 # nothing is imported from the current folder
 if [ -z "${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-}" ]; then
   export PYTORCH_ALLOC_CONF=expandable_segments:True # as on the first node
 fi
-exec python -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" --rdzv-backend c10d \
-  --rdzv-endpoint "$rendezvous" --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
+exec python -m alpro.pipeline.execution.torchrun --log-dir /dev/null --nproc-per-node "$processes" \
+  --nnodes "$SLURM_NNODES" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" \
+  --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
 ' alpro-nodes "$@" &
 step=$!
 ended=

@@ -18,6 +18,7 @@ from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.log import printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
+from alpro.stages.execution.lifecycle import ignore_signals
 
 EXIT_INPUT_ERROR = 2
 # A disk, or its server, that fails or lacks a function: no bug of a program.
@@ -58,6 +59,8 @@ def main() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        # A second one would cut short what the first has begun. A second Ctrl-C is meant so.
+        ignore_signals(signal.SIGTERM)
         # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 

@@ -238,8 +238,9 @@ def run_group(
 
     The open locks, of the artifact's folder and of the GPUs, are passed on, so that they stay held
     as long as any of the group lives, even if this process is killed. `settings` are added to the
-    environment.
+    environment. Raises Stopped if the pipeline stops already.
     """
+    STOP.get().wait(0)
     piped = say is not None
     process = subprocess.Popen(
         with_parent(arguments),

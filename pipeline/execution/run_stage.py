@@ -7,7 +7,6 @@ result.json beside the work file; `launch.run_stage` starts it and reads that. I
 Prefect nor MLflow.
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -30,12 +29,11 @@ from alpro.stages.execution.interface import (
     Outcome,
     Resources,
 )
-from alpro.stages.execution.lifecycle import end_with_parent
+from alpro.stages.execution.lifecycle import end_with_parent, ignore_signals, parent_process
 
 # To leave its contexts after SIGTERM. Less than `launch.GRACE_SECONDS`: nobody else may be there to
 # end the process, if its parent was killed.
 END_SECONDS = 40
-LAUNCHER = "ALPRO_LAUNCHER"  # the variable with the process of torchrun that started a rank
 # Errors that a second try would meet again.
 PERMANENT_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 
@@ -47,9 +45,7 @@ def main(file: Path) -> int:
     # Not by a person on another node: `launch.run_stage` prints the error.
     launched = os.environ.get("GROUP_RANK", "0") == "0"
     if "WORLD_SIZE" in os.environ:  # torchrun starts its ranks in sessions of their own
-        # Not `os.getppid()` alone: torchrun may have ended already.
-        launcher = int(os.environ.get(LAUNCHER, os.getppid()))
-        end_with_parent(launcher, signal.SIGKILL)
+        end_with_parent(parent_process(), signal.SIGKILL)
 
     try:
         with os_errors(work["out"]):
@@ -83,13 +79,13 @@ def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -
     """Writes why a stage ended, unless another rank has: the first that fails is the cause, and
     torchrun has an exit status of its own. Prints it unless `quiet`, or if it cannot be written.
     Returns the status."""
-    try:
-        with open(path, "x") as file:
-            file.write(json.dumps(result))
-    except FileExistsError:
+    if path.exists():
         return status
+
+    try:
+        # Whole or not at all: torchrun may end a rank meanwhile, because another one has failed.
+        write_json(path, result)
     except OSError:  # a full disk
-        path.unlink(missing_ok=True)
         quiet = False
 
     if not quiet:
@@ -162,9 +158,12 @@ def start(file: Path) -> NoReturn:
     """Runs `main` and ends the process with its status, or with 1 and a traceback if it raises
     anything."""
 
+    received: list[int] = []
+
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
         # A second one would interrupt the end.
-        signal.signal(number, signal.SIG_IGN)
+        ignore_signals(number)
         # Whatever was interrupted may be left in a state in which a context waits forever.
         signal.alarm(END_SECONDS)
         sys.exit(EXIT_INTERRUPTED)
@@ -176,15 +175,14 @@ def start(file: Path) -> NoReturn:
     status = 1
     try:
         status = main(file)
-    except SystemExit as exit_:
-        # Of `terminate`. Nothing says why: torchrun also ends the ranks that are left when one has
-        # failed, and the status that `launch.run_stage` sees is torchrun's.
-        if exit_.code == EXIT_INTERRUPTED:
+    except BaseException:
+        # That of `terminate`, or of what it has interrupted. Nothing says why: torchrun also ends
+        # the ranks that are left when one has failed, and the status that `launch.run_stage` sees
+        # is torchrun's.
+        if received:
             status = EXIT_INTERRUPTED
         else:
             traceback.print_exc()
-    except BaseException:
-        traceback.print_exc()
     finally:
         end(status)
 

@@ -17,8 +17,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.run import main
 
 from alpro.environment import protect_descendants
-from alpro.pipeline.execution.run_stage import END_SECONDS, LAUNCHER
+from alpro.pipeline.execution.run_stage import END_SECONDS
 from alpro.stages.execution.interface import EXIT_INTERRUPTED
+from alpro.stages.execution.lifecycle import PARENT, ignore_signals
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Termination:
@@ -31,7 +34,7 @@ class Termination:
     def handle(self, number: int, _: FrameType | None) -> None:
         # A second one while torchrun waits for its ranks would leave them there, and the kernel may
         # send several.
-        signal.signal(number, signal.SIG_IGN)
+        ignore_signals(*SIGNALS)
         # Whatever the exception interrupts, this process ends, and with it its ranks.
         signal.alarm(END_SECONDS)
         self.received = True
@@ -56,10 +59,11 @@ termination = Termination()
 
 if __name__ == "__main__":
     protect_descendants()  # a person starts this program on other nodes
-    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[PARENT] = str(os.getpid())
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGUSR2"  # for torchrun's own handler: not these
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, termination.handle)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is in a background job
+            signal.signal(number, termination.handle)
     # Where it starts ranks, and where it takes locks that its end needs, too.
     for name in ("_start_workers", "_monitor_workers"):
         function = getattr(LocalElasticAgent, name)

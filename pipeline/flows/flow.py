@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import prefect
@@ -46,7 +47,7 @@ from alpro.pipeline.tracking.contents import (
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
-from alpro.stages.execution.lifecycle import end_with_parent
+from alpro.stages.execution.lifecycle import end_with_parent, ignore_signals, parent_process
 
 SHIPPED: list[JsonValue] = [*shipped()]
 # The form of a deployment's run offers these as choices. A configuration may also be a file.
@@ -161,7 +162,7 @@ def alpro(
 def deployed_workspace() -> Path:
     """The workspace of a worker, which becomes the current folder: Prefect starts a run in a
     temporary one. Such a process ends with its worker. Raises InputError."""
-    end_with_parent(os.getppid(), signal.SIGTERM)
+    end_with_worker()
     prepare()
 
     workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
@@ -174,6 +175,19 @@ def deployed_workspace() -> Path:
     # Relative paths in a configuration are relative to the workspace.
     os.chdir(workspace)
     return workspace.resolve()
+
+
+def end_with_worker() -> None:
+    """From now on this process receives SIGTERM, once, when its worker ends."""
+
+    # The kernel sends a signal for each thread of the worker. Prefect's handler of SIGTERM raises
+    # every time, and a second time would cut short the stop that the first has begun.
+    def stop(number: int, _: FrameType | None) -> None:
+        ignore_signals(number)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, stop)
+    end_with_parent(parent_process(), signal.SIGUSR1)
 
 
 def called_workspace() -> Path:
@@ -392,10 +406,10 @@ def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> 
 
 def stop_stages(stop: Stop, futures: list[Future[Any]]) -> None:
     """Asks all stages to stop, waits while they write checkpoints, and kills what is left."""
-    # The kernel sends SIGTERM for each thread of a worker that is killed: a second one must not cut
-    # this short.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
+    before = signal.getsignal(signal.SIGTERM)
+    if main:  # a second one must not cut this short
+        ignore_signals(signal.SIGTERM)
     stop.request()
 
     try:

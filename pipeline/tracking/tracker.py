@@ -158,11 +158,11 @@ class Tracker:
 
         # MLflow accepts at most a hundred parameters in a call, of at most 6,000 characters each.
         flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
-        for start in range(0, len(flat), 100):
-            self._log(run, "log_batch", params=flat[start : start + 100])
 
         status = "FINISHED"
         try:
+            for start in range(0, len(flat), 100):
+                self._log(run, "log_batch", params=flat[start : start + 100])
             yield run
         # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
         except BaseException as error:

@@ -91,7 +91,7 @@ def deployed(first, workspace, monkeypatch):
         for module in (flow, tasks):
             monkeypatch.setattr(module, "get_client", lambda sync_client: client)
         monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-        monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
+        monkeypatch.setattr(flow, "end_with_worker", lambda: None)
         monkeypatch.setattr(tasks, "run_deployment", run_deployment)
         monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
         monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
@@ -175,7 +175,7 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
 
 def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
     monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-    monkeypatch.setattr(flow, "end_with_parent", lambda *_: None)
+    monkeypatch.setattr(flow, "end_with_worker", lambda: None)
     for workspace in ("", "relative/folder"):
         monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
         with pytest.raises(InputError, match="ALPRO_WORKSPACE"):

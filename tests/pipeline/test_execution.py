@@ -293,12 +293,73 @@ def test_a_program_ends_with_its_parent(ends, tmp_path, wait_for_end):
     assert (tmp_path / "ended").exists()
 
 
+def test_a_run_that_starts_after_its_worker_was_killed_ends():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    run = python("from alpro.pipeline.flows import flow; flow.end_with_worker(); print('runs')")
+    environment = os.environ | {"ALPRO_PARENT": str(gone.pid)}
+    ended = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_a_run_receives_one_signal_when_its_worker_is_killed():
+    """The kernel sends one for each thread of a parent."""
+    run = """
+        import os, signal, sys, threading
+        from alpro.pipeline.flows import flow
+        received = []
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+        flow.end_with_worker()
+        os.write(int(sys.argv[1]), b"ready")
+        never = threading.Event()
+        while not received:
+            never.wait(0.01)
+        never.wait(0.5)  # a second one would arrive some microseconds later
+        print(received)"""
+    worker = """
+        import os, signal, subprocess, sys, threading
+        for _ in range(12):
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        reading, writing = os.pipe()
+        run = [sys.executable, "-c", sys.argv[1], str(writing)]
+        subprocess.Popen(run, pass_fds=[writing])
+        os.read(reading, 5)
+        os.kill(os.getpid(), signal.SIGKILL)"""
+    command = [*python(worker), textwrap.dedent(run)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, f"[{signal.SIGTERM.value}]\n")
+
+
+def test_signals_that_are_ignored_reach_the_programs_that_are_started():
+    program = """
+        import os, signal, subprocess, sys
+        from alpro.stages.execution.lifecycle import ignore_signals
+        ignore_signals(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        child = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+        sys.exit(-subprocess.run([sys.executable, "-c", child]).returncode)"""
+    assert subprocess.run(python(program), cwd=ROOT).returncode == signal.SIGTERM
+
+
+def test_no_process_starts_once_the_pipeline_stops(stop):
+    stop.request()
+    with pytest.raises(Stopped):
+        run_group(["false"], (), None)
+
+
 # The program of a stage.
 
 
-def test_a_stage_ends_after_sigterm_even_if_a_context_waits_forever(tmp_path):
+@pytest.mark.parametrize(
+    ("context", "status"),
+    [
+        ("threading.Event().wait()", -signal.SIGALRM),  # forever
+        ("raise RuntimeError('cannot join thread before it is started')", EXIT_INTERRUPTED),
+    ],
+)
+def test_a_stage_that_receives_sigterm_ends_whatever_that_interrupts(context, status, tmp_path):
     write_json(tmp_path / "work.json", {"out": str(tmp_path)})
-    stage = """
+    stage = f"""
         import os, pathlib, signal, sys, threading
         from alpro.pipeline.execution import run_stage
 
@@ -306,12 +367,12 @@ def test_a_stage_ends_after_sigterm_even_if_a_context_waits_forever(tmp_path):
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
             finally:
-                threading.Event().wait()
+                {context}
 
         run_stage.run, run_stage.END_SECONDS = run, 1
         run_stage.start(pathlib.Path(sys.argv[1]))"""
     ended = subprocess.run([*python(stage), tmp_path / "work.json"], cwd=ROOT, timeout=600)
-    assert ended.returncode == -signal.SIGALRM
+    assert ended.returncode == status
 
 
 @pytest.fixture
@@ -575,6 +636,15 @@ runpy.run_module("alpro.pipeline.execution.torchrun", run_name="__main__", alter
 """
 
 
+# The second one sends the signal, if nothing else does.
+RANK = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(600)
+"""
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "owner", "function", "signal"),
@@ -586,6 +656,8 @@ runpy.run_module("alpro.pipeline.execution.torchrun", run_name="__main__", alter
         # With a lock that the end needs, too.
         ("subprocess", "Popen", "poll", "SIGTERM"),
         ("subprocess", "Popen", "poll", "SIGINT"),
+        # Another one while it stops the ranks.
+        ("subprocess", "Popen", "send_signal", "SIGINT"),
     ],
 )
 def test_torchrun_leaves_no_rank_whenever_it_receives_a_signal(
@@ -593,11 +665,14 @@ def test_torchrun_leaves_no_rank_whenever_it_receives_a_signal(
 ):
     source = SIGNALLED.format(module=module, owner=owner, function=function, signal=signal)
     (tmp_path / "signalled.py").write_text(source)
-    (rank := tmp_path / "rank.py").write_text("import time; time.sleep(600)")
+    (rank := tmp_path / "rank.py").write_text(RANK)
 
     program = [sys.executable, "-P", tmp_path / "signalled.py", *TORCHRUN[4:]]
-    ended = subprocess.run([*program, "--nproc-per-node=1", "--standalone", rank], timeout=600)
+    program += ["--nproc-per-node=2", "--standalone", rank]
+    ended = subprocess.run(program, timeout=600, stderr=subprocess.PIPE, text=True)
 
     assert ended.returncode == 75
+    # Every rank could write a checkpoint: none ignored SIGTERM until it was killed.
+    assert "SIGKILL" not in ended.stderr
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert [command for command in commands if str(rank) in command] == []

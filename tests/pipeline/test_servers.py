@@ -230,8 +230,11 @@ def test_a_killed_stage_leaves_no_artifact_and_continues(how, start, tmp_path):
         for one in (server, psutil.Process(process.pid), *stages_of(folder)):
             with suppress(psutil.NoSuchProcess):  # the pipeline has ended it
                 one.terminate()
+    elif how == "training process":  # not one that loads its data
+        (leader,) = (one for one in stages_of(folder) if os.getsid(one.pid) == one.pid)
+        leader.kill()
     else:
-        (stages_of(folder)[0] if how == "training process" else process).kill()
+        process.kill()
     assert process.wait(600) != 0
     if how in ("ctrl-c", "all"):
         assert process.returncode == (130 if how == "ctrl-c" else 143)
@@ -325,14 +328,16 @@ class Machine:
             return client.read_flow_run(run).state
 
     def kill_worker(self) -> None:
-        """Kills that of the pool `gpu`; `alpro up` ends with it."""
+        """Kills that of the pool `gpu`; `alpro up` and the worker's runs end with it."""
         (worker,) = (
             one
             for one in self.programs
             if one.is_running() and {"worker", "gpu"} <= set(one.cmdline())
         )
+        runs = worker.children(recursive=True)
         worker.kill()
         assert self.process.wait(300) == 1
+        assert psutil.wait_procs(runs, 300)[1] == []
 
     def step(self) -> int:
         """The last step of the training of the prompter; 0 before the first."""

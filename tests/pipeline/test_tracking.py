@@ -167,6 +167,18 @@ def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path
         assert (logged.info.status, logged.data.metrics) == (status, {"loss": 9.0})
 
 
+def test_a_run_that_is_stopped_while_its_parameters_are_logged_ends(tracker, tmp_path, monkeypatch):
+    def log_batch(run: str, **values: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracker.client, "log_batch", log_batch)
+    with pytest.raises(KeyboardInterrupt), tracker.stage_run(step_of().description, tmp_path):
+        pass
+    (run,) = tracker.client.search_runs([tracker.experiment])
+    assert run.info.status == "KILLED"
+
+
 def test_the_command_logs_artifacts_again_and_says_if_it_could_not(
     tracker, tmp_path, monkeypatch, capsys
 ):
