@@ -83,7 +83,7 @@ def stop(path: Path, result: dict[str, str], status: int, quiet: bool = False) -
         return status
 
     try:
-        # Whole or not at all: torchrun may end a rank meanwhile, because another one has failed.
+        # In one piece: torchrun may end this rank meanwhile, because another one has failed.
         write_json(path, result)
     except OSError:  # a full disk
         quiet = False
