@@ -26,7 +26,7 @@ VIDEO_EXTENSIONS = {
     *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
     # MP4, QuickTime, 3GP, ASF and transport streams under the names of cameras and players.
     *(".insv", ".360", ".mqv", ".f4p", ".ismv", ".3gpp2", ".k3g", ".skm", ".wm"),
-    *(".evo", ".ssif", ".m2tp", ".hdmov"),
+    *(".evo", ".ssif", ".m2tp", ".hdmov", ".apng"),
 }
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS

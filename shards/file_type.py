@@ -1,0 +1,70 @@
+"""Tells what a file is by its first bytes, whatever its name says."""
+
+import re
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from alpro.shards.schema import IMAGE_EXTENSIONS, Kind
+
+HEAD_BYTES = 8192  # of a file, which are enough for the functions of this module
+
+
+class Placeholder(NamedTuple):
+    """What was stored instead of the data, and what a user can do."""
+
+    kind: str
+    remedy: str
+
+
+PULL = Placeholder("git-lfs pointer", "run `git lfs pull`")
+GET = Placeholder("git-annex pointer", "run `git annex get`")
+PAGE = Placeholder("HTML page", "download it again")
+ZEROS = Placeholder("file of zeros", "download it again")
+PLACEHOLDERS = {
+    re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/"): PULL,
+    re.compile(rb"(\.\./)*(\.git)?/annex/objects/"): GET,
+    # A comment or an XML declaration may come before the first tag.
+    re.compile(rb"(?is)(\xef\xbb\xbf)?\s*<([!?].{0,1000}?\b)?(html|head)\b"): PAGE,
+    re.compile(rb"\0{16,}\Z"): ZEROS,
+}
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def find_placeholder(head: bytes) -> Placeholder | None:
+    """Return what was stored instead of a video, text, table or archive that begins with `head`.
+
+    >>> find_placeholder(b"<!DOCTYPE html><title>404</title>").kind
+    'HTML page'
+    >>> find_placeholder(b"A dog runs.") is None
+    True
+    """
+    for pattern, placeholder in PLACEHOLDERS.items():
+        if pattern.match(head):
+            return placeholder
+    return None
+
+
+def is_animated(head: bytes) -> bool:
+    """Return whether a file that begins with `head` is an animated PNG, WebP or AVIF.
+
+    GIF is not one of them: all of its files are videos.
+    """
+    if head.startswith(b"\x89PNG"):
+        control = head.partition(b"IDAT")[0].partition(b"acTL")[2]
+        frame_count = int.from_bytes(control[:4], "big")
+        return frame_count > 1
+    if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
+        flags = head[20] if len(head) > 20 else 0
+        return bool(flags & 2)
+    return head[4:12] == b"ftypavis"
+
+
+def media_kind(name: PurePath, head: bytes) -> Kind:
+    """Return whether a media file of this name that begins with `head` is a video or an image."""
+    is_image = name.suffix.lower() in IMAGE_EXTENSIONS
+    return "image" if is_image and not is_animated(head) else "video"
