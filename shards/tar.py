@@ -1,7 +1,7 @@
-"""Reads the headers of tars strictly: what is not a whole, single archive is an error, never a
-short list of members.
+"""Reads the headers of tars strictly: anything but one whole archive is an error, never a short
+list of members.
 
-Python's `tarfile` takes a bad header after the first, and a hole of zeros, for the end of the
+Python's `tarfile` takes a bad header after the first, or a hole of zeros, for the end of the
 archive.
 """
 
@@ -10,16 +10,20 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import SEEK_END
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 GZIP = b"\x1f\x8b"  # the first bytes of a file that is compressed with gzip
 MAX_NAME = 4096  # characters
-CHUNK_BYTES = 1 << 22  # of a member that are in memory
+CHUNK_BYTES = 1 << 22  # of a member that are held in memory
 
 
 class DamagedTar(ValueError):
-    """A tar that is cut, changed or not one archive. The message names the byte and the reason."""
+    """Raised for a tar that is truncated, changed or not one archive.
+
+    The message names the byte and the reason.
+    """
 
     def __init__(self, offset: int, reason: str):
         super().__init__(f"damaged at byte {offset}: {reason}")
@@ -27,7 +31,7 @@ class DamagedTar(ValueError):
 
 @dataclass(frozen=True)
 class TarMember:
-    """A member of a tar: its name, the offset and size of its data in bytes, and what it is."""
+    """A member of a tar: its name, the offset and size of its data in bytes, and its type."""
 
     name: str
     offset: int
@@ -36,17 +40,18 @@ class TarMember:
     is_folder: bool
 
     def read(self, file: BinaryIO) -> bytes:
-        """Its data, from the open tar. Raises DamagedTar if the tar has become shorter."""
+        """Return the data from the open tar. Raises DamagedTar if the tar has become shorter."""
         return b"".join(self.chunks(file))
 
     def crc32(self, file: BinaryIO) -> int:
-        """The CRC-32 of its data, which need not fit into memory. Raises as `read`."""
+        """Return the CRC-32 of the data, which need not fit into memory. Raises as `read`."""
         value = 0
         for data in self.chunks(file):
             value = zlib.crc32(data, value)
         return value
 
     def chunks(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the data in parts. Raises as `read`."""
         file.seek(self.offset)
         for start in range(0, self.size, CHUNK_BYTES):
             size = min(CHUNK_BYTES, self.size - start)
@@ -57,11 +62,13 @@ class TarMember:
 
 
 def tar_members(file: BinaryIO) -> Iterator[TarMember]:
-    """Yields the members of a tar whose data is inside the file.
+    """Yield the members of a tar, which must end with two blocks of zeros.
 
-    Raises DamagedTar at a header whose checksum does not hold, at a member that the end of the file
-    cuts, and unless the archive ends with two blocks of zeros, and a third or the rest of a record
-    of zeros after them: more are a hole.
+    A third block of zeros is allowed, or as many as fill a record. More of them are a hole.
+
+    Raises:
+        DamagedTar: At a header with a wrong checksum, at a member that the end of the file cuts,
+            and at a wrong end of the archive.
     """
     end = file.seek(0, SEEK_END)
     at = 0  # the end of the last member
@@ -103,3 +110,31 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     has_length_of_end = 2 * BLOCK <= end - at <= limit
     if not has_length_of_end or file.read(limit).strip(b"\0"):
         raise DamagedTar(at, "a bad header, a hole of zeros, or an end without two blocks of zeros")
+
+
+# The members of each sample by key and extension. More than one of an extension are duplicates.
+Samples = dict[str, dict[str, list[TarMember]]]
+
+
+def samples_in(file: BinaryIO) -> tuple[Samples, DamagedTar | None]:
+    """Group the members of a tar by sample, as WebDataset does, whatever their order in the tar.
+
+    A key is the path up to the first dot of the file name. The rest, in lower case, is the
+    extension. A name that begins with a dot has the key "".
+
+    Returns:
+        The members up to the damage, and the damage, or None for a whole tar.
+    """
+    samples: Samples = {}
+    try:
+        for member in tar_members(file):
+            path = PurePosixPath(member.name)
+            if member.is_folder and not path.name:  # the folder itself, which `tar -c .` writes
+                continue
+            stem, _, extension = path.name.partition(".")
+            key = str(path.with_name(stem)) if stem else ""
+            sample = samples.setdefault(key, {})
+            sample.setdefault(extension.lower(), []).append(member)
+    except DamagedTar as damage:
+        return samples, damage
+    return samples, None

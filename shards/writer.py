@@ -4,7 +4,6 @@ import hashlib
 import io
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tarfile import RECORDSIZE
 from typing import Any, BinaryIO
@@ -18,9 +17,9 @@ from alpro.errors import InputError
 from alpro.files import publish, temporary_name
 from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
-from alpro.shards.tar import BLOCK, DamagedTar, TarMember, tar_members
+from alpro.shards.tar import BLOCK, DamagedTar, TarMember, samples_in
 
-MEMBER = re.compile(r"(?:\./)*(?P<key>[^./]+)\.(json|(?P<frame>[0-9]{1,6})\.jpg)")
+FRAME = re.compile(r"([0-9]{1,6})\.jpg")  # the extension of a frame
 
 
 class ShardWriter:
@@ -119,75 +118,95 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
 
 
 def index_shard(shard: Path) -> pa.Table:
-    """The index rows of a shard of this format, with the CRC-32 of each member.
+    """Return the index rows of a shard of this format, with the CRC-32 of each member.
 
-    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. Raises InputError for
-    anything else, such as a pickle, for a damaged tar and for duplicate members. The column `shard`
-    has the name of the file.
+    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. The column `shard` has
+    the name of the file.
+
+    Raises:
+        InputError: For a damaged tar, for duplicate members, and for any other member, such as a
+            pickle.
     """
-    samples: dict[str, _Members] = {}
+    rows = []
     try:
         with open(shard, "rb") as file:
-            for member in tar_members(file):
-                if not (member.is_folder and member.name == "."):  # as written by `tar -c .`
-                    _add_member(samples, member, file, shard)
+            samples, damage = samples_in(file)
+            if damage:
+                raise damage
+            for key, sample in samples.items():
+                rows.append(_index_row(shard, key, sample, file))
     except (DamagedTar, OSError) as error:
         raise InputError(f"{shard}: not a readable shard: {error}") from error
 
-    if not samples:
+    if not rows:
         raise InputError(f"{shard}: it has no samples")
-
-    rows = []
-    for key, sample in samples.items():
-        rows.append(_index_row(shard, key, sample) | {"shard": shard.name})
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
-@dataclass
-class _Members:
-    """The members of one sample: its JSON, and the offset, size and CRC-32 of each member."""
+def _index_row(
+    shard: Path, key: str, sample: dict[str, list[TarMember]], file: BinaryIO
+) -> dict[str, Any]:
+    metadata_member: TarMember | None = None
+    frames: dict[int, TarMember] = {}
+    for extension, members in sample.items():
+        for member in members:
+            frame = FRAME.fullmatch(extension)
+            if not member.is_file or not key or "/" in key or not (frame or extension == "json"):
+                raise InputError(
+                    f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg"
+                    f"{_hint(member)}"
+                )
 
-    metadata: bytes = b""
-    json: tuple[int, int, int] = (0, 0, 0)
-    frames: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+            is_duplicate = frame and int(frame[1]) in frames
+            if is_duplicate or (not frame and metadata_member):
+                # Which of the two is right is unknown.
+                raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
+            if frame:
+                frames[int(frame[1])] = member
+            else:
+                metadata_member = member
 
+    if not metadata_member or not frames:
+        raise InputError(f"{shard}: sample {key} has no json or no frames")
+    metadata = _read_metadata(shard, key, metadata_member, file)
 
-def _add_member(
-    samples: dict[str, _Members],
-    member: TarMember,
-    file: BinaryIO,
-    shard: Path,
-) -> None:
-    match = MEMBER.fullmatch(member.name)
-    if not match or not member.is_file:
-        hint = _hint(member)
+    # Zeros at the end of a tar look like its end.
+    count = len(frames)
+    if metadata.frames and metadata.frames != count:
         raise InputError(
-            f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg{hint}"
+            f"{shard}: sample {key} has {count} of {metadata.frames} frames: it is truncated"
         )
 
-    sample = samples.setdefault(match["key"], _Members())
-    frame_index = int(match["frame"]) if match["frame"] else None  # None: the JSON
-    is_duplicate = bool(sample.metadata) if frame_index is None else frame_index in sample.frames
-    # Which of the two is right cannot be known.
-    if is_duplicate:
-        raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
+    # By their numbers, whatever their order in the tar.
+    frame_members = [frames[number] for number in sorted(frames)]
+    return metadata.model_dump(exclude={"version", "frames", "meta"}) | {
+        "key": key,
+        "shard": shard.name,
+        "json_offset": metadata_member.offset,
+        "json_size": metadata_member.size,
+        "json_crc32": metadata_member.crc32(file),
+        "frame_offsets": [member.offset for member in frame_members],
+        "frame_sizes": [member.size for member in frame_members],
+        "frame_crc32s": [member.crc32(file) for member in frame_members],
+    }
 
-    if frame_index is None and member.size > MAX_JSON_BYTES:
+
+def _read_metadata(shard: Path, key: str, member: TarMember, file: BinaryIO) -> SampleMetadata:
+    if member.size > MAX_JSON_BYTES:
         raise InputError(
             f"{shard}: member {member.name!r} has {member.size} bytes, the limit is "
             f"{MAX_JSON_BYTES}"
         )
-
-    span = (member.offset, member.size, member.crc32(file))
-    if frame_index is None:
-        sample.metadata = member.read(file)
-        sample.json = span
-    else:
-        sample.frames[frame_index] = span
+    try:
+        return SampleMetadata.model_validate_json(member.read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{shard}: sample {key}: {where}: {first['msg']}") from error
 
 
 def _hint(member: TarMember) -> str:
-    """What to do about a member that is not of a decoded sample."""
+    """Return what to do about a member that is not part of a decoded sample."""
     if not member.is_file:
         return "; it is not a regular file"
     if re.search(r"\.(json|[0-9]{1,6}\.jpg)$", member.name):
@@ -195,30 +214,3 @@ def _hint(member: TarMember) -> str:
     if PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}:
         return "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
     return ""
-
-
-def _index_row(path: Path, key: str, sample: _Members) -> dict[str, Any]:
-    if not sample.metadata or not sample.frames:
-        raise InputError(f"{path}: sample {key} has no json or no frames")
-
-    try:
-        metadata = SampleMetadata.model_validate_json(sample.metadata)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: sample {key}: {where}: {first['msg']}") from error
-
-    # Zeros at the end of a tar look like its end.
-    count = len(sample.frames)
-    if metadata.frames and metadata.frames != count:
-        raise InputError(f"{path}: sample {key} has {count} of {metadata.frames} frames: it is cut")
-
-    row = metadata.model_dump(exclude={"version", "frames", "meta"})
-    row["key"] = key
-
-    # By their numbers, whatever their order in the tar.
-    frames = [sample.frames[i] for i in sorted(sample.frames)]
-    for position, name in enumerate(("offset", "size", "crc32")):
-        row[f"json_{name}"] = sample.json[position]
-        row[f"frame_{name}s"] = [span[position] for span in frames]
-    return row
