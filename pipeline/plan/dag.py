@@ -1,14 +1,13 @@
 """The DAG of a configuration: its steps with their inputs and outside files; which of them have to
 run, and why."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from alpro.artifact import Record, deciding, flatten
+from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import digest, read_json
 from alpro.models.clip_prompter import check_clip
@@ -24,6 +23,7 @@ from alpro.pipeline.config.pipeline_config import (
 )
 from alpro.pipeline.plan.check_data import check_answers, items_of_split
 from alpro.pipeline.plan.corpora import corpus_steps
+from alpro.pipeline.plan.difference import Difference, differences, recipe, shorten
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.sources.manifest import Manifest, has_questions
@@ -261,12 +261,20 @@ def reason(step: Step, store: Store, config: str = "") -> str:
     if not others:
         return "no artifact of this configuration yet" if config else "no artifact yet"
 
+    wanted = recipe(step.description)
     # Newest first: `min` returns the first of equals.
-    changes = [differences(record, step.description) for record in reversed(others)]
-    fewest = min(changes, key=len)
+    found = [differences(recipe(record), wanted) for record in reversed(others)]
+    fewest = min(found, key=len)
     # The line stays readable after a change of many values.
+    shown = [difference_text(one) for one in fewest[:3]]
     more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
-    return ", ".join(fewest[:3]) + more
+    return ", ".join(shown) + more
+
+
+def difference_text(difference: Difference) -> str:
+    """Return what differs between an earlier artifact and a step."""
+    old, new = map(shorten, difference.values)
+    return f"{difference.name} = {new} (previous run: {old})"
 
 
 def made_with(record: Record, config: str) -> bool:
@@ -274,29 +282,3 @@ def made_with(record: Record, config: str) -> bool:
     command fits all."""
     named = (record.run.get("arguments") or {}).get("config", config)
     return config_name(named) == config_name(config)
-
-
-def differences(record: Record, description: Record) -> list[str]:
-    """What differs between an artifact's record and a step's description, of all that decides the
-    fingerprint."""
-    changes = []
-    if record.stage_version != description.stage_version:
-        changes.append("the stage's code has a new version")
-
-    # The path of a file whose contents count does not count itself.
-    files = record.files.keys() & description.files.keys()
-    old = flatten(record.config, f"{record.stage}.")
-    new = flatten(description.config, f"{description.stage}.")
-    counted = deciding(record).keys() | deciding(description).keys()
-    for key in sorted(counted - files):
-        if old.get(key) != new.get(key):
-            changes.append(f"{key} = {new.get(key)!r} (was {old.get(key)!r})")
-
-    changes += [f"input {name}" for name in changed_names(record.inputs, description.inputs)]
-    changes += [f"files of {name}" for name in changed_names(record.files, description.files)]
-    return changes
-
-
-def changed_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys that only one of them has, or that have different values, sorted."""
-    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

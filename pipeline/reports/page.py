@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 
-from alpro.artifact import Record, flatten, read_results
+from alpro.artifact import Record, read_results
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.pipeline.plan.changes import built_before
 from alpro.pipeline.plan.dag import Planned, required
+from alpro.pipeline.plan.difference import differences, origin
 from alpro.pipeline.reports.charts import (
     Bars,
     calibrations,
@@ -26,15 +27,13 @@ from alpro.pipeline.reports.charts import (
 from alpro.pipeline.reports.results import Rows, Table, data_table, main_table, rows, tables
 from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
 from alpro.pipeline.store.artifacts import Step, Store
-from alpro.stages import CORPUS_STAGES, EVALUATIONS
+from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.controls import CONTROLS
 
-UNKNOWN = "-"  # a value that a run does not have
 MAX_EARLIER_RUNS = 8  # that a page links
 MAX_OPEN_WARNINGS = 4  # a screen has room for them
 Link = tuple[str, str]  # its text and its address
-KINDS = ("configuration", "data", "code", "version")  # of what decides a result, and may differ
 FINISHED = "finished"
 FAILED = "failed"
 STOPPED = "stopped"
@@ -324,10 +323,10 @@ def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> Com
     verdicts = [verdict_of(names[0], name, one) for name, one in by_name.items()]
     charts = [difference_bars(names[0], name, one) for name, one in by_name.items()]
 
-    lineages = []
+    origins = []
     for _, record in artifacts:
-        lineages.append([ancestor for _, ancestor in store.lineage(record)])
-    lines = differences(lineages)
+        origins.append(origin(*(ancestor for _, ancestor in store.lineage(record))))
+    lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
     shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
 
     results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
@@ -351,64 +350,3 @@ def comparison_page(path: Path, compared: Compared) -> Path:
         tables=compared.tables,
         opened=["What differs"],
     )
-
-
-def differences(runs: Sequence[Sequence[Record]]) -> list[list[str]]:
-    """What is not the same in all runs, each with all the records that it was built from: the kind
-    of KINDS, a name, and its value in each run."""
-    described = [origins(records) for records in runs]
-    names: dict[tuple[str, str], None] = {}  # of all runs, in order
-    for of_run in described:
-        names |= dict.fromkeys(of_run)
-
-    lines = []
-    # The sort is stable: within a kind, names stay in the order of the runs.
-    for kind, name in sorted(names, key=lambda kind_and_name: KINDS.index(kind_and_name[0])):
-        values = [of_run.get((kind, name), UNKNOWN) for of_run in described]
-        if len(set(values)) > 1:
-            lines.append([kind, name, *values])
-    return lines
-
-
-def origins(records: Sequence[Record]) -> Mapping[tuple[str, str], str]:
-    """What decides the result of a run, by kind and name. Records of one run may differ, such as in
-    their commit: all different values are listed."""
-    values: dict[tuple[str, str], dict[str, None]] = {}
-    for record in records:
-        for key, value in origin(record).items():
-            values.setdefault(key, {})[value] = None
-
-    present = {record.fingerprint for record in records}
-    for record in records:
-        for source in record.inputs.values():
-            # Of an artifact that was removed, only the fingerprint is left.
-            if source.fingerprint not in present:
-                removed = values.setdefault(("configuration", f"{source.stage}, removed"), {})
-                removed[source.fingerprint[:8]] = None
-    return {key: ", ".join(different) for key, different in values.items()}
-
-
-def origin(record: Record) -> dict[tuple[str, str], str]:
-    """What decides one artifact: configuration, corpus with its counts, digests of files, commit,
-    version of the stage, precision and packages."""
-    name = record.name
-    stage = record.stage
-    decides: dict[tuple[str, str], str] = {}
-    for key, value in flatten({name: record.config}).items():
-        decides["configuration", key] = str(value)
-
-    if stage in CORPUS_STAGES:
-        counts = ", ".join(f"{count} {what}" for what, count in record.counts.items() if count)
-        # The step `decode_videos clips` makes the corpus clips.
-        corpus = name.partition(" ")[2] or name
-        decides["data", corpus] = f"{record.fingerprint[:8]}: {counts}"
-    for file, digest in record.files.items():
-        decides["data", f"{name} {file}"] = digest[:8]
-
-    decides["code", "commit"] = record.run.get("commit") or UNKNOWN
-    decides["code", f"{stage}, version"] = str(record.stage_version)
-    if record.precision:
-        decides["code", f"{name} in"] = record.precision
-    for package, version in record.versions.items():
-        decides["version", package] = version
-    return decides

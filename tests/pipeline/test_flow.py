@@ -274,13 +274,13 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     after = rows("pretrain.lr=7e-4")
     made = {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
     assert {name for name, (state, _) in after.items() if state == "to run"} == made
-    assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(was [\d.]+\)", after["pretrain"][1])
+    assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(previous run: [\d.]+\)", after["pretrain"][1])
     assert after["finetune_qa"] == ("to run", "input model")
     shutil.move(first["decode_videos stills"], workspace / "aside")
     without = rows("evaluate.seed=91")
     shutil.move(workspace / "aside", first["decode_videos stills"])
     assert without["decode_videos stills"] == ("not needed", "")
-    assert re.fullmatch(r"evaluate\.seed = 91 \(was \d+\)", without["evaluate"][1])
+    assert re.fullmatch(r"evaluate\.seed = 91 \(previous run: \d+\)", without["evaluate"][1])
     assert rows("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
     arguments = {
         "config": "configs/own.toml",

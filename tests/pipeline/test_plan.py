@@ -21,7 +21,7 @@ from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
 from alpro.pipeline.plan.corpora import decode_step, index_step
-from alpro.pipeline.plan.dag import check_files, plan, reason, required
+from alpro.pipeline.plan.dag import check_files, plan, required
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
@@ -101,26 +101,6 @@ def test_an_input_is_built_only_for_a_step_that_runs():
     }.items():
         store = SimpleNamespace(find=lambda s, exist=exist: s.fingerprint in exist)
         assert "".join(s.fingerprint for s in required([a, b, c, step("d", c)], store)) == expected
-
-
-def test_the_reason_is_what_differs_from_the_most_similar_artifact_of_which_the_newest_counts(
-    steps_of,
-):
-    seeds = [
-        ("seed=5",),
-        ("seed=1", "frames=8"),
-        ("seed=2", "frames=8"),
-        ("seed=2", "split=validation"),
-    ]
-    records = [
-        steps_of(*(f"evaluate.{change}" for change in one))["evaluate"].description for one in seeds
-    ]
-    step = steps_of("evaluate.seed=3", "evaluate.frames=8")["evaluate"]
-    store = SimpleNamespace(all=lambda: [(Path(), record) for record in records])
-    assert reason(step, store) == "evaluate.seed = 3 (was 2)"
-    assert reason(steps_of()["pretrain"], store) == "no artifact yet"
-    records[:] = [replace(step.description, stage_version=0, files={"model": "x"}, inputs={})]
-    assert reason(step, store).startswith("the stage's code has a new version, input ")
 
 
 def test_with_a_clip_no_prompter_is_trained_and_without_pem_none_is_needed(steps_of):

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alpro.artifact import Record, Source
+from alpro.artifact import Record
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.page import differences
 from alpro.pipeline.reports.results import Table, data_table, main_table, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
@@ -368,48 +366,3 @@ def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_
     ):
         assert compare(*wrong) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_only_what_differs_in_the_origins_of_runs_is_listed():
-    shared = Record(stage_version=1, versions={"torch": "2.11"}, run={"commit": "abc"})
-    clips = replace(shared, stage="decode_videos", name="decode_videos clips")
-    model = replace(shared, stage="pretrain", name="pretrain", fingerprint="f" * 64)
-    first = [
-        replace(clips, fingerprint="1" * 64, counts={"samples": 9, "rejected": 0}),
-        replace(model, config={"lr": 1, "weights": {"x": 2}}, precision="float32"),
-    ]
-    assert differences([first, first, first]) == []
-    changed = {
-        "config": {"lr": 1, "weights": {"x": 3}},
-        "run": {"commit": "def"},
-        "versions": {"torch": "2.12"},
-    }
-    changed |= {"files": {"model": "0123456789"}, "precision": "bfloat16", "stage_version": 2}
-    second = [
-        replace(clips, fingerprint="2" * 64, counts={"samples": 8, "rejected": 1}),
-        replace(model, **changed),
-    ]
-    assert differences([first, first, second]) == [
-        ["configuration", "pretrain.weights.x", "2", "2", "3"],
-        ["data", "clips", *["11111111: 9 samples"] * 2, "22222222: 8 samples, 1 rejected"],
-        ["data", "pretrain model", "-", "-", "01234567"],
-        ["code", "commit", "abc", "abc", "abc, def"],
-        ["code", "pretrain, version", "1", "1", "2"],
-        ["code", "pretrain in", "float32", "float32", "bfloat16"],
-        ["version", "torch", "2.11", "2.11", "2.11, 2.12"],
-    ]
-
-
-def test_inputs_that_were_removed_are_listed_where_they_differ():
-    """Their values are lost: without this line, the runs would look alike."""
-    runs = []
-    for mark in ("1", "2"):
-        inputs = {
-            "qa": Source("finetune_qa", mark * 64),
-            "clips": Source("decode_videos", "c" * 64),
-        }
-        record = Record(stage="evaluate", name="evaluate", fingerprint=f"e{mark}", inputs=inputs)
-        runs.append([record])
-    assert differences(runs) == [
-        ["configuration", "finetune_qa, removed", "11111111", "22222222"],
-    ]

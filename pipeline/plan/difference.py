@@ -1,0 +1,140 @@
+"""What the result of an artifact depends on, and what differs between several runs."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from alpro.artifact import Record, deciding
+from alpro.pipeline.config.pipeline_config import SHARED, TABLE_OF
+from alpro.stages import CORPUS_STAGES
+
+Kind = Literal["configuration", "data", "code", "version"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MISSING = "-"  # value of a run that lacks a name
+
+Origin = Mapping[tuple[Kind, str], str]
+
+
+class Difference(NamedTuple):
+    """A value that is not the same in all runs."""
+
+    kind: Kind
+    name: str
+    values: tuple[str, ...]  # of each run, `MISSING` where it has none
+
+
+def differences(*origins: Origin) -> list[Difference]:
+    """Return what differs between runs, ordered by kind.
+
+    Args:
+        origins: the origin, or the recipe, of each run.
+    """
+    names: dict[tuple[Kind, str], None] = {}
+    for one in origins:
+        names |= dict.fromkeys(one)
+
+    different = []
+    # The sort is stable: within a kind, names keep the order of the runs.
+    for kind, name in sorted(names, key=lambda kind_and_name: KINDS.index(kind_and_name[0])):
+        values = tuple(one.get((kind, name), MISSING) for one in origins)
+        if len(set(values)) > 1:
+            different.append(Difference(kind, name, values))
+    return different
+
+
+def recipe(record: Record) -> dict[tuple[Kind, str], str]:
+    """Return what the fingerprint of a record depends on.
+
+    Args:
+        record: the record of an artifact, or the description of a step that has not run.
+    """
+    values: dict[tuple[Kind, str], str] = {}
+    for key, value in deciding(record).items():
+        values["configuration", setting_name(record, key)] = value_text(value)
+    for name, source in record.inputs.items():
+        values["data", f"{record.name} input {name}"] = source.fingerprint[:8]
+    for name, digest in record.files.items():
+        values["data", f"{record.name} file {name}"] = digest[:8]
+    values["code", f"{record.stage} version"] = str(record.stage_version)
+    return values
+
+
+def origin(*records: Record) -> Origin:
+    """Return what the results of a run depend on.
+
+    Records of one run may disagree, such as in their commit. All of their values are then listed.
+
+    Args:
+        records: the artifacts of a run, or an artifact with all that it was built from.
+    """
+    values: dict[tuple[Kind, str], dict[str, None]] = {}
+    present = {record.fingerprint for record in records}
+    for record in records:
+        described = recipe(record) | circumstances(record)
+        for name, source in record.inputs.items():
+            # The records of a run describe its artifacts. Of a removed one, only the fingerprint
+            # is left.
+            if source.fingerprint in present:
+                del described["data", f"{record.name} input {name}"]
+        for kind_and_name, value in described.items():
+            values.setdefault(kind_and_name, {})[value] = None
+    return {name: ", ".join(different) for name, different in values.items()}
+
+
+def circumstances(record: Record) -> dict[tuple[Kind, str], str]:
+    """Return what is recorded of a build and is not part of the fingerprint."""
+    values: dict[tuple[Kind, str], str] = {}
+    if record.stage in CORPUS_STAGES:
+        counts = ", ".join(f"{count} {what}" for what, count in record.counts.items() if count)
+        values["data", corpus_name(record)] = f"{record.fingerprint[:8]}: {counts}"
+    values["code", "commit"] = record.run.get("commit") or MISSING
+    if record.precision:
+        values["code", f"{record.name} precision"] = record.precision
+    for package, version in record.versions.items():
+        values["version", package] = version
+    return values
+
+
+def setting_name(record: Record, key: str) -> str:
+    """Return the key by which the user sets a value of a stage.
+
+    Args:
+        key: the value as STAGE.KEY.
+
+    >>> setting_name(Record(stage="decode_videos", name="decode_videos clips"), "decode_videos.size")
+    'corpora.clips.size'
+    >>> setting_name(Record(stage="pretrain", name="pretrain"), "pretrain.model.video.depth")
+    'model.video.depth'
+    """
+    stage, _, rest = key.partition(".")
+    if record.stage in CORPUS_STAGES:
+        return f"corpora.{corpus_name(record)}.{rest}"
+
+    # [model] and [templates] are set once. Only the prompter may have sizes of its own.
+    shared = (rest.partition(".")[0], stage)
+    if shared in SHARED and stage != "train_prompter":
+        return rest
+    return f"{TABLE_OF.get(stage, stage)}.{rest}"
+
+
+def corpus_name(record: Record) -> str:
+    """Return the corpus that an artifact is: `clips` for the step `decode_videos clips`."""
+    return record.name.partition(" ")[2] or record.name
+
+
+def value_text(value: Any) -> str:
+    """Return a value as it is written in a configuration.
+
+    >>> [value_text(value) for value in (0.0004, True, None, "", "films", ("a", 1))]
+    ['0.0004', 'true', 'none', '""', 'films', '["a", 1]']
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, str) and value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """Return a text of at most `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
