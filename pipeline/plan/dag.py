@@ -273,6 +273,8 @@ def reason(step: Step, store: Store, config: str = "") -> str:
 
 def difference_text(difference: Difference) -> str:
     """Return what differs between an earlier artifact and a step."""
+    if difference.kind == "data":  # digests say nothing to a reader
+        return f"{difference.name} differs"
     old, new = map(shorten, difference.values)
     return f"{difference.name} = {new} (previous run: {old})"
 

@@ -275,7 +275,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     made = {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
     assert {name for name, (state, _) in after.items() if state == "to run"} == made
     assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(previous run: [\d.]+\)", after["pretrain"][1])
-    assert after["finetune_qa"] == ("to run", "input model")
+    assert after["finetune_qa"] == ("to run", "finetune_qa input model differs")
     shutil.move(first["decode_videos stills"], workspace / "aside")
     without = rows("evaluate.seed=91")
     shutil.move(workspace / "aside", first["decode_videos stills"])
