@@ -281,7 +281,10 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     shutil.move(workspace / "aside", first["decode_videos stills"])
     assert without["decode_videos stills"] == ("not needed", "")
     assert re.fullmatch(r"evaluate\.seed = 91 \(previous run: \d+\)", without["evaluate"][1])
-    assert rows("render_sample.seed=7")["decode_videos stills"] == ("to run", "input sample")
+    assert rows("render_sample.seed=7")["decode_videos stills"] == (
+        "to run",
+        "decode_videos stills input sample differs",
+    )
     arguments = {
         "config": "configs/own.toml",
         "data": "/home/me/films",
