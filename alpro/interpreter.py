@@ -5,9 +5,24 @@ Python puts the current folder first on the import path of `python -m` and `pyth
 a module of the standard library.
 """
 
+import ctypes
+import os
+import signal
 import sys
+
+PR_SET_PDEATHSIG = 1
 
 
 def interpreter(*arguments: str) -> list[str]:
     """The command line of a Python program that imports nothing from the current folder."""
     return [sys.executable, "-P", *arguments]
+
+
+def set_parent_death_signal(parent: int, number: signal.Signals) -> None:
+    """Let the kernel send a signal to this process when the thread that started it ends. Exit at
+    once if the parent has ended already. Works on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    # A parent that ended before `prctl` sends no signal.
+    if os.getppid() != parent:
+        os._exit(1)

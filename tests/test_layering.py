@@ -34,6 +34,8 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/ffmpeg_decoder.py",
     "imageio_ffmpeg": "shards/ffmpeg_decoder.py",
     "fsspec": "shards/storage.py",
+    "pebble": "alpro/pool.py",
+    "distributed": "alpro/pool.py",
 }
 # The folders of a room, each of which imports only those before it. The modules beside them, such
 # as the stages, may import all of them.

@@ -157,6 +157,11 @@ class Resources(StageConfig, frozen=True):
     workers: int = Field(
         default=0, ge=0, description="processes that decode and load data; 0: one per core"
     )
+    scheduler: str = Field(
+        default="",
+        description="address of a Dask scheduler, tcp://HOST:8786, whose workers decode, index and "
+        "tag; empty: `workers` of this machine",
+    )
     processes: int = Field(
         default=1,
         ge=1,

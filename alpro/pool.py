@@ -1,0 +1,460 @@
+"""Run tasks in processes that may die: on this machine, or on the workers of a Dask cluster.
+
+Native code may crash, a decoder may hang, memory may run out: such a task is `Died`, and all others
+go on. Each process is a Pebble pool of size one. In a larger pool, a process that dies while it
+holds the pool's lock stops all others.
+
+A worker of a cluster runs its tasks in child processes in the same way, so a file that crashes its
+decoder has the same result there and here. If a worker itself is lost, the scheduler gives its
+tasks to others.
+
+Results travel through pipes: large ones belong in files.
+"""
+
+import faulthandler
+import os
+import pickle
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import metadata
+from itertools import islice
+from multiprocessing import current_process, get_context, parent_process
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import NamedTemporaryFile
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from alpro.errors import InputError, one_line
+from alpro.interpreter import set_parent_death_signal
+from alpro.log import TIMES, log
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
+CONNECT_SECONDS = 20.0
+CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
+IDLE_SECONDS = 600  # after which a child process of a cluster's worker ends, with its memory
+# Packages that may change a result, beside the source of this project.
+PACKAGES = (
+    "av",
+    "imageio-ffmpeg",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "simplejpeg",
+    "spacy",
+    "torch",
+    "transformers",
+    "webdataset",
+)
+
+
+@dataclass(frozen=True)
+class Died:
+    """The outcome of a task whose process ended without a result.
+
+    timed_out: whether it was ended because it took too long.
+    """
+
+    reason: str
+    timed_out: bool = False
+
+
+class SchedulerLost(ConnectionError):
+    """The connection to a cluster's scheduler was lost. Finished tasks are kept."""
+
+
+def each(
+    tasks: Iterable[Task],
+    work: Callable[[Task], Result],
+    workers: int,
+    scheduler: str = "",
+    seconds: float | None = None,
+) -> Iterator[tuple[Task, Result | Died]]:
+    """Run a function on tasks in other processes, and yield each task with its result.
+
+    Args:
+        tasks: They may be a generator, which is read as far as there are processes.
+        work: A function that can be pickled. An exception that it raises is raised here.
+        workers: Number of processes on this machine.
+        scheduler: Address of a Dask scheduler, whose workers run the tasks instead.
+        seconds: Time limit of a task.
+
+    Returns:
+        The tasks in order of completion. If the iteration ends early, by an exception or by
+        Ctrl-C, running tasks are stopped.
+
+    Raises:
+        InputError: The scheduler does not answer, or a worker has other versions.
+        SchedulerLost: The scheduler ended.
+    """
+    pending = iter(tasks)
+    if _runs_inline:
+        for task in pending:
+            yield task, work(task)
+        return
+
+    first = list(islice(pending, 1))
+    if not first:  # no process is started, and no scheduler is asked
+        return
+
+    engine = _Cluster(scheduler, seconds) if scheduler else _Machine(workers, seconds)
+    running: dict[Future, Task] = {}
+    finished: SimpleQueue[Future] = SimpleQueue()
+
+    def submit(task: Task) -> None:
+        future = engine.submit(pickle.dumps((work, task)))
+        running[future] = task
+        future.add_done_callback(finished.put)
+
+    try:
+        submit(first[0])
+        while running:
+            for task in islice(pending, max(0, engine.capacity() - len(running))):
+                submit(task)
+
+            future = finished.get()
+            task = running.pop(future)
+            answer = engine.read(future)
+            if isinstance(answer, Died):
+                yield task, answer
+                continue
+
+            # Of a process that this one has started: no pickle of a file or a store is read.
+            result, error = pickle.loads(answer)
+            if error is not None:
+                raise error
+            yield task, result
+    finally:
+        engine.stop()
+
+
+_runs_inline = False
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Let `each` call its function in this process and thread, as a debugger needs it."""
+    global _runs_inline
+    before = _runs_inline
+    _runs_inline = True
+    try:
+        yield
+    finally:
+        _runs_inline = before
+
+
+@contextmanager
+def exit_after(seconds: float) -> Iterator[None]:
+    """End this process if the body takes longer, with a traceback of where it is.
+
+    Native code that hangs cannot be interrupted. Without effect within `in_this_process`.
+    """
+    if _runs_inline:
+        yield
+        return
+
+    # A thread of C: it also ends a process that never releases Python's lock.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+# Child processes, which each run one task at a time
+
+
+def _initialize() -> None:
+    """Prepare a child process: it ends with its parent, by SIGTERM at once, and not by Ctrl-C."""
+    # Ctrl-C goes to all processes of a terminal, and the parent stops this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Pebble's handler would wait for native code to return.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    parent = parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    set_parent_death_signal(parent.pid, signal.SIGKILL)
+
+
+def _attempt(call: bytes, output: str = "") -> bytes:
+    """Run a pickled task in a child process.
+
+    Args:
+        call: The pickled function and task. They are unpickled here, so that only this process
+            needs their modules, and one that cannot be unpickled is an error like others.
+        output: File that receives what is printed, for a child of a cluster's worker, which also
+            ends when it has nothing to do for a while.
+
+    Returns:
+        The pickled result, and the exception that the function raised.
+    """
+    if output:
+        signal.alarm(0)
+        os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
+        with open(output, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    try:
+        work, task = pickle.loads(call)
+        return pickle.dumps((work(task), None))
+    except Exception as error:
+        return pickle.dumps((None, _picklable(error)))
+    finally:
+        if output:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            signal.alarm(IDLE_SECONDS)
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return an exception that can be sent to another process, with its traceback as a note."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # its arguments are not those of its constructor
+        return RuntimeError(text)
+    if not isinstance(error, InputError):
+        error.add_note(f"In a worker process:\n{text}")
+    return error
+
+
+class _Processes:
+    """Child processes of this process, each of which runs one task at a time. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._idle: list[ProcessPool] = []
+        self._busy: dict[ProcessFuture, ProcessPool] = {}
+
+    def run(self, call: bytes, seconds: float | None, output: str = "") -> bytes | Died:
+        """Run a task in a child process. Return the answer of `_attempt`, or Died."""
+        pool = self._find_pool()
+        future = pool.schedule(_attempt, (call, output), timeout=seconds)
+        self._busy[future] = pool
+        # A process that is killed while it starts breaks its pool, which then forgets the task.
+        while pool.active and not wait([future], timeout=1).done:
+            continue
+
+        answer: bytes | Died
+        try:
+            answer = future.result(timeout=0)
+        except TimeoutError:
+            answer = Died("its process took too long", timed_out=future.done())
+        except ProcessExpired as expired:
+            answer = Died(f"its process ended with status {expired.exitcode}")
+            if expired.exitcode == EXIT_TIMEOUT:
+                answer = Died("its process took too long", timed_out=True)
+        except BrokenProcessPool:  # it ended before Pebble knew of its task
+            answer = Died("its process ended")
+
+        del self._busy[future]
+        # Whatever state the pool of a dead process is in, it is not used again.
+        if isinstance(answer, Died):
+            _stop([pool])
+        else:
+            self._idle.append(pool)
+        return answer
+
+    def _find_pool(self) -> ProcessPool:
+        with suppress(IndexError):
+            while True:
+                pool = self._idle.pop()
+                if pool.active:  # its process may have been killed since
+                    return pool
+                _stop([pool])
+        # Spawned: a fork would copy the locks of this process's threads.
+        context: Any = get_context("spawn")  # Pebble's annotation does not admit it
+        return ProcessPool(1, initializer=_initialize, context=context)
+
+    def stop(self) -> None:
+        """End all processes. Threads in `run` raise CancelledError."""
+        busy = dict(self._busy)
+        for future in busy:
+            future.cancel()
+        _stop([*self._idle, *busy.values()])
+
+
+def _stop(pools: list[ProcessPool]) -> None:
+    # All before any is waited for.
+    for pool in pools:
+        pool.stop()
+    for pool in pools:
+        pool.join()
+
+
+class _Machine:
+    """The processors of this machine. A thread waits for each child process."""
+
+    def __init__(self, workers: int, seconds: float | None):
+        self._workers = workers
+        self._seconds = seconds
+        self._processes = _Processes()
+        self._threads = ThreadPoolExecutor(workers)
+
+    def capacity(self) -> int:
+        return self._workers
+
+    def submit(self, call: bytes) -> Future:
+        return self._threads.submit(self._processes.run, call, self._seconds)
+
+    def read(self, future: Future) -> bytes | Died:
+        return future.result()
+
+    def stop(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._processes.stop()
+
+
+# Clusters
+
+
+class _Cluster:
+    """Workers of a Dask cluster, which see the same files as this machine."""
+
+    def __init__(self, scheduler: str, seconds: float | None):
+        try:
+            from distributed import Client
+        except ImportError:
+            raise InputError(
+                f"resources.scheduler = {scheduler!r} needs Dask: "
+                "pip install 'alpro-pipeline[cluster]'"
+            ) from None
+
+        self._scheduler = scheduler
+        self._seconds = seconds
+        self._job = uuid4().hex
+        try:
+            self._client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"resources.scheduler = {scheduler!r}: no scheduler answers "
+                f"({one_line(error)}); start it with `dask scheduler`"
+            ) from error
+        self._executor = self._client.get_executor(pure=False)
+
+        self._threads = 0
+        self._asked = -CAPACITY_SECONDS
+        threads = self.capacity() // 2
+        log.info(f"{scheduler}: {threads} threads")
+        if not threads:
+            log.warning(f"{scheduler}: no workers; start some with `dask worker {scheduler}`")
+
+    def capacity(self) -> int:
+        now = time.monotonic()
+        # Workers come and go. To ask for each task would cost more than a small task.
+        if now - self._asked > CAPACITY_SECONDS:
+            self._threads = self._client.scheduler_info(n_workers=0)["total_threads"]
+            self._asked = now
+        # One that runs and one that waits on each thread.
+        return 2 * self._threads
+
+    def submit(self, call: bytes) -> Future:
+        return self._executor.submit(_answer, self._job, call, self._seconds, versions())
+
+    def read(self, future: Any) -> bytes | Died:
+        from distributed import KilledWorker
+
+        try:
+            answer, lines = future.result()
+        except CancelledError:
+            raise SchedulerLost(f"{self._scheduler}: the scheduler was lost") from None
+        except KilledWorker as killed:
+            return Died(f"its worker was lost {killed.allowed_failures + 1} times")
+        except ModuleNotFoundError as missing:
+            raise InputError(
+                f"{self._scheduler}: a worker lacks {missing.name}; install this project there"
+            ) from missing
+
+        for line in lines:
+            log.info(line)
+        return answer
+
+    def stop(self) -> None:
+        self._executor.shutdown(wait=False)
+        if self._client.status == "running":
+            self._client.run(_end_job, self._job, on_error="ignore")
+        self._client.close()
+
+
+# On a cluster's worker: the processes of each job, so that they end with it.
+_jobs: defaultdict[str, _Processes] = defaultdict(_Processes)
+
+
+def _answer(
+    job: str, call: bytes, seconds: float | None, client_versions: Mapping[str, str]
+) -> tuple[bytes | Died, list[str]]:
+    """Run a task on a worker of a cluster, in a child process.
+
+    Returns:
+        The answer of `_attempt`, and the lines that the task printed.
+
+    Raises:
+        InputError: The versions here are not those of the client.
+    """
+    check_versions(client_versions)
+    # Workers that Dask's nanny has started are daemons, which multiprocessing gives no children.
+    # Ours end with this process by the kernel.
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+
+    with NamedTemporaryFile() as output:
+        answer = _jobs[job].run(call, seconds, output.name)
+        text = output.read().decode(errors="replace")
+    return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
+
+
+def _end_job(job: str) -> None:
+    _jobs.pop(job, _Processes()).stop()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return what may change a result: the versions of Python and of packages, and the digest of
+    this project's source."""
+    installed = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            # Builds for CPUs and for GPUs, such as 2.11.0+cpu, are the same version.
+            installed[name] = metadata.version(name).partition("+")[0]
+
+    source = sha256()
+    for folder, folders, files in os.walk(Path(__file__).parent, followlinks=True):
+        folders.sort()
+        for file in sorted(files):
+            if file.endswith(".py"):
+                source.update(Path(folder, file).read_bytes())
+    installed["alpro-pipeline"] = source.hexdigest()[:12]
+    return installed
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """Compare the versions of a client with those here. A package that is missing here is no
+    difference: its users say what they need.
+
+    Raises:
+        InputError: One differs.
+    """
+    here = versions()
+    for name, version in expected.items():
+        if here.get(name, version) != version:
+            raise InputError(
+                f"{platform.node()}, a worker of the cluster, has {name} {here[name]}, and this "
+                f"machine {version}; results would differ: install the same on both, and restart "
+                "the worker"
+            )
