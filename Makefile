@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 export PYTHONDONTWRITEBYTECODE =# otherwise every process compiles every module again
 
-.PHONY: help install run test coverage test-long lint bench ui clean
+.PHONY: help install run test coverage test-long lint docs bench ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -44,11 +44,14 @@ coverage: $(TOOLS) ## the fast tests, and the lines and branches that they do no
 test-long: $(TOOLS) ## long trials: real servers, kills, full sizes; about half an hour
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m long --durations=10 -o timeout=2400 -o faulthandler_timeout=2460
 
-lint: $(TOOLS) ## ruff, mypy and pyright
+lint: $(TOOLS) docs ## ruff, mypy, pyright, and the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright
+
+docs: $(TOOLS) ## build the documentation as a site, with the API reference, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 
 bench: $(TOOLS) ## the benchmarks, each a table with a ratio against its baseline
 	@for program in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$program || exit 1; done
