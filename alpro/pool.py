@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
@@ -112,21 +112,22 @@ def each(
     first = list(islice(pending, 1))
     if not first:  # no process is started, and no scheduler is asked
         return
+    pending = chain(first, pending)
 
     engine = _Cluster(scheduler, seconds) if scheduler else _Machine(workers, seconds)
     running: dict[Future, Task] = {}
     finished: SimpleQueue[Future] = SimpleQueue()
 
-    def submit(task: Task) -> None:
-        future = engine.submit(pickle.dumps((work, task)))
-        running[future] = task
-        future.add_done_callback(finished.put)
-
     try:
-        submit(first[0])
-        while running:
-            for task in islice(pending, max(0, engine.capacity() - len(running))):
-                submit(task)
+        while True:
+            # At least one task, also while a cluster has no workers.
+            free = max(engine.capacity(), 1) - len(running)
+            for task in islice(pending, max(free, 0)):
+                future = engine.submit(pickle.dumps((work, task)))
+                running[future] = task
+                future.add_done_callback(finished.put)
+            if not running:
+                return
 
             future = finished.get()
             task = running.pop(future)
