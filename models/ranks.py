@@ -10,6 +10,7 @@ from torch import Tensor
 from alpro.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
+NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
 
 
 def pick_device(name: Device, local: int = 0) -> torch.device:
@@ -21,14 +22,27 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(
-            "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
-        )
+        raise InputError(NO_GPU)
 
     device = torch.device("cuda", local)
     # NCCL and functions without a device use the current one, by default GPU 0 for all.
     torch.cuda.set_device(device)
     return device
+
+
+def check_devices(name: Device, processes: int) -> None:
+    """Check that this machine has the devices that processes ask for.
+
+    Raises:
+        InputError: There is no GPU for `cuda`, or there are fewer GPUs than processes.
+    """
+    count = 0 if name == "cpu" else torch.cuda.device_count()
+    if name == "cuda" and not count:
+        raise InputError(NO_GPU)
+    if 0 < count < processes:
+        raise InputError(
+            f"resources.processes = {processes}, but this machine has {count} visible GPUs"
+        )
 
 
 def rank() -> int:

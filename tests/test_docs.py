@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,13 +16,15 @@ import yaml
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
-from alpro.pipeline.config.load import CONFIGS, load_config, shipped
+from alpro.pipeline.config.layers import CONFIGS, shipped
 from alpro.pipeline.execution import launch
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
+from alpro.pipeline.plan.models import read_settings
 from alpro.shards.schema import Reason
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Resources
+from tests.plans import configure
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -130,16 +133,19 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         )
         data = str(tmp_path) if source.data or config in ("own_videos", "from_weights") else ""
         (tmp_path / "config.json").touch()
-        source = Source(
-            data, source.pretrained and str(tmp_path), source.set
-        )  # instead of the user's files
-        assert load_config(config, data, source.changes(tmp_path)).name == config
+        # Instead of the user's files.
+        source = replace(source, data=data, pretrained=source.pretrained and str(tmp_path))
+        assert read_settings(source.command(config, tmp_path)).name == config
     if command is study and given["file"] != "FILE":
         described = load_study(given["file"])
         data = str(tmp_path) if source.data else ""
         for changes in described.variants.values():
-            assert load_config(
-                config or described.config, data, [*described.changes, *source.set, *changes]
+            assert configure(
+                config or described.config,
+                *described.changes,
+                *source.set,
+                *changes,
+                data=data,
             )
 
 
@@ -162,7 +168,7 @@ def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):
             for n, keys in corpora
             if not {"data", "shards"} & keys.keys()
         ]
-        assert load_config(str(own), changes=changes).name == "base"
+        assert configure(str(own), *changes).name == "base"
 
 
 def test_pools_and_deployments_of_the_commands_are_those_of_prefect_yaml():

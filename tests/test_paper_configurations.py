@@ -20,13 +20,16 @@ from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.config.load import CONFIGS, load_config, shipped
-from alpro.pipeline.plan.dag import Planned, check_test_items, plan, planned
+from alpro.pipeline.config.layers import CONFIGS, shipped
+from alpro.pipeline.plan.checks import check_plan, check_test_items
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.models import read_settings
+from alpro.pipeline.plan.steps import build_steps
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Resources
 from tests.official_checkpoints import one_head, to_official
+from tests.plans import configure, plan_of
 
 RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
@@ -110,9 +113,9 @@ def make(config, folder: Path) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     store = Store(folder / "artifacts")
     folders = {}
-    for step in plan(config, Digests(folder / "digests.sqlite")):
+    for step in build_steps(config, Digests(folder / "digests.sqlite"))[1]:
         inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(
-            step.paths
+            step.given
         )
         store.make(
             step,
@@ -188,13 +191,13 @@ def shipped_config(name: str):
     """A configuration of the paper with what a person gives it."""
     data = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
-    return load_config(
-        name, changes=data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"])
-    )
+    return configure(name, *data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
 
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
-    of_the_paper = set(shipped()) - {"sample", "tiny", "own_videos", "from_weights", "from_clip"}
+    of_the_paper = set(shipped()) - {
+        *("sample", "tiny", "own_videos", "from_weights", "from_clip", "from_vit")
+    }
     tables = {name: tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in of_the_paper}
     assert {
         (name, stage) for name in of_the_paper for stage in tables[name].keys() & set(TRAININGS)
@@ -230,7 +233,7 @@ def test_every_number_is_that_of_the_paper(name, stage):
 @pytest.mark.parametrize("name", sorted({name for name, _ in PAPER} - {"webvid_cc3m"}))
 def test_without_a_model_the_papers_pretraining_comes_first(name):
     corpora = (name.partition("_")[0], "webvid", "cc3m")
-    config = load_config(name, changes=[f"corpora.{corpus}.data='x'" for corpus in corpora])
+    config = configure(name, *(f"corpora.{corpus}.data='x'" for corpus in corpora))
     first = shipped_config("webvid_cc3m")
     alone = shipped_config(name)
     for stage in ("train_prompter", "pretrain", "build_vocabulary", "train_tokenizer", "model"):
@@ -280,7 +283,7 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     changes += [f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]", f"{stage}.batch_size=8"]
     changes += [f"{stage}.max_text_tokens=24"]
     changes += ["finetune_retrieval.negative_pool_size=4"] if stage == "finetune_retrieval" else []
-    folders = make(load_config(name, changes=changes), tmp_path)
+    folders = make(configure(name, *changes), tmp_path)
     before = set() if stage == "finetune_qa" else {"zero_shot"}
     assert set(folders) == {f"decode_videos {corpus}", stage, "evaluate"} | before
     results = [
@@ -314,29 +317,24 @@ def test_missing_test_videos_are_an_error_unless_allowed_and_a_wrong_evaluation_
     ]
     short += [*changes, "finetune_retrieval.max_text_tokens=24"]
     with pytest.raises(InputError, match="the videos of 8 of 10 test captions could be decoded"):
-        make(load_config("msrvtt_retrieval", changes=short), tmp_path)
+        make(configure("msrvtt_retrieval", *short), tmp_path)
     folders = make(
-        load_config("msrvtt_retrieval", changes=[*short, "evaluate.min_decoded_share=0.5"]),
+        configure("msrvtt_retrieval", *short, "evaluate.min_decoded_share=0.5"),
         tmp_path,
     )
     results = json.loads((folders["evaluate"] / "results.json").read_text())
     (message,) = (row for row in results if row["name"].startswith("decoded"))
     assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
 
-    config = load_config("msrvtt_qa", changes=changes)
-    steps = plan(config, Digests(tmp_path / "digests.sqlite"))
-    store = Store(tmp_path / "artifacts")
-    assert store.find(steps[0])
+    plan = plan_of("msrvtt_qa", *changes, workspace=tmp_path)
+    assert plan.store.find(plan.steps[0])
     with pytest.raises(InputError, match="msrvtt: no test item has questions"):
-        check_test_items(Planned(config, steps, store))
+        check_test_items(plan)
     prompter = shutil.copytree(pretrained, tmp_path / "prompter")
     about = json.loads((prompter / "config.json").read_text())
     (prompter / "config.json").write_text(json.dumps(about | {"task": "prompter"}))
     with pytest.raises(InputError, match="is a prompter"):
-        plan(
-            load_config("msrvtt_qa", changes=[*changes, f"pretrained={prompter}"]),
-            Digests(tmp_path / "d"),
-        )
+        plan_of("msrvtt_qa", *changes, f"pretrained={prompter}", workspace=tmp_path)
 
 
 def test_prompter_and_pretraining_from_a_vit_and_a_bert(
@@ -391,7 +389,7 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(
         ]
         changes += [f"{stage}.max_text_tokens=20", f"{stage}.vit={tmp_path / 'vit.pt'}"]
         changes += [f"{stage}.bert={tmp_path / 'bert'}"]
-    folders = make(load_config("webvid_cc3m", changes=changes), tmp_path)
+    folders = make(configure("webvid_cc3m", *changes), tmp_path)
     assert (folders["pretrain"] / "model" / "model.safetensors").is_file()
     assert "evaluate" not in folders
 
@@ -419,8 +417,9 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
     data = str(sample / "clips.jsonl")
 
     def make_from(task: str, *options: str) -> dict[str, Path]:
-        changes = Source(data, str(official / task), (*SIZES, *options)).changes(tmp_path / "w")
-        return make(load_config("from_weights", data, changes), tmp_path / "run")
+        source = Source(data, str(official / task), set=(*SIZES, *options))
+        settings = read_settings(source.command("from_weights", tmp_path / "w"))
+        return make(settings, tmp_path / "run")
 
     assert ModelBundle.from_pretrained(official / "pretrain").entities == [
         "circle",
@@ -458,17 +457,22 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
     values["model"]["text"]["max_length"] = 36
     write_json(model / "config.json", values)
     changes = [f"pretrained={json.dumps(str(model))}", "train_prompter=false", "pretrain=false"]
-    with pytest.raises(InputError, match="36 tokens") as error:
-        planned(stage, "from_weights", str(sample / "clips.jsonl"), changes, tmp_path / "workspace")
-    changed = [f"{table}.max_text_tokens=32" for table in tables]
-    assert re.findall(r"--set (\S+)", str(error.value)) == changed
-    planned(
-        stage,
-        "from_weights",
-        str(sample / "clips.jsonl"),
-        [*changes, *changed],
-        tmp_path / "workspace",
-    )
+
+    def check(*more: str) -> None:
+        check_plan(
+            plan_of(
+                *("from_weights", *changes, *more),
+                workspace=tmp_path / "workspace",
+                data=sample / "clips.jsonl",
+                stage=stage,
+            )
+        )
+
+    with pytest.raises(InputError, match="text encoder") as error:
+        check()
+    changed = [f"{table}.max_text_tokens = 32" for table in tables]
+    assert re.findall(r"\w+\.max_text_tokens = \d+", str(error.value)) == changed
+    check(*changed)
 
 
 def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
@@ -494,7 +498,7 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
     for stage in ("train_prompter", "pretrain"):
         changes += [f"{stage}.batch_size=8", f"{stage}.accumulation_steps=2"]
         changes += [f"{stage}.phases=[{{corpora=['data'], steps=2}}]"]
-    folders = make(load_config("from_clip", str(sample / "clips.jsonl"), changes), tmp_path / "run")
+    folders = make(configure("from_clip", *changes, data=sample / "clips.jsonl"), tmp_path / "run")
     assert is_clip(folders["train_prompter"] / "model")
     assert all((folders[stage] / "results.json").is_file() for stage in ("evaluate", "zero_shot"))
     (tmp_path / "run" / "mlflow.db").touch()  # nothing is left to do: no run starts

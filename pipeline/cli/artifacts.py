@@ -1,4 +1,4 @@
-"""`alpro artifacts ...`: the commands that read the artifacts of a workspace and run no stage."""
+"""`alpro artifacts ...`: commands that read the artifacts of a workspace and run no stage."""
 
 import shlex
 import sys
@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from alpro.artifact import Record
 from alpro.errors import InputError
-from alpro.names import config_name, find_artifact, index_folders, kept_by_name
+from alpro.names import find_artifact, index_folders, kept_by_name
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
-    File,
     Json,
     TrackingUri,
     Workspace,
@@ -24,61 +22,63 @@ from alpro.pipeline.cli.options import (
     print_json,
     toml_text,
 )
+from alpro.pipeline.config.command import Command, changed_key, data_changes
+from alpro.pipeline.config.tables import is_of_step
+from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
-
-if TYPE_CHECKING:
-    from alpro.pipeline.store.artifacts import Store
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
 
-def store_of(workspace: Path) -> "Store":
-    from alpro.pipeline.store.artifacts import Store
-
-    return Store(workspace / "artifacts")
+def read_store(workspace: Path) -> Snapshot:
+    return Snapshot(workspace / "artifacts")
 
 
-def check_exists(store: "Store") -> None:
-    """Raises InputError if a workspace has no store: another one was probably meant."""
-    if not store.root.is_dir():
-        raise InputError(f"{store.root}: no artifacts; --workspace names the folder that has them")
+def check_exists(snapshot: Snapshot) -> None:
+    """Raise InputError if a workspace has no store: another one was probably meant."""
+    if not snapshot.root.is_dir():
+        raise InputError(
+            f"{snapshot.root}: no artifacts; --workspace names the folder that has them"
+        )
 
 
 @group.command(name="ls")
 def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts and their inputs, oldest first."""
-    found = store_of(workspace).all()
+    from alpro.pipeline.store.checksums import measure_folder
 
+    artifacts = read_store(workspace).artifacts
     if json:
-        from alpro.pipeline.store.checksums import size_of
-
         rows = []
-        for folder, record in found:
-            rows.append({"folder": str(folder), "bytes": size_of(folder), **record.values})
+        for folder, record in artifacts:
+            size = {"folder": str(folder), "bytes": measure_folder(folder)}
+            rows.append({**size, **record.values})
         print_json(rows)
-    elif not found:
+    elif not artifacts:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
-        print_artifacts(found)
+        print_artifacts(artifacts)
 
 
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
-    built_from = store_of(workspace).lineage(record)
-
+    built_from = read_store(workspace).lineage(record)
     run = record.run
-    # A "+" at its end: the checkout had changes that were not committed.
-    commit = run.get("commit") or "unknown"
-    if command := shlex.join(command_of(record)):
-        print(f"{command}\n  in the folder {run['arguments'].get('folder', '')}", end="")
-        print(f", at commit {commit.removesuffix('+')}", end="")
-        print(", which lacks changes of the checkout" if commit.endswith("+") else "")
+
+    command = command_of(record)
+    if command:
+        # A "+" at its end: the checkout had changes that were not committed.
+        commit = run.get("commit") or "unknown"
+        lacks = ", which lacks changes of the checkout" if commit.endswith("+") else ""
+        print(shlex.join(["alpro", *command.words]))
+        print(f"  in the folder {run['arguments'].get('folder', '')}", end="")
+        print(f", at commit {commit.removesuffix('+')}{lacks}")
 
     print(f"\n{record.name}  {folder}\nfingerprint {record.fingerprint}")
     print(f"built {run['at']}, MLflow run {run.get('mlflow_run')}")
-    if score := score_of(record):
+    if score := headline(record):
         print(f"score: {score}")
     if built_from:
         print("\nit and what it was built from")
@@ -93,14 +93,13 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     print(toml_text({key: values for key, values in shown.items() if values}), end="")
 
 
-def command_of(record: Record) -> list[str]:
-    """The command that builds an artifact; empty if its record has none."""
-    if not (arguments := record.run.get("arguments")):
-        return []
-
-    words = ["alpro", "run", record.stage, "--config", arguments["config"]]
-    words += ["--data", arguments["data"]] if arguments["data"] else []
-    return words + [word for change in arguments["changes"] for word in ("--set", change)]
+def command_of(record: Record) -> Command | None:
+    """Return the command that builds an artifact; None if its record has none."""
+    arguments = record.run.get("arguments")
+    if not arguments:
+        return None
+    changes = data_changes(arguments.get("data", ""), arguments["changes"])
+    return Command(arguments["config"], changes, record.stage)
 
 
 @group.command(name="verify")
@@ -112,26 +111,24 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
-    store = store_of(workspace)
-    found = [find_artifact(name, workspace) for name in artifacts] or store.all()
-    if not found:
-        check_exists(store)
-    # Records that cannot be read count as unfinished, so `store.all` lacks them.
-    problems = list(chain([] if artifacts else unreadable_records(store.root), verify(found)))
+    snapshot = read_store(workspace)
+    chosen = [find_artifact(name, workspace) for name in artifacts] or snapshot.artifacts
+    if not chosen:
+        check_exists(snapshot)
+    # Records that cannot be read count as unfinished, so the snapshot lacks them.
+    unreadable = [] if artifacts else unreadable_records(snapshot.root)
+    problems = list(chain(unreadable, verify(chosen)))
     print_rows([problem._asdict() for problem in problems])
 
-    files = sum(len(record.contents) for _, record in found)
-    counts = ", ".join(
-        f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items()
-    )
-    print(f"{len(found)} artifacts, {files} files: {counts or 'as recorded'}")
+    files = sum(len(record.contents) for _, record in chosen)
+    kinds = Counter(problem.kind for problem in problems)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    print(f"{len(chosen)} artifacts, {files} files: {counts or 'as recorded'}")
+    if not problems:
+        return 0
 
-    if problems:
-        print(
-            "`alpro artifacts rm` removes an artifact, and the next run that needs it builds it "
-            "again"
-        )
-    return 1 if problems else 0
+    print("`alpro artifacts rm` removes an artifact; the next run that needs it builds it again")
+    return 1
 
 
 @group.command(name="rm")
@@ -143,42 +140,35 @@ def remove_artifacts(
     Args:
         yes: Remove them without a question.
     """
-    store = store_of(workspace)
-    interrupted = store.unfinished()
+    from alpro.pipeline.store.artifacts import Store
+
+    snapshot = read_store(workspace)
+    interrupted = snapshot.unfinished()
     folders = dict[Path, None]()
     for name in (artifact, *more):
         # Unfinished work has no record by which `find_artifact` could find it.
         named = [folder for folder in interrupted if is_named(folder, name)]
         folders[named[0] if named else find_artifact(name, workspace)[0]] = None
 
-    print_dependents(store, list(folders))
+    users = [
+        f"{record.name} {record.fingerprint[:8]}"
+        for _, record in snapshot.dependents(folders.keys())
+    ]
+    if users:
+        print(f"built from what is removed, and stays: {', '.join(users)}")
     confirm(f"remove {', '.join(map(str, folders))}?", yes)
-    store.remove(folders)
+    Store(snapshot.root).remove(folders)
     print(*(f"removed {folder}" for folder in folders), sep="\n")
 
 
 def is_named(folder: Path, name: str) -> bool:
-    """Whether a name is that of a folder, or a path of it."""
+    """Return whether a name is that of a folder, or a path of it."""
     return name == folder.name or Path(name).resolve() == folder.resolve()
 
 
-def print_dependents(store: "Store", folders: Sequence[Path]) -> None:
-    """Prints the names of the artifacts that were built from some that are about to be removed."""
-    removed = {folder.resolve() for folder in folders}
-    built = []
-    for folder, record in store.all():
-        # The last of a lineage is the artifact itself.
-        sources = {source.resolve() for source, _ in store.lineage(record)[:-1]}
-        if folder.resolve() not in removed and sources & removed:
-            built.append(f"{record.name} {record.fingerprint[:8]}")
-
-    if built:
-        print(f"built from what is removed, and stays: {', '.join(built)}")
-
-
 def confirm(question: str, yes: bool) -> None:
-    """Asks at a terminal whether to go on. Raises InputError if the answer is no, and where nobody
-    can answer."""
+    """Ask at a terminal whether to go on. Raise InputError if the answer is no, or if there is no
+    terminal."""
     if yes:
         return
     if not sys.stdin or not sys.stdin.isatty():
@@ -203,24 +193,26 @@ def collect_garbage(
         yes: Remove them.
     """
     from alpro.inference.index import indexed_fingerprints
+    from alpro.pipeline.store.artifacts import Store
 
-    store = store_of(workspace)
-    check_exists(store)
+    snapshot = read_store(workspace)
+    store = Store(snapshot.root)
+    check_exists(snapshot)
     named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
 
-    kept = named or kept_by_name(workspace)
+    used = named or kept_by_name(workspace)
     # The model of an index embeds the text of each search.
-    kept |= indexed_fingerprints(index_folders(workspace))
-    kept |= registered(workspace)
+    used |= indexed_fingerprints(index_folders(workspace))
+    used |= registered(workspace)
 
-    unused = store.unreachable(kept)
-    # Other workspaces may use what a link leads to.
-    chosen = [(folder, record) for folder, record in unused if not store.is_elsewhere(folder)]
-
-    for folder, _ in unused:
+    chosen = []
+    for folder, record in snapshot.unreachable(used):
+        # Other workspaces may use what a link leads to.
         if store.is_elsewhere(folder):
             print(f"elsewhere, stays: {folder}")
-    for folder in store.unfinished():
+        else:
+            chosen.append((folder, record))
+    for folder in snapshot.unfinished():
         print(
             f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` "
             f"removes it: {folder}"
@@ -237,8 +229,8 @@ def collect_garbage(
 
 
 def registered(workspace: Path) -> set[str]:
-    """The fingerprints of the models in the registry of a workspace's MLflow store, if it has
-    one."""
+    """Return the fingerprints of the models in the registry of a workspace's MLflow store, if it
+    has one."""
     database = workspace.resolve() / "mlflow.db"
     # MLflow would create a store that is not there.
     if not database.is_file():
@@ -265,12 +257,8 @@ def log_artifacts(
 
     for name in (artifact, *more):
         folder, record = find_artifact(name, workspace)
-        experiment = (
-            record.run.get("arguments", {})
-            .get("config", "alpro")
-            .rpartition("/")[2]
-            .removesuffix(".toml")
-        )
+        command = command_of(record)
+        experiment = command.config_name if command else "alpro"
 
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
@@ -281,72 +269,61 @@ def log_artifacts(
 
 
 @group.command(name="compare")
-def compare_artifacts(
-    *artifacts: Artifact, out: File | None = None, workspace: Workspace = WORKSPACE
-) -> None:
+def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> None:
     """Compare evaluations score by score; by default the last two.
 
     Prints what differs in configuration, data, code and versions, and for each score that they have
     over the same queries the values, the difference of each to the first, its 95 % paired bootstrap
-    interval, and the p value of a paired permutation test, by test video. Writes the same as a
-    page.
-
-    Args:
-        out: The page; by default WORKSPACE/reports/compare-RUN-RUN.html.
+    interval, and the p value of a paired permutation test, by test video.
     """
-    from alpro.pipeline.reports.page import compared_runs, comparison_page
+    from alpro.pipeline.reports.comparison import compare_runs
     from alpro.pipeline.reports.terminal import print_table
 
     if len(artifacts) == 1:
         raise InputError(f"{artifacts[0]}: name two or more, or none for the last two evaluations")
-    found = [find_artifact(name, workspace) for name in artifacts] or last_two(workspace)
+    snapshot = read_store(workspace)
+    chosen = [find_artifact(name, workspace) for name in artifacts] or last_two(snapshot)
 
-    fingerprints = [record.fingerprint for _, record in found]
-    for (_, record), count in zip(found, map(fingerprints.count, fingerprints), strict=True):
-        if count > 1:
+    counts = Counter(record.fingerprint for _, record in chosen)
+    for _, record in chosen:
+        if counts[record.fingerprint] > 1:
             raise InputError(
                 f"{record.name} {record.fingerprint[:8]}: the same artifact twice; name two "
-                f"different ones, or "
-                "none for the last two evaluations"
+                "different ones, or none for the last two evaluations"
             )
 
-    compared = compared_runs(store_of(workspace), found)
+    compared = compare_runs(snapshot, chosen)
     for table in compared.tables:
         print_table(table)
     for sentence in compared.verdicts:
         print(sentence)
 
-    names = [folder.name[:8] for folder, _ in found]
-    page = out or workspace / "reports" / f"compare-{'-'.join(names)}.html"
-    print(f"page: {comparison_page(page, compared)}", file=sys.stderr)
 
-
-def last_two(workspace: Path) -> list[tuple[Path, Record]]:
-    """The last two evaluations of the same stage, the older first. Raises InputError if there are
-    not two."""
-    found = [
-        (folder, record)
-        for folder, record in store_of(workspace).all()
-        if record.stage in EVALUATIONS
-    ]
+def last_two(snapshot: Snapshot) -> list[tuple[Path, Record]]:
+    """Return the last two evaluations of the same stage, the older first."""
+    evaluated: dict[str, list[tuple[Path, Record]]] = {}
+    for folder, record in reversed(snapshot.artifacts):
+        if record.stage in EVALUATIONS:
+            evaluated.setdefault(record.stage, []).append((folder, record))
 
     # The stage that was evaluated last comes first.
-    for stage in dict.fromkeys(record.stage for _, record in reversed(found)):
-        same = [(folder, record) for folder, record in found if record.stage == stage]
-        if len(same) > 1:
-            return same[-2:]
-    raise InputError(f"{workspace / 'artifacts'}: no two evaluations of one stage to compare")
+    for newest in evaluated.values():
+        if len(newest) > 1:
+            return [newest[1], newest[0]]
+    raise InputError(f"{snapshot.root}: no two evaluations of one stage to compare")
 
 
-def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
-    """Prints a line for each artifact, with its inputs; at the end the number and the size of
+def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
+    """Print a line for each artifact, with its inputs; at the end the number and the size of
     all."""
     from alpro.pipeline.reports.terminal import print_rows
-    from alpro.pipeline.store.checksums import size_of
+    from alpro.pipeline.store.checksums import measure_folder
 
-    sizes = [size_of(folder) for folder, _ in found]
     lines = []
-    for (_, record), size in zip(found, sizes, strict=True):
+    total = 0
+    for folder, record in artifacts:
+        size = measure_folder(folder)
+        total += size
         inputs = (f"{name} {source.fingerprint[:8]}" for name, source in record.inputs.items())
         lines.append(
             {
@@ -355,45 +332,41 @@ def print_artifacts(found: Sequence[tuple[Path, Record]]) -> None:
                 "built": record.run["at"][:16].replace("T", " "),
                 "seconds": round(record.run["seconds"]),
                 "MB": f"{size / 1e6:,.1f}",
-                "score": score_of(record),
-                "changes": changes_of(record),
+                "score": headline(record),
+                "changes": own_changes(record),
                 "inputs": ", ".join(inputs),
             }
         )
 
     print_rows(lines)
-    print(f"{len(found)} artifact{'s' * (len(found) != 1)}, {sum(sizes) / 1e6:,.1f} MB")
+    plural = "s" if len(artifacts) != 1 else ""
+    print(f"{len(artifacts)} artifact{plural}, {total / 1e6:,.1f} MB")
 
 
-def changes_of(record: Record) -> str:
-    """The configuration of the run that built an artifact, with what was changed."""
-    arguments = record.run.get("arguments") or {}
-    changes = arguments.get("changes", ())
-    return " ".join([config_name(arguments.get("config", "")), *changes]).strip()
+def own_changes(record: Record) -> str:
+    """Return the configuration of the run that built an artifact, with the changes of its stage."""
+    command = command_of(record)
+    if not command:
+        return ""
+    changes = [one for one in command.changes if is_of_step(changed_key(one), record.name)]
+    return " ".join([command.config_name, *changes])
 
 
-def score_of(record: Record) -> str:
-    """The score of an artifact that a person looks at first: of an evaluation on its split, of a
-    training on the validation split; empty without one."""
+def headline(record: Record) -> str:
+    """Return the score of an artifact that a user looks at first: of an evaluation on its split, of
+    a training on the validation split; empty without one."""
     from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
-    metrics = record.metrics
-    # The names of an evaluation's metrics start with its split.
-    evaluated = (
-        {name.partition("/")[2]: value for name, value in metrics.items()}
-        if record.stage in EVALUATIONS
-        else {}
-    )
+    shown = []
+    if record.stage in EVALUATIONS:
+        # The names of an evaluation's metrics start with its split.
+        metrics = {name.partition("/")[2]: value for name, value in record.metrics.items()}
+        for short, name in HEADLINES.items():
+            if name in metrics:
+                shown.append(f"{short.replace('_', ' ')} {metrics[name]:.1f}")
+        return ", ".join(shown[:2])
 
-    shown = [
-        f"{short.replace('_', ' ')} {evaluated[name]:.1f}"
-        for short, name in HEADLINES.items()
-        if name in evaluated
-    ]
-
-    validated = [
-        f"{short} {metrics[name]:.1f}"
-        for name, short in VALIDATION_SCORES.items()
-        if name in metrics and record.stage not in EVALUATIONS
-    ]
-    return ", ".join(shown[:2] or validated[:1])
+    for name, short in VALIDATION_SCORES.items():
+        if name in record.metrics:
+            shown.append(f"{short} {record.metrics[name]:.1f}")
+    return ", ".join(shown[:1])

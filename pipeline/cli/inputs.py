@@ -2,15 +2,19 @@
 
 import re
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclopts import App
 
 from alpro.errors import InputError
-from alpro.pipeline.cli.options import WORKSPACE, Count, Source, Workspace, toml_text
-
-if TYPE_CHECKING:
-    from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.pipeline.cli.options import (
+    WORKSPACE,
+    Count,
+    Source,
+    Workspace,
+    check_exists,
+    toml_text,
+)
 
 FIRST = ("sample", "tiny")  # what runs without data
 
@@ -21,7 +25,7 @@ data_group = App(name="data", help="Check data before a run.")
 @config_group.command(name="list")
 def list_configs() -> None:
     """List the shipped configurations."""
-    from alpro.pipeline.config.load import CONFIGS, shipped
+    from alpro.pipeline.config.layers import CONFIGS, shipped
     from alpro.pipeline.reports.terminal import print_rows
 
     names = sorted(shipped(), key=lambda name: (name not in FIRST, name))
@@ -56,24 +60,10 @@ def show_config(
     Args:
         config: A shipped configuration, or a TOML file, as for `alpro run --config`.
     """
-    from alpro.pipeline.config.load import load_config
+    from alpro.pipeline.plan.models import read_settings
 
-    loaded = load_config(config, source.data, source.changes(workspace))
-    print(toml_text(values_of(loaded)), end="")
-
-
-def values_of(config: "PipelineConfig") -> dict[str, Any]:
-    """The values of a configuration, with all defaults, as `load_config` accepts them."""
-    from alpro.pipeline.config.pipeline_config import SHARED
-
-    values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-    # Set once, in the top-level table; a prompter may have sizes of its own.
-    for key, stage in SHARED:
-        if stage != "train_prompter" or values.get(stage, {}).get(key) == values[key]:
-            values.get(stage, {}).pop(key, None)
-
-    return values
+    settings = read_settings(source.command(config, workspace))
+    print(toml_text(settings.as_written()), end="")
 
 
 @data_group.command
@@ -91,11 +81,13 @@ def check(
         set: Change a value, such as corpora.data.frames=16; repeatable.
         samples: Number of items to decode.
     """
+    from alpro.pipeline.config.command import Command, data_changes
     from alpro.pipeline.config.load import load_config
     from alpro.pipeline.plan.check_data import check_data
     from alpro.shards.storage import located
 
-    settings = load_config(config, data, list(set))
+    check_exists("--data", data)
+    settings = load_config(Command(config, data_changes(data, set)))
     corpus = settings.corpora["data"]
     if corpus.shards:
         raise InputError(

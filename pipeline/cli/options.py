@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.names import find_artifact, named_artifacts
 
 if TYPE_CHECKING:
     from alpro import Model
     from alpro.inference.find import FoundModel
+    from alpro.pipeline.config.command import Command
     from alpro.shards.storage import Location
+
+
+def expand(text: str) -> Path:
+    """Return a path in which `~` is the home folder. One of an unknown user stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises)
 
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
     """A path from the command line. `~` is the home folder, also if the shell does not expand it
     (--out=~/x). Raises InputError for a link to itself."""
-    path = Path(os.path.expanduser(tokens[0].value))  # noqa: PTH111 (Path.expanduser fails for an unknown ~user)
+    path = expand(tokens[0].value)
     try:
         path.resolve()
     except RuntimeError as error:  # OSError from Python 3.13 on, where the file is read
@@ -78,22 +85,45 @@ class Source:
     "Your videos (a folder, a manifest or a URL), in place of the configuration's corpora."
     pretrained: str = ""
     "Start from this model, a folder or an artifact, in place of the configuration's prompter and pre-training."
+    max_steps: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    "Stop each phase of training after this many steps, for a first try."
     set: tuple[str, ...] = ()
     "Change a value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable."
 
-    def changes(self, workspace: Path) -> list[str]:
-        """The changes of `--set`, after those of `--pretrained`."""
-        if not self.pretrained:
-            return list(self.set)
+    def command(self, config: str, workspace: Path, stage: str = "") -> "Command":
+        """Return the command of a configuration with these options as changes."""
+        from alpro.pipeline.config.command import Command, data_changes, text_change
 
-        from alpro.inference.encoding import model_folder
-        from alpro.inference.find import find_model
+        changes = []
+        if self.pretrained:
+            changes.append(text_change("pretrained", find_pretrained(self.pretrained, workspace)))
+        if self.data:
+            check_exists("--data", self.data)
+        if self.max_steps:
+            changes.append(f"max_steps={self.max_steps}")
+        return Command(config, (*changes, *data_changes(self.data, self.set)), stage)
 
-        named = self.pretrained
-        # A model folder is taken as it is; any other name is looked up in the workspace.
-        if not Path(named, "config.json").expanduser().is_file():
-            named = str(model_folder(find_model(named, workspace)).resolve())
-        return [f"pretrained={json.dumps(named)}", *self.set]
+
+def find_pretrained(name: str, workspace: Path) -> str:
+    """Return the folder of the model of `--pretrained`."""
+    from alpro.inference.encoding import model_folder
+    from alpro.inference.find import find_model
+
+    # A model folder is taken as it is. Any other name is looked up in the workspace.
+    if (expand(name) / "config.json").is_file():
+        return name
+    return str(model_folder(find_model(name, workspace)).resolve())
+
+
+def check_exists(option: str, location: str) -> None:
+    """Raise InputError if a location on this machine is no file and no folder: a pipe would be read
+    for ever."""
+    refuse_credentials(option, location)
+    path = expand(location)
+    if "://" in location or path.is_file() or path.is_dir():
+        return
+    what = "neither a file nor a folder" if os.path.lexists(path) else "no such file or folder"
+    raise InputError(f"{option} {location}: {what}")
 
 
 @Parameter(name="*")

@@ -3,12 +3,13 @@
 import atexit
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from alpro.artifact import Record
 from alpro.credentials import has_credentials
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
@@ -21,7 +22,7 @@ from alpro.pipeline.cli.options import ModelOptions, RunOptions, Source, check_w
 from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
-    from alpro.pipeline.plan.dag import Planned
+    from alpro.pipeline.plan.plan import Plan
 
 
 def run(
@@ -45,39 +46,42 @@ def run(
         if source.data:
             log.info(
                 "configuration: own_videos, small models from random weights for a first look, not "
-                "for results; "
-                "--config from_clip takes a pre-trained CLIP, --config from_weights an ALPRO"
+                "for results; --config from_clip takes a pre-trained CLIP, --config from_weights an "
+                "ALPRO"
             )
-
-    changes = source.changes(options.workspace)
+    command = source.command(config, options.workspace, stage)
     root, wait = prepare_run(options)
 
     # Slow to import: meanwhile the temporary server starts.
-    from alpro.pipeline.plan.dag import check_files, check_test_items, planned
+    from alpro.pipeline.plan.checks import check_plan, check_test_items
+    from alpro.pipeline.plan.plan import make_plan
     from alpro.pipeline.reports.page import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
-    # Reports errors before anything starts.
-    plan = planned(stage, config, source.data, changes, root)
-    check_files(plan.steps, plan.store)
+    # Before anything starts.
+    plan = make_plan(command, root)
+    check_plan(plan)
     if options.dry_run:
-        print_plan(plan, config, options.json)
+        print_plan(plan, options.json)
 
     # A CLIP that is trained further is compared with the original below, on the test items of the
     # zero-shot evaluation, which the plan of this one stage does not have.
     prompter = plan.settings.train_prompter
     compares = bool(stage == "train_prompter" and prompter and prompter.clip)
     if compares:
-        whole = planned("", config, source.data, changes, root)
+        whole = make_plan(replace(command, stage=""), root)
         evaluations = [step for step in whole.steps if step.stage == "zero_shot"]
         check_test_items(replace(plan, steps=evaluations))
-    else:
-        check_test_items(plan)
-    if options.dry_run:  # its exit status is that of the run
+    if options.dry_run:
         return
 
     report = report_file(root, plan)
-    parameters = {"config": config, "data": source.data, "changes": changes, "stage": stage}
+    parameters = {
+        "config": command.config,
+        "data": "",
+        "changes": list(command.changes),
+        "stage": stage,
+    }
     # Another MLflow server gets a run of its own, also if everything exists.
     existing = [] if options.tracking_uri else finished_steps(plan, report)
     if existing:
@@ -98,7 +102,7 @@ def run(
             scored = Scored(
                 f"{config_name(config)}/{stage}",
                 models.folder(folders[stage]),
-                clip_as_typed(changes, prompter.clip),
+                clip_as_typed(command.changes, prompter.clip),
                 models.folder(prompter.clip),
             )
             score_models(scored, corpora[0], models=models)
@@ -106,7 +110,7 @@ def run(
             log.info(f"not compared with the CLIP: {error}")
 
 
-def clip_as_typed(changes: list[str], clip: str) -> str:
+def clip_as_typed(changes: Sequence[str], clip: str) -> str:
     """The CLIP as a person named it with --set, and not as an absolute path."""
     prefix = "train_prompter.clip="
     typed = [change.removeprefix(prefix) for change in changes if change.startswith(prefix)]
@@ -126,7 +130,6 @@ def study(
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default that of the study.
     """
-    changes = source.changes(options.workspace)
     root, wait = prepare_run(options)
 
     from alpro.pipeline.flows.study import load_study, members_of, run_study, work_table
@@ -134,8 +137,8 @@ def study(
     from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
-    config = config or loaded.config
-    members = members_of(loaded, config, source.data, changes, root)
+    command = source.command(config or loaded.config, options.workspace)
+    members = members_of(loaded, command.config, command.changes, root)
     if options.dry_run and not options.json:
         print_table(work_table(members))
         return
@@ -143,13 +146,11 @@ def study(
     if options.dry_run:
         # Variants share steps: each is printed once.
         steps = {step.fingerprint: step for member in members for step in member.plan.steps}
-        print_plan(replace(members[0].plan, steps=list(steps.values())), config, options.json)
+        print_plan(replace(members[0].plan, steps=list(steps.values())), options.json)
         return
 
     wait()
-    table, scores, failed = run_study(
-        loaded, members, config, source.data, root, options.tracking_uri
-    )
+    table, scores, failed = run_study(loaded, members, root, options.tracking_uri)
     if options.json:
         print(scores.read_text("utf-8"))
     else:
@@ -161,7 +162,7 @@ def study(
 
 
 def run_flow(
-    plan: "Planned",
+    plan: "Plan",
     parameters: dict[str, Any],
     root: Path,
     tracking_uri: str,
@@ -215,21 +216,24 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     return root, start_temporary_server()
 
 
-def print_plan(plan: "Planned", config: str, json: bool) -> None:
+def print_plan(plan: "Plan", json: bool) -> None:
     from alpro.pipeline.reports.terminal import print_rows
 
-    rows = plan_rows(plan, config)
+    rows = plan_rows(plan)
     if json:
         print_json(rows)
     else:
         print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
 
 
-def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
-    """For each step, whether its artifact exists, and if not, why it has to be built."""
-    from alpro.pipeline.plan.dag import reason, required
+def plan_rows(plan: "Plan") -> list[dict[str, str]]:
+    """Return for each step whether its artifact exists, and if not, why it has to be built."""
+    from alpro.pipeline.plan.plan import explain, required
 
     wanted = required(plan.steps, plan.store)
+    earlier = [
+        record for _, record in plan.store.all() if made_with(record) == plan.command.config_name
+    ]
 
     rows = []
     for step in plan.steps:
@@ -238,12 +242,17 @@ def plan_rows(plan: "Planned", config: str) -> list[dict[str, str]]:
             state = "cached"
         elif step in wanted:
             state = "to run"
-            why = reason(step, plan.store, config)
+            why = explain(step, earlier)
         else:
             state = "not needed"
         row = {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
         rows.append(row)
     return rows
+
+
+def made_with(record: Record) -> str:
+    """Return the name of the configuration of the command that built an artifact."""
+    return config_name((record.run.get("arguments") or {}).get("config", ""))
 
 
 def create_workspace(folder: Path) -> None:

@@ -4,24 +4,22 @@ object."""
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
 
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.models.folder import read_task
-from alpro.models.word_pieces import padded
 from alpro.models.words import Templates
+from alpro.pipeline.config.tables import MODEL_STAGES, SHARED, TEXT_STAGES, merge
 from alpro.shards.sources.annotations import keyed
 from alpro.stages import STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluate import Config as Evaluate
-from alpro.stages.execution.interface import FILE, FILE_OR_NAME, Resources, StageConfig
+from alpro.stages.execution.interface import FILE, Resources, StageConfig
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.pretrain import Config as Pretrain
@@ -31,6 +29,14 @@ from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
 AnnotationFile = Literal["train", "validation", "test", "texts"]
+# Stages that a pipeline has only if it has their table. `false` in its place leaves a stage out.
+OPTIONAL_STAGES = (
+    "render_sample",
+    "train_prompter",
+    "pretrain",
+    "finetune_retrieval",
+    "finetune_qa",
+)
 
 
 class Corpus(DecodeVideos, frozen=True):
@@ -41,23 +47,25 @@ class Corpus(DecodeVideos, frozen=True):
         default="",
         description="a manifest, a folder of videos, or a URL; relative to this file, in --set to "
         "the current folder",
+        json_schema_extra=FILE,
     )
     shards: str = Field(
         default="",
         description="existing shards: a folder or URL with *.tar files, relative like `data`; only "
-        "`kinds` and "
-        "`max_reject_share` apply",
+        "`kinds` and `max_reject_share` apply",
+        json_schema_extra=FILE,
     )
     annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
         default={},
         description="annotation files by split (`train`, `validation`, `test`), and `texts` if "
         "these only list videos",
+        json_schema_extra=FILE,
     )
     root: str = Field(
         default="",
         description="folder that the names in `annotations` are relative to; of absolute names, "
-        "the folder that "
-        "corresponds to `data`",
+        "the folder that corresponds to `data`",
+        json_schema_extra={"path": "root"},
     )
 
     @property
@@ -100,6 +108,13 @@ class PipelineConfig(BaseModel):
         default="",
         description="a model folder instead of `train_prompter` and `pretrain`; relative like "
         "`corpora.NAME.data`",
+        json_schema_extra=FILE,
+    )
+    max_steps: int = Field(
+        default=0,
+        ge=0,
+        description="maximum steps of each phase of training, also of one that counts epochs, for "
+        "a first try; 0: no limit",
     )
     render_sample: RenderSample | None = Field(
         default=None, description="the sample corpus; without this table, no corpus is rendered"
@@ -119,6 +134,29 @@ class PipelineConfig(BaseModel):
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_tables(cls, values: Any) -> Any:
+        """Copy [model] and [templates], which are set once, to the stages that have them."""
+        if not isinstance(values, dict):
+            return values
+
+        dropped = {stage for stage in OPTIONAL_STAGES if values.get(stage) is False}
+        if values.get("pretrained"):
+            dropped |= {*MODEL_STAGES}
+        values = {key: value for key, value in values.items() if key not in dropped}
+
+        for key, stages in SHARED.items():
+            for stage in stages:
+                table = values.get(stage, {} if stage in TEXT_STAGES else None)
+                if not isinstance(table, dict):
+                    continue
+                own = table.get(key, {})
+                if own and stage != "train_prompter":
+                    raise ValueError(f"{stage}.{key}: set it once, in [{key}]")
+                values[stage] = {**table, key: merge(values.get(key, {}), own)}
+        return values
+
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
         """Pre-training starts from a prompter that this pipeline trains or names, or is replaced by
@@ -132,8 +170,7 @@ class PipelineConfig(BaseModel):
         if not self.pretrained and not ((named_clip or teacher) and student):
             raise ValueError(
                 "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or pretrained: "
-                "the "
-                "model folder to start from"
+                "the model folder to start from"
             )
 
         # The weights of a CLIP's towers do not fit into ours.
@@ -141,61 +178,8 @@ class PipelineConfig(BaseModel):
         if clip and student and student.start == "prompter":
             raise ValueError(
                 f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to "
-                f"scratch"
+                "scratch"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _encoders_agree(self) -> "PipelineConfig":
-        """A prompter with our towers labels crops of the frames that pre-training sees."""
-        teacher = self.train_prompter
-        student = self.pretrain
-        if not teacher or not student or self.cache_prompts.prompter or teacher.clip:
-            return self
-        if teacher.model == student.model:
-            return self
-
-        if student.start == "prompter":
-            raise ValueError(
-                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain "
-                "have "
-                "different ones: name the same vit and bert in both, without "
-                "[train_prompter.model], "
-                "or start from scratch"
-            )
-
-        # A prompter may be smaller than the student, if both see the same patches.
-        for key in ("patch_size", "image_size", "frames"):
-            size = getattr(teacher.model.video, key)
-            student_size = getattr(student.model.video, key)
-            if size != student_size:
-                raise ValueError(
-                    f"video.{key} of the prompter is {size}, that of pretrain {student_size}: it "
-                    "labels crops of the same frames, in the same patches; make them equal (vit, "
-                    "or "
-                    "[train_prompter.model])"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _texts_fit(self) -> "PipelineConfig":
-        """No stage has longer texts than the text encoder takes. `check_text_lengths` of the plan
-        looks at a model in `pretrained`, whose configuration is a file."""
-        if self.pretrained:
-            return self
-
-        configs: dict[str, TrainingConfig | Evaluate] = {**self.trainings()}
-        # `zero_shot` shares this table.
-        configs["evaluate"] = self.evaluate
-        for stage, config in configs.items():
-            # The models that `evaluate` loads have the sizes of [model].
-            limit = getattr(config, "model", self.model).text.max_length
-            tokens = config.max_text_tokens
-            if padded(tokens) > limit:
-                raise ValueError(
-                    f"{stage}.max_text_tokens {tokens}, padded to {padded(tokens)}, is more than "
-                    f"model.text.max_length {limit}"
-                )
         return self
 
     @model_validator(mode="after")
@@ -203,16 +187,24 @@ class PipelineConfig(BaseModel):
         for name, corpus in self.corpora.items():
             self._check_corpus(name, corpus)
 
-        used = {("evaluate.retrieval", self.evaluate.retrieval), ("evaluate.qa", self.evaluate.qa)}
-        for stage, config in self.trainings().items():
-            used |= {(f"{stage}.phases", name) for name in config.corpora}
-        # Sorted, because a set has another order in each process: one mistake, one message.
-        for key, name in sorted(used):
-            if name and name not in self.corpora:
+        for key, name in self._corpus_keys():
+            if name not in self.corpora:
                 raise ValueError(
                     f"{key}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
                 )
         return self
+
+    def _corpus_keys(self) -> list[tuple[str, str]]:
+        """Return the corpora that stages read, each with the key that names it."""
+        keys = [(f"evaluate.{task}", getattr(self.evaluate, task)) for task in ("retrieval", "qa")]
+        for stage, config in self.trainings().items():
+            keys += [(f"{stage}.phases", name) for name in config.corpora]
+        return [(key, name) for key, name in keys if name]
+
+    @property
+    def used_corpora(self) -> set[str]:
+        """Names of the corpora that stages read."""
+        return {name for _, name in self._corpus_keys()}
 
     def _check_corpus(self, name: str, corpus: Corpus) -> None:
         """Raises ValueError if a corpus has a name that is taken, or keys that do not go
@@ -222,10 +214,12 @@ class PipelineConfig(BaseModel):
                 f"corpora.{name}: this is the name of an input of the stages; choose another"
             )
 
-        if sum(map(bool, (corpus.manifest, corpus.data, corpus.shards))) != 1:
+        # A base may have corpora for stages that are left out. They need no data.
+        sources = sum(map(bool, (corpus.manifest, corpus.data, corpus.shards)))
+        hint = " (or --data)" if name == "data" else ""
+        if sources > 1 or (not sources and name in self.used_corpora):
             raise ValueError(
-                f"corpora.{name}: set one of data or shards (your own; or --data), or manifest (in "
-                "the sample)"
+                f"corpora.{name}: set one of data{hint}, shards, and manifest (of the sample)"
             )
 
         extra = corpus.model_fields_set - KEYS_WITH_SHARDS
@@ -233,10 +227,6 @@ class PipelineConfig(BaseModel):
             raise ValueError(
                 f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
             )
-
-        # Artifacts record where their corpora are.
-        refuse_credentials(f"corpora.{name}.data", corpus.data)
-        refuse_credentials(f"corpora.{name}.shards", corpus.shards)
 
         if corpus.root and not corpus.annotations:
             raise ValueError(
@@ -281,14 +271,36 @@ class PipelineConfig(BaseModel):
         configs = {stage: getattr(self, stage) for stage in TRAININGS}
         return {stage: config for stage, config in configs.items() if config is not None}
 
+    def limited(self) -> "PipelineConfig":
+        """Return the configuration with at most `max_steps` in each phase of training."""
+        limit = self.max_steps
+        stages: dict[str, TrainingConfig] = {}
+        for stage, config in self.trainings().items():
+            phases = []
+            for phase in config.phases:
+                steps = min(phase.steps or limit, limit)
+                phases.append(phase.model_copy(update={"steps": steps, "epochs": 0}))
+            stages[stage] = config.model_copy(update={"phases": tuple(phases)})
+        return self.model_copy(update=stages) if limit else self
 
-# The table of a stage that shares that of another one. decode_videos and index_shards are
-# configured by [corpora.NAME].
-TABLE_OF = {"zero_shot": "evaluate"}
+    def as_written(self, **options: Any) -> dict[str, Any]:
+        """Return the values as a user writes them, with [model] and [templates] once.
+
+        Args:
+            options: options of `model_dump`.
+        """
+        values = self.model_dump(mode="json", exclude_none=True, **options)
+        for key, stages in SHARED.items():
+            for stage in stages:
+                table = values.get(stage, {})
+                # A prompter may have sizes of its own.
+                if stage != "train_prompter" or table.get(key) == values.get(key):
+                    table.pop(key, None)
+        return values
 
 
 def input_names() -> set[str]:
-    """The names of the inputs of all stages, without those of corpora."""
+    """Return the names of the inputs of all stages, without those of corpora."""
     names: set[str] = set()
     for stage in STAGES:
         names |= import_module(f"alpro.stages.{stage}").Inputs.model_fields.keys()
@@ -296,20 +308,9 @@ def input_names() -> set[str]:
 
 
 def class_in(annotation: Any) -> type[StageConfig]:
-    """The class of a field, which is `Class` or `Class | None`."""
+    """Return the class of a field, which is `Class` or `Class | None`."""
     classes = (*get_args(annotation), annotation)
     return next(kind for kind in classes if isinstance(kind, type))
-
-
-def keys_of(path: JsonDict) -> list[tuple[str, str]]:
-    """The keys that name a file, each with its stage. path: FILE, or FILE_OR_NAME."""
-    keys = []
-    for stage, config in STAGE_CONFIGS.items():
-        for key, field in config.model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("path") == path["path"]:
-                keys.append((stage, key))
-    return keys
 
 
 # No corpus can have the name of an input: an artifact's record lists both by name.
@@ -320,22 +321,3 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     for name, field in PipelineConfig.model_fields.items()
     if name in STAGES
 }
-# Stages that work without a table.
-ALWAYS = [
-    stage for stage in STAGE_CONFIGS if PipelineConfig.model_fields[stage].default is not None
-]
-# Top-level tables that are part of the configuration of these stages.
-SHARED = [
-    (key, stage)
-    for key in ("model", "templates")
-    for stage, config in STAGE_CONFIGS.items()
-    if key in config.model_fields
-]
-FILES = keys_of(FILE)
-FILES_OR_NAMES = keys_of(FILE_OR_NAME)
-
-
-def is_word(stage: str, key: str, value: str) -> bool:
-    """Whether the value of a key is a word that is never a path, also where a file has its name."""
-    extra = STAGE_CONFIGS[stage].model_fields[key].json_schema_extra
-    return isinstance(extra, dict) and value in cast(list[str], extra.get("words", []))

@@ -133,7 +133,7 @@ def write_work(
 ) -> Path:
     """Checks the inputs of a step, and writes the file that its processes read. Returns it."""
     inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
-    inputs |= step.paths
+    inputs |= step.given
     # Just before the stage reads them, which may be hours after the plan.
     check_inputs(inputs.values())
 

@@ -19,9 +19,13 @@ from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.load import CONFIGS, find_config, read_toml, validation_line
+from alpro.pipeline.config.command import Command
+from alpro.pipeline.config.fields import error_line
+from alpro.pipeline.config.layers import CONFIGS, find_config, read_toml
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
-from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.reports.results import (
     Rows,
     Table,
@@ -76,7 +80,7 @@ def load_study(source: str) -> Study:
     try:
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:
-        raise InputError(f"{path}: {validation_line(error, Study)}") from error
+        raise InputError(f"{path}: {error_line(error, Study)}") from error
 
 
 class Member(NamedTuple):
@@ -84,21 +88,22 @@ class Member(NamedTuple):
 
     variant: str
     seed: int
-    changes: list[str]
-    plan: Planned
+    plan: Plan
 
     @property
     def title(self) -> str:
         return f"{self.variant} · seed {self.seed}"
 
 
-def members_of(
-    study: Study, config: str, data: str, changes: list[str], root: Path
-) -> list[Member]:
-    """The plans of all runs, seeds first. `changes` are those of the command line: they come after
-    those of the study, and before those of a variant and its seed, which are what is compared.
+def members_of(study: Study, config: str, changes: tuple[str, ...], root: Path) -> list[Member]:
+    """Plan all runs, seeds first.
 
-    Raises InputError, which names the variant, if one of them is invalid.
+    Args:
+        changes: changes of the command line. They come after those of the study, and before those
+            of a variant and its seed, which are what is compared.
+
+    Raises:
+        InputError: A variant is invalid. The message names it.
     """
     members = []
     for seed in study.seeds:
@@ -106,22 +111,22 @@ def members_of(
             own = [*study.changes, *changes, *its_changes, f'name="{study.name}"']
             try:
                 # Which stages a variant has decides which of the seeds are set.
-                settings = planned("", config, data, own, root).settings
+                settings = load_config(Command(config, tuple(own)))
                 own += [
                     f"{stage}.seed={seed}"
                     for stage in study.seed_stages
                     if getattr(settings, stage) is not None
                 ]
-                plan = planned(study.until, config, data, own, root)
+                plan = make_plan(Command(config, tuple(own), study.until), root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
 
-            members.append(Member(variant, seed, own, plan))
+            members.append(Member(variant, seed, plan))
     return members
 
 
 def run_study(
-    study: Study, members: list[Member], config: str, data: str, root: Path, tracking_uri: str = ""
+    study: Study, members: list[Member], root: Path, tracking_uri: str = ""
 ) -> tuple[Table | None, Path, list[str]]:
     """Runs all members. Returns the table of the selected scores, None without scores, the file
     with all of them, and the titles of the runs that failed: one does not stop the others. Raises
@@ -133,7 +138,7 @@ def run_study(
     from alpro.pipeline.tracking.tracker import Tracker
 
     for member in members:
-        check_files(member.plan.steps, member.plan.store)
+        check_plan(member.plan)
     tracker = Tracker.open(tracking_uri, root, study.name)
 
     scores: dict[str, dict[int, Rows]] = {variant: {} for variant in study.variants}
@@ -142,9 +147,9 @@ def run_study(
         log.info(f"{member.title} ({number} of {len(members)})")
         tags = {"study": study.name, "variant": member.variant, "seed": str(member.seed)}
         arguments = {
-            "config": config,
-            "data": data,
-            "changes": member.changes,
+            "config": member.plan.command.config,
+            "data": "",
+            "changes": list(member.plan.command.changes),
             "stage": study.until,
         }
         try:
@@ -170,7 +175,10 @@ def run_study(
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = {"study": study.model_dump(mode="json", by_alias=True), "config": config, "data": data}
+    about = {
+        "study": study.model_dump(mode="json", by_alias=True),
+        "config": members[0].plan.command.config,
+    }
     write_json(file, about | {"failed": failed, "scores": summaries})
 
     selected = [

@@ -6,6 +6,7 @@ from typing import Any
 
 from alpro.artifact import Record, flatten
 from alpro.errors import InputError
+from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 
@@ -24,8 +25,7 @@ def changed_values(arguments: Mapping[str, Any], settings: PipelineConfig) -> li
         return []
 
     try:
-        # Whether the data has questions decides nothing here, and may take long to find out.
-        original = load_config(arguments["config"], arguments["data"], None, lambda _: True)
+        original = load_config(Command(arguments["config"], data_changes(arguments["data"])))
     except InputError:  # only the changes make it valid
         return list(changes)
 

@@ -1,12 +1,12 @@
-"""The steps that make corpora: of the rendered sample, of the user's files, or of shards that are
-there already."""
+"""Steps that make corpora: of the rendered sample, of the user's files, or of existing shards."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.pipeline.config.pipeline_config import Corpus
+from alpro.log import warn_once
+from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig
 from alpro.pipeline.plan.digests import Digests, digest_manifest, digest_shards
 from alpro.pipeline.store.artifacts import Step
 from alpro.shards.sources.manifest import Manifest, import_source
@@ -15,81 +15,108 @@ from alpro.stages.index_shards import Config as IndexConfig
 
 
 def corpus_steps(
-    corpora: Mapping[str, Corpus], built: Mapping[str, Step], digests: Digests
+    settings: PipelineConfig, sample: Step | None, digests: Digests
 ) -> dict[str, Step]:
-    """The step that makes each corpus, by the corpus's name. built: the steps before them, by
-    stage.
+    """Return the step that makes each corpus, by the corpus's name.
 
-    The contents of the user's files are part of a step's fingerprint. Its `missing` says why they
-    cannot be read on this machine.
+    The contents of the user's files are part of a step's fingerprint. A step's `unreadable` says
+    why they cannot be read on this machine.
+
+    Args:
+        sample: the step that renders the sample.
     """
     steps = {}
-    for name, corpus in corpora.items():
-        if corpus.manifest:
-            inputs = {"sample": built["render_sample"]}
+    for name, corpus in settings.corpora.items():
+        if corpus.manifest and sample:
+            inputs = {"sample": sample}
             steps[name] = Step("decode_videos", f"decode_videos {name}", corpus.decoding, inputs)
         elif corpus.shards:
             steps[name] = index_step(name, corpus, digests)
-        else:
+        elif corpus.data:
             steps[name] = decode_step(name, corpus, digests)
     return steps
 
 
 def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
-    """The step that indexes existing shards."""
+    """Return the step that indexes existing shards."""
     shards = located(corpus.shards)
     config = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
-    step = Step("index_shards", f"index_shards {name}", config, paths={"shards": shards})
+    step = Step("index_shards", f"index_shards {name}", config, given={"shards": shards})
+
+    def read_digest() -> str:
+        return digest_shards(shards, digests)
 
     try:
-        contents = digest_shards(shards, digests)
+        digest = read_digest()
     except InputError as error:
-        return replace(step, missing=str(error))
-
-    def unchanged() -> bool:
-        try:
-            return digest_shards(shards, digests) == contents
-        except InputError:  # they cannot be read any more
-            return False
-
-    # Shards at a URL are not checked again: a store may describe the same file differently each
-    # time.
-    is_local = isinstance(shards, Path)
-    return replace(step, files={"shards": contents}, unchanged=unchanged if is_local else None)
+        return replace(step, unreadable=str(error))
+    return replace(
+        step,
+        digests={"shards": digest},
+        recheck=recheck(read_digest, digest, is_local=isinstance(shards, Path)),
+    )
 
 
 def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
-    """The step that decodes the user's files. They are imported here, once; the stage reads the
-    manifest."""
+    """Return the step that decodes the user's files. They are imported here, once; the stage reads
+    the manifest."""
     data = located(corpus.data)
     sources: dict[str, Location] = {"data": data, **corpus.annotation_files}
     if corpus.names_root:
         sources["root"] = corpus.names_root
+    step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
 
-    step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, sources=sources)
-
-    def imported() -> Manifest:
+    def read_manifest() -> Manifest:
         return import_source(data, digests.manifests, corpus.annotation_files, corpus.names_root)
 
+    def read_digest() -> str:
+        # Of rows at URLs, the identities of the last time, for the reason given in `recheck`.
+        return digest_manifest(read_manifest(), digests, ask=False)
+
     try:
-        manifest = imported()
-        contents = digest_manifest(manifest, digests)
+        manifest = read_manifest()
+        digest = digest_manifest(manifest, digests)
     except InputError as error:
-        return replace(step, missing=str(error))
+        return replace(step, unreadable=str(error))
 
-    def unchanged() -> bool:
-        try:
-            # Of rows at URLs, the identities of the last time, for the reason below.
-            return digest_manifest(imported(), digests, ask=False) == contents
-        except InputError:  # they cannot be read any more
-            return False
-
-    # A corpus at a URL is not checked again: a store may describe the same file differently each
-    # time.
     is_local = all(isinstance(path, Path) for path in sources.values())
     return replace(
         step,
-        files={"data": contents},
-        paths={"manifest": manifest.folder},
-        unchanged=unchanged if is_local else None,
+        digests={"data": digest},
+        given={"manifest": manifest.folder},
+        recheck=recheck(read_digest, digest, is_local),
     )
+
+
+def recheck(
+    read_digest: Callable[[], str], digest: str, is_local: bool
+) -> Callable[[], bool] | None:
+    """Return a function that tells whether files still have a digest; None for files at a URL, since
+    a store may describe the same file differently each time."""
+
+    def is_unchanged() -> bool:
+        try:
+            return read_digest() == digest
+        except InputError:  # they cannot be read any more
+            return False
+
+    return is_unchanged if is_local else None
+
+
+def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> PipelineConfig:
+    """Leave out question answering on corpora that have no questions, as their manifests tell."""
+    silent = set()
+    for name, step in corpora.items():
+        manifest = step.given.get("manifest")
+        if manifest and not Manifest(Path(manifest)).about["questions"]:
+            silent.add(name)
+
+    changed: dict[str, object] = {}
+    asked = settings.finetune_qa.corpora if settings.finetune_qa else []
+    if asked and silent.issuperset(asked):
+        changed["finetune_qa"] = None
+        sources = ", ".join(settings.corpora[name].data for name in asked)
+        warn_once(f"no questions in {sources}: question answering is skipped")
+    if settings.evaluate.qa in silent:
+        changed["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
+    return settings.model_copy(update=changed) if changed else settings

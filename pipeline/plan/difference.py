@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from alpro.artifact import Record, deciding
-from alpro.pipeline.config.pipeline_config import SHARED, TABLE_OF
+from alpro.pipeline.config.tables import SHARED, TABLE_OF
 from alpro.stages import CORPUS_STAGES
 
 Kind = Literal["configuration", "data", "code", "version"]
@@ -111,8 +111,8 @@ def setting_name(record: Record, key: str) -> str:
         return f"corpora.{corpus_name(record)}.{rest}"
 
     # [model] and [templates] are set once. Only the prompter may have sizes of its own.
-    shared = (rest.partition(".")[0], stage)
-    if shared in SHARED and stage != "train_prompter":
+    is_shared = stage in SHARED.get(rest.partition(".")[0], ())
+    if is_shared and stage != "train_prompter":
         return rest
     return f"{TABLE_OF.get(stage, stage)}.{rest}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state
 from alpro.log import progress
-from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.sources.manifest import Manifest
 from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards
 
@@ -140,25 +140,14 @@ def checksum_or_missing(file: str) -> str:
         ) from error
 
 
-def digest_data(
-    source: Location,
-    digests: Digests,
-    annotations: Mapping[str, Path] | None = None,
-    root: Path | None = None,
-    ask: bool = True,
-) -> str:
-    """The digest of a manifest, a folder, or a folder with annotation files, including the contents
-    of all media files.
+def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> str:
+    """Return the digest of an imported source, including the contents of all media files.
 
     Remote files are not read: their store's identity (size, ETag, ...) represents their contents.
-    With `ask=False` it is that of the last time.
+
+    Args:
+        ask: ask the stores; otherwise, use the identities of the last time.
     """
-    manifest = import_source(source, digests.manifests, annotations, root)
-    return digest_manifest(manifest, digests, ask)
-
-
-def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> str:
-    """The digest of an imported source, as `digest_data`."""
     everything = hashlib.sha256(manifest.about["digest"].encode())
     with progress("reading files", manifest.about["rows"], "rows") as advance:
         for batch in manifest.batches(["path"]):

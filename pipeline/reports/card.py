@@ -8,7 +8,7 @@ from typing import Any
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import Table, data_table, label_of, tables
-from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
 
@@ -103,7 +103,7 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     index = ""
     if record:
         # A store has its artifacts at STAGE/FINGERPRINT.
-        store = Store(artifact.parents[1])
+        store = Snapshot(artifact.parents[1])
         split, scores = newest_scores(store, record)
         evaluated = evaluation(split, scores)
         index = model_index(name, tag, split, scores)
@@ -168,14 +168,14 @@ def training(sources: list[tuple[Path, Record]]) -> str:
     )
 
 
-def newest_scores(store: Store, record: Record) -> tuple[str, list[dict[str, Any]]]:
+def newest_scores(store: Snapshot, record: Record) -> tuple[str, list[dict[str, Any]]]:
     """The split and the scores of the newest evaluation of the model; empty if there is none."""
     split = ""
     scores: list[dict[str, Any]] = []
     prefixes = PREFIXES_OF_STAGE.get(record.stage, ("-",))
 
     # From the oldest to the newest, so that the newest one with scores of this model stays.
-    for folder, other in store.all():
+    for folder, other in store.artifacts:
         used = {source.fingerprint for source in other.inputs.values()}
         if other.stage not in EVALUATIONS or record.fingerprint not in used:
             continue

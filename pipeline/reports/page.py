@@ -6,29 +6,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 
-from alpro.artifact import Record, read_results
+from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
 from alpro.pipeline.plan.changes import built_before
-from alpro.pipeline.plan.dag import Planned, required
-from alpro.pipeline.plan.difference import differences, origin
+from alpro.pipeline.plan.plan import Plan, required
 from alpro.pipeline.reports.charts import (
-    Bars,
     calibrations,
-    difference_bars,
     learning_curves,
     score_bars,
 )
 from alpro.pipeline.reports.results import Rows, Table, data_table, main_table, rows, tables
-from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.reports.verdict import fine_tuned_verdict
+from alpro.pipeline.store.artifacts import Step
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.controls import CONTROLS
 
 MAX_EARLIER_RUNS = 8  # that a page links
@@ -48,7 +44,7 @@ CAPTIONS = {
 }
 
 
-def report_file(root: Path, plan: Planned) -> Path:
+def report_file(root: Path, plan: Plan) -> Path:
     """The report of a run of a plan in a workspace. Its summary is the .json beside it."""
     return root / "reports" / f"{plan.settings.name}-{plan.steps[-1].fingerprint[:6]}.html"
 
@@ -285,7 +281,7 @@ def stage_pictures(folder: Path) -> list[tuple[str, str]]:
     return pictures
 
 
-def finished_steps(plan: Planned, report: Path) -> list[Step]:
+def finished_steps(plan: Plan, report: Path) -> list[Step]:
     """The steps of a run that has nothing to do: every artifact is in the workspace, which has an
     MLflow store, and the last run of these steps did not fail or stop. Empty if anything is left to
     do. report: the file of `report_file`."""
@@ -297,56 +293,3 @@ def finished_steps(plan: Planned, report: Path) -> list[Step]:
         if read_json(report.with_suffix(".json"))["state"] != FINISHED:
             return []
     return wanted if all(map(plan.store.find, wanted)) else []
-
-
-class Compared(NamedTuple):
-    """Runs side by side: the tables, a sentence on each of the others, and the charts of their
-    differences."""
-
-    title: str
-    tables: list[Table]
-    verdicts: list[str]
-    bars: list[Bars]
-
-
-def compared_runs(store: Store, artifacts: Sequence[tuple[Path, Record]]) -> Compared:
-    """Compares artifacts of evaluations, the first with each of the others. Raises InputError as
-    `compare` does."""
-    names = [folder.name[:8] for folder, _ in artifacts]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise InputError(f"{repeated[0]}: named twice; name two runs")
-
-    folders = [folder for folder, _ in artifacts]
-    compared = [compare(folders[0], folder) for folder in folders[1:]]
-    by_name = dict(zip(names[1:], compared, strict=True))
-    verdicts = [verdict_of(names[0], name, one) for name, one in by_name.items()]
-    charts = [difference_bars(names[0], name, one) for name, one in by_name.items()]
-
-    origins = []
-    for _, record in artifacts:
-        origins.append(origin(*(ancestor for _, ancestor in store.lineage(record))))
-    lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
-    shown = [Table("What differs", ["", "", *names], lines, texts=True)] if lines else []
-
-    results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
-    marked = decisive(row["name"] for one in compared for row, _ in one.scores)
-
-    return Compared(
-        title=" and ".join(names),
-        tables=shown + tables(results, compared, marked),
-        verdicts=[sentence for sentence in verdicts if sentence],
-        bars=[chart for chart in charts if chart],
-    )
-
-
-def comparison_page(path: Path, compared: Compared) -> Path:
-    """Writes the page of runs side by side."""
-    return write_page(
-        path,
-        compared.title,
-        verdicts=compared.verdicts,
-        bars=compared.bars,
-        tables=compared.tables,
-        opened=["What differs"],
-    )

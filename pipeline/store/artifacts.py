@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
@@ -26,7 +26,6 @@ from alpro.artifact import (
     RECORD,
     Record,
     Source,
-    artifacts,
     check_artifact,
     check_record,
     digest_of,
@@ -35,17 +34,15 @@ from alpro.artifact import (
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
-from alpro.pipeline.config.pipeline_config import FILES_OR_NAMES
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
+from alpro.pipeline.store.snapshot import Artifact, Snapshot
 from alpro.shards.ffmpeg_decoder import ffmpeg_version
 from alpro.shards.storage import Location, absolute, located
-from alpro.stages.execution.interface import STOP, Outcome, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, STOP, Outcome, StageConfig, path_kind
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
-
-Artifact = tuple[Path, Record]  # its folder and its record
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,18 @@ class Step:
     name: str  # name for users: the stage, and the corpus if there are several
     config: StageConfig
     inputs: Mapping[str, "Step"] = field(default_factory=dict)
-    # SHA-256 or version of outside files, by name or STAGE.KEY.
-    files: Mapping[str, str] = field(default_factory=dict)
-    # Inputs that no step builds, such as a model folder of the user's. Only their digests in
-    # `files` count.
-    paths: Mapping[str, Location] = field(default_factory=dict)
-    # The user's files that an input in `paths` was imported from.
-    sources: Mapping[str, Location] = field(default_factory=dict)
-    unchanged: Callable[[], bool] | None = None  # whether the local outside files are unchanged
-    # Why the outside files cannot be read on this machine; the step cannot run then.
-    missing: str = ""
+    # SHA-256 or version of outside files, by the name of an input or STAGE.KEY.
+    digests: Mapping[str, str] = field(default_factory=dict)
+    # Inputs that no step builds, such as a model folder of the user's. Only their digests count.
+    given: Mapping[str, Location] = field(default_factory=dict)
+    # The user's files that an input in `given` was imported from.
+    imported_from: Mapping[str, Location] = field(default_factory=dict)
+    recheck: Callable[[], bool] | None = None  # tells whether local outside files are unchanged
+    # Why outside files cannot be read on this machine. The step cannot run then.
+    unreadable: str = ""
 
     def needs(self, other: "Step") -> bool:
-        """Whether the other's artifact is an input of this step, or of one of its inputs."""
+        """Return whether the other's artifact is an input of this step, or of one of its inputs."""
         return any(step.name == other.name or step.needs(other) for step in self.inputs.values())
 
     @property
@@ -82,7 +78,7 @@ class Step:
     @property
     def description(self) -> Record:
         """The artifact's record as it is known before the stage runs."""
-        paths = {**self.sources, **self.paths}
+        paths = {**self.imported_from, **self.given}
         return replace(
             self._recipe(),
             name=self.name,
@@ -91,14 +87,14 @@ class Step:
         )
 
     def _recipe(self) -> Record:
-        """What the fingerprint is the digest of."""
+        """Return the fields that the fingerprint hashes."""
         inputs = {name: Source(step.stage, step.fingerprint) for name, step in self.inputs.items()}
         return Record(
             stage=self.stage,
             stage_version=self.module.VERSION,
             config=self.config.model_dump(mode="json"),
             inputs=inputs,
-            files=dict(self.files),
+            files=dict(self.digests),
         )
 
 
@@ -119,9 +115,13 @@ class Store:
             check_record(self.folder(step), record)
         return record
 
+    def snapshot(self) -> Snapshot:
+        """Read every record once, for a command that asks several questions."""
+        return Snapshot(self.root)
+
     def all(self) -> list[Artifact]:
-        """Every artifact with its record, oldest first."""
-        return artifacts(self.root)
+        """Return every artifact with its record, oldest first."""
+        return self.snapshot().artifacts
 
     @contextmanager
     def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
@@ -162,109 +162,63 @@ class Store:
         seconds = round(time.monotonic() - started, 1)
 
         # The fingerprint has the digests of the files as they were before.
-        if step.unchanged and not step.unchanged():
+        if step.recheck and not step.recheck():
             # Results from the changed files must not be reused if the files are restored.
             for name in UNFINISHED:
                 shutil.rmtree(folder / name, ignore_errors=True)
-            files = " or ".join(map(str, (step.sources or step.paths).values()))
+            files = " or ".join(map(str, (step.imported_from or step.given).values()))
             raise InputError(
                 f"{step.name}: its input files changed during the run ({files}); run again"
             )
         return write_record(folder, step.description, outcome, {"seconds": seconds, **run_info})
 
-    def lineage(self, record: Record) -> list[Artifact]:
-        """The artifact and all that it was built from and that was not removed since, inputs before
-        their users."""
-        present = {other.fingerprint: (folder, other) for folder, other in self.all()}
-        ordered: dict[str, Artifact] = {}
-
-        def visit(fingerprint: str) -> None:
-            # A removed artifact has no record: what it was built from is not known.
-            if fingerprint in present and fingerprint not in ordered:
-                _, built = present[fingerprint]
-                for source in built.inputs.values():
-                    visit(source.fingerprint)
-                ordered[fingerprint] = present[fingerprint]
-
-        visit(record.fingerprint)
-        return list(ordered.values())
-
-    def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
-        """The artifacts that no kept one was built from, newest first, so that users come before
-        their inputs.
-
-        kept: fingerprints; by default the newest artifact of each name.
-        """
-        present = self.all()
-        # Oldest first: of a name, the newest record wins.
-        newest = {record.name: record.fingerprint for _, record in present}
-        inputs = {record.fingerprint: record.inputs.values() for _, record in present}
-
-        reached: set[str] = set()
-        pending = [*kept] or [*newest.values()]
-        while pending:
-            fingerprint = pending.pop()
-            if fingerprint not in reached:
-                reached.add(fingerprint)
-                pending += [source.fingerprint for source in inputs.get(fingerprint, ())]
-
-        return [
-            (folder, record)
-            for folder, record in reversed(present)
-            if record.fingerprint not in reached
-        ]
-
-    def unfinished(self) -> list[Path]:
-        """The folders of interrupted stages: they have no record, and the same stage continues in
-        them."""
-        finished = {folder for folder, _ in self.all()}
-
-        return [
-            folder
-            for folder in sorted(self.root.glob("*/*"))
-            if folder.is_dir() and folder not in finished
-        ]
-
     def is_elsewhere(self, folder: Path) -> bool:
-        """Whether a folder is a link to another place, or in one. Such a folder is never
+        """Return whether a folder is a link to another place, or in one. Such a folder is never
         removed."""
         return not folder.resolve().is_relative_to(self.root.resolve())
 
     def remove(self, folders: Iterable[Path]) -> None:
-        """Removes folders, in this order.
+        """Remove folders, in this order.
 
-        Raises InputError, before it removes a folder, if that is outside of the store, or if a
-        stage is being built: it reads artifacts that only its own record, which is written last,
-        will name. Also if the store cannot be written.
+        Raises:
+            InputError: Before a folder is removed: one is outside of the store, or a stage is being
+                built. It reads artifacts that only its own record, which is written last, will
+                name. Also if the store cannot be written.
         """
+        folders = list(folders)
+        for folder in folders:
+            if self.is_elsewhere(folder):
+                raise InputError(
+                    f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
+                )
+        self._check_locks()
+
         for folder in folders:
             try:
-                self._remove(folder)
+                # A run that needs the artifact now waits, and builds it again.
+                with FileLock(folder.with_suffix(".lock")):
+                    # First, so that no record describes an incomplete folder.
+                    (folder / RECORD).unlink(missing_ok=True)
+                    # Also after a power failure.
+                    sync(folder)
+                    shutil.rmtree(folder)
             except OSError as error:
                 raise InputError(f"{folder}: cannot be removed: {error.strerror}") from error
 
-    def _remove(self, folder: Path) -> None:
-        if self.is_elsewhere(folder):
-            raise InputError(
-                f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
-            )
-
+    def _check_locks(self) -> None:
+        """Raise InputError if a stage is being built."""
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)
-            if not acquire(lock, blocking=False):
+            try:
+                is_free = acquire(lock, blocking=False)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be locked: {error.strerror}") from error
+            if not is_free:
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is "
-                    f"done"
+                    "done"
                 )
             lock.release()
-
-        # A run that needs the artifact now waits, and builds it again.
-        with FileLock(folder.with_suffix(".lock")):
-            # First, so that no record describes an incomplete folder.
-            (folder / RECORD).unlink(missing_ok=True)
-            # Also after a power failure.
-            sync(folder)
-            shutil.rmtree(folder)
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:
@@ -293,7 +247,7 @@ def write_record(
         precision=outcome.precision,
         contents=describe_contents(folder, outcome.sha256),
         versions=versions() | hub_commits(description),
-        run={"at": time_after(folder.parent.parent), **run_info},
+        run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
     )
 
     values = record.to_json()
@@ -307,18 +261,6 @@ def write_record(
     for stale in folder.rglob(".*.part"):  # of killed processes
         stale.unlink(missing_ok=True)
     return Record.of(values)
-
-
-def time_after(root: Path) -> str:
-    """The time of a new record: now, but after all others of the store. Their order is that in
-    which artifacts were built, also if the clock was set back between two of them."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    times = [record.run["at"] for _, record in artifacts(root) if "at" in record.run]
-    newest = datetime.fromisoformat(max(times)) if times else now
-    if newest.tzinfo is None:
-        newest = newest.replace(tzinfo=UTC)
-
-    return (newest + timedelta(seconds=1) if now < newest else now).isoformat()
 
 
 def versions() -> dict[str, str]:
@@ -335,15 +277,17 @@ def versions() -> dict[str, str]:
 
 
 def hub_commits(description: Record) -> dict[str, str]:
-    """By STAGE.KEY, the commits of the hub's models that a stage names without a revision, as its
-    cache has them."""
+    """Return the commits of the hub's models that a stage names without a revision, as the hub's
+    cache has them, by STAGE.KEY."""
     commits: dict[str, str] = {}
-    for stage, key in FILES_OR_NAMES:
-        setting = f"{stage}.{key}"
-        if stage != description.stage or setting in description.files:
+    fields = import_module(f"alpro.stages.{description.stage}").Config.model_fields
+    for key, field_info in fields.items():
+        setting = f"{description.stage}.{key}"
+        model = description.config.get(key) or ""
+        is_model = path_kind(field_info, model) == FILE_OR_NAME["path"]
+        if not model or not is_model or setting in description.files:
             continue
 
-        model = description.config.get(key, "")
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             repository = f"models--{name.replace('/', '--')}"

@@ -130,8 +130,8 @@ def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, st
         return "damaged", f"cannot be read: {error.strerror}"
 
 
-def size_of(folder: Path) -> int:
-    """The bytes of a folder, also of files that other folders share."""
+def measure_folder(folder: Path) -> int:
+    """Return the bytes of a folder, also of files that other folders share."""
     return sum(
         path.stat().st_size
         for path in folder.rglob("*")

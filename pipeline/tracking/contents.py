@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from pydantic import ValidationError
 
 from alpro.artifact import Record, Source, flatten
-from alpro.pipeline.config.pipeline_config import SHARED, PipelineConfig
+from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.stages import CORPUS_STAGES, STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.execution.interface import Interrupted
@@ -103,12 +103,7 @@ def pipeline_params(settings: PipelineConfig) -> dict[str, Any]:
     shows a missing parameter as a blank, and plots it as the value of another run.
     """
     every = settings.model_dump(mode="json", exclude={"name", "resources"})
-    not_default = settings.model_dump(mode="json", exclude_defaults=True)
-
-    # [model] and [templates] are parameters themselves; of the stages' copies, only others.
-    for shared, stage in SHARED:
-        if every[stage] and every[stage][shared] == every[shared]:
-            not_default.get(stage, {}).pop(shared, None)
+    not_default = settings.as_written(exclude_defaults=True)
 
     params: dict[str, Any] = {"pretrained": every.pop("pretrained") or "none"}
     for name in every.pop("corpora"):

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 from alpro.errors import InputError
 from alpro.shards.storage import Location
@@ -48,15 +49,24 @@ class Stopped(Interrupted):
     """The pipeline stops, and this stage with it. The next run resumes."""
 
 
-# `json_schema_extra` of keys that name a file of the user's: one that must exist, or one that may
-# be a name on the hub.
+# `json_schema_extra` of keys whose value is a path: of a file that must exist, or of one that may
+# also be a name on the hub.
 FILE: JsonDict = {"path": "file"}
 FILE_OR_NAME: JsonDict = {"path": "file or name"}
 
 
 def file_or_word(*words: str) -> JsonDict:
-    """As FILE_OR_NAME, for a key whose value may also be one of `words`, which are never paths."""
+    """Return FILE_OR_NAME for a key whose value may also be one of `words`, which are never
+    paths."""
     return {**FILE_OR_NAME, "words": [*words]}
+
+
+def path_kind(field: FieldInfo, value: str) -> str:
+    """Return the kind of path that a value is: file, or file or name; empty if it is none."""
+    extra: Any = field.json_schema_extra
+    if not isinstance(extra, dict) or value in extra.get("words", ()):
+        return ""
+    return extra.get("path", "")
 
 
 class StageConfig(BaseModel, frozen=True, extra="forbid"):

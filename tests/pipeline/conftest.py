@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 from alpro.files import digest
+from tests.plans import plan_of
 
 if TYPE_CHECKING:
     from alpro.artifact import Record
@@ -173,12 +174,11 @@ def alpro(
 ) -> dict[str, str]:
     """Runs a pipeline, or one stage of it, as a flow whose stages run in this process."""
     from alpro.pipeline.flows.flow import start
-    from alpro.pipeline.plan.dag import planned
     from alpro.pipeline.tracking.tracker import Tracker
 
     arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
-        plan = planned(stage, config, data, list(changes), workspace)
+        plan = plan_of(config, *changes, workspace=workspace, data=data, stage=stage)
         tracker = Tracker.open(uri, workspace, plan.settings.name)
         return start(plan, arguments, workspace, tracker)
 

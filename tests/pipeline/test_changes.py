@@ -3,16 +3,16 @@
 import pytest
 
 from alpro.artifact import Record
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.changes import built_before, changed_code, changed_values
 from alpro.pipeline.reports.page import latest_summary, write_report
 from alpro.pipeline.reports.summary import summary
 from tests.pipeline.conftest import TINY
+from tests.plans import configure
 
 
 def changed(*changes: str, config: str = TINY) -> list[str]:
     arguments = {"config": config, "data": "", "changes": list(changes)}
-    return changed_values(arguments, load_config(config, changes=list(changes)))
+    return changed_values(arguments, configure(config, *changes))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from alpro.artifact import Record, Source
-from alpro.pipeline.config.load import load_config
-from alpro.pipeline.plan.dag import plan, reason
 from alpro.pipeline.plan.difference import Difference, differences, origin
-from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.plan import explain
 from alpro.pipeline.store.artifacts import Step
 from tests.pipeline.conftest import TINY
+from tests.plans import plan_of
 
 CLIPS = Record(
     stage="decode_videos",
@@ -72,12 +70,7 @@ def test_an_input_that_was_removed_is_compared_by_its_fingerprint():
 
 def steps(folder: Path, *changes: str) -> dict[str, Step]:
     """The steps of the tiny pipeline by name."""
-    settings = load_config(TINY, changes=list(changes))
-    return {step.name: step for step in plan(settings, Digests(folder / "digests.sqlite"))}
-
-
-def why(step: Step, *records: Record) -> str:
-    return reason(step, SimpleNamespace(all=lambda: [(Path(), record) for record in records]))
+    return {step.name: step for step in plan_of(TINY, *changes, workspace=folder).steps}
 
 
 def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_counts(tmp_path):
@@ -92,11 +85,13 @@ def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_c
     ]
     step = steps(tmp_path, "evaluate.seed=3", "evaluate.frames=8")["evaluate"]
 
-    assert why(step, *earlier) == "evaluate.seed = 3 (previous run: 2)"
+    assert explain(step, earlier) == "evaluate.seed = 3 (previous run: 2)"
 
 
 def test_a_step_without_an_earlier_artifact_says_so(tmp_path):
-    assert why(steps(tmp_path)["evaluate"], MODEL) == "no artifact yet"
+    assert explain(steps(tmp_path)["evaluate"], [MODEL]) == (
+        "no artifact of this configuration yet"
+    )
 
 
 def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
@@ -108,4 +103,4 @@ def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
         ("decode_videos clips", "corpora.clips.frames = 3 "),
         ("zero_shot", "evaluate.frames = 8 "),
     ):
-        assert key in why(after[name], before[name].description)
+        assert key in explain(after[name], [before[name].description])

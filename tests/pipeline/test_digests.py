@@ -12,7 +12,8 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.pipeline.plan import digests as module
-from alpro.pipeline.plan.digests import Digests, digest_data
+from alpro.pipeline.plan.digests import Digests
+from tests.plans import digest_data
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from alpro.pipeline.config.load import load_config, shipped
-from alpro.pipeline.plan.dag import plan
-from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.config.layers import shipped
+from tests.plans import plan_of
 
 ROOT = Path(__file__).parents[2]
 OF_TESTS = "tests/tiny.toml"
@@ -23,6 +22,7 @@ RECORDED = Path(__file__).with_name("fingerprints.json")
 DATA = {
     "didemo_retrieval": ("didemo", "webvid", "cc3m"),
     "from_clip": ("data",),
+    "from_vit": ("data",),
     "from_weights": ("data",),
     "msrvtt_qa": ("msrvtt", "webvid", "cc3m"),
     "msrvtt_retrieval": ("msrvtt", "webvid", "cc3m"),
@@ -72,7 +72,7 @@ def fingerprints(name: str, root: Path) -> dict[str, str]:
         if start in ("retrieval", "qa"):
             changes += ["finetune_retrieval=false", "finetune_qa=false"]
         source = str(ROOT / name) if name == OF_TESTS else name
-        for step in plan(load_config(source, changes=changes), Digests(root / "digests.sqlite")):
+        for step in plan_of(source, *changes, workspace=root).steps:
             found[f"{step.name} from {start}" if start else step.name] = step.fingerprint[:16]
     return found
 

@@ -17,10 +17,7 @@ from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import flow
-from alpro.pipeline.plan.dag import plan, planned
-from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.reports.page import finished_steps, report_file
 from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.tracking.contents import rounded
@@ -39,6 +36,7 @@ from tests.pipeline.conftest import (
     runs,
     states_of,
 )
+from tests.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -179,12 +177,12 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkey
 
 def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
-    report = report_file(tmp_path, planned("", TINY, "", [], tmp_path))
+    report = report_file(tmp_path, plan_of(TINY, workspace=tmp_path))
 
     def finished(*changes: str) -> list[str]:
         return [
             step.name
-            for step in finished_steps(planned("", TINY, "", list(changes), tmp_path), report)
+            for step in finished_steps(plan_of(TINY, *changes, workspace=tmp_path), report)
         ]
 
     assert finished() == []  # nothing of it is in MLflow
@@ -230,7 +228,7 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
         for many in run.task_inputs.values()
         for source in many
     }
-    steps = plan(load_config(TINY), Digests(workspace / "digests.sqlite"))
+    steps = plan_of(TINY, workspace=workspace).steps
     assert arrows == {(other.name, step.name) for step in steps for other in step.inputs.values()}
 
 
@@ -267,7 +265,7 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
 
 def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     def rows(change: str) -> dict[str, tuple[str, str]]:
-        found = plan_rows(planned("", TINY, "", [change], workspace), TINY)
+        found = plan_rows(plan_of(TINY, change, workspace=workspace))
         return {row["name"]: (row["state"], row["reason"]) for row in found}
 
     assert set(rows("resources.workers=1").values()) == {("cached", "")}
@@ -292,7 +290,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
         "stage": "evaluate",
     }
     title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate']).name[:6]}"
-    assert flow.title_of(planned("", TINY, "", [], workspace), arguments) == title
+    assert flow.title_of(plan_of(TINY, workspace=workspace), arguments) == title
 
 
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 
 from alpro import stages
 from alpro.files import read_json
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.execution.run_stage import run
-from alpro.pipeline.plan.dag import plan
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.steps import build_steps
 from alpro.stages.execution.interface import Resources
+from tests.plans import configure
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +32,12 @@ def test_the_example_of_a_new_stage_is_planned_and_runs(tmp_path, monkeypatch):
     class WithCounts(PipelineConfig):
         count_words: module.Config = module.Config()  # type: ignore[name-defined]
 
-    tiny = load_config(str(ROOT / "tests" / "tiny.toml"))
+    tiny = configure(str(ROOT / "tests" / "tiny.toml"))
     values = {name: getattr(tiny, name) for name in PipelineConfig.model_fields}
     config = WithCounts(**values, count_words=module.Config(min_letters=5))  # type: ignore[attr-defined]
-    steps = {step.name: step for step in plan(config, Digests(tmp_path / "digests.sqlite"))}
+    steps = {
+        step.name: step for step in build_steps(config, Digests(tmp_path / "digests.sqlite"))[1]
+    }
     step = steps["count_words"]
     assert step.inputs == {"vocabulary": steps["build_vocabulary"]}
 

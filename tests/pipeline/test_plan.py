@@ -17,17 +17,19 @@ from PIL import Image
 
 from alpro.artifact import Record, digest_of
 from alpro.errors import InputError
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan import digests as module
+from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.corpora import decode_step, index_step
-from alpro.pipeline.plan.dag import check_files, plan, required
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.plan import required
+from alpro.pipeline.plan.steps import build_steps
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.reader import ShardReader
 from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES, cache_prompts
 from tests.conftest import REVISION
 from tests.pipeline.conftest import TINY, of_shards
+from tests.plans import configure, plan_of
 from tests.stages.conftest import write_manifest
 
 
@@ -41,9 +43,14 @@ def steps_of(digests) -> Callable[..., dict[str, Step]]:
     """steps_of(*changes): the steps of the tiny pipeline by name."""
 
     def find(*changes: str) -> dict[str, Step]:
-        return {step.name: step for step in plan(load_config(TINY, changes=list(changes)), digests)}
+        return steps_by_name(TINY, *changes, digests=digests)
 
     return find
+
+
+def steps_by_name(config: str, *changes: str, digests: Digests, data: str = "") -> dict[str, Step]:
+    _, steps = build_steps(configure(config, *changes, data=data), digests)
+    return {step.name: step for step in steps}
 
 
 def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
@@ -57,13 +64,13 @@ def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
 def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, tmp_path):
     """Of the sample, and of existing shards and other data: together they have every input."""
     (tmp_path / "a.tar").write_bytes(b"shard")
-    of_shards_alone = plan(load_config(of_shards(tmp_path, tmp_path)), digests)
+    of_shards_alone = steps_by_name(of_shards(tmp_path, tmp_path), digests=digests).values()
     rows = [{"id": "wall", "captions": ["wall"], "split": "train"}]
     data = Corpus(data=str(write_manifest(tmp_path / "data", rows)))
     given: dict[str, set[str]] = {stage: set() for stage in STAGES}
     for step in [*steps_of().values(), *of_shards_alone, decode_step("walls", data, digests)]:
         locations = {name: Path(other.name) for name, other in step.inputs.items()}
-        inputs = step.module.Inputs.of(locations | dict(step.paths))
+        inputs = step.module.Inputs.of(locations | dict(step.given))
         corpora = {name for name, other in step.inputs.items() if other.stage in CORPUS_STAGES}
         assert getattr(inputs, "corpora", {}).keys() == corpora
         given[step.stage] |= {name for name, value in inputs if value}
@@ -164,7 +171,7 @@ def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(
     ]:
         missing = steps_of("pretrain.start=scratch", f"{clip}={value}", f"{long}={tokens}")[
             "train_prompter"
-        ].missing
+        ].unreadable
         assert bool(missing) == refused, (value, missing)
         assert not refused or (clip in missing and str(value) in missing)
 
@@ -313,8 +320,8 @@ def test_every_file_of_a_given_model_changes_what_is_made_of_it(digests, tmp_pat
     data = write_manifest(tmp_path / "data", [{"id": "a", "captions": ["x"]}])
 
     def find() -> dict[str, Step]:
-        config = load_config("msrvtt_retrieval", str(data), [f"pretrained={folder}"])
-        return {step.name: step for step in plan(config, digests)}
+        changes = f"corpora.msrvtt.data={data}", f"pretrained={folder}"
+        return steps_by_name("msrvtt_retrieval", *changes, digests=digests)
 
     for file in files:
         before = find()
@@ -335,8 +342,8 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(steps_of, tmp_path, monke
 
 def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
     def fingerprint(folder) -> str:
-        steps = plan(load_config(of_shards(folder, tmp_path)), digests)
-        return next(step.fingerprint for step in steps if step.stage == "index_shards")
+        steps = steps_by_name(of_shards(folder, tmp_path), digests=digests)
+        return steps["index_shards clips"].fingerprint
 
     store = fsspec.filesystem("memory")
     (tmp_path / "a.tar").write_bytes(b"one")
@@ -350,9 +357,9 @@ def test_changed_shards_are_another_corpus(digests, tmp_path, memory):
     corpus = Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25)
     step = index_step("films", corpus, digests)
     assert (step.config.kinds, step.config.max_reject_share) == ("image", 0.25)
-    steps = plan(load_config(of_shards("memory://bucket/none", tmp_path)), digests)
+    plan = plan_of(of_shards("memory://bucket/none", tmp_path), workspace=tmp_path)
     with pytest.raises(InputError, match="no such folder of shards"):
-        check_files(steps, Store(tmp_path / "artifacts"))
+        check_plan(plan)
 
 
 def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(
@@ -365,9 +372,9 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
     corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
     for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
         before = decode_step("films", corpus, digests)
-        assert (before.missing, before.unchanged()) == ("", True)
+        assert (before.unreadable, before.recheck()) == ("", True)
         write(file, content)
-        assert not before.unchanged()
+        assert not before.recheck()
         assert decode_step("films", corpus, digests).fingerprint != before.fingerprint
     store = fsspec.filesystem("memory")
     found = []
@@ -395,7 +402,7 @@ def test_files_that_change_while_a_stage_runs_make_no_artifact(
         made = store.make(
             step,
             lambda _, out: step.module.run(
-                step.config, step.module.Inputs.of(step.paths), out, resources
+                step.config, step.module.Inputs.of(step.given), out, resources
             ),
             {},
         )

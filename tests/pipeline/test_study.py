@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alpro.artifact import RECORD_VERSION, Record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.load import shipped
+from alpro.pipeline.config.layers import shipped
 from alpro.pipeline.flows.study import (
     SEEDED,
     STUDIES,
@@ -167,7 +167,7 @@ def test_a_seed_sets_the_seeds_of_all_stages_or_of_those_of_the_study(tmp_path):
     changes = ["render_sample.seed=4", "pretrain.seed=9"]
     trainings = {"seed_stages": ("train_prompter", "pretrain")}
     for values, own, seeds in (({}, [], [3, 3, 3, 3]), (trainings, changes, [4, 3, 3, 0])):
-        (member,) = members_of(Study(name="s", seeds=(3,), **values), TINY, "", own, tmp_path)
+        (member,) = members_of(Study(name="s", seeds=(3,), **values), TINY, own, tmp_path)
         config = member.plan.settings
         stages = (config.render_sample, config.train_prompter, config.pretrain, config.finetune_qa)
         assert [stage.seed for stage in stages] == seeds
@@ -180,7 +180,7 @@ def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_aft
     own = ["pretrain.lr=3", "pretrain.weight_decay=3", "pretrain.batch_size=6"]
     study = study_of(variants, seeds=[0], set=own)
     members = members_of(
-        study, TINY, "", ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path
+        study, TINY, ["pretrain.lr=2", "pretrain.weight_decay=2", "name='other'"], tmp_path
     )
     configs = [member.plan.settings for member in members]
     values = [
@@ -194,11 +194,11 @@ def test_changes_of_a_variant_come_after_those_of_the_command_line_and_these_aft
 def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
     wrong = {"a": [], "b": ["pretrain.lrr=1"]}
     with pytest.raises(InputError, match=r"'b'.*pretrain\.lrr"):
-        members_of(study_of(wrong), TINY, "", SMALL, tmp_path)
+        members_of(study_of(wrong), TINY, SMALL, tmp_path)
     moved = study_of(VARIANTS | {"moved": ["corpora.clips={data='/none', size=36}"]})
-    members = members_of(moved, TINY, "", SMALL, tmp_path)
+    members = members_of(moved, TINY, SMALL, tmp_path)
     with pytest.raises(InputError, match="/none"):
-        run_study(moved, members, TINY, "", tmp_path)
+        run_study(moved, members, tmp_path)
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -310,7 +310,7 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
         for corpus in ("webvid", "cc3m", "msrvtt")
         if "msrvtt" in study.config
     ]
-    members = members_of(study, study.config, "", data, tmp_path)
+    members = members_of(study, study.config, data, tmp_path)
     assert len({member.plan.steps[-1].fingerprint for member in members}) == len(
         study.variants
     ) * len(study.seeds)
@@ -344,8 +344,8 @@ def test_the_runs_of_a_study_that_ends_with_a_training_are_compared_on_validatio
     monkeypatch.setattr(flow, "start", run)
     monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)
     study = study_of(until="pretrain")
-    members = members_of(study, TINY, "", SMALL, tmp_path)
-    table, file, failed = run_study(study, members, TINY, "", tmp_path)
+    members = members_of(study, TINY, SMALL, tmp_path)
+    table, file, failed = run_study(study, members, tmp_path)
     assert failed == []
     assert [line[1:3] for line in table.lines] == [["fast", "60.0 %"], ["slow", "45.0 %"]]
     assert {row["score"] for row in read_json(file)["scores"]} == {"validation/vtc/t2v/R1"}

@@ -21,7 +21,6 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking import tracker as module
@@ -39,6 +38,7 @@ from alpro.stages.finetune_retrieval import Config
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY, write_artifact
 from tests.pipeline.test_cli import call
+from tests.plans import configure
 
 PHASES = ({"corpora": ("clips",), "steps": 1},)
 
@@ -255,7 +255,7 @@ CHANGES = {  # by the parameter of the pipeline's run that shows it
 
 def test_runs_of_a_configuration_have_the_same_parameters_whatever_they_change():
     """MLflow's comparison shows a missing parameter as a blank."""
-    base = pipeline_params(load_config(TINY))
+    base = pipeline_params(configure(TINY))
     assert len(base) < 50
     assert "" not in base.values()
     for name, change in CHANGES.items():
@@ -263,7 +263,7 @@ def test_runs_of_a_configuration_have_the_same_parameters_whatever_they_change()
         more = ["finetune_qa.phases.0.steps=0"] if "epochs" in change else []
         if name == "train_prompter":  # the towers differ then
             more = ["pretrain.start=scratch"]
-        params = pipeline_params(load_config(TINY, changes=[*more, change]))
+        params = pipeline_params(configure(TINY, *more, change))
         assert list(params) == list(base)
         assert params[name] != base[name]
         assert changed_params([change, "resources.workers=2"], params) == [name]

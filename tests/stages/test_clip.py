@@ -19,7 +19,6 @@ from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle, load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.words import Templates
-from alpro.pipeline.config.load import load_config
 from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import load_towers
@@ -29,6 +28,7 @@ from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
+from tests.plans import configure
 from tests.stages.training.part_of_a_batch import losses_of
 
 CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
     with pytest.raises(
         InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"
     ):
-        load_config("own_videos", str(tmp_path), ["train_prompter.clip=a/clip"])
+        configure("own_videos", "train_prompter.clip=a/clip", data=tmp_path)
 
 
 TEMPLATES = Templates(video=("A video of a {}.",), image=("A photo of a {}.", "one {}"))

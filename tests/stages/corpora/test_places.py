@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from alpro.pipeline.plan.check_data import check_data
-from alpro.pipeline.plan.digests import Digests, digest_data
+from alpro.pipeline.plan.digests import Digests
 from alpro.shards.schema import Member, Row
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location
@@ -19,6 +19,7 @@ from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data, in_store
+from tests.plans import digest_data
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
 from tests.stages.conftest import rejects_of

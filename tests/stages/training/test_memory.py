@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from alpro.pipeline.config.load import CONFIGS, load_config
+from alpro.pipeline.config.layers import CONFIGS
 from tests.pipeline.test_fingerprints import DATA, model_folder
+from tests.plans import configure
 from tests.stages.training.simulated import peak_memory
 
 SPARE = 0.8  # of the memory: a real peak is about 12 % higher, and CUDA takes its part
@@ -41,7 +42,7 @@ def test_a_training_fits_the_gpu_that_the_header_names(name, stage, tmp_path):
     changes = [f"corpora.{corpus}.data={tmp_path}" for corpus in DATA[name]]
     if name == "from_weights":
         changes.append(f"pretrained={model_folder(tmp_path, 'pretrain')}")
-    config = getattr(load_config(name, changes=changes), stage)
+    config = getattr(configure(name, *changes), stage)
     count, gigabytes = gpus_of(name)
     peak = peak_memory(stage, config, tmp_path, count)
     print(f"{name} {stage}: {peak:.1f} GiB of {gigabytes} GB, {count} GPU")

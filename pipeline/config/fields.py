@@ -1,0 +1,112 @@
+"""Fields of configuration classes by their dotted keys, and messages about invalid values."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
+# Messages by pydantic's type of error; a type that is missing here has pydantic's message.
+MESSAGES = {
+    "missing": "this key is required",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "string_type": "expected text, in quotes",
+    "string_too_short": "expected some text",
+    "string_pattern_mismatch": "expected only letters, digits, _ and -",
+    "literal_error": "expected {expected}",
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "model_attributes_type": "expected a table",
+    "too_short": "expected at least {min_length} values",
+    "too_long": "expected at most {max_length} values",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "multiple_of": "must be a multiple of {multiple_of:g}",
+    "value_error": "{error}",
+}
+
+
+def find_field(model: type[BaseModel], keys: Sequence[str]) -> tuple[FieldInfo | None, Any]:
+    """Find what a dotted key of a configuration names.
+
+    Returns:
+        The field, or the field that holds the table or list with the value, and the value's type.
+        None for a key that no class has.
+    """
+    field = None
+    annotation: Any = model
+    for key in keys:
+        for kind in (annotation, *get_args(annotation)):  # of `Table | None`, the table
+            fields = getattr(kind, "model_fields", {})
+            if key in fields:
+                field = fields[key]
+                annotation = field.annotation
+                break
+            if get_origin(kind) in (dict, tuple):
+                # A key or an index; of tuple[T, ...] the last argument is an ellipsis.
+                annotation = [one for one in get_args(kind) if one is not ...][-1]
+                break
+        else:
+            return None, None
+    return field, annotation
+
+
+def is_text(annotation: Any) -> bool:
+    """Return whether values of a type are texts."""
+    return str in (annotation, *get_args(annotation))
+
+
+def error_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first error of a validation in a line: key, message and value."""
+    errors = error.errors()
+    first = errors[0]
+    key = error_key(first)
+    message = error_message(first, model)
+
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{key + ': ' if key else ''}{message}{more}"
+
+
+def error_key(error: ErrorDetails) -> str:
+    """Return the dotted key of an error; empty if it concerns several keys."""
+    return ".".join(str(part) for part in error["loc"])
+
+
+def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key{suggest_key(model, [str(part) for part in error['loc']])}"
+
+    message = MESSAGES.get(error["type"], error["msg"]).format_map(error.get("ctx", {}))
+    # A whole table would be too long for the line.
+    if "input" in error and not isinstance(error["input"], dict | BaseModel):
+        message += f" (it is {error['input']!r})"
+    return message
+
+
+def suggest_key(model: type[BaseModel], keys: Sequence[str]) -> str:
+    """Return the key that is closest to an unknown one, or all keys of its table."""
+    *parents, unknown = keys
+    annotation = find_field(model, parents)[1] if parents else model
+    names: list[str] = []
+    for kind in (annotation, *get_args(annotation)):
+        for name, field in getattr(kind, "model_fields", {}).items():
+            names.append(field.alias or name)
+
+    close = [ALIASES[unknown]] if unknown in ALIASES else get_close_matches(unknown, names, 1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; the keys are {', '.join(names)}" if names else ""

@@ -1,0 +1,131 @@
+"""Checks of a plan before anything runs, so that no mistake is found after hours of training."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import cast
+
+from alpro.errors import InputError
+from alpro.files import read_json
+from alpro.models.ranks import check_devices
+from alpro.models.word_pieces import padded
+from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.pipeline.config.tables import TABLE_OF
+from alpro.pipeline.plan.check_data import check_answers, items_of_split
+from alpro.pipeline.plan.plan import Plan, required
+from alpro.pipeline.store.artifacts import Step
+from alpro.shards.sources.manifest import Manifest
+from alpro.stages import EVALUATIONS, WITH_MODEL
+from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
+from alpro.stages.execution.interface import Resources
+from alpro.stages.training.config import TrainingConfig
+
+PADDING = 8  # texts are padded to a multiple of it
+
+
+def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
+    """Check what the configuration, the files and this machine tell.
+
+    Args:
+        elsewhere: the stages that run on other machines.
+
+    Raises:
+        InputError: A step that has to run would fail, or would have nothing to evaluate.
+    """
+    steps = steps_to_run(plan)
+    for step in steps:
+        if step.unreadable:
+            raise InputError(step.unreadable)
+
+    resources = plan.settings.resources
+    check_text_lengths(plan.settings, steps)
+    check_division(steps, resources)
+    if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
+        check_devices(resources.device, resources.processes)
+    check_test_items(plan)
+
+
+def steps_to_run(plan: Plan) -> list[Step]:
+    """Return the steps of a plan that have no artifact, and that a result needs."""
+    return [step for step in required(plan.steps, plan.store) if not plan.store.find(step)]
+
+
+def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
+    """Raise InputError if a step's texts are longer than its text encoder takes."""
+    given = None
+    if settings.pretrained:
+        config = read_json(Path(settings.pretrained) / "config.json")
+        given = config.get("model", {}).get("text", {}).get("max_length")
+
+    # By table, because zero_shot and evaluate share one.
+    changes: dict[str, None] = {}
+    for step in steps:
+        limit = given or getattr(step.config, "model", settings.model).text.max_length
+        tokens = getattr(step.config, "max_text_tokens", 0)
+        if padded(tokens) > limit:
+            table = TABLE_OF.get(step.stage, step.stage)
+            changes[f"{table}.max_text_tokens = {limit // PADDING * PADDING} (it is {tokens})"] = (
+                None
+            )
+    if changes:
+        encoder = settings.pretrained or "[model]"
+        raise InputError(
+            f"{encoder}: texts are longer than the text encoder takes; set {', '.join(changes)}"
+        )
+
+
+def check_division(steps: Iterable[Step], resources: Resources) -> None:
+    """Raise InputError if the processes of a training cannot share its batch equally."""
+    for step in steps:
+        if isinstance(step.config, TrainingConfig):
+            try:
+                step.config.check_division(resources.processes * resources.nodes)
+            except InputError as error:
+                raise InputError(f"{step.name}: {error}") from error
+
+
+def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
+    """Check that the corpora of the evaluations have items to evaluate: a decoded one as the
+    evaluation will, before days of training; another one by its manifest, before it is decoded.
+
+    Args:
+        corpus: only this corpus, which a stage has just made.
+
+    Raises:
+        InputError: A corpus has none.
+    """
+    for step in steps_to_run(plan):
+        if step.stage not in EVALUATIONS:
+            continue
+        config = cast(EvaluationConfig, step.config)
+        for name in config.corpora:
+            source = step.inputs[name]
+            if corpus and corpus.fingerprint != source.fingerprint:
+                continue
+
+            if plan.store.find(source):
+                check_items(config, name, plan.store.folder(source))
+            # Shards and the sample are checked once the corpus is made.
+            elif "manifest" in source.given:
+                manifest = Manifest(Path(source.given["manifest"]))
+                check_manifest(plan.settings, config, name, manifest)
+
+
+def check_manifest(
+    settings: PipelineConfig, config: EvaluationConfig, name: str, manifest: Manifest
+) -> None:
+    """Raise InputError if a corpus, once decoded, would have no item to evaluate, or only one
+    answer to learn."""
+    decoding = settings.corpora[name].decoding
+    answering = settings.finetune_qa
+    if answering and set(answering.corpora) == {name} and not answering.answers_file:
+        check_answers(manifest, decoding, name)
+
+    counts, why = items_of_split(manifest, decoding, config.split)
+    reason = f": {why}" if why else ""
+    for column, task in TASKS.items():
+        if getattr(config, task) == name and not counts[column]:
+            raise InputError(
+                f"{name}: no {config.split} item has {column}{reason}; assign some in the column "
+                f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty "
+                "string"
+            )

@@ -1,0 +1,53 @@
+"""Evaluations side by side: what differs, scores with paired differences, and verdicts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from alpro.artifact import Record, read_results
+from alpro.pipeline.plan.difference import differences, origin
+from alpro.pipeline.reports.results import Table, tables
+from alpro.pipeline.reports.verdict import decisive, verdict_of
+from alpro.pipeline.store.snapshot import Snapshot
+from alpro.stages.evaluation.comparison import compare
+
+
+class ComparedRuns(NamedTuple):
+    """Runs side by side: tables, and a sentence on each run but the first."""
+
+    tables: list[Table]
+    verdicts: list[str]
+
+
+def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -> ComparedRuns:
+    """Compare the first of several evaluations with each of the others.
+
+    Raises:
+        InputError: As `compare` does.
+    """
+    names = [folder.name[:8] for folder, _ in artifacts]
+    folders = [folder for folder, _ in artifacts]
+    compared = [compare(folders[0], folder) for folder in folders[1:]]
+    verdicts = [
+        verdict_of(names[0], name, one) for name, one in zip(names[1:], compared, strict=True)
+    ]
+
+    results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
+    marked = decisive(row["name"] for one in compared for row, _ in one.scores)
+    differing = difference_table(snapshot, artifacts)
+    shown = [differing] if differing.lines else []
+    return ComparedRuns(
+        tables=shown + tables(results, compared, marked),
+        verdicts=[sentence for sentence in verdicts if sentence],
+    )
+
+
+def difference_table(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -> Table:
+    """Return what differs between artifacts and all that they were built from."""
+    origins = []
+    for _, record in artifacts:
+        origins.append(origin(*(ancestor for _, ancestor in snapshot.lineage(record))))
+
+    names = [folder.name[:8] for folder, _ in artifacts]
+    lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
+    return Table("What differs", ["", "", *names], lines, texts=True)
