@@ -18,7 +18,6 @@ FOLDERS = (
 LINES_OF_A_FILE = 550
 TO_BE_SPLIT: set[str] = set()
 # These two guard the user: a commit that raises one says why.
-KEYS = 140
 KEYS = 141
 OPTIONS = 43
 
