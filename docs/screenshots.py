@@ -1,7 +1,7 @@
 """The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--mlflow
 URL] [--serve URL]`.
 
-Reads the newest report and comparison of a workspace (`alpro run`, `alpro artifacts compare`), and
+Reads the newest report of a workspace (`alpro run`), and
 the pages of `alpro ui` and `alpro serve` (docs/search.md has the command) at their addresses. Needs
 playwright and Chromium.
 """
@@ -58,13 +58,10 @@ def main() -> None:
         chromium = playwright.chromium.launch(
             executable_path=program, chromium_sandbox=os.getuid() != 0
         )
-        for name in ("report", "compare"):
-            for path in [
-                path for path in pages if path.name.startswith("compare-") == (name == "compare")
-            ][-1:]:
-                page = chromium.new_page(viewport={"width": 1100, "height": 1240})
-                page.goto(path.as_uri(), wait_until="networkidle")
-                save(page, name)
+        for path in pages[-1:]:
+            page = chromium.new_page(viewport={"width": 1100, "height": 1240})
+            page.goto(path.as_uri(), wait_until="networkidle")
+            save(page, "report")
         if arguments.mlflow:
             page = chromium.new_page(viewport={"width": 1500, "height": 640})
             page.goto(arguments.mlflow)

@@ -241,7 +241,7 @@ def test_without_a_model_the_papers_pretraining_comes_first(name):
     for stage in ("finetune_retrieval", "finetune_qa", "evaluate"):
         assert getattr(config, stage) == getattr(alone, stage)
     assert set(config.corpora) == set(corpora)
-    assert list(alone.corpora) == [corpora[0]]
+    assert alone.used_corpora == {corpora[0]}
 
 
 def test_the_model_and_the_losses_are_those_of_the_paper():

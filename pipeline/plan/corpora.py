@@ -104,8 +104,13 @@ def recheck(
 
 
 def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> PipelineConfig:
-    """Leave out question answering on corpora that have no questions, as their manifests tell."""
+    """Leave out question answering on corpora that have no questions, as their manifests tell.
+
+    A configuration that only answers questions stays as it is: such data is a mistake then.
+    """
     silent = set()
+    if not (settings.finetune_retrieval or settings.evaluate.retrieval):
+        return settings
     for name, step in corpora.items():
         manifest = step.given.get("manifest")
         if manifest and not Manifest(Path(manifest)).about["questions"]:

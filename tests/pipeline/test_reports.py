@@ -1,24 +1,19 @@
 """Results as tables, on the terminal and side by side. Numbers of rows all differ."""
 
 import json
-import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from alpro.artifact import Record
 from alpro.files import write_json
-from alpro.pipeline.cli import main as cli
 from alpro.pipeline.reports import results
 from alpro.pipeline.reports.results import Table, data_table, main_table, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.metrics import Metric, Queries, Score
-from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.score_names import PRINTED
 from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
@@ -304,65 +299,3 @@ def test_without_results_the_last_stage_is_printed(tmp_path, capsys):
         "warning: pretrain: chance",
         f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
     ]
-
-
-# Evaluations side by side.
-
-
-def test_evaluations_are_compared_by_the_first_characters_of_their_fingerprints_on_a_page_too(
-    tmp_path, capsys
-):
-    """Of 12 questions: a has 3 right answers, b all, c 6; c was built with another seed, whose
-    value has HTML in it."""
-    metric = Metric("acc", "all questions", "qa")
-    asked = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
-    for mark, right in (("a", 3), ("b", 12), ("c", 6)):
-        folder = artifact(tmp_path, "evaluate", mark, config={"seed": "<1>" if mark == "c" else 0})
-        evaluated = Results("test", folder)
-        evaluated.add(
-            Score(metric, (np.arange(12) < right) * 100.0, 50.0, asked), "question answering", "qa"
-        )
-        evaluated.outcome()
-
-    def compare(*arguments: str) -> int:
-        return cli.execute(["artifacts", "compare", *arguments, "--workspace", str(tmp_path)])
-
-    assert compare("aa", "bbbbbb", "cc") == 0
-    printed = capsys.readouterr()
-    lines, (a, b, c) = cells(printed.out), ("a" * 8, "b" * 8, "c" * 8)
-    assert lines[:2] == [["What differs"], [a, b, c]]
-    assert ["configuration", "evaluate.seed", "0", "0", "<1>"] in lines
-    assert [a, b, f"{b} - {a}", "p", c, f"{c} - {a}", "p", "chance", "items"] in lines
-    ((what, metric, first, second, difference, p, *_, chance, items),) = (
-        n for n in lines if n[0] == "question answering"
-    )
-    assert (what, metric, second, chance, items) == (
-        "question answering",
-        "all questions ←",
-        "100.0 %",
-        "50.0 %",
-        "12",
-    )
-    assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", first)
-    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
-    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
-    page = tmp_path / "reports" / f"compare-{a}-{b}-{c}.html"
-    assert str(page) in printed.err
-    text = page.read_text()
-    assert "<td>evaluate.seed</td><td>0</td><td>0</td><td>&lt;1&gt;</td>" in text
-    assert first in text
-    assert f"{b} is better than {a} on 12 test clips" in printed.out
-    assert re.search(r'<div class="bar better">\s*<span class="label">question answering', text)
-    assert compare() == 0  # the last two
-    assert re.search(r"compare-\w{8}-\w{8}.html", capsys.readouterr().err)
-    assert compare("aa", "cc", "--out", str(tmp_path / "new" / "page.html")) == 0
-    assert (tmp_path / "new" / "page.html").is_file()
-    capsys.readouterr()
-    for wrong in (
-        ["aa"],
-        ["aa", "aaa"],
-        ["aa", "ff"],
-        ["aa", "bb", "--out", "/proc/none/page.html"],
-    ):
-        assert compare(*wrong) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1

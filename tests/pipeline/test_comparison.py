@@ -1,0 +1,74 @@
+"""`alpro artifacts compare`: evaluations side by side."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alpro.pipeline.cli import main as cli
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
+from tests.pipeline.conftest import write_artifact
+
+METRIC = Metric("acc", "all questions", "qa")
+ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Path:
+    """Evaluations of 12 questions: a has 3 right answers, b all, c 6. c has another seed."""
+    for mark, right, seed in (("a", 3, 0), ("b", 12, 0), ("c", 6, 1)):
+        run = {"at": f"2026-01-01T00:00:0{right % 10}", "seconds": 1.0, "commit": "abc"}
+        more = {"fingerprint": mark * 64, "config": {"seed": seed}, "run": run}
+        folder, _ = write_artifact(tmp_path, "evaluate", **more)
+        results = Results("test", folder)
+        scores = (np.arange(12) < right) * 100.0
+        results.add(Score(METRIC, scores, 50.0, ASKED), "question answering", "qa")
+        results.outcome()
+    return tmp_path
+
+
+def compare(workspace: Path, *artifacts: str) -> int:
+    return cli.execute(["artifacts", "compare", *artifacts, "--workspace", str(workspace)])
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of printed tables, line by line."""
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def test_each_evaluation_is_compared_with_the_first(workspace, capsys):
+    assert compare(workspace, "aa", "bbbbbb", "cc") == 0
+    out = capsys.readouterr().out
+
+    a, b, c = ("a" * 8, "b" * 8, "c" * 8)
+    assert [a, b, f"{b} - {a}", "p", c, f"{c} - {a}", "p", "chance", "items"] in cells(out)
+    (line,) = (line for line in cells(out) if line[0] == "question answering")
+    assert line[1:2] + line[-2:] == ["all questions ←", "50.0 %", "12"]
+    _, _, first, second, difference, p, *_ = line
+    assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", first)
+    assert second == "100.0 %"
+    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
+    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
+    assert f"{b} is better than {a} on 12 test clips" in out
+
+
+def test_what_differs_is_a_table(workspace, capsys):
+    compare(workspace, "aa", "bb", "cc")
+    lines = cells(capsys.readouterr().out)
+
+    assert lines[:2] == [["What differs"], ["a" * 8, "b" * 8, "c" * 8]]
+    assert ["configuration", "evaluate.seed", "0", "0", "1"] in lines
+
+
+def test_the_last_two_evaluations_are_compared_by_default(workspace, capsys):
+    assert compare(workspace) == 0
+    # b was built at :02, a at :03 and c at :06.
+    assert ["a" * 8, "c" * 8] in cells(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("names", [["aa"], ["aa", "aaa"], ["aa", "ff"]])
+def test_a_comparison_needs_different_evaluations(names, workspace, capsys):
+    assert compare(workspace, *names) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
