@@ -30,7 +30,7 @@ import av
 import numpy as np
 
 from alpro.shards.decoding import decode_video
-from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.ffmpeg_copy import ffmpeg_binary
 
 Task = tuple[
     Path, float | None, float | None
@@ -127,7 +127,7 @@ def show(title: str, results: dict[str, dict[str, float]], clips: int) -> None:
 
 def ours(task: Task) -> None:
     path, start, end = task
-    assert len(decode_video(path, COUNT, SIZE, start, end, decoder="pyav").frames) == COUNT
+    assert len(decode_video(path, COUNT, SIZE, start, end, decoder="seek").frames) == COUNT
 
 
 def bare(task: Task) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 
 from alpro.errors import InputError, one_line
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.clip import Clip, DecodeError, Limits
+from alpro.shards.clip import Clip, DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, is_animated_file
 from alpro.shards.reader import Sample, Unreadable
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, Reason, Row
+from alpro.shards.schema import Row
 from alpro.shards.storage import (
     DISK_FULL,
     Location,
@@ -21,7 +22,6 @@ from alpro.shards.storage import (
     absolute,
     is_url,
     local_copy,
-    located,
     suffix,
 )
 from alpro.shards.transforms import squash
@@ -67,7 +67,9 @@ def is_image(source: Source) -> bool:
         return source.metadata["kind"] == "image"
     if isinstance(source, Row):
         return source.kind == "image"
-    return suffix(located(source)) in IMAGE_EXTENSIONS
+    location = absolute(source)
+    has_image_name = suffix(location) in IMAGE_EXTENSIONS
+    return has_image_name and not (isinstance(location, Path) and is_animated_file(location))
 
 
 def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS) -> Clip:

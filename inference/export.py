@@ -54,7 +54,6 @@ def export(model: Model, folder: Path, card: str) -> None:
     as it is.
     """
     source = model.folder
-    video = source.model.config.video
     if not isinstance(source.model, Prompter):
         raise InputError(
             "a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact"
@@ -80,18 +79,7 @@ def export(model: Model, folder: Path, card: str) -> None:
             exported.eval().save_pretrained(building)
         use_default_mode(building / "model.safetensors")
 
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=source.tokenizer,
-            model_max_length=source.preprocessing.max_text_tokens,
-            **{f"{name}_token": token for name, token in SPECIAL.items()},
-        )
-        processor = processing_alpro.AlproProcessor(
-            tokenizer,
-            video.image_size,
-            video.frames,
-            **source.preprocessing.model_dump(),
-        )
-        processor.save_pretrained(building)
+        make_processor(model).save_pretrained(building)
 
         for name, text in code().items():
             (building / f"{name}.py").write_text(text, "utf-8")
@@ -109,6 +97,20 @@ def export(model: Model, folder: Path, card: str) -> None:
         raise InputError(f"{folder}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def make_processor(model: Model) -> processing_alpro.AlproProcessor:
+    """Return what makes the inputs of the exported model."""
+    source = model.folder
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=source.tokenizer,
+        model_max_length=source.preprocessing.max_text_tokens,
+        **{f"{name}_token": token for name, token in SPECIAL.items()},
+    )
+    video = source.model.config.video
+    return processing_alpro.AlproProcessor(
+        tokenizer, video.image_size, video.frames, **source.preprocessing.model_dump()
+    )
 
 
 def configuration(model: Model) -> configuration_alpro.AlproConfig:

@@ -30,8 +30,9 @@ from alpro.inference.clips import is_file
 from alpro.inference.find import FoundModel, verified_model
 from alpro.inference.model import Model
 from alpro.locks import acquire
+from alpro.shards.clip import Reason
 from alpro.shards.reader import Sample, sample_from_row
-from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reason, Reject, Row
+from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.folders import spelled
 from alpro.shards.storage import absolute, located
 

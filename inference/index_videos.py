@@ -26,9 +26,9 @@ from alpro.inference.index import (
 )
 from alpro.inference.model import BATCH, Model
 from alpro.log import log, progress
-from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import Sample, index_batches
 from alpro.shards.schema import Reject, Row
+from alpro.shards.seeking import video_seconds
 from alpro.shards.sources.scan import is_folder, scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, identities, join, located
 

@@ -3,25 +3,31 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
-from alpro.shards.schema import MAX_SECONDS, Reason
 
-# Containers of media only. Playlists and scripts could refer to other files or hosts and are
-# excluded; the only protocol is a plain file.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
-)
-# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
-# a frame that already has the target size comes out darker by 1 of 255.
-SCALING = ("bicubic", "accurate_rnd")
+MAX_SECONDS = 1_000_000  # over eleven days; larger numbers are timestamps or in another unit
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
-TRANSPORT_STREAM = b"\x47"  # the first byte of each packet; in M2TS, after four bytes
-PACKET_BYTES = (188, 192, 204)
-PROGRAM_STREAM = b"\0\0\1\xba"  # the first bytes of an MPEG program stream
-MATROSKA = b"\x1a\x45\xdf\xa3"
+
+# All reasons for rejecting an item. docs/prepare_data.md explains each.
+Reason = Literal[
+    "missing",
+    "empty",
+    "unreadable",
+    "no video",
+    "no frames",
+    "too large",
+    "too slow",
+    "too much memory",
+    "crashed",
+    "unexpected error",
+    "no text",
+    "bad row",
+    "not fetched",
+]
 
 
 class DecodeError(Exception):
@@ -56,6 +62,7 @@ class Limits:
     max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
 
     def check_size(self, width: int, height: int) -> None:
+        """Raise DecodeError if a frame has too many pixels."""
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE_PIXELS:
             raise DecodeError("too large", f"{width} x {height} pixels")
 
@@ -82,17 +89,23 @@ class ClipRequest:
     began: float = field(default_factory=lambda: time.monotonic())
 
     def seconds_left(self) -> float:
-        """Time until the limit. Raises DecodeError if it is over."""
+        """Return the time until the limit. Raises DecodeError if it is over."""
         left = self.began + self.limits.timeout - time.monotonic()
         if left <= 0:
             raise self.limits.too_slow()
         return left
 
     def choose(self, times: np.ndarray) -> tuple[np.ndarray, float]:
-        """The frames to decode, as indices into `times` (count,), and the duration in seconds.
+        """Choose the frames to decode.
 
-        times (n,): seconds from the first frame, ascending. Raises DecodeError if no frame is in
-        the window, or if the video would be absurdly long.
+        Args:
+            times: Seconds from the first frame to each frame (n,), ascending.
+
+        Returns:
+            Indices into `times` (count,), and the duration of the clip in seconds.
+
+        Raises:
+            DecodeError: If no frame is in the window, or if the video would be absurdly long.
         """
         total = float(times[-1])
         if len(times) > 1:
@@ -107,7 +120,7 @@ class ClipRequest:
             detail = f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
             raise DecodeError("no frames", detail)
 
-        # The window may be longer than the video, whose length then counts.
+        # If the window is longer than the video, the length of the video counts.
         end = total if self.end is None else min(total, self.end)
         duration = max(0.0, end - start)
         indices = first + np.array(segment_starts(last - first, self.count))
@@ -115,29 +128,6 @@ class ClipRequest:
 
 
 def error_text(error: BaseException) -> str:
-    """The message of an error, without the file name (the row has it) and the error number."""
+    """Return the message of an error without the file name (the row has it) and the number."""
     message = getattr(error, "strerror", None) or error
     return str(message) or type(error).__name__
-
-
-def remux_hint(path: Path, detail: str) -> str:
-    """What a person can do if these are recordings that were joined byte by byte, else "". detail:
-    why the file is not read.
-
-    Their clocks start anew, and the packets around the joint look corrupt.
-    """
-    with open(path, "rb") as file:
-        start = file.read(1024)
-    if start.startswith(b"OggS"):
-        return "; if it is a chain of Ogg files, take it apart"
-    times_restart = "Non-monotonic" in detail
-    if start.startswith(MATROSKA) and times_restart:
-        return "; if it was joined from several files, take it apart"
-
-    is_stream = start.startswith(PROGRAM_STREAM) and times_restart
-    for size in PACKET_BYTES:
-        offset = 4 if size == 192 else 0
-        is_stream |= start[offset : offset + 3 * size : size] == TRANSPORT_STREAM * 3
-    if is_stream:
-        return "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv"
-    return ""

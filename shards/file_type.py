@@ -1,11 +1,25 @@
-"""Tells what a file is by its first bytes, whatever its name says."""
+"""Tells what a file is by its name and its first bytes."""
 
 import re
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from alpro.shards.schema import IMAGE_EXTENSIONS, Kind
-
+Kind = Literal["video", "image"]
+# The extensions of the containers that the decoder opens (CONTAINERS in video_file.py), in which files
+# have pictures.
+VIDEO_EXTENSIONS = {
+    *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
+    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid", ".gif", ".flv", ".wmv", ".asf"),
+    ".dvr-ms",
+    *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
+    *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
+    # MP4, QuickTime, 3GP, ASF and transport streams under the names of cameras and players.
+    *(".insv", ".360", ".mqv", ".f4p", ".ismv", ".3gpp2", ".k3g", ".skm", ".wm"),
+    *(".evo", ".ssif", ".m2tp", ".hdmov", ".apng"),
+}
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
+MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 HEAD_BYTES = 8192  # of a file, which are enough for the functions of this module
 
 
@@ -14,6 +28,10 @@ class Placeholder(NamedTuple):
 
     kind: str
     remedy: str
+
+    def __str__(self) -> str:
+        article = "an" if self.kind.startswith("HTML") else "a"
+        return f"{article} {self.kind}: {self.remedy}"
 
 
 PULL = Placeholder("git-lfs pointer", "run `git lfs pull`")
@@ -64,7 +82,22 @@ def is_animated(head: bytes) -> bool:
     return head[4:12] == b"ftypavis"
 
 
+def is_animated_file(path: Path) -> bool:
+    """Return whether a file is an animated PNG, WebP or AVIF; False if it cannot be read."""
+    try:
+        return is_animated(read_head(path))
+    except OSError:
+        return False
+
+
 def media_kind(name: PurePath, head: bytes) -> Kind:
     """Return whether a media file of this name that begins with `head` is a video or an image."""
     is_image = name.suffix.lower() in IMAGE_EXTENSIONS
+    return "image" if is_image and not is_animated(head) else "video"
+
+
+def content_kind(head: bytes) -> Kind:
+    """Return whether a media file without a name that begins with `head` is a video or an image."""
+    is_image = head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM"))
+    is_image |= head[8:12] == b"WEBP" or head[4:12] == b"ftypavif"
     return "image" if is_image and not is_animated(head) else "video"

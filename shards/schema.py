@@ -8,28 +8,17 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from alpro.shards.clip import MAX_SECONDS, Reason
+from alpro.shards.file_type import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from alpro.shards.file_type import MEDIA_EXTENSIONS as MEDIA_EXTENSIONS
+from alpro.shards.file_type import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
+from alpro.shards.file_type import Kind
+
 SAMPLE_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
-MAX_SECONDS = 1_000_000  # over eleven days; larger numbers are timestamps or in another unit
 MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
-Kind = Literal["video", "image"]
 KINDS: tuple[Kind, ...] = ("video", "image")
-# The extensions of the containers that the decoder opens (CONTAINERS in clip.py), in which files
-# have pictures.
-VIDEO_EXTENSIONS = {
-    *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
-    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid", ".gif", ".flv", ".wmv", ".asf"),
-    ".dvr-ms",
-    *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
-    *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
-    # MP4, QuickTime, 3GP, ASF and transport streams under the names of cameras and players.
-    *(".insv", ".360", ".mqv", ".f4p", ".ismv", ".3gpp2", ".k3g", ".skm", ".wm"),
-    *(".evo", ".ssif", ".m2tp", ".hdmov", ".apng"),
-}
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
-MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 
 
 def _not_blank(text: str) -> str:
@@ -122,23 +111,6 @@ class SampleMetadata(BaseModel):
     frames: int = Field(default=0, ge=0)  # that the writer wrote; 0: not known
     meta: dict[str, Any] = Field(default_factory=dict)
 
-
-# All reasons for rejecting an item. docs/prepare_data.md explains each.
-Reason = Literal[
-    "missing",
-    "empty",
-    "unreadable",
-    "no video",
-    "no frames",
-    "too large",
-    "too slow",
-    "too much memory",
-    "crashed",
-    "unexpected error",
-    "no text",
-    "bad row",
-    "not fetched",
-]
 
 # Reasons that may not apply to a later attempt with the same file and settings.
 TRANSIENT_REASONS: set[Reason] = {

@@ -17,7 +17,8 @@ from alpro.errors import InputError
 from alpro.files import checksum, digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.shards.clip import Clip, DecodeError, Limits
-from alpro.shards.decoding import Decoder, decode_image, decode_video, memory_limit
+from alpro.shards.decoding import Decoder, decode_image, decode_video
+from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, REJECTS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
@@ -39,7 +40,7 @@ from alpro.stages.corpora.units import (
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
 
-VERSION = 15
+VERSION = 16
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 
 

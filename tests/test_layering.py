@@ -24,15 +24,9 @@ ONLY_IN = {  # packages that one room or file may import
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
     "jinja2": "pipeline/reports/page.py",
-    # What is exported runs without the decoder of this package.
-    "av": (
-        "shards/interlaced.py",
-        "shards/pyav_decoder.py",
-        "stages/render_sample.py",
-        "inference/hub/processing_alpro.py",
-    ),
-    "ffmpeg": "shards/ffmpeg_decoder.py",
-    "imageio_ffmpeg": "shards/ffmpeg_decoder.py",
+    "av": ("shards/video_file.py", "stages/render_sample.py"),
+    "ffmpeg": "shards/ffmpeg_copy.py",
+    "imageio_ffmpeg": "shards/ffmpeg_copy.py",
     "fsspec": "shards/storage.py",
     "pebble": "alpro/pool.py",
     "distributed": "alpro/pool.py",

@@ -14,7 +14,9 @@ from transformers.utils.hub import cached_file
 
 from alpro.inputs import check_text
 from alpro.models.frames import normalize_frames
-from alpro.shards.interlaced import as_progressive
+from alpro.shards.clip import DecodeError
+from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.images import square_frame
 from alpro.shards.sampling import segment_starts
 
 FILE = "processor_config.json"
@@ -118,7 +120,9 @@ class AlproProcessor(ProcessorMixin):
             data["pixel_values"] = torch.cat(pixels)
         if images is not None:
             many = [images] if _is_single(images, dimensions=3) else images
-            data["pixel_values"] = torch.cat([self._pixels(_read_image(image)) for image in many])
+            data["pixel_values"] = torch.cat(
+                [self._pixels(self._read_image(image)) for image in many]
+            )
 
         if text is not None:
             texts = [text] if isinstance(text, str) else text
@@ -134,42 +138,24 @@ class AlproProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def _read_video(self, file: str | Path) -> np.ndarray:
-        """The frames (T, S, S, 3) of a video file that are used, upright."""
-        try:  # transformers does not require what is imported here
-            import av
-            from av.codec.context import Flags
-            from av.video.reformatter import Interpolation
-        except ImportError as error:
-            raise ImportError("reading video files needs PyAV: pip install av") from error
+        """Return the frames (T, S, S, 3) of a video file that are used, as the pipeline decodes
+        them."""
+        try:
+            return decode_video(Path(file), self.frames, self.image_size).frames
+        except DecodeError as error:
+            raise ValueError(f"{file}: {error}") from error
 
-        # Titles that are not UTF-8 are no reason to refuse a file.
-        with av.open(str(file), metadata_errors="ignore") as container:
-            # Packets, and not the header, which may lack the number of frames or be wrong.
-            packets = sum(packet.pts is not None for packet in container.demux(video=0))
-            wanted = segment_starts(packets, self.frames)
-
-            container.seek(0)
-            # As shards/pyav_decoder.py: all of the margin that a stream hides is cut off.
-            container.streams.video[0].codec_context.flags |= Flags.unaligned
-            frames = {}
-            for i, frame in enumerate(container.decode(video=0)):
-                if i in wanted:
-                    # As shards/pyav_decoder.py scales, for the same embeddings.
-                    picture = as_progressive(frame).to_ndarray(
-                        width=self.image_size,
-                        height=self.image_size,
-                        format="gbrp",
-                        interpolation=Interpolation.BICUBIC + Interpolation.ACCURATE_RND,
-                    )
-                    frames[i] = np.rot90(picture, frame.rotation // 90)
-
-        missing = set(wanted) - frames.keys()
-        if not packets or missing:
-            raise ValueError(
-                f"{file}: only {len(frames)} of {len(set(wanted))} frames are readable"
-            )
-        # A short video repeats frames.
-        return np.stack([frames[i] for i in wanted])
+    def _read_image(self, image: Any) -> np.ndarray:
+        """Return the frame (1, H, W, 3) uint8 of a file, an image of Pillow or an array
+        (H, W, 3)."""
+        try:
+            if isinstance(image, str | Path):
+                return decode_image(Path(image), self.image_size).frames
+            if hasattr(image, "getexif"):
+                return square_frame(image, self.image_size)[None]
+        except DecodeError as error:
+            raise ValueError(f"{image}: {error}") from error
+        return np.asarray(image)[None]
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """Frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
@@ -206,19 +192,3 @@ def _is_single(value: Any, dimensions: int) -> bool:
     if isinstance(value, str | Path) or hasattr(value, "getexif"):
         return True
     return getattr(value, "ndim", None) == dimensions
-
-
-def _read_image(image: Any) -> np.ndarray:
-    """A file, an image of Pillow or an array (H, W, 3) uint8 -> frames (1, H, W, 3) uint8,
-    upright."""
-    if not (isinstance(image, str | Path) or hasattr(image, "getexif")):
-        return np.asarray(image)[None]
-    from PIL import Image, ImageOps
-
-    opened = Image.open(image) if isinstance(image, str | Path) else image
-    upright = ImageOps.exif_transpose(opened)
-    # On white, as in shards/decoding.py.
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.asarray(upright.convert("RGB"))[None]

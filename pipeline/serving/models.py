@@ -15,12 +15,12 @@ from alpro.inference.index import Index, Item, clip_key, read_about, source_of
 from alpro.inference.model import Model
 from alpro.log import log
 from alpro.shards.clip import Limits
+from alpro.shards.file_type import content_kind, read_head
 from alpro.shards.schema import Row
 from alpro.shards.storage import identities, located
 
 # Anybody may upload: a file that is made to take long must not hold a decoding thread for a minute.
 UPLOAD_LIMITS = Limits(timeout=10.0)
-IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM")
 
 
 @dataclass
@@ -119,12 +119,8 @@ class ServedModels:
 
 
 def upload_source(file: Path) -> Row:
-    """What decodes an uploaded file: an image by how it starts, else a video."""
-    with file.open("rb") as opened:
-        start = opened.read(12)
-    # "RIFF", four bytes of size, "WEBP".
-    is_image = start.startswith(IMAGE_STARTS) or start[8:12] == b"WEBP"
-    return Row(id="upload", path=file, kind="image" if is_image else "video")
+    """Return the row of an uploaded file, whose name says nothing."""
+    return Row(id="upload", path=file, kind=content_kind(read_head(file)))
 
 
 def model_name(folder: str) -> str:

@@ -36,7 +36,7 @@ from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.snapshot import Artifact, Snapshot
-from alpro.shards.ffmpeg_decoder import ffmpeg_version
+from alpro.shards.ffmpeg_copy import ffmpeg_version
 from alpro.shards.storage import Location, absolute, located
 from alpro.stages.execution.interface import FILE_OR_NAME, STOP, Outcome, StageConfig, path_kind
 

@@ -8,7 +8,7 @@ import pytest
 from alpro.inference.index import Index
 from alpro.inference.index_videos import add_videos, settings
 from alpro.inference.model import Model
-from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.ffmpeg_copy import ffmpeg_binary
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from alpro.errors import InputError
 from alpro.inference.clips import load_frames
-from alpro.inference.export import code, export
+from alpro.inference.export import code, export, make_processor
 from alpro.inference.model import Model
-from alpro.shards.ffmpeg_decoder import ffmpeg_binary
+from alpro.shards.ffmpeg_copy import ffmpeg_binary
 from tests.conftest import ROOT
 
 TEXTS = ["A red ball moves left.", "something slides up", "a " * 60]
@@ -240,3 +242,62 @@ def test_the_code_is_that_of_this_package_with_relative_imports():
     for source in sources.values():
         assert "import alpro" not in source
         assert "from alpro" not in source
+
+
+ODD_FILES = {  # options of the input and of the output
+    "cut.mp4": (["-ss", "0.7", "-i", "film.mp4"], ["-c", "copy"]),  # with an edit list
+    "palette.mov": (["-i", "film.mp4"], ["-c:v", "qtrle", "-pix_fmt", "pal8"]),
+    "reordered.avi": (["-i", "film.mp4"], ["-c:v", "mpeg4", "-bf", "2"]),
+    "mirrored.mp4": (["-display_hflip:v", "-i", "film.mp4"], ["-c", "copy"]),
+    "turned.mp4": (["-display_rotation:v", "90", "-i", "film.mp4"], ["-c", "copy"]),
+    "raw.h264": (["-i", "film.mp4"], ["-c", "copy"]),
+    "program.mpg": (["-i", "film.mp4"], ["-c:v", "mpeg1video", "-r", "25"]),
+    "moving.png": (["-i", "film.mp4"], ["-f", "apng"]),
+}
+
+
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("odd")
+    film = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=2"], ["-c:v", "libx264", "-g", "8"]
+    for name, (given, made) in {"film.mp4": film, **ODD_FILES}.items():
+        command = [ffmpeg_binary(), "-v", "error", *given, *made, name]
+        subprocess.run(command, check=True, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name):
+    model = Model.load(folders["retrieval"], device="cpu")
+    processor = make_processor(model)
+
+    pixels = processor(videos=str(odd_files / name))["pixel_values"]
+
+    frames = torch.from_numpy(load_frames(odd_files / name, model.folder.model.config.video))
+    assert torch.equal(pixels, model.encoder.pixels(frames[None]))
+
+
+def test_the_processor_sees_the_images_of_the_pipeline(folders, tmp_path):
+    """Also one of 16 bits, turned by its EXIF, from a file and opened."""
+    model = Model.load(folders["retrieval"], device="cpu")
+    processor = make_processor(model)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20)
+    picture.save(tmp_path / "a.png", exif=exif)
+
+    pixels = processor(images=tmp_path / "a.png")["pixel_values"]
+
+    assert torch.equal(processor(images=Image.open(tmp_path / "a.png"))["pixel_values"], pixels)
+    frames = torch.from_numpy(load_frames(tmp_path / "a.png", model.folder.model.config.video))
+    assert torch.equal(pixels, model.encoder.pixels(frames[None]))
+
+
+def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):
+    processor = make_processor(Model.load(folders["retrieval"], device="cpu"))
+    (tmp_path / "a.mp4").write_text("<!DOCTYPE html>")
+
+    with pytest.raises(ValueError, match=r"a\.mp4: unreadable: an HTML page"):
+        processor(videos=tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=r"b\.png: missing"):
+        processor(images=tmp_path / "b.png")

@@ -27,8 +27,8 @@ from alpro.inference.index_videos import (
 from alpro.inference.search import list_clips, search
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video as decode
-from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.schema import Row
+from alpro.shards.seeking import video_seconds
 from alpro.stages.evaluation.any_model import labeled
 
 

@@ -24,8 +24,8 @@ from alpro.inference.search import (
     similar_hits,
 )
 from alpro.shards.decoding import decode_video as decode
-from alpro.shards.pyav_decoder import video_seconds
 from alpro.shards.reader import read_index
+from alpro.shards.seeking import video_seconds
 
 TEXT = "a red ball moves left"
 

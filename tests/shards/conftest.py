@@ -7,6 +7,7 @@ import random
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from alpro.shards.clip import Clip, DecodeError, Limits
-from alpro.shards.decoding import decode_video
+from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.rows import scan_manifest
 from alpro.shards.sources.scan import scan_source
@@ -147,10 +148,15 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def refusal(path: Path, decoder: str, limits: Limits = Limits(), **more) -> str:
-    """Why a video is not decoded, in a line without its path, which the row has."""
+def refusal(
+    path: Path, decoder: str, limits: Limits = Limits(), kind: str = "video", **window
+) -> str:
+    """Return why a file is not decoded, in a line without its path, which the row has."""
+    decode = partial(decode_video, path, 4, 32, decoder=decoder, limits=limits, **window)
+    if kind == "image":
+        decode = partial(decode_image, path, 32, limits)
     with pytest.raises(DecodeError) as error:
-        decode_video(path, 4, 32, decoder=decoder, limits=limits, **more)
+        decode()
     assert "\n" not in str(error.value)
     assert str(path) not in str(error.value)
     return str(error.value)

@@ -9,12 +9,13 @@ from unicodedata import normalize
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.clip import CONTAINERS
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reject, Row
+from alpro.shards.file_type import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.annotations import scan_annotations
 from alpro.shards.sources.folders import list_folder
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.sources.scan import scan_media, scan_source
+from alpro.shards.video_file import CONTAINERS
 from tests.conftest import one_line
 
 

@@ -1,0 +1,166 @@
+"""Decodes what PyAV cannot open: ffmpeg, in a process of its own, makes a clean, lossless copy."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from alpro.errors import InputError
+from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits
+from alpro.shards.in_order import decode_in_order
+from alpro.shards.video_file import CONTAINERS
+
+FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
+MAX_COPY_BYTES = 4 << 30  # of disk
+# As in `in_order`: a frame whose time is a guess, or after a joint, follows the last.
+ASCENDING = "if(gte(PREV_OUTPTS,PTS),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
+
+
+def decode_copy(request: ClipRequest) -> Clip:
+    """Decode a clip from a copy by ffmpeg.
+
+    Raises:
+        DecodeError: With the reason.
+        InputError: If ffmpeg or ffmpeg-python is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="alpro-") as folder:
+        copy = Path(folder) / "copy.mkv"
+        _write_copy(request, copy)
+        return decode_in_order(replace(request, path=copy))
+
+
+def _write_copy(request: ClipRequest, copy: Path) -> None:
+    """Transcode a video to FFV1 in Matroska, upright, within limits of time, memory and disk.
+
+    The first error stops ffmpeg, which would conceal it with parts of other frames.
+    """
+    try:
+        import ffmpeg
+    except ImportError as error:
+        raise InputError(
+            f"PyAV cannot open {request.path.name}, and there is no ffmpeg-python ({error}): "
+            "pip install ffmpeg-python imageio-ffmpeg"
+        ) from error
+    # An empty name: the file is put in below, as ffmpeg-python only accepts UTF-8.
+    video = ffmpeg.input(
+        "",
+        max_pixels=request.limits.max_pixels,
+        threads=1,  # a pool has a worker per core
+        protocol_whitelist="file,pipe",
+        format_whitelist=CONTAINERS,
+    )["V:0"]  # the first video stream that is not a cover
+    video = video.filter("setpts", ASCENDING)
+    encoding = {"vcodec": "ffv1", "threads": 1}
+    timing = {"fps_mode": "passthrough", "enc_time_base": "1:1000000"}
+    output = video.output(str(copy), **encoding, **timing)
+
+    # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock
+    # error.
+    options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-xerror")
+    output = output.global_args(*options, "-loglevel", "error")
+    command = [str(word) for word in ffmpeg.compile(output, cmd=ffmpeg_binary())]
+    command[command.index("-i") + 1] = str(request.path)
+    _run(command, request)
+
+
+def _run(command: list[str], request: ClipRequest) -> None:
+    left = request.seconds_left()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # its children are killed with it
+    )
+    try:
+        _limit_resources(process.pid, request.limits, left)
+        _, log = process.communicate(timeout=left)
+    except subprocess.TimeoutExpired:
+        raise request.limits.too_slow() from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise ffmpeg_error(process.returncode, log.decode("utf-8", "replace"), request.limits)
+
+
+def _limit_resources(pid: int, limits: Limits, seconds: float) -> None:
+    """Limit a process on Linux: if this process is killed, nothing else stops ffmpeg."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    if not hasattr(resource, "prlimit"):
+        return
+    with suppress(ProcessLookupError):  # it may have ended
+        for kind, limit in (
+            (resource.RLIMIT_DATA, limits.memory + FFMPEG_BYTES),
+            (resource.RLIMIT_FSIZE, MAX_COPY_BYTES),
+            (resource.RLIMIT_CPU, int(seconds) + 2),
+        ):
+            resource.prlimit(pid, kind, (limit, limit + 1))
+
+
+def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
+    """Return the reason why ffmpeg failed."""
+    if "No space left on device" in log:  # no fault of the file
+        return OSError(errno.ENOSPC, "No space left for a copy", tempfile.gettempdir())
+    if code == -signal.SIGXFSZ or "File too large" in log:
+        return DecodeError("too large", f"a copy has more than {MAX_COPY_BYTES >> 30} GiB")
+    if "exceeds specified max pixel count" in log:
+        return DecodeError("too large", f"more than {limits.max_pixels} pixels")
+    if code == -signal.SIGKILL or "Cannot allocate memory" in log or "get_buffer() failed" in log:
+        return limits.too_much_memory()
+    if code == -signal.SIGXCPU:
+        return limits.too_slow()
+    if code < 0:
+        return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
+    if "matches no streams" in log:
+        return DecodeError("no video")
+
+    # Later errors follow from the first. Before it are the names of parts of ffmpeg, after it may
+    # be the path, which the row has.
+    first_line = log.strip().partition("\n")[0]
+    message = first_line.split("] ")[-1].split(" /")[0]
+    return DecodeError("unreadable", message or "no frame could be decoded")
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_version() -> str:
+    """Return the version that the ffmpeg binary reports. Raises InputError if it does not run."""
+    binary = ffmpeg_binary()
+    try:
+        process = subprocess.run(
+            [binary, "-version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(f"{binary}: does not run: {error}") from error
+    first_line = process.stdout.partition("\n")[0]
+    version = first_line.removeprefix("ffmpeg version ")
+    return version.partition(" Copyright")[0]
+
+
+@lru_cache(maxsize=1)
+def ffmpeg_binary() -> str:
+    """Return the ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError without
+    either."""
+    path = shutil.which("ffmpeg")
+    if path:
+        return path
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # RuntimeError: imageio-ffmpeg without a binary
+        raise InputError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None

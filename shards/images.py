@@ -1,0 +1,107 @@
+"""Decodes still and animated images with Pillow."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alpro.errors import InputError
+from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits, error_text
+
+DEFAULT_FRAME_SECONDS = 0.1  # of a frame without a duration, as browsers show it
+
+
+def import_pillow() -> Any:
+    """Return Pillow. Raises InputError if it is not installed."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise InputError(f"images need Pillow ({error}): pip install pillow") from error
+    return PIL
+
+
+def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Clip:
+    """Decode the first frame of an image, upright: see `decode_image`."""
+    with _open_image(path, limits) as image:
+        upright = _upright_rgb(image)
+        width, height = upright.size
+        target = (size, size)
+        if keep_ratio:
+            scale = min(1.0, size / min(width, height))
+            target = (round(width * scale), round(height * scale))
+        resized = upright.resize(target, import_pillow().Image.Resampling.BICUBIC)
+    return Clip(np.asarray(resized)[None], 0.0, width, height)
+
+
+def decode_animation(request: ClipRequest) -> Clip:
+    """Decode a clip of an animated PNG, WebP or AVIF. Raises DecodeError with the reason."""
+    with _open_image(request.path, request.limits) as image:
+        # A PNG may begin with a still image for programs that show no animations.
+        first = 1 if image.info.get("default_image") else 0
+        times = []
+        seconds = 0.0
+        for number in range(first, image.n_frames):
+            request.seconds_left()
+            image.seek(number)
+            image.load()
+            times.append(seconds)
+            seconds += image.info.get("duration", 0) / 1000 or DEFAULT_FRAME_SECONDS
+
+        indices, duration = request.choose(np.array(times))
+        wanted, inverse = np.unique(indices, return_inverse=True)
+        frames = []
+        for number in wanted.tolist():
+            request.seconds_left()
+            image.seek(first + number)
+            frames.append(square_frame(image, request.size))
+        width, height = image.size
+    return Clip(np.stack(frames)[inverse], duration, width, height)
+
+
+@contextmanager
+def _open_image(path: Path, limits: Limits) -> Iterator[Any]:
+    """Open an image whose size is within the limits.
+
+    Raises:
+        DecodeError: With the reason, also for any error of Pillow in the body.
+    """
+    pillow = import_pillow().Image
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=pillow.DecompressionBombWarning),
+            pillow.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
+        ):
+            # Before any pixel is decoded: `open` reads the header alone.
+            limits.check_size(*image.size)
+            yield image
+    except (DecodeError, MemoryError):
+        raise
+    except pillow.DecompressionBombError:  # Pillow's own limit
+        raise DecodeError("too large", "more than 178 million pixels") from None
+    except Exception as error:
+        # For corrupt files, Pillow also raises struct.error, KeyError and ZeroDivisionError.
+        raise DecodeError("unreadable", error_text(error).split(" '/")[0]) from error
+
+
+def square_frame(image: Any, size: int) -> np.ndarray:
+    """Scale an image of Pillow to a frame (size, size, 3) uint8, upright."""
+    scaled = _upright_rgb(image).resize((size, size), import_pillow().Image.Resampling.BICUBIC)
+    return np.asarray(scaled)
+
+
+def _upright_rgb(image: Any) -> Any:
+    """Turn an image of Pillow as its EXIF says, on white where it is transparent, 8 bits deep."""
+    pillow = import_pillow()
+    upright = pillow.ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip at 255
+        high_bytes = np.asarray(upright) >> 8
+        upright = pillow.Image.fromarray(high_bytes.astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = pillow.Image.new("RGBA", upright.size, "white")
+        upright = pillow.Image.alpha_composite(white, upright)
+    return upright.convert("RGB")

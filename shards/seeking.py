@@ -1,0 +1,320 @@
+"""Decodes videos with PyAV by seeks: only what the requested frames need.
+
+Timestamps are read first, without decoding. They determine the requested frames, which are then
+decoded from the key frame before each, or from the frame before it if no key frame lies in between.
+Frames are bit-exact with those of decoding everything (tests/shards/test_decoding_formats.py).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alpro.shards.clip import MAX_SECONDS, Clip, ClipRequest, DecodeError, Limits
+from alpro.shards.sampling import last_frame_seconds
+from alpro.shards.video_file import NO_TIMESTAMPS, draw, import_av, open_video
+
+# Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
+# VP9 and AV1 carry statistics from every frame to the next.
+CODECS_WITH_UNREFERENCED_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+FAR_SECONDS = 10.0  # a window that starts later is read from BACK_SECONDS before it
+BACK_SECONDS = 5.0
+
+
+def decode_by_seeks(request: ClipRequest) -> Clip:
+    """Decode a clip from the key frames before its frames.
+
+    Raises:
+        DecodeError: With the reason; "unreadable" also if a seek may not lead to a frame.
+        InputError: If PyAV is not installed.
+    """
+    with open_video(request) as (container, stream):
+        timeline = _read_timeline(container, stream, request)
+        seconds = (timeline.shown - timeline.origin) * float(stream.time_base)
+        indices, duration = request.choose(seconds)
+        # With fewer frames than segments, a frame is decoded once and repeated.
+        wanted, inverse = np.unique(indices, return_inverse=True)
+
+        timestamps = timeline.shown[wanted].tolist()
+        decoded = _seek_frames(container, stream, timestamps, timeline.keys, request)
+        frames, width, height = draw(decoded, len(wanted), request)
+    return Clip(frames[inverse], duration, width, height)
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """The times of a video's frames, in units of the stream's time base.
+
+    shown (n,): when the frames that the window needs are presented, ascending.
+    keys (k, 2): when the key frames are presented and decoded, in the order of the file.
+    origin: when the video's first frame is presented.
+    """
+
+    shown: np.ndarray
+    keys: np.ndarray
+    origin: int
+
+
+def _check_seekable(container: Any, codec: Any) -> None:
+    """Raise DecodeError if a seek in this container or codec does not lead to a frame."""
+    if container.format.name == "mpeg":
+        raise DecodeError("unreadable", "a seek in a program stream may lead to another frame")
+    if container.format.flags & NO_TIMESTAMPS:
+        raise DecodeError("unreadable", "a bare stream has no times")
+    if container.format.name == "avi" and codec.has_b_frames:
+        raise DecodeError("unreadable", "AVI only states when frames are decoded")
+    # MOV and AVI give the palette with the first packet that is read, and not again after a seek:
+    # frames would be black.
+    if codec.pix_fmt == "pal8":
+        raise DecodeError("unreadable", "a palette, which a seek loses")
+    # Other frames than the key frame are garbage after a seek, and not marked as corrupt.
+    if codec.name == "dirac":
+        raise DecodeError("unreadable", "Dirac cannot be decoded from a key frame on")
+
+
+def _is_mp4(container: Any) -> bool:
+    return bool(container.format.name.startswith("mov,"))
+
+
+def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeline:
+    """Read the packets up to the first frame after the window, without decoding.
+
+    A window far from the start is read from a key frame before it.
+
+    Raises:
+        DecodeError: If frames are corrupt, missing or without a unique time of presentation.
+    """
+    codec = stream.codec_context
+    _check_seekable(container, codec)
+    second = float(1 / stream.time_base)
+    start = request.start or 0.0
+    is_far = start > FAR_SECONDS
+    origin = stream.start_time or 0
+    if is_far:
+        first_packet = next(container.demux(stream))
+        if not first_packet.is_keyframe:
+            raise DecodeError("unreadable", "no key frame at the start")
+        target = origin + (start - BACK_SECONDS) * second
+        container.seek(int(target), stream=stream)
+
+    is_vp8 = codec.name == "vp8"
+    times: list[int] = []
+    keys: list[tuple[int, int]] = []
+    first_after_window = np.inf
+    packet_count = 0
+    has_offsets = False
+    latest_decoded = -np.inf
+    for packet in container.demux(stream):
+        request.seconds_left()
+        # Nothing can be decoded before the first key frame; the last packet of a stream is empty.
+        if not packet.size or not (keys or packet.is_keyframe):
+            continue
+        if packet.is_corrupt or packet.pts is None:
+            raise DecodeError("unreadable", "frames that are corrupt or without a timestamp")
+
+        packet_count += 1
+        if packet.is_keyframe:
+            decoded_at = packet.pts if packet.dts is None else packet.dts
+            keys.append((packet.pts, decoded_at))
+        has_offsets = has_offsets or packet.pts != packet.dts
+        if packet.dts is not None:
+            if packet.dts < latest_decoded:  # FFmpeg's guess, for a codec that it cannot parse
+                raise DecodeError("unreadable", "times of decoding are not ascending")
+            latest_decoded = packet.dts
+
+        # Not shown are frames before the start of an edit list, and VP8's reference frames.
+        is_reference = is_vp8 and not memoryview(packet)[0] >> 4 & 1
+        if not packet.is_discard and not is_reference:
+            # The container may state another start than its first frame has.
+            if not is_far:
+                origin = min(packet.pts, origin) if times else packet.pts
+            times.append(packet.pts)
+            if request.end is not None and packet.pts - origin >= request.end * second:
+                first_after_window = min(first_after_window, packet.pts)
+
+        # No later frame is in the window, nor the first after it.
+        if packet.dts is not None and packet.dts >= first_after_window:
+            break
+    else:
+        _check_complete(container, stream, times, packet_count, is_far)
+
+    if codec.has_b_frames and not has_offsets and _is_mp4(container):
+        raise DecodeError("unreadable", "no composition offsets: only times of decoding")
+    # Whether a decoder returns those that may refer to frames before the file is not known.
+    if not is_far and times and min(times) < keys[0][0]:
+        raise DecodeError("unreadable", "frames before the first key frame")
+    ascending = np.sort(np.array(times, np.int64))
+    starts_late = bool(times) and is_far and ascending[0] > origin + start * second
+    has_duplicates = (np.diff(ascending) == 0).any()
+    if not times or starts_late or has_duplicates:
+        raise DecodeError("unreadable", "no frames with unique timestamps")
+    return _Timeline(ascending, np.array(keys), origin)
+
+
+def _check_complete(
+    container: Any,
+    stream: Any,
+    times: list[int],
+    packet_count: int,
+    is_far: bool,
+) -> None:
+    """Raise DecodeError if a video that was read to its end has fewer frames than its index."""
+    index = stream.index_entries
+    if is_far and len(index):
+        last_entry = index[len(index) - 1]
+        is_truncated = last_entry.timestamp > max(times, default=0)
+    else:
+        # An edit list may omit whole groups of frames, which are then missing from MP4's index.
+        frame_count = len(index) if _is_mp4(container) else stream.frames
+        is_truncated = packet_count < frame_count
+    if is_truncated:
+        raise DecodeError("unreadable", "truncated: frames in the index are missing")
+
+
+def _seek_frames(
+    container: Any,
+    stream: Any,
+    timestamps: list[int],
+    keys: np.ndarray,
+    request: ClipRequest,
+) -> Iterator[Any]:
+    """Yield the frames that are presented at these times, ascending.
+
+    Those that the decoder does not return are left out. Raises DecodeError for a corrupt frame.
+    """
+    codec = stream.codec_context
+    intra = import_av().video.frame.PictureType.I
+
+    def key_before(timestamp: int) -> list[int]:
+        # A frame that is presented before the first key frame is decoded from it.
+        following = int(np.searchsorted(keys[:, 0], timestamp, side="right"))
+        key = keys[max(0, following - 1)]
+        return key.tolist()
+
+    for (presented, decoded), members in groupby(timestamps, key_before):
+        group = list(members)
+        container.seek(decoded, stream=stream)
+        # The decoder still holds frames of the last group.
+        if codec.is_open:
+            codec.flush_buffers()
+
+        due = iter(group)
+        next_due: int | None = next(due)
+        latest = -np.inf
+        for frame in _frames_from(container, stream, presented, set(group), request):
+            if frame.pts is None or frame.pts <= latest:
+                raise DecodeError("unreadable", "frame times are not ascending")
+            latest = frame.pts
+            # Some containers mark frames as key frames that are none.
+            if latest == presented and frame.pict_type != intra:
+                raise DecodeError("unreadable", "a key frame that depends on other frames")
+            # A corrupt frame is concealed and affects others. Those that are presented before the
+            # key frame may refer to frames before it.
+            if frame.is_corrupt and latest >= min(presented, group[0]):
+                raise DecodeError("unreadable", "corrupt frames")
+
+            if latest == next_due:
+                yield frame
+                next_due = next(due, None)
+
+
+def _frames_from(
+    container: Any,
+    stream: Any,
+    key: int,
+    wanted: set[int],
+    request: ClipRequest,
+) -> Iterator[Any]:
+    """Yield the frames from the key frame with this timestamp up to the last wanted one.
+
+    Unreferenced ones are left out unless they are wanted.
+    """
+    codec = stream.codec_context
+    marks_unreferenced = codec.name in CODECS_WITH_UNREFERENCED_FRAMES
+    reached = False
+    for packet in container.demux(stream):
+        request.seconds_left()
+        reached = reached or packet.pts == key
+        if not reached:
+            continue
+
+        if marks_unreferenced:
+            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from codec.decode(packet)
+        wanted.discard(packet.pts)
+        if not wanted:
+            yield from codec.decode(None)  # those that the decoder holds
+            return
+
+
+def video_seconds(path: Path, timeout: float = Limits().timeout) -> float:
+    """Measure the length of a video by the times of its packets, without decoding frames.
+
+    A length that the container states is only a hint: it may be missing, as in a stream of a
+    browser, or wrong. The packets from shortly before it are read; all of them, if it leads
+    nowhere.
+
+    Returns:
+        Seconds; 0 if the packets tell no length within `timeout` seconds. Decoding the file tells
+        why.
+
+    Raises:
+        InputError: If PyAV is not installed.
+    """
+    request = ClipRequest(path, 1, 1, start=None, end=None, limits=Limits(timeout))
+    for measure in (_measure_end, _measure_all):
+        try:
+            with open_video(request) as (container, stream):
+                seconds = measure(container, stream, request)
+        except (DecodeError, OSError, OverflowError):
+            continue
+        if 0 < seconds <= MAX_SECONDS:
+            return seconds
+    return 0.0
+
+
+def _measure_end(container: Any, stream: Any, request: ClipRequest) -> float:
+    """Return the length of a video by the packets around the end that the container states.
+
+    0 if it states none.
+    """
+    if stream.duration:
+        stated = float(stream.duration * stream.time_base)
+    else:
+        stated = (container.duration or 0) / import_av().time_base
+    first = next(container.demux(stream)).pts
+    if stated <= 0 or stream.start_time is None or first is None:
+        return 0.0
+
+    # An edit list hides packets before `start_time`; in an AVI with B frames, it is a frame early.
+    origin = max(first, stream.start_time)
+    near_end = max(0.0, stated - BACK_SECONDS) / float(stream.time_base)
+    container.seek(origin + int(near_end), stream=stream)
+    return _measure_all(container, stream, request, origin)
+
+
+def _measure_all(
+    container: Any, stream: Any, request: ClipRequest, origin: int | None = None
+) -> float:
+    """Return the seconds from `origin`, or from the first frame, to the end of the last frame.
+
+    0 with fewer than two packets. Raises DecodeError after the time limit.
+    """
+    count = 0
+    times = []
+    for packet in container.demux(stream):
+        request.seconds_left()
+        if packet.size and not packet.is_discard:
+            count += 1
+            # Some containers only have times of decoding.
+            time = packet.dts if packet.pts is None else packet.pts
+            times += [] if time is None else [time]
+
+    if len(times) < 2:  # a bare stream
+        return float(count / (stream.guessed_rate or 25)) if count > 1 else 0.0
+    seconds = np.sort(np.array(times, np.int64)) * float(stream.time_base)
+    first = seconds[0] if origin is None else origin * float(stream.time_base)
+    return float(seconds[-1] - first + last_frame_seconds(seconds))

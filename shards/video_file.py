@@ -1,0 +1,199 @@
+"""Opens videos with PyAV, and draws their frames upright and scaled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from alpro.errors import InputError
+from alpro.shards.clip import ClipRequest, DecodeError, Limits, error_text
+
+# Containers of media only. Playlists and scripts could refer to other files or hosts and are
+# excluded; the only protocol is a plain file.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
+)
+NO_TIMESTAMPS = 0x80  # FFmpeg's flag of the containers of bare streams
+# FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
+# a frame that already has the target size comes out darker by 1 of 255.
+SCALING = ("BICUBIC", "ACCURATE_RND")
+# The clocks of joined recordings restart, and the packets around the joint look corrupt.
+HINTS = {
+    "mpegts": "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv",
+    "ogg": "; if it is a chain of Ogg files, split it",
+}
+
+
+def import_av() -> Any:
+    """Return PyAV. Raises InputError if it is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"videos need PyAV ({error}): pip install av") from error
+    return av
+
+
+@contextmanager
+def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
+    """Open the container of a request and its video stream, ready to decode in one thread.
+
+    Raises:
+        DecodeError: With the reason, also for any error of PyAV in the body.
+        InputError: If PyAV is not installed.
+    """
+    av = import_av()
+    limits = request.limits
+    max_pixels = {"max_pixels": str(limits.max_pixels)}
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    hint = ""
+    try:
+        with av.open(
+            str(request.path),
+            options=options | max_pixels,
+            timeout=request.seconds_left(),  # for opening, and for each read
+            metadata_errors="ignore",  # such as a title in Latin-1
+        ) as container:
+            hint = HINTS.get(container.format.name, "")
+            stream = _find_video_stream(container)
+            codec = stream.codec_context
+            limits.check_size(codec.width, codec.height)
+            # FFmpeg probes frames for the size if the container has none, within the limit.
+            if not codec.width:
+                raise DecodeError("unreadable", "frames without a size, or larger than the limit")
+
+            # The margin that a stream hides is cut off exactly, as ffmpeg does. Otherwise up to 31
+            # columns of it would stay, to keep rows aligned in memory.
+            codec.flags |= av.codec.context.Flags.unaligned
+            codec.thread_count = 1  # a pool has a worker per core
+            codec.thread_type = "NONE"
+            codec.options = max_pixels  # of the codec, too: the size may change within the video
+            yield container, stream
+    except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
+        raise limits.too_slow() from None
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise DecodeError("unreadable", error_text(error) + hint) from error
+    except DecodeError as error:
+        if error.reason != "unreadable" or not hint:
+            raise
+        raise DecodeError(error.reason, error.detail + hint) from error
+
+
+def _find_video_stream(container: Any) -> Any:
+    """Return the first video stream that is not a cover or thumbnail. Raises DecodeError."""
+    disposition = import_av().stream.Disposition
+    pictures = disposition.attached_pic | disposition.timed_thumbnails
+    for stream in container.streams.video:
+        if not stream.disposition & pictures:
+            if stream.codec_context is None:
+                raise DecodeError("unreadable", "no decoder for the video's codec")
+            return stream
+    raise DecodeError("no video")
+
+
+def draw(decoded: Iterator[Any], count: int, request: ClipRequest) -> tuple[np.ndarray, int, int]:
+    """Scale the first `count` frames of an iterator.
+
+    Returns:
+        Frames (count, size, size, 3) uint8, and the width and height of the last one when upright.
+
+    Raises:
+        DecodeError: If there are fewer frames.
+    """
+    canvas = _Canvas(request.limits)
+    frames = np.empty((count, request.size, request.size, 3), np.uint8)
+    drawn = 0
+    width = height = 0
+    # `zip` asks for no frame after the last one, which would have to be decoded.
+    for target, frame in zip(frames, decoded, strict=False):
+        width, height = canvas.draw(frame, target)
+        drawn += 1
+    if drawn < count:
+        detail = f"corrupt, or decoding skips frames ({drawn} of {count} were decoded)"
+        raise DecodeError("unreadable", detail)
+    return frames, width, height
+
+
+class _Canvas:
+    """Draws the frames of a video upright and scaled. It keeps the scaler and the orientation from
+    frame to frame."""
+
+    def __init__(self, limits: Limits) -> None:
+        reformatter = import_av().video.reformatter
+        self.limits = limits
+        self.scaler = reformatter.VideoReformatter()
+        self.matrix: tuple[int, ...] | None = None
+        self.scaling = sum(reformatter.Interpolation[name] for name in SCALING)
+
+    def draw(self, frame: Any, out: np.ndarray) -> tuple[int, int]:
+        """Write a frame to (size, size, 3) uint8. Returns its width and height when upright."""
+        self.limits.check_size(frame.width, frame.height)
+        self.matrix = self.matrix or _read_display_matrix(frame)
+        a, b, c, d = self.matrix
+        is_rotated = abs(b) > abs(a)
+        # The scales from the frame's axes to those of the picture; a negative one mirrors.
+        across, down = (c, b) if is_rotated else (a, d)
+        target = out
+        if down < 0:
+            target = target[::-1]
+        if across < 0:
+            target = target[:, ::-1]
+
+        # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
+        size = len(target)
+        scaled = self.scaler.reformat(
+            _as_progressive(frame),
+            size,
+            size,
+            "gbrp",
+            interpolation=self.scaling,
+            threads=1,
+        )
+
+        pixels = scaled.to_ndarray()
+        if is_rotated:
+            target[:] = pixels.transpose(1, 0, 2)
+            return frame.height, frame.width
+        target[:] = pixels
+        return frame.width, frame.height
+
+
+def _read_display_matrix(frame: Any) -> tuple[int, ...]:
+    """Return the display matrix (a, b, c, d) of a frame, which shows (x, y) at
+    (ax + cy, bx + dy)."""
+    kind = import_av().sidedata.sidedata.Type.DISPLAYMATRIX
+    # Read from a small copy: a frame and its side data form a reference cycle until the next
+    # garbage collection.
+    copy = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1)
+    matrix = copy.side_data.get(kind)
+    if matrix is None:
+        return (1, 0, 0, 1)
+    values = np.frombuffer(matrix, np.int32)  # of 3 x 3
+    return tuple(values[[0, 1, 3, 4]].tolist())
+
+
+def _as_progressive(frame: Any) -> Any:
+    """Mark a frame as progressive.
+
+    PyAV scales the two fields of an interlaced frame separately, so that moving edges become combs
+    of single lines. The ffmpeg binary and other decoders scale the frame as it is.
+    """
+    if not frame.interlaced_frame:
+        return frame
+
+    graph = import_av().filter.Graph()
+    graph.threads = 1  # threads of its own would not survive a fork
+    source = graph.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1),  # not every frame has one; none is read
+    )
+    marked = graph.add("setfield", "prog")
+    sink = graph.add("buffersink")
+    source.link_to(marked)
+    marked.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    return graph.pull()
