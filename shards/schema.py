@@ -1,8 +1,9 @@
 """Data types: manifest rows, samples in shards, rejects and index rows."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -80,16 +81,15 @@ class Row(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """The name of the file without its folder, also for a URL, without its query."""
+        """Return the name of the file without its folder, also for a URL, without its query."""
         if self.member:
             return PurePosixPath(self.member.name).name
         if isinstance(self.path, Path):
             return self.path.name
-        # Of a chain of URLs, the first link with a path names the file.
-        link = next(link for link in self.path.split("::") if "://" in link)
-        if link.lower().startswith("http"):
-            link = unquote(re.split("[?#]", link)[0])
-        return PurePosixPath(link).name
+        protocol, _, path = self.path.partition("://")
+        if "http" in protocol.lower():
+            path = unquote(re.split("[?#]", path)[0])
+        return PurePosixPath(path).name
 
 
 class SampleMetadata(BaseModel):
@@ -133,71 +133,51 @@ class Reject(BaseModel):
     detail: str = ""
 
 
-REJECTS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-QUESTION = pa.struct(
-    [
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("type", pa.string()),
-    ]
-)
-QUESTIONS = pa.list_(QUESTION)
-MEMBER = pa.struct(
-    [
-        ("name", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-    ]
-)
+def arrow_schema(
+    model: type[BaseModel], exclude: Collection[str] = (), **more: pa.DataType
+) -> pa.Schema:
+    """Return the Arrow schema of a model's fields, and of further columns. JSON is a string."""
+    types = {name: arrow_type(field.annotation) for name, field in model.model_fields.items()}
+    kept = {name: kind for name, kind in types.items() if name not in exclude}
+    return pa.schema(kept | more)
 
+
+def arrow_type(annotation: Any) -> pa.DataType:
+    """Return the Arrow type of the values of an annotation.
+
+    >>> arrow_type(list[float] | None)
+    ListType(list<item: double>)
+    """
+    kinds = {str: pa.string(), Path: pa.string(), int: pa.int64(), float: pa.float64()}
+    if annotation in kinds:
+        return kinds[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pa.struct(list(arrow_schema(annotation)))
+
+    origin = get_origin(annotation)
+    first, *_ = get_args(annotation)
+    if origin in (list, tuple):
+        return pa.list_(arrow_type(first))
+    if origin in (Literal, dict):
+        return pa.string()
+    return arrow_type(first)  # of an optional or annotated value
+
+
+REJECTS = arrow_schema(Reject)
 # One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where
-# shards are cut; `meta` is JSON.
-MANIFEST = pa.schema(
-    [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("kind", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("questions", QUESTIONS),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("split", pa.string()),
-        ("group", pa.string()),
-        ("name", pa.string()),
-        ("member", MEMBER),
-        ("cut", pa.uint32()),
-        ("meta", pa.string()),
-    ]
-)
-
+# shards are cut.
+MANIFEST = arrow_schema(Row, cut=pa.uint32())
 # One row per sample: its metadata, its shard, and the offsets, sizes (bytes) and CRC-32 of its
 # members.
-INDEX = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("kind", pa.string()),
-        ("group", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("questions", QUESTIONS),
-        ("duration", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("source", pa.string()),
-        ("shard", pa.string()),
-        ("key", pa.string()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("json_crc32", pa.int64()),
-        ("frame_offsets", pa.list_(pa.int64())),
-        ("frame_sizes", pa.list_(pa.int64())),
-        ("frame_crc32s", pa.list_(pa.int64())),
-    ]
+INDEX = arrow_schema(
+    SampleMetadata,
+    exclude=("version", "frames", "meta"),
+    shard=pa.string(),
+    key=pa.string(),
+    json_offset=pa.int64(),
+    json_size=pa.int64(),
+    json_crc32=pa.int64(),
+    frame_offsets=pa.list_(pa.int64()),
+    frame_sizes=pa.list_(pa.int64()),
+    frame_crc32s=pa.list_(pa.int64()),
 )

@@ -1,9 +1,9 @@
 """File access by path or fsspec URL. Only this module handles URLs.
 
 A location is a local Path or, as a str, a URL that fsspec supports (`s3://bucket/a.tar`,
-`https://host/a.tar`), chained or not (`filecache::s3://bucket/a.tar` keeps a local copy). `file://`
-is a path. Keys and endpoints come from the environment of the store's library or fsspec, never from
-here. Nothing runs a shell: fsspec has no `pipe:` protocol.
+`https://host/a.tar`), also after `filecache::`, which keeps a local copy. `file://` is a path. Keys
+and endpoints come from the environment of the store's library or fsspec, never from here. Nothing
+runs a shell: fsspec has no `pipe:` protocol.
 
 All store errors are raised as OSError, and as FileNotFoundError if the file does not exist. An
 unknown protocol or a missing package raises InputError.
@@ -40,6 +40,7 @@ from alpro.shards.schema import Member
 Location = Path | str
 Answer = TypeVar("Answer")
 
+CACHE = "filecache::"  # before a URL: fsspec keeps local copies of its files
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
@@ -57,14 +58,14 @@ VERSION_KEYS = [
 
 
 class TooLarge(OSError):
-    """A file exceeds the size limit. It is not requested again."""
+    """Raised if a file exceeds the size limit. It is not requested again."""
 
 
 # Names
 
 
 def is_url(text: object) -> bool:
-    """Whether a value is a URL string, chained or not.
+    """Return whether a value is a URL string, chained or not.
 
     >>> [is_url(text) for text in ("s3://b/k", "filecache::s3://b/k", "file:///a", "a::b.mp4", "/a", "a/b")]
     [True, True, True, False, False, False]
@@ -73,18 +74,24 @@ def is_url(text: object) -> bool:
 
 
 def located(text: Location) -> Location:
-    """Converts user input to a location: a URL stays a str, anything else, including file://,
-    becomes a Path."""
+    """Convert user input to a location: a URL stays a str, anything else, including file://,
+    becomes a Path. Raises InputError for a chain of URLs other than `filecache::`."""
     if isinstance(text, Path) or not is_url(text):
         return Path(text)
+    if "::" in text.removeprefix(CACHE):
+        raise InputError(f"{redacted(text)}: of chained URLs, only {CACHE} is supported")
 
     protocol, _, path = text.partition("://")
     return Path(path) if protocol.lower() in ("file", "local") else text
 
 
 def absolute(text: Location, base: Path | None = None) -> Location:
-    """Makes a location absolute: a relative path is resolved in `base` (default: current folder),
-    `~` is expanded. Raises InputError for a link to itself, and for a URL with credentials."""
+    """Make a location absolute: a relative path is resolved in `base` (default: current folder),
+    `~` is expanded.
+
+    Raises:
+        InputError: For a link to itself, for a chain, and for a URL with credentials.
+    """
     refuse_credentials("address", text)
     location = located(text)
     if isinstance(location, str):
@@ -98,12 +105,8 @@ def absolute(text: Location, base: Path | None = None) -> Location:
 
 
 def join(folder: Location, name: str) -> Location:
-    """The location of a file in a folder. A name that is a URL or an absolute path is returned as
-    it is.
-
-    In a chain, the name is appended to the first link that has a path: `zip://a::s3://b/c.zip` and
-    d is `zip://a/d::s3://b/c.zip`.
-    """
+    """Return the location of a file in a folder. A name that is a URL or an absolute path is
+    returned as it is."""
     if is_url(name):
         return located(name)
     if isinstance(folder, Path) or name.startswith("/"):
@@ -111,60 +114,61 @@ def join(folder: Location, name: str) -> Location:
     if "::" in name:
         raise InputError(f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it")
 
-    head, path, rest = _split(folder)
+    head, path = _split(folder)
     # A file name may have characters that mean something in a URL.
     if _is_http(head):
         name = quote(name)
-    return head + posixpath.join(path, name) + rest
+    return head + posixpath.join(path, name)
 
 
 def parent(location: Location) -> Location:
     if isinstance(location, Path):
         return location.parent
-    head, path, rest = _split(location)
-    return head + posixpath.dirname(path) + rest
+    head, path = _split(location)
+    return head + posixpath.dirname(path)
 
 
 def suffix(location: Location) -> str:
-    """The extension of a file in lower case, such as `.mp4`; the query of a URL is ignored.
+    """Return the extension of a file in lower case, such as `.mp4`; the query of a URL is ignored.
 
-    >>> [suffix(text) for text in ("https://host/a.MP4?key=1.2", "zip://a.webm::s3://b/c.zip", "s3://b/a")]
+    >>> [suffix(text) for text in ("https://host/a.MP4?key=1.2", "filecache::s3://b/a.webm", "s3://b/a")]
     ['.mp4', '.webm', '']
     """
     if isinstance(location, Path):
         return location.suffix.lower()
 
-    head, path, _ = _split(location)
+    head, path = _split(location)
     if _is_http(head):
         path = unquote(re.split("[?#]", path)[0])
     extension = PurePosixPath(path).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
 
 
-def _split(url: str) -> tuple[str, str, str]:
-    """Splits a URL into the part before its path, the path, and the rest of the chain."""
+def _split(url: str) -> tuple[str, str]:
+    """Split a URL into the part before its path, and the path."""
     match = URL.match(url)
     assert match, url
-    path, link, rest = url[match.end() :].partition("::")
-    return match[0], path, link + rest
+    return match[0], url[match.end() :]
 
 
 def _is_http(head: str) -> bool:
-    """Whether # and ? have a meaning in a URL that starts so."""
+    """Return whether # and ? have a meaning in a URL that starts so."""
     return head.lower().endswith(("http://", "https://"))
 
 
 def resolve(root: Location, path: str) -> Location:
-    """Resolves the path of a row in a manifest in the folder `root`. Raises InputError if the path
-    is not allowed.
+    """Resolve the path of a row in a manifest in the folder `root`.
 
     A row may refer to files in the folder of its manifest, by a relative path, an absolute path or
     a URL, and to files in network stores (NETWORK_PROTOCOLS). An untrusted manifest therefore
     cannot open other local files.
+
+    Raises:
+        InputError: If the path is not allowed.
     """
     refuse_credentials("path", path)
-    location = located(path) if is_url(path) else path
-    if isinstance(location, Path) or not is_url(path):
+    location = located(path) if is_url(path) else Path(path)
+    if isinstance(location, Path):
         resolved = _inside(root, str(location))
     else:
         resolved = location if _is_allowed(root, location) else None
@@ -176,18 +180,18 @@ def resolve(root: Location, path: str) -> Location:
 
 
 def _is_allowed(root: Location, url: str) -> bool:
-    """Whether a URL is below `root`, or a plain one of a network store."""
+    """Return whether a URL is below `root`, or one of a network store without a cache."""
     prefix = f"{str(root).rstrip('/')}/"
     is_below = isinstance(root, str) and url.startswith(prefix)
     # Unquoted: `..` may be written %2e%2e.
     if is_below and ".." not in unquote(url).split("/"):
         return True
-    protocol = url.partition("://")[0].lower()
-    return "::" not in url and protocol in NETWORK_PROTOCOLS
+    return url.partition("://")[0].lower() in NETWORK_PROTOCOLS
 
 
 def _inside(root: Location, path: str) -> Location | None:
-    """The location of a local path, absolute or relative to `root`, or None if it is outside."""
+    """Return the location of a local path, absolute or relative to `root`; None if it is
+    outside."""
     if isinstance(root, str):
         # Without `..` inside, so that the first part tells whether it leads out.
         name = posixpath.normpath(path)
@@ -208,7 +212,7 @@ def _inside(root: Location, path: str) -> Location | None:
 
 
 def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a location and the file's name in it."""
+    """Return the file system of a location and the file's name in it."""
     if isinstance(location, Path):
         return LocalFileSystem(), str(location.absolute())
     try:
@@ -228,9 +232,11 @@ _kept: set[fsspec.AbstractFileSystem] = set()
 def call_store(
     location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
 ) -> Answer:
-    """Calls `function` with the file system and the file's name, and retries failed requests a few
-    times: one lost request among millions does not mean a corrupt or missing file. Raises OSError
-    with a one-line message."""
+    """Call `function` with the file system and the file's name.
+
+    Failed requests are retried a few times: one lost request among millions does not mean a corrupt
+    or missing file. Raises OSError with a one-line message.
+    """
     for pause in (*RETRY_DELAYS, None):
         try:
             return function(*filesystem(location))
@@ -256,8 +262,8 @@ def call_store(
 
 
 def _line(error: BaseException) -> str:
-    """The message of a store, in a line, without the credentials that it may repeat. Of an answer
-    over HTTP, only the status: its reason is a text of the server."""
+    """Return the message of a store, in a line, without the credentials that it may repeat. Of an
+    answer over HTTP, only the status: its reason is a text of the server."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         phrase = "unknown status"
@@ -269,7 +275,7 @@ def _line(error: BaseException) -> str:
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
-    """Reads `size` bytes of a file at `offset` in one request; fewer only if the file ends
+    """Read `size` bytes of a file at `offset` in one request; fewer only if the file ends
     earlier."""
 
     def read(system: fsspec.AbstractFileSystem, name: str) -> bytes:
@@ -280,14 +286,13 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
     data = call_store(location, read)
     if len(data) > size:
         raise OSError(
-            f"{location}: the server does not support range requests; put filecache:: before the "
-            f"URL"
+            f"{location}: the server does not support range requests; put {CACHE} before the URL"
         )
     return data
 
 
 def exists(location: Location) -> bool:
-    """Whether a file exists. Raises OSError if the store does not respond."""
+    """Return whether a file exists. Raises OSError if the store does not respond."""
 
     def ask(system: fsspec.AbstractFileSystem, name: str) -> None:
         system.invalidate_cache()  # another machine may write files
@@ -301,8 +306,8 @@ def exists(location: Location) -> bool:
 
 
 def listing(folder: Location, extension: str) -> list[Location]:
-    """The files of a folder with the extension, in order. Raises FileNotFoundError if there is no
-    such folder."""
+    """List the files of a folder with the extension, in order. Raises FileNotFoundError if there is
+    no such folder."""
     if isinstance(folder, Path):
         return sorted(
             path for path in folder.iterdir() if path.suffix == extension and path.is_file()
@@ -320,8 +325,8 @@ def listing(folder: Location, extension: str) -> list[Location]:
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
-    """What changes with each file, in order, without reading it: its size and its ETag, digest or
-    modification time.
+    """Yield what changes with each file, in order, without reading it: its size and its ETag, digest
+    or modification time.
 
     "missing" if there is no readable file, and "not fetched" if its store does not respond.
     Requests are concurrent.
@@ -362,12 +367,15 @@ def local_copy(
     folder: Path | None = None,
     member: Member | None = None,
 ) -> Iterator[Path]:
-    """Yields a local path of the file: the path itself, or a temporary copy of a URL, or of a
+    """Yield a local path of the file: the path itself, or a temporary copy of a URL, or of a
     member of a tar.
 
     The copy has the file's extension and is in `folder` (default: the system's temporary folder).
-    Raises TooLarge if the file exceeds `max_bytes`, without fetching more, another OSError if the
-    store fails, and EOFError if the tar ends inside the member.
+
+    Raises:
+        TooLarge: If the file exceeds `max_bytes`. No more is fetched.
+        OSError: If the store fails.
+        EOFError: If the tar ends inside the member.
     """
     if isinstance(location, Path) and not member:
         yield location

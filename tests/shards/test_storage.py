@@ -21,7 +21,7 @@ from alpro.shards.storage import (
     read_range,
     resolve,
 )
-from tests.conftest import RangeServer, one_line
+from tests.conftest import RangeServer
 
 CONTENT = bytes(range(256)) * 40
 
@@ -198,8 +198,6 @@ def test_an_unknown_protocol_and_a_missing_package_raise_input_errors(monkeypatc
 def test_a_name_is_joined_to_a_folder():
     cases = [("s3://b/c", "a.tar", "s3://b/c/a.tar"), ("s3://b/c/", "d/a.tar", "s3://b/c/d/a.tar")]
     cases += [("filecache::s3://b/c", "a.tar", "filecache::s3://b/c/a.tar")]
-    cases += [("zip://in::s3://b/c.zip", "a.mp4", "zip://in/a.mp4::s3://b/c.zip")]
-    cases += [("zip://::s3://b/c.zip", "a.mp4", "zip://a.mp4::s3://b/c.zip")]
     cases += [("https://h/c", "what? #1 ü.mp4", "https://h/c/what%3F%20%231%20%C3%BC.mp4")]
     cases += [
         ("s3://b/c", "what? #1.mp4", "s3://b/c/what? #1.mp4"),
@@ -257,7 +255,7 @@ blockcache::filecache::s3://b/c.mp4 dir::zip://a::file:///etc
 )
 def test_a_row_cannot_refer_to_other_local_files(root):
     for path in OUTSIDE.split():
-        with one_line("is outside the data folder"):
+        with pytest.raises(InputError, match=r"is outside the data folder|of chained URLs"):
             resolve(root, path)
     for url in (
         "filecache::s3://b/data",
@@ -271,7 +269,7 @@ def test_the_extension_of_a_location():
     for place, ending in (
         ("https://host/a.MP4?key=1.2", ".mp4"),
         ("https://host/a%2Emp4#t=1", ".mp4"),
-        ("zip://a.webm::s3://b/c.zip", ".webm"),
+        ("filecache::s3://b/a.webm", ".webm"),
         ("s3://b/a", ""),
         ("s3://b/a.x y/../z", ""),
         (Path("A.JPG"), ".jpg"),

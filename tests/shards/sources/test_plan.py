@@ -246,7 +246,7 @@ def test_a_row_is_planned_as_it_was_imported():
     rows = [
         Row(
             id="a",
-            path="zip://in/a.mp4::s3://bucket/b.zip",
+            path="filecache::s3://bucket/a.mp4",
             start=1.5,
             meta={"a": [1, None]},
             **common,
