@@ -94,18 +94,16 @@ def _run(command: list[str], request: ClipRequest) -> None:
 def _limit_resources(pid: int, limits: Limits, seconds: float) -> None:
     """Limit a process on Linux: if this process is killed, nothing else stops ffmpeg."""
     try:
-        import resource
-    except ImportError:  # Windows
-        return
-    if not hasattr(resource, "prlimit"):
+        from resource import RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, prlimit
+    except ImportError:  # another system
         return
     with suppress(ProcessLookupError):  # it may have ended
         for kind, limit in (
-            (resource.RLIMIT_DATA, limits.memory + FFMPEG_BYTES),
-            (resource.RLIMIT_FSIZE, MAX_COPY_BYTES),
-            (resource.RLIMIT_CPU, int(seconds) + 2),
+            (RLIMIT_DATA, limits.memory + FFMPEG_BYTES),
+            (RLIMIT_FSIZE, MAX_COPY_BYTES),
+            (RLIMIT_CPU, int(seconds) + 2),
         ):
-            resource.prlimit(pid, kind, (limit, limit + 1))
+            prlimit(pid, kind, (limit, limit + 1))
 
 
 def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
@@ -135,20 +133,12 @@ def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
 @lru_cache(maxsize=1)
 def ffmpeg_version() -> str:
     """Return the version that the ffmpeg binary reports. Raises InputError if it does not run."""
-    binary = ffmpeg_binary()
+    command = [ffmpeg_binary(), "-version"]
     try:
-        process = subprocess.run(
-            [binary, "-version"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise InputError(f"{binary}: does not run: {error}") from error
-    first_line = process.stdout.partition("\n")[0]
-    version = first_line.removeprefix("ffmpeg version ")
-    return version.partition(" Copyright")[0]
+        raise InputError(f"{command[0]}: does not run: {error}") from error
+    return done.stdout.removeprefix("ffmpeg version ").partition(" Copyright")[0]
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import zlib
-from array import array
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,22 +130,19 @@ class ShardReader:
         filters = {"split": split, "kind": kind}
         values = {name: value for name, value in filters.items() if value is not None}
 
-        # A list of Python's integers would take four times the memory.
-        json_spans = array("q")
-        frame_spans = array("q")
-        frame_counts = array("q", [0])
+        json_spans = [np.empty((0, 3), np.int64)]
+        frame_spans = [np.empty((0, 3), np.int64)]
+        frame_counts = [np.zeros(1, np.int64)]
         # The empty table makes `concat_tables` work without a selected row.
         fields = [INDEX.field(name) for name in KEPT_COLUMNS]
         schema = pa.schema([*fields, ("row", pa.int64())])
         tables = [schema.empty_table()]
 
         for table in _selected(folder, values, exclude):
-            json_columns = [table[name].combine_chunks() for name in JSON_SPAN_COLUMNS]
-            json_spans.frombytes(_stacked(json_columns))
+            json_spans.append(np.stack([table[name] for name in JSON_SPAN_COLUMNS], axis=1))
             columns = [table[name].combine_chunks() for name in FRAME_SPAN_COLUMNS]
-            frame_spans.frombytes(_stacked([column.flatten() for column in columns]))
-            counts = columns[0].value_lengths().cast("int64")
-            frame_counts.frombytes(counts.to_numpy().tobytes())
+            frame_spans.append(np.stack([column.flatten() for column in columns], axis=1))
+            frame_counts.append(columns[0].value_lengths().to_numpy())
             tables.append(table.drop_columns([*JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]))
 
         self.table = pa.concat_tables(tables).combine_chunks()
@@ -158,10 +154,10 @@ class ShardReader:
         self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # of each sample
         self.table = self.table.drop_columns(["shard"])
 
-        self._json_spans = np.frombuffer(json_spans, np.int64).reshape(-1, 3)
-        self._frame_spans = np.frombuffer(frame_spans, np.int64).reshape(-1, 3)
+        self._json_spans = np.concatenate(json_spans)
+        self._frame_spans = np.concatenate(frame_spans)
         # The frames of sample i are first_frame[i] to first_frame[i + 1].
-        self._first_frame = np.cumsum(np.frombuffer(frame_counts, np.int64))
+        self._first_frame = np.cumsum(np.concatenate(frame_counts))
         self._kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
@@ -248,11 +244,6 @@ def _selected(
             is_excluded = pc.is_in(table["id"], excluded)
             table = table.filter(pc.invert(is_excluded))
         yield table
-
-
-def _stacked(columns: list[pa.Array]) -> bytes:
-    arrays = [column.to_numpy() for column in columns]
-    return np.stack(arrays, axis=1).tobytes()
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:

@@ -281,16 +281,13 @@ def _measure_end(container: Any, stream: Any, request: ClipRequest) -> float:
 
     0 if it states none.
     """
-    if stream.duration:
-        stated = float(stream.duration * stream.time_base)
-    else:
-        stated = (container.duration or 0) / import_av().time_base
+    stated = (container.duration or 0) / import_av().time_base
     first = next(container.demux(stream)).pts
-    if stated <= 0 or stream.start_time is None or first is None:
+    if stated <= 0 or first is None:
         return 0.0
 
     # An edit list hides packets before `start_time`; in an AVI with B frames, it is a frame early.
-    origin = max(first, stream.start_time)
+    origin = max(first, stream.start_time or first)
     near_end = max(0.0, stated - BACK_SECONDS) / float(stream.time_base)
     container.seek(origin + int(near_end), stream=stream)
     return _measure_all(container, stream, request, origin)

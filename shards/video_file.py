@@ -59,9 +59,6 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
             stream = _find_video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
-            # FFmpeg probes frames for the size if the container has none, within the limit.
-            if not codec.width:
-                raise DecodeError("unreadable", "frames without a size, or larger than the limit")
 
             # The margin that a stream hides is cut off exactly, as ffmpeg does. Otherwise up to 31
             # columns of it would stay, to keep rows aligned in memory.
