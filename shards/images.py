@@ -20,7 +20,7 @@ def import_pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as error:
-        raise InputError(f"images need Pillow ({error}): pip install pillow") from error
+        raise InputError(f"no Pillow ({error}): pip install pillow") from error
     return PIL
 
 

@@ -31,7 +31,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise InputError(f"videos need PyAV ({error}): pip install av") from error
+        raise InputError(f"no PyAV ({error}): pip install av") from error
     return av
 
 
