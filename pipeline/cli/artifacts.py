@@ -243,27 +243,23 @@ def registered(workspace: Path) -> set[str]:
 
 @group.command(name="log")
 def log_artifacts(
-    artifact: Artifact,
-    /,
-    *more: Artifact,
-    workspace: Workspace = WORKSPACE,
-    tracking_uri: TrackingUri = "",
+    *artifacts: Artifact, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
 ) -> None:
-    """Log artifacts to MLflow again, or to another server.
+    """Log artifacts to MLflow again, or to another server; by default all of them.
 
     Each becomes a new run in the experiment of its configuration.
     """
     from alpro.pipeline.tracking.tracker import Tracker
 
-    for name in (artifact, *more):
-        folder, record = find_artifact(name, workspace)
+    named = [find_artifact(name, workspace) for name in artifacts]
+    for folder, record in named or store_of(workspace).all():
         command = command_of(record)
         experiment = command.config_name if command else "alpro"
 
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         # A tracker only warns, so that a run goes on without MLflow.
-        if not run or tracker.warned:
+        if not run or tracker.warnings:
             raise InputError(f"MLflow store {tracker.uri}: {record.name} is not logged")
         print(f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}")
 

@@ -150,7 +150,7 @@ class ModelOptions:
             return verified_model(name, self.workspace)
 
         from alpro.pipeline.tracking.registry import registered_folder
-        from alpro.pipeline.tracking.relocation import relocate
+        from alpro.pipeline.tracking.store import check_store
 
         database = self.workspace.resolve() / "mlflow.db"
         if not self.tracking_uri and not database.is_file():  # MLflow would create it
@@ -158,9 +158,8 @@ class ModelOptions:
                 f"{name}: no MLflow store {database}; name the server with --tracking-uri"
             )
 
-        # In a workspace that was copied or moved, the store has the old paths.
         if not self.tracking_uri:
-            relocate(database.parent)
+            check_store(database.parent)
 
         return FoundModel(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
 

@@ -202,7 +202,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     A workspace that can only be read is shown, too.
     """
     from alpro.pipeline.flows import servers
-    from alpro.pipeline.tracking.relocation import relocate
 
     check_workspace(workspace.resolve())
     database = workspace.resolve() / "mlflow.db"
@@ -234,13 +233,11 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
         "1",
     ]
 
-    # In a workspace that was copied or moved, the store has the old paths.
-    relocate(workspace.resolve())
-
     # Slow to import: mistakes are reported before.
-    from alpro.pipeline.tracking.tracker import start_page
+    from alpro.pipeline.tracking.store import check_store, runs_page
 
-    page = start_page(store) or "/#/experiments"
+    check_store(workspace.resolve())
+    page = runs_page(store)
     with (
         servers.log_folder(workspace.resolve()) as logs,
         servers.programs(logs) as running,

@@ -37,13 +37,7 @@ from alpro.pipeline.plan.changes import changed_code, changed_values, commit_tex
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
 from alpro.pipeline.reports.page import latest_summary, report_file
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.tracking.contents import (
-    changed_params,
-    git_commit,
-    pipeline_params,
-    run_title,
-    stage_title,
-)
+from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.execution.interface import STOP, Stop
@@ -278,10 +272,8 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     else:
         all_tags = dict(tags or {}) | named_flow_run(title)
         # A comparison of two runs shows that their code differs.
-        params = {"commit": commit_text(commit)} | pipeline_params(plan.settings)
+        params = {"commit": commit_text(commit)} | plan.settings.model_dump(mode="json")
         mlflow_run = tracker.run(title, params, all_tags)
-        columns = changed_params(arguments["changes"], params)
-        tracker.show_columns([*columns, "commit"] if other_code else columns)
 
     with mlflow_run as run_id:
         current = PipelineRun(

@@ -29,7 +29,6 @@ from alpro.environment import NEUTRAL_FOLDER, reach_this_machine
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
-from alpro.pipeline.tracking.relocation import relocate
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.lifecycle import signal_group, with_parent
 
@@ -266,6 +265,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     workspace: absolute. Artifacts, reports, logs, and both databases unless the environment names
     others.
     """
+    from alpro.pipeline.tracking.store import check_store, runs_page
+
     prefect = f"http://127.0.0.1:{prefect_port}"
     mlflow = f"http://127.0.0.1:{mlflow_port}"
     server, worker = environments(workspace, prefect, prefect_port, mlflow)
@@ -273,9 +274,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     # Workers write artifacts to the folder; the server would pass every byte on.
     files = ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri()]
 
-    # In a workspace that was copied or moved, the store has the old paths.
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
-        relocate(workspace)
+        check_store(workspace)
 
     with programs(workspace / "logs") as running:
         say("starting Prefect and MLflow; the first start creates their databases, about a minute")
@@ -303,7 +303,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
         running.until(lambda: answers(f"{mlflow}/health"))
         say("MLflow answers; registering the deployments once the workers have made their pools")
         running.until(lambda: deployed(workspace / "logs" / "deploy.log", worker))
-        page = runs_page(mlflow, workspace)
+        page = runs_page(mlflow)
 
         say(
             f"Prefect    {prefect}\nMLflow     {mlflow}{page}\n"
@@ -361,14 +361,6 @@ def deployed(log: Path, environment: Mapping[str, str]) -> bool:
             stderr=output,
         )
     return status == 0
-
-
-def runs_page(mlflow: str, workspace: Path) -> str:
-    """The path of the page that lists the runs of the newest experiment; in a new store that of the
-    sample."""
-    from alpro.pipeline.tracking.tracker import Tracker, start_page
-
-    return start_page(mlflow) or start_page(Tracker.open(mlflow, workspace, "sample").uri)
 
 
 def proxy_line() -> str:

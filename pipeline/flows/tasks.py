@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from httpx import HTTPError
 from prefect import get_run_logger, task
@@ -107,7 +106,7 @@ class PipelineRun:
         context = FlowRunContext.get()
         flow_run = context.flow_run if context and not at_terminal() else None
         prefect_page = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
-        mlflow_page = self.tracker.address(self.run)
+        mlflow_page = self.tracker.page(self.run)
 
         file = report_file(self.workspace, self.plan)
         report = write_report(
@@ -124,7 +123,7 @@ class PipelineRun:
             # The report is one of the files of MLflow's run, which has a page for each.
             description=text(
                 {
-                    "report": f"{self.tracker.page(self.run)}/artifacts/{quote(report.name)}",
+                    "report": self.tracker.page(self.run, report.name),
                     "Prefect": prefect_page,
                 }
             ),
@@ -133,21 +132,24 @@ class PipelineRun:
         if not at_terminal():  # the command line prints it below the results
             announce(f"report: {report}")
         if flow_run:
-            links = {
-                "MLflow": mlflow_page,
-                "report": self.tracker.address(self.run, report.name),
-                "Prefect": prefect_page,
-            }
+            links = {"Prefect": prefect_page}
+            if self.run and self.tracker.server:
+                of_report = self.tracker.page(self.run, report.name)
+                links |= {
+                    "MLflow": f"{self.tracker.server}/{mlflow_page}",
+                    "report": f"{self.tracker.server}/{of_report}",
+                }
             create_markdown_artifact(text(links), key="results", description=self.title)
 
     def page_links(self, mlflow_page: str, prefect_page: str) -> list[tuple[str, str]]:
         """The links of the report, which does not link itself."""
         links = []
-        if mlflow_page:
-            links.append(("MLflow: curves and parameters", mlflow_page))
+        if self.run and self.tracker.server:
+            links.append(("MLflow: curves and parameters", f"{self.tracker.server}/{mlflow_page}"))
         elif self.run:  # the store is a file, which the server of `alpro ui` shows
-            page = self.tracker.address(self.run, server=DEFAULT_UI)
-            links.append(("MLflow, while `alpro ui` runs at port 5000", page))
+            links.append(
+                ("MLflow, while `alpro ui` runs at port 5000", f"{DEFAULT_UI}/{mlflow_page}")
+            )
         if prefect_page:
             links.append(("Prefect: times and logs", prefect_page))
         return links

@@ -1,165 +1,70 @@
-"""What MLflow shows of a run: its name, parameters, tags, scores, data sets and description."""
+"""What MLflow shows of a run: its name, tags, data sets and tables."""
 
 import getpass
 import json
 import re
 import socket
 import subprocess
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from mlflow.entities import Dataset, DatasetInput, InputTag
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from pydantic import ValidationError
+from mlflow.utils import mlflow_tags
 
-from alpro.artifact import Record, Source, flatten
-from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES, STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.execution.interface import Interrupted
 
 TABLE_ROWS = 500
-DIGITS = 4  # of scores: MLflow's pages show every digit that they get
-# The last words of the keys of a stage that people vary. Each is a parameter of its own.
-VARIED = (
-    "lr",
-    "batch_size",
-    "steps",
-    "epochs",
-    "seed",
-    "weight_decay",
-    "warmup_ratio",
-    "frames",
-    "entities",
-    "threshold",
-)
+QUOTES = "\"' "  # around values of changes
+DIGEST_LENGTH = 16  # characters; MLflow takes at most 36
+FIRST_STORAGE_COLUMN = "shard"  # of index.parquet; the columns before it describe a sample
 
 
 def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
-    """The name of a pipeline's run. Pages cut long names, so it begins with what differs between
-    runs: the changes, the stage and the data; then the configuration and the fingerprint of its
-    last step.
+    """Return the name of a pipeline's run.
+
+    Pages cut long names, so it begins with what differs between runs: the changes, the stage and
+    the data. The configuration and the fingerprint of the last step follow.
 
     >>> changed = {"changes": ["finetune_qa.lr=4e-4"], "stage": "", "data": "/home/me/films"}
     >>> run_title("sample", "6e0aa0", changed)
     'qa.lr=4e-4 · films · sample 6e0aa0'
     """
-    changes = " ".join(short_changes(arguments["changes"]))
+    changes = " ".join(map(shorten_change, arguments["changes"]))
     data = Path(arguments["data"]).name
     mark = f"{name} {fingerprint[:6]}".strip()
     return " · ".join(part for part in (changes, arguments["stage"], data, mark) if part)
 
 
-def short_changes(changes: Sequence[str]) -> list[str]:
-    """Changes with the stage and the last word of their key, unless two would look alike, and paths
-    with their last part.
+def shorten_change(change: str) -> str:
+    """Shorten a change to the stage, the corpus or the encoder that has its key, the key's last
+    word, and the value, of a path its last part.
 
-    >>> short_changes(["finetune_retrieval.lr=1e-5", "pretrain.phases.0.steps=20"])
-    ['retrieval.lr=1e-5', 'pretrain.steps=20']
-    >>> short_changes(["pretrain.phases.0.steps=20", "pretrain.phases.1.steps=9"])
-    ['pretrain.phases.0.steps=20', 'pretrain.phases.1.steps=9']
-    >>> short_changes(["corpora.clips.data=/home/me/films/"])
-    ['clips.data=films']
+    The table of runs shows 23 characters of a name, so a stage loses its verb.
+
+    >>> shorten_change("finetune_retrieval.phases.0.lr=1e-5")
+    'retrieval.lr=1e-5'
+    >>> shorten_change("corpora.clips.data=/home/me/films/"), shorten_change("pretrained='m'")
+    ('clips.data=films', 'pretrained=m')
     """
-    pairs = [change.partition("=") for change in changes]
-    counts = Counter(short_key(key.strip()) for key, _, _ in pairs)
-
-    short = []
-    for written, _, value in pairs:
-        key = written.strip()
-        name = short_key(key)
-        shown = value.strip("\"' ").rstrip("/").rpartition("/")[2]
-        short.append(f"{name if counts[name] == 1 else key}={shown}")
-    return short
-
-
-def short_key(key: str) -> str:
-    """The stage, the corpus or the encoder that has a key, and its last word. The table of runs
-    shows 23 characters of a name: a stage is named without its verb, so that the value is seen.
-
-    >>> [short_key(key) for key in ("train_prompter.lr", "model.video.depth", "pretrained")]
-    ['prompter.lr', 'video.depth', 'pretrained']
-    """
-    words = key.split(".")
+    key, _, value = change.partition("=")
+    words = key.strip().split(".")
     if words[0] in STAGES:
         words[0] = words[0].rpartition("_")[2]
     # These tables have a table for each corpus and each encoder, whose name says enough.
     elif words[0] in ("corpora", "model") and len(words) > 2:
         words = words[1:]
-    return words[0] if len(words) == 1 else f"{words[0]}.{words[-1]}"
 
-
-def pipeline_params(settings: PipelineConfig) -> dict[str, Any]:
-    """The parameters of a pipeline's run: of each stage the values that people vary (`VARIED`), and
-    of each table the other values that are not the defaults, as one text.
-
-    Their names depend on the stages, the corpora and the number of phases only. Two runs of a
-    configuration thus have the same parameters, whatever each of them changes: MLflow's comparison
-    shows a missing parameter as a blank, and plots it as the value of another run.
-    """
-    every = settings.model_dump(mode="json", exclude={"name", "resources"})
-    not_default = settings.as_written(exclude_defaults=True)
-
-    params: dict[str, Any] = {"pretrained": every.pop("pretrained") or "none"}
-    for name in every.pop("corpora"):
-        params[f"corpora.{name}"] = text_of(not_default["corpora"][name])
-
-    for table, values in every.items():
-        if values is None:  # a stage that is left out
-            continue
-        varied = varied_values(table, values)
-        params |= {f"{table}.{key}": value for key, value in varied.items()}
-
-        others = flatten(not_default.get(table, {}))
-        params[table] = text_of({k: value for k, value in others.items() if k not in varied})
-    return params
-
-
-def varied_values(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those values of a stage's table that people vary, by their keys in it; none of another table,
-    or of a stage that makes data."""
-    if STAGES.get(table, "data") == "data":
-        return {}
-    return {
-        key: value
-        for key, value in flatten(values).items()
-        # The sizes of the model are in [model].
-        if key.rpartition(".")[2] in VARIED and not key.startswith("model.")
-    }
-
-
-def text_of(values: Mapping[str, Any]) -> str:
-    """Values as one text.
-
-    >>> text_of({"start": "prompter", "weights": {"vtm": 2.0}})
-    'start=prompter, weights.vtm=2.0'
-    >>> text_of({})
-    'defaults'
-    """
-    return ", ".join(f"{key}={value}" for key, value in flatten(values).items()) or "defaults"
-
-
-def changed_params(changes: Sequence[str], params: Collection[str]) -> list[str]:
-    """The names of the parameters that show changes, each once. One that does not change the
-    results, such as of `resources`, is in none of them.
-
-    >>> changes = ["evaluate.top_k=3", "pretrain.lr=1e-4", "resources.workers=2"]
-    >>> changed_params(changes, ["evaluate", "pretrain", "pretrain.lr"])
-    ['evaluate', 'pretrain.lr']
-    """
-    found = []
-    for change in changes:
-        key = change.partition("=")[0].strip()
-        # A value that people rarely vary is in the text of its table.
-        while key and key not in params:
-            key = key.rpartition(".")[0]
-        found.append(key)
-    return [key for key in dict.fromkeys(found) if key]
+    short_key = ".".join([*words[:1], *words[1:][-1:]])
+    return f"{short_key}={value.strip(QUOTES).rstrip('/').rpartition('/')[2]}"
 
 
 def status_after(error: BaseException) -> str:
@@ -170,119 +75,119 @@ def status_after(error: BaseException) -> str:
     return "KILLED" if stopped else "FAILED"
 
 
-def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """The headline scores of an evaluation under their short names; metrics: by split and name, as
-    in its record."""
-    # A record's name of a score starts with the split: test/retrieval_vtc/t2v/R1.
+def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the headline scores of an evaluation under their short names.
+
+    Args:
+        metrics: Metrics of its record, by split and name, such as test/retrieval_vtc/t2v/R1.
+    """
     by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
     return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
 
 
-def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """Scores with four digits; results.json has all of them.
-
-    >>> rounded({"QA": 91.619318181, "ece": 0.0123456})
-    {'QA': 91.62, 'ece': 0.01235}
-    """
-    return {name: float(f"{value:.{DIGITS}g}") for name, value in values.items()}
-
-
 def stage_title(record: Record) -> str:
-    """The name of a stage's run: its name, and its fingerprint."""
+    """Return the name of a stage's run."""
     return f"{record.name} · {record.fingerprint[:8]}"
 
 
-def params_of(record: Record) -> dict[str, Any]:
-    """The values of a stage's configuration that are not the defaults, and those that people vary;
-    artifact.json has all of them."""
-    config = import_module(f"alpro.stages.{record.stage}").Config
-    try:
-        values = config.model_validate(record.config)
-    except ValidationError:  # of another version of this project
-        return {record.stage: record.config}
+def input_corpora(folder: Path, record: Record) -> list[DatasetInput]:
+    """Return the corpora that a stage reads, as data sets of MLflow.
 
-    params = flatten(values.model_dump(mode="json", exclude_defaults=True))
-    params |= varied_values(record.stage, values.model_dump(mode="json"))
-    return {f"{record.stage}.{key}": value for key, value in params.items()}
-
-
-def datasets_of(folder: Path, record: Record) -> list[DatasetInput]:
-    """The corpora that a stage reads, or is: their names, fingerprints and folders.
-
-    folder: of the stage's artifact, in the store that has its inputs, too.
+    Args:
+        folder: Folder of the stage's artifact, in the store that has its inputs too.
+        record: Record of the artifact, or what is known before it runs.
     """
-    store = folder.parent.parent
-    corpora = {
-        name: source for name, source in record.inputs.items() if source.stage in CORPUS_STAGES
-    }
-
-    # A corpus is its own data set.
-    if record.stage in CORPUS_STAGES:
-        name = record.name.partition(" ")[2] or record.name
-        corpora = {name: Source(record.stage, record.fingerprint)}
-
-    return [
-        dataset(name, source.fingerprint, source.folder(store)) for name, source in corpora.items()
-    ]
+    corpora = []
+    for name, source in record.inputs.items():
+        place = source.folder(folder.parents[1])
+        corpus = read_record(place) if source.stage in CORPUS_STAGES else None
+        if corpus:
+            corpora.append(describe_corpus(name, place, corpus))
+    return corpora
 
 
-def dataset(name: str, fingerprint: str, folder: Path) -> DatasetInput:
-    """A corpus as MLflow lists it in the column Dataset."""
-    source = json.dumps({"uri": str(folder)})
-    # MLflow takes at most 36 characters of a digest.
-    described = Dataset(name, fingerprint[:16], source_type="local", source=source)
-    return DatasetInput(described, [InputTag(MLFLOW_DATASET_CONTEXT, "corpus")])
+def own_corpus(folder: Path, record: Record) -> list[DatasetInput]:
+    """Return the corpus that a finished artifact is, if it is one."""
+    if record.stage not in CORPUS_STAGES:
+        return []
+    return [describe_corpus(record.name.partition(" ")[2] or record.name, folder, record)]
 
 
-def distinct(datasets: Iterable[DatasetInput]) -> list[DatasetInput]:
-    """Each corpus once."""
-    return list({(one.dataset.name, one.dataset.digest): one for one in datasets}.values())
+def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
+    """Describe a corpus: its counts as the profile, the columns of its samples as the schema."""
+    columns = []
+    for column in pq.read_schema(folder / "index.parquet"):
+        if column.name == FIRST_STORAGE_COLUMN:
+            break
+        columns.append({"name": column.name, "required": True, **column_type(column.type)})
+
+    dataset = Dataset(
+        name,
+        record.fingerprint[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(folder)}),
+        schema=json.dumps({"mlflow_colspec": columns}),
+        profile=json.dumps({key: count for key, count in record.counts.items() if count}),
+    )
+    return DatasetInput(dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")])
+
+
+def column_type(arrow: pa.DataType) -> dict[str, Any]:
+    """Return an Arrow type in the form of MLflow's schemas.
+
+    >>> column_type(pa.list_(pa.string()))
+    {'type': 'array', 'items': {'type': 'string'}}
+    """
+    if pa.types.is_list(arrow):
+        return {"type": "array", "items": column_type(arrow.value_type)}
+    if pa.types.is_integer(arrow):
+        return {"type": "long"}
+    return {"type": "double" if pa.types.is_floating(arrow) else "string"}
 
 
 def common_tags() -> dict[str, str]:
-    """Where a run comes from: commit, machine and user, also in MLflow's own columns."""
+    """Return where a run comes from: commit, machine and user, also for MLflow's own columns."""
     tags = {"host": socket.gethostname()} | commit_tags(git_commit())
-    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "alpro"}
+    tags |= {mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL", mlflow_tags.MLFLOW_SOURCE_NAME: "alpro"}
 
-    with suppress(KeyError, OSError):  # a process whose user has no name, as in some containers
-        tags["mlflow.user"] = getpass.getuser()
+    with suppress(KeyError, OSError):  # the user has no name, as in some containers
+        tags[mlflow_tags.MLFLOW_USER] = getpass.getuser()
     return tags
 
 
 def commit_tags(commit: str) -> dict[str, str]:
-    """A commit as a tag, and for MLflow's own column.
+    """Return a commit as a tag, and for MLflow's own column.
 
     >>> commit_tags("0123abc+")
     {'commit': '0123abc+', 'mlflow.source.git.commit': '0123abc'}
     """
     tags = {"commit": commit}
     if commit != "unknown":
-        # Without our mark for changed files, which no commit has.
-        tags["mlflow.source.git.commit"] = commit.removesuffix("+")
+        # No commit has our mark for changed files.
+        tags[mlflow_tags.MLFLOW_GIT_COMMIT] = commit.removesuffix("+")
     return tags
 
 
 @cache
 def git_commit() -> str:
-    """The commit of this code, with + where files differ from it; "unknown" outside a checkout."""
+    """Return the commit of this code, with + if files differ from it; "unknown" outside a
+    checkout."""
     file = Path(__file__).resolve()  # alpro/pipeline is a link, and git follows none
-    root = file.parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Fails where the package is installed inside a repository of the user's.
+        # Fails if the package is installed inside another repository.
         git("ls-files", "--error-unmatch", str(file))
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        return git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and _ - . : / and spaces, 250 of them.
+    """Return a name that MLflow takes: letters, digits and _ - . : / and spaces, at most 250.
 
     >>> metric_name("test/qa/acc_what's")
     'test/qa/acc_what_s'
@@ -290,19 +195,12 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-.:/ ]", "_", name)[:250]
 
 
-def read_table(path: Path) -> Any:
-    """The first rows of a table as a data frame with plain columns."""
-    import pandas as pd
-
+def read_table(path: Path) -> pd.DataFrame:
+    """Return the first rows of a table; cells with several values become text."""
     read = pd.read_json if path.suffix == ".json" else pd.read_parquet
-    frame = read(path).head(TABLE_ROWS)
-    for column in frame.columns:
-        values = list(frame[column])
-        if any(map(is_list, values)):
-            frame[column] = [", ".join(map(str, value)) for value in values]
-    return frame
+    return read(path).head(TABLE_ROWS).map(join_values)
 
 
-def is_list(value: Any) -> bool:
-    """Whether a cell of a table has several values."""
-    return hasattr(value, "__len__") and not isinstance(value, str)
+def join_values(cell: Any) -> Any:
+    is_list = hasattr(cell, "__len__") and not isinstance(cell, str)
+    return ", ".join(map(str, cell)) if is_list else cell

@@ -22,7 +22,8 @@ from alpro import Model
 from alpro.artifact import Record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
-from alpro.pipeline.tracking.tracker import Tracker, unusable
+from alpro.pipeline.tracking.store import unusable
+from alpro.pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "models"  # for models whose training is in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])

@@ -4,12 +4,12 @@ to end."""
 import json
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -45,16 +45,15 @@ def mlflow_store(build_once) -> Callable[[Path], None]:
     one."""
 
     def create(out: Path) -> None:
-        from alpro.pipeline.tracking.tracker import create_store
+        from alpro.pipeline.tracking.store import create_store
 
         create_store(out / "mlflow.db", out / "mlflow")
 
     def copy(workspace: Path) -> None:
-        from alpro.pipeline.tracking import relocation
-
-        shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)
-        with patch.object(relocation, "log"):
-            relocation.relocate(workspace.resolve())
+        database = shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)
+        files = (workspace.resolve() / "mlflow" / "0").as_uri()
+        with closing(sqlite3.connect(database)) as store, store:
+            store.execute("UPDATE experiments SET artifact_location = ?", [files])
 
     return copy
 

@@ -129,7 +129,7 @@ MISTAKES = {
     ],
     "artifacts/pretrain/ab": ["artifacts rm ab --yes --workspace {tmp}"],
     "UTF-8": ["run --config {tmp}/\udcff.toml"],
-    "ARTIFACT": ["artifacts rm", "artifacts log"],
+    "ARTIFACT": ["artifacts rm"],
     "two or more": ["artifacts compare a"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "--prefect-port": ["up --prefect-port 5000"],
@@ -257,7 +257,7 @@ def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monke
     Tracker.open("", tmp_path, "mine")
     assert call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)[0] == 130
     assert "MLflow at" not in printed[0]
-    assert printed[1].startswith("MLflow at http://127.0.0.1:5017/#/experiments/1/runs?")
+    assert printed[1].startswith("MLflow at http://127.0.0.1:5017")
     _, words, environment = running.start.call_args.args
     assert f"sqlite:///{tmp_path / 'mlflow.db'}" in words
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"

@@ -1,0 +1,141 @@
+"""The MLflow store of a workspace: an SQLite file and a folder of files, both made where the
+workspace is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+from mlflow.entities import LifecycleStage, ViewType
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking import MlflowClient
+
+from alpro.errors import MAX_REASON, InputError
+from alpro.files import atomic_write
+from alpro.locks import acquire
+
+REFILL = "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
+
+
+def store_uri(workspace: Path) -> str:
+    """Return the address of the store of a workspace, an absolute path."""
+    return f"sqlite:///{workspace / 'mlflow.db'}"
+
+
+def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient, str]:
+    """Open an experiment of a store, and create both if they do not exist.
+
+    Args:
+        workspace: Absolute path. The files of an SQLite store are below it.
+
+    Returns:
+        A client of the store, and the id of the experiment.
+
+    Raises:
+        InputError: If the store does not work, or if the experiment was deleted.
+    """
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    try:
+        if database:
+            create_store(database, workspace / "mlflow")
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # A server decides where it keeps files.
+            files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
+            return client, client.create_experiment(name, files)
+    except Exception as error:  # any error of MLflow, SQLAlchemy, alembic or the network
+        raise unusable(uri, error) from error
+
+    identity = experiment.experiment_id
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise InputError(
+            f"MLflow store {uri}: the experiment {name!r} was deleted; restore it "
+            f"(MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {identity}), or choose "
+            "another name: --set name=OTHER"
+        )
+    return client, identity
+
+
+def create_store(database: Path, files: Path) -> None:
+    """Create an SQLite store if it does not exist.
+
+    It gets its name when it is complete: MLflow can never open a store that lacks tables, because
+    its process was killed or the disk was full.
+    """
+    with creation_lock(database):
+        if not database.exists():
+            with atomic_write(database) as temporary:
+                uri = f"sqlite:///{temporary}"
+                SqlAlchemyStore(uri, files.resolve().as_uri()).engine.dispose()
+
+
+@contextmanager
+def creation_lock(database: Path) -> Iterator[None]:
+    """Lock a store: two pipelines that start together would both create it."""
+    lock = FileLock(f"{database}.lock")
+    acquire(lock)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_store(workspace: Path) -> None:
+    """Check that the store of a workspace, if there is one, was made where it is.
+
+    It has absolute addresses of its files: a copy would write into the folder of the original.
+
+    Args:
+        workspace: Absolute path.
+
+    Raises:
+        InputError: If the store was made in another folder, or cannot be read.
+    """
+    uri = store_uri(workspace)
+    if not (workspace / "mlflow.db").is_file():  # MLflow would create it
+        return
+    try:
+        experiments = MlflowClient(uri).search_experiments(view_type=ViewType.ALL)
+    except Exception as error:
+        raise unusable(uri, error) from error
+
+    for experiment in experiments:
+        files = (experiment.artifact_location or "").rpartition("/")[0]
+        is_own = files.startswith("file:") and files.endswith("/mlflow")
+        if is_own and files != (workspace / "mlflow").as_uri():
+            former = Path(unquote(urlsplit(files).path)).parent
+            raise InputError(
+                f"MLflow store {workspace / 'mlflow.db'}: its files are in {former}, where it was "
+                f"made before this workspace was copied or moved; {REFILL}"
+            )
+
+
+def runs_page(uri: str) -> str:
+    """Return the path, in MLflow's server, of the page that lists the newest run.
+
+    Raises:
+        InputError: If the store cannot be read.
+    """
+    try:
+        client = MlflowClient(uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        newest = client.search_runs(
+            experiments, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+    except Exception as error:
+        raise unusable(uri, error) from error
+    return f"/#/experiments/{newest[0].info.experiment_id}/runs" if newest else ""
+
+
+def unusable(uri: str, error: Exception) -> InputError:
+    """Return the error of a store that does not work, with what the user can do."""
+    # SQLAlchemy appends the query.
+    reason = str(error).partition("\n")[0]
+    advice = ""
+    if "locked" in reason:
+        advice = "; another process writes to it: end it, or run the command again later"
+    if "not a database" in reason or "malformed" in reason:
+        advice = f"; it is damaged: {REFILL}"
+    return InputError(f"MLflow store {uri}: {reason[:MAX_REASON]}{advice}")

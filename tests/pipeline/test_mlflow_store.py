@@ -1,0 +1,113 @@
+"""The MLflow store of a workspace: it is made once, where the workspace is, and a copy is refused
+before it writes into the original."""
+
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from alpro.errors import InputError
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.tracking.store import check_store, runs_page, store_uri
+from alpro.pipeline.tracking.tracker import Tracker
+from tests.pipeline.conftest import write_artifact
+
+
+@pytest.fixture
+def original(mlflow_store, tmp_path) -> Path:
+    """A workspace with an artifact and an experiment that has a run."""
+    folder = tmp_path / "first place"
+    folder.mkdir()
+    mlflow_store(folder)
+    tracker = Tracker.open("", folder, "sample")
+    tracker.log_artifact(*write_artifact(folder, "build_vocabulary"))
+    return folder
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, original, tmp_path):
+    other = tmp_path / "100% other #2"
+    how(original, other)
+
+    with pytest.raises(InputError, match=r"files are in .*first place.*move it away"):
+        Tracker.open("", other, "sample")
+    with pytest.raises(InputError):
+        Tracker.open("", other, "another experiment")
+
+
+def test_artifacts_log_fills_a_new_store(original, tmp_path, capsys):
+    copy = shutil.copytree(original, tmp_path / "copy")
+    before = (original / "mlflow.db").read_bytes()
+    (copy / "mlflow.db").unlink()
+    shutil.rmtree(copy / "mlflow")
+
+    assert cli.execute(["artifacts", "log", "--workspace", str(copy)]) == 0
+
+    assert "build_vocabulary" in capsys.readouterr().out
+    assert list((copy / "mlflow").rglob("artifact.json"))
+    assert (original / "mlflow.db").read_bytes() == before
+
+
+def test_a_workspace_that_stays_is_not_written(original):
+    before = (original / "mlflow.db").read_bytes()
+
+    check_store(original)
+    check_store(original / "nowhere")
+
+    assert (original / "mlflow.db").read_bytes() == before
+
+
+def test_experiments_with_files_elsewhere_are_accepted(original):
+    client = MlflowClient(store_uri(original))
+    client.create_experiment("in a bucket", "s3://bucket/mlflow/experiment")
+    client.create_experiment("beside", f"{original.as_uri()}/mlflow2/beside")
+
+    check_store(original)
+
+
+def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):
+    """Some of its tables would be there, and MLflow would fail for ever to create the others."""
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", Mock(side_effect=KeyboardInterrupt))
+
+    with pytest.raises(KeyboardInterrupt):
+        Tracker.open("", tmp_path, "x")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
+def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
+
+    with pytest.raises(
+        InputError, match=r"mlflow\.db: .*not a database; .*move it away.*"
+    ) as error:
+        check_store(tmp_path)
+
+    assert "\n" not in str(error.value)
+
+
+def test_a_deleted_experiment_is_one_line_that_says_how_to_restore_it(original):
+    tracker = Tracker.open("", original, "sample")
+    tracker.client.delete_experiment(tracker.experiment)
+
+    with pytest.raises(InputError, match=r"deleted.*restore.*--set name"):
+        Tracker.open("", original, "sample")
+
+    Tracker.open("", original, "other")
+
+
+def test_the_page_of_runs_is_of_the_experiment_with_the_newest_run(
+    original, mlflow_store, tmp_path
+):
+    newer = Tracker.open("", original, "newer")
+    assert runs_page(store_uri(original)) == "/#/experiments/1/runs"
+
+    with newer.run("one", {}, {}):
+        pass
+
+    assert runs_page(store_uri(original)) == f"/#/experiments/{newer.experiment}/runs"
+    mlflow_store(tmp_path)
+    assert runs_page(store_uri(tmp_path)) == ""

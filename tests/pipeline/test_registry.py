@@ -1,0 +1,87 @@
+"""The registry: models are registered by the command line, and loaded as users of MLflow would."""
+
+import shutil
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from alpro import Model
+from alpro.artifact import read_record
+from alpro.errors import InputError
+from alpro.files import digest
+from alpro.pipeline.tracking.registry import registered_folder
+from alpro.pipeline.tracking.store import store_uri
+from alpro.pipeline.tracking.tracker import Tracker
+from tests.pipeline.test_cli import call
+
+LONG = [pytest.param(stage, marks=pytest.mark.long) for stage in ("train_prompter", "finetune_qa")]
+TEXTS = ["a red ball moves left", "where does it go?"]
+
+
+def predictions(model: Model, stage: str, videos: list[str]) -> dict[str, list]:
+    """What a registered model predicts of pairs of a video and a text, by column."""
+    if stage == "finetune_qa":
+        pairs = [
+            model.ask(video, text, top_k=1)[0] for video, text in zip(videos, TEXTS, strict=True)
+        ]
+        return {"answer": [word for word, _ in pairs], "probability": [p for _, p in pairs]}
+
+    expected = {"similarity": (model.encode(videos) * model.encode(TEXTS)).sum(1).tolist()}
+    if stage == "finetune_retrieval":
+        expected["match"] = model.match(TEXTS, videos).diagonal().tolist()
+    return expected
+
+
+@pytest.mark.parametrize("stage", ["finetune_retrieval", *LONG])
+def test_a_registered_model_predicts_what_the_model_does(
+    stage, mlflow_store, trained, sample, monkeypatch, capsys, tmp_path
+):
+    """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a
+    logged model."""
+    mlflow_store(tmp_path)
+    shutil.copytree(trained / "artifacts", tmp_path / "artifacts")
+    qa, folder = (
+        tmp_path / "artifacts" / name / digest(name)[:16] for name in ("finetune_qa", stage)
+    )
+    Tracker.open("", tmp_path, "sample").log_artifact(qa, read_record(qa))
+    videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
+    expected = predictions(Model.load(folder, device="cpu"), stage, videos)
+
+    arguments = ("--name", "shapes", "--alias", "champion", "--workspace", tmp_path)
+    for _ in range(2):  # the same model is the same version
+        status, out, err = call(
+            monkeypatch, capsys, "model", "register", digest(stage)[:6], *arguments
+        )
+        assert (status, err) == (0, "")
+        assert "shapes, version 1" in out
+        assert "mlflow.pyfunc.load_model('models:/shapes@champion')" in out
+    folder.rename(tmp_path / "gone")
+
+    uri = store_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model("models:/shapes@champion")
+    assert loaded.metadata.metadata == {"fingerprint": digest(stage)}
+    assert loaded.metadata.get_input_schema().input_names() == ["video", "text"]
+    assert loaded.metadata.get_output_schema().input_names() == list(expected)
+
+    predicted = loaded.predict(pd.DataFrame({"video": videos, "text": TEXTS})).to_dict("list")
+    for name, values in expected.items():
+        assert predicted[name] == (values if name == "answer" else pytest.approx(values, abs=1e-5))
+    assert not list(tmp_path.rglob("*.pkl"))
+
+    found = Model.load(registered_folder(uri, "models:/shapes@champion"), device="cpu")
+    assert found.pair_columns == tuple(expected)
+    with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
+        registered_folder(uri, "models:/shapes/9")
+
+    client = MlflowClient(uri)
+    version = client.get_model_version_by_alias("shapes", "champion")
+    assert (str(version.version), version.tags["fingerprint"]) == ("1", digest(stage))
+    models = client.search_logged_models([str(n) for n in range(3)])
+    (run,) = (
+        model.source_run_id for model in models if model.tags.get("fingerprint") == digest(stage)
+    )
+    assert client.get_run(run).data.tags["stage"] == stage
