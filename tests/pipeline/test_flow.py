@@ -86,7 +86,7 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     assert (params["pretrain.lr"], params["finetune_retrieval.lr"]) == ("0.001", "0.0001")
     assert (params["pretrain.start"], params["finetune_retrieval.random_crop"]) == (
         "prompter",
-        "True",
+        "0.875",
     )
     assert params["commit"].startswith(parent.data.tags["commit"].removesuffix("+"))
     assert stages["finetune_retrieval"].data.params["finetune_retrieval.lr"] == "0.0001"
