@@ -23,7 +23,8 @@ ONLY_IN = {  # packages that one room or file may import
     "prefect": "pipeline/flows/",
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
-    "jinja2": "pipeline/reports/page.py",
+    "markdown_it": "pipeline/reports/document.py",
+    "matplotlib": "pipeline/reports/",
     "av": ("shards/video_file.py", "stages/render_sample.py"),
     "ffmpeg": "shards/ffmpeg_copy.py",
     "imageio_ffmpeg": "shards/ffmpeg_copy.py",
@@ -117,7 +118,7 @@ LIGHT += [
     for stage in ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "evaluate")
 ]
 LIGHT += ["stages.finetune_retrieval", "stages.finetune_qa"]
-HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "jinja2", "pandas")
+HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "markdown_it", "pandas")
 
 
 def test_models_training_and_reading_run_without_the_libraries_of_the_pipeline():

@@ -10,7 +10,7 @@ from cyclopts import App
 from alpro.pipeline.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {".py", ".js", ".css", ".html", ".jinja"}
+SOURCES = {".py", ".js", ".css", ".html"}
 FOLDERS = (
     *("alpro", "models", "shards", "stages", "inference", "pipeline"),
     *("experiments", "benchmarks", "docs", "tests"),

@@ -83,7 +83,7 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
 
 def test_the_tiny_run_ends_with_a_table_and_a_picture(alpro, tmp_path):
     printed = alpro("run", "--config", "tiny")
-    for row in ("pre-trained only, by similarity", "fine-tuned by matching", "question answering"):
+    for row in ("pre-trained, by similarity", "fine-tuned, by matching", "question answering"):
         assert row in printed
     stages = {folder.name for folder in (tmp_path / "artifacts").iterdir()}
     assert {*TRAININGS, "zero_shot", "evaluate"} <= stages

@@ -252,7 +252,7 @@ def log_artifacts(
     from alpro.pipeline.tracking.tracker import Tracker
 
     named = [find_artifact(name, workspace) for name in artifacts]
-    for folder, record in named or store_of(workspace).all():
+    for folder, record in named or read_store(workspace).artifacts:
         command = command_of(record)
         experiment = command.config_name if command else "alpro"
 

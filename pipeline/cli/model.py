@@ -376,7 +376,7 @@ def score_models(
     from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
-    from alpro.pipeline.reports.verdict import decisive, verdict_of
+    from alpro.pipeline.reports.verdict import compare_models, decisive
     from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
 
@@ -421,7 +421,7 @@ def score_models(
             compared = compare(baseline_folder, results_folder)
 
     marked = decisive(row["name"] for row, _ in compared.scores)
-    sentence = verdict_of(scored.baseline, scored.name, compared)
+    sentence = compare_models(scored.baseline, scored.name, compared)
     if json:
         values = {
             "results": results.rows,

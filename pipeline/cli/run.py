@@ -55,7 +55,7 @@ def run(
     # Slow to import: meanwhile the temporary server starts.
     from alpro.pipeline.plan.checks import check_plan, check_test_items
     from alpro.pipeline.plan.plan import make_plan
-    from alpro.pipeline.reports.page import finished_steps, report_file
+    from alpro.pipeline.reports.summaries import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
     # Before anything starts.

@@ -35,7 +35,7 @@ from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, step_task
 from alpro.pipeline.plan.changes import changed_code, changed_values, commit_text
 from alpro.pipeline.plan.dag import Planned, check_files, planned, required
-from alpro.pipeline.reports.page import latest_summary, report_file
+from alpro.pipeline.reports.summaries import latest_summary, report_file
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
@@ -272,7 +272,7 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     else:
         all_tags = dict(tags or {}) | named_flow_run(title)
         # A comparison of two runs shows that their code differs.
-        params = {"commit": commit_text(commit)} | plan.settings.model_dump(mode="json")
+        params = {"commit": commit_text(commit)} | plan.settings.as_written()
         mlflow_run = tracker.run(title, params, all_tags)
 
     with mlflow_run as run_id:

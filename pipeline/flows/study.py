@@ -30,9 +30,9 @@ from alpro.pipeline.reports.results import (
     Rows,
     Table,
     change_text,
-    label_of,
     metric_text,
     number_text,
+    row_label,
     rows,
 )
 from alpro.shards.storage import absolute
@@ -327,7 +327,7 @@ def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
         difference = row["difference"]
         lines.append(
             [
-                f"{label_of(row)}, {metric_text(row)}",
+                f"{row_label(row)}, {metric_text(row)}",
                 row["variant"],
                 number_text(row["mean"], row["unit"]),
                 half_width(row["interval"]),

@@ -22,16 +22,17 @@ from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
+from alpro.files import atomic_write, write_json
 from alpro.locks import lock_descriptor
 from alpro.log import log
 from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
-from alpro.pipeline.reports.page import FAILED, FINISHED, STOPPED, report_file, write_report
-from alpro.pipeline.reports.summary import summary
+from alpro.pipeline.reports.document import FAILED, FINISHED, STOPPED, describe_run
+from alpro.pipeline.reports.summaries import earlier_runs, report_file
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title, status_after
-from alpro.pipeline.tracking.tracker import Tracker
+from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, VALIDATION_SCORES
 from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
@@ -102,57 +103,44 @@ class PipelineRun:
         # Also of a run that failed: STAGE stands for what was built last.
         record_run(self.workspace, self.arguments, fingerprints)
 
+        report = report_file(self.workspace, self.plan)
+        document = describe_run(run_summary, artifacts, earlier_runs(report, run_summary))
         # The server of a command ends with it: no link leads to its page.
         context = FlowRunContext.get()
         flow_run = context.flow_run if context and not at_terminal() else None
-        prefect_page = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
-        mlflow_page = self.tracker.page(self.run)
+        prefect = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
+        links = {"MLflow": self.mlflow_page(DEFAULT_UI), "Prefect": prefect}
+        report.parent.mkdir(exist_ok=True)
+        with atomic_write(report) as temporary:
+            temporary.write_text(document.page(links), "utf-8")
+        write_json(report.with_suffix(".json"), run_summary)
 
-        file = report_file(self.workspace, self.plan)
-        report = write_report(
-            file, run_summary, artifacts, self.page_links(mlflow_page, prefect_page)
-        )
-
-        def text(links: dict[str, str]) -> str:
-            return f"{summary(run_summary, artifacts, links)}\nReport: `{report}`\n"
-
+        # The report is one of the files of MLflow's run, which has a page for each.
+        in_mlflow = {"Report": self.tracker.page(self.run, report.name), "Prefect": prefect}
         self.tracker.log_pipeline(
             self.run,
             artifacts,
             files=[report, report.with_suffix(".json")],
-            # The report is one of the files of MLflow's run, which has a page for each.
-            description=text(
-                {
-                    "report": self.tracker.page(self.run, report.name),
-                    "Prefect": prefect_page,
-                }
-            ),
+            figures=document.figures,
+            description=document.markdown(in_mlflow, MAX_DESCRIPTION),
         )
 
         if not at_terminal():  # the command line prints it below the results
             announce(f"report: {report}")
         if flow_run:
-            links = {"Prefect": prefect_page}
-            if self.run and self.tracker.server:
-                of_report = self.tracker.page(self.run, report.name)
-                links |= {
-                    "MLflow": f"{self.tracker.server}/{mlflow_page}",
-                    "report": f"{self.tracker.server}/{of_report}",
-                }
-            create_markdown_artifact(text(links), key="results", description=self.title)
+            links = {"Report": self.mlflow_page("", report.name), "MLflow": self.mlflow_page("")}
+            text = document.markdown(links | {"Prefect": prefect})
+            create_markdown_artifact(text, key="results", description=self.title)
 
-    def page_links(self, mlflow_page: str, prefect_page: str) -> list[tuple[str, str]]:
-        """The links of the report, which does not link itself."""
-        links = []
-        if self.run and self.tracker.server:
-            links.append(("MLflow: curves and parameters", f"{self.tracker.server}/{mlflow_page}"))
-        elif self.run:  # the store is a file, which the server of `alpro ui` shows
-            links.append(
-                ("MLflow, while `alpro ui` runs at port 5000", f"{DEFAULT_UI}/{mlflow_page}")
-            )
-        if prefect_page:
-            links.append(("Prefect: times and logs", prefect_page))
-        return links
+    def mlflow_page(self, default_server: str, file: str = "") -> str:
+        """Return the address of the run in MLflow, or of one of its files; empty without a run or
+        a server.
+
+        Args:
+            default_server: Address of a server for a store that is a file.
+        """
+        server = self.tracker.server or default_server
+        return f"{server}/{self.tracker.page(self.run, file)}" if self.run and server else ""
 
     def run_summary(self, error: BaseException | None) -> dict[str, Any]:
         """The summary of the run, as it is written beside the report."""

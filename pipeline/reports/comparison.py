@@ -7,7 +7,7 @@ from typing import NamedTuple
 from alpro.artifact import Record, read_results
 from alpro.pipeline.plan.difference import differences, origin
 from alpro.pipeline.reports.results import Table, tables
-from alpro.pipeline.reports.verdict import decisive, verdict_of
+from alpro.pipeline.reports.verdict import compare_models, decisive
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages.evaluation.comparison import compare
 
@@ -29,7 +29,7 @@ def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -
     folders = [folder for folder, _ in artifacts]
     compared = [compare(folders[0], folder) for folder in folders[1:]]
     verdicts = [
-        verdict_of(names[0], name, one) for name, one in zip(names[1:], compared, strict=True)
+        compare_models(names[0], name, one) for name, one in zip(names[1:], compared, strict=True)
     ]
 
     results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}

@@ -12,30 +12,28 @@ from rich.text import Text
 
 from alpro.artifact import Record, read_record
 from alpro.pipeline.reports.results import Rows, Table, main_table, rows
-from alpro.pipeline.reports.verdict import fine_tuned_verdict
+from alpro.pipeline.reports.verdict import compare_fine_tuned
 
-MAX_WARNINGS = 2  # that are printed; more are counted, and the report has them
+MAX_WARNINGS = 2  # printed; if there are more, the report has them
 UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or cut
 
 
 def print_results(
     folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
 ) -> None:
-    """Prints the main results of a run, or the numbers of its last stage if nothing was evaluated;
-    the warnings of the stages; and where the rest is. At most 16 lines after an evaluation, and one
-    more if there are few test videos."""
-    artifacts = []
-    for folder in folders.values():
-        record = read_record(folder)
-        if record:
-            artifacts.append((folder, record))
+    """Print the main results of a run, or the numbers of its last stage if nothing was evaluated;
+    the warnings of the stages; and where the rest is.
 
+    After an evaluation these are at most 16 lines, and one more if there are few test videos.
+    """
+    read = [(folder, read_record(folder)) for folder in folders.values()]
+    artifacts = [(folder, record) for folder, record in read if record]
     results = rows(artifacts)
     if as_json:
         # Nothing else goes to standard output: a program reads it.
         values = {
             "results": results,
-            "artifacts": {record.name: of_json(folder, record) for folder, record in artifacts},
+            "artifacts": {record.name: to_json(folder, record) for folder, record in artifacts},
             "report": str(report) if report.is_file() else "",
         }
         print(json.dumps(values, indent=1, ensure_ascii=False))
@@ -44,8 +42,8 @@ def print_results(
     print_scores(results, artifacts)
     print_warnings(artifacts, report)
     if report.is_file():  # of this stage, or of a run that had anything to do
-        what = f"all {len(results)} scores (as JSON: --json)" if results else "report"
-        print(f"{what}: {report}")
+        counted = f", {len(results)} scores (--json for JSON)" if results else ""
+        print(f"report{counted}: {report}")
 
     # `alpro ui` opens this workspace without the option.
     is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
@@ -53,8 +51,8 @@ def print_results(
     print(f"curves, pictures and comparison: alpro ui{option}")
 
 
-def of_json(folder: Path, record: Record) -> dict[str, Any]:
-    """What `--json` prints of an artifact."""
+def to_json(folder: Path, record: Record) -> dict[str, Any]:
+    """Return what `--json` prints of an artifact."""
     return {
         "folder": str(folder),
         "fingerprint": record.fingerprint,
@@ -64,11 +62,11 @@ def of_json(folder: Path, record: Record) -> dict[str, Any]:
 
 
 def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
-    """Prints the main scores of a run, or what its last stage counted if it has none."""
+    """Print the main scores of a run, or what its last stage counted if it has none."""
     table = main_table(results)
     if table:
         print_table(table, title=False)
-        sentence = fine_tuned_verdict(artifacts)
+        sentence = compare_fine_tuned(artifacts)
         if sentence:
             print(sentence)
     elif artifacts:
@@ -79,31 +77,20 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
 
 
 def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> None:
-    """Prints the warnings of the stages, or how many the report has."""
-    warnings = []
-    for _, record in artifacts:
-        warnings += [f"{record.name}: {line}" for line in record.warnings]
-    if len(warnings) > MAX_WARNINGS and report.is_file():
-        print(f"warnings: {len(warnings)}, below the tables of the report")
+    """Print the warnings of the stages, or how many the report has."""
+    lines = [f"{record.name}: {text}" for _, record in artifacts for text in record.warnings]
+    if len(lines) > MAX_WARNINGS and report.is_file():
+        print(f"{len(lines)} warnings (see the report)")
         return
-
-    # Without a report, no page shows them.
-    for line in warnings:
+    for line in lines:
         print(f"warning: {line}")
 
 
 def print_table(table: Table, title: bool = True) -> None:
-    """Prints a table; a name that several lines share is printed in the first."""
-    lines: list[list[str]] = []
-    above = ""
-    for name, *cells in table.lines:
-        lines.append(["" if lines and name == above else name, *cells])
-        above = name
-
+    """Print a table; a name that several lines share is printed in the first."""
     if title:
         print(table.title)
-    right = () if table.texts else range(2, len(table.heads))
-    print_columns(table.heads, lines, right, rule=title)
+    print_columns(table.heads, table.grouped_lines(), table.numeric, rule=title)
     if table.note:
         print(table.note)
     if title:
@@ -111,12 +98,10 @@ def print_table(table: Table, title: bool = True) -> None:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows of equal keys below these as heads, without the columns that no row has a value
-    for."""
+    """Print rows of equal keys below these as heads, without the columns that have no value."""
     if not rows:
         return
     first = rows[0]
-
     keys = [key for key in first if any(row[key] not in (None, "") for row in rows)]
     right = [column for column, key in enumerate(keys) if isinstance(first[key], int | float)]
     lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
@@ -129,14 +114,14 @@ def print_columns(
     right: Collection[int],
     rule: bool = False,
 ) -> None:
-    """Prints lines of cells in columns below their heads.
+    """Print lines of cells in columns below their heads.
 
     In a terminal, the heads are bold, and a cell that is too wide is folded in its column. A file
     or a pipe gets plain text with one line for each row.
 
     Args:
-        right: the indices of the columns that are aligned on the right.
-        rule: whether a line of dashes is below the heads.
+        right: Indices of the columns that are aligned on the right.
+        rule: Whether a line of dashes is below the heads.
     """
     is_terminal = sys.stdout.isatty()
     # By default, Rich colors numbers and paths.

@@ -1,96 +1,136 @@
-"""Which of two models is better, in one sentence."""
+"""The score of a run that counts, and which of two models is better, each in a sentence."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record
 from alpro.errors import InputError
+from alpro.pipeline.reports.results import (
+    Rows,
+    main_rows,
+    metric_text,
+    number_text,
+    row_label,
+    score_text,
+)
 from alpro.stages.evaluation.comparison import Comparison, compare_scores
 from alpro.stages.evaluation.score_names import AFTER_TUNING, BEFORE_TUNING, DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05
-FEWEST = 6  # queries that are better, with none worse, for p < 0.05: 2 / 2 ** 6 = 0.03
+# Standard errors: the normal quantiles of 1 - 0.05 / 2 and of a power of 0.8, 1.96 + 0.84.
+DETECTABLE_ERRORS = 2.8
+INTERVAL_ERRORS = 3.92  # width of a 95 % interval
+
+
+def headline(results: Rows) -> str:
+    """Return the score that counts with its interval, clips and chance; empty without a score.
+
+    >>> row = {"name": "qa/acc", "what": "question answering", "direction": "", "unit": "%"}
+    >>> row |= {"metric": "all questions", "higher_is_better": True, "value": 60.0, "videos": 90}
+    >>> headline([row | {"low": 50.0, "high": 70.0, "chance": 25.0, "baseline": "best constant"}])
+    'question answering, all questions 60.0 [50.0, 70.0] on 90 test clips, best constant 25.0 %'
+    """
+    rows_by_name = {row["name"]: row for row in main_rows(results)}
+    row = rows_by_name.get(decisive(rows_by_name))
+    if row is None:
+        return ""
+    chance = f"{row['baseline'] or 'chance'} {number_text(row['chance'], row['unit'])}"
+    score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
+    return f"{score} on {count_clips(row)}, {chance}"
 
 
 def decisive(names: Iterable[str]) -> str:
-    """The name of the score that counts among the names of scores; empty if there is none."""
+    """Return the name of the score that counts among names of scores; empty without one."""
     present = list(names)
     return next((name for name in (*DECISIVE, *present) if name in present), "")
 
 
-def verdict_of(first: str, second: str, compared: Comparison) -> str:
-    """The sentence on two models by the names that a person gave them; empty if nothing was
+def compare_models(first: str, second: str, compared: Comparison) -> str:
+    """Return the sentence on two models by the names that the user gave; empty if nothing was
     compared."""
     scores = {row["name"]: (row, difference) for row, difference in compared.scores}
     name = decisive(scores)
     return verdict(first, second, *scores[name]) if name else ""
 
 
-def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedDifference) -> str:
-    """Whether the second model is better than the first, which is kept if there is no difference:
-    it needs no training.
-
-    row: of results.json, the score that counts. difference: second minus first, over the same
-    queries.
-    """
-    clips = row.get("videos") or row["items"]
-    unit = "points" if row["unit"] == "%" else row["unit"]
-    where = f"on {clips} test clip{'s' * (clips != 1)}"
-    scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {p_text(difference.p)}"
-
-    if difference.p < SIGNIFICANT and difference.difference:
-        # Of a rank, less is better.
-        gain = (difference.difference > 0) == row["higher_is_better"]
-        interval = ""
-        if difference.low is not None and difference.high is not None:
-            interval = (
-                f" The difference is {f'{difference.difference:+.1f} {unit}'.strip()}, "
-                f"between {difference.low:+.1f} and {difference.high:+.1f}."
-            )
-
-        return (
-            f"{second} is {'better' if gain else 'worse'} than {first} {where} ({scores}): "
-            f"keep {second if gain else first}.{interval}"
-        )
-
-    return (
-        f"No difference between {first} and {second} {where} ({scores}): "
-        f"keep {first}.{smallest(row, clips)}"
-    )
-
-
-def smallest(row: Mapping[str, Any], clips: int) -> str:
-    """What so many test clips can show: the smallest difference whose p value is below 0.05."""
-    if row["unit"] != "%":
-        return ""
-
-    counted = f" {clips} clip{'s' * (clips != 1)} cannot show"
-    if clips < FEWEST:
-        return f"{counted} any difference."
-    # At least FEWEST of the queries have to change, all in one direction.
-    return f"{counted} less than {100 * FEWEST / row['items']:.2g} points."
-
-
-def fine_tuned_verdict(artifacts: Sequence[tuple[Path, Record]]) -> str:
-    """The sentence on a run that scores a model before and after its fine-tuning over the same test
-    queries; empty for another run, and if the test queries differ."""
+def compare_fine_tuned(artifacts: Iterable[tuple[Path, Record]]) -> str:
+    """Return the sentence on a run that scores the pre-trained and the fine-tuned model over the
+    same test queries; empty for another run, or if the queries differ."""
     folders = {record.stage: folder for folder, record in artifacts}
     if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
         return ""
-
-    before = folders["zero_shot"]
-    after = folders["evaluate"]
     try:
-        found = compare_scores(before, BEFORE_TUNING, after, AFTER_TUNING)
+        scores = compare_scores(
+            folders["zero_shot"], BEFORE_TUNING, folders["evaluate"], AFTER_TUNING
+        )
     except InputError:  # an earlier version wrote no values of queries
         return ""
-    return verdict("the model before fine-tuning", "finetune_retrieval", *found) if found else ""
+    if scores is None:
+        return ""
+    sentence = verdict("the pre-trained model", "the fine-tuned model", *scores)
+    return sentence[0].upper() + sentence[1:]
+
+
+def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedDifference) -> str:
+    """Return whether the second model is better than the first.
+
+    Without a significant difference the first is kept: it needs no training.
+
+    Args:
+        row: Row of results.json, the score that counts.
+        difference: Second minus first, over the same queries.
+    """
+    scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {p_text(difference.p)}"
+    scope = f"on {count_clips(row)} ({scores})"
+    if difference.p >= SIGNIFICANT or not difference.difference:
+        return (
+            f"No significant difference between {first} and {second} {scope}: keep {first}."
+            f"{describe_power(row, difference)}"
+        )
+
+    # A lower rank is better.
+    is_gain = (difference.difference > 0) == row["higher_is_better"]
+    sentence = (
+        f"{second} is {'better' if is_gain else 'worse'} than {first} {scope}: "
+        f"keep {second if is_gain else first}."
+    )
+    if difference.low is not None and difference.high is not None:
+        unit = " points" if row["unit"] == "%" else ""
+        sentence += (
+            f" The difference is {difference.difference:+.1f}{unit}, between "
+            f"{difference.low:+.1f} and {difference.high:+.1f}."
+        )
+    return sentence
+
+
+def describe_power(row: Mapping[str, Any], difference: PairedDifference) -> str:
+    """Return the smallest difference that the test clips show with power 0.8; empty for ranks.
+
+    It is 2.8 standard errors of the difference. At least the clips that it changes differ between
+    the models, so that n clips show no less than 2.8^2 / n (Connor, Sample size for testing
+    differences in proportions for the paired-sample design, 1987).
+    """
+    if row["unit"] != "%":
+        return ""
+    points = 100 * DETECTABLE_ERRORS**2 / row.get("independent_videos", row["items"])
+    if difference.low is not None and difference.high is not None:
+        error = (difference.high - difference.low) / INTERVAL_ERRORS
+        points = max(points, DETECTABLE_ERRORS * error)
+    if points >= 100:
+        return f" {count_clips(row).capitalize()} cannot show any difference."
+    return f" This test set shows differences of {points:.1f} points or more with power 0.8."
+
+
+def count_clips(row: Mapping[str, Any]) -> str:
+    """Return the number of test clips of a score."""
+    count = row.get("videos") or row["items"]
+    return f"{count} test clip{'' if count == 1 else 's'}"
 
 
 def p_text(p: float) -> str:
-    """A p value with two digits, and never as zero.
+    """Return a p value with two digits, and never as zero.
 
     >>> p_text(1.0), p_text(0.0213), p_text(0.0005)
     ('p = 1.0', 'p = 0.021', 'p < 0.001')

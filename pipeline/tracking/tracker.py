@@ -52,6 +52,7 @@ PAUSE_SECONDS = 30.0
 MAX_PARAMS = 100  # in a call
 MAX_METRICS = 1000
 MAX_PARAM_LENGTH = 6000  # characters
+MAX_DESCRIPTION = 8000
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # behind the point
 TABLES = (
@@ -167,7 +168,12 @@ class Tracker:
             return run
 
     def log_pipeline(
-        self, run: str, artifacts: Artifacts, files: Sequence[Path], description: str
+        self,
+        run: str,
+        artifacts: Artifacts,
+        files: Sequence[Path],
+        figures: Mapping[str, Any],
+        description: str,
     ) -> None:
         """Log to a pipeline's run what its stages reached, its corpora, files and description.
 
@@ -175,7 +181,8 @@ class Tracker:
         headline scores.
 
         Args:
-            description: Markdown.
+            figures: Figures of matplotlib by their names.
+            description: Markdown, at most MAX_DESCRIPTION characters.
         """
         scores = dict[str, float]()
         training = dict[str, float]()
@@ -192,6 +199,8 @@ class Tracker:
 
         for file in files:
             self._log(run, "log_artifact", str(file))
+        for name, figure in figures.items():
+            self._log(run, "log_figure", figure, name)
         self._log(run, "set_tag", mlflow_tags.MLFLOW_RUN_NOTE, description)
 
     @property

@@ -28,11 +28,11 @@ from alpro.stages.evaluation.metrics import (
     Score,
 )
 from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import calibration_error
 from alpro.stages.training.batch import random_box
 
 CROPS = "prompter on random crops"
 CONFIDENT = 0.6  # probability from which a label counts as confident
-BINS = 10  # of the expected calibration error
 MIN_SHOWN_SHARE = 0.5  # share of a thing that a crop must show to be right about it
 
 
@@ -196,30 +196,6 @@ def add_crops(
         for crop, keeps in zip(crops, kept, strict=True)
     ]
     results.table("entity_crops", rows)
-
-
-def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
-    """The expected calibration error of labels (N,), in percent: the mean distance of probability
-    and accuracy."""
-    distances = [
-        count * abs(mean - accuracy) for count, mean, accuracy in calibration(probability, correct)
-    ]
-    return 100 * sum(distances) / len(probability)
-
-
-def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
-    """The number, mean probability and accuracy of the labels (N,) in each of BINS equal intervals
-    of probability that has any (Guo et al., On Calibration of Modern Neural Networks, 2017)."""
-    # A probability of 1 belongs to the last interval.
-    bin_of_label = np.minimum((probability * BINS).astype(int), BINS - 1)
-    bins = []
-    for number in range(BINS):
-        inside = bin_of_label == number
-        if inside.any():
-            mean = float(probability[inside].mean())
-            accuracy = float(correct[inside].mean())
-            bins.append((int(inside.sum()), mean, accuracy))
-    return bins
 
 
 def entities_in_crop(metadata: dict, truth: list[str], box: Sequence[int], grid: int) -> list[str]:

@@ -17,6 +17,7 @@ Statistic = Literal["mean", "median"]
 RESAMPLES = 1000
 PERMUTATIONS = 2000
 TAILS = (0.025, 0.975)  # of a 95 % percentile interval
+BINS = 10  # of the expected calibration error
 MAX_ELEMENTS = 4_000_000  # of an array: a million questions need no more memory than a thousand
 
 
@@ -107,6 +108,35 @@ def paired_difference(
 
     p = as_large / (PERMUTATIONS + 1)
     return PairedDifference(score_a, score_b, observed, low, high, p)
+
+
+def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
+    """Return the expected calibration error of predictions (N,), in percent: the mean distance of
+    probability and accuracy."""
+    distances = [
+        count * abs(mean - accuracy) for count, mean, accuracy in calibration(probability, correct)
+    ]
+    return 100 * sum(distances) / len(probability)
+
+
+def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
+    """Return the number, mean probability and accuracy of the predictions (N,) in each of BINS
+    equal intervals of probability that has any (Guo et al., On Calibration of Modern Neural
+    Networks, 2017).
+
+    >>> calibration(np.array([0.75, 0.75, 0.25]), np.array([1, 0, 0]))
+    [(1, 0.25, 0.0), (2, 0.75, 0.5)]
+    """
+    # A probability of 1 belongs to the last interval.
+    bin_of_label = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bins = []
+    for number in range(BINS):
+        inside = bin_of_label == number
+        if inside.any():
+            mean = float(probability[inside].mean())
+            accuracy = float(correct[inside].mean())
+            bins.append((int(inside.sum()), mean, accuracy))
+    return bins
 
 
 def enumerate_videos(videos: np.ndarray) -> tuple[int, np.ndarray]:

@@ -352,9 +352,7 @@ def test_a_command_that_a_message_names_exists():
     ]
     files = [path for folder in folders for path in folder.rglob("*")]
     texts = [
-        path.read_text("utf-8")
-        for path in files
-        if path.suffix in (".py", ".jinja", ".toml", ".html", ".js")
+        path.read_text("utf-8") for path in files if path.suffix in (".py", ".toml", ".html", ".js")
     ]
     named = sorted(
         {match[1] for text in texts for match in re.finditer(r"`alpro ([a-z][^`]*)`", text)}

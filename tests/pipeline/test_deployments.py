@@ -133,7 +133,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     stages = {run.data.tags["stage"] for run in nested[parent.info.run_id]}
     assert stages == {"finetune_qa", "evaluate"}
     note = parent.data.tags["mlflow.note.content"]
-    assert re.search(r"Changed values: `finetune_qa.lr: [\d.]+ -> 0.002`", note)
+    assert re.search(r"Changed: `finetune_qa.lr: [\d.]+ -> 0.002`", note)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.flows import flow
-from alpro.pipeline.reports.page import finished_steps, report_file
+from alpro.pipeline.reports.summaries import finished_steps, report_file
 from alpro.pipeline.store.checksums import verify
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.metrics import RETRIEVAL
@@ -68,9 +68,9 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     assert all(row["items"] > 0 for row in rows)
     assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
     report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
-    assert "pre-trained only, by matching" in report
+    assert "pre-trained, by matching" in report
     pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
-    assert report.count("data:image/png;base64,") == len(pictures) > 2
+    assert report.count("data:image/png;base64,") == len(pictures) + 2 > 4  # those of the scores
 
 
 def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_headline_scores(
@@ -111,7 +111,7 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     assert "| Fine-tuned" in note or "| fine-tuned" in note
     assert "No value was changed" in note
     # A link of MLflow's page to a file of this run: the report.
-    page, _, file = re.findall(r"\[report\]\(#(\S+)/(artifacts)/(\S+)\)", note)[0]
+    page, _, file = re.findall(r"\[Report\]\(#(\S+)/(artifacts)/(\S+)\)", note)[0]
     assert page == f"/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
 

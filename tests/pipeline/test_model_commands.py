@@ -251,7 +251,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert "license: cc-by-4.0\n" in card
     assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
     assert f"| films | {films.fingerprint[:8]} | 1,300 | 2,600 | 0 | 0 |" in card
-    assert "| fine-tuned by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
+    assert "| fine-tuned, by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
     assert "question answering" not in card
     header = yaml.safe_load(card.split("---")[1])
     assert "sentence-transformers" in header["tags"]

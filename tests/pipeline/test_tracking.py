@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.types.schema import Schema
 from PIL import Image
@@ -427,12 +428,13 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     tracker.log_metrics = lambda run, values: sent.append((run, list(values.items())))
 
     with tracker.run("sample 3f2a9c", {}, {}) as run:
-        tracker.log_pipeline(run, [trained, evaluated], [report], "**finished**")
+        figures = {"scores.png": Figure()}
+        tracker.log_pipeline(run, [trained, evaluated], [report], figures, "**finished**")
 
     training = ("training/pretrain/validation/vtc/t2v/R1", 1.0)
     assert sent == [(run, [("R1", 2.0), ("QA", 3.0), ("R10", 9.0), *scores.items(), training])]
     assert tracker.client.get_run(run).data.tags["mlflow.note.content"] == "**finished**"
-    assert files_of(tracker, run) == {"sample.html"}
+    assert files_of(tracker, run) == {"sample.html", "scores.png"}
 
 
 @pytest.mark.parametrize(

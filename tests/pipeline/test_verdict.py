@@ -1,5 +1,7 @@
 """Which of two models is better, in a sentence with the names that a person typed."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,12 @@ from alpro.artifact import Record
 from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.results import tables
 from alpro.pipeline.reports.terminal import print_scores
-from alpro.pipeline.reports.verdict import decisive, fine_tuned_verdict, verdict_of
+from alpro.pipeline.reports.verdict import compare_fine_tuned, compare_models, decisive, verdict
 from alpro.stages.evaluation.any_model import Threshold
 from alpro.stages.evaluation.comparison import Comparison, compare_scores
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.statistics import PairedDifference
+from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
 ROW = {"name": "similarity/t2v/R1", "table": "retrieval", "what": "by similarity", "items": 11}
 ROW |= {"direction": "t2v", "metric": "R@1", "unit": "%", "higher_is_better": True, "low": None}
@@ -20,37 +22,62 @@ ROW |= {"value": 9.1, "chance": 9.1, "baseline": "chance", "protocol": "", "vide
 RANK = ROW | {"name": "similarity/t2v/MdR", "metric": "MdR", "unit": "", "higher_is_better": False}
 
 
+# Of the test set: its clips, the scores, the difference with its interval, and p.
 CASES = [
     (ROW, (9.1, 9.1, 0.0, 0.0, 0.0, 1.0)),
+    (ROW | {"videos": 200, "independent_videos": 200.0}, (86.0, 89.5, 3.5, -1.0, 8.0, 0.21)),
     (ROW, (9.1, 72.7, 63.6, 36.4, 90.9, 0.016)),
     (ROW, (72.7, 9.1, -63.6, None, None, 0.0004)),
     (ROW | {"videos": 5, "items": 5}, (0, 100, 100, 100, 100, 0.06)),
     (RANK, (9.0, 1.0, -8.0, -9, -7, 0.01)),
+    (RANK, (9.0, 8.0, -1.0, -9, 7, 0.4)),
 ]
 SENTENCES = """
-No difference between clip and mine on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. \
-11 clips cannot show less than 55 points.
+No significant difference between clip and mine on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. \
+This test set shows differences of 71.3 points or more with power 0.8.
+No significant difference between clip and mine on 200 test clips (R@1 86.0 and 89.5, p = 0.21): keep clip. \
+This test set shows differences of 6.4 points or more with power 0.8.
 mine is better than clip on 11 test clips (R@1 9.1 and 72.7, p = 0.016): keep mine. The difference is +63.6 points, \
 between +36.4 and +90.9.
 mine is worse than clip on 11 test clips (R@1 72.7 and 9.1, p < 0.001): keep clip.
-No difference between clip and mine on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. \
-5 clips cannot show any difference.
+No significant difference between clip and mine on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. \
+5 test clips cannot show any difference.
 mine is better than clip on 11 test clips (MdR 9.0 and 1.0, p = 0.01): keep mine. The difference is -8.0, \
 between -9.0 and -7.0.
+No significant difference between clip and mine on 11 test clips (MdR 9.0 and 8.0, p = 0.4): keep clip.
 """
 
 
 def test_the_sentence():
-    found = []
-    for row, difference in CASES:
-        compared = Comparison([(row, PairedDifference(*difference))], {}, 0)
-        found.append(verdict_of("clip", "mine", compared))
-    assert found == SENTENCES.strip().splitlines()
+    sentences = [verdict("clip", "mine", row, PairedDifference(*values)) for row, values in CASES]
+    assert sentences == SENTENCES.strip().splitlines()
+
+
+def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
+    """200 clips: the second model is right about more of the 15 % on which the two disagree."""
+    rng = np.random.default_rng(0)
+    clips = np.arange(200).astype(str)
+    row = ROW | {"items": 200, "videos": 200, "independent_videos": 200.0}
+
+    def draw(difference: float) -> PairedDifference:
+        luck = rng.random(200)
+        better = luck < (0.15 + difference) / 2
+        worse = (luck < 0.15) & ~better
+        return paired_difference(100.0 * worse, 100.0 * better, clips, "mean")
+
+    sentences = [verdict("a", "b", row, draw(0.0)) for _ in range(10)]
+    shown = [
+        float(found[1]) for text in sentences if (found := re.search(r"of ([\d.]+) points", text))
+    ]
+    smallest = float(np.mean(shown)) / 100
+    power = np.mean([draw(smallest).p < 0.05 for _ in range(100)])
+
+    assert 0.65 < power < 0.95
 
 
 def test_the_row_that_counts_is_marked():
     compared = Comparison([(ROW, PairedDifference(9, 9, 0, 0, 0, 1.0))], {}, 0)
-    assert verdict_of("clip", "mine", Comparison([], {}, 1)) == ""
+    assert compare_models("clip", "mine", Comparison([], {}, 1)) == ""
     assert decisive(["entities/acc", "qa/acc"]) == "qa/acc"
     assert decisive([]) == ""
     (table,) = tables({"clip": [RANK, ROW], "mine": [RANK | {}, ROW | {}]}, [compared], ROW["name"])
@@ -80,10 +107,10 @@ def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_quer
 
     # The sentence ends the scores of a run that has both, and no other's.
     made = [(before, Record(stage="zero_shot")), (after, Record(stage="evaluate"))]
-    assert fine_tuned_verdict(made) == ""
+    assert compare_fine_tuned(made) == ""
     made.append((tmp_path, Record(stage="finetune_retrieval")))
-    sentence = fine_tuned_verdict(made)
-    assert sentence.startswith("finetune_retrieval is better")
+    sentence = compare_fine_tuned(made)
+    assert sentence.startswith("The fine-tuned model is better than the pre-trained model on 12")
     print_scores(results_of(made), made)
     assert capsys.readouterr().out.splitlines()[-1] == sentence
 

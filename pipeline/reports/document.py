@@ -1,0 +1,289 @@
+"""The document of a run, in Markdown: the workspace has it as a page, MLflow as the description of
+the run, Prefect as an artifact."""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
+
+from alpro.artifact import Record
+from alpro.files import read_json
+from alpro.pipeline.plan.changes import built_before, commit_text
+from alpro.pipeline.reports.figures import draw_calibration, draw_scores
+from alpro.pipeline.reports.results import (
+    CONTROL,
+    Rows,
+    Table,
+    data_table,
+    escape,
+    main_rows,
+    main_table,
+    rows,
+    tables,
+)
+from alpro.pipeline.reports.verdict import compare_fine_tuned, headline
+from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.controls import CONTROLS
+
+FINISHED = "finished"
+FAILED = "failed"
+STOPPED = "stopped"
+Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
+# What the pictures of the stages show, by the name of the file.
+CAPTIONS = {
+    "samples": "Evenly spaced samples of the corpus with their texts.",
+    "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the "
+    "paper). If the manifest lists what a clip shows, they are green if the clip shows the entity "
+    "and red if not.",
+    "search": "Texts of the validation split, and the four videos that are first; the right one "
+    "has a green border.",
+    "retrieval": "Queries with the best and with the worst ranks by similarity, and the first "
+    "videos; the right one has a green border.",
+    "scores": "The main scores, their 95 % intervals, and the chance levels.",
+    "calibration": "Accuracy of predictions over their probability. Below the dashed line, the "
+    "model is too confident.",
+}
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto; padding: 0 1rem }}
+h1, p, li {{ overflow-wrap: anywhere }}
+h2 {{ font-size: 1.2rem; border-top: 1px solid #8886; margin-top: 1.6rem; padding-top: .8rem }}
+nav a {{ margin-right: 1rem }}
+.table {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
+th[style], td[style] {{ white-space: nowrap }}
+img {{ max-width: 100%; height: auto; background: #fff }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{head}<nav>{contents}</nav>
+{body}</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text in Markdown. Only the page shows its pictures."""
+
+    title: str
+    head: str  # what every page shows first
+    sections: list[str]  # each begins with its heading
+    figures: Mapping[str, Figure] = field(default_factory=dict)  # by their names in the text
+
+    def markdown(self, links: Mapping[str, str], max_length: int | None = None) -> str:
+        """Return the sections without pictures, as many as there is room for.
+
+        Args:
+            links: Addresses by their words; one without an address is left out.
+            max_length: Characters that a page takes.
+        """
+        texts = [section for section in self.sections if "\n![" not in section]
+        text = "\n\n".join([join_links(links) + self.head, *texts])
+        if max_length and len(text) > max_length:
+            text = text[:max_length].rpartition("\n\n## ")[0]
+        return text
+
+    def page(self, links: Mapping[str, str]) -> str:
+        """Return the text as an HTML page that needs no other file."""
+        headings = [section.partition("\n")[0].removeprefix("## ") for section in self.sections]
+        body = "\n\n".join(self.sections)
+        return PAGE.format(
+            title=html.escape(self.title),
+            head=self._render(join_links(links) + self.head),
+            contents=" ".join(f'<a href="#{anchor(name)}">{name}</a>' for name in headings),
+            body=self._render(body),
+        )
+
+    def _render(self, text: str) -> str:
+        """Return Markdown as HTML, with anchors at headings and the pictures inside."""
+        # HTML in texts of the user's data stays text.
+        parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+        tokens = parser.parse(text)
+        for token, following in pairwise(tokens):
+            if token.type == "heading_open":
+                token.attrs["id"] = anchor(following.content)
+            for child in token.children or ():
+                if child.type == "image":
+                    data = base64.b64encode(self._read_picture(str(child.attrs["src"])))
+                    child.attrs["src"] = f"data:image/png;base64,{data.decode()}"
+
+        rendered = parser.renderer.render(tokens, parser.options, {})
+        # A wide table scrolls, and not the page.
+        return re.sub(
+            "<table>.*?</table>", r'<div class="table">\g<0></div>', rendered, flags=re.DOTALL
+        )
+
+    def _read_picture(self, address: str) -> bytes:
+        """Return the PNG of a figure, or of a file."""
+        if address not in self.figures:
+            return Path(unquote(address)).read_bytes()
+        picture = io.BytesIO()
+        self.figures[address].savefig(picture, dpi=160)
+        return picture.getvalue()
+
+
+def join_links(links: Mapping[str, str]) -> str:
+    """Return links that other text follows; an empty text without an address."""
+    return "".join(f"[{escape(name)}]({address}) · " for name, address in links.items() if address)
+
+
+def anchor(heading: str) -> str:
+    """Return the name of a section in an address.
+
+    >>> anchor("What the controls show")
+    'what-the-controls-show'
+    """
+    return re.sub(r"\W+", "-", heading.lower())
+
+
+def describe_run(
+    run: Mapping[str, Any], artifacts: Artifacts, earlier: Mapping[str, str]
+) -> Document:
+    """Return the document of a run.
+
+    Args:
+        run: Title, state, reason, times, commit, arguments and steps of the run.
+        artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
+        earlier: Pages of earlier runs by their names.
+    """
+    results = rows(artifacts)
+    scores = main_rows(results)
+    figures = {
+        "scores.png": draw_scores(scores),
+        "calibration.png": draw_calibration(folder for folder, _ in artifacts),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure}
+
+    parts = {"Results": show_table(main_table(results))}
+    parts["Warnings"] = show_list(
+        f"{record.name}: {escape(text)}" for _, record in artifacts for text in record.warnings
+    )
+    parts |= {Path(name).stem.capitalize(): show_picture(name) for name in drawn}
+    parts |= {table.title: show_table(table) for table in tables({"score": results})}
+    parts["What the controls show"] = show_list(
+        f"**{control.label}**: {control.meaning}"
+        for control in CONTROLS.values()
+        if any(row["what"].startswith(CONTROL + control.label) for row in results)
+    )
+    for folder, record in artifacts:
+        pictures = sorted(folder.resolve().glob("pictures/*.png"))
+        parts[record.name] = "\n\n".join(show_picture(quote(str(path))) for path in pictures)
+    parts["Data"] = show_table(data_table(artifacts))
+    parts["Rejected"] = show_table(rejects_table(artifacts))
+    parts["Stages"] = show_table(stages_table(run, artifacts))
+    parts["Run"] = describe_command(run, artifacts)
+    parts["Earlier runs"] = show_list(f"[{escape(name)}]({page})" for name, page in earlier.items())
+
+    sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
+    return Document(run["title"], summarize(run, artifacts, results), sections, drawn)
+
+
+def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> str:
+    """Return what a run reached, on how many clips, beside chance, and what it changed.
+
+    Pages fold a description after a few lines, so it begins on the line of the links.
+    """
+    state = f"**{run['state'].capitalize()}**"
+    reason = f": {escape(run['reason'])}" if run["reason"] else ""
+    scores = escape(headline(results))
+    changes = run.get("changed") or run["arguments"]["changes"]
+    changed = f"Changed: {', '.join(map(code, changes))}" if changes else "No value was changed"
+    if run.get("changed_code"):
+        changed += f"; {escape(run['changed_code'])}"
+
+    paragraphs = [
+        state + reason + (f" · {scores}" if scores else ""),
+        compare_fine_tuned(artifacts),
+        f"{changed}.",
+    ]
+    return "\n\n".join(filter(None, paragraphs))
+
+
+def describe_command(run: Mapping[str, Any], artifacts: Artifacts) -> str:
+    """Return when a run started, how long it took, and what it was called with."""
+    arguments = run["arguments"]
+    data = f", data {code(arguments['data'])}" if arguments["data"] else ""
+    older = built_before(run["commit"], [record for _, record in artifacts])
+    started = run["started"][:19].replace("T", " ")
+    return (
+        f"Started {started} UTC, took {duration(run['seconds'])}. Configuration "
+        f"{code(arguments['config'])}{data}, commit {commit_text(run['commit'])}{older}."
+    )
+
+
+def code(text: str) -> str:
+    """Return a text as code in Markdown."""
+    return escape(text) if "`" in text else f"`{text}`"
+
+
+def show_table(table: Table | None) -> str:
+    """Return a table in Markdown; nothing without lines."""
+    return table.markdown() if table and table.lines else ""
+
+
+def show_list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def show_picture(address: str) -> str:
+    """Return a picture with its caption, by its name `KIND.png` or `KIND-step-STEP.png`."""
+    stem = unquote(address.rpartition("/")[2].removesuffix(".png"))
+    kind, _, step = stem.partition("-step-")
+    caption = CAPTIONS.get(kind, escape(kind))
+    if step.isdigit():
+        caption = f"Step {int(step)}. {caption}"
+    return f"{caption}\n\n![{escape(kind)}]({address})"
+
+
+def rejects_table(artifacts: Artifacts) -> Table:
+    """Return the rejected items of each corpus by reason, the most frequent first."""
+    lines = []
+    for folder, record in artifacts:
+        file = folder / "statistics.json"
+        if file.is_file():
+            reasons = read_json(file).get("reasons", {})
+            lines += [[record.name, reason, str(count)] for reason, count in reasons.items()]
+    return Table("Rejected", ["", "reason", "items"], lines)
+
+
+def stages_table(run: Mapping[str, Any], artifacts: Artifacts) -> Table:
+    """Return the steps of a run: how long each took, what it read, and what it counted."""
+    records = {record.name: record for _, record in artifacts}
+    lines = []
+    for step in run["steps"]:
+        record = records.get(step["name"], Record())
+        built = step["state"] == "built"
+        time = duration(record.run["seconds"]) if built else step["state"]
+        # The tables of results have what an evaluation counts.
+        counts = {} if record.stage in EVALUATIONS else record.counts
+        text = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in counts.items() if value
+        )
+        lines.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
+
+    heads = ["stage", "fingerprint", "time", "inputs", "counts"]
+    return Table("Stages", heads, lines, texts=True)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

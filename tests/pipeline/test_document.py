@@ -1,0 +1,215 @@
+"""The document of a run: what it says, as a page and on the pages of MLflow and Prefect."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from alpro.artifact import Record
+from alpro.files import write_json
+from alpro.pipeline.reports.document import Document, describe_run
+from alpro.pipeline.reports.figures import draw_calibration, draw_scores
+from alpro.stages.evaluation.controls import CONTROLS
+from tests.pipeline.conftest import write_artifact
+
+STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
+STATES = dict(zip(STAGES, ("cached", "built", "cached", "built"), strict=True))
+SCORE = {"name": "qa/acc", "table": "qa", "what": "question answering", "direction": ""}
+SCORE |= {"metric": "<all> questions", "unit": "%", "higher_is_better": True, "protocol": ""}
+SCORE |= {"value": 60.0, "low": 45.0, "high": 75.0, "chance": 25.0, "baseline": "constant"}
+SCORE |= {"items": 500, "videos": 200, "independent_videos": 200.0}
+LINKS = {"Report": "#/runs/1", "Prefect": "", "MLflow": "http://127.0.0.1:5000/#/r"}
+
+
+@pytest.fixture
+def artifacts(tmp_path) -> list[tuple[Path, Record]]:
+    """Artifacts of four stages; texts of the user's have HTML in them."""
+    made = []
+    for number, stage in enumerate(STAGES):
+        about = {
+            "counts": {"samples": 190, "rejected": 0},
+            "run": {"seconds": 20.25 + 100 * number},
+        }
+        made.append(write_artifact(tmp_path, stage, fingerprint=f"{stage}-0123456789", **about))
+
+    corpus, *_, evaluated = [folder for folder, _ in made]
+    write_json(corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
+    (evaluated / "pictures").mkdir()
+    for name in ("retrieval", "pseudo_labels-step-000200", "my_own"):
+        Image.new("RGB", (4, 4)).save(evaluated / "pictures" / f"{name}.png")
+    write_json(evaluated / "results.json", [SCORE])
+    return made
+
+
+def document_of(artifacts: list[tuple[Path, Record]], **values: Any) -> Document:
+    """The document of a run of four steps."""
+    states = values.pop("states", STATES)
+    steps = []
+    for name in STAGES:
+        inputs = [STAGES[0]] * (name != STAGES[0])
+        step = {"name": name, "fingerprint": name * 9, "inputs": inputs}
+        steps.append(step | {"state": states.get(name, "unfinished")})
+    changes = ["pretrain.lr=5e-4", "name='<b>'"]
+    run = {"title": "mine · a<b · 123456", "state": "finished", "reason": "", "seconds": 125.0}
+    run |= {"started": "2026-11-21T10:20:30+00:00", "commit": "0123+", "steps": steps}
+    run |= {"arguments": {"config": "my <own>.toml", "data": "/a&b", "changes": changes}}
+    return describe_run(run | values, artifacts, {"run a|b": "b.html"})
+
+
+def section(document: Document, heading: str) -> str:
+    """The text of a section; empty without one."""
+    start = f"## {heading}\n\n"
+    return "".join(one.removeprefix(start) for one in document.sections if one.startswith(start))
+
+
+def cells(document: Document, heading: str) -> list[list[str]]:
+    """The lines of a table in a section."""
+    _, _, *lines = section(document, heading).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_the_first_line_has_the_link_the_state_and_the_score_on_its_clips_beside_chance(artifacts):
+    """MLflow shows two lines of a description at once. An address that is not known is left out."""
+    first_line = document_of(artifacts).markdown(LINKS).splitlines()[0]
+    assert first_line == (
+        "[Report](#/runs/1) · [MLflow](http://127.0.0.1:5000/#/r) · **Finished** · question "
+        "answering, &lt;all&gt; questions 60.0 [45.0, 75.0] on 200 test clips, constant 25.0 %"
+    )
+
+
+def test_changed_values_are_named(artifacts):
+    assert "Changed: `pretrain.lr=5e-4`, `name='<b>'`." in document_of(artifacts).head
+    changed = {"changed": ["pretrain.lr: 1 -> 2"], "changed_code": "commit 1 -> 2"}
+    assert (
+        "Changed: `pretrain.lr: 1 -> 2`; commit 1 -&gt; 2."
+        in document_of(artifacts, **changed).head
+    )
+
+
+def test_a_run_that_failed_says_why(artifacts):
+    states = {"render_sample": "built", "build_vocabulary": "failed"}
+    reason = "build_vocabulary: no nouns in <clips>"
+    document = document_of(artifacts[:1], states=states, state="failed", reason=reason)
+
+    assert document.head.startswith("**Failed**: build_vocabulary: no nouns in &lt;clips&gt;\n")
+    times = [line[2] for line in cells(document, "Stages")]
+    assert times == ["0:00:20", "failed", "unfinished", "unfinished"]
+
+
+def test_stages_have_their_times_inputs_and_counts(artifacts):
+    """The tables of results have what an evaluation counts."""
+    lines = [[name, *more] for name, _, *more in cells(document_of(artifacts), "Stages")]
+    assert lines == [
+        ["render_sample", "cached", "", "samples 190"],
+        ["build_vocabulary", "0:02:00", "render_sample", "samples 190"],
+        ["pretrain", "cached", "render_sample", "samples 190"],
+        ["evaluate", "0:05:20", "render_sample", ""],
+    ]
+
+
+def test_scores_are_tables(artifacts):
+    document = document_of(artifacts)
+    row = ["question answering", "&lt;all&gt; questions", "60.0 [45.0, 75.0]", "25.0 %"]
+    assert cells(document, "Results")[0] == row
+    assert cells(document, "Question answering")[0] == [*row, "500"]
+
+
+def test_rejects_are_counted_by_reason(artifacts):
+    assert cells(document_of(artifacts), "Rejected") == [
+        ["render_sample", "unreadable", "7"],
+        ["", "no &lt;text&gt;", "3"],
+    ]
+
+
+def test_warnings_and_controls_are_sections_if_there_are_any(artifacts):
+    plain = document_of(artifacts)
+    assert section(plain, "Warnings") + section(plain, "What the controls show") == ""
+
+    folder, record = artifacts[2]
+    artifacts[2] = folder, replace(record, warnings=["loss <vtc> ended at chance"])
+    control = SCORE | {"name": "qa_text_only/acc", "what": "control: text only"}
+    write_json(artifacts[3][0] / "results.json", [control, SCORE])
+    document = document_of(artifacts)
+
+    assert section(document, "Warnings") == "- pretrain: loss &lt;vtc&gt; ended at chance"
+    meaning = CONTROLS["text_only"].meaning
+    assert section(document, "What the controls show") == f"- **text only**: {meaning}"
+
+
+def test_a_description_has_no_pictures_and_as_many_sections_as_it_takes(artifacts):
+    document = document_of(artifacts)
+    whole = document.markdown(LINKS)
+    assert "![" not in whole
+    assert "## Stages" in whole
+
+    short = document.markdown(LINKS, max_length=len(whole) - 1)
+
+    assert whole.startswith(short)
+    assert "## Earlier runs" in whole.removeprefix(short)
+
+
+def test_a_page_needs_no_other_file(artifacts):
+    page = document_of(artifacts).page({})
+    links = re.findall(r'(?:src|href)="([^"]+)', page)
+    assert {link[:5] for link in links if link[0] != "#"} == {"data:", "b.htm"}
+    assert page.count("data:image/png;base64,") == 4  # the scores, and the pictures of a stage
+
+
+def test_a_page_leads_to_each_section(artifacts):
+    page = document_of(artifacts).page({})
+    anchors = re.findall(r'href="#([^"]+)', page)
+    assert {"results", "question-answering", "earlier-runs"} < set(anchors)
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+def test_texts_of_the_user_are_no_html(artifacts):
+    page = document_of(artifacts, reason="no <b>").page({})
+    assert "<title>mine · a&lt;b · 123456</title>" in page
+    for text in (
+        "no &lt;b&gt;",
+        "my &lt;own&gt;.toml",
+        "/a&amp;b",
+        "&lt;all&gt; questions",
+        "run a|b",
+    ):
+        assert text in page
+
+
+def test_pictures_have_captions_and_steps(artifacts):
+    text = section(document_of(artifacts), "evaluate")
+    captions = [line for line in text.splitlines() if line and not line.startswith("![")]
+    assert [caption[:24] for caption in captions] == [
+        "my_own",
+        "Step 200. The prompter's",
+        "Queries with the best an",
+    ]
+
+
+def test_scores_are_drawn_with_intervals_and_chance():
+    rank = SCORE | {"unit": "rank", "value": 3.0}
+    exact = SCORE | {"value": 100.0, "low": None, "high": None, "chance": None}
+    figure = draw_scores([SCORE, rank, exact])
+
+    dot, interval, chance, *_ = figure.axes[0].lines
+    assert dot.get_xdata() == [60.0]
+    assert list(interval.get_xdata()) == [45.0, 75.0]
+    assert list(chance.get_xdata()) == [25.0]
+    assert len(figure.axes[0].texts) == 2  # a rank has no place on the axis
+    assert draw_scores([rank]) is None
+
+
+def test_calibration_is_drawn_over_probability(tmp_path):
+    """By hand: of four predictions of 75 %, two are right; one of 5 % is wrong."""
+    probabilities = {"probability": [0.75] * 4 + [0.05], "right": [1, 0, 1, 0, 0]}
+    pq.write_table(pa.table(probabilities), tmp_path / "qa.parquet")
+
+    curve, *_ = draw_calibration([tmp_path, tmp_path / "other"]).axes[0].lines
+
+    assert list(curve.get_xdata()) == [0.05, 0.75]
+    assert list(curve.get_ydata()) == [0.0, 0.5]
+    assert draw_calibration([tmp_path / "other"]) is None
