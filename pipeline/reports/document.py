@@ -212,8 +212,8 @@ def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> st
 
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        compare_fine_tuned(artifacts),
         f"{changed}.",
+        compare_fine_tuned(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
 

@@ -24,7 +24,7 @@ from alpro.stages.execution.interface import Interrupted
 
 TABLE_ROWS = 500
 QUOTES = "\"' "  # around values of changes
-DIGEST_LENGTH = 16  # characters; MLflow takes at most 36
+DIGEST_LENGTH = 8  # characters
 FIRST_STORAGE_COLUMN = "shard"  # of index.parquet; the columns before it describe a sample
 
 
