@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 OUT = Path(__file__).parent / "pictures"
 
 
-# Stills below the window are loaded when a person scrolls to them.
+# Stills below the window are loaded when the page scrolls to them.
 STILLS_ARE_SHOWN = """
 [...document.querySelectorAll(".card img")]
   .filter((image) => image.getBoundingClientRect().top < innerHeight)
@@ -47,10 +47,7 @@ def main() -> None:
         "--serve", default="", metavar="URL", help="address of `alpro serve` on the sample"
     )
     arguments = parser.parse_args()
-    pages = sorted(
-        (arguments.workspace.resolve() / "reports").glob("*.html"),
-        key=lambda path: path.stat().st_mtime,
-    )
+    reports = arguments.workspace.resolve().glob("reports/*.html")
     program = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -58,29 +55,44 @@ def main() -> None:
         chromium = playwright.chromium.launch(
             executable_path=program, chromium_sandbox=os.getuid() != 0
         )
-        for path in pages[-1:]:
-            page = chromium.new_page(viewport={"width": 1100, "height": 1240})
-            page.goto(path.as_uri(), wait_until="networkidle")
+        for newest in sorted(reports, key=lambda path: path.stat().st_mtime)[-1:]:
+            page = chromium.new_page(viewport={"width": 1100, "height": 1340})
+            page.goto(newest.as_uri(), wait_until="networkidle")
             save(page, "report")
         if arguments.mlflow:
-            page = chromium.new_page(viewport={"width": 1500, "height": 640})
-            page.goto(arguments.mlflow)
-            page.get_by_role("button", name="Close").first.click()  # an assistant beside the runs
-            page.locator(".plotly .barlayer").nth(2).wait_for(timeout=120_000)
-            save(page, "mlflow")
+            shoot_mlflow(chromium, arguments.mlflow)
         if arguments.serve:
             shoot_page(chromium, arguments.serve)
         chromium.close()
 
 
 def save(page: Page, name: str) -> None:
-    """Writes a picture of the window, with few colors so that it is small."""
+    """Save a picture of the window, with few colors so that it is small."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(128, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
 
 
+def shoot_mlflow(chromium: Browser, url: str) -> None:
+    """Save a comparison of the two newest runs, with what differs between them."""
+    page = chromium.new_page(viewport={"width": 1400, "height": 1120})
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.locator(".ag-row").nth(1).wait_for()
+    page.get_by_label("Close").last.click()  # an assistant beside the runs
+    for row in (0, 1):
+        page.wait_for_timeout(1000)
+        box = page.locator(".ag-row .ag-selection-checkbox").nth(row).bounding_box()
+        assert box
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("Show diff only").first.click()
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    save(page, "mlflow")
+
+
 def shoot_page(chromium: Browser, url: str) -> None:
-    """The results of a text, and a clip with a question and a box."""
+    """Save the results of a text, and a clip with a question and a box."""
     page = chromium.new_page(viewport={"width": 1100, "height": 900}, bypass_csp=True)
     page.set_default_timeout(120_000)
     page.goto(f"{url}?text=a red ball goes to the left")

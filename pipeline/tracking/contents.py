@@ -146,25 +146,15 @@ def column_type(arrow: pa.DataType) -> dict[str, Any]:
 
 
 def common_tags() -> dict[str, str]:
-    """Return where a run comes from: commit, machine and user, also for MLflow's own columns."""
-    tags = {"host": socket.gethostname()} | commit_tags(git_commit())
-    tags |= {mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL", mlflow_tags.MLFLOW_SOURCE_NAME: "alpro"}
-
+    """Return where a run comes from: commit, machine and user."""
+    tags = {
+        "host": socket.gethostname(),
+        mlflow_tags.MLFLOW_GIT_COMMIT: git_commit(),
+        mlflow_tags.MLFLOW_SOURCE_TYPE: "LOCAL",
+        mlflow_tags.MLFLOW_SOURCE_NAME: "alpro",
+    }
     with suppress(KeyError, OSError):  # the user has no name, as in some containers
         tags[mlflow_tags.MLFLOW_USER] = getpass.getuser()
-    return tags
-
-
-def commit_tags(commit: str) -> dict[str, str]:
-    """Return a commit as a tag, and for MLflow's own column.
-
-    >>> commit_tags("0123abc+")
-    {'commit': '0123abc+', 'mlflow.source.git.commit': '0123abc'}
-    """
-    tags = {"commit": commit}
-    if commit != "unknown":
-        # No commit has our mark for changed files.
-        tags[mlflow_tags.MLFLOW_GIT_COMMIT] = commit.removesuffix("+")
     return tags
 
 

@@ -30,11 +30,15 @@ INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 
 def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
-    """Registers a copy of the model of an artifact, unless a version has it, and sets an alias.
-    Returns its version.
+    """Register a copy of the model of an artifact, unless a version has it, and set an alias.
 
-    The version links the logged model of its training, which has the scores. Raises InputError if
-    MLflow refuses.
+    The version links the logged model of its training, which has the scores.
+
+    Returns:
+        The version.
+
+    Raises:
+        InputError: If the artifact has no model, or if MLflow refuses.
     """
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
@@ -47,17 +51,13 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
 
     try:
         client = MlflowClient(uri)
-        # For `log_model`, which belongs to the fluent API: one store per process.
+        # `log_model` belongs to the fluent API, which has one store per process.
         mlflow.set_tracking_uri(uri)
-        versions = client.search_model_versions(f"name = '{name}'")
+        version = ""
+        for other in client.search_model_versions(f"name = '{name}'"):
+            if other.tags.get("fingerprint") == record.fingerprint:
+                version = str(other.version)
 
-        registered = [
-            str(one.version)
-            for one in versions
-            if one.tags.get("fingerprint") == record.fingerprint
-        ]
-
-        version = registered[0] if registered else ""
         if not version:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             model = tracker.logged_model(record.fingerprint)
@@ -65,7 +65,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
                 tracker.log_artifact(folder, record)
                 model = tracker.logged_model(record.fingerprint)
 
-            # MLflow prints what the command prints, and misses an example: no video is on every
+            # MLflow prints what the command prints, and asks for an example: no video is on every
             # machine.
             with warnings.catch_warnings(), redirect_stderr(StringIO()):
                 warnings.filterwarnings("ignore", message=".*input example")
@@ -85,16 +85,19 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
 
         if alias:
             client.set_registered_model_alias(name, alias, version)
+    except InputError:  # it says what to do
+        raise
     except Exception as error:
         raise unusable(uri, error) from error
     return version
 
 
 def registered_folder(uri: str, name: str) -> Path:
-    """The model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store is on
-    another machine.
+    """Return the model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store
+    is on another machine.
 
-    Raises InputError if the store does not have it.
+    Raises:
+        InputError: If the store does not have it.
     """
     refuse_credentials("model", name)
     refuse_credentials("--tracking-uri", uri)
@@ -109,30 +112,37 @@ def registered_folder(uri: str, name: str) -> Path:
 
 
 def registered_fingerprints(uri: str) -> set[str]:
-    """The fingerprints of the artifacts whose models are in the registry of a store."""
+    """Return the fingerprints of the artifacts whose models are in the registry of a store."""
     try:
         versions = MlflowClient(uri).search_model_versions()
     except Exception as error:
         raise unusable(uri, error) from error
-    # Versions that others registered have no fingerprint.
+    # A version that was registered without this project has no fingerprint.
     return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
 
 
 class ServedModel:
-    """What `mlflow.pyfunc.load_model` returns the predictions of."""
+    """The model that `mlflow.pyfunc.load_model` wraps."""
 
     def __init__(self, model: Model):
         self.model = model
 
     def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """inputs: columns `video` (a file) and `text` (a caption, or a question). A row for each
-        row of the inputs: for questions `answer` and `probability`; otherwise `similarity` of the
-        embeddings (-1 to 1), and `match`, the probability that they belong together, except for a
-        prompter. The row of a file that cannot be decoded is empty, and a warning names it."""
+        """Score pairs of a video and a text.
+
+        Args:
+            inputs: Columns `video` (a file) and `text` (a caption, or a question).
+
+        Returns:
+            A row for each row of the inputs: for questions `answer` and `probability`; otherwise
+            `similarity` of the embeddings (-1 to 1), and `match`, the probability that they belong
+            together, except for a prompter. The row of a file that cannot be decoded is empty, and
+            a warning names it.
+        """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
         return pd.DataFrame(list(self.model.pairs(pairs)), columns=list(self.model.pair_columns))
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    # MLflow calls the function by this name, with the folder that `data_path` was copied to.
+    # MLflow calls this function by its name, with the folder that `data_path` was copied to.
     return ServedModel(Model.load(path))

@@ -13,7 +13,7 @@ process and stages run side by side, so each call names its run.
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from alpro.errors import one_line
 from alpro.log import log
 from alpro.pipeline.tracking.contents import (
     DIGEST_LENGTH,
-    commit_tags,
     common_tags,
     headlines,
     input_corpora,
@@ -90,9 +89,9 @@ class Tracker:
             InputError: If the store was made in another folder or does not work, or if the
                 experiment was deleted.
         """
-        if not uri:
-            check_store(workspace)
         uri = uri or store_uri(workspace)
+        if uri == store_uri(workspace):
+            check_store(workspace)
         client, identity = open_experiment(uri, workspace, experiment)
         return cls(client, identity, uri, experiment)
 
@@ -107,9 +106,7 @@ class Tracker:
         all_tags = common_tags() | dict(tags)
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
-        created = self._call(
-            lambda: self.client.create_run(self.experiment, run_name=name, tags=all_tags)
-        )
+        created = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
         # Without an answer there is no run, and what is logged for an empty id goes nowhere.
         run = created.info.run_id if created else ""
 
@@ -117,14 +114,14 @@ class Tracker:
         status = "FINISHED"
         try:
             for start in range(0, len(values), MAX_PARAMS):
-                self._log(run, "log_batch", params=values[start : start + MAX_PARAMS])
+                self._call("log_batch", run, params=values[start : start + MAX_PARAMS])
             yield run
         # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
         except BaseException as error:
             status = status_after(error)
             raise
         finally:
-            self._log(run, "set_terminated", status)
+            self._call("set_terminated", run, status)
 
     @contextmanager
     def stage_run(
@@ -144,14 +141,13 @@ class Tracker:
             record: Record of the artifact, or what is known before the stage runs.
             is_live: Whether the stage runs now: if it trains, the load of the machine is logged.
         """
-        known = {"stage": record.stage, "fingerprint": record.fingerprint}
+        all_tags = {"stage": record.stage, "fingerprint": record.fingerprint, **(tags or {})}
         # An artifact that is logged again keeps the commit that built it.
-        if record.run.get("commit"):
-            known |= commit_tags(record.run["commit"])
-
+        if "commit" in record.run:
+            all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
         params = {record.stage: record.config}
-        with self.run(stage_title(record), params, {**known, **(tags or {})}, parent) as run:
-            self._log(run, "log_inputs", datasets=input_corpora(folder, record))
+        with self.run(stage_title(record), params, all_tags, parent) as run:
+            self._call("log_inputs", run, datasets=input_corpora(folder, record))
             is_monitored = run and is_live and STAGES[record.stage] == "training"
             with (
                 self._followed(run, folder) as follower,
@@ -195,13 +191,13 @@ class Tracker:
                 prefix = f"training/{record.stage}"
                 training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
         self.log_metrics(run, headlines(scores) | scores | training)
-        self._log(run, "log_inputs", datasets=corpora)
+        self._call("log_inputs", run, datasets=corpora)
 
         for file in files:
-            self._log(run, "log_artifact", str(file))
+            self._call("log_artifact", run, str(file))
         for name, figure in figures.items():
-            self._log(run, "log_figure", figure, name)
-        self._log(run, "set_tag", mlflow_tags.MLFLOW_RUN_NOTE, description)
+            self._call("log_figure", run, figure, name)
+        self._call("set_tag", run, mlflow_tags.MLFLOW_RUN_NOTE, description)
 
     @property
     def server(self) -> str:
@@ -216,14 +212,10 @@ class Tracker:
 
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
+        # A training and its evaluation may be in different experiments.
+        experiments = [one.experiment_id for one in self._call("search_experiments") or ()]
         query = f"tags.fingerprint = '{fingerprint}'"
-
-        def search() -> Any:
-            # A training and its evaluation may be in different experiments.
-            experiments = [one.experiment_id for one in self.client.search_experiments()]
-            return self.client.search_logged_models(experiments, query, max_results=1)
-
-        models = self._call(search)
+        models = self._call("search_logged_models", experiments, query, max_results=1)
         return models[0].model_id if models else ""
 
     def log_metrics(
@@ -308,20 +300,20 @@ class Tracker:
         counts = {f"counts.{name}": count for name, count in record.counts.items()}
         counts["seconds"] = record.run.get("seconds", 0)
         tags = [RunTag(key, str(value)) for key, value in counts.items()]
-        self._log(run, "log_batch", tags=tags)
-        self._log(run, "log_inputs", datasets=own_corpus(folder, record))
+        self._call("log_batch", run, tags=tags)
+        self._call("log_inputs", run, datasets=own_corpus(folder, record))
 
-        self._log(run, "log_artifact", str(folder / "artifact.json"))
+        self._call("log_artifact", run, str(folder / "artifact.json"))
         for picture in sorted(folder.glob("pictures/*.png")):
-            self._log(run, "log_artifact", str(picture), "pictures")
+            self._call("log_artifact", run, str(picture), "pictures")
         for name in TABLES:
             if (folder / name).is_file():
                 shown = f"tables/{Path(name).stem}.json"
-                self._log(run, "log_table", read_table(folder / name), shown)
+                self._call("log_table", run, read_table(folder / name), shown)
 
     def _log_model(self, run: str, folder: Path, record: Record, step: int) -> str:
-        """Log a model that stays in its folder as the output of its run. Returns its id, or nothing
-        if MLflow does not answer."""
+        """Log a model that stays in its folder as the output of its run. Returns its id; nothing if
+        MLflow does not answer."""
         tags = {
             mlflow_tags.MLFLOW_MODEL_IS_EXTERNAL: "true",
             "path": str(folder / "model"),
@@ -331,16 +323,14 @@ class Tracker:
         params = {key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()}
         # MLflow refuses names with other characters.
         name = re.sub(r"[/:.%\"']", "_", f"{record.stage} {record.fingerprint[:8]} {self.name}")
-
-        def create() -> str:
-            logged = self.client.create_logged_model(
-                self.experiment, name, run, tags, params, "ALPRO"
-            )
-            self.client.finalize_logged_model(logged.model_id, "READY")
-            self.client.log_outputs(run, [LoggedModelOutput(logged.model_id, step)])
-            return logged.model_id
-
-        return (self._call(create) or "") if run else ""
+        logged = run and self._call(
+            "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
+        )
+        if not logged:
+            return ""
+        self._call("finalize_logged_model", logged.model_id, "READY")
+        self._call("log_outputs", run, [LoggedModelOutput(logged.model_id, step)])
+        return logged.model_id
 
     def _log_model_scores(
         self, run: str, record: Record, scores: Mapping[str, float], step: int
@@ -364,36 +354,29 @@ class Tracker:
             self.log_metrics(run, {short: value}, step, **subject)
 
         if models:
-            self._log(run, "log_inputs", models=[LoggedModelInput(model) for model in models])
+            self._call("log_inputs", run, models=[LoggedModelInput(model) for model in models])
 
     def _send(self, run: str, metrics: Sequence[Metric]) -> bool:
         """Log metrics. Returns False if MLflow did not answer: they may be sent again."""
         # After a batch that fails, no other is sent.
         return all(
-            self._log(run, "log_batch", metrics=metrics[start : start + MAX_METRICS])
+            self._call("log_batch", run, metrics=metrics[start : start + MAX_METRICS]) is not None
             for start in range(0, len(metrics), MAX_METRICS)
         )
 
-    def _log(self, run: str, method: str, *args: Any, **values: Any) -> bool:
-        """Call a method of the client for a run. Returns False if MLflow did not answer."""
-        if not run:
-            return False
-        # Most methods return None when they succeed.
-        answer = self._call(lambda: getattr(self.client, method)(run, *args, **values) or True)
-        return answer is not None
-
-    def _call(self, call: Callable[[], Any]) -> Any:
-        """Call MLflow, unless it did not answer a moment ago.
+    def _call(self, method: str, *args: Any, **values: Any) -> Any:
+        """Call a method of the client, unless MLflow did not answer a moment ago, or the run of the
+        first argument does not exist.
 
         Returns:
-            What the call returns. None if MLflow did not answer; False if it refused the call,
-            which it would do again.
+            What the method returns, or True. None if it was not called or not answered; False if
+            MLflow refused the call, which it would do again.
         """
         with self.lock:
-            if time.monotonic() < self.paused_until:
+            if args[:1] == ("",) or time.monotonic() < self.paused_until:
                 return None
             try:
-                return call()
+                answer = getattr(self.client, method)(*args, **values)
             except Exception as error:  # of MLflow, requests, or the client of a store of files
                 status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
                 is_refused = status in (400, 404)  # this call only: the store works
@@ -402,6 +385,7 @@ class Tracker:
                 reason = one_line(error)
                 self._warn_once(reason if is_refused else "outage", reason)
                 return False if is_refused else None
+            return True if answer is None else answer
 
     def _warn_once(self, kind: str, reason: str) -> None:
         if kind not in self.warnings:  # while an outage lasts, every call fails

@@ -88,11 +88,12 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
         "prompter",
         "0.875",
     )
-    assert params["commit"].startswith(parent.data.tags["commit"].removesuffix("+"))
+    commit = parent.data.tags["mlflow.source.git.commit"]
+    assert params["commit"].startswith(commit.removesuffix("+"))
     assert stages["finetune_retrieval"].data.params["finetune_retrieval.lr"] == "0.0001"
     pretrain = stages["pretrain"]
     assert pretrain.data.tags["fingerprint"].startswith(Path(first["pretrain"]).name)
-    assert pretrain.data.tags["commit"] == parent.data.tags["commit"]
+    assert pretrain.data.tags["mlflow.source.git.commit"] == commit
     assert pretrain.data.tags["prefect_run"]
     assert parent.data.tags["prefect_flow_run"]
     assert {"train/loss_vtc", "train/loss_vtm", "train/loss_mlm", "train/loss_pem"} <= set(

@@ -14,8 +14,8 @@ def file(tmp_path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-def line(step: int, **values: float) -> str:
-    return json.dumps({"step": step, "time": 1.5, **values}) + "\n"
+def lines(*steps: int) -> str:
+    return "".join(json.dumps({"step": step, "time": 1.5}) + "\n" for step in steps)
 
 
 def append(file: Path, text: str) -> None:
@@ -23,66 +23,62 @@ def append(file: Path, text: str) -> None:
         opened.write(text)
 
 
-def test_lines_are_returned_once(file):
+def read(follower: MetricsFollower, final: bool = False) -> list[int]:
+    """The steps of the lines that are read."""
+    return [line["step"] for line in follower.read(final)]
+
+
+def test_each_line_is_read_once_and_the_newest_step_waits_for_its_last(file):
+    """Training and validation may share a step."""
     follower = MetricsFollower(file)
-    append(file, line(1) + line(2) + line(3))
+    assert read(follower) == []  # there is no file
 
-    assert [one["step"] for one in follower.read()] == [1, 2]
-    assert follower.read() == []
-    assert [one["step"] for one in follower.read(final=True)] == [3]
+    append(file, lines(1, 2))
+    assert read(follower) == [1]
+    append(file, lines(2, 3))
 
-
-def test_the_newest_step_waits_for_its_last_line(file):
-    follower = MetricsFollower(file)
-    append(file, line(1, loss=4.0))
-    assert follower.read() == []
-
-    append(file, line(1, accuracy=50.0) + line(2, loss=2.0))
-
-    assert [set(one) - {"step", "time"} for one in follower.read()] == [{"loss"}, {"accuracy"}]
+    assert read(follower) == [2, 2]
+    assert read(follower, final=True) == [3]
 
 
 def test_a_line_that_is_written_in_part_waits(file):
     follower = MetricsFollower(file)
-    append(file, line(1) + line(2)[:9])
-    assert follower.read() == []
+    whole = lines(1, 2, 3)
+    append(file, whole[:-40])
+    assert read(follower) == []
 
-    append(file, line(2)[9:] + line(3))
+    append(file, whole[-40:])
 
-    assert [one["step"] for one in follower.read()] == [1, 2]
+    assert read(follower) == [1, 2]
 
 
 def test_what_was_read_is_not_read_again(file):
-    """A long training would take a quarter of a core: its file is changed behind the follower."""
+    """A long training would take a quarter of a core. The file is changed behind the follower."""
     follower = MetricsFollower(file)
-    append(file, line(1) + line(2))
-    follower.read()
+    append(file, lines(1, 2))
+    read(follower)
     with open(file, "r+") as opened:
-        opened.write("#" * (len(line(1)) - 1))
+        opened.write("#" * 20)
 
-    append(file, line(3))
+    append(file, lines(3))
 
-    assert [one["step"] for one in follower.read()] == [2]
+    assert read(follower) == [2]
 
 
 def test_a_training_that_resumes_replaces_the_file(file):
     """Steps 2 and 3 are computed again, from the checkpoint of step 1; step 4 is new."""
     follower = MetricsFollower(file)
-    append(file, line(1) + line(2) + line(3) + line(4, loss=1.0))
-    assert [one["step"] for one in follower.read()] == [1, 2, 3]
+    append(file, lines(1, 2, 3, 4))
+    assert read(follower) == [1, 2, 3]
 
     with atomic_write(file) as temporary:
-        temporary.write_text(line(1))
-    assert follower.read() == []
-    append(file, line(2) + line(3) + line(4, loss=2.0))
+        temporary.write_text(lines(1))
+    assert read(follower) == []
+    append(file, lines(2, 3, 4))
 
-    assert [(one["step"], one["loss"]) for one in follower.read(final=True)] == [(4, 2.0)]
+    assert read(follower, final=True) == [4]
 
 
-def test_a_damaged_line_and_a_missing_file_are_no_error(file):
-    follower = MetricsFollower(file)
-    assert follower.read() == []
-
-    append(file, line(1) + line(2) + "\0\0\0\n")
-
-    assert [one["step"] for one in follower.read()] == [1]
+def test_a_line_that_a_power_failure_damaged_is_no_error(file):
+    append(file, lines(1, 2) + "\0\0\0\n")
+    assert read(MetricsFollower(file)) == [1]

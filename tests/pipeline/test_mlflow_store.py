@@ -34,7 +34,7 @@ def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, origi
     with pytest.raises(InputError, match=r"files are in .*first place.*move it away"):
         Tracker.open("", other, "sample")
     with pytest.raises(InputError):
-        Tracker.open("", other, "another experiment")
+        Tracker.open(store_uri(other), other, "another experiment")
 
 
 def test_artifacts_log_fills_a_new_store(original, tmp_path, capsys):

@@ -17,7 +17,6 @@ from alpro.stages.evaluation.entities import (
     add_crops,
     add_entities,
     best_constant,
-    calibration,
     entities_in_crop,
     entities_of_clips,
     entities_of_crops,
