@@ -23,6 +23,7 @@ from alpro.stages.evaluation.entities import (
     true_entities,
 )
 from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import calibration
 
 ENTITIES = ["ball", "box", "star"]
 
