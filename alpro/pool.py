@@ -31,7 +31,7 @@ from importlib import metadata
 from itertools import chain, islice
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -129,7 +129,10 @@ def each(
             if not running:
                 return
 
-            future = finished.get()
+            try:
+                future = finished.get(timeout=CAPACITY_SECONDS)
+            except Empty:  # workers may have joined meanwhile
+                continue
             task = running.pop(future)
             answer = engine.read(future)
             if isinstance(answer, Died):

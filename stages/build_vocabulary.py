@@ -122,7 +122,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     if config.entities_file:
         entities, left_out = first_entities(config)
     else:
-        nouns = nouns_of(count_words(captions, config.tagger, resources))
+        nouns = nouns_of(count_words(captions, config.tagger, out, resources))
         entities, left_out = select_words(nouns, config)
 
     write_rows(out / "entities.parquet", ENTITIES, entities)

@@ -2,7 +2,7 @@
 rejects.parquet."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,38 +10,38 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from alpro.credentials import redacted
 from alpro.errors import InputError
-from alpro.files import checksum, digest, file_state, read_json
+from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
+from alpro.pool import Died, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
-from alpro.shards.decoding import Decoder, decode_image, decode_video
+from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.memory import memory_limit
-from alpro.shards.schema import INDEX, REJECTS, Reject, Row
+from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics, write_tables
+from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics
 from alpro.stages.corpora.units import (
-    UNITS,
-    forget_unit,
-    has_transient,
-    merge_parts,
-    open_parts,
-    part_path,
-    read_unit,
-    reuse_unit,
-    run_unfinished,
-    write_unit,
+    RECORD,
+    SHARD,
+    Unit,
+    Units,
+    finish_units,
+    merge_units,
+    open_units,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
-from alpro.stages.execution.workers import WorkerDied, exit_after, run_in_subprocess
+from alpro.stages.execution.workers import run_tasks
 
 VERSION = 16
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
+MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
 
 
 class Config(StageConfig, frozen=True):
@@ -108,17 +108,17 @@ class Inputs(StageInputs):
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes shards, index.parquet, rejects.parquet, units.parquet (see stages/corpora/units.py),
-    statistics.json, overlap.parquet and pictures/samples.png.
+    """Write shards, index.parquet, rejects.parquet, units.parquet, statistics.json, overlap.parquet
+    and pictures/samples.png.
     """
-    parts = open_parts(out)
+    store = open_units(out)
     if inputs.sample:
-        manifest = import_source(inputs.sample / config.manifest, parts)
+        manifest = import_source(inputs.sample / config.manifest, out / "parts")
     else:
         assert inputs.manifest is not None
         manifest = Manifest(inputs.manifest)
     source = manifest.about["source"]
-    plan = plan_of(config, manifest)
+    plan = make_plan(config, manifest)
 
     for note in manifest.about.get("notes", []):
         log.info(f"note: {note}")
@@ -129,23 +129,21 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     if hint:
         log.info(f"hint: {hint}")
 
+    units: dict[str, Unit] = {}
+    work = partial(decode_unit, config=config, store=store)
+    retry = partial(decode_apart, config=config, store=store, resources=resources)
     with progress("decoding", len(plan.row_indices), "items") as advance:
-        run_unfinished(
-            plan.units(),
-            is_finished=partial(is_finished, config=config, out=out),
-            function=partial(process_unit, config=config, out=out),
-            resources=resources,
-            advance=advance,
-            size=lambda unit: len(unit.rows),
-        )
+        for task, unit in finish_units(plan.units(), work, retry, out, resources):
+            units[unit.name] = unit
+            advance(len(task))
 
-    outcome = merge_units(plan, out)
+    outcome = merge(plan, [units[name] for name in plan.rows_of_unit], store, out)
     complete(outcome, source, out, config.max_reject_share)
     return outcome
 
 
-def plan_of(config: Config, manifest: Manifest) -> DecodePlan:
-    """The plan of decoding an imported source."""
+def make_plan(config: Config, manifest: Manifest) -> DecodePlan:
+    """Plan the decoding of an imported source."""
     return DecodePlan(
         manifest,
         kinds=config.kinds,
@@ -178,140 +176,143 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
     raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
-def is_finished(unit: DecodeUnit, config: Config, out: Path) -> bool:
-    """Whether a unit was finished by an interrupted run, from the same files and without transient
-    rejects."""
-    finished = read_unit(unit.name, out)
-    if finished is None:
-        return False
-
-    record, rejected = finished
-    if record.get("key") == unit_key(unit, config) and not has_transient(rejected):
-        return True
-    # Its files changed, or a server may respond by now.
-    forget_unit(unit.name, out)
-    return False
+def decode_unit(task: DecodeUnit, config: Config, store: Units) -> Unit:
+    """Find a unit, or decode it."""
+    get_key = partial(unit_key, task, config)
+    return store.find_or_make(task.name, get_key, partial(write_unit, task, config))
 
 
-def process_unit(unit: DecodeUnit, config: Config, out: Path) -> None:
-    """Writes the shard of a unit and its part of the index, statistics and rejects.
-
-    The shard of an earlier artifact is reused if possible, otherwise the items are decoded.
-    """
-    key = unit_key(unit, config)
-    ids = [row.id for row in unit.rows]
-    reused = reuse_unit(key, unit.name, ids, out)
-    if reused is None:
-        record, index, rejects = decode_unit(unit, key, config, out)
-    else:
-        record, index, rejects = reused
-
-    # `merge` counts the samples of linked shards by this.
-    record |= {"decoded": reused is None}
-    write_unit(unit.name, out, index=index, rejects=rejects, record=record)
-    # Last: until the unit is finished, another try must know what killed this process.
-    part_path(unit.name, "suspects", out).unlink(missing_ok=True)
-
-
-def decode_unit(
-    unit: DecodeUnit, key: str, config: Config, out: Path
-) -> tuple[dict[str, Any], pa.Table, pa.Table]:
-    """Decodes a unit into its shard. Returns its row of UNITS, its index rows and its rejects."""
-    rejects, sums = write_shard(unit, config, out)
-
-    index = INDEX.empty_table()
-    sha256 = ""
-    shard = out / f"{unit.name}.tar"
-    if shard.is_file():  # at least one item was decoded
-        # From the tar itself, as `index_shards` reads those of others.
-        index = index_shard(shard)
-        sha256 = checksum(shard)
-
-    record = {
-        "name": unit.name,
-        "key": key,
-        "sha256": sha256,
-        "samples": index.num_rows,
-        "rejected": len(rejects),
-        "sums": sums.ravel().tolist(),
-    }
-    rows = [reject.model_dump() for reject in rejects]
-    return record, index, pa.Table.from_pylist(rows, schema=REJECTS)
-
-
-def unit_key(unit: DecodeUnit, config: Config) -> str:
-    """The digest of everything that determines a shard: its rows, the identities of their files,
-    and the settings."""
+def unit_key(task: DecodeUnit, config: Config) -> str:
+    """Return the digest of everything that determines a shard: its rows, the identities of their
+    files, and the settings."""
     # Of all files in one call: it makes the requests to a store concurrently.
-    files = identities(row.path for row in unit.rows)
+    files = identities(row.path for row in task.rows)
     rows = []
-    for row, file in zip(unit.rows, files, strict=True):
+    for row, file in zip(task.rows, files, strict=True):
         rows.append(row.model_dump(mode="json") | {"file": file})
 
     settings = config.model_dump(include=UNIT_SETTINGS)
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-def write_shard(unit: DecodeUnit, config: Config, out: Path) -> tuple[list[Reject], np.ndarray]:
-    """Decodes the items of a unit into its shard. Returns the rejects and the sums of the frames'
-    pixels.
+def write_unit(task: DecodeUnit, config: Config, folder: Path) -> dict[str, Any]:
+    """Decode the items of a unit into its folder. Return its record.
 
-    A decoder may crash or hang. The index of each item is noted before it is decoded: if the note
-    is still there when the unit is tried again, the process died during this item, which is decoded
-    in a subprocess.
+    A decoder may crash or hang, which ends this process.
     """
     rejects: list[Reject] = []
     sums = np.zeros((3, 3))
-    note = part_path(unit.name, "suspects", out)
-    suspects = set(note.read_text().split()) if note.is_file() else set()
-
-    with ShardWriter(out / f"{unit.name}.tar") as writer:
-        for i, row in enumerate(unit.rows):
-            row_index = str(i)
+    with ShardWriter(folder / SHARD) as writer:
+        for row in task.rows:
             try:
                 if not row.captions and not row.questions:
                     raise DecodeError("no text")
-                with fetched(row, config.max_bytes, out / "parts") as path:
-                    # Noted after the download: only a decoder is suspected.
-                    note.write_text(" ".join(sorted(suspects | {row_index})))
-                    if row_index in suspects:
-                        clip = decode_in_subprocess(row, path, config)
-                    else:
-                        with exit_after(config.timeout + BUSY_SECONDS):
-                            clip = decode(row, path, config)
+                with (
+                    fetched(row, config.max_bytes, folder) as path,
+                    # Without the download, which has limits of its own.
+                    exit_after(config.timeout + BUSY_SECONDS),
+                ):
+                    clip = decode(row, path, config)
                 # Raises DecodeError, too: texts may be longer than readers take.
                 writer.write(row, clip)
             except DecodeError as error:
-                reject = Reject(
-                    id=row.id, path=row.file_name, reason=error.reason, detail=error.detail
-                )
-                rejects.append(reject)
+                rejects.append(make_reject(row, error))
                 continue
             # Of written samples only: training normalizes by these and sees no reject.
             sums += pixel_sums(clip.frames)
-    return rejects, sums
+    return write_tables(folder, rejects, sums)
 
 
-def decode_in_subprocess(row: Row, path: Path, config: Config) -> Clip:
-    """`decode` in a subprocess, for an item during which a process died. The item may not be the
-    cause, so it is tried twice, and then with the ffmpeg binary, which has its own process."""
-    seconds = config.timeout + BUSY_SECONDS
-    attempt = partial(run_in_subprocess, decode, row, path, config, seconds=seconds)
-    try:
-        try:
-            return attempt()
-        except WorkerDied:  # memory may have been short for a moment
-            return attempt()
-    except TimeoutError as error:
-        raise DecodeError("too slow", f"the decoder hangs, {error}") from None
-    except WorkerDied as error:
-        if row.kind == "video":
-            return decode(row, path, config, "ffmpeg")
-        raise DecodeError("crashed", str(error)) from None
+def make_reject(row: Row, error: DecodeError) -> Reject:
+    return Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
 
 
-def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> Clip:
-    """Decodes the frames of an item from its local file.
+def write_tables(folder: Path, rejects: list[Reject], sums: np.ndarray) -> dict[str, Any]:
+    """Write the index and the rejects of a unit beside its shard. Return its record."""
+    index = INDEX.empty_table()
+    shard = folder / SHARD
+    if shard.is_file():  # at least one item was decoded
+        # From the tar itself, as `index_shards` reads those of others.
+        index = index_shard(shard)
+    rows = [reject.model_dump() for reject in rejects]
+
+    pq.write_table(index, folder / "index.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet")
+    return {
+        "samples": index.num_rows,
+        "sums": sums.ravel().tolist(),
+        "transient": any(reject.reason in TRANSIENT_REASONS for reject in rejects),
+    }
+
+
+def decode_apart(
+    died: list[tuple[DecodeUnit, Died]], config: Config, store: Units, resources: Resources
+) -> Iterator[tuple[DecodeUnit, Unit]]:
+    """Decode units whose processes died, each item in a unit of its own, and join them. An item
+    that ends its process again is a reject.
+
+    Raises:
+        InputError: If many items end their processes, and no other item is decoded.
+    """
+    singles = [single for task, _ in died for single in task.split()]
+    outcomes: dict[str, Unit | Died] = {}  # by the ids of the items
+    deaths = 0
+    for single, unit in run_tasks(
+        singles, partial(decode_unit, config=config, store=store), resources
+    ):
+        outcomes[single.name] = unit
+        deaths += isinstance(unit, Died)
+        if isinstance(unit, Died) and len(outcomes) == deaths > MAX_DEATHS:
+            raise InputError(
+                f"{deaths} items in succession end the processes that decode them "
+                f"({unit.reason}); if memory is short, lower resources.workers"
+            )
+
+    for task, _ in died:
+        items = {row.id: outcomes[row.id] for row in task.rows}
+        key = unit_key(task, config)
+        # The unit of a single item is this unit already.
+        if store.find(key) is None:
+            store.make(key, partial(join_units, task, items, config, store))
+        for unit in items.values():
+            if isinstance(unit, Unit) and unit.key != key:
+                store.remove(unit.key)
+        yield task, Unit(task.name, key, made=True)
+
+
+def join_units(
+    task: DecodeUnit, items: dict[str, Unit | Died], config: Config, store: Units, folder: Path
+) -> dict[str, Any]:
+    """Write a unit from the units of its items, as if it had been decoded at once."""
+    rejects: list[Reject] = []
+    sums = np.zeros(9)
+    with ShardWriter(folder / SHARD) as writer:
+        for row in task.rows:
+            unit = items[row.id]
+            if isinstance(unit, Died):
+                rejects.append(make_reject(row, death_error(unit, config)))
+                continue
+
+            part = store.folder(unit.key)
+            record = read_json(part / RECORD)
+            if SHARD in record["files"]:
+                writer.append(part / SHARD)
+            sums += record["sums"]
+            for values in pq.read_table(part / "rejects.parquet").to_pylist():
+                rejects.append(Reject(**values))
+    return write_tables(folder, rejects, sums)
+
+
+def death_error(death: Died, config: Config) -> DecodeError:
+    """Return the reason of an item that ends its process."""
+    if death.timed_out:
+        seconds = config.timeout + BUSY_SECONDS
+        return DecodeError("too slow", f"the decoder hangs, longer than {seconds:g} s")
+    return DecodeError("crashed", death.reason)
+
+
+def decode(row: Row, path: Path, config: Config) -> Clip:
+    """Decode the frames of an item from its local file.
 
     Raises DecodeError with the reason for any exception of a decoder, so that one file does not
     stop the stage. A missing decoder (InputError) and a full disk are not caused by the file and
@@ -329,7 +330,6 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
                 size=config.size,
                 start=row.start,
                 end=row.end,
-                decoder=decoder,
                 limits=limits,
             )
     except (DecodeError, InputError):
@@ -371,34 +371,28 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def merge_units(plan: DecodePlan, out: Path) -> Outcome:
-    """Merges the parts of all units into the index, the rejects, the units and the statistics.
+def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> Outcome:
+    """Make a corpus of the units: link the shards, and write the tables and the statistics.
 
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed
     when they are written.
     """
-    merge_parts(plan.rows_of_unit, out, [plan.manifest.rejects()])
+    records = merge_units(units, store, out, [plan.manifest.rejects()])
 
     linked = 0
     training = np.zeros(9)
     everything = np.zeros(9)
     sha256: dict[str, str] = {}
+    for unit, record in zip(units, records, strict=True):
+        everything += record["sums"]
+        if unit.name.startswith("train"):
+            training += record["sums"]
+        if not unit.made:
+            linked += record["samples"]
+        # A unit whose items are all rejected has no shard.
+        if SHARD in record["files"]:
+            sha256[f"{unit.name}.tar"] = record["files"][SHARD]
 
-    def units() -> Iterator[pa.Table]:
-        # The records are read once, while units.parquet is written: there may be 100,000.
-        nonlocal linked
-        for name in plan.rows_of_unit:
-            record = read_json(part_path(name, "json", out))
-            everything[:] += record["sums"]
-            if name.startswith("train"):
-                training[:] += record["sums"]
-            if not record.pop("decoded"):
-                linked += record["samples"]
-            if record["sha256"]:
-                sha256[f"{name}.tar"] = record["sha256"]
-            yield pa.Table.from_pylist([record], schema=UNITS)
-
-    write_tables(out / "units.parquet", UNITS, units())
     counts = write_statistics(
         out,
         training=training.reshape(3, 3),

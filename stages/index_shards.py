@@ -9,7 +9,8 @@ standard deviation of the pixels. For this, a shard at a URL is copied to a temp
 request instead of about twenty per sample.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -22,23 +23,17 @@ from pydantic import Field
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
-from alpro.files import read_json
+from alpro.files import digest
 from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.sources.downloads import compressed_tars
-from alpro.shards.storage import DISK_FULL, Location, join, listing, local_copy, parent
+from alpro.shards.storage import DISK_FULL, Location, identities, join, listing, local_copy
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import COMPARED, complete, pixel_sums, write_statistics
-from alpro.stages.corpora.units import (
-    merge_parts,
-    open_parts,
-    part_path,
-    read_unit,
-    run_unfinished,
-    write_unit,
-)
+from alpro.stages.corpora.units import Unit, Units, finish_units, merge_units, open_units
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
+from alpro.stages.execution.workers import run_again
 
 VERSION = 4
 COUNT_NAMES = ("items", "captions", "questions")
@@ -55,12 +50,18 @@ class Config(StageConfig, frozen=True):
     )
 
 
-@dataclass(frozen=True)
-class ShardUnit:
+class ShardUnit(NamedTuple):
     """One shard, processed independently by one worker."""
 
     name: str
     shard: Location
+
+
+class EarlierIndex(NamedTuple):
+    """The index.parquet beside the shards: where it is, and a local copy."""
+
+    location: Location
+    path: Path
 
 
 def list_shards(folder: Location) -> list[Location]:
@@ -90,24 +91,30 @@ class Inputs(StageInputs):
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes the output of decode_videos except the shards."""
+    """Write the output of decode_videos except the shards."""
     shards = list_shards(inputs.shards)
-    units = [ShardUnit(f"{index:06d}", shard) for index, shard in enumerate(shards)]
-    open_parts(out)
+    tasks = [ShardUnit(f"{index:06d}", shard) for index, shard in enumerate(shards)]
+    store = open_units(out)
 
-    with progress("indexing", len(units), "shards") as advance:
-        run_unfinished(
-            units,
-            is_finished=partial(is_finished, out=out),
-            function=partial(process_unit, config=config, out=out),
-            resources=resources,
-            advance=advance,
-            size=lambda unit: 1,
+    units: dict[str, Unit] = {}
+    with (
+        open_earlier_index(inputs.shards, out / "parts") as earlier,
+        progress("indexing", len(shards), "shards") as advance,
+    ):
+        work = partial(index_unit, config=config, store=store, earlier=earlier)
+        retry = partial(
+            run_again, work=work, resources=resources, get_name=lambda task: str(task.shard)
         )
+        for _, unit in finish_units(tasks, work, retry, out, resources):
+            units[unit.name] = unit
+            advance()
 
+    records = merge_units([units[task.name] for task in tasks], store, out)
     # Across shards: a worker sees its own alone.
-    check_samples(units, out)
-    outcome = merge_indexes(units, out)
+    check_ids(out)
+    check_sizes(shards, records)
+    outcome = write_outcome(records, out)
+
     # At a URL, the frames of each sample take a request.
     is_local = all(isinstance(shard, Path) for shard in shards)
     compared = COMPARED if is_local else 0
@@ -115,60 +122,88 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     return outcome
 
 
-def is_finished(unit: ShardUnit, out: Path) -> bool:
-    """Whether an interrupted run has indexed a shard."""
-    return read_unit(unit.name, out) is not None
+@contextmanager
+def open_earlier_index(folder: Location, temporary: Path) -> Iterator[EarlierIndex | None]:
+    """Yield the index.parquet beside the shards, copied once if it is at a URL. None if there is
+    none, or one of another format.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    location = join(folder, "index.parquet")
+    with ExitStack() as stack:
+        earlier = None
+        try:
+            path = stack.enter_context(local_copy(location, folder=temporary))
+            if set(INDEX.names) <= set(pq.read_schema(path).names):
+                earlier = EarlierIndex(location, path)
+        except FileNotFoundError:
+            pass
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable_index(location, error) from error
+        yield earlier
 
 
-def process_unit(unit: ShardUnit, config: Config, out: Path) -> None:
-    """Indexes one shard, decodes a frame of each sample, and writes its parts of index, rejects and
-    statistics."""
+def index_unit(task: ShardUnit, config: Config, store: Units, earlier: EarlierIndex | None) -> Unit:
+    """Find the unit of a shard, or index the shard."""
+    rows = INDEX.empty_table()
+    if earlier:
+        rows = read_earlier_rows(task, earlier)
+
+    def get_key() -> str:
+        (file,) = identities([task.shard])
+        values = [VERSION, config.kinds, str(task.shard), file, rows.to_pylist()]
+        return digest(values)
+
+    return store.find_or_make(task.name, get_key, partial(write_unit, task, config, rows))
+
+
+def read_earlier_rows(task: ShardUnit, earlier: EarlierIndex) -> pa.Table:
+    """Return the rows of a shard in the earlier index."""
+    name = PurePosixPath(str(task.shard)).name
     try:
-        with local_copy(unit.shard, folder=out / "parts") as path:
+        return pq.read_table(earlier.path, filters=[("shard", "==", name)], schema=INDEX)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable_index(earlier.location, error) from error
+
+
+def unreadable_index(location: Location, error: Exception) -> InputError:
+    return InputError(
+        f"{location}: cannot be read: {one_line(error)}; remove it to index the shards without it"
+    )
+
+
+def write_unit(task: ShardUnit, config: Config, earlier: pa.Table, folder: Path) -> dict[str, Any]:
+    """Index one shard, decode a frame of each sample, and write the tables of the unit. Return its
+    record."""
+    try:
+        with local_copy(task.shard, folder=folder) as path:
             try:
                 index = index_shard(path)
-                earlier = index_beside(unit.shard)
             except InputError as error:  # names the temporary copy
-                raise InputError(str(error).replace(str(path), str(unit.shard), 1)) from error
+                raise InputError(str(error).replace(str(path), str(task.shard), 1)) from error
 
             # In both: a sample of the other kind is not a lost one.
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
                 earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
-            checked = check_frames(index, earlier, path, unit.shard)
+            checked = check_frames(index, earlier, path, task.shard)
     except OSError as error:
         # Not the shard's fault.
         if error.errno in DISK_FULL:
             raise
         raise InputError(
-            f"{unit.shard}: not a readable shard: {error.strerror or error}"
+            f"{task.shard}: not a readable shard: {error.strerror or error}"
         ) from error
 
     # The index names the shard where it is, and not the copy that was read.
-    names = pa.array([str(unit.shard)] * checked.samples.num_rows, pa.string())
+    names = pa.array([str(task.shard)] * checked.samples.num_rows, pa.string())
     column = checked.samples.column_names.index("shard")
     samples = checked.samples.set_column(column, "shard", names)
     rejects = pa.Table.from_pylist(checked.rejects, schema=REJECTS)
-    write_unit(unit.name, out, index=samples, rejects=rejects, record=checked.record)
-
-
-def index_beside(shard: Location) -> pa.Table:
-    """The rows of a shard in the index.parquet beside it; none without one. Raises InputError if it
-    cannot be read."""
-    file = join(parent(shard), "index.parquet")
-    name = PurePosixPath(str(shard)).name
-    try:
-        with local_copy(file) as path:
-            columns = pq.read_schema(path).names
-            if not set(INDEX.names) <= set(columns):  # of an earlier version, or something else
-                return INDEX.empty_table()
-            return pq.read_table(path, filters=[("shard", "==", name)], schema=INDEX)
-    except FileNotFoundError:
-        return INDEX.empty_table()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{file}: cannot be read: {one_line(error)}; remove it to index the shards without it"
-        ) from error
+    pq.write_table(samples, folder / "index.parquet")
+    pq.write_table(rejects, folder / "rejects.parquet")
+    return checked.record
 
 
 class CheckedSamples(NamedTuple):
@@ -260,49 +295,49 @@ def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path
     return frame
 
 
-def check_samples(units: list[ShardUnit], out: Path) -> None:
-    """Raises InputError if two samples have the same id, or if the videos have different frame
-    sizes, which cannot be batched. Images may have any size: they are resized when they are
-    read."""
-    parts = [part_path(unit.name, "index.parquet", out) for unit in units]
-    rows = pa.concat_tables([pq.read_table(part, columns=["id", "shard"]) for part in parts])
-    counts = rows.group_by("id").aggregate([("shard", "count")])
-    repeated = counts.filter(pc.greater(counts["shard_count"], 1))["id"]
+def check_ids(out: Path) -> None:
+    """Raise InputError if two samples have the same id."""
+    ids = pq.read_table(out / "index.parquet", columns=["id"])
+    counts = ids.group_by("id").aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1))["id"]
     if len(repeated):
         sample_id = repeated[0].as_py()
-        shards = rows.filter(pc.equal(rows["id"], sample_id))["shard"].to_pylist()
-        raise InputError(
-            f"{shards[1]}: id {sample_id!r} is also in {shards[0]}; ids must be unique"
-        )
+        filters = [("id", "==", sample_id)]
+        rows = pq.read_table(out / "index.parquet", columns=["shard"], filters=filters)
+        first, second, *_ = rows["shard"].to_pylist()
+        raise InputError(f"{second}: id {sample_id!r} is also in {first}; ids must be unique")
 
+
+def check_sizes(shards: Sequence[Location], records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError if the videos have different frame sizes, which cannot be batched. Images may
+    have any size: they are resized when they are read."""
     # The first shard of each size is enough to say which two differ.
-    shard_of_size: dict[str, Location] = {}
-    for unit in units:
-        for size in read_json(part_path(unit.name, "json", out))["sizes"]:
-            shard_of_size.setdefault(size, unit.shard)
-    if len(shard_of_size) > 1:
-        (size, shard), (other_size, other_shard), *_ = shard_of_size.items()
+    shard_by_size: dict[str, Location] = {}
+    for shard, record in zip(shards, records, strict=True):
+        for size in record["sizes"]:
+            shard_by_size.setdefault(size, shard)
+
+    if len(shard_by_size) > 1:
+        (size, shard), (other_size, other_shard), *_ = shard_by_size.items()
         raise InputError(
             f"{other_shard}: video frames of {other_size}, but {size} in {shard}; a corpus needs "
             "one frame size: put the others in another corpus"
         )
 
 
-def merge_indexes(units: list[ShardUnit], out: Path) -> Outcome:
-    """Merges the parts of all units into the index, the rejects and the statistics."""
+def write_outcome(records: Sequence[Mapping[str, Any]], out: Path) -> Outcome:
+    """Write the statistics of the corpus, from the records of its units, and return its counts."""
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
     expected: dict[str, dict[str, int]] = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
-    for unit in units:
-        record = read_json(part_path(unit.name, "json", out))
+    for record in records:
         training += record["training"]
         everything += record["everything"]
         for split, counts in record["expected"].items():
             for name in COUNT_NAMES:
                 expected[split][name] += counts[name]
 
-    merge_parts([unit.name for unit in units], out)
     totals = write_statistics(out, training, everything, expected)
     # No sample is left out in silence: each one is in the index or in the rejects.
     assert totals["items"] == sum(counts["items"] for counts in expected.values())
-    return Outcome(totals | {"shards": len(units)})
+    return Outcome(totals | {"shards": len(records)})

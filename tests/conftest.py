@@ -197,9 +197,9 @@ def wait_for_end() -> Callable[[int], None]:
 @pytest.fixture
 def inline_pool() -> Iterator[None]:
     """Stages whose units run in a pool run them in this process."""
-    from alpro.stages.execution.workers import without_pools
+    from alpro.pool import in_this_process
 
-    with without_pools():
+    with in_this_process():
         yield
 
 
@@ -253,9 +253,9 @@ def decoded(corpus: str, **config: Any) -> Any:
 
     @pytest.fixture(scope="session", name=corpus)
     def folder(build_once, decode_sample) -> Path:
-        from alpro.stages.execution.workers import without_pools
+        from alpro.pool import in_this_process
 
-        with without_pools():  # a process would take seconds to start
+        with in_this_process():  # a process would take seconds to start
             return build_once(corpus, lambda out: decode_sample(out, corpus, **config))
 
     return folder

@@ -1,6 +1,7 @@
 """`alpro artifacts ...`: commands that read the artifacts of a workspace and run no stage."""
 
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from alpro.pipeline.cli.options import (
 from alpro.pipeline.config.command import Command, changed_key, data_changes
 from alpro.pipeline.config.tables import is_of_step
 from alpro.pipeline.store.snapshot import Snapshot
-from alpro.stages import EVALUATIONS
+from alpro.stages import CORPUS_STAGES, EVALUATIONS
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
@@ -159,6 +160,8 @@ def remove_artifacts(
     confirm(f"remove {', '.join(map(str, folders))}?", yes)
     Store(snapshot.root).remove(folders)
     print(*(f"removed {folder}" for folder in folders), sep="\n")
+    if any(folder.parent.name in CORPUS_STAGES for folder in folders):
+        print("its units stay, so that it can be made again; `alpro artifacts gc` removes them")
 
 
 def is_named(folder: Path, name: str) -> bool:
@@ -183,7 +186,8 @@ def confirm(question: str, yes: bool) -> None:
 def collect_garbage(
     *artifacts: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """List the artifacts that nothing which is in use was built from.
+    """List the artifacts that nothing which is in use was built from, and the decoded units that no
+    corpus is made of.
 
     In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the
     models of indexes and of MLflow's registry. What interrupted stages left, and links to other
@@ -194,6 +198,7 @@ def collect_garbage(
     """
     from alpro.inference.index import indexed_fingerprints
     from alpro.pipeline.store.artifacts import Store
+    from alpro.stages.corpora.units import find_unused
 
     snapshot = read_store(workspace)
     store = Store(snapshot.root)
@@ -218,13 +223,22 @@ def collect_garbage(
             f"removes it: {folder}"
         )
 
-    if not chosen:
+    folders = [folder for folder, _ in chosen]
+    units = find_unused(workspace, removed=folders)
+    if not folders and not units:
         print("nothing to remove")
         return
 
-    print_artifacts(chosen)
+    if folders:
+        print_artifacts(chosen)
+    if units:
+        size = sum(path.stat().st_size for unit in units for path in unit.iterdir())
+        print(f"{len(units)} units that no corpus is made of: {size / 2**20:,.1f} MiB")
     if yes:
-        store.remove([folder for folder, _ in chosen])
+        store.check_idle()
+        store.remove(folders)
+        for unit in units:
+            shutil.rmtree(unit)
     print("removed" if yes else "add --yes to remove them")
 
 

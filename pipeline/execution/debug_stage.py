@@ -17,8 +17,8 @@ from alpro.artifact import RECORD, read_record
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.pipeline.execution.run_stage import run
+from alpro.pool import in_this_process
 from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.execution.workers import without_pools
 
 WORK = "work.json"  # of a stage that has not succeeded
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> Outcome:
     work["resources"] = {**work["resources"], **alone}
 
     # A debugger does not follow into children.
-    with without_pools():
+    with in_this_process():
         return run({**work, "out": str(out)})
 
 

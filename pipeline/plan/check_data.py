@@ -18,7 +18,7 @@ from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.media_files import NO_FILE
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.storage import Location, is_url
-from alpro.stages.decode_videos import Config, decode, fetched, plan_of
+from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
 MAX_EXAMPLES = 3  # items that a report names
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
@@ -42,7 +42,7 @@ def check_data(
     # Not in a workspace: a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         scratch = Path(name)
-        plan = plan_of(config, import_source(data, scratch, annotations, root))
+        plan = make_plan(config, import_source(data, scratch, annotations, root))
         bad_rows = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
         report = {
             "data": str(data),
@@ -145,7 +145,7 @@ def describe_answers(plan: DecodePlan) -> dict[str, Any]:
 def check_answers(manifest: Manifest, config: Config, name: str) -> None:
     """Raises InputError if all training questions have one answer: question answering chooses
     between answers."""
-    answers = answers_by_split(plan_of(config, manifest))["train"]
+    answers = answers_by_split(make_plan(config, manifest))["train"]
     if len(answers) == 1:
         raise InputError(
             f"{name}: all training questions have the answer {next(iter(answers))!r}, and question "
@@ -249,7 +249,7 @@ def why_no_split(
 def items_of_split(manifest: Manifest, config: Config, split: str) -> tuple[dict[str, int], str]:
     """The numbers of items, captions and questions that a split of a source will have, and why it
     has none; empty if it has some."""
-    plan = plan_of(config, manifest)
+    plan = make_plan(config, manifest)
     splits = plan.texts_by_split()
     counts = splits[split]
     if counts["items"]:

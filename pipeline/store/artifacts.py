@@ -191,7 +191,7 @@ class Store:
                 raise InputError(
                     f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
                 )
-        self._check_locks()
+        self.check_idle()
 
         for folder in folders:
             try:
@@ -205,7 +205,7 @@ class Store:
             except OSError as error:
                 raise InputError(f"{folder}: cannot be removed: {error.strerror}") from error
 
-    def _check_locks(self) -> None:
+    def check_idle(self) -> None:
         """Raise InputError if a stage is being built."""
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)

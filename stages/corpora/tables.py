@@ -1,7 +1,8 @@
 """Writes the tables of a corpus, its statistics, the overlap of its splits, and a picture."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,31 @@ COMPARED = 4000  # samples whose frames are compared between the splits; takes a
 TEXTS = ("captions", "questions")
 
 
-def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Concatenates many small tables in a file, with a small buffer."""
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that appends a small table to a Parquet file. The file appears when the
+    context ends."""
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        # The empty table makes `concat_tables` work without any other.
+        # `concat_tables` takes no empty list.
         buffer: list[pa.Table] = [schema.empty_table()]
-        for table in tables:
-            buffer.append(table)
-            # A row group for each small table would make the file slow to read.
-            if sum(rows.num_rows for rows in buffer) >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
-                buffer = [schema.empty_table()]
+        rows = 0
 
-        writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+        def flush() -> None:
+            nonlocal buffer, rows
+            writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+            buffer = [schema.empty_table()]
+            rows = 0
+
+        def add(table: pa.Table) -> None:
+            nonlocal rows
+            buffer.append(table)
+            rows += table.num_rows
+            # A row group for each small table would make the file slow to read.
+            if rows >= ROW_GROUP:
+                flush()
+
+        yield add
+        flush()
 
 
 def write_statistics(

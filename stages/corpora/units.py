@@ -1,212 +1,261 @@
-"""Units of work of a corpus, shared by decode_videos and index_shards, and the reuse of those of
-earlier corpora.
+"""Units of work, and the corpora that are made of them.
 
-A unit is the work of one shard. Workers write its parts (index, rejects and a record) to
-`<out>/parts`, the record last: it marks the unit as finished. A resumed run skips finished units.
-When all units are finished, their parts are merged into the tables of the corpus.
+A unit is the work of one shard: a folder `<workspace>/units/<key>`, whose key is the digest of
+everything that determines its contents. It is written under another name and renamed, so it is
+complete or not there. Whether an interrupted run has finished a unit, and whether an earlier corpus
+has it, are therefore one question.
 
-A unit of an earlier corpus with the same rows, files and settings, and without transient rejects,
-is reused: after rows are added, removed or changed, only the shards with these rows are decoded. A
-shard is reused as a hard link, or a copy if links are not supported, after its checksum is
-verified.
+A corpus has hard links to the shards of its units (copies on a disk without links), and their
+tables, merged. `alpro artifacts gc` removes units that no corpus is made of.
 """
 
-import os
+import errno
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.artifact import RECORD
-from alpro.errors import one_line
-from alpro.files import atomic_write, checksum, make_folder, read_json, sync, write_json
+from alpro.artifact import readable_checksum
+from alpro.files import atomic_write, checksum, make_folder, publish, read_json, write_json
 from alpro.log import log
-from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS
-from alpro.stages.corpora.tables import write_tables
+from alpro.pool import Died
+from alpro.shards.schema import INDEX, REJECTS
+from alpro.stages.corpora.tables import table_writer
 from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.workers import run_units
+from alpro.stages.execution.workers import run_tasks
+from alpro.threads import map_ahead
 
-UnitT = TypeVar("UnitT")
+TaskT = TypeVar("TaskT")
 
-
-def open_parts(out: Path) -> Path:
-    """Creates the folder of the parts, and deletes temporary files of killed processes in `out`."""
-    parts = out / "parts"
-    make_folder(parts)
-
-    unfinished = out.rglob(".*.part")
-    downloads = parts.glob(".fetched.*")
-    for stale in (*unfinished, *downloads):
-        if stale.is_dir():
-            shutil.rmtree(stale)
-        # A file may be gone with its folder.
-        stale.unlink(missing_ok=True)
-    return parts
+ARTIFACTS = "artifacts"  # the folder of a workspace with the folders of stages
+RECORD = "unit.json"
+SHARD = "shard.tar"
+# In the folder of a stage that runs: the key of each finished unit, on a line.
+PROGRESS = "parts/units"
+# A row for each unit of a corpus, in units.parquet.
+UNITS = pa.schema([("name", pa.string()), ("key", pa.string())])
 
 
-def part_path(name: str, kind: str, out: Path) -> Path:
-    """The path of a unit's part (`index.parquet`, `rejects.parquet`, `json`) until the stage
-    ends."""
-    return out / "parts" / f"{name}.{kind}"
+class Unit(NamedTuple):
+    """A finished unit: its name in the corpus, its key, and whether it was made or found."""
+
+    name: str
+    key: str
+    made: bool
 
 
-def write_unit(
-    name: str, out: Path, index: pa.Table, rejects: pa.Table, record: Mapping[str, Any]
-) -> None:
-    """Writes the parts of a unit, the record last."""
-    for kind, table in (("index.parquet", index), ("rejects.parquet", rejects)):
-        path = part_path(name, kind, out)
-        pq.write_table(table, path)
-        # The record must not reach the disk before the tables that it declares finished.
-        sync(path)
-    write_json(part_path(name, "json", out), record)
+@dataclass(frozen=True)
+class Units:
+    """The folder of all units.
 
-
-def read_unit(name: str, out: Path) -> tuple[dict[str, Any], pa.Table] | None:
-    """The record and the rejects of a unit that an interrupted run finished; None if it is not
-    finished, or, with a warning, if one of its parts cannot be read."""
-    path = part_path(name, "json", out)
-    if not path.is_file():
-        return None
-
-    try:
-        # The footer tells whether the index is whole: its rows are read when parts are merged.
-        pq.read_metadata(part_path(name, "index.parquet", out))
-        rejects = pq.read_table(part_path(name, "rejects.parquet", out))
-        return dict(read_json(path)), rejects
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        log.warning(
-            f"{out}: {name} is built again: a part of it cannot be read ({one_line(error)})"
-        )
-        forget_unit(name, out)
-        return None
-
-
-def forget_unit(name: str, out: Path) -> None:
-    """Removes the mark that a unit is finished, before it is built again."""
-    part_path(name, "json", out).unlink(missing_ok=True)
-    # A power cut must not bring the mark back, beside the parts of the next try.
-    sync(out / "parts")
-
-
-def run_unfinished(
-    units: Iterable[UnitT],
-    is_finished: Callable[[UnitT], bool],
-    function: Callable[[UnitT], None],
-    resources: Resources,
-    advance: Callable[[int], Any],
-    size: Callable[[UnitT], int],
-) -> None:
-    """Runs a function on the unfinished units, and advances the progress bar by the size of every
-    unit."""
-
-    # A generator: each unit is built when a worker is about to be free.
-    def unfinished() -> Iterator[UnitT]:
-        for unit in units:
-            if is_finished(unit):
-                advance(size(unit))
-            else:
-                yield unit
-
-    for unit, _ in run_units(unfinished(), function, resources):
-        advance(size(unit))
-
-
-def merge_parts(names: Collection[str], out: Path, invalid: Iterable[pa.Table] = ()) -> None:
-    """Merges the parts of all units into index.parquet and rejects.parquet.
-
-    names: the names of the units, in order. invalid: rejects that belong to no unit.
+    owner: the name of the stage's folder. It begins the names of unfinished units, so that the next
+    run of the stage, and no other, deletes them.
     """
-    # Generators: memory holds the parts of a few units at a time.
-    index = (pq.read_table(part_path(name, "index.parquet", out)) for name in names)
-    rejects = (pq.read_table(part_path(name, "rejects.parquet", out)) for name in names)
 
-    write_tables(out / "index.parquet", INDEX, index)
-    write_tables(out / "rejects.parquet", REJECTS, chain(invalid, rejects))
+    root: Path
+    owner: str
 
+    def folder(self, key: str) -> Path:
+        return self.root / key
 
-# One row per unit in units.parquet, which is written after the index. A unit has no shard if all
-# rows are rejected.
-UNITS = pa.schema(
-    [
-        ("name", pa.string()),
-        ("key", pa.string()),  # digest of its rows, their files and the settings
-        ("sha256", pa.string()),  # of the tar; empty without a tar
-        ("samples", pa.int64()),
-        ("rejected", pa.int64()),
-        ("sums", pa.list_(pa.float64())),  # `pixel_sums`, flat
-    ]
-)
-
-
-@lru_cache(maxsize=1)
-def earlier_units(out: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The units of the finished corpora beside `out` by their keys: the folder, and the row of
-    UNITS."""
-    units: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for record in sorted(out.parent.glob(f"*/{RECORD}")):
-        folder = record.parent
-        # If a corpus is deleted meanwhile, or corrupt, its units are decoded again.
-        with suppress(OSError, pa.ArrowException):
-            for unit in pq.read_table(folder / "units.parquet").to_pylist():
-                units[unit["key"]] = (folder, unit)
-    return units
-
-
-def reuse_unit(
-    key: str, name: str, ids: list[str], out: Path
-) -> tuple[dict[str, Any], pa.Table, pa.Table] | None:
-    """The record of an earlier unit with this key, its index rows and its rejects; its shard is
-    linked into `out` as `name`. None if no corpus has the complete unit.
-
-    ids: of the unit's rows.
-    """
-    units = earlier_units(out)
-    if key not in units:
-        return None
-    folder, unit = units[key]
-    shard = folder / f"{unit['name']}.tar"
-
-    try:
-        of_shard = [("shard", "==", shard.name)]
-        index = pq.read_table(folder / "index.parquet", filters=of_shard, schema=INDEX)
-        of_ids = [("id", "in", ids)]
-        rejected = pq.read_table(folder / "rejects.parquet", filters=of_ids, schema=REJECTS)
-
-        # The tables of the earlier corpus may have lost rows since.
-        is_complete = (index.num_rows, rejected.num_rows) == (unit["samples"], unit["rejected"])
-        if not is_complete or has_transient(rejected):
+    def find(self, key: str) -> Mapping[str, Any] | None:
+        """Return the record of a unit. None if it is missing or damaged, or if it is transient:
+        another try may have another result."""
+        folder = self.folder(key)
+        try:
+            record = read_json(folder / RECORD)
+            contents = record["files"].items()
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError, LookupError):
+            contents = [(RECORD, "")]
 
-        if unit["samples"]:
-            if checksum(shard) != unit["sha256"]:
+        for name, sha256 in contents:
+            if readable_checksum(folder / name) != sha256:
+                log.warning(f"{folder / name} is damaged: its unit is made again")
                 return None
-            link(shard, out / f"{name}.tar")
-    except (OSError, pa.ArrowException):  # deleted or corrupt
-        return None
+        return None if record["transient"] else record
 
-    # The rows name the shard as this corpus does.
-    names = pa.array([f"{name}.tar"] * index.num_rows, pa.string())
-    column = index.schema.get_field_index("shard")
-    return unit | {"name": name}, index.set_column(column, "shard", names), rejected
+    def find_or_make(
+        self, name: str, get_key: Callable[[], str], write: Callable[[Path], Mapping[str, Any]]
+    ) -> Unit:
+        """Find a unit, or make it.
+
+        Args:
+            name: The name in the corpus.
+            get_key: Returns the key, of the files as they are now.
+            write: Fills a folder, and returns the unit's record.
+        """
+        key = get_key()
+        if self.find(key) is not None:
+            return Unit(name, key, made=False)
+
+        def write_unchanged(folder: Path) -> dict[str, Any]:
+            record = {"transient": False, **write(folder)}
+            # A file that changed meanwhile may have been read as it was before or after.
+            return record | {"transient": record["transient"] or get_key() != key}
+
+        self.make(key, write_unchanged)
+        return Unit(name, key, made=True)
+
+    def make(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> None:
+        """Make a unit. See `find_or_make`."""
+        temporary = self._temporary_folder()
+        make_folder(temporary)
+        try:
+            record = write(temporary)
+            files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / RECORD, {**record, "files": files})
+            self._publish(temporary, key)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _publish(self, temporary: Path, key: str) -> None:
+        try:
+            publish(temporary, self.folder(key))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another run has made it meanwhile, or it is damaged or transient.
+            if self.find(key) is None:
+                self.remove(key)
+                publish(temporary, self.folder(key))
+
+    def remove(self, key: str) -> None:
+        """Remove a unit. Corpora keep their links to its shard."""
+        temporary = self._temporary_folder()
+        with suppress(FileNotFoundError):
+            # Renamed first: a folder of a key is complete.
+            self.folder(key).rename(temporary)
+            shutil.rmtree(temporary)
+
+    def _temporary_folder(self) -> Path:
+        return self.root / f".{self.owner}.{uuid4().hex}.part"
 
 
-def has_transient(rejected: pa.Table) -> bool:
-    """Whether a reject may be accepted in another run, such as one whose server did not respond."""
-    return not TRANSIENT_REASONS.isdisjoint(rejected["reason"].to_pylist())
+def open_units(out: Path) -> Units:
+    """Return the units of a stage's workspace, and delete what killed processes of the stage left.
+
+    Args:
+        out: The folder of the stage, `<workspace>/artifacts/STAGE/NAME`. In any other place, such
+            as a debugger's, it has units of its own.
+    """
+    artifacts = out.absolute().parents[1]
+    root = out / "parts" / "units.apart"
+    if artifacts.name == ARTIFACTS:
+        root = artifacts.parent / "units"
+    make_folder(root)
+    make_folder(out / "parts")
+
+    for stale in root.glob(f".{out.name}.*.part"):
+        shutil.rmtree(stale)
+    return Units(root, out.name)
+
+
+def finish_units(
+    tasks: Iterable[TaskT],
+    work: Callable[[TaskT], Unit],
+    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]],
+    out: Path,
+    resources: Resources,
+) -> Iterator[tuple[TaskT, Unit]]:
+    """Find or make units in processes, and yield them in order of completion.
+
+    Args:
+        tasks: What the units are made from.
+        work: Finds or makes a unit.
+        retry: Makes the units whose processes died.
+        out: The folder of the stage, which gets a line for each finished unit.
+    """
+    died: list[tuple[TaskT, Died]] = []
+    with open(out / PROGRESS, "a") as progress:
+        for task, unit in run_tasks(tasks, work, resources):
+            if isinstance(unit, Died):
+                died.append((task, unit))
+            else:
+                print(unit.key, file=progress, flush=True)
+                yield task, unit
+
+        if died:
+            log.info(f"processes of {len(died)} units died; they are tried again")
+        for task, unit in retry(died):
+            print(unit.key, file=progress, flush=True)
+            yield task, unit
+
+
+def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
+    """Return the folders of the units that no corpus is made of, and that no interrupted stage has
+    finished.
+
+    Args:
+        removed: Folders of corpora that do not count.
+    """
+    used: set[str] = set()
+    for stage in workspace.glob(f"{ARTIFACTS}/*/*/"):
+        if stage in removed:
+            continue
+        if (stage / "units.parquet").is_file():
+            used.update(pq.read_table(stage / "units.parquet")["key"].to_pylist())
+        if (stage / PROGRESS).is_file():
+            used.update((stage / PROGRESS).read_text().splitlines())
+    return [folder for folder in sorted(workspace.glob("units/*")) if folder.name not in used]
+
+
+def merge_units(
+    units: Sequence[Unit], store: Units, out: Path, invalid: Iterable[pa.Table] = ()
+) -> list[Mapping[str, Any]]:
+    """Make a corpus of units: link their shards, and write index.parquet, rejects.parquet and
+    units.parquet.
+
+    Args:
+        units: In the order of the corpus.
+        invalid: Rejects that belong to no unit.
+
+    Returns:
+        The records of the units.
+    """
+
+    def read(unit: Unit) -> tuple[Mapping[str, Any], pa.Table, pa.Table]:
+        folder = store.folder(unit.key)
+        record = read_json(folder / RECORD)
+        index = pq.read_table(folder / "index.parquet", schema=INDEX)
+        if SHARD in record["files"]:
+            link(folder / SHARD, out / f"{unit.name}.tar")
+            # The rows name the shard as this corpus does.
+            names = pa.array([f"{unit.name}.tar"] * index.num_rows, pa.string())
+            index = index.set_column(INDEX.get_field_index("shard"), "shard", names)
+        return record, index, pq.read_table(folder / "rejects.parquet", schema=REJECTS)
+
+    records = []
+    with (
+        table_writer(out / "index.parquet", INDEX) as add_index,
+        table_writer(out / "rejects.parquet", REJECTS) as add_rejects,
+    ):
+        for table in invalid:
+            add_rejects(table)
+        # Threads read ahead: there may be 100,000 units, of three small files each.
+        for record, index, rejects in map_ahead(read, units):
+            add_index(index)
+            add_rejects(rejects)
+            records.append(record)
+
+    rows = [{"name": unit.name, "key": unit.key} for unit in units]
+    pq.write_table(pa.Table.from_pylist(rows, schema=UNITS), out / "units.parquet")
+    return records
 
 
 def link(old: Path, new: Path) -> None:
-    """Makes a hard link to a file, or a copy if links are not supported."""
-    new.unlink(missing_ok=True)  # renaming a link over another link to the same file keeps both
-    with atomic_write(new) as temporary:
-        try:
-            os.link(old, temporary)
-        except OSError:  # links are not supported, or the file has too many
+    """Make a hard link to a file, or a copy if links are not supported."""
+    # Of an interrupted run. Whatever it is, it is not part of a finished corpus.
+    new.unlink(missing_ok=True)
+    try:
+        new.hardlink_to(old)
+    except OSError:  # links are not supported, or the file has too many
+        with atomic_write(new) as temporary:
             shutil.copyfile(old, temporary)

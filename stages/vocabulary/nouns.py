@@ -6,27 +6,30 @@ workers, so that all matrix products have the same shapes and the counts do not 
 of processes.
 """
 
-import pickle
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache, partial
+from hashlib import sha256
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
-from uuid import uuid4
 
 from alpro.errors import InputError
+from alpro.files import digest, read_json, write_json
 from alpro.log import progress
 from alpro.shards.reader import index_batches
+from alpro.stages.corpora.units import Unit, Units, finish_units, open_units
 from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.workers import run_units
+from alpro.stages.execution.workers import run_again
 
 if TYPE_CHECKING:
     from spacy.language import Language
+
+VERSION = 1  # of the words of a unit; increase it if they change for the same texts
 
 
 class Use(Enum):
@@ -38,7 +41,17 @@ class Use(Enum):
 
 
 Words = Counter[tuple[str, Use]]  # lower-cased words, in each use
-CaptionUnit = tuple[list[str], list[int]]  # texts and their counts
+
+
+class CaptionUnit(NamedTuple):
+    """Distinct captions, and how often each occurs."""
+
+    name: str
+    texts: list[str]
+    counts: list[int]
+
+
+WORDS = "words.json"  # of a unit: (word, use, count)
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
 CAPTIONS_PER_UNIT = 4096  # about a second of work
@@ -59,53 +72,70 @@ TAGGING = {
 _tagging = threading.Lock()  # a pipeline's vocabulary is not thread-safe
 
 
-def count_words(captions: Counter[str], tagger: str, resources: Resources) -> Words:
-    """Counts the words of captions (which have counts themselves), each use apart."""
+def count_words(captions: Counter[str], tagger: str, out: Path, resources: Resources) -> Words:
+    """Count the words of captions (which have counts themselves), each use apart.
+
+    Args:
+        out: The folder of the stage.
+    """
     units = split_captions(captions, CAPTIONS_PER_UNIT)
-    tagged: Iterator[tuple[CaptionUnit, Words]]
+    counted: Iterator[tuple[CaptionUnit, Words]]
     is_small = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
-    if is_small or resources.worker_count == 1:
-        tagged = ((unit, tag_unit(unit, tagger)) for unit in units)
+    if is_small:
+        counted = ((unit, tag_unit(unit, tagger)) for unit in units)
     else:
-        tagged = tag_in_workers(units, tagger, resources)
+        counted = tag_in_workers(units, tagger, out, resources)
 
     total: Words = Counter()
     with progress("tagging", len(captions), "captions") as advance:
-        for unit, counted in tagged:
-            total.update(counted)
-            advance(len(unit[0]))
+        for unit, words in counted:
+            total.update(words)
+            advance(len(unit.texts))
     return total
 
 
 def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
-    """Splits distinct captions and their counts into units of `size`; the last may be smaller."""
+    """Split distinct captions and their counts into units of `size`; the last may be smaller."""
     remaining = iter(captions.items())
+    number = 0
     while items := list(islice(remaining, size)):
-        yield [text for text, _ in items], [count for _, count in items]
+        texts = [text for text, _ in items]
+        counts = [count for _, count in items]
+        yield CaptionUnit(f"captions {number}", texts, counts)
+        number += len(items)
 
 
 def tag_in_workers(
-    units: Iterator[CaptionUnit], tagger: str, resources: Resources
+    units: Iterable[CaptionUnit], tagger: str, out: Path, resources: Resources
 ) -> Iterator[tuple[CaptionUnit, Words]]:
-    """Yields units with their words, in order of completion.
-
-    The words come in files: through the pool's pipe, a worker that is killed in the middle of a
-    large result would leave the pool waiting forever.
-    """
-    with TemporaryDirectory(prefix="alpro-") as folder:
-        tag = partial(tag_to_file, tagger=tagger, folder=Path(folder))
-        for unit, file in run_units(units, tag, resources):
-            words = pickle.loads(file.read_bytes())  # of a process that this one has started
-            file.unlink()
-            yield unit, words
+    """Yield units of captions with their words, in order of completion."""
+    store = open_units(out)
+    work = partial(find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store)
+    retry = partial(run_again, work=work, resources=resources, get_name=lambda task: task.name)
+    for task, unit in finish_units(units, work, retry, out, resources):
+        rows = read_json(store.folder(unit.key) / WORDS)
+        yield task, Counter({(word, Use[use]): count for word, use, count in rows})
 
 
-def tag_to_file(unit: CaptionUnit, tagger: str, folder: Path) -> Path:
-    """Tags a unit; returns a file with its words."""
-    words = tag_unit(unit, tagger)
-    file = folder / uuid4().hex
-    file.write_bytes(pickle.dumps(words))
-    return file
+def find_or_tag(task: CaptionUnit, tagger: str, version: str, store: Units) -> Unit:
+    """Find the unit of the captions, or tag them."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        rows = [(word, use.name, n) for (word, use), n in tag_unit(task, tagger).items()]
+        write_json(folder / WORDS, rows)
+        return {}
+
+    key = digest([version, task.texts, task.counts])
+    return store.find_or_make(task.name, lambda: key, write)
+
+
+def tagger_version(tagger: str) -> str:
+    """Return a digest of what determines the tags of a text: this module's VERSION, spaCy's
+    version, and the pipeline with its weights."""
+    nlp = load_tagger(tagger)
+    # Without the vocabulary, which grows with each text.
+    weights = sha256(nlp.to_bytes(exclude=["vocab"])).hexdigest()
+    return f"{VERSION} {metadata.version('spacy')} {weights}"
 
 
 def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
@@ -115,14 +145,13 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     from spacy.symbols import LOWER, NOUN, POS, PRON, PROPN
     from threadpoolctl import threadpool_limits
 
-    texts, weights = unit
     # By the numbers of words: whether each is a noun, and whether it follows one.
     counts: Counter[tuple[int, bool, bool]] = Counter()
     words: Words = Counter()
     # One thread: the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
-        docs = nlp.pipe(map(composed, texts), batch_size=CAPTIONS_PER_BATCH)
-        for doc, weight in zip(docs, weights, strict=True):
+        docs = nlp.pipe(map(composed, unit.texts), batch_size=CAPTIONS_PER_BATCH)
+        for doc, weight in zip(docs, unit.counts, strict=True):
             follows = False
             for word, tag in doc.to_array([LOWER, POS]).tolist():
                 counts[word, tag == NOUN, follows] += weight

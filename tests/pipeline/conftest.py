@@ -141,7 +141,7 @@ def write_artifact(
 def in_process() -> Iterator[None]:
     """Stages run in this process, not in a group of processes: that takes a tenth of the time."""
     from alpro.pipeline.execution import launch, run_stage
-    from alpro.stages.execution.workers import without_pools
+    from alpro.pool import in_this_process
     from alpro.stages.training import loop
 
     def run(arguments: list[str], *_: object) -> int:
@@ -152,7 +152,7 @@ def in_process() -> Iterator[None]:
         patch.setattr(
             loop, "catch_stop_signals", lambda: nullcontext([])
         )  # a task runs in a thread
-        with without_pools():
+        with in_this_process():
             yield
 
 

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alpro.artifact import Record, Source, read_record, require
@@ -398,6 +400,19 @@ def test_gc_lists_and_then_removes_and_touches_nothing_else(many, tmp_path, caps
     assert "nothing to remove" in capsys.readouterr().out
     alpro(many, "gc", "00", "--yes")
     assert marks(many.all()) == "ae0"
+
+
+def test_gc_removes_the_units_of_the_corpora_that_it_removes(many, tmp_path, capsys):
+    for mark in "ab":
+        (tmp_path / "units" / mark).mkdir(parents=True)
+        (tmp_path / "units" / mark / "shard.tar").write_bytes(bytes(2 << 20))
+        table = pa.table({"name": ["train"], "key": [mark]})
+        pq.write_table(table, folder_of(many, mark) / "units.parquet")
+
+    alpro(many, "gc", "00", "--yes")  # built from a
+
+    assert [unit.name for unit in (tmp_path / "units").iterdir()] == ["a"]
+    assert "1 units that no corpus is made of: 2.0 MiB" in capsys.readouterr().out
 
 
 def test_gc_keeps_the_models_of_indexes_and_of_the_registry(many, tmp_path, monkeypatch):

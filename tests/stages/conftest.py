@@ -53,7 +53,7 @@ def power_cuts(tmp_path, monkeypatch, record_property):
     Returns the number of file operations. Of the contents, those of `names` if there are any."""
 
     def cut(step: Step, make: Callable, every: int, names: Collection[str] = ()) -> int:
-        store = Store(tmp_path / "disk")
+        store = Store(tmp_path / "disk" / "artifacts")
         monkeypatch.setattr(
             "alpro.pipeline.store.artifacts.versions", dict
         )  # seconds, for all the runs

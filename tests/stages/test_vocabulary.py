@@ -29,7 +29,7 @@ from alpro.stages.build_vocabulary import (
 )
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
-from alpro.stages.vocabulary.nouns import Use, count_words, load_tagger, tag_unit
+from alpro.stages.vocabulary.nouns import CaptionUnit, Use, count_words, load_tagger, tag_unit
 from tests.conftest import ROOT, one_line
 
 GERMAN = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
@@ -177,7 +177,7 @@ def test_where_nothing_qualifies_the_error_names_the_list_of_ones_own_and_the_re
 
 def tagged_nouns(*captions: str) -> Counter[str]:
     """The nouns of captions by the embedded tagger, with their counts."""
-    words = tag_unit((list(captions), [1] * len(captions)), "embedded")
+    words = tag_unit(CaptionUnit("", list(captions), [1] * len(captions)), "embedded")
     return Counter({noun.name: noun.count for noun in nouns_of(words)})
 
 
@@ -212,9 +212,9 @@ def test_a_decomposed_word_is_the_composed_one():
     assert tagged_nouns(caption, caption.replace("\u00e9", "e\u0301"))["caf\u00e9"] == 2
 
 
-def test_word_counts_are_weighted_by_captions_and_part_of_speech(resources):
+def test_word_counts_are_weighted_by_captions_and_part_of_speech(tmp_path, resources):
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
-    words = count_words(captions, "embedded", resources)
+    words = count_words(captions, "embedded", tmp_path, resources)
     others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
     assert words == {("dog", Use.NOUN): 4, ("cat", Use.NOUN): 1} | {
         (word, Use.OTHER): count for word, count in others.items()
@@ -225,46 +225,32 @@ def captions_of(number: int) -> Counter[str]:
     """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them
     more than once."""
     rng = random.Random(3)
-    words = [
-        "a",
-        "the",
-        "man",
-        "dog",
-        "cooks",
-        "talks",
-        "dance",
-        "plays",
-        "striped",
-        "hits",
-        "up",
-        "s",
-        "show",
-        "cut",
-    ]
+    text = "a the man dog cooks talks dance plays striped hits up s show cut"
+    words = text.split()
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 14))) for _ in range(number)]
     return Counter({text: rng.randint(1, 3) for text in texts})
 
 
-def test_counts_do_not_depend_on_the_units(resources, monkeypatch, inline_pool):
+def test_counts_do_not_depend_on_the_units(tmp_path, resources, monkeypatch, inline_pool):
     """Nor on whether they go to a pool."""
     captions = captions_of(150)
-    whole = count_words(captions, "embedded", resources)
+    whole = count_words(captions, "embedded", tmp_path, resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
     for unit, batch, workers in ((40, 1, 2), (7, 3, 1), (64, 64, 2), (100, 256, 1)):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
         some = Resources(workers=workers, device="cpu")
-        assert count_words(captions, "embedded", some) == whole, (unit, batch, workers)
+        assert count_words(captions, "embedded", tmp_path, some) == whole, (unit, batch, workers)
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
-    assert count_words(Counter(dict(shuffled)), "embedded", resources) == whole
+    assert count_words(Counter(dict(shuffled)), "embedded", tmp_path, resources) == whole
 
 
 def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
     monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
     before = load_tagger("embedded")
     assert load_tagger("embedded") is before  # once a process
-    assert tag_unit((["a dog sleeps"], [1]), "embedded")["dog", Use.NOUN] == 1
+    assert tag_unit(CaptionUnit("", ["a dog sleeps"], [1]), "embedded")["dog", Use.NOUN] == 1
     assert load_tagger("embedded") is not before
 
 
@@ -295,7 +281,9 @@ def other_tagger(tmp_path_factory) -> str:
 
 def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
     assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
-    assert tag_unit((["the gizmo shines"], [1]), other_tagger)["gizmo", Use.NOUN] == 1
+    assert (
+        tag_unit(CaptionUnit("", ["the gizmo shines"], [1]), other_tagger)["gizmo", Use.NOUN] == 1
+    )
 
 
 TEXTS = [

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import sys
-from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -16,13 +15,10 @@ from PIL import Image
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.shards.clip import DecodeError
-from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
-from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data
-from tests.stages.conftest import rejects_of, write_manifest
-from tests.stages.corpora.dying_decoder import DyingDecoder
+from tests.stages.conftest import rejects_of
 
 WALL = {"captions": ["a wall"], "split": "train"}
 
@@ -107,7 +103,7 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match="no PyAV"):
         decode_data(Config(), tmp_path, tmp_path / "out", resources)
-    assert not list((tmp_path / "out" / "parts").glob("train-video-*.json"))
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inline_pool, sample):
@@ -142,46 +138,3 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
     assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
     assert set(rejects.values()) <= {"missing", "unreadable"}
-
-
-def test_a_hanging_item_exits_its_process(decode_rows, monkeypatch):
-    limits = []
-    monkeypatch.setattr(
-        decode_videos, "exit_after", lambda seconds: limits.append(seconds) or nullcontext()
-    )
-    outcome, _ = decode_rows([{"id": name, **WALL} for name in "abc"], timeout=7)
-    assert (outcome.counts["samples"], limits) == (3, [7 + 30] * 3)
-
-
-def test_only_the_item_that_kills_or_hangs_its_process_is_rejected(tmp_path):
-    """Those before it are not suspected."""
-    rows = [{"id": name, **WALL} for name in ("a", "kills", "b", "hangs", "c")]
-    source = write_manifest(tmp_path / "data", rows)
-    out = tmp_path / "out"
-    config = DyingDecoder(size=16, samples_per_shard=8, max_reject_share=0.5)
-    decode_data(config, source, out, Resources(workers=1, device="cpu"))
-    assert rejects_of(out) == {"kills": "crashed", "hangs": "too slow"}
-    assert ShardReader(out).column("id").to_pylist() == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(("crashes", "tries"), [(0, 1), (1, 2), (2, 3)])
-def test_an_item_during_which_a_process_died_is_decoded_apart(
-    decode_rows, monkeypatch, tmp_path, crashes, tries
-):
-    """Twice in a process of its own; then a video by ffmpeg, and an image is a reject. Only this
-    item."""
-    (tmp_path / "out" / "parts").mkdir(parents=True)
-    (tmp_path / "out" / "parts" / "train-image-00000.suspects").write_text("1")
-    tried = []
-
-    def run(function, row, path, config, seconds):
-        tried.append((row.id, seconds))
-        if len(tried) <= crashes:
-            raise decode_videos.WorkerDied("its process ended")
-        return function(row, path, config)
-
-    monkeypatch.setattr(decode_videos, "run_in_subprocess", run)
-    _, out = decode_rows([{"id": name, **WALL} for name in "abc"], max_reject_share=1, timeout=7)
-    assert tried == [("b", 37.0)] * min(tries, 2)
-    assert rejects_of(out) == ({"b": "crashed"} if crashes == 2 else {})
-    assert not list(out.rglob("*.suspects"))

@@ -1,4 +1,4 @@
-"""Shards of earlier artifacts are reused if their rows, files and settings are the same."""
+"""Shards of earlier corpora are linked if their rows, files and settings are the same."""
 
 import errno
 import os
@@ -19,12 +19,13 @@ from tests.stages.conftest import contents, too_slow, write_manifest
 def decode_images(
     rows: list[dict], folder: Path, resources: Resources, **config
 ) -> tuple[Outcome, Path]:
-    """Decodes images of the rows, as an artifact beside earlier ones of the same folder.
+    """Decode images of the rows, as an artifact of a workspace.
 
     Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are
     not in the manifest.
     """
-    out = folder / "artifacts" / f"run {len(list(folder.glob('artifacts/*')))}"
+    stage = folder / "artifacts" / "decode_videos"
+    out = stage / f"run {len(list(stage.glob('*')))}"
     out.mkdir(parents=True)
     files = [
         {key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows
@@ -37,9 +38,7 @@ def decode_images(
         path.write_bytes(path.read_bytes() + file["more"])
         os.utime(path, (file["touched"], file["touched"]))
     settings = {"size": 16, "samples_per_shard": 4, **config}
-    outcome = decode_data(Config.model_validate(settings), source, out, resources)
-    (out / "artifact.json").write_text("{}")
-    return outcome, out
+    return decode_data(Config.model_validate(settings), source, out, resources), out
 
 
 def shards(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -85,7 +84,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(
     _, old = decode_images([*WALLS, SILENT], tmp_path, resources)
     before = contents(old)
     if not links:
-        monkeypatch.setattr(os, "link", refuse_link)
+        monkeypatch.setattr(Path, "hardlink_to", refuse_link)
     outcome, new = decode_images(rows, tmp_path, resources)
     assert outcome.sha256 == {path.name: checksum(path) for path in new.glob("*.tar")}
     same = len(rows) > 25 or rows == [*WALLS, SILENT]
@@ -101,7 +100,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(
     assert contents(old) == before
     alone, apart = decode_images(rows, tmp_path / "apart", resources)
     assert alone.counts["linked"] == 0
-    # Only units.parquet depends on the location of the files.
+    # Only the keys of units depend on the location of the files.
     finished = {
         name: sha
         for name, sha in contents(apart).items()
@@ -144,26 +143,40 @@ def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
     assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
 
 
-@pytest.mark.parametrize(
-    "damage", ["train-image-00001.tar", "units.parquet", "index.parquet", "rejects.parquet"]
-)
-def test_corrupt_shards_and_tables_are_not_reused(tmp_path, resources, inline_pool, damage):
-    """In a folder whose name has a meaning in URLs."""
-    _, old = decode_images([*WALLS, SILENT], tmp_path / "w#1 ?%20", resources)
-    content = (old / damage).read_bytes()
-    (old / damage).write_bytes(content[:-1] + b"x")
-    outcome, new = decode_images([*WALLS, SILENT], tmp_path / "w#1 ?%20", resources)
+def test_a_damaged_shard_is_decoded_again(tmp_path, resources, inline_pool, capsys):
+    """In a folder whose name has a meaning in URLs. The corpus that has it stays damaged."""
+    folder = tmp_path / "w#1 ?%20"
+    _, old = decode_images([*WALLS, SILENT], folder, resources)
+    shard = old / "train-image-00001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"x")
+
+    outcome, new = decode_images([*WALLS, SILENT], folder, resources)
+
     assert (outcome.counts["samples"], outcome.counts["rejected"]) == (24, 1)
-    assert (0 < outcome.counts["linked"] < 24) == damage.endswith("tar")
-    if damage.endswith("tar"):
-        assert (new / damage).read_bytes() == content
+    assert 0 < outcome.counts["linked"] < 24
+    assert (new / shard.name).read_bytes() == content
+    assert "is damaged: its unit is made again" in capsys.readouterr().err
 
 
-def test_a_shard_whose_index_lost_a_row_is_not_reused(tmp_path, resources, inline_pool):
-    _, old = decode_images(WALLS[:4], tmp_path, resources)
-    pq.write_table(pq.read_table(old / "index.parquet")[1:], old / "index.parquet")
+def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(
+    tmp_path, resources, inline_pool, monkeypatch
+):
+    """What was decoded may be either of the two."""
+
+    def change(path: Path, *args, **options):
+        clip = decode_image(path, *args, **options)
+        os.utime(path, (7, 7))
+        return clip
+
+    decode_image = decode_videos.decode_image
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_videos, "decode_image", change)
+        decode_images(WALLS[:4], tmp_path, resources)
+
     outcome, _ = decode_images(WALLS[:4], tmp_path, resources)
-    assert (outcome.counts["samples"], outcome.counts["linked"]) == (4, 0)
+
+    assert outcome.counts["linked"] == 0
 
 
 def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):

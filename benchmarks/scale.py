@@ -1,0 +1,292 @@
+"""What grows with the number of machines, units and rows.
+
+    python benchmarks/scale.py [--seconds 3] [--units 4000] [--rows 10000 100000] [--json FILE]
+
+Three tables:
+
+- workers: 1, 2, 4 and 8 workers run units that wait as long as decoding takes, here and on a Dask
+  cluster. Efficiency is the time that the units wait, divided by what the workers had.
+- units: the time of everything but decoding, for each unit of 256 rows: to hand it to a worker, and
+  to merge it into a corpus.
+- rows: the time a row, and the peak memory, of planning, merging, opening a data set, and the order
+  of an epoch. Each runs in a process of its own; the memory is without that of its imports. A ratio
+  above 1 is worse than linear.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alpro.pool import each
+from alpro.shards.clip import Clip
+from alpro.shards.schema import INDEX, MANIFEST, REJECTS, Row
+from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.sources.plan import DecodePlan, DecodeUnit
+from alpro.shards.writer import ShardWriter, index_shard
+from alpro.stages import decode_videos
+from alpro.stages.corpora.units import SHARD, Unit, open_units
+
+WORKERS = (1, 2, 4, 8)
+UNITS_PER_WORKER = 10
+UNIT_ROWS = 256
+FRAMES = 16
+DASK = Path(sys.executable).with_name("dask")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=3, help="that a unit waits")
+    parser.add_argument("--units", type=int, default=4000, help="units that are handed and merged")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        print(json.dumps(measure_part(arguments.part, arguments.folder)))
+        return
+
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.seconds:
+            figures["workers"] = measure_workers(arguments.seconds, folder)
+        if arguments.units:
+            figures["units"] = measure_units(arguments.units, folder)
+        figures["rows"] = measure_rows(arguments.rows, folder)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+# Workers
+
+
+@contextmanager
+def cluster(threads: int, folder: Path) -> Iterator[str]:
+    """Start a scheduler and a worker by their command lines. Yields the scheduler's address."""
+    file = folder / f"scheduler-{threads}-{time.monotonic_ns()}.json"
+    options = ["--scheduler-file", str(file), "--no-dashboard"]
+    worker = [*options, "--nthreads", str(threads), "--no-nanny", "--local-directory", str(folder)]
+    with ExitStack() as stack:
+        for words in (["scheduler", "--port", "0", *options], ["worker", *worker]):
+            program = subprocess.Popen([DASK, *words], stderr=subprocess.DEVNULL)
+            stack.callback(program.wait)
+            stack.callback(program.kill)
+        while not file.exists():
+            time.sleep(0.1)
+        yield json.loads(file.read_text())["address"]
+
+
+@contextmanager
+def engines(workers: int, folder: Path) -> Iterator[dict[str, Callable[..., Iterator]]]:
+    """`each` here and on a cluster, by name."""
+    with cluster(workers, folder) as scheduler:
+        yield {
+            "processes": partial(each, workers=workers),
+            "cluster": partial(each, workers=workers, scheduler=scheduler),
+        }
+
+
+def measure_workers(seconds: float, folder: Path) -> dict[str, dict[int, float]]:
+    print(f"\nUnits that wait {seconds:g} s, {UNITS_PER_WORKER} a worker")
+    print(f"  {'workers':>8} {'':12} {'seconds':>8} {'efficiency':>11}")
+    figures: dict[str, dict[int, float]] = {"processes": {}, "cluster": {}}
+    for workers in WORKERS:
+        with engines(workers, folder) as runs:
+            for name, run in runs.items():
+                began = time.monotonic()
+                for _ in run([seconds] * UNITS_PER_WORKER * workers, time.sleep):
+                    pass
+                wall = time.monotonic() - began
+                efficiency = seconds * UNITS_PER_WORKER / wall
+                figures[name][workers] = efficiency
+                print(f"  {workers:8} {name:12} {wall:8.1f} {efficiency:11.2f}")
+    return figures
+
+
+# Units
+
+
+def make_rows(count: int) -> list[Row]:
+    texts = ("a person walks along a street with a dog", "a dog on a leash", "people in a city")
+    rows = []
+    for i in range(count):
+        path = Path(f"/data/videos/{i % 100:02d}/clip-{i:08d}.mp4")
+        row = Row(id=f"clip-{i:08d}", path=path, kind="video", captions=texts, split="train")
+        rows.append(row)
+    return rows
+
+
+def count_rows(unit: DecodeUnit) -> int:
+    return len(unit.rows)
+
+
+def measure_units(count: int, folder: Path) -> dict[str, float]:
+    print(f"\n{count} units of {UNIT_ROWS} rows, milliseconds for each")
+    values = [row.model_dump(mode="json") for row in make_rows(UNIT_ROWS)]
+    table = pa.Table.from_pylist([value | {"meta": "{}"} for value in values], schema=MANIFEST)
+    figures = {}
+    with engines(4, folder) as runs:
+        for name, run in runs.items():
+            units = (DecodeUnit(f"train-video-{i:05d}", table) for i in range(count))
+            began = time.monotonic()
+            for _ in run(units, count_rows):
+                pass
+            figures[f"handed, {name}"] = 1000 * (time.monotonic() - began) / count
+
+    corpus = make_corpus(folder / "merged", count * UNIT_ROWS)
+    figures["merged"] = 1000 * measure_part("merge", corpus)["seconds"] / count
+    for name, milliseconds in figures.items():
+        total = milliseconds * 40_000 / 1000
+        print(f"  {name:20} {milliseconds:8.2f}; {total:6.0f} s for 40,000 (ten million videos)")
+    return figures
+
+
+# Rows
+
+
+def make_corpus(folder: Path, rows: int) -> Path:
+    """A folder with the manifest of a data set, one decoded unit, and the index of the corpus."""
+    out = folder / "artifacts" / "decode_videos" / "corpus"
+    out.mkdir(parents=True)
+    store = open_units(out)
+
+    def write(target: Path) -> dict[str, Any]:
+        clip = Clip(np.zeros((FRAMES, 16, 16, 3), np.uint8), 10.0, 320, 240)
+        with ShardWriter(target / SHARD) as writer:
+            for row in make_rows(UNIT_ROWS):
+                writer.write(row, clip)
+        pq.write_table(index_shard(target / SHARD), target / "index.parquet")
+        pq.write_table(REJECTS.empty_table(), target / "rejects.parquet")
+        sums = [float(UNIT_ROWS)] * 9
+        return {"samples": UNIT_ROWS, "rejected": 0, "sums": sums, "transient": False}
+
+    store.make("unit", write)
+    (folder / "rows").write_text(str(rows))
+    return folder
+
+
+def write_source(folder: Path, rows: int) -> None:
+    """Import a table of this many rows."""
+    (folder / "data").mkdir()
+    with open(folder / "data" / "clips.jsonl", "w") as file:
+        for row in make_rows(rows):
+            values = {"path": f"{row.id}.mp4", "id": row.id, "captions": row.captions}
+            print(json.dumps(values), file=file)
+    import_source(folder / "data" / "clips.jsonl", folder / "manifests")
+
+
+def write_index(folder: Path, rows: int) -> None:
+    """Write the index of a corpus with this many samples, each of a group of its own."""
+    unit = pq.read_table(folder / "units" / "unit" / "index.parquet")
+    out = folder / "opened"
+    out.mkdir()
+    with pq.ParquetWriter(out / "index.parquet", INDEX) as writer:
+        for first in range(0, rows, UNIT_ROWS):
+            names = pa.array([f"clip-{i:08d}" for i in range(first, first + UNIT_ROWS)])
+            shards = pa.array([f"train-video-{first // UNIT_ROWS:05d}.tar"] * UNIT_ROWS)
+            table = unit
+            for column, values in (("id", names), ("group", names), ("shard", shards)):
+                table = table.set_column(INDEX.get_field_index(column), column, values)
+            writer.write_table(table)
+
+
+def plan(folder: Path) -> None:
+    """Plan a corpus, and read the rows of its units as they are handed to workers."""
+    (manifest,) = folder.glob("manifests/*/about.json")
+    decode_plan = DecodePlan(Manifest(manifest.parent), validation=0.1, test=0.1)
+    for _ in decode_plan.units():
+        pass
+
+
+def merge(folder: Path) -> None:
+    """Merge units into the tables of a corpus."""
+    out = folder / "artifacts" / "decode_videos" / "corpus"
+    rows = int((folder / "rows").read_text())
+    names = [f"train-video-{i:05d}" for i in range(rows // UNIT_ROWS)]
+    decode_videos.merge_units([Unit(name, "unit", True) for name in names], open_units(out), out)
+
+
+def open_data_set(folder: Path) -> Any:
+    """Open a corpus as a training does."""
+    from alpro.stages.training.dataset import CorpusExamples
+
+    return CorpusExamples("clips", folder / "opened", "video", "sample", first_video=0)
+
+
+def order_epoch(folder: Path) -> None:
+    """Draw the order of two epochs, at random and with the samples of a group side by side."""
+    examples = open_data_set(folder)
+    began = time.monotonic()
+    examples.order(0, 1, grouped=False)
+    examples.order(0, 2, grouped=True)
+    order_epoch.seconds = time.monotonic() - began  # type: ignore[attr-defined]
+
+
+PARTS: dict[str, Callable[[Path], Any]] = {
+    "plan": plan,
+    "merge": merge,
+    "open": open_data_set,
+    "order": order_epoch,
+}
+
+
+def measure_part(part: str, folder: Path) -> dict[str, float]:
+    import alpro.stages.training.dataset  # noqa: F401 - its memory does not count
+
+    # Forgets the peak of the imports; Linux only.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = read_memory("VmRSS")
+    began = time.monotonic()
+    PARTS[part](folder)
+    seconds = getattr(PARTS[part], "seconds", time.monotonic() - began)
+    return {"seconds": seconds, "MiB": (read_memory("VmHWM") - before) / 1024}
+
+
+def read_memory(name: str) -> int:
+    """Return the memory of this process (VmRSS), or its peak (VmHWM), in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def measure_rows(sizes: list[int], folder: Path) -> dict[str, dict[int, dict[str, float]]]:
+    print(f"\n  {'':6} {'rows':>10} {'us a row':>9} {'ratio':>6} {'peak MiB':>9} {'B a row':>8}")
+    figures: dict[str, dict[int, dict[str, float]]] = {part: {} for part in PARTS}
+    for rows in sizes:
+        corpus = make_corpus(folder / str(rows), rows)
+        write_source(corpus, rows)
+        write_index(corpus, rows)
+        for part in PARTS:
+            command = [sys.executable, __file__, "--part", part, "--folder", str(corpus)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            figures[part][rows] = json.loads(done.stdout.splitlines()[-1])
+
+    for part, by_rows in figures.items():
+        base = by_rows[sizes[0]]["seconds"] / sizes[0]
+        for rows, figure in by_rows.items():
+            time_a_row = figure["seconds"] / rows
+            memory = figure["MiB"] * 2**20 / rows
+            print(
+                f"  {part:6} {rows:10,} {1e6 * time_a_row:9.2f} {time_a_row / base:6.2f} "
+                f"{figure['MiB']:9.0f} {memory:8.0f}"
+            )
+    return figures
+
+
+if __name__ == "__main__":
+    main()

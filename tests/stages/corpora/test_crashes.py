@@ -1,0 +1,72 @@
+"""Files that end the process that decodes them cost their own units alone."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from alpro.errors import InputError
+from alpro.pool import in_this_process
+from alpro.shards.reader import ShardReader, read_index
+from alpro.stages import decode_videos
+from alpro.stages.decode_videos import Config
+from alpro.stages.execution.interface import Resources
+from tests.conftest import decode_data
+from tests.stages.conftest import rejects_of, write_manifest
+from tests.stages.corpora.dying_decoder import DyingDecoder, count_tries
+
+SETTINGS = {"size": 16, "frames": 2, "samples_per_shard": 6, "max_reject_share": 1}
+IMAGES = ["unlucky", *(f"{n:02d}" for n in range(20)), "crashes", "hangs", "last"]
+TEXT = {"captions": ["a wall"], "split": "train"}
+TWO = Resources(workers=2, device="cpu")
+
+
+class Run(NamedTuple):
+    manifest: Path
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """Decoded images, some of which end the process that decodes them."""
+    rows = [{"id": name, **TEXT} for name in IMAGES]
+    manifest = write_manifest(tmp_path_factory.mktemp("data"), rows)
+    out = tmp_path_factory.mktemp("out")
+    decode_data(DyingDecoder(**SETTINGS), manifest, out, TWO)
+    return Run(manifest, out)
+
+
+def test_only_the_items_that_end_their_process_are_rejected(run):
+    assert rejects_of(run.out) == {"crashes": "crashed", "hangs": "too slow"}
+
+
+def test_all_others_are_samples_in_the_order_of_the_manifest(run):
+    expected = [name for name in IMAGES if name not in ("crashes", "hangs")]
+
+    assert ShardReader(run.out).column("id").to_pylist() == expected
+
+
+def test_a_crash_costs_its_own_unit_alone(run):
+    """Each item is decoded once, and those of the units with a death once more."""
+    # Three items end processes: at most three units have deaths.
+    assert count_tries(run.manifest.parent) <= len(IMAGES) + 3 * SETTINGS["samples_per_shard"]
+
+
+def test_a_unit_whose_process_died_by_chance_has_the_same_bytes(run, tmp_path):
+    """As after a kill, or when memory is short for a moment."""
+    index = read_index(run.out).to_pylist()
+    (shard,) = (row["shard"] for row in index if row["id"] == "unlucky")
+
+    with in_this_process():
+        decode_data(Config(**SETTINGS), run.manifest, tmp_path, TWO)
+
+    assert (run.out / shard).read_bytes() == (tmp_path / shard).read_bytes()
+
+
+def test_a_machine_that_ends_every_process_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode_videos, "MAX_DEATHS", 2)
+    rows = [{"id": f"crashes-{n}", **TEXT} for n in range(3)]
+    manifest = write_manifest(tmp_path / "data", rows)
+
+    with pytest.raises(InputError, match=r"3 items in succession end.*memory is short"):
+        decode_data(DyingDecoder(**SETTINGS), manifest, tmp_path / "out", TWO)

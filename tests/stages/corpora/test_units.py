@@ -1,0 +1,184 @@
+"""Units: a folder is complete or not there, and is found only if it is whole."""
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alpro.files import read_json
+from alpro.stages.corpora.units import Units, find_unused, link, open_units
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """The folder of a stage in a workspace."""
+    folder = tmp_path / "artifacts" / "decode_videos" / "0123"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def units(out) -> Units:
+    return open_units(out)
+
+
+def write(folder: Path) -> dict:
+    (folder / "shard.tar").write_bytes(b"samples")
+    (folder / "index.parquet").write_bytes(b"rows")
+    return {"samples": 1, "transient": False}
+
+
+def test_a_unit_is_found_after_it_was_made(units, tmp_path):
+    assert units.find("key") is None
+
+    units.make("key", write)
+
+    record = units.find("key")
+    assert record is not None
+    assert record["samples"] == 1
+    assert units.folder("key") == tmp_path / "units" / "key"
+
+
+def test_stages_of_one_workspace_share_units(units, out):
+    units.make("key", write)
+    other = out.parents[1] / "index_shards" / "4567"
+    other.mkdir(parents=True)
+
+    assert open_units(other).find("key") is not None
+
+
+def test_a_folder_outside_of_a_workspace_has_units_of_its_own(tmp_path):
+    out = tmp_path / "debugged"
+    out.mkdir()
+
+    open_units(out).make("key", write)
+
+    assert [folder.name for folder in tmp_path.iterdir()] == ["debugged"]
+
+
+def test_an_interrupted_unit_is_not_there(units):
+    def interrupt(folder: Path) -> dict:
+        write(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        units.make("key", interrupt)
+
+    assert list(units.root.iterdir()) == []
+
+
+def test_what_a_killed_stage_left_is_deleted_by_its_next_run_alone(units, out):
+    own = units.root / f".{out.name}.1.part"
+    foreign = units.root / ".another.1.part"
+    for folder in (own, foreign):
+        folder.mkdir()
+        (folder / "shard.tar").touch()
+
+    open_units(out)
+
+    assert list(units.root.iterdir()) == [foreign]
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "index.parquet", "unit.json"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_unit_is_made_again(units, name, damage, capsys):
+    units.make("key", write)
+    file = units.folder("key") / name
+    whole = file.read_bytes()
+    file.write_bytes(b"x" + whole[1:])
+    if damage == "missing":
+        file.unlink()
+
+    assert units.find("key") is None
+    units.make("key", write)
+
+    assert file.read_bytes() == whole
+    assert units.find("key") is not None
+    assert [folder.name for folder in units.root.iterdir()] == ["key"]
+
+
+def test_a_transient_unit_is_made_again(units):
+    units.make("key", lambda folder: write(folder) | {"transient": True})
+    assert units.find("key") is None
+
+    units.make("key", write)
+
+    assert units.find("key") is not None
+
+
+def test_a_unit_whose_files_change_while_it_is_made_is_made_again(units):
+    keys = iter(["key", "other key"])
+
+    unit = units.find_or_make("train", lambda: next(keys), write)
+
+    assert unit == ("train", "key", True)
+    assert units.find("key") is None
+
+
+def test_two_stages_may_make_a_unit_at_the_same_time(units):
+    barrier = threading.Barrier(2)
+
+    def write_together(folder: Path) -> dict:
+        barrier.wait()
+        return write(folder)
+
+    threads = [threading.Thread(target=units.make, args=("key", write_together)) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert units.find("key") is not None
+    assert [folder.name for folder in units.root.iterdir()] == ["key"]
+
+
+def test_a_corpus_keeps_its_shards_when_units_are_removed(units, out):
+    units.make("key", write)
+    shard = units.folder("key") / "shard.tar"
+
+    link(shard, out / "train.tar")
+    assert shard.samefile(out / "train.tar")
+    units.remove("key")
+
+    assert (out / "train.tar").read_bytes() == b"samples"
+    assert list(units.root.iterdir()) == []
+
+
+def test_a_link_replaces_a_file_of_an_interrupted_run_and_leaves_what_it_links_to(units, out):
+    units.make("key", write)
+    units.make("other", lambda folder: write(folder) | {"other": True})
+    (units.folder("other") / "shard.tar").write_bytes(b"others")
+    link(units.folder("key") / "shard.tar", out / "train.tar")
+
+    link(units.folder("other") / "shard.tar", out / "train.tar")
+
+    assert (out / "train.tar").read_bytes() == b"others"
+    assert (units.folder("key") / "shard.tar").read_bytes() == b"samples"
+
+
+def test_a_unit_is_in_use_by_a_corpus_or_by_an_interrupted_stage(units, out, tmp_path):
+    for key in ("linked", "progress", "unused"):
+        units.make(key, write)
+    (units.root / ".killed.part").mkdir()
+    corpus = out.with_name("corpus")
+    corpus.mkdir()
+    table = pa.table({"name": ["train"], "key": ["linked"]})
+    pq.write_table(table, corpus / "units.parquet")
+    (out / "parts" / "units").write_text("progress\nunus")  # cut by a power failure
+
+    unused = {folder.name for folder in find_unused(tmp_path)}
+    without_corpus = {folder.name for folder in find_unused(tmp_path, removed=[corpus])}
+
+    assert unused == {"unused", ".killed.part"}
+    assert without_corpus == {"unused", ".killed.part", "linked"}
+
+
+def test_the_record_of_a_unit_has_the_checksums_of_its_files(units):
+    units.make("key", write)
+
+    assert set(read_json(units.folder("key") / "unit.json")["files"]) == {
+        "shard.tar",
+        "index.parquet",
+    }
