@@ -1,4 +1,4 @@
-"""Selects the M most frequent nouns of the captions as entities."""
+"""Select the M most frequent nouns of the captions as entities."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from alpro.stages.execution.interface import (
 from alpro.stages.vocabulary import verbs
 from alpro.stages.vocabulary.nouns import Use, Words, composed, count_words, read_captions
 
-VERSION = 7  # words of the templates in any script
-# Nouns that do not name an object: amounts and kinds, places in the image, the image and its parts,
-# words for anything.
+VERSION = 7  # templates in any script
+# Nouns that name no object: amounts and kinds, places in the image, the image and its parts, and
+# words that stand for anything.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
@@ -37,8 +37,8 @@ NON_OBJECTS = (
     "sequence sequences shot shots view views "
     "item items object objects other others stuff thing things time times"
 )
-LETTERS = range(2, 31)  # how many an entity may have
-MIN_COUNT = 2  # of an entity
+LETTERS = range(2, 31)  # allowed lengths of an entity
+MIN_COUNT = 2  # occurrences of an entity
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
 LEFT_OUT = pa.schema([("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())])
 REJECTED = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -88,12 +88,12 @@ class Candidate:
     count: int  # as a noun
     occurrences: int  # as any part of speech
     after_noun: int = 0  # as a noun that follows a noun or a pronoun
-    family: int = 0  # as a noun, with those of its singular
-    verb_forms: int = 0  # occurrences in -ing and -ed, as no nouns
+    family: int = 0  # as a noun, with the count of its singular
+    verb_forms: int = 0  # occurrences of its forms in -ing and -ed as other parts of speech
 
     @property
     def is_verb(self) -> bool:
-        """Whether the corpus has the word as a verb in the third person."""
+        """Whether the corpus uses the word as a verb in the third person."""
         return (
             bool(self.verb_forms)
             and self.after_noun >= verbs.MIN_AFTER_NOUN * self.count
@@ -109,25 +109,25 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """For pre-training, on its corpora."""
+    """Build it for pre-training, from its corpora."""
     if pipeline.pretrain is None:
         return None
     return Needs(pipeline.build_vocabulary, corpora=pipeline.pretrain.corpora)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes entities.parquet, left_out.parquet and rejects.parquet."""
+    """Write entities.parquet, left_out.parquet and rejects.parquet."""
     captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
     if config.entities_file:
         entities, left_out = first_entities(config)
     else:
-        nouns = nouns_of(count_words(captions, config.tagger, out, resources))
+        nouns = list_nouns(count_words(captions, config.tagger, out, resources))
         entities, left_out = select_words(nouns, config)
 
     write_rows(out / "entities.parquet", ENTITIES, entities)
     write_rows(out / "left_out.parquet", LEFT_OUT, left_out)
-    # After the tables: left_out.parquet says why words do not qualify.
+    # Checked after the tables are written: left_out.parquet says why words do not qualify.
     check_enough(entities, config, out)
     rejects = [(name, source, "no caption") for name, source in without]
     write_rows(out / "rejects.parquet", REJECTED, rejects)
@@ -151,8 +151,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
-    """Writes rows, which may be none, as a table."""
-    # Typed columns: of no rows, pyarrow would infer the type null.
+    """Write rows as a table."""
+    # Typed columns: without rows, pyarrow would infer the type null.
     columns = []
     for i, column in enumerate(schema):
         columns.append(pa.array([row[i] for row in rows], column.type))
@@ -160,8 +160,8 @@ def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
 
 
-def nouns_of(words: Words) -> list[Candidate]:
-    """The nouns among counted words, the most frequent first, ties in alphabetical order."""
+def list_nouns(words: Words) -> list[Candidate]:
+    """List the nouns among counted words, the most frequent first, ties in alphabetical order."""
 
     def as_noun(name: str) -> int:
         return words[name, Use.NOUN] + words[name, Use.AFTER_NOUN]
@@ -169,8 +169,8 @@ def nouns_of(words: Words) -> list[Candidate]:
     nouns = []
     for name in {name for name, use in words if use is not Use.OTHER}:
         count = as_noun(name)
-        stems = verbs.stems(name)
-        forms = {form for stem in stems for form in verbs.verb_forms(stem)}
+        stems = verbs.get_stems(name)
+        forms = {form for stem in stems for form in verbs.get_verb_forms(stem)}
         noun = Candidate(
             name,
             count=count,
@@ -185,13 +185,16 @@ def nouns_of(words: Words) -> list[Candidate]:
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
-Chosen = list[tuple[str, int | None]]  # with their counts
-LeftOut = list[tuple[str, int | None, str]]  # with their counts, and the reason
+Chosen = list[tuple[str, int | None]]  # entities and their counts
+LeftOut = list[tuple[str, int | None, str]]  # nouns, their counts and the reasons
 
 
 def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
-    """The first M words of `entities_file`, and the others. Raises InputError if there are fewer
-    than M."""
+    """Read the first M words of `entities_file`, and the others.
+
+    Raises:
+        InputError: If there are fewer than M.
+    """
     words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
     if len(words) < config.entities:
         raise InputError(
@@ -206,9 +209,10 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
 
 
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
-    """The most frequent nouns (M entities) with their counts, and the others with the reason.
+    """Select the most frequent nouns (M entities), and say why the others are left out.
 
-    Both are in the order of `words`.
+    Returns:
+        The entities with their counts, and the others with the reason, in the order of `words`.
     """
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}  # plurals
@@ -228,7 +232,7 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
 
 
 def check_enough(entities: Chosen, config: Config, out: Path) -> None:
-    """Raises InputError if there are fewer than two entities."""
+    """Raise InputError if there are fewer than two entities."""
     if len(entities) < 2:
         raise InputError(
             f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are "
@@ -253,8 +257,11 @@ def is_syllable(text: str) -> bool:
 
 
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
-    """Why a noun cannot be in the vocabulary; empty if it can. `prompts` are the words of the
-    templates."""
+    """Return why a noun cannot be in the vocabulary; empty if it can.
+
+    Args:
+        prompts: The words of the templates.
+    """
     if not is_word(word.name):
         return "not of letters alone"
     if len(word.name) not in LETTERS and not is_syllable(word.name):
@@ -263,7 +270,7 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
         return "a word of the prompt templates"
     if word.name in config.exclude:
         return "excluded by the configuration"
-    # A tagger takes a verb or an adjective for a noun now and then.
+    # Taggers sometimes take a verb or an adjective for a noun.
     if word.count < config.min_noun_share * word.occurrences:
         return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
     if config.min_noun_share and word.is_verb:

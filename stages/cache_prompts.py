@@ -1,4 +1,4 @@
-"""Embeds the prompts of every entity: 12 video and 12 image templates, averaged (paper, section
+"""Embed the prompts of every entity: 12 video and 12 image templates, averaged (paper, section
 3.2.2)."""
 
 from pathlib import Path
@@ -49,7 +49,7 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """Where pre-training needs a prompter."""
+    """Cache prompts if pre-training needs a prompter."""
     if not pipeline.uses_prompter:
         return None
     stages = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
@@ -57,10 +57,10 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes prompts.safetensors with `video` and `image`, each (M, E), and entities.json.
+    """Write prompts.safetensors with `video` and `image`, each (M, E), and entities.json.
 
-    A configured prompter is copied to model/: the later stages then use these weights, whatever
-    becomes of the folder or the hub.
+    A configured prompter is copied to model/, so that later stages use the same weights even if its
+    folder or the hub changes.
     """
     device = pick_device(resources.device)
     if config.prompter:
@@ -76,7 +76,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         embeddings = embed(prompter.model, prompter.tokenizer, entities, templates)
         prompts[kind] = embeddings.cpu()
 
-    # Row m of each tensor is of entity m: `Model` reads both and compares their numbers.
+    # Row m of each tensor belongs to entity m. `Model` reads both and compares their lengths.
     write_tensors(prompts, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     return Outcome({"entities": len(entities)})
@@ -85,8 +85,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 def embed(
     model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]
 ) -> Tensor:
-    """The mean embedding (M, E) of the prompts of each of M words, not normalized again, as in the
-    official code."""
+    """Average the embeddings of the prompts of each word. As in the official code, the mean is not
+    normalized again.
+
+    Shape:
+        returns: (M, E) for M words.
+    """
     texts = [template.replace("{}", word) for word in words for template in templates]
     features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
     # The prompts of a word are consecutive in `texts`.

@@ -1,5 +1,7 @@
-"""Decodes the items of a manifest into WebDataset shards. Every item ends in either a shard or
-rejects.parquet."""
+"""Decode the items of a manifest into WebDataset shards.
+
+Every item ends either in a shard or in rejects.parquet.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -45,7 +47,7 @@ MAX_DEATHS = 50  # if all of more items end their processes, the machine is the 
 
 
 class Config(StageConfig, frozen=True):
-    """How a corpus is decoded."""
+    """Settings of a decoded corpus."""
 
     manifest: str = Field(default="", description="name of a manifest of the rendered sample")
     frames: int = Field(
@@ -100,8 +102,8 @@ UNIT_SETTINGS = {"frames", "size", "timeout", "max_bytes"}
 
 
 class Inputs(StageInputs):
-    """The imported source, a folder that `import_source` has filled; or the rendered sample, with
-    Config.manifest in it, which only exists when the stage runs, so that the stage imports it."""
+    """The imported source, a folder that `import_source` has filled; or the rendered sample, which
+    the stage imports itself, because it does not exist before."""
 
     manifest: Path | None = None
     sample: Path | None = None
@@ -156,7 +158,7 @@ def make_plan(config: Config, manifest: Manifest) -> DecodePlan:
 
 
 def check_texts(source: Location, plan: DecodePlan) -> None:
-    """Raises InputError if no item has a caption or a question."""
+    """Raise InputError if no item has a caption or a question."""
     if not len(plan.row_indices):
         # The import may have rejected every row: the first reject says why.
         reject = next(plan.rejects(), None)
@@ -314,9 +316,11 @@ def death_error(death: Died, config: Config) -> DecodeError:
 def decode(row: Row, path: Path, config: Config) -> Clip:
     """Decode the frames of an item from its local file.
 
-    Raises DecodeError with the reason for any exception of a decoder, so that one file does not
-    stop the stage. A missing decoder (InputError) and a full disk are not caused by the file and
-    are raised unchanged.
+    Raises:
+        DecodeError: With the reason, for any exception of a decoder: one file does not stop the
+            stage.
+        InputError: If a decoder is missing.
+        OSError: If the disk is full, which the file does not cause either.
     """
     limits = Limits(config.timeout)
     try:
@@ -339,15 +343,18 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        # Not `one_line`: the detail is part of rejects.parquet, whose bytes are those of VERSION.
+        # Not `one_line`: the detail is part of rejects.parquet, whose bytes VERSION stands for.
         message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
         raise DecodeError("unexpected error", message) from error
 
 
 @contextmanager
 def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
-    """Yields the local path of a row's file, or a temporary copy of a URL or of a member of a tar.
-    Raises DecodeError if the file cannot be fetched."""
+    """Yield the local path of a row's file, or of a temporary copy of a URL or a member of a tar.
+
+    Raises:
+        DecodeError: If the file cannot be fetched.
+    """
     with ExitStack() as stack:
         try:
             copy = local_copy(row.path, max_bytes, folder, row.member)

@@ -1,4 +1,4 @@
-"""Indexes existing WebDataset shards as a corpus. The shards are not copied.
+"""Index existing WebDataset shards as a corpus. The shards are not copied.
 
 The output is that of decode_videos, but the index column `shard` has full paths or URLs. A shard is
 one unit of work. A shard that is damaged or has members that are not samples stops the stage:
@@ -40,7 +40,7 @@ COUNT_NAMES = ("items", "captions", "questions")
 
 
 class Config(StageConfig, frozen=True):
-    """Which samples of the shards are in the corpus."""
+    """Selection of the samples of the shards."""
 
     kinds: Literal["all", "video", "image"] = Field(
         default="all", description="which samples of the shards to index"
@@ -65,8 +65,12 @@ class EarlierIndex(NamedTuple):
 
 
 def list_shards(folder: Location) -> list[Location]:
-    """The shards (*.tar) of a folder or URL, in order. Raises InputError if there are none, or if
-    the URL contains credentials, which the index would store."""
+    """List the shards (*.tar) of a folder or URL, in order.
+
+    Raises:
+        InputError: If there are none, or if the URL contains credentials, which the index would
+            store.
+    """
     refuse_credentials("shards", folder)
     try:
         shards = listing(folder, ".tar")
@@ -207,12 +211,12 @@ def write_unit(task: ShardUnit, config: Config, earlier: pa.Table, folder: Path)
 
 
 class CheckedSamples(NamedTuple):
-    """The rows of a shard's samples whose middle frame can be read, the others as rejects, and the
-    record of the unit.
+    """The checked samples of a shard.
 
-    The record has the pixel sums (3, 3) of the training frames and of all frames, the frame sizes
-    of the videos, and for each split the counts of items, captions and questions in the shard,
-    including corrupt samples.
+    samples: rows of the samples whose middle frame can be read. rejects: rows of the others.
+    record: the record of the unit, with the pixel sums (3, 3) of the training frames and of all
+    frames, the frame sizes of the videos, and for each split the numbers of items, captions and
+    questions in the shard, with those of corrupt samples.
     """
 
     samples: pa.Table
@@ -221,16 +225,19 @@ class CheckedSamples(NamedTuple):
 
 
 def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location) -> CheckedSamples:
-    """Decodes the middle frame of each sample of a shard.
+    """Decode the middle frame of each sample of a shard.
 
-    earlier: the rows of the index.parquet beside the shard. Its samples that the shard no longer
-    has, or has with other checksums, are rejects.
+    Args:
+        index: The rows of the shard as it is now.
+        earlier: Its rows in the index beside it. A sample that the shard no longer has, or has with
+            other checksums, is a reject.
+        path: The local copy of the shard.
     """
     rows = index.to_pylist()
     row_indices = {row["key"]: i for i, row in enumerate(rows)}
     earlier_rows = {row["key"]: row for row in earlier.to_pylist()}
 
-    kept: list[int] = []
+    readable: list[int] = []
     rejects: list[dict[str, str]] = []
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
@@ -261,7 +268,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
             continue
 
         assert row_index is not None
-        kept.append(row_index)
+        readable.append(row_index)
         if row["kind"] == "video":
             sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
         sums = pixel_sums(frame)
@@ -275,14 +282,18 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         "sizes": sorted(sizes),
         "expected": expected,
     }
-    return CheckedSamples(index.take(pa.array(kept, pa.int64())), rejects, record)
+    return CheckedSamples(index.take(pa.array(readable, pa.int64())), rejects, record)
 
 
 def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path) -> np.ndarray:
-    """The middle frame (H, W, 3) uint8 of a sample in the shard `path`.
+    """Decode the middle frame (H, W, 3) uint8 of a sample in the shard `path`.
 
-    row: of the earlier index, if there is one. current: the row of the shard as it is now, None if
-    the sample is lost. Raises Unreadable if it is lost, has changed or cannot be decoded.
+    Args:
+        row: The row in the earlier index, if there is one.
+        current: The row of the shard as it is now. None if the sample is lost.
+
+    Raises:
+        Unreadable: If the sample is lost, has changed or cannot be decoded.
     """
     if current is None:
         raise Unreadable(f"{row['id']}, lost since index.parquet was written")

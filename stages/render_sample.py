@@ -1,4 +1,4 @@
-"""Renders the sample corpus: videos of moving shapes, still images, captions, questions and
+"""Render the sample corpus: videos of moving shapes, still images, captions, questions and
 splits."""
 
 import json
@@ -36,7 +36,7 @@ from alpro.stages.execution.interface import (
 from alpro.stages.execution.workers import run_again, run_tasks
 
 VERSION = 6
-TIMES = 5  # at which a row states the places of its things
+TIMES = 5  # times of a clip for which its row has the places of the objects
 
 
 class Config(StageConfig, frozen=True):
@@ -91,7 +91,7 @@ class Item:
 
 
 class Inputs(StageInputs):
-    """None: everything is drawn."""
+    """No inputs."""
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
@@ -99,7 +99,7 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
+    """Write videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
     items = [*lessons(config), *clips(config), *stills(config)]
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
@@ -131,9 +131,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def lessons(config: Config) -> list[Item]:
-    """One thing that moves across the frame, and the reversed clip, which differs only in the
-    motion."""
-    # A stream for each corpus: more scenes of one leave the others as they are.
+    """Draw clips of one object that moves across the frame, and the reversed clips, which differ
+    only in the motion."""
+    # A random stream for each corpus: more scenes of one corpus leave the others unchanged.
     rng = np.random.default_rng([config.seed, 1])
     items = []
     for i in range(config.lessons):
@@ -144,15 +144,15 @@ def lessons(config: Config) -> list[Item]:
 
 
 def clips(config: Config) -> list[Item]:
-    """The main corpus: training scenes, and validation and test scenes with combinations that are
-    not in training."""
+    """Draw the main corpus: training scenes, and validation and test scenes with combinations that
+    are not in training."""
     rng = np.random.default_rng([config.seed, 2])
     items = []
     for i in range(config.clips):
         scene = training_scene(rng, draw_count(rng))
         items += with_reversed("clips", f"train-{i:05d}", scene, grammar.caption, rng)
 
-    # Seeded apart: more training clips leave these as they are.
+    # A seed of their own: more training clips leave these unchanged.
     rng = np.random.default_rng([config.seed, 3])
     scenes = evaluation_scenes(rng, (config.validation, config.test), UNSEEN)
     for split, scenes_of_split in zip(("validation", "test"), scenes, strict=True):
@@ -163,7 +163,7 @@ def clips(config: Config) -> list[Item]:
 
 
 def stills(config: Config) -> list[Item]:
-    """Images of the same scenes, in the role of CC3M."""
+    """Draw images of such scenes, in the role of CC3M."""
     rng = np.random.default_rng([config.seed, 4])
     items = []
     for i in range(config.stills):
@@ -182,7 +182,7 @@ CaptionFunction = Callable[[Scene, np.random.Generator], str]
 def with_reversed(
     corpus: str, name: str, scene: Scene, caption: CaptionFunction, rng: np.random.Generator
 ) -> list[Item]:
-    """The scene and, if it differs, the reversed scene in the same group."""
+    """Return the scene and, if it differs, the reversed scene in the same group."""
     items = [item(corpus, name, name, scene, "train", CAPTIONS, caption, rng)]
     if scene.main.motion in REVERSED:
         items.append(
@@ -201,12 +201,12 @@ def item(  # noqa: PLR0913 - each is a column of the row
     caption: CaptionFunction,
     rng: np.random.Generator,
 ) -> Item:
-    """An item with up to `captions` different captions, and its questions, which are of `clips`
-    only."""
+    """Return an item with up to `captions` different captions. Items of `clips` have questions
+    too."""
     is_image = corpus == "stills"
     path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
 
-    # Captions before questions: both draw from `rng`.
+    # Captions are drawn before questions, because both use `rng`.
     drawn = [caption(scene, rng) for _ in range(captions)]
     questions = grammar.questions(scene, rng) if corpus == "clips" else []
     things = []
@@ -217,7 +217,7 @@ def item(  # noqa: PLR0913 - each is a column of the row
         "id": name,
         "path": path,
         "kind": "image" if is_image else "video",
-        # Drawn with replacement: equal ones count once.
+        # Captions are drawn with replacement; equal ones count once.
         "captions": list(dict.fromkeys(drawn)),
         "questions": questions,
         "split": split,
@@ -231,8 +231,8 @@ def item(  # noqa: PLR0913 - each is a column of the row
 
 
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
-    """By its kind, the square that each thing fills (left, top, right, bottom: fractions of the
-    frame) at evenly spaced times of the clip."""
+    """Return, by kind of object, the squares that it fills at evenly spaced times of the clip: left,
+    top, right and bottom as fractions of the frame."""
     squares_of_kind = {}
     for thing in scene.things:
         squares = []
@@ -246,8 +246,8 @@ def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
 
 
 def render_items(items: list[Item], config: Config, out: Path) -> int:
-    """Renders files, again if they exist: after an interruption they may be incomplete. Returns
-    their number."""
+    """Render files and return their number. Existing files are rendered again, because after an
+    interruption they may be incomplete."""
     for item in items:
         path = out / item.path
         if path.suffix == ".jpg":
@@ -258,11 +258,13 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
-    """Frames (T, H, W, 3) uint8, of even height and width, to an H.264 MP4, reproducible byte for
-    byte.
+    """Encode frames as an H.264 MP4, reproducible byte for byte.
 
     x264's lookahead reads uninitialized memory, which makes it nondeterministic, and the vector
     code of FFmpeg's color conversion differs between processors. Both are disabled.
+
+    Shape:
+        frames: (T, H, W, 3) uint8, of even height and width.
     """
     import av
 
@@ -279,8 +281,8 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range, chroma
-    averaged."""
+    """Convert RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range,
+    chroma averaged."""
     height, width = pixels.shape[:2]
     rgb = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.int32)
 
@@ -302,8 +304,8 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_broken_items(out: Path) -> list[dict[str, Any]]:
-    """Writes a few items that must be rejected, each for a different reason. Returns their manifest
-    rows."""
+    """Write a few items that must be rejected, each for a different reason, and return their
+    manifest rows."""
     good = (out / "videos" / "train-00000.mp4").read_bytes()
     files = {
         "broken-empty.mp4": b"",

@@ -1,7 +1,7 @@
-"""Trains word pieces on the captions, or takes those of a BERT.
+"""Train a WordPiece tokenizer on the captions, or copy the tokenizer of a BERT.
 
-A stage of its own, so that one prompter serves many vocabularies: the prompter depends on the
-tokenizer, and not on the entities.
+This is a stage of its own because the prompter depends on the tokenizer and not on the entities: one
+prompter serves many vocabularies.
 """
 
 from collections import Counter
@@ -41,14 +41,14 @@ class Config(StageConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """Decoded corpora; none for a tokenizer that is not trained."""
+    """Decoded corpora. A tokenizer that is not trained has none."""
 
     corpora: dict[str, Path]
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """For pre-training, on its corpora. A tokenizer that is not trained reads no captions, and
-    depends on no other key."""
+    """Train it for pre-training, on its corpora. A tokenizer that is not trained reads no captions
+    and depends on no other key."""
     config: Config = pipeline.train_tokenizer
     if pipeline.pretrain is None:
         return None
@@ -58,14 +58,14 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes tokenizer.json."""
+    """Write tokenizer.json."""
     counts: dict[str, int] = {}
     if config.tokenizer == "train":
         captions, _ = read_captions(inputs.corpora)
-        # Fine-tuning for question answering has the same word pieces.
+        # Fine-tuning for question answering uses the same tokenizer.
         questions = read_questions(inputs.corpora)
 
-        # Each template once, so that the words of prompts are pieces.
+        # Each template once, so that the words of prompts are tokens.
         templates = config.templates.video + config.templates.image
         prompts = Counter(template.replace("{}", "") for template in templates)
         texts = captions + questions + prompts

@@ -1,1 +1,1 @@
-"""Units, tables and pictures of corpora, reuse of shards, and inspection of a corpus."""
+"""Units of work, and the tables and pictures of the corpora that are made of them."""

@@ -1,4 +1,4 @@
-"""Writes the tables of a corpus, its statistics, the overlap of its splits, and a picture."""
+"""The tables of a corpus, its statistics, the overlap of its splits, and a picture."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,8 @@ from alpro.shards.storage import Location
 from alpro.stages.execution.interface import Outcome
 
 ROW_GROUP = 2048  # rows of a table that are buffered before they are written
-COMPARED = 4000  # samples whose frames are compared between the splits; takes a few seconds
+# Samples whose frames are compared between the splits, which takes a few seconds.
+COMPARED = 4000
 TEXTS = ("captions", "questions")
 
 
@@ -58,16 +59,23 @@ def write_statistics(
     everything: np.ndarray,
     expected: Mapping[str, Mapping[str, int]],
 ) -> dict[str, int]:
-    """Writes statistics.json, and returns the counts of items, samples and rejects, by
-    index.parquet and rejects.parquet.
+    """Write statistics.json, and count the items, samples and rejects.
 
-    The file has the mean and standard deviation of each channel, from the pixel sums (3, 3) of the
-    training samples, or of all samples if there are no training samples; hours of video, rejects by
-    reason, and for each split the counts of items, captions and questions, each in the corpus and
-    in the manifest (`expected`, by split).
+    The file has the mean and standard deviation of each channel, the hours of video, the rejects by
+    reason, and for each split the numbers of items, captions and questions, each in the corpus and
+    in the manifest.
+
+    Args:
+        out: The folder of the corpus, with index.parquet and rejects.parquet.
+        training: Pixel sums (3, 3) of the training samples.
+        everything: Pixel sums of all samples, which count if there are no training samples.
+        expected: Numbers of items, captions and questions in the manifest, by split.
+
+    Returns:
+        The counts of the corpus.
     """
     index = pq.read_table(out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"])
-    reasons = reject_reasons(out)
+    reasons = count_rejects(out)
 
     splits: dict[str, dict[str, int]] = {}
     compared: dict[str, dict[str, list[int]]] = {}
@@ -106,7 +114,7 @@ def write_statistics(
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean (3,) and standard deviation (3,) of the pixels of each channel, from `pixel_sums`.
+    """Compute the mean (3,) and standard deviation (3,) of each channel from `pixel_sums`.
 
     The standard deviation is at least 0.001: frames are divided by it, and rounding may give a
     corpus of one color a negative variance.
@@ -117,8 +125,8 @@ def mean_and_std(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(variance, 1e-6))
 
 
-def reject_reasons(out: Path) -> Counter[str]:
-    """How many items of a corpus are rejected for each reason."""
+def count_rejects(out: Path) -> Counter[str]:
+    """Count the rejects of a corpus by reason."""
     rejects = pq.read_table(out / "rejects.parquet", columns=["reason"])
     return Counter(rejects["reason"].to_pylist())
 
@@ -126,24 +134,28 @@ def reject_reasons(out: Path) -> Counter[str]:
 def complete(
     outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED
 ) -> None:
-    """Writes what a corpus has beside its shards and index, and adds counts and warnings to the
+    """Write the overlap and the picture of a corpus, and add their counts and warnings to the
     outcome.
 
-    compared: the most samples whose frames are compared between the splits. Raises InputError if
-    too many items are rejected.
+    Args:
+        source: Where the corpus comes from, for a message.
+        compared: Maximum number of samples whose frames are compared between the splits.
+
+    Raises:
+        InputError: If too many items are rejected.
     """
     shared, outcome.warnings = write_overlap(out, compared)
     outcome.counts |= shared
     draw_samples(out)
-    # Last: whoever reads that too many are rejected finds the tables and the picture.
+    # Checked last, so that the tables and the picture are there to find out why.
     check_rejects(source, out, max_reject_share, outcome.counts["items"])
 
 
 def check_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> None:
-    """Raises InputError if the share of rejected items is above the limit. Rejects below it are
-    logged."""
+    """Raise InputError if the fraction of rejected items is above the limit. Otherwise log the
+    rejects."""
     table = out / "rejects.parquet"
-    reasons = reject_reasons(out)
+    reasons = count_rejects(out)
     rejected = reasons.total()
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
@@ -157,8 +169,12 @@ def check_rejects(source: Location, out: Path, max_reject_share: float, items: i
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
-    """Count, sum and sum of squares of the pixels of frames (..., 3) uint8, for each channel: (3,
-    3)."""
+    """Compute the number, sum and sum of squares of the pixels of each channel.
+
+    Shape:
+        frames: (..., 3) uint8.
+        returns: (3, 3), a column for each channel.
+    """
     # Histograms need no copy of the frames as floating-point numbers.
     histograms = np.stack(
         [np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)]
@@ -168,11 +184,14 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
 
 
 def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str]]:
-    """Writes overlap.parquet, the validation and test items that share a caption or equal-looking
-    frames with a training item, and adds their counts to statistics.json.
+    """Write overlap.parquet: the validation and test items that share a caption or equal-looking
+    frames with a training item. Add their counts to statistics.json.
 
-    The frames of at most `max_samples` samples are compared. Returns the counts above 0, and a
-    warning for each split that has any.
+    Args:
+        max_samples: Maximum number of samples whose frames are compared.
+
+    Returns:
+        The counts above 0, and a warning for each split that has any.
     """
     table, overlaps = overlap(out, max_samples)
     pq.write_table(table, out / "overlap.parquet")
@@ -197,7 +216,7 @@ def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str
 
 
 def draw_samples(out: Path, count: int = 8) -> None:
-    """Writes pictures/samples.png: evenly spaced samples of the corpus with their texts."""
+    """Write pictures/samples.png: evenly spaced samples of the corpus with their texts."""
     strips = sample_strips(ShardReader(out), count)
     if not strips:
         return

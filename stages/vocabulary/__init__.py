@@ -1,1 +1,1 @@
-"""Nouns, word lists and word pieces."""
+"""Nouns and verbs of captions."""

@@ -33,7 +33,7 @@ VERSION = 1  # of the words of a unit; increase it if they change for the same t
 
 
 class Use(Enum):
-    """As what a word occurs."""
+    """The part of speech of an occurrence of a word."""
 
     NOUN = "noun"
     AFTER_NOUN = "noun that follows a noun or a pronoun, as a verb follows its subject"
@@ -54,13 +54,13 @@ class CaptionUnit(NamedTuple):
 WORDS = "words.json"  # of a unit: (word, use, count)
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
-CAPTIONS_PER_UNIT = 4096  # about a second of work
-MAX_LOCAL_UNITS = 8  # faster in this process than starting workers, which takes three seconds each
+CAPTIONS_PER_UNIT = 4096  # a unit takes about a second
+MAX_LOCAL_UNITS = 8  # tagged in this process: starting workers would take longer
 CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the cache
-# spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones would
-# discard the words of each unit and take a fifth of the time to process them again.)
+# spaCy stores every word; beyond this number the pipeline is loaded again. (With its memory zones,
+# which discard the words of each unit, tagging takes a fifth longer.)
 MAX_VOCAB_WORDS = 300_000
-# The components of spaCy's pipelines that tagging needs.
+# Components of spaCy pipelines that tagging needs.
 TAGGING = {
     "tok2vec",
     "transformer",
@@ -69,7 +69,7 @@ TAGGING = {
     "morphologizer",
     "attribute_ruler",
 }
-_tagging = threading.Lock()  # a pipeline's vocabulary is not thread-safe
+_tagging = threading.Lock()  # the vocabulary of a pipeline is not thread-safe
 
 
 def count_words(captions: Counter[str], tagger: str, out: Path, resources: Resources) -> Words:
@@ -139,16 +139,16 @@ def tagger_version(tagger: str) -> str:
 
 
 def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
-    """Counts the words of a unit's texts, weighted by the counts of the texts."""
+    """Count the words of a unit's texts, weighted by the counts of the texts."""
     nlp = load_tagger(tagger)
     # Imported here: spaCy is optional, and `load_tagger` says what to install.
     from spacy.symbols import LOWER, NOUN, POS, PRON, PROPN
     from threadpoolctl import threadpool_limits
 
-    # By the numbers of words: whether each is a noun, and whether it follows one.
+    # By word id, whether the word is a noun, and whether it follows a noun or a pronoun.
     counts: Counter[tuple[int, bool, bool]] = Counter()
     words: Words = Counter()
-    # One thread: the other cores process other units.
+    # One thread, because the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         docs = nlp.pipe(map(composed, unit.texts), batch_size=CAPTIONS_PER_BATCH)
         for doc, weight in zip(docs, unit.counts, strict=True):
@@ -169,16 +169,19 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
 
 
 def composed(text: str) -> str:
-    """A text in the spelling of taggers, with composed letters (NFC): macOS decomposes accents."""
+    """Return a text with composed letters (NFC), as taggers spell them: macOS decomposes accents."""
     return text if text.isascii() else normalize("NFC", text)
 
 
 @lru_cache(maxsize=1)
 def load_tagger(name: str) -> "Language":
-    """Loads a spaCy pipeline, once per process: the embedded one, or an installed one by name or
-    folder.
+    """Load a spaCy pipeline once per process, with the components for tagging only.
 
-    Only the components for tagging are kept. Raises InputError if spaCy or the pipeline is missing.
+    Args:
+        name: `embedded`, or the name or folder of an installed pipeline.
+
+    Raises:
+        InputError: If spaCy or the pipeline is missing.
     """
     try:
         import spacy
@@ -196,7 +199,7 @@ def load_tagger(name: str) -> "Language":
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
 
-    # Others, such as a parser, only take time.
+    # Other components, such as a parser, only take time.
     for component in list(nlp.component_names):
         if nlp.get_pipe_meta(component).factory not in TAGGING:
             nlp.remove_pipe(component)
@@ -213,8 +216,14 @@ def load_tagger(name: str) -> "Language":
 
 
 def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
-    """The captions with their counts, and (id, source) of training samples without a caption.
-    Memory holds each distinct caption once. Raises InputError if there are none."""
+    """Read the captions of the training splits. Memory holds each distinct caption once.
+
+    Returns:
+        The captions with their counts, and (id, source) of the samples without a caption.
+
+    Raises:
+        InputError: If there are no captions.
+    """
     captions: Counter[str] = Counter()
     without: list[tuple[str, str]] = []
     for folder in corpora.values():
@@ -229,7 +238,7 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple
 
 
 def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
-    """The questions with their counts."""
+    """Read the questions of the training splits with their counts."""
     questions: Counter[str] = Counter()
     for folder in corpora.values():
         for row in training_rows(folder, ["questions"]):
@@ -238,9 +247,9 @@ def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
 
 
 def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of the training split of a corpus, a batch of which is in memory."""
+    """Yield the rows of the training split of a corpus, a batch of which is in memory."""
     for batch in index_batches(folder, ["split", *columns]):
         for row in batch.to_pylist():
-            # Captions of the test split must not choose entities or word pieces.
+            # Captions of the test split must not decide entities or tokens.
             if row["split"] == "train":
                 yield row

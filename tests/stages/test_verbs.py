@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from alpro.stages.build_vocabulary import Config, nouns_of, select_words
+from alpro.stages.build_vocabulary import Config, list_nouns, select_words
 from alpro.stages.vocabulary import verbs
 from alpro.stages.vocabulary.nouns import Use
 
@@ -27,13 +27,13 @@ def test_a_verb_after_its_subject_is_no_entity(form):
         }
     )
     config = Config(entities=10)
-    chosen, _ = select_words(nouns_of(words), config)
+    chosen, _ = select_words(list_nouns(words), config)
     is_verb = form != "plays"  # without another form of the verb, nothing tells it from a compound
     assert ("zooms" in dict(chosen)) != is_verb
     assert {"players", "dogs"} <= dict(chosen).keys()
     # The paper's rule: every noun counts.
     everything = Config(entities=10, min_noun_share=0)
-    assert "zooms" in dict(select_words(nouns_of(words), everything)[0])
+    assert "zooms" in dict(select_words(list_nouns(words), everything)[0])
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_a_verb_after_its_subject_is_no_entity(form):
     ],
 )
 def test_forms_of_a_verb(word, form):
-    assert any(form in verbs.verb_forms(stem) for stem in verbs.stems(word))
+    assert any(form in verbs.get_verb_forms(stem) for stem in verbs.get_stems(word))

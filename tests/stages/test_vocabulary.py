@@ -24,7 +24,7 @@ from alpro.stages.build_vocabulary import (
     Candidate,
     Config,
     exclusion_reason,
-    nouns_of,
+    list_nouns,
     select_words,
 )
 from alpro.stages.execution.interface import Resources
@@ -39,7 +39,7 @@ PICTURE = "background clip corner frame left right scene scenes shot start view"
 
 def words_of(**counts: int) -> list[Candidate]:
     """Nouns that occur only as nouns, with their counts."""
-    return nouns_of(Counter({(name, Use.NOUN): count for name, count in counts.items()}))
+    return list_nouns(Counter({(name, Use.NOUN): count for name, count in counts.items()}))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_left_out_nouns_have_a_reason():
         photos=20,
     )
     words += words_of(fish=2, rarity=1)
-    words += nouns_of(Counter({("talks", Use.NOUN): 39, ("talks", Use.OTHER): 61}))
+    words += list_nouns(Counter({("talks", Use.NOUN): 39, ("talks", Use.OTHER): 61}))
     config = Config(entities=2, exclude=("animal",))
     chosen, left_out = select_words(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
@@ -114,7 +114,9 @@ def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
     )
     config = Config(min_noun_share=share)
     assert (
-        " ".join(noun.name for noun in nouns_of(words) if not exclusion_reason(noun, config, set()))
+        " ".join(
+            noun.name for noun in list_nouns(words) if not exclusion_reason(noun, config, set())
+        )
         == chosen
     )
 
@@ -178,7 +180,7 @@ def test_where_nothing_qualifies_the_error_names_the_list_of_ones_own_and_the_re
 def tagged_nouns(*captions: str) -> Counter[str]:
     """The nouns of captions by the embedded tagger, with their counts."""
     words = tag_unit(CaptionUnit("", list(captions), [1] * len(captions)), "embedded")
-    return Counter({noun.name: noun.count for noun in nouns_of(words)})
+    return Counter({noun.name: noun.count for noun in list_nouns(words)})
 
 
 CAPTIONS = [  # constructions that are frequent in captions and rare in treebanks
@@ -197,7 +199,7 @@ CAPTIONS = [  # constructions that are frequent in captions and rare in treebank
 ]
 
 
-def test_the_embedded_tagger_tags_the_nouns_of_captions():
+def test_the_embedded_tagger_tags_the_list_nouns_captions():
     results = {
         caption: (set(tagged_nouns(caption)), set(nouns.split())) for caption, nouns in CAPTIONS
     }
