@@ -114,7 +114,7 @@ def each(
         return
     pending = chain(first, pending)
 
-    engine = _Cluster(scheduler, seconds) if scheduler else _Machine(workers, seconds)
+    engine = _Cluster(scheduler) if scheduler else _Processes(workers)
     running: dict[Future, Task] = {}
     finished: SimpleQueue[Future] = SimpleQueue()
 
@@ -123,7 +123,7 @@ def each(
             # At least one task, also while a cluster has no workers.
             free = max(engine.capacity(), 1) - len(running)
             for task in islice(pending, max(free, 0)):
-                future = engine.submit(pickle.dumps((work, task)))
+                future = engine.submit(pickle.dumps((work, task)), seconds)
                 running[future] = task
                 future.add_done_callback(finished.put)
             if not running:
@@ -241,11 +241,25 @@ def _picklable(error: Exception) -> Exception:
 
 
 class _Processes:
-    """Child processes of this process, each of which runs one task at a time. Thread-safe."""
+    """Child processes of this process, each of which runs one task at a time. Thread-safe.
 
-    def __init__(self) -> None:
+    A thread waits for each of the `workers` processes; those of a Dask worker are threads of Dask.
+    """
+
+    def __init__(self, workers: int = 1):
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(workers)
         self._idle: list[ProcessPool] = []
         self._busy: dict[ProcessFuture, ProcessPool] = {}
+
+    def capacity(self) -> int:
+        return self._workers
+
+    def submit(self, call: bytes, seconds: float | None) -> Future:
+        return self._threads.submit(self.run, call, seconds)
+
+    def read(self, future: Future) -> bytes | Died:
+        return future.result()
 
     def run(self, call: bytes, seconds: float | None, output: str = "") -> bytes | Died:
         """Run a task in a child process. Return the answer of `_attempt`, or Died."""
@@ -289,6 +303,7 @@ class _Processes:
 
     def stop(self) -> None:
         """End all processes. Threads in `run` raise CancelledError."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         busy = dict(self._busy)
         for future in busy:
             future.cancel()
@@ -303,36 +318,13 @@ def _stop(pools: list[ProcessPool]) -> None:
         pool.join()
 
 
-class _Machine:
-    """The processors of this machine. A thread waits for each child process."""
-
-    def __init__(self, workers: int, seconds: float | None):
-        self._workers = workers
-        self._seconds = seconds
-        self._processes = _Processes()
-        self._threads = ThreadPoolExecutor(workers)
-
-    def capacity(self) -> int:
-        return self._workers
-
-    def submit(self, call: bytes) -> Future:
-        return self._threads.submit(self._processes.run, call, self._seconds)
-
-    def read(self, future: Future) -> bytes | Died:
-        return future.result()
-
-    def stop(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._processes.stop()
-
-
 # Clusters
 
 
 class _Cluster:
     """Workers of a Dask cluster, which see the same files as this machine."""
 
-    def __init__(self, scheduler: str, seconds: float | None):
+    def __init__(self, scheduler: str):
         try:
             from distributed import Client
         except ImportError:
@@ -342,7 +334,6 @@ class _Cluster:
             ) from None
 
         self._scheduler = scheduler
-        self._seconds = seconds
         self._job = uuid4().hex
         try:
             self._client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -369,8 +360,8 @@ class _Cluster:
         # One that runs and one that waits on each thread.
         return 2 * self._threads
 
-    def submit(self, call: bytes) -> Future:
-        return self._executor.submit(_answer, self._job, call, self._seconds, versions())
+    def submit(self, call: bytes, seconds: float | None) -> Future:
+        return self._executor.submit(_answer, self._job, call, seconds, versions())
 
     def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker

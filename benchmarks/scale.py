@@ -172,8 +172,7 @@ def make_corpus(folder: Path, rows: int) -> Path:
                 writer.write(row, clip)
         pq.write_table(index_shard(target / SHARD), target / "index.parquet")
         pq.write_table(REJECTS.empty_table(), target / "rejects.parquet")
-        sums = [float(UNIT_ROWS)] * 9
-        return {"samples": UNIT_ROWS, "rejected": 0, "sums": sums, "transient": False}
+        return {"samples": UNIT_ROWS, "transient": False}
 
     store.make("unit", write)
     (folder / "rows").write_text(str(rows))

@@ -222,15 +222,21 @@ def write_unit(task: DecodeUnit, config: Config, folder: Path) -> dict[str, Any]
                 continue
             # Of written samples only: training normalizes by these and sees no reject.
             sums += pixel_sums(clip.frames)
-    return write_tables(folder, rejects, sums)
+    return write_tables(task, folder, rejects, sums)
 
 
 def make_reject(row: Row, error: DecodeError) -> Reject:
     return Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
 
 
-def write_tables(folder: Path, rejects: list[Reject], sums: np.ndarray) -> dict[str, Any]:
-    """Write the index and the rejects of a unit beside its shard. Return its record."""
+def write_tables(
+    task: DecodeUnit, folder: Path, rejects: list[Reject], sums: np.ndarray
+) -> dict[str, Any]:
+    """Write the index and the rejects of a unit beside its shard. Return its record.
+
+    Args:
+        sums: `pixel_sums` of its samples.
+    """
     index = INDEX.empty_table()
     shard = folder / SHARD
     if shard.is_file():  # at least one item was decoded
@@ -242,7 +248,8 @@ def write_tables(folder: Path, rejects: list[Reject], sums: np.ndarray) -> dict[
     pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet")
     return {
         "samples": index.num_rows,
-        "sums": sums.ravel().tolist(),
+        "training": (sums * (task.rows[0].split == "train")).tolist(),
+        "everything": sums.tolist(),
         "transient": any(reject.reason in TRANSIENT_REASONS for reject in rejects),
     }
 
@@ -287,7 +294,7 @@ def join_units(
 ) -> dict[str, Any]:
     """Write a unit from the units of its items, as if it had been decoded at once."""
     rejects: list[Reject] = []
-    sums = np.zeros(9)
+    sums = np.zeros((3, 3))
     with ShardWriter(folder / SHARD) as writer:
         for row in task.rows:
             unit = items[row.id]
@@ -299,10 +306,10 @@ def join_units(
             record = read_json(part / RECORD)
             if SHARD in record["files"]:
                 writer.append(part / SHARD)
-            sums += record["sums"]
+            sums += record["everything"]
             for values in pq.read_table(part / "rejects.parquet").to_pylist():
                 rejects.append(Reject(**values))
-    return write_tables(folder, rejects, sums)
+    return write_tables(task, folder, rejects, sums)
 
 
 def death_error(death: Died, config: Config) -> DecodeError:
@@ -385,27 +392,16 @@ def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> O
     when they are written.
     """
     records = merge_units(units, store, out, [plan.manifest.rejects()])
+    counts = write_statistics(out, records, plan.texts_by_split())
+    # No row is left out in silence: each one is a sample or a reject.
+    assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
 
-    linked = 0
-    training = np.zeros(9)
-    everything = np.zeros(9)
+    counts["linked"] = 0
     sha256: dict[str, str] = {}
     for unit, record in zip(units, records, strict=True):
-        everything += record["sums"]
-        if unit.name.startswith("train"):
-            training += record["sums"]
         if not unit.made:
-            linked += record["samples"]
+            counts["linked"] += record["samples"]
         # A unit whose items are all rejected has no shard.
         if SHARD in record["files"]:
             sha256[f"{unit.name}.tar"] = record["files"][SHARD]
-
-    counts = write_statistics(
-        out,
-        training=training.reshape(3, 3),
-        everything=everything.reshape(3, 3),
-        expected=plan.texts_by_split(),
-    )
-    # No row is left out in silence: each one is a sample or a reject.
-    assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
-    return Outcome(counts | {"linked": linked}, sha256=sha256)
+    return Outcome(counts, sha256=sha256)

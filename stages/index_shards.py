@@ -9,6 +9,7 @@ standard deviation of the pixels. For this, a shard at a URL is copied to a temp
 request instead of about twenty per sample.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -30,13 +31,18 @@ from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.sources.downloads import compressed_tars
 from alpro.shards.storage import DISK_FULL, Location, identities, join, listing, local_copy
 from alpro.shards.writer import index_shard
-from alpro.stages.corpora.tables import COMPARED, complete, pixel_sums, write_statistics
+from alpro.stages.corpora.tables import (
+    COMPARED,
+    complete,
+    count_texts,
+    pixel_sums,
+    write_statistics,
+)
 from alpro.stages.corpora.units import Unit, Units, finish_units, merge_units, open_units
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
 from alpro.stages.execution.workers import run_again
 
 VERSION = 4
-COUNT_NAMES = ("items", "captions", "questions")
 
 
 class Config(StageConfig, frozen=True):
@@ -233,33 +239,18 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
             other checksums, is a reject.
         path: The local copy of the shard.
     """
-    rows = index.to_pylist()
-    row_indices = {row["key"]: i for i, row in enumerate(rows)}
-    earlier_rows = {row["key"]: row for row in earlier.to_pylist()}
+    current = {row["key"]: row for row in index.to_pylist()}
+    # As the earlier index has them: in the order of the shard, then the lost ones.
+    rows = {**current, **{row["key"]: row for row in earlier.to_pylist()}}
 
-    readable: list[int] = []
+    readable: list[str] = []
     rejects: list[dict[str, str]] = []
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
     sizes: set[str] = set()
-    expected = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
-
-    # In the order of the shard, then the lost ones: the same tables each time.
-    for key in dict.fromkeys([*row_indices, *earlier_rows]):
-        row_index = row_indices.get(key)
-        current = None if row_index is None else rows[row_index]
-        # A lost sample is known from the earlier index only.
-        row = earlier_rows.get(key, current)
-        assert row is not None
-
-        # Counted before the frame is read: statistics compare what is there with what should be.
-        counts = expected[row["split"]]
-        counts["items"] += 1
-        counts["captions"] += len(row["captions"])
-        counts["questions"] += len(row["questions"])
-
+    for key, row in rows.items():
         try:
-            frame = middle_frame(row, current, path)
+            frame = middle_frame(row, current.get(key), path)
         except Unreadable as error:
             # The reject has the id in a column of its own.
             detail = str(error).rpartition(f"{row['id']}, ")[2]
@@ -267,8 +258,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
             rejects.append(reject.model_dump())
             continue
 
-        assert row_index is not None
-        readable.append(row_index)
+        readable.append(key)
         if row["kind"] == "video":
             sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
         sums = pixel_sums(frame)
@@ -280,9 +270,11 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         "training": training.tolist(),
         "everything": everything.tolist(),
         "sizes": sorted(sizes),
-        "expected": expected,
+        # Of readable samples and rejects: statistics compare what is there with what should be.
+        "expected": count_texts(pa.Table.from_pylist([*rows.values()], schema=INDEX)),
     }
-    return CheckedSamples(index.take(pa.array(readable, pa.int64())), rejects, record)
+    samples = index.filter(pc.is_in(index["key"], pa.array(readable, pa.string())))
+    return CheckedSamples(samples, rejects, record)
 
 
 def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path) -> np.ndarray:
@@ -308,9 +300,9 @@ def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path
 
 def check_ids(out: Path) -> None:
     """Raise InputError if two samples have the same id."""
-    ids = pq.read_table(out / "index.parquet", columns=["id"])
-    counts = ids.group_by("id").aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))["id"]
+    ids = pq.read_table(out / "index.parquet", columns=["id"])["id"]
+    counts = pc.value_counts(ids)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         sample_id = repeated[0].as_py()
         filters = [("id", "==", sample_id)]
@@ -337,18 +329,13 @@ def check_sizes(shards: Sequence[Location], records: Sequence[Mapping[str, Any]]
 
 
 def write_outcome(records: Sequence[Mapping[str, Any]], out: Path) -> Outcome:
-    """Write the statistics of the corpus, from the records of its units, and return its counts."""
-    training = np.zeros((3, 3))
-    everything = np.zeros((3, 3))
-    expected: dict[str, dict[str, int]] = {split: dict.fromkeys(COUNT_NAMES, 0) for split in SPLITS}
+    """Write the statistics of the corpus, and return its counts."""
+    expected = {split: Counter[str]() for split in SPLITS}
     for record in records:
-        training += record["training"]
-        everything += record["everything"]
         for split, counts in record["expected"].items():
-            for name in COUNT_NAMES:
-                expected[split][name] += counts[name]
+            expected[split].update(counts)
 
-    totals = write_statistics(out, training, everything, expected)
+    totals = write_statistics(out, records, expected)
     # No sample is left out in silence: each one is in the index or in the rejects.
     assert totals["items"] == sum(counts["items"] for counts in expected.values())
     return Outcome(totals | {"shards": len(records)})

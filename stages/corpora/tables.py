@@ -1,9 +1,10 @@
 """The tables of a corpus, its statistics, the overlap of its splits, and a picture."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,11 +54,20 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
         flush()
 
 
+def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
+    """Count the items, captions and questions of each split in rows of an index."""
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        selected = rows.filter(pc.equal(rows["split"], split))
+        counts[split] = {"items": selected.num_rows}
+        for name in TEXTS:
+            # The sum of no rows is null.
+            counts[split][name] = pc.sum(pc.list_value_length(selected[name])).as_py() or 0
+    return counts
+
+
 def write_statistics(
-    out: Path,
-    training: np.ndarray,
-    everything: np.ndarray,
-    expected: Mapping[str, Mapping[str, int]],
+    out: Path, records: Sequence[Mapping[str, Any]], expected: Mapping[str, Mapping[str, int]]
 ) -> dict[str, int]:
     """Write statistics.json, and count the items, samples and rejects.
 
@@ -67,8 +77,8 @@ def write_statistics(
 
     Args:
         out: The folder of the corpus, with index.parquet and rejects.parquet.
-        training: Pixel sums (3, 3) of the training samples.
-        everything: Pixel sums of all samples, which count if there are no training samples.
+        records: The records of the units, with `pixel_sums` of the training samples and of all
+            samples, which count if there are no training samples.
         expected: Numbers of items, captions and questions in the manifest, by split.
 
     Returns:
@@ -76,18 +86,17 @@ def write_statistics(
     """
     index = pq.read_table(out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"])
     reasons = count_rejects(out)
-
-    splits: dict[str, dict[str, int]] = {}
+    splits = count_texts(index)
     compared: dict[str, dict[str, list[int]]] = {}
-    for split in SPLITS:
-        rows = index.filter(pc.equal(index["split"], split))
-        counts = {"items": rows.num_rows}
-        for name in TEXTS:
-            # The sum of no rows is null.
-            counts[name] = pc.sum(pc.list_value_length(rows[name])).as_py() or 0
-        splits[split] = counts
+    for split, counts in splits.items():
         compared[split] = {name: [n, expected[split][name]] for name, n in counts.items()}
 
+    training = np.zeros((3, 3))
+    everything = np.zeros((3, 3))
+    # One after another: another order would round in another way.
+    for record in records:
+        training += record["training"]
+        everything += record["everything"]
     mean, std = mean_and_std(training if training.any() else everything)
     statistics = {
         "mean": mean.round(5).tolist(),
