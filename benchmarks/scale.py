@@ -8,9 +8,9 @@ Three tables:
   cluster. Efficiency is the time that the units wait, divided by what the workers had.
 - units: the time of everything but decoding, for each unit of 256 rows: to hand it to a worker, and
   to merge it into a corpus.
-- rows: the time a row, and the peak memory, of planning, merging, opening a data set, and the order
-  of an epoch. Each runs in a process of its own; the memory is without that of its imports. A ratio
-  above 1 is worse than linear.
+- rows: the processor time a row, and the peak memory, of planning, merging, opening a data set, and
+  the order of an epoch. Each runs in a process of its own; the memory is without that of its
+  imports. The ratio is the time a row, divided by that of the smallest corpus.
 """
 
 import argparse
@@ -230,10 +230,10 @@ def open_data_set(folder: Path) -> Any:
 def order_epoch(folder: Path) -> None:
     """Draw the order of two epochs, at random and with the samples of a group side by side."""
     examples = open_data_set(folder)
-    began = time.monotonic()
+    began = time.process_time()
     examples.order(0, 1, grouped=False)
     examples.order(0, 2, grouped=True)
-    order_epoch.seconds = time.monotonic() - began  # type: ignore[attr-defined]
+    order_epoch.seconds = time.process_time() - began  # type: ignore[attr-defined]
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {
@@ -250,9 +250,9 @@ def measure_part(part: str, folder: Path) -> dict[str, float]:
     # Forgets the peak of the imports; Linux only.
     Path("/proc/self/clear_refs").write_text("5")
     before = read_memory("VmRSS")
-    began = time.monotonic()
+    began = time.process_time()
     PARTS[part](folder)
-    seconds = getattr(PARTS[part], "seconds", time.monotonic() - began)
+    seconds = getattr(PARTS[part], "seconds", time.process_time() - began)
     return {"seconds": seconds, "MiB": (read_memory("VmHWM") - before) / 1024}
 
 
