@@ -21,7 +21,7 @@ from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.pool import Died, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
-from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.decoding import Decoder, decode_image, decode_video
 from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
@@ -178,10 +178,10 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
     raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
-def decode_unit(task: DecodeUnit, config: Config, store: Units) -> Unit:
+def decode_unit(task: DecodeUnit, config: Config, store: Units, decoder: Decoder = "auto") -> Unit:
     """Find a unit, or decode it."""
     get_key = partial(unit_key, task, config)
-    return store.find_or_make(task.name, get_key, partial(write_unit, task, config))
+    return store.find_or_make(task.name, get_key, partial(write_unit, task, config, decoder))
 
 
 def unit_key(task: DecodeUnit, config: Config) -> str:
@@ -197,7 +197,7 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-def write_unit(task: DecodeUnit, config: Config, folder: Path) -> dict[str, Any]:
+def write_unit(task: DecodeUnit, config: Config, decoder: Decoder, folder: Path) -> dict[str, Any]:
     """Decode the items of a unit into its folder. Return its record.
 
     A decoder may crash or hang, which ends this process.
@@ -214,7 +214,7 @@ def write_unit(task: DecodeUnit, config: Config, folder: Path) -> dict[str, Any]
                     # Without the download, which has limits of its own.
                     exit_after(config.timeout + BUSY_SECONDS),
                 ):
-                    clip = decode(row, path, config)
+                    clip = decode(row, path, config, decoder)
                 # Raises DecodeError, too: texts may be longer than readers take.
                 writer.write(row, clip)
             except DecodeError as error:
@@ -257,25 +257,31 @@ def write_tables(
 def decode_apart(
     died: list[tuple[DecodeUnit, Died]], config: Config, store: Units, resources: Resources
 ) -> Iterator[tuple[DecodeUnit, Unit]]:
-    """Decode units whose processes died, each item in a unit of its own, and join them. An item
-    that ends its process again is a reject.
+    """Decode units whose processes died, each item in a unit of its own, and join them.
+
+    An item that ends its process again is decoded with the ffmpeg binary, which has a process of
+    its own. If its process ends once more, it is a reject.
 
     Raises:
         InputError: If many items end their processes, and no other item is decoded.
     """
-    singles = [single for task, _ in died for single in task.split()]
     outcomes: dict[str, Unit | Died] = {}  # by the ids of the items
-    deaths = 0
-    for single, unit in run_tasks(
-        singles, partial(decode_unit, config=config, store=store), resources
-    ):
-        outcomes[single.name] = unit
-        deaths += isinstance(unit, Died)
-        if isinstance(unit, Died) and len(outcomes) == deaths > MAX_DEATHS:
-            raise InputError(
-                f"{deaths} items in succession end the processes that decode them "
-                f"({unit.reason}); if memory is short, lower resources.workers"
-            )
+    singles = [single for task, _ in died for single in task.split()]
+    decoders: tuple[Decoder, ...] = ("auto", "ffmpeg")
+    for decoder in decoders:
+        work = partial(decode_unit, config=config, store=store, decoder=decoder)
+        deaths: list[DecodeUnit] = []
+        for single, unit in run_tasks(singles, work, resources):
+            outcomes[single.name] = unit
+            if not isinstance(unit, Died):
+                continue
+            deaths.append(single)
+            if len(outcomes) == len(deaths) > MAX_DEATHS:
+                raise InputError(
+                    f"{len(deaths)} items in succession end the processes that decode them "
+                    f"({unit.reason}); if memory is short, lower resources.workers"
+                )
+        singles = deaths
 
     for task, _ in died:
         items = {row.id: outcomes[row.id] for row in task.rows}
@@ -320,7 +326,7 @@ def death_error(death: Died, config: Config) -> DecodeError:
     return DecodeError("crashed", death.reason)
 
 
-def decode(row: Row, path: Path, config: Config) -> Clip:
+def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> Clip:
     """Decode the frames of an item from its local file.
 
     Raises:
@@ -341,6 +347,7 @@ def decode(row: Row, path: Path, config: Config) -> Clip:
                 size=config.size,
                 start=row.start,
                 end=row.end,
+                decoder=decoder,
                 limits=limits,
             )
     except (DecodeError, InputError):

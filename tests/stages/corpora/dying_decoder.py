@@ -1,5 +1,5 @@
 """A decoder that kills its process. The processes of a pool import this module, with a
-configuration that replaces a decoder of `decode_videos`."""
+configuration that replaces the decoders of `decode_videos`."""
 
 import os
 import signal
@@ -29,12 +29,20 @@ def decode_image(path: Path, *args: Any, **options: Any) -> Any:
     return decoding.decode_image(path, *args, **options)
 
 
+def decode_video(path: Path, *args: Any, decoder: Any = "auto", **options: Any) -> Any:
+    """Only PyAV crashes."""
+    if decoder == "auto":
+        note_or_die(path)
+    return decoding.decode_video(path, *args, decoder=decoder, **options)
+
+
 class DyingDecoder(decode_videos.Config):
-    """A configuration that replaces the decoder in the process that unpickles it."""
+    """A configuration that replaces the decoders in the process that unpickles it."""
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         decode_videos.decode_image = decode_image
+        decode_videos.decode_video = decode_video
 
 
 def count_tries(folder: Path) -> int:
