@@ -51,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=3, help="that a unit waits")
     parser.add_argument("--units", type=int, default=4000, help="units that are handed and merged")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_240, 102_400])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -67,7 +67,8 @@ def main() -> None:
             figures["workers"] = measure_workers(arguments.seconds, folder)
         if arguments.units:
             figures["units"] = measure_units(arguments.units, folder)
-        figures["rows"] = measure_rows(arguments.rows, folder)
+        if arguments.rows:
+            figures["rows"] = measure_rows(arguments.rows, folder)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
