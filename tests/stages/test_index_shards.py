@@ -230,6 +230,17 @@ def test_kinds_selects_one_kind_of_samples(index, corpus_of, tmp_path, kind):
     )
 
 
+def test_the_index_beside_shards_at_a_url_is_copied_once(shards, index, clips, served):
+    shutil.copy(clips / "index.parquet", shards)
+    url, server = served(shards)
+    assert len(list(shards.glob("*.tar"))) > 2
+
+    index(url)
+
+    copies = [path for method, path, _ in server.asked if method == "GET" and "index" in path]
+    assert len(copies) == 1
+
+
 def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
     last = sorted(shards.iterdir())[-1]
     content = last.read_bytes()
