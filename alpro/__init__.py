@@ -1,5 +1,5 @@
-"""ALPRO as a staged pipeline. `from alpro import Index, Model` is the Python interface to a trained
-model.
+"""ALPRO as a staged pipeline. `from alpro import Model, Searcher` is the Python interface to a
+trained model.
 
 The package is one folder of modules that all rooms use, and a link to each room: `alpro/models` is
 `models`. Only this file, the public face of the package, names a room above it, and only when a
@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alpro.inference.index import Index
     from alpro.inference.model import Model
+    from alpro.inference.search import Searcher
 
-__all__ = ["Index", "Model", "__version__"]
+__all__ = ["Index", "Model", "Searcher", "__version__"]
 
-MODULES = {"Index": "alpro.inference.index", "Model": "alpro.inference.model"}
+MODULES = {
+    "Index": "alpro.inference.index",
+    "Model": "alpro.inference.model",
+    "Searcher": "alpro.inference.search",
+}
 
 try:
     __version__ = version("alpro-pipeline")

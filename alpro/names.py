@@ -24,7 +24,7 @@ from alpro.errors import InputError
 from alpro.log import log
 
 RUNS = "runs.jsonl"
-INDEXES = "indexes.txt"  # folders, a line each
+INDEXES = "indexes.txt"  # folders and addresses, a line each
 SIMILAR = 0.8  # of two names, as difflib measures: sample/pretrai and sample/pretrain have 0.97
 STAGE_NAME = re.compile(
     r"((?P<config>[^/@]+)/)?(?P<stage>[a-z][\w-]*)( (?P<corpus>[\w.-]+))?"
@@ -75,28 +75,29 @@ def record_run(
         file.write(text.encode())
 
 
-def record_index(workspace: Path, index: Path) -> None:
-    """Notes an index, so that the model that embedded its videos is not removed as unused."""
+def record_index(workspace: Path, place: str) -> None:
+    """Note an index, so that the model that embedded its videos is not removed as unused.
+
+    Args:
+        place: Its absolute path or its address.
+    """
     file = workspace / INDEXES
-    line = str(index.resolve())
-    if workspace.is_dir() and line not in index_lines(file):
+    if workspace.is_dir() and place not in index_lines(file):
         with file.open("a", encoding="utf-8") as opened:
-            opened.write(f"{line}\n")
+            opened.write(f"{place}\n")
 
 
-def index_folders(workspace: Path) -> list[Path]:
-    """The indexes that are known: those that were noted, and those in the workspace, beside it and
-    in the current folder."""
+def index_places(workspace: Path) -> list[str]:
+    """Return the indexes that were noted, and those in the workspace, beside it and here."""
     root = workspace.resolve()
-    folders = set()
+    places = set()
     for searched in {root, root.parent, Path.cwd()}:
-        folders |= {file.parent for file in searched.glob("*/index.json")}
+        places |= {str(table.parent) for table in searched.glob("*/clips.lance")}
 
-    for line in index_lines(workspace / INDEXES):
-        noted = Path(line)
-        if (noted / "index.json").is_file():
-            folders.add(noted)
-    return sorted(folders)
+    for place in index_lines(workspace / INDEXES):
+        if "://" in place or Path(place, "clips.lance").is_dir():
+            places.add(place)
+    return sorted(places)
 
 
 def index_lines(file: Path) -> list[str]:

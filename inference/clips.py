@@ -62,6 +62,13 @@ def is_file(text: Any) -> bool:
         return False
 
 
+def check_file(source: Source) -> None:
+    """Raise InputError if a source is the path of a file that does not exist."""
+    location = None if isinstance(source, Row | Sample) else absolute(source)
+    if isinstance(location, Path) and not location.exists():
+        raise InputError(f"{source}: no such file")
+
+
 def is_image(source: Source) -> bool:
     if isinstance(source, Sample):
         return source.metadata["kind"] == "image"
@@ -92,7 +99,8 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
             start = None
             end = None
 
-        with local_copy(absolute(location), MAX_FETCHED_BYTES) as path:
+        member = source.member if isinstance(source, Row) else None
+        with local_copy(absolute(location), MAX_FETCHED_BYTES, member=member) as path:
             if is_image(source):
                 image = decode_image(path, size, limits)
                 frames = np.repeat(image.frames, count, axis=0)

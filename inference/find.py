@@ -162,3 +162,24 @@ def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> s
                 f"{inside}: {name} is missing, or not a regular file; this is not a model folder"
             )
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Temporary: as in the branch of the models."""
+
+    model: Path
+    prompts: Path | None = None
+    checksums: Mapping[Path, str] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        return model_digest(self.model, self.checksums)
+
+
+def resolve(name: "str | Path | Found", workspace: Path) -> Found:
+    if isinstance(name, Found):
+        return name
+    found = verified_model(name, workspace)
+    model, prompts = find_prompter(found.path)
+    return Found(model, prompts, found.checksums if model == found.path else {})

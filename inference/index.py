@@ -1,515 +1,382 @@
-"""An index of embedded videos: a folder that `alpro index` fills and `alpro search` reads.
+"""An index of embedded clips: a LanceDB table in a folder, or at an address such as
+s3://bucket/index.
 
-index.json names the model and the parts. A part is a Parquet file with a row for each clip and its
-embedding. It counts once index.json names it, so an interrupted run keeps every finished part, and
-a search can run at the same time. What index.json does not name is deleted before any other change.
-rejects.parquet has the files that could not be decoded.
+A row is a clip with its embedding, or a file that could not be decoded, with the reason. LanceDB
+makes each change atomic: a search can run beside a writer, and a killed writer leaves whole rows.
 """
 
-import hashlib
-import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from uuid import uuid4
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from alpro.artifact import read_record
+from alpro.credentials import redacted
 from alpro.errors import InputError, one_line
-from alpro.files import atomic_write, make_folder, write_json
-from alpro.inference.clips import is_file
-from alpro.inference.find import FoundModel, verified_model
-from alpro.inference.model import Model
-from alpro.locks import acquire
-from alpro.shards.clip import Reason
-from alpro.shards.reader import Sample, sample_from_row
-from alpro.shards.schema import REJECTS, TRANSIENT_REASONS, Reject, Row
-from alpro.shards.sources.folders import spelled
-from alpro.shards.storage import absolute, located
+from alpro.files import os_errors, read_json
+from alpro.inference.items import SCHEMA, Item
+from alpro.shards.storage import absolute, is_url
 
 if TYPE_CHECKING:
-    from alpro.inference.search import SearchResult
+    from lancedb import DBConnection
+    from lancedb.table import Table
 
-REJECTS_FILE = "rejects.parquet"
-PART_CLIPS = 1024  # clips after which a part is added
-PART_SECONDS = 60.0  # or the time since the last one
-MAX_PARTS = 100  # more are merged at the end of a run
+EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
+PARTITIONS = 1024  # of the approximate index
+PROBES = 128  # partitions that a query reads
+DIGITS = 6  # of a similarity: beyond, equal vectors may differ
+SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
+IS_CLIP = "reason IS NULL"
+ORDER = ("path", "start", "id")  # of the index
 
-ITEMS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("path", pa.string()),  # of the file, or of the shard
-        ("kind", pa.string()),
-        ("start", pa.float64()),  # seconds; null: the whole file
-        ("end", pa.float64()),
-        ("duration", pa.float64()),  # seconds of the clip; null: an image, or unknown
-        ("caption", pa.string()),  # the first one, if there is any
-        ("columns", pa.map_(pa.string(), pa.string())),  # of the manifest, those that are kept
-        # Size and time of the file, or its ETag: a change embeds it again.
-        ("identity", pa.string()),
-        ("frame_offsets", pa.list_(pa.int64())),  # of a sample in a shard
-        ("frame_sizes", pa.list_(pa.int64())),
-    ]
-)
-PART = pa.schema([*ITEMS, ("embedding", pa.list_(pa.float32()))])
-FURTHER_FIELDS = [field for field in ITEMS if field.name not in REJECTS.names]
-REJECTED = pa.schema([*REJECTS, *FURTHER_FIELDS])
-LATER_COLUMNS = ("duration",)  # which an index of an earlier version lacks
-Item = dict[str, Any]  # a row of ITEMS
-Signature = tuple[str, str, str]  # see `signature_of`
-REPAIR_HINT = "delete this folder, and create the index again"
+# Columns that a search shows and a condition may name, beside those of the manifest.
+SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
-class About(BaseModel):
-    """index.json: the model (its folder, its digest), the names of the parts, the windows that
-    videos are cut into, if they are (their length, and the time from one to the next, in seconds),
-    and the kept columns of the manifest."""
+class IndexSettings(BaseModel):
+    """What all clips of an index have in common.
+
+    Attributes:
+        model: Folder of the model.
+        digest: Digest of the model's files.
+        root: Folder that paths are relative to, so that it can move; empty if there is none.
+        window: Length of a window in seconds, if videos are split into windows.
+        stride: Seconds from the start of one window to the next.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     model: str
     digest: str
+    root: str = ""
     window: float | None = None
     stride: float | None = None
-    columns: tuple[str, ...] = ()
-    parts: tuple[Annotated[str, Field(pattern=r"^\w+$")], ...] = ()  # no path: files of the folder
 
 
-@dataclass(frozen=True, repr=False)
 class Index:
-    """An index in memory: `items` has a row for each clip, and `embeddings` (N, E) its vector;
-    `rejects` has the files that could not be decoded, with the reason."""
+    """An index on disk or in a store. Each call reads its newest state.
 
-    folder: Path
-    about: About
-    items: pa.Table
-    embeddings: np.ndarray
-    rejects: pa.Table
+    Attributes:
+        place: The folder or the address.
+        table: The table of LanceDB.
+    """
+
+    def __init__(self, place: str, table: "Table"):
+        self.place = place
+        self.table = table
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Index":
-        """Reads an index. Raises InputError if it is missing or corrupt."""
-        folder = Path(folder)
-        # A merge deletes the parts that the index.json named a moment ago: then it is read again.
-        while True:
-            about = read_about(folder)
-            try:
-                parts = [read_part(folder / f"{name}.parquet", PART) for name in about.parts]
-                rejects = REJECTED.empty_table()
-                if (folder / REJECTS_FILE).exists():
-                    rejects = read_part(folder / REJECTS_FILE, REJECTED)
-                # pyarrow concatenates no empty list, which a new index has.
-                rows = pa.concat_tables([PART.empty_table(), *parts])
-                embeddings = embeddings_of(rows)
-                break
-            except (OSError, ValueError, pa.ArrowException) as error:
-                if read_about(folder).parts != about.parts:  # another process merged them
-                    continue
-                raise InputError(f"{folder}: corrupt: {one_line(error)}; {REPAIR_HINT}") from error
-        return cls(
-            folder=folder,
-            about=about,
-            items=rows.drop_columns("embedding"),
-            embeddings=embeddings,
-            rejects=rejects,
-        )
+    def open(cls, place: str | Path) -> "Index":
+        """Open an existing index.
+
+        Raises:
+            InputError: There is none, it cannot be read, or an earlier version made it.
+        """
+        if not index_exists(place):
+            raise InputError(
+                f"{place}: no index; `alpro index add {place} VIDEOS --model MODEL` creates one"
+            )
+        address = str(absolute(place))
+        with engine_errors(address):
+            return cls(address, connect(address).open_table("clips"))
+
+    @classmethod
+    def create(
+        cls,
+        place: str | Path,
+        settings: IndexSettings,
+        size: int,
+        columns: Mapping[str, pa.DataType],
+    ) -> "Index":
+        """Create an index, or open the one that another process created at the same time.
+
+        Args:
+            place: Folder or address.
+            settings: Settings of a new index.
+            size: Length of an embedding.
+            columns: Further columns, from the manifest.
+        """
+        address = str(absolute(place))
+        metadata = {SETTINGS: settings.model_dump_json()}
+        vector = pa.field("vector", pa.list_(pa.float32(), size), metadata=metadata)
+        schema = pa.schema([*SCHEMA, *columns.items(), vector])
+        with engine_errors(address):
+            table = connect(address).create_table("clips", schema=schema, exist_ok=True)
+        return cls(address, table)
 
     def __repr__(self) -> str:
-        return f"<Index {self.folder}: {len(self):,} clips of {self.about.model}>"
+        return f"<Index {self.place}: {len(self):,} clips of {self.settings.model}>"
 
     def __len__(self) -> int:
-        return len(self.embeddings)
+        return self.count()
 
-    def item(self, row: int) -> Item:
-        """The item of a row."""
-        return self.items.slice(row, 1).to_pylist()[0]
+    @property
+    def settings(self) -> IndexSettings:
+        metadata = self.table.schema.field("vector").metadata or {}
+        with self._errors():
+            return IndexSettings.model_validate_json(metadata.get(SETTINGS.encode(), b""))
 
-    @cached_property
-    def model(self) -> Model:
-        """The model of this index, which is loaded once. Raises InputError if it is gone."""
-        return self.load_model()
+    def change_settings(self, **values: Any) -> None:
+        """Change the model's folder or the root, for all rows at once."""
+        settings = self.settings.model_copy(update=values)
+        metadata = {SETTINGS: settings.model_dump_json()}
+        with self._errors():
+            self.table.update_field_metadata({"path": "vector", "metadata": metadata})
 
-    def search(self, query: Any, k: int = 10, **options: Any) -> "SearchResult":
-        """The `k` clips that fit best: a text (str), or those similar to a file (`Path`, or a str
-        as of `Model.encode`) or to an embedding (E,).
+    @property
+    def size(self) -> int:
+        """Length E of an embedding."""
+        return self.table.schema.field("vector").type.list_size
 
-        options: as of `search.search` for a text (filters, rerank, nothing_below, offset), and as
-        of `search.similar` otherwise (filters, offset). Raises InputError for an invalid filter,
-        and DecodeError if the file cannot be decoded.
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """Columns that this index keeps of its manifest, with their types."""
+        hidden = {*SCHEMA.names, "vector"}
+        return {field.name: field.type for field in self.table.schema if field.name not in hidden}
+
+    def count(self, sql: str = IS_CLIP) -> int:
+        """Count rows.
+
+        Raises:
+            InputError: The condition is invalid.
         """
-        from alpro.inference import search  # which imports this module
+        with self._errors():
+            return self.table.count_rows(sql)
 
-        if isinstance(query, str) and not is_file(query):
-            # pyright takes this file and alpro/inference/index.py, its link, for two modules.
-            return search.search(self, self.model, query, k, **options)  # pyright: ignore[reportArgumentType]
+    def rows(self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0) -> list[Item]:
+        """List rows in the order of the index, without their embeddings.
 
-        if isinstance(query, str | Path):
-            (embedded,) = self.model.stream([query])
-            if embedded.error:
-                raise embedded.error
-            query = embedded.embedding
-
-        vector = np.asarray(query, np.float32)
-        # As above: one module for Python, two for pyright.
-        return search.similar(self, vector, k, **options)  # pyright: ignore[reportArgumentType]
-
-    def find_model(
-        self,
-        name: str | Path | FoundModel = "",
-        workspace: Path = Path("workspace"),
-    ) -> FoundModel:
-        """The model of this index: where it was, or that of `name` if it has moved.
-
-        Raises InputError if it is missing, or if it is another model.
+        Raises:
+            InputError: The condition is invalid.
         """
-        if not name and not Path(self.about.model).is_dir():
-            raise InputError(
-                f"{self.folder}: its model {self.about.model} is gone; name a copy of it with "
-                f"--model"
+        from lancedb.query import ColumnOrdering
+
+        with self._errors():
+            query = self.table.search().select(self._names).where(sql).limit(k).offset(offset)
+            order = [ColumnOrdering(column_name=name) for name in ORDER]
+            return self._items(query.order_by(order).to_list())
+
+    def embedding(self, key: str) -> np.ndarray:
+        """Return the embedding (E,) of a clip."""
+        with self._errors():
+            query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
+            return np.array(query.to_list()[0]["vector"], np.float32)
+
+    def nearest(
+        self, vector: np.ndarray, k: int, sql: str = IS_CLIP, exact: bool = False
+    ) -> list[Item]:
+        """Find the clips that are most similar to an embedding.
+
+        Args:
+            vector: An embedding (E,).
+            k: Number of clips.
+            sql: Condition on the clips.
+            exact: Compare all clips, also where there is an approximate index.
+
+        Returns:
+            Clips with their `similarity`, in descending order. Equal ones are in the order of the
+            index.
+
+        Raises:
+            InputError: The condition is invalid, or the embedding is of another model.
+        """
+        clips = self.count()
+
+        def query(limit: int, farthest: float | None = None) -> list[Item]:
+            search: Any = self.table.search(vector, vector_column_name="vector")
+            search = (
+                search.distance_type("dot")
+                .select([*self._names, "_distance"])
+                .where(sql)
+                .limit(limit)
             )
+            if farthest is not None:
+                search = search.distance_range(upper_bound=farthest)
+            is_exact = exact or clips <= EXACT_CLIPS
+            search = search.bypass_vector_index() if is_exact else search.nprobes(PROBES)
+            return search.to_list()
 
-        found = verified_model(name or self.about.model, workspace)
-        repair_hint = "leave out --model" if name else "create the index again"
-        check_digest(self.folder, self.about, found.path, found.digest, repair_hint)
-        return found
+        with self._errors():
+            rows = query(k + 1)
+            # If the last place is shared, all that share it are candidates.
+            if len(rows) > k and rows[k]["_distance"] - rows[k - 1]["_distance"] < 10**-DIGITS:
+                rows = query(clips, rows[k]["_distance"] + 10**-DIGITS)
 
-    def load_model(
-        self,
-        name: str | Path | FoundModel = "",
-        workspace: Path = Path("workspace"),
-        **options: Any,
-    ) -> Model:
-        """The model of this index, see `find_model`. options: as of `Model.load`."""
-        return Model.load(self.find_model(name, workspace), **options)
+        for row in rows:
+            row["similarity"] = round(1 - row.pop("_distance"), DIGITS)
+        rows.sort(key=lambda row: (-row["similarity"], *(row[name] or 0 for name in ORDER)))
+        return self._items(rows[:k])
 
-    def named(self, names: Sequence[str]) -> Iterator[tuple[str, Item]]:
-        """The items and rejects that names stand for, each after the name: an id, a file, or a
-        folder. An item that several names stand for comes after each of them."""
-        names_of: defaultdict[str, set[str]] = defaultdict(set)
-        for name in names:
-            # An id is compared as it is, a file by its absolute path, which the rows have.
-            names_of[spelled(name)].add(name)
-            names_of[spelled(str(absolute(name)))].add(name)
+    @property
+    def _names(self) -> list[str]:
+        return [*SCHEMA.names, *self.columns]
 
-        for table in (self.items, self.rejects):
-            for item in rows_of(table):
-                folders = map(str, PurePath(item["path"]).parents)
-                given: set[str] = set()
-                for text in (item["id"], item["path"], *folders):
-                    given |= names_of.get(spelled(text), set())
-                for name in sorted(given):
-                    yield name, item
+    def _items(self, rows: list[Item]) -> list[Item]:
+        """Make paths absolute, and put the values of a manifest into `columns`."""
+        root = self.settings.root
+        names = list(self.columns)
+        for row in rows:
+            row["path"] = whole_path(row["path"], root)
+            row["columns"] = {name: row.pop(name) for name in names}
+        return rows
 
-
-def read_about(folder: Path) -> About:
-    """The index.json of an index. Raises InputError."""
-    file = folder / "index.json"
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: no index.json; `alpro index add {folder} VIDEOS --model MODEL` creates an "
-            "index"
-        )
-
-    try:
-        return About.model_validate_json(file.read_text())
-    except OSError as error:  # the index may be whole: it must not be deleted
-        raise InputError(f"{file}: {error.strerror}; make it readable for this user") from error
-    except ValueError as error:  # pydantic's, or not UTF-8
-        raise InputError(f"{file}: cannot be read: {one_line(error)}; {REPAIR_HINT}") from error
-
-
-def indexed_fingerprints(folders: Iterable[Path]) -> set[str]:
-    """The fingerprints of the artifacts whose models embedded the videos of indexes. A folder that
-    is no index has none."""
-    fingerprints = set()
-    for folder in folders:
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise the engine's errors as InputError. A wrong column is named with those that exist."""
         try:
-            model = Path(read_about(folder).model)
-        except InputError:
-            continue
+            with engine_errors(self.place):
+                yield
+        except InputError as error:
+            unknown = re.search(r'No field named "?([^".]+)', str(error))
+            if not unknown:
+                raise
+            names = ", ".join([*SHOWN_COLUMNS, *self.columns])
+            raise InputError(
+                f"no column {unknown[1]}; {self.place} has {names}, and text is in single quotes"
+            ) from error
 
-        artifact = model.parent if model.name == "model" else model
-        record = read_record(artifact)
-        if record:
-            fingerprints.add(record.fingerprint)
-    return fingerprints
+    def known(self) -> pa.Table:
+        """Return `key`, `path`, `identity` and `reason` of all rows. Paths are as they are stored."""
+        columns = ["key", "path", "identity", "reason"]
+        with self._errors():
+            return self.table.search().select(columns).limit(None).to_arrow()
 
+    def write(self, items: list[Item]) -> None:
+        """Add rows, or replace those of the same keys. A row has a `vector` or a `reason`."""
+        root = self.settings.root
+        rows = []
+        for item in items:
+            words = folded("\n".join(filter(None, (item["caption"], item["id"]))))
+            name = folded(item["path"].rpartition("/")[2])
+            more = {"path": stored_path(item["path"], root), "words": f"{words}\n{name}"}
+            rows.append(item | item["columns"] | more)
 
-def read_part(file: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of a part, or the rejects. Raises ValueError or OSError if the file is corrupt."""
-    # As a data set, folders named NAME=VALUE would be columns.
-    table = pq.ParquetFile(file).read()
-    for name in LATER_COLUMNS:
-        if name not in table.column_names:
-            empty = pa.nulls(len(table), schema.field(name).type)
-            table = table.append_column(name, empty)
+        upsert = self.table.merge_insert("key").when_matched_update_all()
+        with self._errors():
+            data = pa.Table.from_pylist(rows, self.table.schema)
+            upsert.when_not_matched_insert_all().execute(data, on_bad_vectors="null")
 
-    missing = set(schema.names) - set(table.column_names)
-    if missing:
-        raise ValueError(f"{file.name}: no column {', '.join(sorted(missing))}")
+    def remove(self, sql: str) -> None:
+        """Remove rows, also from the disk."""
+        table = self.table
+        with self._errors():
+            query = table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
+            # The engine only marks deleted rows, but it deletes a file in which no others are left.
+            for fragment in {row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()}:
+                rows = f"_rowid >= {fragment << 32} AND _rowid < {fragment + 1 << 32}"
+                table.update(where=f"{rows} AND NOT ({sql})", values_sql={"key": "key"})
+            table.delete(sql)
+            table.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
-    table = table.select(schema.names).cast(schema)
-    for name in ("id", "path"):
-        if table[name].null_count:  # the server and the filters need them
-            raise ValueError(f"{file.name}: a row without {name}")
-    return table
+    def optimize(self) -> None:
+        """Merge small files, delete those of earlier states, and build the approximate index if
+        there are many clips."""
+        from lancedb.index import IvfFlat
 
-
-def embeddings_of(rows: pa.Table) -> np.ndarray:
-    """The embeddings (N, E) of the rows of parts. Raises ValueError if their lengths differ."""
-    vectors = []
-    for chunk in rows["embedding"].chunks:
-        if not len(chunk):
-            continue
-        lengths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
-        values = chunk.flatten()
-        # The length of a null is NaN, which is not above 0.
-        has_one_length = len(lengths) == 1 and lengths[0] > 0
-        if not has_one_length or values.null_count:
-            raise ValueError("embeddings of different lengths, or without one")
-        vectors.append(values.to_numpy().reshape(len(chunk), -1))
-
-    if not vectors:
-        return np.empty((0, 1), np.float32)
-    return np.concatenate(vectors)
-
-
-def source_of(item: Item) -> Row | Sample:
-    """What decodes an item."""
-    location = located(item["path"])
-    if item["frame_offsets"] is not None:
-        return sample_from_row(item, location)
-    return Row(
-        id=item["id"],
-        path=location,
-        kind=item["kind"],
-        start=item["start"],
-        end=item["end"],
-    )
+        with self._errors():
+            self.table.optimize(cleanup_older_than=timedelta(minutes=10))
+            if len(self) > EXACT_CLIPS and not self.table.list_indices():
+                config = IvfFlat(distance_type="dot", num_partitions=PARTITIONS)
+                self.table.create_index("vector", config=config)
 
 
-def key_of(item: Item) -> str:
-    """What an item is: a file, a window of it, or a sample of a shard, whatever the file contains
-    now."""
-    return f"{item['path']}\n{window_of(item)}"
+def index_exists(place: str | Path) -> bool:
+    """Check whether there is an index.
 
+    Raises:
+        InputError: An earlier version made it, or the store does not answer.
+    """
+    location = absolute(place)
+    if isinstance(location, str):
+        with engine_errors(location):
+            return "clips" in connect(location).table_names()
 
-def window_of(item: Item) -> str:
-    """What an item is in its file: a sample of a shard, or a window."""
-    if item["frame_offsets"] is not None:
-        return item["id"]
-    return f"{item['start']}-{item['end']}"
-
-
-def signature_of(item: Item) -> Signature:
-    """What stays the same of an item if the folder of its file moves: size and time of the file,
-    its name, and the window, or the sample in a shard."""
-    return item["identity"], PurePath(item["path"]).name, window_of(item)
-
-
-def clip_key(item: Item) -> str:
-    """A short name of what an item is, by which a page notices that a row has become another."""
-    key = key_of(item).encode(errors="surrogatepass")
-    return hashlib.sha256(key).hexdigest()[:12]
-
-
-def rows_of(table: pa.Table) -> Iterator[Item]:
-    """The rows of a table, a few of which are objects at a time: they take ten times the memory of
-    the columns."""
-    for batch in table.to_batches(PART_CLIPS):
-        yield from batch.to_pylist()
-
-
-def check_digest(
-    index: Path,
-    about: About,
-    model: Path | str,
-    digest: str,
-    repair_hint: str = "choose another folder for the index",
-) -> None:
-    """Raises InputError if a model is not that of an index: their embeddings cannot be compared."""
-    if about.digest != digest:
+    if (location / "index.json").is_file():
+        model = read_json(location / "index.json").get("model", "MODEL")
         raise InputError(
-            f"{index}: this index is of another model, {about.model} ({about.digest[:8]}), not of "
-            f"{model} ({digest[:8]}); {repair_hint}"
+            f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
+            f"{place} VIDEOS --model {model}` makes it anew"
         )
+    return (location / "clips.lance").is_dir()  # to connect would make the folder
+
+
+def connect(address: str) -> "DBConnection":
+    try:
+        import lancedb
+    except ImportError as error:
+        raise InputError("an index needs LanceDB: pip install 'alpro-pipeline[index]'") from error
+    # Each read asks for the newest state: other processes add and remove clips.
+    return lancedb.connect(address, read_consistency_interval=timedelta(0))
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[None]:
-    """Raises InputError if another process changes the index, or if the folder cannot be
-    written."""
-    lock = FileLock(folder / ".lock")
+def engine_errors(place: str) -> Iterator[None]:
+    """Raise the engine's errors as InputError, and those of the disk as OSError."""
     try:
-        make_folder(folder)
-        free = acquire(lock, blocking=False)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror or error}") from error
-    if not free:
-        raise InputError(f"{folder}: another process is changing this index")
-
-    try:
-        yield
-    finally:
-        lock.release()
+        with os_errors(place):
+            yield
+    except (ValueError, RuntimeError) as error:
+        # Without lines of the engine's source, and without the query that it made of a condition.
+        text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
+        raise InputError(f"{place}: {redacted(one_line(ValueError(text)))}") from error
 
 
-class IndexWriter:
-    """Changes an index, within `changing`. The whole index is in memory, twice while parts are
-    merged."""
+def make_condition(where: str = "", words: str = "") -> str:
+    """Return the condition on rows in SQL that they are clips, that `where` holds, and that the
+    caption, the file name or the id has each of the words."""
+    conditions = [IS_CLIP]
+    if where.strip():
+        # In brackets: the engine ignores what follows a complete condition.
+        conditions.append(f"({where}\n)")
+    conditions += [f"contains(words, {quoted(word)})" for word in folded(words).split()]
+    return " AND ".join(conditions)
 
-    def __init__(self, folder: Path, about: About):
-        self.folder = folder
-        self.about = about
-        # First: it marks the folder as an index.
-        write_json(folder / "index.json", about.model_dump())
-        self._delete_others()
-        index = Index.open(folder)
-        self.rows = len(index)  # in all parts
 
-        # Clips whose files moved keep the embeddings of the index as it was.
-        self.old = index
-        self.moved: dict[str, str] = {}  # the keys that they had, by their new keys
-        self.row_of_signature: dict[Signature, int] = {}
-        self.known: dict[str, str] = {}  # identities of clips, by their keys
-        for row, item in enumerate(rows_of(index.items)):
-            self.row_of_signature[signature_of(item)] = row
-            self.known[key_of(item)] = item["identity"]
+def quoted(text: str) -> str:
+    """Return a text as a string of SQL."""
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"
 
-        self.rejects: dict[str, Item] = {}  # by their keys
-        for item in rows_of(index.rejects):
-            if item["reason"] != "bad row":  # which the manifest of this run has again, or not
-                self.rejects[key_of(item)] = item
-        self.bad_rows = list[Reject]()  # of the manifest of this run
 
-        self.items: list[Item] = []  # of the next part
-        self.embeddings: list[np.ndarray] = []
-        self.last = time.monotonic()
+def folded(text: str) -> str:
+    """Return a text without differences of case, or of composed and decomposed accents."""
+    return normalize("NFC", normalize("NFC", text).casefold())
 
-    def state(self, item: Item) -> str:
-        """Whether an item is new, changed, or known. A file that could not be fetched is new."""
-        key = key_of(item)
-        reject = self.rejects.get(key)
-        if reject and reject["reason"] not in TRANSIENT_REASONS:
-            return "known" if reject["identity"] == item["identity"] else "changed"
 
-        if key not in self.known:
-            return "new"
-        return "known" if self.known[key] == item["identity"] else "changed"
+def stored_path(path: str, root: str) -> str:
+    """Return a path relative to the root of an index, if it is below it."""
+    return path.removeprefix(f"{root}/") if root else path
 
-    def identities(self) -> Iterator[tuple[str, str]]:
-        """What the index has: the key and the identity of each clip and reject."""
-        yield from self.known.items()
-        for key, reject in self.rejects.items():
-            yield key, reject["identity"]
 
-    def add(self, item: Item, embedding: np.ndarray) -> None:
-        """Adds a clip."""
-        self.items.append(item)
-        self.embeddings.append(embedding)
-        key = key_of(item)
-        self.known[key] = item["identity"]
-        self.rejects.pop(key, None)
+def whole_path(path: str, root: str) -> str:
+    """Return the absolute path or the URL of a path in an index."""
+    return path if path.startswith("/") or is_url(path) else f"{root}/{path}"
 
-        seconds = time.monotonic() - self.last
-        if len(self.items) >= PART_CLIPS or seconds > PART_SECONDS:
-            self.commit()
 
-    def take_over(self, item: Item) -> bool:
-        """Adds a new clip with the embedding that the index has of it under a path where it no
-        longer is, if its folder moved. Returns whether it has."""
-        row = self.row_of_signature.get(signature_of(item))
-        if row is None or not item["identity"]:
-            return False
-
-        before = self.old.item(row)
-        path = located(before["path"])
-        if not isinstance(path, Path) or path.exists():  # a copy, whose original stays
-            return False
-
-        self.moved[key_of(item)] = key_of(before)
-        # It is not decoded, which would tell its duration.
-        self.add(item | {"duration": before["duration"]}, self.old.embeddings[row])
-        return True
-
-    def reject(self, item: Item, reason: Reason, detail: str) -> None:
-        """Adds a file that could not be decoded. What the index had of it goes with `finish`."""
-        reject = Reject(
-            id=item["id"],
-            path=item["path"],
-            reason=reason,
-            detail=detail,
+def check_digest(index: Index, model: Path, digest: str) -> None:
+    """Raise InputError if a model is not that of an index: their embeddings cannot be compared."""
+    settings = index.settings
+    if settings.digest != digest:
+        raise InputError(
+            f"{index.place}: this index is of another model, {settings.model} "
+            f"({settings.digest[:8]}), not of {model} ({digest[:8]})"
         )
-        self.rejects[key_of(item)] = item | vars(reject)
 
-    def commit(self) -> None:
-        """Writes the clips since the last commit as a part, and adds it to the index."""
-        if self.items:
-            items = pa.Table.from_pylist(self.items, ITEMS)
-            vectors = pa.array(self.embeddings, PART.field("embedding").type)
-            self._add_part(items.append_column("embedding", vectors))
-            self.rows += len(self.items)
 
-        self.items = []
-        self.embeddings = []
-        self.last = time.monotonic()
-
-    def finish(self, gone: Collection[str] = ()) -> None:
-        """Adds the last part and writes the rejects; merges the parts if there are many, or if
-        clips were replaced, rejected or are `gone` (the keys of those to remove)."""
-        self.commit()
-
-        removed = {*gone, *self.moved.values()}
-        rejects = [reject for key, reject in self.rejects.items() if key not in removed]
-        rejects += [vars(reject) for reject in self.bad_rows]
-        table = pa.Table.from_pylist(rejects, REJECTED)
-        with atomic_write(self.folder / REJECTS_FILE) as temporary:
-            pq.write_table(table, temporary)
-
-        removed |= self.rejects.keys()
-        # A replaced clip has a row of before and one of now, but one key.
-        has_stale_rows = self.rows > len(self.known.keys() - removed)
-        if has_stale_rows or len(self.about.parts) > MAX_PARTS:
-            self._merge(removed)
-
-    def _merge(self, gone: Collection[str]) -> None:
-        """Replaces the parts by one with the last row of each clip that is not gone, in the order
-        of the rows."""
-        tables = [read_part(self.folder / f"{name}.parquet", PART) for name in self.about.parts]
-        whole = pa.concat_tables([PART.empty_table(), *tables])
-
-        last_row: dict[str, int] = {}  # by the key of a clip
-        for row, item in enumerate(rows_of(whole.drop_columns("embedding"))):
-            last_row[key_of(item)] = row
-        rows = sorted(row for key, row in last_row.items() if key not in gone)
-
-        # `index.json` names the old parts or the new one, whenever a power failure comes.
-        self.about = self.about.model_copy(update={"parts": ()})
-        self._add_part(whole.take(pa.array(rows, pa.int64())))
-        self._delete_others()
-
-    def _add_part(self, table: pa.Table) -> None:
-        name = uuid4().hex[:12]
-        # Complete before index.json names it: a search may open the index at any time.
-        with atomic_write(self.folder / f"{name}.parquet") as temporary:
-            pq.write_table(table, temporary, row_group_size=PART_CLIPS)
-
-        self.about = self.about.model_copy(update={"parts": (*self.about.parts, name)})
-        write_json(self.folder / "index.json", self.about.model_dump())
-
-    def _delete_others(self) -> None:
-        """Deletes the files of interrupted runs: what they removed is not to stay on the disk."""
-        kept = {REJECTS_FILE, *(f"{name}.parquet" for name in self.about.parts)}
-        for file in self.folder.iterdir():
-            if file.suffix in (".part", ".parquet") and file.name not in kept:
-                file.unlink()
+def indexed_fingerprints(places: Iterable[str | Path]) -> set[str]:
+    """Return the fingerprints of the artifacts whose models embedded the clips of indexes."""
+    fingerprints = set()
+    for place in places:
+        model = Path(Index.open(place).settings.model)
+        record = read_record(model.parent if model.name == "model" else model)
+        if record:
+            fingerprints.add(record.fingerprint)
+    return fingerprints

@@ -1,426 +1,410 @@
-"""Embeds the videos of a folder, a manifest or a decoded corpus into an index: those that it does
-not have."""
+"""Add the videos of a folder, a manifest or a decoded corpus to an index, and remove videos.
+
+Embedding is cut into units, which other processes or machines compute. Each finished unit is
+committed, so an interrupted run continues.
+"""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from hashlib import sha256
 from itertools import chain, islice
-from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
+
+import pyarrow as pa
 
 from alpro.errors import InputError
-from alpro.inference.find import model_digest
+from alpro.inference.find import Found
 from alpro.inference.index import (
-    ITEMS,
-    About,
     Index,
-    IndexWriter,
-    Item,
-    changing,
+    IndexSettings,
     check_digest,
-    key_of,
-    read_about,
-    source_of,
+    index_exists,
+    quoted,
+    stored_path,
+    whole_path,
 )
-from alpro.inference.model import BATCH, Model
+from alpro.inference.items import SCHEMA, Item, get_source, scan_videos, split_into_windows
 from alpro.log import log, progress
-from alpro.shards.reader import Sample, index_batches
-from alpro.shards.schema import Reject, Row
-from alpro.shards.seeking import video_seconds
-from alpro.shards.sources.scan import is_folder, scan_media, scan_source
-from alpro.shards.storage import Location, absolute, exists, identities, join, located
+from alpro.pool import Died, each
+from alpro.shards.schema import TRANSIENT_REASONS
+from alpro.shards.storage import Location, absolute, identities, located
 
-MAX_COUNTED = 100_000  # items that are listed before the first is embedded, for the time left
-MIN_SECONDS = 10.0  # of the rest, from which on a line says how long it takes
-CHUNK = 2048  # sources whose files are looked up together
-SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
-EMPTY: Item = dict.fromkeys(ITEMS.names)
-CORPUS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
+if TYPE_CHECKING:
+    from alpro.inference.model import Device, Dtype, Model
 
-
-def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item | Reject]:
-    """The items of a folder, a manifest (with or without texts) or a decoded corpus, without
-    `identity`, in order.
-
-    columns: of the manifest, which the items keep. Raises InputError if there is no such thing, or
-    nothing in it.
-    """
-    source = absolute(source)
-    if is_corpus(source):
-        yield from _scan_corpus(source)
-        return
-
-    if isinstance(source, Path) and is_folder(source):
-        rows = scan_media(source)
-    else:
-        _, rows = scan_source(source, require_texts=False)
-
-    for row in rows:
-        yield row if isinstance(row, Reject) else _item_of(row, columns)
+MAX_LISTED = 100_000  # items that are listed before the first is embedded, for the time left
+CHUNK = 2048  # items whose files are looked up together
+FIRST_UNIT = 16  # clips
+MAX_UNIT = 1024
+UNIT_SECONDS = 20.0  # of the units after the first, by the speed of the last one
+MAX_SAMPLED = 1000  # files that are looked for in the folder to which a root may have moved
 
 
-def _scan_corpus(source: Location) -> Iterator[Item]:
-    for batch in index_batches(source, CORPUS):
-        for row in batch.to_pylist():
-            shard = row.pop("shard")
-            captions = row.pop("captions") or [None]
-            yield EMPTY | row | {"path": str(join(source, shard)), "caption": captions[0]}
+@dataclass(frozen=True)
+class Embedder:
+    """How clips are embedded: by this model, here or by the workers of a cluster."""
 
-
-def _item_of(row: Row, columns: Sequence[str]) -> Item:
-    """The item of a row of a manifest, with those of its columns that the index keeps."""
-    known = {"split": row.split, "group": row.group or row.name} | row.meta
-    kept = []
-    for name in columns:
-        if name in known:
-            value = known[name]
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            kept.append((name, text))
-
-    fields = row.model_dump(include={"id", "kind", "start", "end"})
-    fields["path"] = str(row.path)
-    fields["caption"] = next(iter(row.captions), None)
-    fields["columns"] = kept or None
-    return EMPTY | fields
-
-
-def is_corpus(source: Location) -> bool:
-    """Whether it is a decoded corpus. Raises InputError if a local folder may not be read."""
-    if isinstance(source, str):
-        return exists(join(source, "index.parquet"))
-    # `is_file` says no for a folder that may not be read; this raises.
-    is_folder(source / "index.parquet")
-    return (source / "index.parquet").is_file()
-
-
-def in_windows(
-    items: Iterable[Item | Reject],
-    window: float,
-    stride: float,
-) -> Iterator[Item | Reject]:
-    """The items, those that are whole videos longer than a window cut into windows of that many
-    seconds, one every `stride` seconds; the last one ends with the video, and shows at least
-    SHORTEST seconds that no other does.
-
-    Raises InputError for samples of a decoded corpus, of which only a few frames are there.
-    """
-    for item in items:
-        if isinstance(item, Reject) or item["kind"] != "video":
-            yield item
-            continue
-        if item["start"] is not None or item["end"] is not None:
-            yield item
-            continue
-        if item["frame_offsets"] is not None:
-            raise InputError(
-                f"{item['path']}: a decoded corpus has no windows; index its videos instead"
-            )
-
-        location = located(item["path"])
-        if not isinstance(location, Path):
-            detail = "windows need a file on this machine, not a URL"
-            yield Reject(id=item["id"], path=item["path"], reason="bad row", detail=detail)
-            continue
-
-        seconds = video_seconds(location)
-        if seconds <= window:
-            yield item
-            continue
-
-        last = max(0, ceil((seconds - window - SHORTEST) / stride))
-        for i in range(last + 1):
-            start = i * stride
-            end = start + window if i < last else round(seconds, 3)
-            yield item | {"start": start, "end": end}
+    model: Found
+    device: "Device" = "auto"
+    dtype: "Dtype" = "auto"
+    scheduler: str = ""
 
 
 @dataclass
 class Counts:
-    """What a run did with the items: embedded, rejected (also by reason), and skipped, because an
-    earlier run did so. `replaced` of them had changed since; `uncut` are longer than a window, but
-    their containers do not say so."""
+    """What a run did with the items.
+
+    Attributes:
+        embedded: Clips that were embedded.
+        replaced: Items whose files had changed.
+        skipped: Items that were in the index.
+        removed: Rows of files that are gone or have fewer windows.
+        reasons: Number of rejected items by reason.
+    """
 
     embedded: int = 0
-    rejected: int = 0
-    skipped: int = 0
     replaced: int = 0
-    uncut: int = 0
+    skipped: int = 0
+    removed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def reject(self, reason: str) -> None:
-        self.rejected += 1
-        self.reasons[reason] += 1
 
-
-def settings(
-    folder: Path,
-    model: Path,
+def add_videos(
+    place: str | Path,
+    embedder: Embedder,
+    videos: Location,
     window: float | None = None,
     stride: float | None = None,
     columns: Sequence[str] = (),
-) -> About:
-    """The settings of an index that is created, or those of one that exists, whose model may be at
-    another place now.
+    report: Callable[[str], None] = lambda line: None,
+) -> Counts:
+    """Embed the clips that an index does not have, or whose files have changed.
 
-    stride: default half a window. Raises InputError if the index is of another model, or has other
-    windows or columns, if the windows leave parts of videos out, or if the folder has other files.
+    Clips of the same folder whose files are gone are removed. If the folder of an index has moved,
+    its clips are found in the new one.
+
+    Args:
+        place: Folder or address of the index, which is created if there is none.
+        embedder: The model, and where it runs.
+        videos: A folder, a manifest or a decoded corpus.
+        window: Split longer videos into windows of this many seconds (new index).
+        stride: Seconds from one window to the next; by default half a window.
+        columns: Columns of the manifest that are kept (new index).
+        report: Called with a line for each rejected item.
+
+    Raises:
+        InputError: The index is of another model, or has other windows or columns.
     """
     if stride and not (window and stride <= window):
         raise InputError(
             "--stride needs a --window, and is not longer: a longer one would leave parts of "
             "videos out"
         )
-    if not stride and window:
-        stride = window / 2
-
-    model = model.resolve()
-    about = About(
-        model=str(model),
-        digest=model_digest(model),
+    videos = absolute(videos)
+    settings = IndexSettings(
+        model=str(embedder.model.model.resolve()),
+        digest=embedder.model.digest,
+        root=find_root(videos),
         window=window,
-        stride=stride,
-        columns=tuple(columns),
+        stride=stride or (window and window / 2),
     )
+    if not index_exists(place):
+        folder = located(place)
+        if isinstance(folder, Path) and folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{place}: not empty, and not an index; choose another folder")
+        types = infer_types(videos, columns)
+        return Addition(place, None, settings, types, embedder, report).run(videos)
 
-    if not (folder / "index.json").is_file():
-        files = folder.iterdir() if folder.is_dir() else ()
-        # Hidden files do not count: `changing` puts .lock there before index.json.
-        if any(not file.name.startswith(".") for file in files):
-            raise InputError(f"{folder}: not empty, and not an index; choose another folder")
-        return about
-
-    before = read_about(folder)
-    check_digest(folder, before, about.model, about.digest)
-    if window and (window, stride) != (before.window, before.stride):
-        windows = "no windows"
-        if before.window:
-            windows = f"windows of {before.window:g} s every {before.stride:g} s"
-        raise InputError(f"{folder}: this index has {windows}; choose another folder for the index")
-    if columns and about.columns != before.columns:
-        kept = f"keeps {', '.join(before.columns)}" if before.columns else "keeps no columns"
-        raise InputError(f"{folder}: this index {kept}; choose another folder for the index")
-    return before.model_copy(update={"model": about.model})
-
-
-def add_videos(
-    folder: Path,
-    model: Model,
-    about: About,
-    videos: Location | Iterable[Item | Reject],
-    report: Callable[[str], None] = lambda line: None,
-) -> Counts:
-    """Embeds the videos that the index in `folder` does not have, or whose files changed, and adds
-    them to it.
-
-    about: see `settings`. videos: as `scan_videos` takes them, or what it returns. report: called
-    with a line for each rejected file. Raises InputError if the index is in use, or if the folder
-    cannot be written.
-    """
-    is_new = not (folder / "index.json").is_file()
-    if isinstance(videos, str | Path):
-        items: Iterable[Item | Reject] = scan_videos(videos, about.columns)
-        # Those of an existing index were compared by `settings`.
-        if about.columns and is_new:
-            _check_columns(videos, about.columns)
-    else:
-        items = videos
-
-    with changing(folder):
-        if not is_new:
-            # Read under the lock: another process may have added parts since `settings`.
-            about = about.model_copy(update={"parts": read_about(folder).parts})
-        return _add(IndexWriter(folder, about), model, items, report)
-
-
-def _check_columns(videos: Location, columns: Sequence[str]) -> None:
-    """Raises InputError if no row of a manifest has one of the columns."""
-    known: set[str] = set()
-    for item in scan_videos(videos, columns):
-        if isinstance(item, dict):
-            known.update(name for name, _ in item["columns"] or ())
-
-    for name in columns:
-        if name not in known:
-            raise InputError(f"{videos}: no video has a column {name!r}")
-
-
-def _add(
-    writer: IndexWriter,
-    model: Model,
-    items: Iterable[Item | Reject],
-    report: Callable[[str], None],
-) -> Counts:
-
-    counts = Counts()
-    about = writer.about
-    current: dict[str, str] = {}  # identities of the files that may have stale windows
-    if about.window and about.stride:
-        items = in_windows(items, about.window, about.stride)
-    items, total = count_new(items, {key for key, _ in writer.identities()})
-
-    pending: list[Item] = []  # those that are decoded, in order
-
-    # `model.batches` draws from this while it decodes ahead: `pending` says whose clips come next.
-    def wanted() -> Iterator[Row | Sample]:
-        for item in with_identities(items):
-            if isinstance(item, Reject):
-                counts.reject(item.reason)
-                writer.bad_rows.append(item)
-                report(f"{item.id}: {item.reason}: {item.detail}".removesuffix(": "))
-                continue
-            if about.window:
-                current[item["path"]] = item["identity"]
-
-            state = writer.state(item)
-            if state == "known" or (state == "new" and writer.take_over(item)):
-                counts.skipped += 1
-                continue
-
-            counts.replaced += state == "changed"
-            pending.append(item)
-            yield source_of(item)
-
-    began = time.monotonic()
-    for batch in model.batches(wanted(), BATCH, cls_only=True, total=total):
-        embeddings = batch.videos.features.cpu().numpy()
-        by_position = dict(zip(batch.decoded, embeddings, strict=True))
-        for position in batch.sources:
-            # Batches have the order of `wanted`.
-            item = pending.pop(0)
-            if position in by_position:
-                item["duration"] = batch.durations[position] or None  # 0: of an image
-                counts.embedded += 1
-                if about.window and is_uncut(item, about.window):
-                    counts.uncut += 1
-                writer.add(item, by_position[position])
-            else:
-                error = batch.errors[position]
-                counts.reject(error.reason)
-                report(f"{item['path']}: {error}")
-                writer.reject(item, error.reason, error.detail)
-
-        if 0 in batch.sources:  # the first batch
-            seconds = time.monotonic() - began
-            line = time_line(total, len(batch.sources), seconds, model.device.type)
-            if line:
-                log.info(line)
-
-    # A file that changed may have fewer windows now: those of the old one are removed.
-    stale = set()
-    for key, identity in writer.identities():
-        path = key.rpartition("\n")[0]  # which may have a newline in its name
-        if current.get(path, identity) != identity:
-            stale.add(key)
-    writer.finish(stale)
-    if writer.moved:
-        log.info(f"{len(writer.moved)} clips have moved: the index has their new paths")
-    if counts.uncut:
-        log.warning(
-            f"{counts.uncut:,} videos are longer than a window, but their containers state no "
-            "length or a wrong one: each is one clip; "
-            "`ffmpeg -i VIDEO -c copy NEW.mkv` gives a copy with its length"
-        )
-    return counts
-
-
-def is_uncut(item: Item, window: float) -> bool:
-    """Whether an embedded item is a whole video that `in_windows` would have cut, had it known the
-    duration."""
-    is_whole = item["kind"] == "video" and item["start"] is None and item["end"] is None
-    # Containers and frames may differ by a frame.
-    return is_whole and (item["duration"] or 0.0) > window + SHORTEST
-
-
-def count_new(
-    items: Iterable[Item | Reject], known: Collection[str]
-) -> tuple[Iterable[Item | Reject], int | None]:
-    """The items, and how many of them an index does not have; None if there are more than
-    MAX_COUNTED, which are not held in memory."""
-    remaining = iter(items)
-    first = []
-    with progress("listing", None, "videos") as advance:  # windows need the length of each
-        for item in islice(remaining, MAX_COUNTED):
-            first.append(item)
-            advance()
-
-    if len(first) == MAX_COUNTED:
-        return chain(first, remaining), None
-    new = [item for item in first if isinstance(item, dict) and key_of(item) not in known]
-    return first, len(new)
-
-
-def time_line(total: int | None, done: int, seconds: float, device: str) -> str:
-    """A line on how long embedding takes, by the time of the first `done` videos; empty if they
-    need less than MIN_SECONDS.
-
-    >>> time_line(20_000, 16, 40.0, "cpu")
-    '20,000 videos, about 14 h on this CPU; Ctrl-C, then the same command continues'
-    """
-    each = seconds / max(1, done)
-
-    where = "this CPU" if device == "cpu" else "this GPU"
-    if total is None:
-        per_minute = 60 / max(each, 1e-6)
-        what = f"more than {MAX_COUNTED:,} videos, {per_minute:,.0f} a minute on {where}"
-    elif each * (total - done) < MIN_SECONDS:
-        return ""
-    else:
-        what = f"{total:,} videos, about {rough_time(each * total)} on {where}"
-    return f"{what}; Ctrl-C, then the same command continues"
-
-
-def rough_time(seconds: float) -> str:
-    """
-    >>> [rough_time(seconds) for seconds in (50, 400, 50_000, 400_000)]
-    ['1 min', '7 min', '14 h', '111 h']
-    """
-    minutes = max(1, round(seconds / 60))
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(seconds / 3600)
-    return f"{hours} h"
-
-
-def remove_videos(folder: Path, names: Sequence[str]) -> list[Item]:
-    """Deletes the vectors and rows of what names stand for (`Index.named`), and returns these rows.
-    Raises InputError if a name stands for nothing in the index, which then stays as it is, or if
-    another process changes the index."""
-    read_about(folder)  # raises InputError if there is none
-    with changing(folder):
-        writer = IndexWriter(folder, read_about(folder))
-
-        named = list(Index.open(folder).named(names))
-        matched = {name for name, _ in named}
-        missing = [name for name in names if name not in matched]
-        items = {} if missing else {key_of(item): item for _, item in named}
-        writer.finish(items.keys())
-
-    if missing:
+    index = Index.open(place)
+    before = index.settings
+    types = index.columns
+    check_digest(index, embedder.model.model, settings.digest)
+    made = f"windows of {before.window} s every {before.stride} s, columns: {', '.join(types)}"
+    if (window and (window, settings.stride) != (before.window, before.stride)) or (
+        columns and list(columns) != list(types)
+    ):
         raise InputError(
-            f"{folder}: not in this index: {', '.join(missing)}; `alpro index ls` lists what is"
+            f"{place}: this index has {made}; leave these options out, or choose another folder"
         )
-    return list(items.values())
+    index.change_settings(model=settings.model, root=find_moved_root(index, settings.root))
+    return Addition(place, index, index.settings, types, embedder, report).run(videos)
 
 
-def with_identities(sources: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
-    """The items with the identity of their files, looked up with concurrent requests; a shard is
-    looked up once."""
-    remaining = iter(sources)
-    shards: dict[str, str] = {}
-    while chunk := list(islice(remaining, CHUNK)):
-        items = [item for item in chunk if not isinstance(item, Reject)]
-        files = dict.fromkeys(item["path"] for item in items if item["path"] not in shards)
-        known = shards | dict(zip(files, identities(map(located, files)), strict=True))
+def find_root(videos: Location) -> str:
+    """Return the local folder that a source is in; empty for a URL."""
+    if isinstance(videos, str):
+        return ""
+    return str(videos if videos.is_dir() else videos.parent)
 
-        # Only shards are kept, of which there are few: their samples may be in many chunks.
-        for item in items:
-            if item["frame_offsets"] is not None:
-                shards[item["path"]] = known[item["path"]]
 
-        for row in chunk:
-            if isinstance(row, Reject):
-                yield row
+def find_moved_root(index: Index, folder: str) -> str:
+    """Return the root of an index: `folder` if the root is gone, and files of it are there."""
+    root = index.settings.root
+    if not root or not folder or Path(root).exists():
+        return root
+    items = index.rows(k=MAX_SAMPLED)
+    moved = [Path(folder, stored_path(item["path"], root)) for item in items]
+    if any(map(str.__eq__, identities(moved), (item["identity"] for item in items))):
+        log.info(f"{root} has moved to {folder}: the index has the new paths")
+        return folder
+    return root
+
+
+def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataType]:
+    """Infer the types of columns of a manifest from all values. Values of several types are texts.
+
+    Raises:
+        InputError: No row has such a column, or its name is taken.
+    """
+    items = list(scan_videos(videos, columns)) if columns else []
+    types = {}
+    for name in columns:
+        if name in (*SCHEMA.names, "vector") or "." in name:
+            raise InputError(f"column {name!r}: an index cannot have this name; rename the column")
+        try:
+            kind = pa.infer_type([item["columns"].get(name) for item in items])
+        except pa.ArrowException:
+            kind = pa.string()
+        if pa.types.is_null(kind):
+            raise InputError(f"{videos}: no video has a column {name!r}")
+        types[name] = pa.string() if pa.types.is_nested(kind) else kind
+    return types
+
+
+def convert(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of a manifest as one of a column. Raises ArrowException."""
+    if kind == pa.string() and not isinstance(value, str | None):
+        value = json.dumps(value, ensure_ascii=False)
+    return pa.scalar(value, kind).as_py()
+
+
+@dataclass
+class Addition:
+    """One run of `add_videos`. Its first clip creates an index that does not exist."""
+
+    place: str | Path
+    index: Index | None
+    settings: IndexSettings
+    types: dict[str, pa.DataType]
+    embedder: Embedder
+    report: Callable[[str], None]
+
+    counts: Counts = field(default_factory=Counts, init=False)
+    unit_size: int = field(default=FIRST_UNIT, init=False)
+    pending: list[Item] = field(default_factory=list, init=False)  # rows to write
+    known: dict[str, str] = field(default_factory=dict, init=False)  # identities by key, before
+    keys: set[str] = field(default_factory=set, init=False)  # of this run
+    paths: dict[str, str] = field(default_factory=dict, init=False)  # identities by path
+
+    def run(self, videos: Location) -> Counts:
+        before = self.index.known() if self.index is not None else SCHEMA.empty_table()
+        for row in iterate_rows(before):
+            # A file that could not be reached is tried again.
+            if row["reason"] not in TRANSIENT_REASONS:
+                self.known[row["key"]] = row["identity"]
+
+        items: Iterable[Item] = scan_videos(videos, list(self.types))
+        if self.settings.window and self.settings.stride:
+            items = split_into_windows(items, self.settings.window, self.settings.stride)
+        changed = self._find_changed(items)
+        listed = []
+        with progress("listing", None, "clips") as advance:  # windows need the length of each video
+            for item in islice(changed, MAX_LISTED):
+                listed.append(item)
+                advance()
+        total = len(listed) if len(listed) < MAX_LISTED else None
+
+        with progress("embedding", total, "clips", steady=True) as advance:
+            for unit, results in self._embed(chain(listed, changed)):
+                for item, result in zip(unit, results, strict=True):
+                    self._add(item | result)
+                self._write()
+                advance(len(unit))
+
+        self._write()
+        if self.index is not None:
+            self._remove_old(before, videos)
+            self.index.optimize()
+        return self.counts
+
+    def _find_changed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items that the index does not have, or whose files have changed."""
+        remaining = iter(items)
+        while chunk := list(islice(remaining, CHUNK)):
+            paths = {item["path"] for item in chunk if not item["reason"]} - self.paths.keys()
+            self.paths |= zip(paths, identities(map(located, paths)), strict=True)
+
+            for row in map(self._make_row, chunk):
+                key = row["key"]
+                is_repeated = key in self.keys
+                self.keys.add(key)
+                if row["reason"]:
+                    self._add(row)
+                elif is_repeated or self.known.get(key) == row["identity"]:
+                    self.counts.skipped += 1
+                else:
+                    self.counts.replaced += key in self.known
+                    yield row
+
+    def _make_row(self, item: Item) -> Item:
+        """Return an item with its key, its identity, and values of the index's types."""
+        path = stored_path(item["path"], self.settings.root)
+        member = (item["member"] or {}).get("name")
+        sample = item["id"] if item["frame_offsets"] or item["reason"] else None
+        # What an item is, whatever its file contains.
+        parts = (path, member, sample, item["start"], item["end"], item["detail"])
+        key = sha256(repr(parts).encode()).hexdigest()[:32]
+
+        try:
+            values = {name: item["columns"].get(name) for name in self.types}
+            values = {name: convert(value, self.types[name]) for name, value in values.items()}
+        except pa.ArrowException as error:
+            raise InputError(f"{item['path']}: a column of another type: {error}") from error
+        identity = "" if item["reason"] else self.paths[item["path"]]
+        return item | {"key": key, "identity": identity, "columns": values}
+
+    def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
+        """Embed items in units, in other processes."""
+        work = partial(embed, self.embedder)
+        crashed: list[Item] = []
+        for unit, result in each(self._units(items), work, 1, self.embedder.scheduler):
+            if isinstance(result, Died):
+                crashed += unit
+                continue
+            rows, seconds = result
+            self.unit_size = max(1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3)))
+            yield unit, rows
+
+        # One by one, so that a file that crashes its decoder costs no others.
+        units = ([item] for item in crashed)
+        for unit, result in each(units, work, 1, self.embedder.scheduler):
+            if isinstance(result, Died):
+                yield unit, [{"reason": "crashed", "detail": result.reason}]
             else:
-                yield row | {"identity": known[row["path"]]}
+                yield unit, result[0]
+
+    def _units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        remaining = iter(items)
+        while unit := list(islice(remaining, min(MAX_UNIT, self.unit_size))):
+            yield unit
+
+    def _add(self, row: Item) -> None:
+        """Take a row that is written with the next unit."""
+        reason = row["reason"]
+        if not reason:
+            self.counts.embedded += 1
+        else:
+            self.counts.reasons[reason] += 1
+            name = row["path"] or row["id"]
+            self.report(f"{name}: {reason}: {row['detail']}".removesuffix(": "))
+        # What the index has of a file stays while its store does not answer.
+        if reason not in TRANSIENT_REASONS or row["key"] not in self.known:
+            self.pending.append(row)
+
+    def _write(self) -> None:
+        vectors = [row["vector"] for row in self.pending if "vector" in row]
+        if self.index is None and vectors:
+            size = len(vectors[0])
+            self.index = Index.create(self.place, self.settings, size, self.types)
+        if self.index is not None and self.pending:
+            self.index.write(self.pending)
+            self.pending = []
+
+    def _remove_old(self, before: pa.Table, videos: Location) -> None:
+        """Remove bad rows of earlier runs, windows that a changed file no longer has, and clips of
+        the folder whose files are gone."""
+        assert self.index is not None
+        folder = find_root(videos)
+        old = []
+        unseen = {}
+        for row in iterate_rows(before):
+            path = whole_path(row["path"], self.settings.root)
+            if row["key"] in self.keys:
+                continue
+            if not row["identity"] or self.paths.get(path, row["identity"]) != row["identity"]:
+                old.append(row["key"])
+            elif folder and path.startswith(f"{folder}/"):
+                unseen[row["key"]] = Path(path)
+
+        gone = zip(unseen, identities(unseen.values()), strict=True)
+        old += [key for key, identity in gone if identity == "missing"]
+        if old:
+            self.index.remove(f"key IN ({', '.join(map(quoted, old))})")
+        self.counts.removed = len(old)
+
+
+def iterate_rows(table: pa.Table) -> Iterator[Item]:
+    """Yield the rows of a table. As objects, they take ten times the memory of the columns."""
+    for batch in table.to_batches(MAX_UNIT):
+        yield from batch.to_pylist()
+
+
+# In a worker process
+
+
+def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
+    """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the `detail`;
+    and the seconds that it took."""
+    model = load_model(embedder)
+    began = time.monotonic()
+    rows: dict[int, Item] = {}
+    for batch in model.batches(map(get_source, items), cls_only=True):
+        vectors = batch.videos.features.cpu().numpy()
+        for position, vector in zip(batch.decoded, vectors, strict=True):
+            # An image has the duration 0.
+            rows[position] = {"vector": vector, "duration": batch.durations[position] or None}
+        for position, error in batch.errors.items():
+            rows[position] = {"reason": error.reason, "detail": error.detail}
+    return [rows[position] for position in range(len(items))], time.monotonic() - began
+
+
+@lru_cache(maxsize=1)
+def load_model(embedder: Embedder) -> "Model":
+    """Load the model, once in each process."""
+    from alpro.inference.model import Model
+
+    return Model.load(embedder.model, device=embedder.device, dtype=embedder.dtype)
+
+
+def remove_videos(place: str | Path, names: Sequence[str]) -> list[Item]:
+    """Remove clips and rejects from an index, also from the disk.
+
+    Args:
+        names: Ids, files or folders.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        InputError: A name stands for nothing in the index, which then stays as it is.
+    """
+    index = Index.open(place)
+    locations = ("path", f"concat({quoted(f'{index.settings.root}/')}, path)")
+    conditions = []
+    for name in names:
+        # A disk may compose accents, as Linux does, or decompose them.
+        texts = {
+            normalize(form, text) for form in ("NFC", "NFD") for text in (name, str(absolute(name)))
+        }
+        meant = []
+        for text in texts:
+            meant.append(f"id = {quoted(text)}")
+            for location in locations:
+                meant.append(f"{location} = {quoted(text)}")
+                meant.append(f"starts_with({location}, {quoted(f'{text}/')})")
+        conditions.append(" OR ".join(meant))
+        if not index.count(conditions[-1]):
+            raise InputError(
+                f"{place}: {name} is not in this index; `alpro index ls` lists what is"
+            )
+
+    condition = " OR ".join(conditions)
+    removed = index.rows(condition)
+    index.remove(condition)
+    return removed

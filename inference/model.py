@@ -1,5 +1,4 @@
-"""A trained model for its users: encode and compare, match, ask, name the entities of a region
-(docs/python.md).
+"""A trained model in Python: encode and compare, match, ask, label a region (docs/python.md).
 
 Videos are encoded a batch at a time and decoded a few ahead, so their number is not limited by
 memory. A file that cannot be decoded is reported with the reason, and the others go on.
@@ -8,12 +7,12 @@ memory. A file that cannot be decoded is reported with the reason, and the other
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
     Source,
+    check_file,
     decode_ahead,
     file_name,
     is_file,
@@ -36,12 +36,11 @@ from alpro.inference.encoding import (
     embed_texts,
     encode_texts,
     load_prompter,
-    match,
     match_all,
 )
-from alpro.inference.find import PROMPTS, FoundModel, find_prompter, verified_model
+from alpro.inference.find import PROMPTS, Found, resolve
 from alpro.inference.prompts import read_prompts
-from alpro.inference.unknown_words import unknown_words
+from alpro.inference.unknown_words import describe_unread, truncate
 from alpro.inputs import WHOLE, Box, check_text, patches_of
 from alpro.log import progress
 from alpro.models.alpro import Alpro
@@ -58,59 +57,35 @@ InputKind = Literal["auto", "text", "file"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
-SHOWN_ENTITIES = 8  # of the list that a note names
-
-
-def non_empty_list(items: Iterable[T]) -> list[T]:
-    """The items as a list. Raises InputError for a string or None instead of a list, and for an
-    empty list."""
-    listed: list[T] = []
-    # A str is iterable, too: its letters are no texts.
-    if isinstance(items, Iterable) and not isinstance(items, str | Path):
-        listed = list(items)
-    if not listed:
-        raise InputError(f"expected a list of one or more items, not {items!r}")
-    return listed
-
-
-def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list. Raises InputError for a string or None instead of a list, an empty list,
-    and an empty text or what is no str."""
-    listed = non_empty_list(texts)
-    try:
-        return [check_text(text) for text in listed]
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def find_in_workspace(name: PathLike | FoundModel, workspace: PathLike | None) -> Path:
-    """The folder of a model that Python names. Raises InputError, which names `workspace=` if there
-    is no workspace."""
-    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
-    try:
-        return verified_model(name, root).path
-    except InputError as error:
-        if (root / "artifacts").is_dir():
-            raise
-        raise InputError(
-            f"{error}; there is no workspace {root.absolute()}: name another with workspace="
-        ) from error
+SHOWN_ENTITIES = 8  # entities that a note names
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The embedding (E,) float32 of a file, or why it has none."""
+    """The result for one file of a stream.
 
-    file: Any  # as it was given: a path, a URL, a row of a manifest or a sample of a decoded corpus
+    Attributes:
+        file: The file as it was given.
+        embedding: Its embedding (E,) float32.
+        error: Why it has none.
+    """
+
+    file: Any
     embedding: np.ndarray | None
     error: DecodeError | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of a stream of sources by their positions in the stream: the sources, the encoded
-    videos of those that could be decoded, their durations in seconds, and the errors of the
-    others."""
+    """A batch of a stream of sources, by their positions in the stream.
+
+    Attributes:
+        sources: The sources.
+        decoded: Positions of those that could be decoded, in the order of `videos`.
+        videos: Encoded videos.
+        errors: Why the others could not be decoded.
+        durations: Seconds of the decoded clips.
+    """
 
     sources: dict[int, Any]
     decoded: list[int]
@@ -120,7 +95,7 @@ class Encoded:
 
 
 class Model:
-    """A model with its preprocessing. Videos and images are files; frames are sampled as in
+    """A model with its preprocessing. Videos and images are files, whose frames are sampled as in
     evaluation."""
 
     def __init__(
@@ -148,37 +123,39 @@ class Model:
     @classmethod
     def load(
         cls,
-        name: PathLike | FoundModel,
+        name: PathLike | Found,
         workspace: PathLike | None = None,
         prompts: PathLike | None = None,
         device: Device = "auto",
         dtype: Dtype = "auto",
     ) -> "Model":
-        """Loads a model folder; or the model of an artifact, by its fingerprint or the first
-        characters of it, by its stage (that of the last command) or by CONFIG/STAGE; or a CLIP or
-        SigLIP by its name on the hub.
+        """Load a model.
 
-        workspace: where artifacts are looked up; by default $ALPRO_WORKSPACE, or the folder
-        `workspace`. prompts: the artifact of cache_prompts with the entities of a prompter; by
-        default the newest in the workspace that was embedded with it, if there is any. dtype: of
-        the encoders' matrix products, auto: as in training; weights, embeddings and scores are
-        float32. Raises InputError if there is no such model, or a file is missing.
+        Args:
+            name: A model folder; an artifact, by its fingerprint or the first characters of it, by
+                its stage (the last command's) or by CONFIG/STAGE; a CLIP or SigLIP of the hub.
+            workspace: Folder in which artifacts are looked up; by default $ALPRO_WORKSPACE, or the
+                folder `workspace`.
+            prompts: Artifact of cache_prompts with the entities of a prompter; by default the
+                newest one of the workspace that was embedded with it, if there is any.
+            device: Device; auto: the GPU if there is one.
+            dtype: Compute dtype of the encoders; auto: as in training. Weights, embeddings and
+                scores are float32.
+
+        Raises:
+            InputError: There is no such model, or a file of it is missing.
         """
-        if dtype not in Dtype.__args__:  # type: ignore[attr-defined]
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(Dtype.__args__)}")  # type: ignore[attr-defined]
-        folder = find_in_workspace(name, workspace)
-        source = Path(prompts) if prompts else None
-        if source is None:
-            folder, source = find_prompter(folder)  # `folder` may be that of the prompts
-
+        check_choice("dtype", dtype, get_args(Dtype))
+        found = find_in_workspace(name, workspace)
+        source = Path(prompts) if prompts else found.prompts
         target = pick_device(device)
-        loaded = load_prompter(folder, target)
+        loaded = load_prompter(found.model, target)
         if dtype == "auto":
-            torch_dtype = precision(loaded.model.config.video.width, target)
+            compute_dtype = precision(loaded.model.config.video.width, target)
         else:
-            torch_dtype = getattr(torch, dtype)
+            compute_dtype = getattr(torch, dtype)
         if source is None:
-            return cls(loaded, prompts={}, device=target, dtype=torch_dtype)
+            return cls(loaded, prompts={}, device=target, dtype=compute_dtype)
 
         embedded = read_prompts(require(source, PROMPTS).parent)
         embeddings = {name: value.to(target) for name, value in embedded.items()}
@@ -186,32 +163,90 @@ class Model:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
-
         names = len(loaded.entities)
         rows = len(embeddings["video"])
         if names != rows:
             raise InputError(
                 f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
             )
-        return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
+        return cls(loaded, prompts=embeddings, device=target, dtype=compute_dtype)
+
+    # Texts
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Texts:
+        """Encode texts: tokens (N, L, D), mask (N, L), features (N, E)."""
+        model = self.folder.model
+        return encode_texts(model, self.folder.tokenizer, check_texts(texts), self.text_length)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: L2-normalized (N, E)."""
+        model = self.folder.model
+        return embed_texts(model, self.folder.tokenizer, check_texts(texts), self.text_length)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """E, the length of an embedding."""
+        # The configuration of a CLIP has another name for it.
+        return self.embed_texts(["a"]).shape[1]
+
+    @property
+    def text_length(self) -> int:
+        """Maximum number of tokens of a text."""
+        folder = self.folder
+        return folder.model.text_length(folder.preprocessing.max_text_tokens)
+
+    def note(self, text: str) -> str:
+        """Return a line on what the model does not read of a text: its end, if it is too long, and
+        unknown words; empty if there is nothing to say."""
+        return describe_unread(self.folder.tokenizer, text, self.text_length)
+
+    def _warn_truncated(self, texts: Sequence[str]) -> None:
+        tokenizer = self.folder.tokenizer
+        long = [text for text in texts if truncate(tokenizer, text, self.text_length) != text]
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(texts)} texts have more than the {self.text_length} tokens "
+                f"that the model reads, such as {long[0]!r}",
+                stacklevel=3,
+            )
+
+    # Videos
 
     def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
-        """The frames of a file (1, T, 3, H, W) uint8. Raises DecodeError if it cannot be
-        decoded."""
+        """Decode the frames of a file: (1, T, 3, H, W) uint8.
+
+        Raises:
+            InputError: There is no such file.
+            DecodeError: It cannot be decoded.
+        """
+        check_file(file)
         try:
             frames = load_frames(file, self.folder.model.config.video, limits)
         except DecodeError as error:
-            raise DecodeError(
-                error.reason, f"{file_name(file)}: {error.detail}".removesuffix(": ")
-            ) from error
+            detail = f"{file_name(file)}: {error.detail}".removesuffix(": ")
+            raise DecodeError(error.reason, detail) from error
         return torch.from_numpy(frames)[None].to(self.device)
 
     @torch.inference_mode()
     def embed_frames(self, frames: Tensor) -> np.ndarray:
-        """The embeddings (N, E) of videos of decoded frames (N, T, 3, H, W) uint8, as of
-        `frames`."""
+        """Embed videos of decoded frames (N, T, 3, H, W) uint8: (N, E)."""
         videos = self._encode(list(frames.cpu().numpy()), cls_only=True)
         return videos.features.cpu().numpy()
+
+    def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
+        """Encode videos of frames (T, 3, H, W) uint8, of any sizes."""
+        config = self.folder.model.config
+        if not clips:  # `torch.cat` takes no empty list
+            return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
+        with self.autocast():
+            tokens = self.folder.model.encode_video(self.encoder.pixels_of(clips), cls_only)
+        tokens = tokens.float()  # the projection computes in float32
+        return Videos(tokens, self.folder.model.project_video(tokens).float())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of matrix products in the compute dtype."""
+        return autocast(self.dtype, self.device)
 
     @torch.inference_mode()
     def batches(
@@ -221,19 +256,18 @@ class Model:
         cls_only: bool = False,
         total: int | None = None,
     ) -> Iterator[Encoded]:
-        """Encodes a stream of sources batch by batch, with progress after a few seconds. Memory
-        holds one batch.
+        """Encode a stream of sources batch by batch. Memory holds one batch.
 
-        cls_only: the tokens of a video are [CLS] alone, which is enough for its features. total:
-        the number of sources, for the progress, if it is known.
+        Args:
+            files: The sources.
+            batch_size: Videos that are encoded together.
+            cls_only: Return only the [CLS] token of a video, which is enough for its features.
+            total: Number of sources, to show the progress.
         """
         decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
-        with progress("encoding", total, "videos", steady=True) as advance:
-            while True:
-                batch = list(islice(decoded, max(1, batch_size)))
-                if not batch:
-                    break
-
+        shown = progress("encoding", total, "videos") if total else nullcontext(lambda n: None)
+        with shown as advance:
+            while batch := list(islice(decoded, max(1, batch_size))):
                 sources: dict[int, Any] = {}
                 clips: dict[int, Clip] = {}
                 errors: dict[int, DecodeError] = {}
@@ -245,33 +279,17 @@ class Model:
                         clips[position] = clip
 
                 frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips.values()]
-                videos = self._encode(frames, cls_only)
-                durations = {position: clip.duration for position, clip in clips.items()}
                 yield Encoded(
                     sources,
                     decoded=list(clips),
-                    videos=videos,
+                    videos=self._encode(frames, cls_only),
                     errors=errors,
-                    durations=durations,
+                    durations={position: clip.duration for position, clip in clips.items()},
                 )
                 advance(len(batch))
 
-    def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
-        """Videos of frames (T, 3, H, W) uint8, of any sizes."""
-        config = self.folder.model.config
-        if not clips:  # `torch.cat` takes no empty list
-            return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
-        with self.precision():
-            tokens = self.folder.model.encode_video(self.encoder.pixels_of(clips), cls_only)
-        tokens = tokens.float()  # the projection computes in float32
-        return Videos(tokens, self.folder.model.project_video(tokens).float())
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """The context of matrix products in `dtype`."""
-        return autocast(self.dtype, self.device)
-
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
-        """Embeds a stream of files, such as `Path("videos").rglob("*.mp4")`: one `Embedded` for
+        """Embed a stream of files, such as `Path("videos").rglob("*.mp4")`, and yield a result for
         each, in order."""
         for batch in self.batches(files, batch_size, cls_only=True):
             embeddings = batch.videos.features.cpu().numpy()
@@ -279,55 +297,41 @@ class Model:
             for i, source in batch.sources.items():
                 yield Embedded(source, by_position.get(i), batch.errors.get(i))
 
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Texts:
-        """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        folder = self.folder
-        length = folder.preprocessing.max_text_tokens
-        return encode_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalized embeddings (N, E)."""
-        folder = self.folder
-        length = folder.preprocessing.max_text_tokens
-        return embed_texts(folder.model, folder.tokenizer, checked_texts(texts), length)
-
-    def unknown_words(self, text: str) -> list[str]:
-        """The content words of a text that the model does not know; see `unknown_words`."""
-        return unknown_words(self.folder.tokenizer, text)
-
-    def note(self, text: str) -> str:
-        """A line on the words of a text that the model does not know; empty if there are none."""
-        words = ", ".join(self.unknown_words(text))
-        if not words:
-            return ""
-        return f"the model does not know: {words}; the scores may mean nothing"
-
-    @cached_property
-    def embed_dim(self) -> int:
-        """E, the length of an embedding."""
-        return self.embed_texts(["a"]).shape[1]  # that of a CLIP is in no configuration of ours
-
-    def _warned(self, files: Iterable[S], batch_size: int, **options: Any) -> Iterator[Encoded]:
-        """`batches`, with a warning for each file that cannot be decoded."""
-        for batch in self.batches(files, batch_size, **options):
+    def _existing(
+        self, files: list[S], batch_size: int, cls_only: bool = True
+    ) -> Iterator[Encoded]:
+        """Encode files, with a warning for each that cannot be decoded. Raise InputError if one
+        does not exist."""
+        for file in files:
+            check_file(file)
+        for batch in self.batches(files, batch_size, cls_only, total=len(files)):
             for i, error in batch.errors.items():
                 warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
             yield batch
 
-    def encode(self, inputs: Any, batch_size: int = BATCH, kind: InputKind = "auto") -> np.ndarray:
-        """The embeddings (N, E) of a list of texts or of files, float32 and of length 1; (E,) of a
-        single one.
+    # Scores
 
-        kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of a
-        file that exists, and a name that ends like a video or an image is a file; any other string
-        is a text. The row of a file that cannot be decoded is NaN, and a warning names it.
+    def encode(self, inputs: Any, batch_size: int = BATCH, kind: InputKind = "auto") -> np.ndarray:
+        """Embed texts or files.
+
+        Args:
+            inputs: A list of texts or of files, or a single one.
+            batch_size: Videos that are encoded together.
+            kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of
+                a file that exists, and a name that ends like a video or an image is a file; any
+                other string is a text.
+
+        Returns:
+            L2-normalized embeddings (N, E) float32; (E,) for a single input. The row of a file that
+            cannot be decoded is NaN, and a warning names it.
+
+        Raises:
+            InputError: A file does not exist, or texts and files are mixed.
         """
         if isinstance(inputs, str | Path):
             return self.encode([inputs], batch_size, kind)[0]
         listed = non_empty_list(inputs)
-        if kind not in InputKind.__args__:  # type: ignore[attr-defined]
-            raise InputError(f"kind {kind!r} is not one of {', '.join(InputKind.__args__)}")  # type: ignore[attr-defined]
+        check_choice("kind", kind, get_args(InputKind))
 
         are_files = {kind == "file"}
         if kind == "auto":
@@ -335,120 +339,70 @@ class Model:
         if len(are_files) > 1:
             raise InputError("expected a list of texts or a list of files, not both in one")
         if are_files == {False}:
+            self._warn_truncated(check_texts(listed))
             return self.embed_texts(listed).cpu().numpy()
 
         embedded = np.full((len(listed), self.embed_dim), np.nan, np.float32)
-        for batch in self._warned(listed, batch_size, cls_only=True, total=len(listed)):
+        for batch in self._existing(listed, batch_size):
             embedded[batch.decoded] = batch.videos.features.cpu().numpy()
         return embedded
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
-        """VTC similarity (N, M) float32, -1 to 1, of the N texts or files of `a` and the M of `b`,
-        as `encode` takes or returns them. NaN for a file that cannot be decoded."""
-        embeddings_a = self._embeddings(a, batch_size)
-        embeddings_b = self._embeddings(b, batch_size)
-        return embeddings_a @ embeddings_b.T
+        """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
+        embeddings. NaN for a file that cannot be decoded."""
+        embedded = []
+        for inputs in (a, b):
+            values = inputs.cpu().numpy() if isinstance(inputs, Tensor) else inputs
+            if not isinstance(values, np.ndarray):
+                values = self.encode(values, batch_size)
+            embedded.append(np.atleast_2d(values))  # one embedding (E,) is a row
+        return embedded[0] @ embedded[1].T
 
-    def _embeddings(self, inputs: Any, batch_size: int) -> np.ndarray:
-        """The embeddings (N, E) of texts or files, or of what is embedded already."""
-        if isinstance(inputs, Tensor):
-            inputs = inputs.cpu().numpy()
-        if not isinstance(inputs, np.ndarray):
-            inputs = self.encode(inputs, batch_size)
-        return np.atleast_2d(inputs)  # one embedding (E,) is a row
+    @property
+    def can_match(self) -> bool:
+        """Whether the model has a multimodal encoder, which a prompter lacks."""
+        return isinstance(self.folder.model, Alpro)
 
     @torch.inference_mode()
     def match(
-        self,
-        texts: Sequence[str],
-        files: Iterable[Source],
-        batch_size: int = BATCH,
+        self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
     ) -> np.ndarray:
-        """VTM probabilities (texts, files) float32 that text and video match. NaN for a file that
-        cannot be decoded."""
+        """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
+        file that cannot be decoded."""
         model = self._alpro("match")
         texts = non_empty_list(texts)
-        files = non_empty_list(files)
+        listed = non_empty_list(files)
         wrong = [text for text in texts if is_file(text)]
         if wrong:
             raise InputError(f"match takes texts, then files; {wrong[0]!r} is no text")
 
+        self._warn_truncated(check_texts(texts))
         encoded = self.texts(texts)
-        out = np.full((len(texts), len(files)), np.nan, np.float32)
-        for batch in self._warned(files, batch_size, cls_only=False, total=len(files)):
-            with self.precision():
+        out = np.full((len(texts), len(listed)), np.nan, np.float32)
+        for batch in self._existing(listed, batch_size, cls_only=False):
+            with self.autocast():
                 scores = match_all(model, encoded, batch.videos)
             out[:, batch.decoded] = torch.from_numpy(scores).sigmoid().numpy()
         return out
 
     @torch.inference_mode()
-    def pairs(
-        self,
-        pairs: Iterable[tuple[Source, str]],
-        batch_size: int = BATCH,
-    ) -> Iterator[dict[str, Any]]:
-        """For a stream of a video and its text each: `answer` and `probability` to a question if
-        the model answers questions, else `similarity` and, except for a prompter, `match`. None if
-        the file cannot be decoded."""
-        texts: dict[int, str] = {}
-
-        def files() -> Iterator[Source]:
-            for position, (file, text) in enumerate(pairs):
-                texts[position] = text
-                yield file
-
-        for batch in self._warned(files(), batch_size):
-            rows = self._score_pairs(batch.videos, [texts[i] for i in batch.decoded])
-            by_position = dict(zip(batch.decoded, rows, strict=True))
-            for position in batch.sources:
-                del texts[position]  # a stream has no end: memory holds a few batches
-                yield by_position.get(position) or dict.fromkeys(self.pair_columns)
-
-    @property
-    def pair_columns(self) -> tuple[str, ...]:
-        """The names of the results of `pairs`."""
-        if self.folder.answers:
-            return ("answer", "probability")
-        if isinstance(self.folder.model, Alpro):
-            return ("similarity", "match")
-        return ("similarity",)
-
-    def _score_pairs(self, videos: Videos, texts: list[str]) -> list[dict[str, Any]]:
-        """The rows of `pairs` of videos with a text each."""
-        if not texts:
-            return []
-        encoded = self.texts(texts)
-
-        rows: list[dict[str, Any]] = []
-        if self.folder.answers:
-            for probabilities in self._answers(videos, encoded):
-                ((answer, probability),) = self._best(probabilities, self.folder.answers, top_k=1)
-                rows.append({"answer": answer, "probability": probability})
-            return rows
-
-        similarity = (videos.features * encoded.features).sum(1).tolist()
-        rows = [{"similarity": value} for value in similarity]
-        if isinstance(self.folder.model, Alpro):
-            pairs = np.arange(len(texts))[:, None].repeat(2, axis=1)  # each text with its video
-            with self.precision():
-                margins = match(self.folder.model, encoded, videos, pairs)
-            for row, probability in zip(rows, margins.sigmoid().tolist(), strict=True):
-                row["match"] = probability
-        return rows
-
-    @torch.inference_mode()
     def ask(
-        self,
-        file: Source,
-        question: str,
-        top_k: int = 3,
-        frames: Tensor | None = None,
+        self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
     ) -> list[tuple[str, float]]:
-        """The `top_k` most likely answers of the model's closed list with their probabilities, in
-        descending order.
+        """Answer a question from the model's closed list.
 
-        frames: those of the file, if it is decoded already. Raises DecodeError if it cannot be
-        decoded.
+        Args:
+            file: A video or an image.
+            question: The question. `note` says which part of it the model does not read.
+            top_k: Number of answers.
+            frames: Frames of the file, if it is decoded already.
+
+        Returns:
+            The most likely answers with their probabilities, in descending order.
+
+        Raises:
+            InputError: The model does not answer questions, or there is no such file.
+            DecodeError: The file cannot be decoded.
         """
         if not self.folder.answers:
             raise InputError(
@@ -457,19 +411,15 @@ class Model:
             )
 
         clips = self.frames(file) if frames is None else frames
-        videos = self._encode(list(clips.cpu().numpy()))
-        probabilities = self._answers(videos, self.texts([question]))
-        return self._best(probabilities[0], self.folder.answers, top_k)
-
-    def _answers(self, videos: Videos, questions: Texts) -> Tensor:
-        """The probabilities (N, answers) of the answers to a question about each video."""
-        with self.precision():
-            logits = self._alpro("answer").answer(questions.tokens, questions.mask, videos.tokens)
-        return logits.float().softmax(1)
+        video = self._encode(list(clips.cpu().numpy()))
+        text = self.texts([question])
+        with self.autocast():
+            logits = self._alpro("answer").answer(text.tokens, text.mask, video.tokens)
+        return rank_words(logits.float().softmax(1)[0], self.folder.answers, top_k)
 
     @property
     def names_entities(self) -> bool:
-        """Whether the model names entities: a prompter with its prompts, or a pre-trained model."""
+        """Whether the model labels entities: a prompter with its prompts, or a pre-trained model."""
         if isinstance(self.folder.model, Alpro):
             return self.folder.model.pem_head is not None
         return bool(self.prompts)
@@ -483,58 +433,67 @@ class Model:
         text: str = "",
         frames: Tensor | None = None,
     ) -> list[tuple[str, float]]:
-        """The `top_k` most likely entities of a region: left, top, width, height, as fractions of
-        the frame.
+        """Label a region.
 
         A prompter sees the region alone. A pre-trained model sees all of the video and, as in
-        pre-training, its caption `text`, which may be empty; its PEM head then names the region, if
-        it was trained with PEM. frames: as of `ask`.
+        pre-training, its caption; its PEM head then labels the region, if it was trained with PEM.
+
+        Args:
+            file: A video or an image.
+            box: Left, top, width and height as fractions of the frame.
+            top_k: Number of entities.
+            text: Caption for a pre-trained model.
+            frames: Frames of the file, if it is decoded already.
+
+        Returns:
+            The most likely entities with their probabilities, in descending order.
+
+        Raises:
+            InputError: The model cannot label entities, or there is no such file.
+            DecodeError: The file cannot be decoded.
         """
         model = self.folder.model
         grid = model.config.video.grid
         if not self.names_entities:
             raise InputError(
-                f"this {self.folder.task} model names no entities: use a pre-trained model, or a "
-                "prompter with its prompts, Model.load(PROMPTER, prompts=PROMPTS)"
+                f"this {self.folder.task} model cannot label entities: use a pre-trained model, or "
+                "a prompter with its prompts, Model.load(PROMPTER, prompts=PROMPTS)"
             )
         if text and not isinstance(model, Alpro):
-            raise InputError(
-                "a prompter names a region without a text; only a pre-trained model reads one"
-            )
+            raise InputError("a prompter reads no text; only a pre-trained model does")
         try:
             boxes = torch.tensor([patches_of(box, grid)], device=self.device)
         except ValueError as error:
             raise InputError(str(error)) from error
 
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
-        with self.precision():
+        with self.autocast():
             if isinstance(model, Alpro):
-                length = self.folder.preprocessing.max_text_tokens
                 # Not `self.texts`, which refuses an empty text.
-                caption = encode_texts(model, self.folder.tokenizer, [text], length)
+                caption = encode_texts(model, self.folder.tokenizer, [text], self.text_length)
                 video = model.encode_video(pixels)
                 fused = model.fused_patches(caption.tokens, caption.mask, video)
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                prompts = self.prompts[self.kind_of(file)]
+                prompts = self.prompts[self.prompt_kind(file)]
                 labels = model.pseudo_labels(pixels, boxes, prompts, self.encoder.black)
-        return self._best(labels[0], self.folder.entities, top_k)
+        return rank_words(labels[0], self.folder.entities, top_k)
 
     @property
     def entities_note(self) -> str:
-        """A line on what `entities` can name: it chooses from a closed list, whatever is shown."""
+        """A line on what `entities` can return: an entry of a closed list, whatever is shown."""
         entities = self.folder.entities
         shown = ", ".join(entities[:SHOWN_ENTITIES])
         if len(entities) > SHOWN_ENTITIES:
             shown = f"{shown}, ..."
         return f"{len(entities):,} entities: {shown}; one of these is always named"
 
-    def kind_of(self, file: Source) -> str:
-        """The key of `prompts` for a file: image, if there are any of images, or video."""
+    def prompt_kind(self, file: Source) -> str:
+        """Return the key of `prompts` for a file: image, if there are any of images, or video."""
         return "image" if is_image(file) and "image" in self.prompts else "video"
 
     def _alpro(self, verb: str) -> Alpro:
-        """The model, if it is no prompter. Raises InputError with what it cannot do."""
+        """Return the model. Raise InputError for a prompter."""
         if not isinstance(self.folder.model, Alpro):
             raise InputError(
                 f"a prompter has no multimodal encoder to {verb} with; load a pre-trained or "
@@ -542,9 +501,48 @@ class Model:
             )
         return self.folder.model
 
-    @staticmethod
-    def _best(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
-        """The words with the highest probabilities (words,), in descending order."""
-        best = probabilities.topk(min(top_k, len(words)))
-        ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(words[i], probability) for i, probability in ranked]
+
+def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
+    """Return the words with the highest probabilities (words,), in descending order."""
+    best = probabilities.topk(min(top_k, len(words)))
+    ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(words[i], probability) for i, probability in ranked]
+
+
+def find_in_workspace(name: PathLike | Found, workspace: PathLike | None) -> Found:
+    """Resolve the name of a model in Python. Raise InputError, which names `workspace=` if there is
+    no workspace."""
+    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    try:
+        return resolve(name, root)
+    except InputError as error:
+        if (root / "artifacts").is_dir():
+            raise
+        message = f"{error}; there is no workspace {root.absolute()}: name another with workspace="
+    raise InputError(message)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} {value!r} is not one of {', '.join(choices)}")
+
+
+def non_empty_list(items: Iterable[T]) -> list[T]:
+    """Return items as a list. Raise InputError for a string or None instead of a list, and for an
+    empty list."""
+    listed: list[T] = []
+    # A str is iterable as well, but its letters are no texts.
+    if isinstance(items, Iterable) and not isinstance(items, str | Path):
+        listed = list(items)
+    if not listed:
+        raise InputError(f"expected a list of one or more items, not {items!r}")
+    return listed
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts as a list. Raise InputError if it is none, is empty, or has an empty text."""
+    listed = non_empty_list(texts)
+    try:
+        return [check_text(text) for text in listed]
+    except ValueError as error:
+        raise InputError(str(error)) from error

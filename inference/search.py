@@ -1,51 +1,51 @@
-"""Searches an index: clips are ranked by similarity (VTC); on request, the best of them again by
-matching (VTM)."""
+"""Search an index: rank clips by similarity (VTC) and, on request, the best of them by matching
+(VTM)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from alpro.errors import InputError
+from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts, match
-from alpro.inference.filters import conditions_of, filter_mask
-from alpro.inference.index import Index, Item, clip_key, source_of
+from alpro.inference.find import Found, resolve
+from alpro.inference.index import SHOWN_COLUMNS, Index, check_digest, make_condition, quoted
+from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
 from alpro.shards.storage import identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
-SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")  # of an item
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hit:
     """A clip of an index and its scores.
 
-    `number`: its row in the index. `similarity` of the embeddings, -1 to 1; None if the clips are
-    only listed. `match`: the probability that text and clip belong together; None if it was not
-    matched. `note`: whether its file is missing, changed or unreadable. `span`: of a window with
-    the less similar neighbors that it stands for, from and to, in seconds.
+    Attributes:
+        item: The clip.
+        similarity: Cosine similarity, -1 to 1; None if clips are only listed.
+        match: Probability that text and clip belong together; None if it was not matched.
+        note: Says whether the file is missing, changed or unreadable.
+        span: Start and end, in seconds, of a window together with overlapping windows that are
+            less similar.
     """
 
     item: Item
-    number: int
-    similarity: float | None
+    similarity: float | None = None
     match: float | None = None
     note: str = ""
     span: tuple[float, float] | None = None
 
-    def __repr__(self) -> str:
-        score = "" if self.similarity is None else f", similarity {self.similarity:.3f}"
-        matched = "" if self.match is None else f", match {self.match:.3f}"
-        return f"<Hit {self.location}{score}{matched}>"
-
     @property
     def location(self) -> str:
         """The file, and which part of it."""
-        return item_location(self.item)
+        return describe_location(self.item)
 
     @property
     def caption(self) -> str | None:
@@ -56,39 +56,34 @@ class Hit:
         """The note, and the time that a window and its neighbors cover."""
         remarks = [self.note] if self.note else []
         if self.span not in (None, (self.item["start"], self.item["end"])):
-            start, end = self.span
-            remarks.append(f"neighbors fit too: {start:g}-{end:g} s")
+            remarks.append("neighbors match too: {:g}-{:g} s".format(*self.span))
         return remarks
 
     def json(self) -> dict[str, Any]:
-        """What `alpro search --json` and the server's API tell about it."""
-        shown = {name: self.item[name] for name in SHOWN_COLUMNS}
-        return {
-            "clip": self.number,
-            "key": clip_key(self.item),
-            **shown,
-            "columns": dict(self.item["columns"] or ()),
-            "similarity": self.similarity,
-            "match": self.match,
-            "note": self.note,
-            "span": self.span,
-        }
+        """Return the values that `alpro search --json` and the server's API show."""
+        shown = {name: self.item[name] for name in ("key", *SHOWN_COLUMNS, "columns")}
+        return shown | {name: value for name, value in vars(self).items() if name != "item"}
 
 
 @dataclass
 class SearchResult:
-    """The hits of a search, best first; iterating yields them.
+    """The hits of a search, best first. Iterating yields them.
 
-    `clips`: how many clips fit the filters, of `total` in the index. `matched`: how many of them
-    were matched. `conditions`: the filters as they were understood. `note`: of a text with words
-    that the model does not know, or that nothing fits. `nothing_fits`: None without a threshold.
+    Attributes:
+        hits: The hits of one page.
+        clips: Number of clips that fit the filter.
+        total: Number of clips in the index.
+        filter: What the clips had to fit: `where` and `words`.
+        matched: Number of clips that were ranked by matching.
+        note: Remarks on the text, such as unknown words.
+        nothing_fits: Whether the best similarity is below the threshold; None without one.
     """
 
     hits: list[Hit]
     clips: int
     total: int
+    filter: str
     matched: int = 0
-    conditions: tuple[str, ...] = ()
     note: str = ""
     nothing_fits: bool | None = None
 
@@ -101,190 +96,187 @@ class SearchResult:
     @property
     def summary(self) -> str:
         """A line on what was searched."""
-        conditions = " ".join(self.conditions)
-        if not self.clips and conditions:
-            return f"no clip fits {conditions}"
+        if not self.clips and self.filter:
+            return f"no clip fits {self.filter}"
         searched = f"{self.clips:,} clip{'s' * (self.clips != 1)} searched"
-        if conditions:
-            searched = f"{searched}, of {self.total:,}: {conditions}"
+        if self.filter:
+            searched += f", of {self.total:,}: {self.filter}"
         if self.matched:
-            searched = f"{searched}; the best {self.matched} ranked by matching"
+            searched += f"; the best {self.matched} ranked by matching"
         return searched
 
     def json(self) -> dict[str, Any]:
-        """As `Hit.json`, with the hits."""
-        hits = [hit.json() for hit in self.hits]
-        return vars(self) | {"hits": hits, "conditions": list(self.conditions)}
+        """Return the values as `Hit.json` does."""
+        return vars(self) | {"hits": [hit.json() for hit in self.hits]}
 
 
-@torch.inference_mode()
-def search(  # noqa: PLR0913 - a query and its options, each with a default
-    index: Index,
-    model: Model,
-    text: str,
-    k: int = 10,
-    offset: int = 0,
-    filters: Sequence[str] = (),
-    rerank: int | None = None,
-    nothing_below: float | None = None,
-) -> SearchResult:
-    """The `k` best clips for a text after the first `offset`, of those that fit the filters.
+class Searcher:
+    """Search an index with the model that embedded its clips."""
 
-    The `rerank` most similar ones are decoded and ordered by the sum of the logit margin of the
-    matching head and the similarity, as in the evaluation with `top_k`; a prompter has no such
-    head. None: RERANKED if that was better when the model was validated, else 0. nothing_below:
-    nothing fits if all similarities are lower. Raises InputError for an invalid filter
-    (`filters.py`).
-    """
-    if rerank is None:
-        # "matching" if it was better than similarity when the model was validated.
-        rerank = RERANKED if model.folder.ranking == "matching" else 0
-    # A page after the reranked clips shows none of them.
-    can_match = isinstance(model.folder.model, Alpro) and offset < rerank
-    matched = rerank if can_match else 0
+    def __init__(self, index: Index, model: Model):
+        self.index = index
+        self.model = model
+        self._digest = index.settings.digest
 
-    encoded = model.texts([text])
-    query = encoded.features[0].cpu().numpy()
-    mask = filter_mask(index, filters)
-    # All that are matched, also if the page shows fewer: matching may bring up any of them.
-    hits = similar_hits(index, query, max(offset + k, matched), mask)
+    @classmethod
+    def open(
+        cls,
+        index: str | Path | Index,
+        model: str | Path | Found = "",
+        workspace: Path = Path("workspace"),
+        **options: Any,
+    ) -> "Searcher":
+        """Open an index and load its model.
 
-    reranked: list[Hit] = []
-    if matched:
-        best_hits = flag_changed_files(hits[:matched])
-        reranked = match_hits(model, best_hits, encoded)
+        Args:
+            index: Folder or address of the index.
+            model: The model, if it has moved since the index was made.
+            workspace: Folder in which `model` is looked up.
+            options: `device` and `dtype` of `Model.load`.
 
-    page_end = offset + k
-    by_similarity = hits[max(offset, len(reranked)) : page_end]
-    shown = reranked[offset:page_end] + flag_changed_files(by_similarity)
-    result = _result(index, shown, mask, filters)
-    result.matched = sum(hit.match is not None for hit in reranked)
-    result.note = model.note(text)
+        Raises:
+            InputError: There is no index, its model is missing, or `model` is another one.
+        """
+        opened = index if isinstance(index, Index) else Index.open(index)
+        return cls(opened, Model.load(find_model(opened, model, workspace), **options))
 
-    if nothing_below is not None:
-        best = -1.0
-        # Of `hits`, which matching has not reordered.
-        if hits:
-            best = hits[0].similarity or 0.0
-        result.nothing_fits = best < nothing_below
+    @torch.inference_mode()
+    def search(  # noqa: PLR0913 - a query and its options, each with a default
+        self,
+        text: str,
+        k: int = 10,
+        where: str = "",
+        words: str = "",
+        offset: int = 0,
+        rerank: int | None = None,
+        nothing_below: float | None = None,
+        exact: bool = False,
+    ) -> SearchResult:
+        """Find the clips that fit a text best.
+
+        Args:
+            text: What the clips should show.
+            k: Number of hits.
+            where: A condition in SQL, such as `kind = 'video' AND duration < 10`.
+            words: Words that must all be in the caption, the file name or the id.
+            offset: Number of hits to skip.
+            rerank: Number of the most similar clips that are decoded and ordered by the sum of the
+                matching head's logit margin and the similarity, as in the evaluation with `top_k`.
+                Default: 20 if that was better when the model was validated, else 0. A prompter has
+                no such head.
+            nothing_below: Nothing fits if all similarities are lower.
+            exact: Compare all clips, also in an index of more than a million.
+
+        Raises:
+            InputError: The condition is invalid.
+        """
+        if rerank is None:
+            # "matching" if it was better than similarity when the model was validated.
+            rerank = RERANKED if self.model.folder.ranking == "matching" else 0
+        # A page after the reranked clips shows none of them.
+        if offset >= rerank or not isinstance(self.model.folder.model, Alpro):
+            rerank = 0
+
+        encoded = self.model.texts([text])
+        vector = encoded.features[0].cpu().numpy()
+        condition = make_condition(where, words)
+        # All that are matched, also if the page shows fewer: matching may bring up any of them.
+        hits = self._nearest(vector, max(offset + k, rerank), condition, exact)
+        best = hits[0].similarity or 0.0 if hits else -1.0
+        if rerank:
+            hits[:rerank] = match_hits(self.model, flag_changed_files(hits[:rerank]), encoded)
+
+        result = self._result(hits[offset : offset + k], where, words)
+        result.matched = sum(hit.match is not None for hit in hits)
+        result.note = self.model.note(text)
+        if nothing_below is not None:
+            result.nothing_fits = best < nothing_below
         if result.nothing_fits:
             note = f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
-            result.note = "; ".join(filter(None, (result.note, note)))
-    return result
+            result.note = f"{result.note}; {note}".removeprefix("; ")
+        return result
+
+    def similar(
+        self,
+        query: Any,
+        k: int = 10,
+        where: str = "",
+        words: str = "",
+        offset: int = 0,
+        without: str = "",
+        exact: bool = False,
+    ) -> SearchResult:
+        """Find the clips that are most similar to a video, an image or an embedding.
+
+        Args:
+            query: A file, or an embedding (E,).
+            without: Key of a clip to leave out.
+
+        The other arguments are as of `search`.
+
+        Raises:
+            DecodeError: The file cannot be decoded.
+        """
+        if isinstance(query, str | Path):
+            check_file(query)
+            (embedded,) = self.model.stream([query])
+            if embedded.error:
+                raise embedded.error
+            query = embedded.embedding
+
+        condition = f"{make_condition(where, words)} AND key != {quoted(without)}"
+        hits = self._nearest(np.asarray(query, np.float32), offset + k, condition, exact)
+        return self._result(hits[offset:], where, words)
+
+    def all(self, k: int = 10, where: str = "", words: str = "", offset: int = 0) -> SearchResult:
+        """List clips in the order of the index. The arguments are as of `search`."""
+        items = self.index.rows(make_condition(where, words), k, offset)
+        return self._result([Hit(item) for item in items], where, words)
+
+    def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
+        clips = self.index.count(make_condition(where, words))
+        shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
+        # Of the shown hits only: it asks the disk or the store about each file.
+        flagged = flag_changed_files(hits)
+        return SearchResult(flagged, clips, len(self.index), " and ".join(filter(None, shown)))
+
+    def _nearest(self, vector: np.ndarray, k: int, condition: str, exact: bool) -> list[Hit]:
+        """Find the best `k` hits by similarity. Windows that overlap or touch a better one of the
+        same file belong to its hit."""
+        settings = self.index.settings
+        if settings.digest != self._digest or vector.shape != (self.index.size,):
+            raise InputError(f"{self.index.place}: the index, or the query, is of another model")
+        if not settings.window:
+            items = self.index.nearest(vector, k, condition, exact)
+            return [Hit(item, item["similarity"]) for item in items]
+
+        # As many windows as may belong to the hits.
+        neighbors = 2 * ceil(settings.window / (settings.stride or settings.window)) + 1
+        items = self.index.nearest(vector, k * neighbors, condition, exact)
+        return group_windows([Hit(item, item["similarity"]) for item in items])[:k]
 
 
-def similar(
-    index: Index,
-    query: np.ndarray,
-    k: int = 10,
-    offset: int = 0,
-    filters: Sequence[str] = (),
-    without: int = -1,
-) -> SearchResult:
-    """The `k` clips whose embeddings are most similar to that of a video or an image (E,), after
-    the first `offset`, of those that fit the filters.
+def find_model(index: Index, name: str | Path | Found, workspace: Path) -> Found:
+    """Find the model of an index: where it was, or `name`, if it has moved.
 
-    without: the number of a clip to leave out. Raises InputError for an invalid filter.
+    Raises:
+        InputError: It is missing, or it is another model.
     """
-    mask = filter_mask(index, filters)
-    # One more, since `without` may be among them.
-    hits = similar_hits(index, query, offset + k + 1, mask)
-
-    others = [hit for hit in hits if hit.number != without]
-    # Of the shown ones only: it asks the disk or the store about each file.
-    shown = flag_changed_files(others[offset : offset + k])
-    return _result(index, shown, mask, filters)
-
-
-def list_clips(
-    index: Index,
-    k: int = 10,
-    offset: int = 0,
-    filters: Sequence[str] = (),
-) -> SearchResult:
-    """The clips of an index that fit the filters, in its order. Raises InputError for an invalid
-    filter."""
-    mask = filter_mask(index, filters)
-    rows = mask.nonzero()[0]
-    hits = []
-    for row in rows[offset : offset + k].tolist():
-        hits.append(Hit(index.item(row), row, similarity=None))
-    return _result(index, flag_changed_files(hits), mask, filters)
-
-
-def _result(
-    index: Index,
-    hits: list[Hit],
-    mask: np.ndarray,
-    filters: Sequence[str],
-) -> SearchResult:
-    conditions = tuple(map(str, conditions_of(index, filters)))
-    return SearchResult(
-        hits=hits,
-        clips=int(mask.sum()),
-        total=len(index),
-        conditions=conditions,
-    )
-
-
-def most_similar(
-    embeddings: np.ndarray,
-    query: np.ndarray,
-    k: int,
-    mask: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (k,) of the embeddings (N, E) that are most similar to the query (E,), of those in
-    the mask (N,), and their similarities (k,), in descending order; of equal ones the first.
-
-    Plain products: exact. Raises InputError if the query has another length than the embeddings.
-    """
-    rows = mask.nonzero()[0]
-    if len(rows) and embeddings.shape[1:] != query.shape:
+    recorded = index.settings.model
+    if not name and not Path(recorded).is_dir():
         raise InputError(
-            f"the index has embeddings of {embeddings.shape[1]} numbers, and the query has "
-            f"{len(query)}: it is of another model, or corrupt"
+            f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
         )
-
-    if len(rows):
-        scores = embeddings @ query
-    else:
-        scores = np.empty(len(embeddings), np.float32)
-    if len(rows) > k:
-        # All that are at least as good as the k-th, so that of equal ones the first are kept.
-        threshold = np.partition(scores[rows], -k)[-k]
-        rows = rows[scores[rows] >= threshold]
-
-    order = np.argsort(-scores[rows], kind="stable")
-    rows = rows[order[:k]]
-    return rows, scores[rows]
-
-
-def similar_hits(index: Index, query: np.ndarray, k: int, mask: np.ndarray) -> list[Hit]:
-    """The best `k` hits by similarity, of the clips in the mask.
-
-    If the index cuts videos into windows, those that overlap or touch a better one of the same file
-    belong to its hit.
-    """
-    count = k
-    while True:
-        rows, scores = most_similar(index.embeddings, query, count, mask)
-        hits = []
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            hits.append(Hit(index.item(row), row, similarity=score))
-
-        if index.about.window:
-            hits = group_windows(hits)
-
-        if len(hits) >= k or len(rows) < count:
-            return hits[:k]
-        count *= 4  # many windows became one hit
+    found = resolve(name or recorded, workspace)
+    check_digest(index, found.model, found.digest)
+    return found
 
 
 def group_windows(hits: list[Hit]) -> list[Hit]:
-    """The hits, best first, without windows that overlap or touch a better one, which covers their
-    time in `span`."""
+    """Merge windows that overlap or touch a better one of the same file into its hit, whose `span`
+    covers their time. The hits are in descending order."""
     groups: list[Hit] = []
-    groups_of_file: dict[str, list[int]] = {}
+    groups_of_file: dict[str, list[Hit]] = {}
     for hit in hits:
         start = hit.item["start"]
         end = hit.item["end"]
@@ -293,75 +285,50 @@ def group_windows(hits: list[Hit]) -> list[Hit]:
             continue
 
         of_file = groups_of_file.setdefault(hit.item["path"], [])
-        near = None
-        for group in of_file:
-            best = groups[group].item
-            if start <= best["end"] and end >= best["start"]:
-                near = group
-                break
-
         # A window that touches only the neighbors of a hit is a hit of its own: spans do not chain.
-        if near is None:
-            of_file.append(len(groups))
-            groups.append(replace(hit, span=(start, end)))
+        for best in of_file:
+            if start <= best.item["end"] and end >= best.item["start"]:
+                first, last = best.span or (start, end)
+                best.span = (min(start, first), max(end, last))
+                break
         else:
-            first, last = groups[near].span or (start, end)
-            span = (min(start, first), max(end, last))
-            groups[near] = replace(groups[near], span=span)
+            hit.span = (start, end)
+            of_file.append(hit)
+            groups.append(hit)
     return groups
 
 
 def flag_changed_files(hits: list[Hit]) -> list[Hit]:
-    """The hits, with a note on those whose file is missing or has changed."""
+    """Add a note to the hits whose file is missing or has changed."""
     current = identities(located(hit.item["path"]) for hit in hits)
-    flagged = []
     for hit, identity in zip(hits, current, strict=True):
         if identity != hit.item["identity"]:
-            absent = identity in ("missing", "not fetched")
-            hit = replace(hit, note=identity if absent else "changed since")
-        flagged.append(hit)
-    return flagged
+            hit.note = identity if identity in ("missing", "not fetched") else "changed since"
+    return hits
 
 
 def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
-    """The hits ordered by margin + similarity; those that cannot be decoded, or have changed,
-    follow by similarity."""
+    """Order hits by margin + similarity. Those that cannot be decoded, or have changed, follow by
+    similarity."""
     alpro = model.folder.model
     assert isinstance(alpro, Alpro)
     # A changed file is another clip than the one whose similarity the index has.
     unchanged = [hit for hit in hits if not hit.note]
-    unmatched = [hit for hit in hits if hit.note]
+    margins: dict[str, float] = {}
 
-    ranked: list[tuple[float, Hit]] = []
-    sources = [source_of(hit.item) for hit in unchanged]
+    sources = [get_source(hit.item) for hit in unchanged]
     for batch in model.batches(sources, BATCH, total=len(sources)):
-        pairs = np.array([[0, i] for i in range(len(batch.decoded))])
-        with model.precision():
-            margins = torch.empty(0)
-            if batch.decoded:
-                margins = match(alpro, text, batch.videos, pairs).cpu()
-        for i, margin in zip(batch.decoded, margins, strict=True):
-            hit = unchanged[i]
-            score = margin.item() + (hit.similarity or 0.0)
-            probability = margin.sigmoid().item()
-            ranked.append((score, replace(hit, match=probability)))
+        if batch.decoded:
+            pairs = np.array([[0, i] for i in range(len(batch.decoded))])
+            with model.autocast():
+                scores = match(alpro, text, batch.videos, pairs).cpu()
+            for i, margin in zip(batch.decoded, scores, strict=True):
+                unchanged[i].match = margin.sigmoid().item()
+                margins[unchanged[i].item["key"]] = margin.item()
         for i, error in batch.errors.items():
-            unmatched.append(replace(unchanged[i], note=str(error)))
+            unchanged[i].note = str(error)
 
-    # By the score alone: of equal ones, Python would compare the hits, and fail.
-    ranked.sort(key=lambda pair: -pair[0])
-    unmatched.sort(key=lambda hit: -(hit.similarity or 0.0))
-    return [hit for _, hit in ranked] + unmatched
+    def rank(hit: Hit) -> tuple[bool, float]:
+        return hit.match is None, -margins.get(hit.item["key"], 0.0) - (hit.similarity or 0.0)
 
-
-def item_location(item: Item) -> str:
-    """The file of an item, and which part of it or which sample in it."""
-    path = item["path"]
-    if item["frame_offsets"] is not None:
-        return f"{path}: {item['id']}"
-    start = item["start"]
-    end = item["end"]
-    if start is None and end is None:
-        return str(path)
-    end_text = "" if end is None else f"{end:g}"
-    return f"{path} {start or 0:g}-{end_text} s"
+    return sorted(hits, key=rank)

@@ -55,10 +55,8 @@ SMALL = {
     "shards.reader.ROWS_PER_BATCH": 3,
     "shards.sources.records.PARQUET_BATCH_ROWS": 2,
     "inference.search.BATCH": 2,
-}
-SMALL |= {
-    f"inference.{name}": 2
-    for name in ("index.PART_CLIPS", "index_videos.BATCH", "index_videos.CHUNK")
+    "inference.index_videos.CHUNK": 2,
+    "inference.index_videos.MAX_UNIT": 2,
 }
 
 

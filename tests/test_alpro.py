@@ -253,7 +253,7 @@ def test_messages_of_others_lose_the_credentials_that_they_repeat():
 
 
 def test_the_package_lists_its_names_and_its_version():
-    assert dir(alpro) == ["Index", "Model", "__version__"]
+    assert dir(alpro) == ["Index", "Model", "Searcher", "__version__"]
     assert alpro.__version__ == version("alpro-pipeline")
     with pytest.raises(AttributeError, match="modle"):
         _ = alpro.modle

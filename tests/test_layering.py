@@ -23,6 +23,7 @@ ONLY_IN = {  # packages that one room or file may import
     "prefect": "pipeline/flows/",
     "mlflow": "pipeline/tracking/",
     "spacy": "stages/vocabulary/nouns.py",
+    "lancedb": "inference/index.py",
     "markdown_it": "pipeline/reports/document.py",
     "matplotlib": "pipeline/reports/",
     "av": ("shards/video_file.py", "stages/render_sample.py"),
@@ -118,7 +119,17 @@ LIGHT += [
     for stage in ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "evaluate")
 ]
 LIGHT += ["stages.finetune_retrieval", "stages.finetune_qa"]
-HEAVY = ("prefect", "mlflow", "spacy", "matplotlib", "av", "ffmpeg", "markdown_it", "pandas")
+HEAVY = (
+    "prefect",
+    "mlflow",
+    "spacy",
+    "matplotlib",
+    "av",
+    "ffmpeg",
+    "markdown_it",
+    "pandas",
+    "lancedb",
+)
 
 
 def test_models_training_and_reading_run_without_the_libraries_of_the_pipeline():

@@ -12,7 +12,7 @@ from cyclopts import App
 
 from alpro.artifact import Record
 from alpro.errors import InputError
-from alpro.names import find_artifact, index_folders, kept_by_name
+from alpro.names import find_artifact, index_places, kept_by_name
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
@@ -207,7 +207,7 @@ def collect_garbage(
 
     used = named or kept_by_name(workspace)
     # The model of an index embeds the text of each search.
-    used |= indexed_fingerprints(index_folders(workspace))
+    used |= indexed_fingerprints(index_places(workspace))
     used |= registered(workspace)
 
     chosen = []

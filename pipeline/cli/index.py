@@ -13,14 +13,16 @@ from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.log import printable
 from alpro.names import record_index
-from alpro.pipeline.cli.options import Count, File, Json, ModelOptions, print_json
+from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
     from alpro.inference.search import SearchResult
 
 group = App(name="index", help="Add, remove and list the videos of an index.")
-IndexFolder = Annotated[File, Parameter(help="The folder of the index.")]
+IndexPlace = Annotated[
+    str, Parameter(help="The index: a folder, or an address such as s3://bucket/index.")
+]
 IndexModel = Annotated[
     str,
     Parameter(
@@ -33,8 +35,7 @@ Rerank = Annotated[
     int | None,
     Parameter(
         help="Decode this many of the most similar clips, and rank them by matching; by default 20 "
-        "if that was better "
-        "when the model was validated, else 0.",
+        "if that was better when the model was validated, else 0.",
         validator=Number(gte=0),
     ),
 ]
@@ -45,121 +46,132 @@ NothingBelow = Annotated[
     ),
 ]
 SHOWN_CAPTION = 60  # characters of a caption in a table
-MAX_REPORTED = 20  # rejected files that are printed; rejects.parquet has all of them
+MAX_REPORTED = 20  # rejected files that are printed; `alpro index ls` lists all of them
 
 
 @group.command(name="add")
-def add_to_index(
-    index: IndexFolder,
+def add_to_index(  # noqa: PLR0913 - options of a command
+    index: IndexPlace,
     videos: str,
     /,
     *,
     window: Seconds | None = None,
     stride: Seconds | None = None,
     columns: str = "",
+    scheduler: str = "",
     model: IndexModel = "",
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Embed videos into an index for `alpro search`.
 
-    Videos that it has are skipped, so the command also adds new ones and continues after an
-    interruption.
+    Videos that it has are skipped, and those whose files are gone are removed. The command also
+    continues after an interruption.
 
     Args:
         videos: A folder of videos and images, a manifest, or a decoded corpus.
-        window: Cut longer videos into windows of this many seconds (of a new index).
+        window: Split longer videos into windows of this many seconds (of a new index).
         stride: Seconds from one window to the next; by default half a window.
-        columns: Columns of the manifest that a new index keeps for filters, such as date,project.
+        columns: Columns of the manifest that a new index keeps for conditions, such as
+            date,project.
+        scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
     """
-    from alpro.inference.index import Index, read_about
-    from alpro.inference.index_videos import add_videos, settings
+    from alpro.inference.index import Index, index_exists
+    from alpro.inference.index_videos import Embedder, add_videos
 
     name = model
-    if not name and (index / "index.json").is_file():
-        name = read_about(index).model
+    if not name and index_exists(index):
+        name = Index.open(index).settings.model
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
-    found = models.videos(videos)
-    folder = models.folder(name)
-    names = tuple(column.strip() for column in columns.split(",") if column.strip())
-    about = settings(index, folder, window, stride, names)
-
-    # The model is loaded when nothing else can be wrong: that takes longest.
     rejected: list[str] = []
-    counts = add_videos(index, models.load(folder), about, found, rejected.append)
-    # `alpro artifacts gc` keeps the models of these indexes.
-    record_index(models.workspace, index)
-
+    counts = add_videos(
+        index,
+        Embedder(models.find(name), models.device, models.dtype, scheduler),
+        models.videos(videos),
+        window,
+        stride,
+        columns=[column.strip() for column in columns.split(",") if column.strip()],
+        report=rejected.append,
+    )
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)
+    if not index_exists(index):
+        raise InputError(f"{index}: none of the videos could be decoded, so there is no index")
 
-    added = Index.open(index)
-    clips = len(added)
-    captions = clips - added.items["caption"].null_count
+    opened = Index.open(index)
+    # `alpro artifacts gc` keeps the models of these indexes.
+    record_index(models.workspace, opened.place)
+    clips = len(opened)
+    captions = opened.count("reason IS NULL AND caption IS NOT NULL")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
     print(f"{index}: {clips:,} clips, {captions:,} of them with a caption")
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
-        f"unchanged"
+        f"unchanged, {counts.removed:,} removed"
     )
-
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
-    where = f" ({reasons}): {index}/rejects.parquet" if reasons else ""
-    print(f"  {counts.rejected:,} rejected{where}")
-
-    if not clips:
-        raise InputError(f"{index}: none of the videos could be decoded, the index is empty")
+    print(f"  {counts.reasons.total():,} rejected{f' ({reasons})' if reasons else ''}")
 
 
 @group.command(name="rm")
-def remove_from_index(index: IndexFolder, video: str, /, *more: str) -> None:
+def remove_from_index(index: IndexPlace, video: str, /, *more: str) -> None:
     """Remove videos from an index.
 
-    Their vectors and names are deleted at once; the files of the videos stay.
+    Their embeddings, captions and names are deleted from the disk at once. The files of the videos
+    stay.
 
     Args:
         video: A file or a folder, a URL, or the id of a video.
         more: Further ones.
     """
     from alpro.inference.index_videos import remove_videos
-    from alpro.inference.search import item_location
+    from alpro.inference.items import describe_location
 
     removed = remove_videos(index, [video, *more])
     for item in removed:
-        print(printable(item_location(item)))
+        print(printable(describe_location(item)))
     print(f"{index}: {len(removed):,} removed")
 
 
 @group.command(name="ls")
-def list_index(index: IndexFolder, /, *, json: Json = False) -> None:
-    """List the videos of an index."""
+def list_index(index: IndexPlace, /, *, json: Json = False) -> None:
+    """List the videos of an index, and the rejected files."""
     from alpro.inference.index import Index
-    from alpro.inference.search import list_clips
+    from alpro.inference.items import describe_location
 
     opened = Index.open(index)
-    hits = list_clips(opened, k=len(opened)).hits
-    rejected = opened.rejects.num_rows
+    clips = opened.rows()
+    rejects = opened.rows("reason IS NOT NULL")
+    model = opened.settings.model
 
     if json:
-        clips = [hit.json() for hit in hits]
-        print_json({"model": opened.about.model, "rejected": rejected, "clips": clips})
+        from alpro.inference.search import Hit
+
+        rejected = [{name: row[name] for name in ("path", "reason", "detail")} for row in rejects]
+        listed = [Hit(item).json() for item in clips]
+        print_json({"model": model, "clips": listed, "rejected": rejected})
         return
 
-    for hit in hits:
-        print(printable(hit.location))
-    # Apart from the list, which a program may read.
-    print(f"{len(opened):,} clips of {opened.about.model}, {rejected:,} rejected", file=sys.stderr)
+    for item in clips:
+        print(printable(describe_location(item)))
+    # Not part of the list, which a program may read.
+    for row in rejects:
+        line = f"{row['path']}: {row['reason']}: {row['detail']}".removesuffix(": ")
+        print(f"rejected: {printable(line)}", file=sys.stderr)
+    print(f"{len(clips):,} clips of {model}, {len(rejects):,} rejected", file=sys.stderr)
 
 
 def search(  # noqa: PLR0913 - options of a command
-    index: IndexFolder,
+    index: IndexPlace,
     word: str,
     /,
-    *words: str,
+    *more: str,
     k: Annotated[Count, Parameter(name=("-k", "--results"))] = 10,
+    where: str = "",
+    words: str = "",
     rerank: Rerank = None,
-    filter: tuple[str, ...] = (),
     nothing_below: NothingBelow = None,
+    exact: bool = False,
     model: IndexModel = "",
     json: Json = False,
     models: ModelOptions = ModelOptions(),
@@ -172,32 +184,33 @@ def search(  # noqa: PLR0913 - options of a command
     Args:
         word: What the videos should show; @FILE for a file with a text on each line, whose hits are
             one table.
-        words: Further words of the text.
+        more: Further words of the text.
         k: Number of results.
-        filter: Only clips that fit, such as kind=video, duration<10, or a word of the caption;
-            repeatable.
+        where: A condition in SQL, such as "kind = 'video' AND duration < 10".
+        words: Words that must all be in the caption, the file name or the id, such as "dog park".
+        exact: Compare all clips, also in an index of more than a million.
     """
-    from alpro.inference.search import search
+    from alpro.inference.search import Searcher
 
-    text = " ".join([word, *words])
+    text = " ".join([word, *more])
     is_list = text.startswith("@")
     texts = read_texts(text[1:]) if is_list else [text]
 
     opened = open_index(index)
     # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else ""
-    loaded = opened.load_model(found, device=models.device, dtype=models.dtype)
+    searcher = Searcher.open(opened, found, device=models.device, dtype=models.dtype)
 
     results = []
     for one in texts:
-        result = search(
-            opened,
-            loaded,
+        result = searcher.search(
             one,
-            k=k,
-            filters=list(filter),
+            k,
+            where,
+            words,
             rerank=rerank,
             nothing_below=nothing_below,
+            exact=exact,
         )
         results.append((one, result))
 
@@ -209,7 +222,7 @@ def search(  # noqa: PLR0913 - options of a command
 
 
 def read_texts(name: str) -> list[str]:
-    """The texts of a file, one on each line. Raises InputError if it has none."""
+    """Return the texts of a file, one on each line. Raises InputError if it has none."""
     file = Path(name).expanduser()
     try:
         if not file.is_file():
@@ -226,7 +239,7 @@ def read_texts(name: str) -> list[str]:
 
 
 def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -> None:
-    """A table of the hits of one or more texts, and a line on what was searched."""
+    """Print a table of the hits of one or more texts, and a line on what was searched."""
     from alpro.pipeline.reports.terminal import print_rows
 
     rows = []
@@ -247,21 +260,21 @@ def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -
             rows.append(row)
     print_rows(rows)
 
-    _, last = results[-1]  # the filters are the same for all
+    _, last = results[-1]  # the condition is the same for all
     print(printable(last.summary))
 
 
 def shorten(text: str) -> str:
-    """A text of at most SHOWN_CAPTION characters."""
+    """Return a text of at most SHOWN_CAPTION characters."""
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= SHOWN_CAPTION else f"{one_line[: SHOWN_CAPTION - 1]}…"
 
 
-def open_index(folder: Path) -> "Index":
-    """Raises InputError if the index has nothing to search."""
+def open_index(place: str) -> "Index":
+    """Open an index. Raises InputError if it has nothing to search."""
     from alpro.inference.index import Index
 
-    index = Index.open(folder)
+    index = Index.open(place)
     if not len(index):
-        raise InputError(f"{folder}: the index is empty; `alpro index add` adds videos to it")
+        raise InputError(f"{place}: the index is empty; `alpro index add` adds videos to it")
     return index

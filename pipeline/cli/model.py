@@ -161,7 +161,7 @@ def ask(
     Args:
         question: The question, in quotes.
     """
-    loaded = models.load(models.folder(model))
+    loaded = models.load(models.find(model))
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
 
@@ -203,7 +203,7 @@ def entities(  # noqa: PLR0913 - options of a command
         raise InputError(f"--box {error}") from None
 
     folder = models.folder(model)
-    if not (loaded := models.naming(folder, models.load)):
+    if not (loaded := models.find_labeler(models.find(model), models.load)):
         raise InputError(
             f"{folder}: names no entities, and no prompter with embedded entities was found for "
             f"it; name a "
@@ -257,11 +257,9 @@ def write_table(
 
     from alpro.files import atomic_write
     from alpro.inference.clips import decode_ahead
-    from alpro.inference.index import source_of
-    from alpro.inference.index_videos import scan_videos
+    from alpro.inference.items import get_source, scan_videos
     from alpro.log import progress
     from alpro.shards.clip import Clip
-    from alpro.shards.schema import Reject
 
     writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
     # Before the videos are decoded, and not when the table is written.
@@ -274,9 +272,8 @@ def write_table(
         raise InputError(f"--out {out}: {'exists already' if out.exists() else suffix}")
 
     items = list(scan_videos(models.videos(videos)))
-    clips = decode_ahead(
-        (source_of(i) for i in items if not isinstance(i, Reject)), model.folder.model.config.video
-    )
+    decodable = (get_source(item) for item in items if not item["reason"])
+    clips = decode_ahead(decodable, model.folder.model.config.video)
 
     word = "answer" if model.folder.answers else "entity"
     fields = [
@@ -293,19 +290,16 @@ def write_table(
     rows = []
     with progress("videos", len(items), "videos") as advance:
         for item in items:
-            about = vars(item) if isinstance(item, Reject) else item
-            row = {key: about.get(key) for key in ("id", "path", "start", "end")}
+            row = {key: item[key] for key in ("id", "path", "start", "end")}
             # A rejected row has no clip to wait for.
-            source, frames = (
-                (None, f"{item.reason}: {item.detail}") if isinstance(item, Reject) else next(clips)
-            )
+            source, frames = (None, None) if item["reason"] else next(clips)
             if isinstance(frames, Clip):
                 decoded = torch.from_numpy(frames.frames.transpose(0, 3, 1, 2))[None]
                 ranked = name(source, frames=decoded.to(model.device))
                 # Columns take turns: a word, its probability, the next word.
                 row |= zip(names, (value for pair in ranked for value in pair), strict=True)
             else:
-                row["error"] = str(frames)
+                row["error"] = str(frames or f"{item['reason']}: {item['detail']}")
             rows.append(row)
             advance()
     try:
@@ -372,7 +366,7 @@ def score_models(
     models: ModelOptions,
 ) -> None:
     """Scores one model, or two over the same videos, and prints which is better."""
-    from alpro.inference.find import find_prompter
+    from alpro.inference.find import Found, find_prompter
     from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
@@ -385,11 +379,11 @@ def score_models(
     items, what = labeled(data, split, [folder, other] if other else [folder])
     prompter, prompts = find_prompter(folder, follow=True)
 
-    loaded = models.load(folder)
-    theirs = models.load(other) if other else None
+    loaded = models.load(Found(folder))
+    theirs = models.load(Found(other)) if other else None
     log.info(f"{len(items):,} videos ({what})")
     # Entities are named by the prompter, which may be another folder.
-    naming = loaded if prompter == folder else models.load(prompter, prompts)
+    naming = models.load(Found(prompter, prompts)) if prompts else loaded
 
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.

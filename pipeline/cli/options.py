@@ -16,7 +16,7 @@ from alpro.names import find_artifact, named_artifacts
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.inference.find import FoundModel
+    from alpro.inference.find import Found
     from alpro.pipeline.config.command import Command
     from alpro.shards.storage import Location
 
@@ -140,14 +140,14 @@ class ModelOptions:
 
     def folder(self, name: str) -> Path:
         """The folder of the model that a person names. Raises InputError if there is none."""
-        return self.find(name).path
+        return self.find(name).model
 
-    def find(self, name: str) -> "FoundModel":
+    def find(self, name: str) -> "Found":
         """The model that a person names. Raises InputError if there is none."""
-        from alpro.inference.find import FoundModel, verified_model
+        from alpro.inference.find import Found, resolve
 
         if not name.startswith("models:/"):
-            return verified_model(name, self.workspace)
+            return resolve(name, self.workspace)
 
         from alpro.pipeline.tracking.registry import registered_folder
         from alpro.pipeline.tracking.store import check_store
@@ -161,29 +161,23 @@ class ModelOptions:
         if not self.tracking_uri:
             check_store(database.parent)
 
-        return FoundModel(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
+        return Found(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
 
-    def load(self, folder: Path, prompts: Path | None = None) -> "Model":
+    def load(self, found: "Found") -> "Model":
         from alpro import Model
 
-        return Model.load(folder, self.workspace, prompts, device=self.device, dtype=self.dtype)
+        return Model.load(found, device=self.device, dtype=self.dtype)
 
-    def naming(self, folder: Path, load: "Callable[[Path, Path | None], Model]") -> "Model | None":
-        """The model that names entities for a model folder: a pre-trained model itself, or a
-        prompter; None if there is none. load: `ModelOptions.load`."""
-        from alpro.inference.find import find_prompter, is_pretrained
+    def find_labeler(self, found: "Found", load: "Callable[[Found], Model]") -> "Model | None":
+        """Temporary."""
+        from alpro.inference.find import Found, find_prompter, is_pretrained
 
-        # A model of pretrain has a head for entities, any other needs embedded prompts.
-        candidates: list[tuple[Path, Path | None]] = []
-        if is_pretrained(folder):
-            candidates.append((folder, None))
-
-        prompter, prompts = find_prompter(folder, follow=True)
+        candidates = [found] if is_pretrained(found.model) else []
+        prompter, prompts = find_prompter(found.model, follow=True)
         if prompts:
-            candidates.append((prompter, prompts))
-
-        for candidate, its_prompts in candidates:
-            model = load(candidate, its_prompts)
+            candidates.append(Found(prompter, prompts))
+        for candidate in candidates:
+            model = load(candidate)
             if model.names_entities:
                 return model
         return None

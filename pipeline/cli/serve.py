@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from alpro.errors import InputError
 from alpro.files import read_text
-from alpro.pipeline.cli.index import IndexFolder, NothingBelow, Rerank, open_index
+from alpro.pipeline.cli.index import IndexPlace, NothingBelow, Rerank, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     File,
@@ -26,7 +26,7 @@ MIN_TOKEN = 16  # characters: guesses are not counted
 
 
 def serve(  # noqa: PLR0913 - options of a command
-    index: IndexFolder | None = None,
+    index: IndexPlace = "",
     /,
     *,
     model: str = "",
@@ -130,47 +130,49 @@ def token_of(host: str, file: Path | None) -> str:
 
 
 def load_models(
-    index: Path | None, own: str, ask: str, entities: str, models: ModelOptions
+    index: str, own: str, ask: str, entities: str, models: ModelOptions
 ) -> "ServedModels":
-    """The models for what INDEX, --ask and --entities can do. Raises InputError if that is
-    nothing."""
-    from alpro.inference.find import find_prompter
+    """Load the models for what INDEX, --ask and --entities can do.
+
+    Raises:
+        InputError: That is nothing, or a model cannot do what it is named for.
+    """
+    from alpro.inference.search import Searcher, find_model
     from alpro.pipeline.serving.models import ServedModels
 
-    opened = open_index(index) if index else None
-    if own and not opened:
+    if own and not index:
         raise InputError(
             "--model is that of an index; name the INDEX, or use --ask and --entities alone"
         )
-
-    search_folder = None
-    if opened:
-        search_folder = opened.find_model(models.find(own) if own else "").path
-    ask_folder = models.folder(ask).resolve() if ask else None
-    entities_folder = models.folder(entities).resolve() if entities else None
+    opened = open_index(index) if index else None
+    search_model = None
+    if opened is not None:
+        search_model = find_model(opened, models.find(own) if own else "", models.workspace)
+    ask_model = models.find(ask) if ask else None
+    entities_model = models.find(entities) if entities else None
 
     # Without --ask and --entities, the first model does what it can.
-    first = search_folder or ask_folder or entities_folder
+    first = search_model or ask_model or entities_model
     if not first:
         raise InputError(
             "nothing to serve; name an INDEX to search, or models with --ask and --entities"
         )
 
     load = cache(models.load)  # one model may do several things
-    searching = load(*find_prompter(search_folder)) if search_folder else None
+    searcher = Searcher(opened, load(search_model)) if opened is not None and search_model else None
 
-    answering = load(*find_prompter(ask_folder or first))
+    answering = load(ask_model or first)
     answers = bool(answering.folder.answers)
-    if ask_folder and not answers:
+    if ask_model and not answers:
         task = answering.folder.task
         raise InputError(f"{ask}: this {task} model does not answer questions")
 
-    naming = models.naming(entities_folder or first, load)
-    if entities_folder and not naming:
+    naming = models.find_labeler(entities_model or first, load)
+    if entities_model and not naming:
         raise InputError(
             f"{entities}: no prompter with embedded entities, and no model of pretrain"
         )
-    return ServedModels(opened, searching, answering if answers else None, naming)
+    return ServedModels(searcher, answering if answers else None, naming)
 
 
 def up(

@@ -1,5 +1,5 @@
 // The dialog of one clip, or of an uploaded file: its video, its caption, questions, and boxes whose entities are named.
-import { $, address, api, clipOf, idOf, make, nameOf, part, player, time, warn } from "./parts.js";
+import { $, address, api, make, nameOf, part, player, time, warn } from "./parts.js";
 
 const opened = $("#opened");
 const screen = $("#media");
@@ -53,7 +53,7 @@ function clearAnswers() {
 
 // hits: those of the page, among which the arrows move.
 export function showClip(hit, hits, offset) {
-  current = { query: clipOf(idOf(hit)), file: null };
+  current = { query: { clip: hit.key }, file: null };
   put(player(hit, { controls: true }, fit));
   clearAnswers();
   setCaption(hit.caption ?? nameOf(hit));
@@ -69,9 +69,9 @@ export function showClip(hit, hits, offset) {
   $("#actions").hidden = false;
   $("#copy").textContent = "Copy path";
   $("#copy").dataset.path = hit.path;
-  $("#similar").href = address({ clip: idOf(hit), text: null, offset: null, open: null });
+  $("#similar").href = address({ clip: hit.key, text: null, offset: null, open: null });
 
-  const place = hits.findIndex((other) => idOf(other) === idOf(hit));
+  const place = hits.findIndex((other) => other.key === hit.key);
   const found = place >= 0;
   $("#position").textContent = found ? `${offset + place + 1}` : "";
   $("#before").disabled = !found || place === 0;
@@ -160,6 +160,7 @@ sheet.onpointercancel = () => (start = null);
 for (const name of ["ask", "entities"]) {
   $(`#${name} form`).onsubmit = async (event) => {
     event.preventDefault();
+    document.activeElement.blur(); // the arrow keys go to the next hit again
     const asked = current;
     const list = $(`#${name} dl`);
     const form = Object.fromEntries(new FormData(event.target));
@@ -181,6 +182,7 @@ for (const name of ["ask", "entities"]) {
         rows.push(make("dd", { textContent: `${(100 * probability).toFixed(1)} %` }));
       }
       list.replaceChildren(...rows);
+      list.scrollIntoView({ block: "nearest" });
     } catch (error) {
       if (asked === current) list.replaceChildren(make("dt", { className: "head", textContent: error.message }));
     }

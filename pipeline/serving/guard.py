@@ -4,16 +4,14 @@ import base64
 from contextlib import suppress
 from secrets import compare_digest
 from socket import socket
-from typing import Any
 
 import uvicorn
 from fastapi.responses import PlainTextResponse
-from h11 import LocalProtocolError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL = ("127.0.0.1", "localhost")
-IDLE_TICKS = 300  # of a tenth of a second, in which a connection has to send a request
+MAX_CONNECTIONS = 256  # browsers keep several open
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -26,9 +24,11 @@ CHALLENGE = {
 
 
 class Guard:
-    """Refuses requests without the token if there is one, and those of pages of other sites. A name
-    that is made to resolve to this machine is known by Host, which `guarded` checks; other pages by
-    Sec-Fetch-Site and Origin."""
+    """Refuse requests without the token if there is one, and those of pages of other sites.
+
+    A name that is made to resolve to this machine is known by Host, which `guarded` checks; other
+    pages by Sec-Fetch-Site and Origin.
+    """
 
     def __init__(self, app: ASGIApp, token: str = "", public_name: str = ""):
         self.app = app
@@ -45,26 +45,26 @@ class Guard:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        with suppress(LocalProtocolError):  # uvicorn has answered: the body is not valid HTTP
-            await (self.refusal(scope) or self.app)(scope, receive, with_headers)
+        await (self.refusal(scope) or self.app)(scope, receive, with_headers)
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
+        """Return the answer to a request that is refused."""
         # "lifespan", the server's own start and end; `ws="none"` leaves nothing else.
         if scope["type"] != "http":
             return None
 
         headers = dict(scope["headers"])
         origin = headers.get(b"origin")
-        own_page = origin in (None, self.public_origin)
+        is_own_page = origin in (None, self.public_origin)
         # Without a proxy, the origin is the Host that the browser has asked.
-        if origin is not None and not own_page:
-            own_page = origin.partition(b"://")[2] == headers.get(b"host")
+        if origin is not None and not is_own_page:
+            is_own_page = origin.partition(b"://")[2] == headers.get(b"host")
 
         # Browsers send "none" for an address that a person types, programs send no such header. A
         # link of another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
-        foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
-        if foreign or not own_page:
+        is_foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
+        if is_foreign or not is_own_page:
             return PlainTextResponse("a page of another site", 403)
 
         if self.token and not compare_digest(
@@ -75,7 +75,7 @@ class Guard:
 
 
 def password(authorization: bytes) -> bytes:
-    """The token of a bearer, or the password that a browser asks for."""
+    """Return the token of a bearer, or the password that a browser asks for."""
     scheme, _, value = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
         return value.strip()
@@ -87,8 +87,14 @@ def password(authorization: bytes) -> bytes:
 
 
 def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> ASGIApp:
-    """An application within the checks. host: the address that it listens on. public_name: NAME or
-    NAME:PORT of the TLS proxy before it, as browsers show it."""
+    """Put an application behind the checks.
+
+    Args:
+        app: The application.
+        host: Address that it listens on.
+        token: The token that each request needs; empty: none.
+        public_name: NAME or NAME:PORT of the TLS proxy before it, as browsers show it.
+    """
     # Other machines may know this one by any name, but they need a token.
     names = ["*"]
     if host in LOCAL:
@@ -99,20 +105,22 @@ def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> 
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serves until Ctrl-C or SIGTERM, and then until open requests are answered. Prints the address
-    once it listens."""
+    """Serve until Ctrl-C or SIGTERM, and then until open requests are answered."""
     config = uvicorn.Config(
-        app, host, port, log_level="warning", timeout_graceful_shutdown=10, ws="none"
+        app,
+        host,
+        port,
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=10,
+        ws="none",
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
         Server(config).run()
 
 
 class Server(uvicorn.Server):
-    """Prints its address once it listens. Closes connections that send no request, which uvicorn
-    keeps."""
-
-    idle: dict[Any, int] = {}  # ticks by connection
+    """Print the address once the server listens."""
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
@@ -120,15 +128,3 @@ class Server(uvicorn.Server):
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
             address = f"http://{host}:{self.config.port}"
             print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
-
-    async def on_tick(self, counter: int) -> bool:
-        # uvicorn ends a connection that is idle after a request; before its first, `cycle` is None.
-        waiting = {
-            one for one in self.server_state.connections if getattr(one, "cycle", None) is None
-        }
-        self.idle = {one: self.idle.get(one, 0) + 1 for one in waiting}
-
-        for connection in [one for one, ticks in self.idle.items() if ticks > IDLE_TICKS]:
-            connection.transport.close()
-
-        return await super().on_tick(counter)

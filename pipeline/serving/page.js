@@ -1,6 +1,6 @@
-// The page of `alpro serve`. Its state is the query of its address: text, filter, k, offset, clip (similar to it), open.
+// The page of `alpro serve`. Its state is the query of its address: text, words, where, k, offset, clip (similar to it), open.
 import { hideClip, setOffers, showClip, showFile } from "./clip.js";
-import { $, address, api, clipOf, idOf, make, nameOf, part, picture, player, time, warn } from "./parts.js";
+import { $, address, api, make, nameOf, part, picture, player, time, warn } from "./parts.js";
 
 const search = $("#search");
 const opened = $("#opened");
@@ -35,7 +35,7 @@ function scores(hit) {
 }
 
 function card(hit) {
-  const still = make("a", { className: "still", href: address({ open: idOf(hit) }) });
+  const still = make("a", { className: "still", href: address({ open: hit.key }) });
   const image = picture(hit, "still");
   image.loading = "lazy";
   still.append(image);
@@ -62,30 +62,40 @@ function card(hit) {
     about.append(make("small", { className: "file", textContent: text }));
   }
   about.append(...scores(hit));
-  about.append(make("nav", {}, link("Similar", { clip: idOf(hit), text: null, offset: null })));
+  about.append(make("nav", {}, link("Similar", { clip: hit.key, text: null, offset: null })));
   return make("article", { className: "card" }, still, about);
 }
 
-function empty(result, query) {
-  const lines = [make("p", { textContent: result.conditions.length ? "No clip fits this filter." : "No results." })];
+function empty(query) {
+  const isFiltered = query.has("where") || query.has("words");
   const ways = [];
-  if (result.conditions.length) ways.push(link("Clear the filter", { filter: null, offset: null }), " · ");
+  if (isFiltered) ways.push(link("Clear the filter", { where: null, words: null, offset: null }), " · ");
   if (query.get("offset")) ways.push(link("Back to the first results", { offset: null }), " · ");
   ways.push(make("a", { textContent: "All clips", href: "?" }));
-  lines.push(make("p", {}, ...ways));
-  if (result.conditions.some((condition) => condition.startsWith('"')))
-    lines.push(make("p", { textContent: "Words must be in the caption, the file name or the id; a value with spaces is in double quotes." }));
-  return make("div", { className: "empty" }, ...lines);
+  const line = make("p", { textContent: isFiltered ? "No clip fits this filter." : "No results." });
+  return make("div", { className: "empty" }, line, make("p", {}, ...ways));
 }
 
-// Each condition as it was understood; a click removes it.
-function showConditions(conditions) {
-  const chips = [];
-  for (const condition of conditions) {
-    const others = conditions.filter((other) => other !== condition).join(" ");
-    chips.push(make("a", { href: address({ filter: others, offset: null }), textContent: `${condition} ×`, title: "Remove this condition" }));
+// Conditions to click: one that is chosen is removed, any other is added.
+const READY = ["kind = 'video'", "kind = 'image'", "duration < 10", "duration >= 60", "caption IS NOT NULL"];
+function showConditions(query) {
+  const chosen = (query.get("where") ?? "").split(" AND ").filter(Boolean);
+  const chips = READY.map((condition) => {
+    const others = chosen.filter((other) => other !== condition);
+    const where = (chosen.includes(condition) ? others : [...chosen, condition]).join(" AND ");
+    const chip = make("a", { href: address({ where, offset: null, open: null }), textContent: condition });
+    if (chosen.includes(condition)) chip.setAttribute("aria-current", "true");
+    return chip;
+  });
+  $("#ready").replaceChildren(...chips);
+
+  const removable = [];
+  for (const name of ["where", "words"]) {
+    if (!query.get(name)) continue;
+    const changes = { [name]: null, offset: null };
+    removable.push(make("a", { href: address(changes), textContent: `${query.get(name)} ×`, title: `Remove this condition` }));
   }
-  $("#conditions").replaceChildren(...chips);
+  $("#conditions").replaceChildren(...removable);
 }
 
 // What the hits are similar to.
@@ -113,10 +123,10 @@ async function showHits(query) {
   const number = ++request;
   const wanted = new URLSearchParams({ k, offset });
   if (query.get("text")) wanted.set("text", query.get("text"));
-  if (query.get("clip")) for (const [key, value] of Object.entries(clipOf(query.get("clip")))) wanted.set(key, value);
-  if (query.get("filter")) wanted.append("filter", query.get("filter"));
+  for (const name of ["clip", "where", "words"]) if (query.get(name)) wanted.set(name, query.get(name));
   const file = query.get("text") || query.has("clip") ? null : upload;
   showLike(query);
+  showConditions(query);
   try {
     const result = await api("search", wanted, file);
     if (number !== request) return;
@@ -124,8 +134,7 @@ async function showHits(query) {
     const all = `${result.clips.toLocaleString()} clips`;
     say(hits.length ? `${offset + 1} to ${offset + hits.length} of ${all}` : "");
     warn($("#warning"), result.note);
-    showConditions(result.conditions);
-    $("#hits").replaceChildren(...(hits.length ? hits.map(card) : [empty(result, query)]));
+    $("#hits").replaceChildren(...(hits.length ? hits.map(card) : [empty(query)]));
 
     const pages = [];
     if (offset) pages.push(link("← Previous", { offset: Math.max(0, offset - k) || null }));
@@ -133,23 +142,19 @@ async function showHits(query) {
     $("#pages").replaceChildren(...pages);
   } catch (error) {
     if (number !== request) return;
-    hits = [];
-    say(error.message, true);
-    warn($("#warning"), "");
-    for (const element of ["#hits", "#pages", "#conditions"]) $(element).replaceChildren();
-    if (query.size) $("#conditions").append(make("a", { textContent: "All clips", href: "?" }));
+    // The last results stay, with the reason why there are no others.
+    say("");
+    warn($("#warning"), file ? `${file.name}: ${error.message}` : error.message);
   }
 }
 
 // The dialog, which an entry of the history opens
 
 async function clipById(id) {
-  const shown = hits.find((hit) => idOf(hit) === id || String(hit.clip) === id);
+  const shown = hits.find((hit) => hit.key === id);
   if (shown) return shown;
-  const { clip, key } = clipOf(id);
-  const [hit] = (await api("search", { k: 1, offset: clip })).hits;
-  if (!hit) throw Error("there is no such clip");
-  if (key && hit.key !== key) throw Error("the index has changed: search again");
+  const [hit] = (await api("search", { k: 1, where: `key = '${id.replaceAll("'", "''")}'` })).hits;
+  if (!hit) throw Error("there is no such clip in the index");
   return hit;
 }
 
@@ -161,7 +166,7 @@ function closeClip() {
 
 function move(step) {
   const id = new URLSearchParams(location.search).get("open");
-  const place = hits.findIndex((hit) => idOf(hit) === id);
+  const place = hits.findIndex((hit) => hit.key === id);
   const next = place < 0 ? null : hits[place + step];
   if (!next) return;
   history.replaceState(history.state, "", address({ open: idOf(next) }));
@@ -171,7 +176,7 @@ function move(step) {
 async function render() {
   const query = new URLSearchParams(location.search);
   const open = query.get("open");
-  for (const name of ["text", "filter"]) search.elements[name].value = query.get(name) ?? "";
+  for (const name of ["text", "words", "where"]) search.elements[name].value = query.get(name) ?? "";
   search.elements.k.value = query.get("k") ?? 12;
   document.title = query.get("text") || "Video search";
   $("#examples").hidden = query.has("text") || query.has("clip") || Boolean(upload);

@@ -27,13 +27,7 @@ export function address(changes) {
   return `?${query}`;
 }
 
-// A clip in an address is its number and its key, by which the server notices that the index has changed.
-export const idOf = (hit) => `${hit.clip}-${hit.key}`;
-export function clipOf(id) {
-  const [clip, key] = id.split("-");
-  return key ? { clip, key } : { clip };
-}
-export const clipAddress = (hit, view) => `api/clip/${hit.clip}?${new URLSearchParams({ view, key: hit.key })}`;
+export const clipAddress = (hit, view) => `api/clip/${hit.key}?view=${view}`;
 
 export const nameOf = (hit) => hit.path.split("/").pop();
 

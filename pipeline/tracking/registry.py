@@ -24,6 +24,7 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
 from alpro.pipeline.tracking.store import unusable
 from alpro.pipeline.tracking.tracker import Tracker
+from alpro.shards.clip import DecodeError
 
 EXPERIMENT = "models"  # for models whose training is in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
@@ -44,7 +45,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
     # The signature depends on the kind of model: an answer, or a similarity and perhaps a match.
-    columns = Model.load(folder, device="cpu").pair_columns
+    columns = score_names(Model.load(folder, device="cpu"))
     outputs: list[Any] = [
         ColSpec("string" if column == "answer" else "double", column) for column in columns
     ]
@@ -121,6 +122,13 @@ def registered_fingerprints(uri: str) -> set[str]:
     return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
 
 
+def score_names(model: Model) -> list[str]:
+    """Return the columns that `ServedModel.predict` returns."""
+    if model.folder.answers:
+        return ["answer", "probability"]
+    return ["similarity", "match"] if model.can_match else ["similarity"]
+
+
 class ServedModel:
     """The model that `mlflow.pyfunc.load_model` wraps."""
 
@@ -132,15 +140,31 @@ class ServedModel:
 
         Args:
             inputs: Columns `video` (a file) and `text` (a caption, or a question).
+            params: Unused.
 
         Returns:
-            A row for each row of the inputs: for questions `answer` and `probability`; otherwise
-            `similarity` of the embeddings (-1 to 1), and `match`, the probability that they belong
-            together, except for a prompter. The row of a file that cannot be decoded is empty, and
-            a warning names it.
+            A row for each pair: `answer` and `probability` of a question; otherwise `similarity` of
+            the embeddings, -1 to 1, and `match`, the probability that they belong together, except
+            for a prompter. The row of a file that cannot be decoded is empty, and a warning names
+            it.
         """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
-        return pd.DataFrame(list(self.model.pairs(pairs)), columns=list(self.model.pair_columns))
+        rows = [self._score(video, text) for video, text in pairs]
+        return pd.DataFrame(rows, columns=score_names(self.model))
+
+    def _score(self, video: str, text: str) -> dict[str, Any]:
+        model = self.model
+        if not model.folder.answers:
+            scores = {"similarity": model.similarity([text], [video]).item()}
+            if model.can_match:
+                scores["match"] = model.match([text], [video]).item()
+            return scores
+        try:
+            ((answer, probability),) = model.ask(video, text, top_k=1)
+        except DecodeError as error:
+            warnings.warn(str(error), stacklevel=4)
+            return {}
+        return {"answer": answer, "probability": probability}
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -18,7 +18,7 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.inference.encoding import Videos, match_top_k, score, similarities
 from alpro.inference.find import input_folder
-from alpro.inference.index_videos import is_corpus
+from alpro.inference.items import is_corpus
 from alpro.inference.model import Model
 from alpro.inference.search import RERANKED
 from alpro.log import log
@@ -315,7 +315,7 @@ def _add_retrieval(results: Results, model: Model, labels: Labels, videos: Video
 
     if isinstance(model.folder.model, Alpro):
         # A search ranks videos for a text, never texts for a video.
-        with model.precision():
+        with model.autocast():
             texts = model.texts(labels.texts)
             (scores,) = match_top_k(
                 model.folder.model, texts, videos, k=RERANKED, directions=("t2v",)
@@ -348,7 +348,7 @@ def _add_answers(results: Results, model: Model, items: list[Labeled], videos: V
 
     alpro = cast(Alpro, model.folder.model)
     pairs = np.stack([np.arange(len(questions)), np.array(video_of_question)], axis=1)
-    with model.precision():
+    with model.autocast():
         texts = model.texts([question["question"] for question in questions])
         logits = score(alpro, cast(nn.Module, alpro.qa_head), texts, videos, pairs).cpu()
     add_answers(
@@ -377,7 +377,7 @@ def _add_entities(results: Results, prompter: Model, items: list[Labeled], video
     for i, item in enumerate(items):
         truth = true_entities(item.metadata, entities)
         if truth:
-            best = best_of_kind[prompter.kind_of(item.source)][i]
+            best = best_of_kind[prompter.prompt_kind(item.source)][i]
             captions = CAPTIONS.join(item.metadata["captions"])
             predictions.append(EntityPrediction(item.id, captions, truth, named=entities[best]))
     add_entities(results, predictions, entities)

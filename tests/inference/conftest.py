@@ -1,13 +1,16 @@
-"""An index of three videos that a small random model embeds."""
+"""An index of three videos that a small random model embeds, in this process."""
 
 import shutil
 import subprocess
 
 import pytest
 
+from alpro.inference.find import resolve
 from alpro.inference.index import Index
-from alpro.inference.index_videos import add_videos, settings
+from alpro.inference.index_videos import Embedder, add_videos
 from alpro.inference.model import Model
+from alpro.inference.search import Searcher
+from alpro.pool import in_this_process
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
 
 
@@ -17,15 +20,18 @@ def model(folders):
 
 
 @pytest.fixture
-def update(tmp_path, folders, model):
-    """update(videos, window, stride, columns): adds a folder, a manifest or a corpus to the index;
-    the counts, and the reported lines."""
+def update(tmp_path, folders):
+    """update(videos, **options): add a folder, a manifest or a corpus to the index; returns the
+    counts, and the reported lines."""
 
-    def add(videos, *options, task="retrieval"):
+    def add(videos, task="retrieval", **options):
         lines = []
-        about = settings(tmp_path / "index", folders[task], *options)
-        chosen = model if task == "retrieval" else Model.load(folders[task], device="cpu")
-        return add_videos(tmp_path / "index", chosen, about, videos, lines.append), lines
+        embedder = Embedder(resolve(folders[task], tmp_path), device="cpu")
+        with in_this_process():
+            counts = add_videos(
+                tmp_path / "index", embedder, videos, report=lines.append, **options
+            )
+        return counts, lines
 
     return add
 
@@ -42,37 +48,23 @@ def own(tmp_path, videos):
 
 
 @pytest.fixture
-def filled(update, own):
-    """What a search takes: an index of `own`."""
+def searcher(update, own, model):
+    """A search of an index of `own`."""
     update(own)
-    return Index.open(own.parent / "index")
+    return Searcher(Index.open(own.parent / "index"), model)
 
 
 @pytest.fixture
 def film(tmp_path):
-    """film(name, parts): videos of one format after another in a file, without encoding them
-    again."""
+    """film(name, parts): join videos of one format in a file, without encoding them again."""
     (tmp_path / "films").mkdir()
 
     def join(name, parts):
         listed = tmp_path / "parts.txt"
         path = tmp_path / "films" / name
         listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
-        command = [
-            ffmpeg_binary(),
-            "-y",
-            "-v",
-            "error",
-            "-f",
-            "concat",
-            "-safe",
-            "0",
-            "-i",
-            listed,
-            "-c",
-            "copy",
-            path,
-        ]
+        command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0"]
+        command += ["-i", listed, "-c", "copy", path]
         subprocess.run([str(part) for part in command], check=True)
         return path.parent
 

@@ -8,9 +8,10 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import checksum, write_json
-from alpro.inference.find import find_model, find_prompter, model_digest, verified_model
-from alpro.inference.index import About, Index
+from alpro.inference.find import find_model, find_prompter, model_digest, resolve
+from alpro.inference.index import Index, IndexSettings
 from alpro.inference.model import Model
+from alpro.inference.search import Searcher
 from alpro.names import find_artifact, record_run
 
 STEPS5 = {"config": "own_videos", "changes": ["finetune_qa.steps=5"]}
@@ -242,10 +243,8 @@ def test_the_model_of_an_index_is_verified_and_identified_by_reading_its_weights
     contents = {str(path.relative_to(folder)): {"sha256": checksum(path)} for path in files}
     record = {"version": RECORD_VERSION, "stage": "finetune_retrieval", "name": "x", "inputs": {}}
     write_json(folder / "artifact.json", {**record, "fingerprint": "ab" * 32, "contents": contents})
-    about = About(model=str(folder), digest=model_digest(folder))
-    (tmp_path / "index").mkdir()
-    write_json(tmp_path / "index" / "index.json", about.model_dump())
-    index = Index.open(tmp_path / "index")
+    settings = IndexSettings(model=str(folder), digest=model_digest(folder))
+    index = Index.create(tmp_path / "index", settings, 8, {})
 
     read: list[str] = []
 
@@ -256,9 +255,9 @@ def test_the_model_of_an_index_is_verified_and_identified_by_reading_its_weights
     for module in ("alpro.artifact", "alpro.inference.find"):
         monkeypatch.setattr(f"{module}.checksum", counted)
     for is_named in (False, True):
-        index.load_model(verified_model(folder, tmp_path) if is_named else "", device="cpu")
+        Searcher.open(index, resolve(folder, tmp_path) if is_named else "", device="cpu")
         assert read.count("model.safetensors") == 1
         read.clear()
     (folder / "model" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(InputError, match="damaged"):
-        index.load_model(device="cpu")
+        Searcher.open(index, device="cpu")

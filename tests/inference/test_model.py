@@ -12,7 +12,6 @@ from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference.clips import is_file, load_for_model
 from alpro.inference.model import Model
-from alpro.shards.clip import DecodeError
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.gallery import Gallery
@@ -36,7 +35,8 @@ def models(folders):
 def mixed(videos, tmp_path):
     """Files of which the second and the last cannot be decoded."""
     (tmp_path / "notes.mp4").write_text("no video")
-    return [videos[0], tmp_path / "notes.mp4", str(videos[1]), videos[2], tmp_path / "none.mp4"]
+    (tmp_path / "empty.mp4").touch()
+    return [videos[0], tmp_path / "notes.mp4", str(videos[1]), videos[2], tmp_path / "empty.mp4"]
 
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
@@ -79,16 +79,17 @@ def test_a_string_is_a_file_if_it_exists_or_ends_like_one(models, videos, tmp_pa
     with pytest.warns(UserWarning, match="README"):
         assert np.isnan(model.encode("README.md")).all()
     assert not np.isnan(model.encode("README.md", kind="text")).any()
-    with pytest.warns(UserWarning, match="missing"):
-        assert np.isnan(model.encode(["a dog"], kind="file")).all()
+    with pytest.raises(InputError, match="a dog: no such file"):
+        model.encode(["a dog"], kind="file")
     with pytest.raises(InputError, match="kind"):
         model.encode("a dog", kind="texts")
 
 
 def test_a_model_is_looked_up_in_the_workspace_of_the_environment(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"workspace="):
+    with pytest.raises(InputError, match=r"workspace=") as raised:
         Model.load("finetune_retrieval")
+    assert raised.value.__context__ is None  # one error, not two
     monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path / "other"))
     with pytest.raises(InputError, match="other"):
         Model.load("finetune_retrieval")
@@ -156,7 +157,6 @@ def test_what_a_model_cannot_do_is_one_line(models, videos):
         ("retrieval", lambda m, v: m.match(v, TEXTS), "texts, then files"),
         ("retrieval", lambda m, v: m.ask(v[0], "what?"), "finetune_qa"),
         ("qa", lambda m, v: m.ask(v[0], " \n"), "empty"),
-        ("retrieval", lambda m, v: list(m.pairs([(v[0], "")])), "empty"),
         ("retrieval", lambda m, v: m.match([None], v), "None"),
         ("retrieval", lambda m, v: m.encode(["a dog", ""]), "empty"),
         ("retrieval", lambda m, v: m.encode(["a dog", "\udcff"]), "UTF-8"),
@@ -181,8 +181,19 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
         Model.load(folders["prompter"], prompts=fewer, device="cpu")
     with pytest.raises(InputError, match="float8"):
         Model.load(folders["retrieval"], device="cpu", dtype="float8")
-    with pytest.raises(DecodeError, match=r"missing: .*none\.mp4"):
-        models["qa"].frames(tmp_path / "none.mp4")
+
+
+def test_a_file_that_does_not_exist_raises(models, videos, tmp_path):
+    missing = [videos[0], tmp_path / "none.mp4"]
+    for call in (
+        lambda: models["retrieval"].encode(missing),
+        lambda: models["retrieval"].similarity(TEXTS, missing),
+        lambda: models["retrieval"].match(TEXTS, missing),
+        lambda: models["qa"].ask(missing[1], "what?"),
+        lambda: models["prompter"].entities(str(missing[1])),
+    ):
+        with pytest.raises(InputError, match=r"none\.mp4: no such file"):
+            call()
 
 
 def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(
@@ -190,21 +201,21 @@ def test_a_bad_file_is_reported_and_the_others_are_scored_and_streamed_in_order(
 ):
     model = models["retrieval"]
     for call in (model.match, model.similarity):
-        with pytest.warns(UserWarning, match="missing|unreadable") as warned:
+        with pytest.warns(UserWarning, match="empty|unreadable") as warned:
             scores = call(TEXTS, mixed, batch_size=2)
         assert {str(one.message).rpartition("/")[2].partition(":")[0] for one in warned} == {
-            "none.mp4",
+            "empty.mp4",
             "notes.mp4",
         }
         expected = call(TEXTS, videos)
         np.testing.assert_allclose(scores[:, [0, 2, 3]], expected, atol=1e-5, rtol=1e-4)
         assert np.isnan(scores[:, [1, 4]]).all()
-    with pytest.warns(UserWarning, match="missing"):
+    with pytest.warns(UserWarning, match="empty"):
         assert np.isnan(model.encode(mixed[4:])).all()  # a batch without any video
     results = list(models["bare"].stream((file for file in mixed), batch_size=2))
     assert [result.file for result in results] == mixed
     reasons = [result.error.reason if result.error else "" for result in results]
-    assert reasons == ["", "unreadable", "", "", "missing"]
+    assert reasons == ["", "unreadable", "", "", "empty"]
     embeddings = [result.embedding for result in results if result.embedding is not None]
     np.testing.assert_allclose(embeddings, models["bare"].encode(videos), atol=1e-6)
 
@@ -232,36 +243,6 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     stream = model.stream(files(), batch_size=4)
     next(stream)
     stream.close()  # leaves no thread waiting
-
-
-def test_pairs_are_scored_as_one_by_one(models, videos, mixed, monkeypatch):
-    model = models["retrieval"]
-    texts = [TEXTS[i % 2] for i in range(5)]
-    sizes = []
-    score = model._score_pairs
-    monkeypatch.setattr(
-        model, "_score_pairs", lambda *batch: sizes.append(len(batch[1])) or score(*batch)
-    )
-    with pytest.warns(UserWarning, match="missing"):
-        rows = list(model.pairs(zip(mixed, texts, strict=True), batch_size=3))
-    assert sizes == [2, 1]
-    assert [row["match"] is None for row in rows] == [False, True, False, False, True]
-    for file, text, row in zip(mixed, texts, rows, strict=True):
-        if row["match"] is not None:
-            assert row["match"] == pytest.approx(model.match([text], [file]).item(), abs=1e-5)
-            assert row["similarity"] == pytest.approx(
-                model.similarity(text, [file]).item(), abs=1e-5
-            )
-    (first,) = models["qa"].pairs([(videos[0], "where?")])
-    assert (first["answer"], pytest.approx(first["probability"], abs=1e-6)) == models["qa"].ask(
-        videos[0], "where?"
-    )[0]
-    (first,) = models["bare"].pairs([(videos[0], "a ball")])
-    assert first == {
-        "similarity": pytest.approx(
-            models["bare"].similarity("a ball", [videos[0]]).item(), abs=1e-5
-        )
-    }
 
 
 def test_lower_precision_changes_scores_a_little(models, folders, videos):

@@ -11,10 +11,12 @@ import pytest
 from alpro import Model
 from alpro.errors import InputError
 from alpro.inference.encoding import match_top_k
+from alpro.inference.find import resolve
 from alpro.inference.index import Index
-from alpro.inference.index_videos import add_videos, settings
-from alpro.inference.search import search
+from alpro.inference.index_videos import Embedder, add_videos
+from alpro.inference.search import Searcher
 from alpro.models.folder import ModelBundle
+from alpro.pool import in_this_process
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.any_model import Threshold, encode, labeled, labels_of
 from tests.conftest import decode_data, in_store
@@ -206,12 +208,14 @@ def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_
     }
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     items, videos = encode(model, labeled(data, "test")[0])
-    folder = next((trained / "artifacts" / "finetune_retrieval").iterdir())
-    add_videos(tmp_path / "index", model, settings(tmp_path / "index", folder), data)
+    with in_this_process():
+        embedder = Embedder(resolve(RETRIEVAL, trained), device="cpu", dtype="float32")
+        add_videos(tmp_path / "index", embedder, data)
+    searcher = Searcher(Index.open(tmp_path / "index"), model)
     texts = ["a ball", "a star"]
     scores = match_top_k(model.folder.model, model.texts(texts), videos, 3, directions=("t2v",))[0]
     for text, row in zip(texts, scores, strict=True):
-        hits = search(Index.open(tmp_path / "index"), model, text, k=4, rerank=3).hits
+        hits = searcher.search(text, k=4, rerank=3).hits
         assert (
             [hit.item["id"] for hit in hits]
             == best[text]

@@ -16,6 +16,7 @@ import pytest
 from alpro.artifact import Record, Source, read_record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
+from alpro.inference.index import Index, IndexSettings
 from alpro.names import record_index
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.execution.launch import run_stage
@@ -418,10 +419,9 @@ def test_gc_removes_the_units_of_the_corpora_that_it_removes(many, tmp_path, cap
 def test_gc_keeps_the_models_of_indexes_and_of_the_registry(many, tmp_path, monkeypatch):
     """c embedded the videos of an index elsewhere, d is registered; neither is the newest of its
     name."""
-    index = tmp_path.with_name("index of another folder")
-    index.mkdir()
-    write_json(index / "index.json", {"model": str(folder_of(many, "c")), "digest": "x"})
-    record_index(tmp_path, index)
+    settings = IndexSettings(model=str(folder_of(many, "c")), digest="x")
+    index = Index.create(tmp_path.with_name("index of another folder"), settings, 8, {})
+    record_index(tmp_path, index.place)
     alpro(many, "gc", "--yes")
     assert marks(many.all()) == "abce0"
 

@@ -9,11 +9,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from alpro import Model
+from alpro.inference.find import resolve
 from alpro.inference.index import Index
-from alpro.inference.index_videos import add_videos, settings
+from alpro.inference.index_videos import Embedder, add_videos
+from alpro.inference.search import Searcher
 from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded
 from alpro.pipeline.serving.models import ServedModels
+from alpro.pool import in_this_process
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL
 
 
@@ -27,7 +30,19 @@ def videos(sample, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(trained, videos, clips):
+def add(trained):
+    """add(index, videos, **options): embed videos."""
+    embedder = Embedder(resolve(RETRIEVAL, trained), device="cpu")
+
+    def run(index, videos, **options):
+        with in_this_process():
+            add_videos(index, embedder, videos, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def models(trained, videos, clips, add):
     """An index of three clips, the second half of one, an image, and samples of a decoded corpus,
     with its models."""
     folder = videos[0].parent
@@ -40,15 +55,25 @@ def models(trained, videos, clips):
         {"path": videos[0].name, "start": 0.5, "end": 1.0},
         {"path": "red.png", "kind": "image", "id": "red"},
     ]
-    loaded = {name: Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)}
-    model = next((trained / "artifacts" / "finetune_retrieval").iterdir())
-    for name, part in (("one", rows), ("two", more)):
+    for name, part, columns in (("one", rows, ["day"]), ("two", more, [])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        about = settings(folder / "index", model, columns=("day",))
-        add_videos(folder / "index", loaded[RETRIEVAL], about, folder / f"{name}.jsonl")
-    add_videos(folder / "index", loaded[RETRIEVAL], about, clips)
-    search, ask, prompter = loaded.values()
-    return ServedModels(Index.open(folder / "index"), search, ask, prompter)
+        add(folder / "index", folder / f"{name}.jsonl", columns=columns)
+    add(folder / "index", clips)
+
+    search, ask, prompter = (
+        Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)
+    )
+    return ServedModels(Searcher(Index.open(folder / "index"), search), ask, prompter)
+
+
+@pytest.fixture(scope="module")
+def keys(models):
+    """The keys of three videos, the half of one, an image and samples."""
+    rows = models.search.index.rows()
+    rows.sort(
+        key=lambda row: (bool(row["frame_offsets"]), row["kind"] == "image", row["start"] or 0)
+    )
+    return [row["key"] for row in rows]
 
 
 @pytest.fixture

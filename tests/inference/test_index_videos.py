@@ -1,0 +1,394 @@
+"""What `alpro index add` embeds, keeps and removes. Units and batches have two clips."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from unicodedata import normalize
+
+import numpy as np
+import pytest
+
+from alpro.errors import InputError
+from alpro.inference import clips as clips_module
+from alpro.inference import index_videos as module
+from alpro.inference import items as items_module
+from alpro.inference.index import Index
+from alpro.inference.index_videos import remove_videos
+from alpro.inference.items import EMPTY, scan_videos, split_into_windows
+from alpro.pool import Died
+from alpro.shards.clip import DecodeError
+from alpro.shards.reader import read_index
+from alpro.shards.seeking import video_seconds
+from alpro.stages.evaluation.any_model import labeled
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """opened(): the index as it is now."""
+    return lambda: Index.open(tmp_path / "index")
+
+
+def vectors(index):
+    return {item["id"]: index.embedding(item["key"]) for item in index.rows()}
+
+
+def ids(index):
+    return [item["id"] for item in index.rows()]
+
+
+def rejected(index):
+    return [item["id"] for item in index.rows("reason IS NOT NULL")]
+
+
+def replace(path, content, source=None):
+    """Write a file whose identity differs from that of the file before."""
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 10**18))
+
+
+def test_each_file_is_embedded_once(update, own, model, videos, opened):
+    counts, lines = update(own)
+    assert (counts.embedded, counts.reasons) == (5, {"unreadable": 1})
+    assert [line.startswith(f"{own / 'notes.mp4'}: unreadable") for line in lines] == [True]
+    found = vectors(opened())
+    np.testing.assert_allclose([found[f"{n}"] for n in range(3)], model.encode(videos), atol=1e-6)
+
+    counts, lines = update(own)
+    assert (counts.embedded, counts.skipped, lines) == (0, 6, [])
+
+
+def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened):
+    update(own)
+    before = vectors(opened())
+    replace(own / "notes.mp4", videos[0].read_bytes())
+    replace(own / "1.mp4", videos[2].read_bytes())
+    shutil.copy(videos[2], own / "new.mp4")
+
+    counts, _ = update(own)
+
+    assert (counts.embedded, counts.replaced, counts.skipped) == (3, 2, 4)
+    after = vectors(opened())
+    for name, same in {"notes": "0", "1": "2", "new": "2", "4": "1"}.items():
+        np.testing.assert_allclose(after[name], before[same], atol=1e-6)
+    assert rejected(opened()) == []
+
+
+def test_a_file_that_was_replaced_by_none_is_a_reject(update, own, opened):
+    update(own)
+    replace(own / "1.mp4", b"broken")
+    counts, _ = update(own)
+    assert (counts.replaced, counts.reasons) == (1, {"unreadable": 1})
+    assert (len(opened()), rejected(opened())) == (4, ["1", "notes"])
+
+
+def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
+    """But not those of a folder that is not there now."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(videos[0], other / "other.mp4")
+    update(own)
+    update(other)
+    (own / "1.mp4").unlink()
+    (own / "notes.mp4").unlink()
+    (other / "other.mp4").unlink()
+
+    counts, _ = update(own)
+
+    assert counts.removed == 2
+    assert sorted(ids(opened())) == ["0", "2", "3", "4", "other"]
+    assert rejected(opened()) == []
+
+
+def test_the_total_counts_changed_files(update, own, videos, monkeypatch):
+    """A progress of "16 of 0 videos" has no time left."""
+    update(own)
+    replace(own / "1.mp4", videos[2].read_bytes())
+    totals = []
+    real = module.progress
+    monkeypatch.setattr(
+        module, "progress", lambda *values, **more: totals.append(values[1]) or real(*values)
+    )
+    update(own)
+    assert totals == [None, 1]
+
+
+def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
+    real = module.embed
+    done = []
+
+    def interrupt(embedder, items):
+        done.append(items)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return real(embedder, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "embed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            update(own)
+    kept = len(opened())
+    assert kept == 4
+    counts, _ = update(own)
+    assert (counts.embedded, counts.skipped, len(opened())) == (1, 4, 5)
+
+
+def test_a_unit_that_dies_costs_only_the_file_that_kills_it(update, own, opened, monkeypatch):
+    def each(tasks, work, workers, scheduler):
+        for task in tasks:
+            crashes = any(item["id"] == "1" for item in task)
+            yield task, Died("its process ended with status -11") if crashes else work(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "each", each)
+        counts, _ = update(own)
+    assert counts.reasons == {"crashed": 1, "unreadable": 1}
+    assert (ids(opened()), rejected(opened())) == (["0", "2", "3", "4"], ["1", "notes"])
+    assert update(own)[0].embedded == 1  # it may have been the memory
+
+
+def test_a_video_that_could_not_be_fetched_is_tried_again(update, own, opened, monkeypatch):
+    real = clips_module.load_clip
+
+    def down(source, *options):
+        if source.path.name == "1.mp4":
+            raise DecodeError("not fetched", "the server is down")
+        return real(source, *options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "load_clip", down)
+        assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
+    counts, lines = update(own)
+    assert (counts.embedded, counts.skipped, lines) == (1, 5, [])
+
+
+def test_a_clip_stays_while_its_store_does_not_answer(update, own, opened, monkeypatch):
+    def down(source, *options):
+        raise DecodeError("not fetched", "the server is down")
+
+    update(own)
+    replace(own / "1.mp4", b"newer")
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "load_clip", down)
+        assert update(own)[0].reasons == {"not fetched": 1}
+    assert len(opened()) == 5
+    assert update(own)[0].reasons == {"unreadable": 1}
+
+
+def test_a_full_disk_ends_a_run_and_is_no_reject(update, own, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(clips_module, "local_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        update(own)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 0.5, "stride": 0.5}])
+def test_videos_that_moved_keep_their_embeddings(options, update, own, tmp_path, opened):
+    first, _ = update(own, **options)
+    before = vectors(opened())
+    moved = own.rename(tmp_path / "archive")
+    replace(moved / "1.mp4", (moved / "0.mp4").read_bytes())
+
+    counts, _ = update(moved, **options)
+
+    assert 0 < counts.embedded < first.embedded
+    assert {Path(item["path"]).parent for item in opened().rows()} == {moved}
+    np.testing.assert_array_equal(vectors(opened())["2"], before["2"])
+    assert update(moved, **options)[0].embedded == 0
+
+
+def test_another_folder_is_not_where_a_missing_one_moved(update, own, tmp_path, videos, opened):
+    update(own)
+    own.rename(tmp_path / "unmounted")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(videos[1], other / "0.mp4")
+
+    update(other)
+
+    paths = {item["path"] for item in opened().rows()}
+    assert paths == {*(f"{own}/{n}.mp4" for n in range(5)), f"{other}/0.mp4"}
+    (tmp_path / "unmounted").rename(own)
+    assert update(own)[0].embedded == 0
+
+
+def test_a_copy_is_another_clip(update, own, tmp_path, opened):
+    update(own)
+    shutil.copytree(own, tmp_path / "copy")  # with its times
+    assert update(tmp_path / "copy")[0].embedded == 5
+    assert len(opened()) == 10
+
+
+def write_rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_rows_of_a_manifest_have_parts_captions_and_typed_columns(update, own, opened):
+    rows = [{"path": "0.mp4", "start": 0, "end": 0.3, "day": "2024-01-02", "views": 9}]
+    rows += [{"path": "0.mp4", "start": 0.3, "caption": "a ball", "views": 10}, {"file": "x"}]
+    manifest = write_rows(own / "m.jsonl", rows)
+
+    counts, _ = update(manifest, columns=["day", "views"])
+
+    assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
+    index = opened()
+    first, second = index.rows()
+    assert first["columns"] == {"day": "2024-01-02", "views": 9}
+    assert second["columns"] == {"day": None, "views": 10}
+    assert (first["caption"], second["caption"]) == (None, "a ball")
+    total = video_seconds(own / "0.mp4")
+    assert [first["duration"], second["duration"]] == pytest.approx([0.3, total - 0.3], abs=0.01)
+    assert index.count("views > 9") == index.count("day < '2024-02'") == 1
+
+
+def test_bad_rows_are_those_of_the_last_manifest(update, own, opened):
+    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1}, {"file": "x"}]))
+    assert opened().count("reason = 'bad row'") == 1
+    update(write_rows(own / "more.jsonl", [{"path": "1.mp4"}]))
+    assert (len(opened()), rejected(opened())) == (2, [])
+
+
+def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
+    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]), columns=["views"])
+    rows = write_rows(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
+    with pytest.raises(InputError, match=r"1\.mp4: a column of another type.*many"):
+        update(rows)
+
+
+def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
+    with pytest.raises(InputError, match="no video has a column 'day'"):
+        update(own, columns=["day"])
+    manifest = write_rows(own / "m.jsonl", [{"path": "0.mp4", "vector": 1}])
+    with pytest.raises(InputError, match="cannot have this name"):
+        update(manifest, columns=["vector"])
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "file").touch()
+    with pytest.raises(InputError, match="not an index"):
+        update(own)
+    (tmp_path / "index" / "file").unlink()
+
+    update(own)
+    for options, named in (
+        ({"task": "prompter"}, r"another model, .*retrieval .*prompter"),
+        ({"window": 5.0}, "windows of None s"),
+        ({"stride": 1.0}, "--stride"),
+        ({"window": 1.0, "stride": 2.0}, "--stride"),
+        ({"columns": ["day"]}, "columns: ;"),
+    ):
+        with pytest.raises(InputError, match=named):
+            update(own, **options)
+
+
+def test_the_place_of_the_model_is_recorded(update, own, folders, tmp_path, opened):
+    update(own)
+    moved = shutil.copytree(folders["retrieval"], tmp_path / "moved")
+    folders = folders | {"moved": moved}
+    embedder = module.Embedder(module.Found(moved), device="cpu")
+    assert module.add_videos(tmp_path / "index", embedder, own).embedded == 0
+    assert opened().settings.model == str(moved)
+
+
+def windows(index):
+    return sorted((item["start"], item["end"]) for item in index.rows())
+
+
+def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
+    update, videos, film, tmp_path, opened
+):
+    films = film("film.mp4", [videos[0]] * 5)
+    film("other.mp4", [videos[0]] * 4)
+    update(films, window=2.0, stride=1.5)
+    assert windows(opened()) == [(0, 2), (0, 2), (1.5, 3.5), (1.5, 3.5), (3, 4), (3, 5)]
+    assert update(films)[0].skipped == 6
+
+    film("film.mp4", [videos[1]] * 3)
+    assert update(films)[0].embedded == 2
+    assert windows(opened()) == [(0, 2), (0, 2), (1.5, 3), (1.5, 3.5), (3, 4)]
+    with pytest.raises(InputError, match=r"every 1\.5 s"):
+        update(films, window=2.0, stride=1.0)
+    assert len(remove_videos(tmp_path / "index", ["film"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ends"),
+    [(10.01, [4, 8, 10.01]), (8.05, [4, 8.05]), (8.15, [4, 8, 8.15]), (4.05, [4.05])],
+)
+def test_a_last_window_shows_something_new(seconds, ends, monkeypatch):
+    """A video often lasts a little longer than its last frame: a window of that alone would have
+    no frames."""
+    monkeypatch.setattr(items_module, "video_seconds", lambda path: seconds)
+    item = EMPTY | {"id": "a", "path": "/a.mp4", "kind": "video"}
+    found = [(window["start"], window["end"]) for window in split_into_windows([item], 4.0, 4.0)]
+    assert found == [(4 * n, end) for n, end in enumerate(ends)]
+
+
+def test_only_whole_videos_on_this_machine_have_windows(clips, videos):
+    url = EMPTY | {"id": "a", "path": "https://host/a.mp4", "kind": "video"}
+    (reject,) = split_into_windows([url], 10.0, 5.0)
+    assert reject["reason"] == "bad row"
+    # Also files that are no videos: decoding says why.
+    short = [*scan_videos(videos[0].parent), url | {"start": 3.0}]
+    assert list(split_into_windows(short, 5.0, 5.0)) == short
+    with pytest.raises(InputError, match="decoded corpus"):
+        list(split_into_windows(scan_videos(clips), 10.0, 5.0))
+
+
+def test_samples_of_a_decoded_corpus_are_indexed(update, clips, opened):
+    counts, _ = update(clips)
+    assert counts.embedded == len(opened()) == read_index(clips, ["id"]).num_rows > 20
+    assert opened().count("caption IS NULL") == 0
+    assert update(clips)[0].embedded == 0
+
+
+def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path, opened):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "00000.tar", "w") as tar:
+        for number, video in enumerate(videos):
+            key = f"0000{number}"
+            (tmp_path / "about").write_text(json.dumps({"key": key, "status": "success"}))
+            tar.add(tmp_path / "about", f"{key}.json")
+            tar.add(video, f"{key}.mp4")
+
+    counts, _ = update(tmp_path / "shards")
+
+    assert (counts.embedded, counts.reasons) == (3, {})
+    np.testing.assert_allclose([*vectors(opened()).values()], model.encode(videos), atol=1e-6)
+
+
+def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(update, own, tmp_path, opened):
+    update(own)
+    names = ["4", str(own / "1.mp4"), str(own / "." / "1.mp4"), "1"]
+    removed = remove_videos(tmp_path / "index", names)
+    assert sorted(item["id"] for item in removed) == ["1", "4"]
+    with pytest.raises(InputError, match="none is not in this index"):
+        remove_videos(tmp_path / "index", ["0", "none"])
+    assert ids(opened()) == ["0", "2", "3"]
+    removed = remove_videos(tmp_path / "index", [str(own)])
+    assert [item["id"] for item in removed] == ["0", "2", "3", "notes"]
+    assert (ids(opened()), rejected(opened())) == ([], [])
+
+
+@pytest.mark.parametrize(("spelling", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_is_removed_by_its_name_as_any_system_spells_it(
+    spelling, other, update, videos, tmp_path
+):
+    """macOS decomposes the accents of names."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos[0], folder / normalize(spelling, "café.mp4"))
+    update(folder)
+    name = folder / normalize(other, "café.mp4")
+    assert len(remove_videos(tmp_path / "index", [str(name)])) == 1
+
+
+def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")
+    (item,) = scan_videos(tmp_path / "b.csv")
+    ((labels,), _) = labeled(tmp_path / "b.csv", "test")
+    assert (item["path"], item["caption"]) == (str(tmp_path / "a.mp4"), "a dog")
+    assert labels.metadata["captions"] == ("a dog",)
