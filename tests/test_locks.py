@@ -1,0 +1,43 @@
+"""The two lock files name everything that an installation needs."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import distribution, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==", re.MULTILINE)
+
+
+def read_names(*files: str) -> set[str]:
+    return {
+        canonicalize_name(name) for file in files for name in PIN.findall((ROOT / file).read_text())
+    }
+
+
+def find_requirements(name: str) -> Iterator[Requirement]:
+    for text in requires(name) or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement
+
+
+@pytest.mark.parametrize(
+    "files", [["requirements.lock"], ["requirements.lock", "requirements-dev.lock"]]
+)
+def test_every_requirement_of_a_locked_package_is_locked(files):
+    names = read_names(*files)
+    missing = {
+        f"{name} needs {requirement}"
+        for name in names
+        for requirement in find_requirements(name)
+        if canonicalize_name(requirement.name) not in names
+        or not requirement.specifier.contains(
+            distribution(requirement.name).version, prereleases=True
+        )
+    }
+    assert not missing
