@@ -199,7 +199,7 @@ CAPTIONS = [  # constructions that are frequent in captions and rare in treebank
 ]
 
 
-def test_the_embedded_tagger_tags_the_list_nouns_captions():
+def test_the_embedded_tagger_tags_the_nouns_of_captions():
     results = {
         caption: (set(tagged_nouns(caption)), set(nouns.split())) for caption, nouns in CAPTIONS
     }
