@@ -224,13 +224,15 @@ def merge_units(
     def read(unit: Unit) -> tuple[Mapping[str, Any], pa.Table, pa.Table]:
         folder = store.folder(unit.key)
         record = read_json(folder / RECORD)
-        index = pq.read_table(folder / "index.parquet", schema=INDEX)
+        # For small files, half of the time of `pq.read_table`.
+        index = pq.ParquetFile(folder / "index.parquet").read()
+        rejects = pq.ParquetFile(folder / "rejects.parquet").read()
         if SHARD in record["files"]:
             link(folder / SHARD, out / f"{unit.name}.tar")
             # The rows name the shard as this corpus does.
             names = pa.array([f"{unit.name}.tar"] * index.num_rows, pa.string())
             index = index.set_column(INDEX.get_field_index("shard"), "shard", names)
-        return record, index, pq.read_table(folder / "rejects.parquet", schema=REJECTS)
+        return record, index, rejects
 
     records = []
     with (
