@@ -115,8 +115,8 @@ def each(
     pending = chain(first, pending)
 
     engine = _Cluster(scheduler) if scheduler else _Processes(workers)
-    running: dict[Future, Task] = {}
-    finished: SimpleQueue[Future] = SimpleQueue()
+    running: dict[Any, Task] = {}  # by the futures of the engine
+    finished: SimpleQueue[Any] = SimpleQueue()
 
     try:
         while True:
@@ -342,7 +342,7 @@ class _Cluster:
                 f"resources.scheduler = {scheduler!r}: no scheduler answers "
                 f"({one_line(error)}); start it with `dask scheduler`"
             ) from error
-        self._executor = self._client.get_executor(pure=False)
+        self._futures: set[Any] = set()
 
         self._threads = 0
         self._asked = -CAPACITY_SECONDS
@@ -360,12 +360,16 @@ class _Cluster:
         # One that runs and one that waits on each thread.
         return 2 * self._threads
 
-    def submit(self, call: bytes, seconds: float | None) -> Future:
-        return self._executor.submit(_answer, self._job, call, seconds, versions())
+    def submit(self, call: bytes, seconds: float | None) -> Any:
+        # Not pure: equal calls are made as often as they are submitted.
+        future = self._client.submit(_answer, self._job, call, seconds, versions(), pure=False)
+        self._futures.add(future)
+        return future
 
     def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker
 
+        self._futures.remove(future)
         try:
             answer, lines = future.result()
         except CancelledError:
@@ -382,8 +386,8 @@ class _Cluster:
         return answer
 
     def stop(self) -> None:
-        self._executor.shutdown(wait=False)
         if self._client.status == "running":
+            self._client.cancel(list(self._futures))
             self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
 

@@ -132,10 +132,6 @@ def make_rows(count: int) -> list[Row]:
     return rows
 
 
-def count_rows(unit: DecodeUnit) -> int:
-    return len(unit.rows)
-
-
 def measure_units(count: int, folder: Path) -> dict[str, float]:
     print(f"\n{count} units of {UNIT_ROWS} rows, milliseconds for each")
     values = [row.model_dump(mode="json") for row in make_rows(UNIT_ROWS)]
@@ -145,7 +141,7 @@ def measure_units(count: int, folder: Path) -> dict[str, float]:
         for name, run in runs.items():
             units = (DecodeUnit(f"train-video-{i:05d}", table) for i in range(count))
             began = time.monotonic()
-            for _ in run(units, count_rows):
+            for _ in run(units, len):
                 pass
             figures[f"handed, {name}"] = 1000 * (time.monotonic() - began) / count
 
