@@ -1,13 +1,13 @@
 """What grows with the number of machines, units and rows.
 
-    python benchmarks/scale.py [--seconds 3] [--units 4000] [--rows 10000 100000] [--json FILE]
+    python benchmarks/scale.py [--seconds 5] [--units 4000] [--rows 10240 102400] [--json FILE]
 
 Three tables:
 
 - workers: 1, 2, 4 and 8 workers run units that wait as long as decoding takes, here and on a Dask
   cluster. Efficiency is the time that the units wait, divided by what the workers had.
-- units: the time of everything but decoding, for each unit of 256 rows: to hand it to a worker, and
-  to merge it into a corpus.
+- units: the processor time of everything but decoding, for each unit of 256 rows: to hand it to a
+  worker, in the pipeline and in the scheduler of a cluster, and to merge it into a corpus.
 - rows: the processor time a row, and the peak memory, of planning, merging, opening a data set, and
   the order of an epoch. Each runs in a process of its own; the memory is without that of its
   imports. The ratio is the time a row, divided by that of the smallest corpus.
@@ -21,22 +21,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.pool import each
 from alpro.shards.clip import Clip
-from alpro.shards.schema import INDEX, MANIFEST, REJECTS, Row
+from alpro.shards.schema import INDEX, MANIFEST, REJECTS, SPLITS, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages import decode_videos
-from alpro.stages.corpora.units import SHARD, Unit, open_units
+from alpro.stages.corpora.tables import COMPARED, write_overlap, write_statistics
+from alpro.stages.corpora.units import SHARD, Unit, merge_units, open_units
 
 WORKERS = (1, 2, 4, 8)
 UNITS_PER_WORKER = 10
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=3, help="that a unit waits")
+    parser.add_argument("--seconds", type=float, default=5, help="that a unit waits")
     parser.add_argument("--units", type=int, default=4000, help="units that are handed and merged")
     parser.add_argument("--rows", type=int, nargs="*", default=[10_240, 102_400])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -76,30 +76,28 @@ def main() -> None:
 # Workers
 
 
+class Cluster(NamedTuple):
+    address: str
+    scheduler: psutil.Process
+
+
 @contextmanager
-def cluster(threads: int, folder: Path) -> Iterator[str]:
-    """Start a scheduler and a worker by their command lines. Yields the scheduler's address."""
-    file = folder / f"scheduler-{threads}-{time.monotonic_ns()}.json"
+def start_cluster(threads: int, folder: Path) -> Iterator[Cluster]:
+    """Start a scheduler and a worker by their command lines."""
+    file = folder / f"scheduler-{threads}.json"
+    file.unlink(missing_ok=True)
     options = ["--scheduler-file", str(file), "--no-dashboard"]
     worker = [*options, "--nthreads", str(threads), "--no-nanny", "--local-directory", str(folder)]
+    programs = []
     with ExitStack() as stack:
         for words in (["scheduler", "--port", "0", *options], ["worker", *worker]):
             program = subprocess.Popen([DASK, *words], stderr=subprocess.DEVNULL)
             stack.callback(program.wait)
             stack.callback(program.kill)
+            programs.append(program)
         while not file.exists():
             time.sleep(0.1)
-        yield json.loads(file.read_text())["address"]
-
-
-@contextmanager
-def engines(workers: int, folder: Path) -> Iterator[dict[str, Callable[..., Iterator]]]:
-    """`each` here and on a cluster, by name."""
-    with cluster(workers, folder) as scheduler:
-        yield {
-            "processes": partial(each, workers=workers),
-            "cluster": partial(each, workers=workers, scheduler=scheduler),
-        }
+        yield Cluster(json.loads(file.read_text())["address"], psutil.Process(programs[0].pid))
 
 
 def measure_workers(seconds: float, folder: Path) -> dict[str, dict[int, float]]:
@@ -107,10 +105,11 @@ def measure_workers(seconds: float, folder: Path) -> dict[str, dict[int, float]]
     print(f"  {'workers':>8} {'':12} {'seconds':>8} {'efficiency':>11}")
     figures: dict[str, dict[int, float]] = {"processes": {}, "cluster": {}}
     for workers in WORKERS:
-        with engines(workers, folder) as runs:
-            for name, run in runs.items():
+        with start_cluster(workers, folder) as cluster:
+            for name, scheduler in (("processes", ""), ("cluster", cluster.address)):
+                units = [seconds] * UNITS_PER_WORKER * workers
                 began = time.monotonic()
-                for _ in run([seconds] * UNITS_PER_WORKER * workers, time.sleep):
+                for _ in each(units, time.sleep, workers, scheduler):
                     pass
                 wall = time.monotonic() - began
                 efficiency = seconds * UNITS_PER_WORKER / wall
@@ -133,24 +132,30 @@ def make_rows(count: int) -> list[Row]:
 
 
 def measure_units(count: int, folder: Path) -> dict[str, float]:
-    print(f"\n{count} units of {UNIT_ROWS} rows, milliseconds for each")
+    print(f"\n{count} units of {UNIT_ROWS} rows, milliseconds of a processor for each")
     values = [row.model_dump(mode="json") for row in make_rows(UNIT_ROWS)]
     table = pa.Table.from_pylist([value | {"meta": "{}"} for value in values], schema=MANIFEST)
-    figures = {}
-    with engines(4, folder) as runs:
-        for name, run in runs.items():
-            units = (DecodeUnit(f"train-video-{i:05d}", table) for i in range(count))
-            began = time.monotonic()
-            for _ in run(units, len):
-                pass
-            figures[f"handed, {name}"] = 1000 * (time.monotonic() - began) / count
 
+    def hand(scheduler: str = "") -> float:
+        units = (DecodeUnit(f"train-video-{i:05d}", table) for i in range(count))
+        began = time.process_time()
+        for _ in each(units, len, 4, scheduler):
+            pass
+        return time.process_time() - began
+
+    seconds = {"handed to a process": hand()}
+    with start_cluster(4, folder) as cluster:
+        before = sum(cluster.scheduler.cpu_times()[:2])
+        seconds["handed to a cluster, pipeline"] = hand(cluster.address)
+        after = sum(cluster.scheduler.cpu_times()[:2])
+    seconds["handed to a cluster, scheduler"] = after - before
     corpus = make_corpus(folder / "merged", count * UNIT_ROWS)
-    figures["merged"] = 1000 * measure_part("merge", corpus)["seconds"] / count
-    for name, milliseconds in figures.items():
-        total = milliseconds * 40_000 / 1000
-        print(f"  {name:20} {milliseconds:8.2f}; {total:6.0f} s for 40,000 (ten million videos)")
-    return figures
+    seconds["merged"] = measure_part("merge", corpus)["seconds"]
+
+    for name, value in seconds.items():
+        each_unit = value / count
+        print(f"  {name:32} {1000 * each_unit:7.2f}; {each_unit * 40_000:5.0f} s for 40,000 units")
+    return {name: 1000 * value / count for name, value in seconds.items()}
 
 
 # Rows
@@ -169,7 +174,8 @@ def make_corpus(folder: Path, rows: int) -> Path:
                 writer.write(row, clip)
         pq.write_table(index_shard(target / SHARD), target / "index.parquet")
         pq.write_table(REJECTS.empty_table(), target / "rejects.parquet")
-        return {"samples": UNIT_ROWS, "transient": False}
+        sums = np.zeros((3, 3)).tolist()
+        return {"training": sums, "everything": sums, "transient": False}
 
     store.make("unit", write)
     (folder / "rows").write_text(str(rows))
@@ -210,11 +216,15 @@ def plan(folder: Path) -> None:
 
 
 def merge(folder: Path) -> None:
-    """Merge units into the tables of a corpus."""
+    """Merge units into a corpus, with its statistics and the overlap of its splits."""
     out = folder / "artifacts" / "decode_videos" / "corpus"
     rows = int((folder / "rows").read_text())
     names = [f"train-video-{i:05d}" for i in range(rows // UNIT_ROWS)]
-    decode_videos.merge_units([Unit(name, "unit", True) for name in names], open_units(out), out)
+    units = [Unit(name, "unit", True) for name in names]
+    records = merge_units(units, open_units(out), out)
+    none = {"items": 0, "captions": 0, "questions": 0}
+    write_statistics(out, records, dict.fromkeys(SPLITS, none))
+    write_overlap(out, COMPARED)
 
 
 def open_data_set(folder: Path) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
@@ -52,8 +53,7 @@ class CorpusExamples:
         self.reader = ShardReader(folder, "train", kind)
 
         texts = self.reader.column("questions" if granularity == "question" else "captions")
-        # With a type, for a source without samples.
-        counts = np.array([len(of_sample) for of_sample in texts], np.int64)
+        counts = pc.list_value_length(texts).to_numpy(zero_copy_only=False)
         self.skipped = int((counts == 0).sum())
 
         # Rows (sample, text) of the examples; text -1: a random one.
