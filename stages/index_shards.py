@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -112,9 +113,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         progress("indexing", len(shards), "shards") as advance,
     ):
         work = partial(index_unit, config=config, store=store, earlier=earlier)
-        retry = partial(
-            run_again, work=work, resources=resources, get_name=lambda task: str(task.shard)
-        )
+        retry = partial(run_again, work=work, resources=resources, get_name=attrgetter("shard"))
         for _, unit in finish_units(tasks, work, retry, out, resources):
             units[unit.name] = unit
             advance()

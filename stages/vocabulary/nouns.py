@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import metadata
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
@@ -111,7 +112,7 @@ def tag_in_workers(
     """Yield units of captions with their words, in order of completion."""
     store = open_units(out)
     work = partial(find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store)
-    retry = partial(run_again, work=work, resources=resources, get_name=lambda task: task.name)
+    retry = partial(run_again, work=work, resources=resources, get_name=attrgetter("name"))
     for task, unit in finish_units(units, work, retry, out, resources):
         rows = read_json(store.folder(unit.key) / WORDS)
         yield task, Counter({(word, Use[use]): count for word, use, count in rows})
