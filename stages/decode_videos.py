@@ -166,7 +166,7 @@ def check_texts(source: Location, plan: DecodePlan) -> None:
             raise InputError(f"{source}: no rows of these kinds")
         raise InputError(f"{source}: {reject.id}: {reject.detail}")
 
-    if any(texts["items"] for texts in plan.texts_by_split().values()):
+    if any(texts["items"] for texts in plan.splits().values()):
         return
     # Notes of the import say where captions were looked for.
     notes = [note for note in plan.manifest.about.get("notes", []) if "caption" in note]
@@ -399,7 +399,7 @@ def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> O
     when they are written.
     """
     records = merge_units(units, store, out, [plan.manifest.rejects()])
-    counts = write_statistics(out, records, plan.texts_by_split())
+    counts = write_statistics(out, records, plan.splits())
     # No row is left out in silence: each one is a sample or a reject.
     assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
 

@@ -53,7 +53,7 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 # groups of each.
 SMALL = {
     "shards.reader.ROWS_PER_BATCH": 3,
-    "shards.sources.records.PARQUET_BATCH_ROWS": 2,
+    "shards.sources.tables.PARQUET_BATCH_ROWS": 2,
     "inference.search.BATCH": 2,
     "inference.index_videos.CHUNK": 2,
     "inference.index_videos.MAX_UNIT": 2,

@@ -20,7 +20,7 @@ from alpro.errors import MAX_REASON
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, patches_of
 from alpro.log import PLAIN, TIMES, log, progress
-from alpro.shards.sources.rows import scan_manifest
+from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
 from tests.conftest import one_line
 
@@ -221,14 +221,14 @@ def test_a_setting_or_a_row_with_credentials_is_refused_without_repeating_it(tmp
         places = [setting, path]
         for nested in ({"urls": ["https://h/a.mp4", url]}, {"of": {"page": [{"url": url}]}}):
             manifest.write_text(json.dumps({"path": "a.mp4", "caption": "a dog", **nested}))
-            with one_line(f"line 1 of the manifest: {next(iter(nested))}") as row:
-                list(scan_manifest(manifest))
+            with one_line(f"line 1: {next(iter(nested))}") as row:
+                list(scan_source(manifest)[1])
             places.append(row)
         for key in ("path", "id", "group", "page"):
             kept = f'{{"path": "a.mp4", "caption": "{url} is kept"}}'
             manifest.write_text(f'{kept}\n{{"path": "b.mp4", "{key}": "{url}"}}')
-            with one_line(f"line 2 of the manifest: {key}") as row:
-                list(scan_manifest(manifest))
+            with one_line(f"line 2: {key}") as row:
+                list(scan_source(manifest)[1])
             places.append(row)
         assert not any("hush" in str(place.value) for place in places)
 

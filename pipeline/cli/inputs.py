@@ -84,6 +84,7 @@ def check(
     from alpro.pipeline.config.command import Command, data_changes
     from alpro.pipeline.config.load import load_config
     from alpro.pipeline.plan.check_data import check_data
+    from alpro.shards.sources.propose import UnknownColumns
     from alpro.shards.storage import located
 
     check_exists("--data", data)
@@ -94,14 +95,19 @@ def check(
             "corpora.data.shards are not decoded; `alpro run index_shards` checks them"
         )
 
-    paths = corpus.annotation_files, corpus.names_root
+    source = corpus.annotation_files, corpus.names_root, corpus.columns
     stages = settings.trainings().items()
     # The trainings that read this data cut longer texts.
     lengths = {
         stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora
     }
 
-    report = check_data(located(corpus.data), corpus.decoding, *paths, samples, lengths)
+    try:
+        report = check_data(located(corpus.data), corpus.decoding, *source, samples, lengths)
+    except UnknownColumns as error:
+        rows = "\n  ".join(["With these columns, the first rows are:", *error.rows])
+        print(f"{error}\n\n{rows}")
+        return 2
     print_check(report)
     return 1 if report["problems"] else 0
 
@@ -120,7 +126,9 @@ def print_check(report: dict[str, Any]) -> None:
     for problem in problems:
         print(f"problem: {problem}")
 
-    print_rows([{"split": split, **texts} for split, texts in report["splits"].items()])
+    counts = ("items", "captions", "questions", "answers")
+    splits = report["splits"].items()
+    print_rows([{"split": split, **{key: texts[key] for key in counts}} for split, texts in splits])
     print(f"splits: {report['split_source']}")
 
     bad = report["bad_rows"]

@@ -180,8 +180,12 @@ def check_addresses(arguments: Sequence[str]) -> None:
         option = argument if argument.startswith("-") and not equals else ""
 
 
-def failed(line: str, status: int = EXIT_INPUT_ERROR) -> int:
+def failed(message: str, status: int = EXIT_INPUT_ERROR) -> int:
+    """Print a message as one line, with the table of a configuration that it may end with."""
+    line, table, keys = message.partition("\n\n[corpora.")
     print(printable(line), file=sys.stderr)
+    for part in f"{table}{keys}".splitlines():
+        print(printable(part), file=sys.stderr)
     return status
 
 

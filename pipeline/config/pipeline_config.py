@@ -1,7 +1,6 @@
 """The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen
 object."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +12,7 @@ from alpro.models.alpro import ModelConfig
 from alpro.models.folder import read_task
 from alpro.models.words import Templates
 from alpro.pipeline.config.tables import MODEL_STAGES, SHARED, TEXT_STAGES, merge
-from alpro.shards.sources.annotations import keyed
+from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
@@ -68,10 +67,14 @@ class Corpus(DecodeVideos, frozen=True):
         json_schema_extra={"path": "root"},
     )
 
+    columns: Columns | None = Field(
+        default=None, description="the columns of the tables, if they have no published form"
+    )
+
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        values = self.model_dump(exclude={"data", "shards", "annotations", "root"})
+        values = self.model_dump(exclude={"data", "shards", "annotations", "root", "columns"})
         return DecodeVideos.model_validate(values)
 
     @property
@@ -81,13 +84,12 @@ class Corpus(DecodeVideos, frozen=True):
         return Path(self.root) if self.root else None
 
     @property
-    def annotation_files(self) -> dict[str, Path]:
-        """The annotation files by split; further files of a split have keys of their own."""
-        files: dict[str, Sequence[str]] = {
-            split: [file] if isinstance(file, str) else file
-            for split, file in self.annotations.items()
+    def annotation_files(self) -> dict[str, list[Path]]:
+        """The annotation files by split."""
+        return {
+            split: [Path(file) for file in ((files,) if isinstance(files, str) else files)]
+            for split, files in self.annotations.items()
         }
-        return keyed(files)
 
 
 # The keys that a corpus of existing shards may have; one of the first three says where it is.

@@ -7,16 +7,18 @@ All rows are imported; no media are read except those of a few items, which are 
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.shards.clip import DecodeError
+from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import KINDS, SPLITS, Row
+from alpro.shards.sources.form import Columns
 from alpro.shards.sources.manifest import Manifest, import_source
-from alpro.shards.sources.media_files import NO_FILE
 from alpro.shards.sources.plan import DecodePlan
+from alpro.shards.sources.rows import NO_FILE
 from alpro.shards.storage import Location, is_url
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
@@ -28,8 +30,9 @@ WORD = re.compile(r"\w+|[^\w\s]")  # a word or a punctuation mark: at least one 
 def check_data(
     data: Location,
     config: Config,
-    annotations: Mapping[str, Path] | None = None,
+    annotations: Mapping[str, Sequence[Path]] | None = None,
     root: Path | None = None,
+    columns: Columns | None = None,
     samples: int = 5,
     max_text_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -42,17 +45,21 @@ def check_data(
     # Not in a workspace: a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
         scratch = Path(name)
-        plan = make_plan(config, import_source(data, scratch, annotations, root))
-        bad_rows = [f"{reject.id}: {reject.detail}" for reject in plan.rejects()]
+        plan = make_plan(config, import_source(data, scratch, annotations, root, columns))
+        missing: list[str] = []
+        bad_rows: list[str] = []
+        for reject in plan.rejects():
+            line = f"{reject.id}: {reject.detail}".rstrip(": ")
+            (missing if reject.reason == "missing" else bad_rows).append(line)
         report = {
             "data": str(data),
             "form": plan.manifest.about["form"],
-            "items": len(plan.row_indices) + len(bad_rows),
-            "notes": plan.manifest.about.get("notes", []),
+            "items": len(plan.row_indices) + plan.manifest.about["rejects"],
+            "notes": plan.manifest.about["notes"],
             "bad_rows": {"count": len(bad_rows), "examples": bad_rows[:MAX_EXAMPLES]},
-            "splits": plan.texts_by_split(),
+            "splits": plan.splits(),
             "split_source": split_source(plan),
-            **describe_rows(plan, limits),
+            **describe_rows(plan, limits, missing),
             "answers": describe_answers(plan),
             "group_hint": plan.group_hint(),
             "decoded": decode_samples(plan.evenly_spaced(samples), config, scratch),
@@ -73,11 +80,14 @@ def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dic
         first += len(batch)
 
 
-def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, the texts that training will cut,
-    and by split the items with a caption that a training item has too."""
+def describe_rows(
+    plan: DecodePlan, max_text_tokens: Mapping[str, int], missing: list[str]
+) -> dict[str, Any]:
+    """Counts the rows by kind, those without a file or a text, files that are placeholders, the
+    texts that training will cut, and by split the items with a caption that a training item has
+    too. missing: the files that the import has not found."""
     kinds = Counter[str]()
-    missing: list[str] = []
+    placeholders = Counter[str]()
     without_text = 0
     # Hashes, one set for each item: a corpus of millions would not fit in memory as text.
     captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
@@ -91,8 +101,14 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
         lengths["captions"].update(map(words_in, row["captions"]))
         lengths["questions"].update(words_in(asked["question"]) for asked in row["questions"])
         # Files at URLs are not looked up, which would take a request each.
-        if not is_url(row["path"]) and not Path(row["path"]).is_file():
-            missing.append(row["path"])
+        if not is_url(row["path"]):
+            try:
+                placeholder = find_placeholder(read_head(Path(row["path"])))
+            except OSError:
+                missing.append(row["path"])
+                continue
+            if placeholder:
+                placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
 
     # `pop`, because the other splits are compared with this one.
     in_training = set().union(*captions.pop("train"))
@@ -101,6 +117,7 @@ def describe_rows(plan: DecodePlan, max_text_tokens: Mapping[str, int]) -> dict[
         "without_text": without_text,
         "missing": len(missing),
         "missing_examples": missing[:MAX_EXAMPLES],
+        "placeholders": dict(placeholders),
         "also_in_training": {
             split: sum(not in_training.isdisjoint(item) for item in items)
             for split, items in captions.items()
@@ -186,6 +203,8 @@ def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[st
 
 def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> Iterator[str]:
     """What would end a run of these training stages, or make it useless, one line each."""
+    for reason, count in report["placeholders"].items():
+        yield f"{count} {reason}"
     lost = report["bad_rows"]["count"] + report["missing"] + report["without_text"]
     if lost > config.max_reject_share * report["items"]:
         line = (
@@ -193,7 +212,7 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
             f"max_reject_share = {config.max_reject_share:g} allows"
         )
         # What the files are called, if the names of the table are not quite theirs.
-        hints = [note for note in report["notes"] if note.startswith(NO_FILE)]
+        hints = [note for note in report["notes"] if NO_FILE in note]
         yield "; ".join([line, *hints])
 
     # Missing files are already counted above.
@@ -213,7 +232,7 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
 
     test = splits["test"]
     if not test["items"]:
-        yield f"no test split: {why_no_split('test', splits, config, report['split_source'])}"
+        yield f"no test split: {test['why_empty']}"
     # Question answering alone needs no captions.
     elif not test["captions"] and set(stages) - {"finetune_qa"}:
         yield (
@@ -225,34 +244,3 @@ def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> I
             "every test item has a caption of a training item, and is left out "
             "(evaluate.exclude_overlap)"
         )
-
-
-def why_no_split(
-    split: str, splits: Mapping[str, Mapping[str, int]], config: Config, source: str
-) -> str:
-    """Why no item with a text is in a split. source: as `split_source` returns it."""
-    items = {name: texts["items"] for name, texts in splits.items() if texts["items"]}
-    if source == "named":
-        named = ", ".join(f"{name} ({count})" for name, count in items.items())
-        return f"the rows name the splits {named}" if named else "no row with a text names one"
-
-    share = getattr(config, split)
-    if not share:
-        return f"no row names one, and its share `{split}` is 0"
-    return (
-        f"no row names one, and with {split} = {share:g}, none of the {sum(items.values())} items "
-        f"with a text fell into it; name the splits in a column `split`, or change `seed` or "
-        f"`{split}`"
-    )
-
-
-def items_of_split(manifest: Manifest, config: Config, split: str) -> tuple[dict[str, int], str]:
-    """The numbers of items, captions and questions that a split of a source will have, and why it
-    has none; empty if it has some."""
-    plan = make_plan(config, manifest)
-    splits = plan.texts_by_split()
-    counts = splits[split]
-    if counts["items"]:
-        return counts, ""
-
-    return counts, why_no_split(split, splits, config, split_source(plan))

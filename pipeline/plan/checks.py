@@ -10,11 +10,12 @@ from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import padded
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.config.tables import TABLE_OF
-from alpro.pipeline.plan.check_data import check_answers, items_of_split
+from alpro.pipeline.plan.check_data import check_answers
 from alpro.pipeline.plan.plan import Plan, required
 from alpro.pipeline.store.artifacts import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.stages import EVALUATIONS, WITH_MODEL
+from alpro.stages.decode_videos import make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
@@ -120,8 +121,8 @@ def check_manifest(
     if answering and set(answering.corpora) == {name} and not answering.answers_file:
         check_answers(manifest, decoding, name)
 
-    counts, why = items_of_split(manifest, decoding, config.split)
-    reason = f": {why}" if why else ""
+    counts = make_plan(decoding, manifest).splits()[config.split]
+    reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
     for column, task in TASKS.items():
         if getattr(config, task) == name and not counts[column]:
             raise InputError(

@@ -61,13 +61,22 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     """Return the step that decodes the user's files. They are imported here, once; the stage reads
     the manifest."""
     data = located(corpus.data)
-    sources: dict[str, Location] = {"data": data, **corpus.annotation_files}
+    sources: dict[str, Location] = {"data": data}
+    for split, files in corpus.annotation_files.items():
+        for number, file in enumerate(files, 1):
+            sources[split if number == 1 else f"{split}.{number}"] = file
     if corpus.names_root:
         sources["root"] = corpus.names_root
     step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
 
     def read_manifest() -> Manifest:
-        return import_source(data, digests.manifests, corpus.annotation_files, corpus.names_root)
+        return import_source(
+            data,
+            digests.manifests,
+            corpus.annotation_files,
+            corpus.names_root,
+            corpus.columns,
+        )
 
     def read_digest() -> str:
         # Of rows at URLs, the identities of the last time, for the reason given in `recheck`.
@@ -77,7 +86,9 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         manifest = read_manifest()
         digest = digest_manifest(manifest, digests)
     except InputError as error:
-        return replace(step, unreadable=str(error))
+        # Columns that are proposed are those of this corpus.
+        block = f"[corpora.{name}.columns]"
+        return replace(step, unreadable=str(error).replace("[corpora.data.columns]", block))
 
     is_local = all(isinstance(path, Path) for path in sources.values())
     return replace(
@@ -113,7 +124,7 @@ def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> Pip
         return settings
     for name, step in corpora.items():
         manifest = step.given.get("manifest")
-        if manifest and not Manifest(Path(manifest)).about["questions"]:
+        if manifest and not Manifest(Path(manifest)).has_questions:
             silent.add(name)
 
     changed: dict[str, object] = {}

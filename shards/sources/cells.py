@@ -1,54 +1,234 @@
-"""The cells of a table, and the names of its columns."""
+"""The texts, questions and times in the cells of a table."""
 
 import ast
-import io
+import html
 import json
 import re
-import tokenize
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
-from unicodedata import normalize
 
-ARRAY = re.compile(r"(?s)(?:np\.)?array\((\[.*\])(?:, dtype=\w+)?\)")
-TEXTS_IN_PARENTHESES = re.compile(r"""(?s)\(\s*['"].*['"],?\s*\)""")
+from alpro.shards.schema import Question
+from alpro.shards.sources.form import NO_TEXT, TABLE, Form, Record, fold, read_cell, read_words
+
+INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+INLINE_TAG = re.compile(r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>")
+TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
+# What stands in telemetry and metadata: markup, addresses, and names with a number.
+MEASUREMENT = re.compile(r"<[^<>]*>|\S+://\S+|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*")
+# Letters beside no digit: parts of hashes and of file names are no words.
+WORD = re.compile(r"(?<![^\W_])[^\W\d_]+(?![^\W_])")
+NUMBER = re.compile(r"\d+(?:,\d+)*")
+SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
+WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
+LETTERS = "ABCDEFGHIJ"
+BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
+BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
+
+Time = float | None  # in seconds
 
 
-@lru_cache
-def folded(name: str) -> str:
-    """The name of a column as names are compared: without case, spaces, hyphens and underscores."""
-    return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that a text is in JSON or, as pandas writes it, in Python; any other
+    value unchanged. Raises ValueError for a list of NumPy, whose texts Python would join.
 
-
-def json_list(text: str) -> list[Any] | None:
-    """Parses a list of JSON or, as pandas and NumPy write it, of Python, as in a CSV cell; None if
-    the text is no list.
-
-    >>> [json_list(text) for text in ('["a", 1]', "['a' 'b']", "('a', 'b')", "[a]", "(a)")]
-    [['a', 1], ['a', 'b'], ['a', 'b'], None, None]
+    >>> [parse_cell(text) for text in ('["a", 1]', "['a', 'b']", "('a', 'b')", "[a]", "(a)")]
+    [['a', 1], ['a', 'b'], ['a', 'b'], '[a]', '(a)']
     """
-    stripped = text.strip()
-    array = ARRAY.fullmatch(stripped)
-    if array:
-        stripped = array[1]
-    if not stripped.startswith("[") and not TEXTS_IN_PARENTHESES.fullmatch(stripped):
+    if not isinstance(value, str) or not value.lstrip().startswith(SEVERAL):
+        return value
+    text = value.strip()
+    errors = (ValueError, SyntaxError, RecursionError, MemoryError)
+    with suppress(*errors):
+        return json.loads(text)
+    if WITHOUT_COMMAS.fullmatch(text):
+        raise ValueError("a list without commas, as NumPy writes it; write it as JSON")
+    with suppress(*errors):
+        # It only builds literals: nothing in a cell is run.
+        parsed = ast.literal_eval(text)
+        return [*parsed] if isinstance(parsed, tuple) else parsed
+    return value
+
+
+def read_text(value: Any) -> str:
+    """Return a cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes,
+    and False is "false"."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def clean_text(value: Any) -> str:
+    """Return a cell as a person reads it: without tags, entities and further spaces.
+
+    >>> clean_text("<b>Tom &amp; Jerry</b>&#39;s  <i>house</i>"), clean_text("5 &lt; 6")
+    ("Tom & Jerry's house", '5 < 6')
+    """
+    text = html.unescape(read_text(value))
+    return " ".join(TAG.sub(" ", INLINE_TAG.sub("", text)).split())
+
+
+def has_words(text: str) -> bool:
+    """Return whether a text says something: boxes, times, hashes and measurements do not.
+
+    >>> [has_words(text) for text in ("2 dogs", "a", "一只狗", "10,000 runners", "on 24.12.2023 a man")]
+    [True, True, True, True, True]
+    >>> [has_words(text) for text in ("0 0.5 0.4", "Car 0.00 0 -1.58", "00:01 --> 00:02", "4d7a21")]
+    [False, False, False, False]
+    >>> [has_words(text) for text in ("[iso: 100] [ev: 0.7]", "https://host/a", "clip_0001.mp4")]
+    [False, False, False]
+    """
+    rest = MEASUREMENT.sub(" ", text)
+    words = len(WORD.findall(rest))
+    return words > 0 and words >= len(NUMBER.findall(rest))
+
+
+def read_captions(value: Any) -> Iterator[str]:
+    """Yield the texts of a cell: a text, a list of texts, or objects with a text. Raises ValueError
+    for anything else."""
+    value = parse_cell(value)
+    if isinstance(value, list):
+        for each in value:
+            if isinstance(each, list):
+                raise ValueError("captions are not a list of strings")
+            yield from read_captions(each)
+    elif isinstance(value, dict):
+        words = {*read_words("usual")["captions"], "raw"}
+        named = [cell for key, cell in value.items() if fold(key) in words]
+        if len(named) != 1:
+            keys = ", ".join(value)
+            raise ValueError(
+                f"a caption is an object with {keys}; name a key: captions = 'COLUMN.KEY'"
+            )
+        yield from read_captions(named[0])
+    elif isinstance(value, str):
+        # Markup alone is a text, too, which has no words.
+        text = clean_text(value) or value.strip()
+        if text.strip(INVISIBLE).lower() not in NO_TEXT:
+            yield text
+    elif read_text(value):
+        raise ValueError("captions are not a list of strings")
+
+
+def read_questions(record: Record, form: Form) -> Iterator[Question]:
+    """Yield the question of a record, and those of its list `questions`. Raises ValueError for an
+    incomplete one."""
+    if form.question and clean_text(read_cell(record, form.question)):
+        yield read_question(record, form)
+    listed = parse_cell(read_cell(record, form.questions)) or []
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise ValueError("questions are not a list of {question, answer}")
+    for each in listed:
+        yield read_question(each, TABLE.bind(each))
+
+
+def read_question(record: Record, form: Form) -> Question:
+    cell = parse_cell(read_cell(record, form.question)) if form.question else ""
+    if isinstance(cell, list | dict):
+        raise ValueError("the question is not a text; write a record for each question")
+    question = clean_text(cell)
+    answer = read_answer(record, form)
+    if not question or not answer:
+        raise ValueError("empty question or answer")
+    kind = form.type and read_text(read_cell(record, form.type))
+    return Question(question=question, answer=answer, type=name_type(kind or question.split()[0]))
+
+
+def read_answer(record: Record, form: Form) -> str:
+    """Return the answer of a record: of several, the most frequent, of equally frequent ones the
+    first; of options, the text of the right one. Raises ValueError if it is none of them."""
+    value = parse_cell(read_cell(record, form.answer)) if form.answer else None
+    if isinstance(value, list):
+        # VQA has objects with the key `answer`.
+        cells = (each.get("answer") if isinstance(each, dict) else each for each in value)
+        counts = Counter(filter(None, map(clean_text, cells)))
+        value = max(counts, key=counts.__getitem__, default="")
+    if isinstance(value, dict):
+        raise ValueError("the answer is neither a text nor a number")
+    answer = re.sub(r"^(-?\d+)\.0$", r"\1", clean_text(value))
+    if not form.options or not answer:
+        return answer
+
+    options = [parse_cell(read_cell(record, column)) for column in form.options]
+    if len(options) == 1:
+        (options,) = options
+        options = [*options.values()] if isinstance(options, dict) else options
+    if not isinstance(options, list):
+        raise ValueError(f"`{form.options[0]}` is not a list of options")
+    texts = [BEFORE_OPTION.sub("", clean_text(option)) for option in options]
+    names = [text.casefold().rstrip(".") for text in texts]
+    if form.first_option == "A":
+        names = [*LETTERS.lower()]
+    elif form.first_option:
+        names = [str(number) for number in range(int(form.first_option), len(texts) + 1)]
+    for name, text in zip(names, texts, strict=False):
+        if answer.casefold().strip("().: ") == name:
+            return text
+    raise ValueError(
+        f"the answer {answer!r} is none of the {len(texts)} options; `first_option` in `columns` is "
+        "what answers call the first: 0, 1 or A"
+    )
+
+
+def name_type(text: str) -> str:
+    """Return a question's type as it is in the name of a metric: [a-z0-9_-]+.
+
+    >>> [name_type(text) for text in ("What's", "(what", "Yes/No", "?")]
+    ['what', 'what', 'yes_no', 'other']
+    """
+    word = re.sub(r"(?<=\w)['’]\w*", "", text.lower())
+    return re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
+
+
+def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list[Any]]]:
+    """Return the parts of its file that a record is about, each with its captions: one, or as many
+    as its lists of times and of captions have. Raises ValueError if a time is none."""
+    captions = [read_cell(record, column) for column in form.captions]
+    if form.span:
+        cell = parse_cell(read_cell(record, form.span))
+        is_list = isinstance(cell, list) and any(isinstance(each, list) for each in cell)
+        spans = cell if is_list else [cell]
+    else:
+        starts, ends = (parse_cell(read_cell(record, name)) for name in (form.start, form.end))
+        is_list = isinstance(starts, list) and isinstance(ends, list)
+        spans = list(zip(starts, ends, strict=True)) if is_list else [(starts, ends)]
+    times = [read_span(span) for span in spans]
+    if len(times) == 1:
+        return [(times[0], captions)]
+    texts = parse_cell(captions[0]) if captions else None
+    if not isinstance(texts, list) or len(texts) != len(times):
+        raise ValueError("not as many captions as times; write a row for each part")
+    return [(time, [text]) for time, text in zip(times, texts, strict=True)]
+
+
+def read_span(value: Any) -> tuple[Time, Time]:
+    """Return the two times of a cell, such as [1, 2.5], or 00:01 - 00:03; None of an empty one."""
+    value = parse_cell(value)
+    if isinstance(value, str):
+        value = BETWEEN_TIMES.split(value.strip(" ()")) if value.strip() else None
+    if value is None:
+        return None, None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{value!r} is not a start and an end")
+    start, end = map(read_seconds, value)
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"start {start} is not before end {end}")
+    return start, end
+
+
+def read_seconds(value: Any) -> Time:
+    """Return a time in seconds, which may be written as 01:02:03.5; None if there is none."""
+    text = read_text(value).strip().replace(",", ".")
+    if text.lower() in NO_TEXT:
         return None
-
-    # `literal_eval` only builds literals: nothing in a cell is run.
-    for parse in (json.loads, separate_texts, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
-            value = parse(stripped)
-            return list(value) if isinstance(value, list | tuple) else None
-    return None
-
-
-def separate_texts(text: str) -> list[str]:
-    """The texts of an array of NumPy, which has no commas: Python would join them to one. Raises
-    ValueError for anything else."""
-    texts = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.STRING and token.string[0] in "\"'":
-            texts.append(ast.literal_eval(token.string))
-        elif token.string.strip() not in ("[", "]", ""):
-            raise ValueError("not only texts")
-    return texts
+    numbers: list[float] = []
+    with suppress(ValueError):
+        numbers = [float(part) for part in text.split(":")]
+    if len(numbers) not in (1, 2, 3) or (len(numbers) > 1 and min(numbers) < 0):
+        raise ValueError(f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5")
+    return sum(number * 60**place for place, number in enumerate(reversed(numbers)))

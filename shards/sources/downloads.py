@@ -22,19 +22,21 @@ from typing import Any, BinaryIO, TypeVar
 
 from alpro.credentials import contains_credentials, redacted
 from alpro.errors import InputError
-from alpro.shards.schema import (
+from alpro.shards.file_type import (
+    HEAD_BYTES,
     IMAGE_EXTENSIONS,
-    MAX_JSON_BYTES,
     MEDIA_EXTENSIONS,
     VIDEO_EXTENSIONS,
-    Member,
-    Reject,
-    Row,
+    Kind,
+    find_placeholder,
+    media_kind,
 )
-from alpro.shards.sources.annotations import split_name, texts_of
-from alpro.shards.sources.records import Record, plain, read_records
+from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
+from alpro.shards.sources.form import Form, Record
+from alpro.shards.sources.rows import MAYBE_ANIMATED, Items, Part, Rows, check_record
+from alpro.shards.sources.tables import Table
 from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
-from alpro.shards.tar import DamagedTar, TarMember, tar_members
+from alpro.shards.tar import DamagedTar, TarMember, samples_in, tar_members
 
 T = TypeVar("T")
 # The options with which fsspec opens a tar: how much a request to a store fetches.
@@ -43,8 +45,9 @@ FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
 # Of a text in further columns. Subtitles and metadata of YouTube are longer.
 MAX_META_CHARACTERS = 1000
-NOT_META = {"key", "status", "error_message", "caption", "captions", "split", "clips", "sha256"}
+NOT_META = {"key", "status", "error_message", "captions", "clips", "sha256", "id", "kind"}
 SUCCESS = ("success", "")
+SAMPLE = Form(captions=("caption",), split="split", group="group")
 
 
 @dataclass
@@ -52,72 +55,31 @@ class Download:
     """The members of one sample in a tar."""
 
     media: Member | None = None
+    kind: Kind = "video"
     caption: str = ""
     metadata: Record = field(default_factory=dict)  # of the JSON
     problem: str = ""
     copies: Counter[str] = field(default_factory=Counter)  # members by their extension
 
-    def row(self, key: str, shard: Location) -> Row | Reject:
+    def record(self, key: str) -> Record:
+        """Return the caption of the sample, and the further columns of its JSON."""
         metadata = self.metadata
-        status = str(metadata.get("status") or "")
-        if self.media is None or status not in SUCCESS:
-            return not_fetched(key, metadata, "no media in the shard")
-
-        try:
-            if self.problem:
-                raise ValueError(self.problem)
-            texts = [self.caption] if self.caption.strip() else []
-            texts = texts or texts_of(metadata.get("caption")) or texts_of(metadata.get("captions"))
-            captions = [" ".join(text.split()) for text in texts]
-            if any("\0" in text for text in captions):
-                raise ValueError("a NUL character in the caption, as a hole in the shard has")
-
-            extension = PurePosixPath(self.media.name).suffix.lower()
-            is_image = extension in IMAGE_EXTENSIONS
-            clip = CLIP.fullmatch(key) if metadata.get("clips") else None
-            meta = {}
-            for column, value in metadata.items():
-                if column not in NOT_META and is_meta(value):
-                    meta[column] = value
-
-            return Row(
-                id=key,
-                path=shard,
-                member=self.media,
-                kind="image" if is_image else "video",
-                captions=tuple(text for text in captions if text),
-                split=split_name(metadata.get("split")),
-                group=clip[1] if clip else "",
-                name=key,
-                meta=meta,
-            )
-        except ValueError as error:
-            url = str(metadata.get("url") or "")
-            return Reject(id=key, path=url, reason="bad row", detail=str(error))
-
-
-def is_meta(value: Any) -> bool:
-    """Whether a value is a number or a short text."""
-    if isinstance(value, str):
-        return len(value) <= MAX_META_CHARACTERS
-    return isinstance(value, int | float)
+        captions = self.caption.strip() or metadata.get("caption") or metadata.get("captions")
+        clip = CLIP.fullmatch(key) if metadata.get("clips") else None
+        meta = {}
+        for column, value in metadata.items():
+            is_short = isinstance(value, str) and len(value) <= MAX_META_CHARACTERS
+            if column not in NOT_META and (is_short or isinstance(value, int | float)):
+                meta[column] = value
+        return meta | {"caption": captions, "group": clip[1] if clip else ""}
 
 
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     """The reject of a download that failed, with its status and message, or another reason."""
-    reasons = []
-    for column in ("status", "error_message"):
-        text = str(metadata.get(column) or "")
-        if text not in SUCCESS:
-            reasons.append(text)
-    detail = redacted(": ".join(reasons))
-
-    return Reject(
-        id=key,
-        path=str(metadata.get("url") or ""),
-        reason="not fetched",
-        detail=detail or otherwise,
-    )
+    texts = [str(metadata.get(column) or "") for column in ("status", "error_message")]
+    detail = redacted(": ".join(text for text in texts if text not in SUCCESS))
+    url = str(metadata.get("url") or "")
+    return Reject(id=key, path=url, reason="not fetched", detail=detail or otherwise)
 
 
 def without_credentials(record: Record) -> Record:
@@ -183,69 +145,69 @@ def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
     return call_store(shard, read)
 
 
-def scan_downloads(folder: Location) -> Iterator[Row | Reject]:
+def scan_downloads(folder: Location, items: Items) -> Rows:
     """Yields the rows of all shards of a folder, and a reject for each failed download and each
     invalid sample.
 
     Raises InputError if a shard cannot be read, or if two samples have the same key.
     """
-    ids: dict[str, Location] = {}
     for shard in tars(folder):
         try:
             samples, problem = with_tar(shard, read_samples)
         except OSError as error:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
 
+        name = PurePosixPath(str(shard)).name
         if problem or not samples:
-            detail = "it has no samples"
-            if problem:
-                detail = f"{problem}; {len(samples)} samples before it"
-            name = PurePosixPath(str(shard)).name
+            detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
             yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
-
         for key, sample in samples.items():
-            row = sample.row(key, shard)
-            if isinstance(row, Row):
-                other = ids.setdefault(key, shard)
-                if other is not shard:
-                    raise InputError(
-                        f"{shard}: id {key!r} is also used in {other}; ids must be unique"
-                    )
-            yield row
-            yield from [row] * (max(sample.copies.values()) - 1)  # a reject for each of them
-
+            if sample.media is None or str(sample.metadata.get("status") or "") not in SUCCESS:
+                yield not_fetched(key, sample.metadata, "no media in the shard")
+            elif sample.problem:
+                reject = Reject(id=key, path=str(shard), reason="bad row", detail=sample.problem)
+                yield from [reject] * max(sample.copies.values())
+            else:
+                media: Part = {"name": key, "path": str(shard), "kind": sample.kind}
+                media |= {"member": sample.media.model_dump()}
+                yield from items.add(key, sample.record(key), SAMPLE, media=media)
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):
         name = PurePosixPath(str(shard)).name
         detail = "a compressed shard is not read: gunzip it"
         yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
+    yield from items.rows()
 
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
-    """The samples of a tar by their keys, up to where it is damaged, and in which way, or an empty
-    string."""
-    samples: dict[str, Download] = {}
-    last = Download()
-    problem = ""
-    try:
-        for member in tar_members(file):
-            path = PurePosixPath(member.name)
-            key, _, extensions = path.name.partition(".")
-            if member.is_file and key:
-                last = samples.setdefault(str(path.with_name(key)), Download())
-                # Other programs write <key>.video.mp4 and <key>.caption.txt.
-                extension = PurePosixPath(f"_.{extensions.lower()}").suffix
-                add_member(last, member, extension, file)
-    except DamagedTar as error:
-        problem = str(error)
+    """Return the samples of a tar by their keys, up to where it is damaged, and in which way, or an
+    empty string."""
+    members, damage = samples_in(file)
+    samples = {}
+    for key, by_extension in members.items():
+        if not key:
+            continue
+        sample = samples[key] = Download()
+        for extensions, copies in by_extension.items():
+            # Other programs write <key>.video.mp4 and <key>.caption.txt.
+            extension = PurePosixPath(f"_.{extensions}").suffix
+            for member in copies:
+                if member.is_file:
+                    add_member(sample, member, extension, file)
+    samples = {key: sample for key, sample in samples.items() if sample.copies}
+    problem = str(damage) if damage else ""
+    if damage and not samples:
+        file.seek(0)
+        placeholder = find_placeholder(file.read(HEAD_BYTES))
+        problem = f"a {placeholder.kind}: {placeholder.remedy}" if placeholder else problem
 
     # The last sample may have had further members, if others have, or if there are no others to
     # tell. Of a tar that ends as it should, only the JSON counts, which every sample has or none:
     # zeros at its end may be a hole.
-    others = [other.copies.keys() for other in samples.values() if other is not last]
-    lacks_json = ".json" not in last.copies and any(".json" in other for other in others)
-    lacks_members = not others or any(last.copies.keys() < other for other in others)
+    *others, last = samples.values() or [Download()]
+    lacks_json = ".json" not in last.copies and any(".json" in other.copies for other in others)
+    lacks_members = not others or any(last.copies.keys() < other.copies.keys() for other in others)
     if lacks_json or (problem and lacks_members):
         reason = problem or "the shard ends inside this sample"
         last.problem = f"its last members are lost: {reason}"
@@ -261,7 +223,6 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
                 f"in the shard {count} times; keys must be unique, and end at the first dot"
             )
 
-        is_video = extension in VIDEO_EXTENSIONS
         is_image = extension in IMAGE_EXTENSIONS
         if extension in (".json", ".txt"):
             if member.size > MAX_JSON_BYTES:
@@ -273,9 +234,15 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
 
             metadata = json.loads(text)
             if isinstance(metadata, dict):
-                sample.metadata = without_credentials(plain(metadata))
-        elif is_video or (is_image and sample.media is None):  # an image may be a video's thumbnail
+                sample.metadata = without_credentials(check_record(metadata))
+        # An image may be a video's thumbnail.
+        elif extension in VIDEO_EXTENSIONS or (is_image and sample.media is None):
             sample.media = Member(name=member.name, offset=member.offset, size=member.size)
+            head = b""
+            if extension in MAYBE_ANIMATED:
+                file.seek(member.offset)
+                head = file.read(min(member.size, HEAD_BYTES))
+            sample.kind = media_kind(PurePosixPath(member.name), head)
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: {error}"
 
@@ -288,7 +255,7 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
     if not exists(table):
         return
 
-    for where, record in read_records(table):
+    for where, record in Table(table).records():
         if isinstance(record, str):
             yield Reject(id=f"{name}.parquet {where}", path="", reason="bad row", detail=record)
             continue

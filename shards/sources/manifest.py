@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,16 +31,19 @@ from alpro.files import (
     temporary_name,
     write_json,
 )
-from alpro.shards.schema import MANIFEST, REJECTS, Reject, Row
-from alpro.shards.sources.captions import SIDECARS, TABLES
+from alpro.shards.schema import MANIFEST, REJECTS, Row
 from alpro.shards.sources.downloads import tars
-from alpro.shards.sources.folders import list_folder, media_suffix
-from alpro.shards.sources.media_files import AMBIGUOUS, MediaFiles, is_file
-from alpro.shards.sources.scan import is_folder, known_form, scan_source
-from alpro.shards.storage import Location, identities, is_url, join
+from alpro.shards.sources.form import VERSION, Columns
+from alpro.shards.sources.media import read_suffix
+from alpro.shards.sources.rows import Rows
+from alpro.shards.sources.scan import Source
+from alpro.shards.sources.sidecars import TEXT_SUFFIXES
+from alpro.shards.sources.tables import TABLES
+from alpro.shards.storage import Location, identities, join
 
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
-STATE = {".tar", ".gz", *TABLES, *SIDECARS}  # files whose contents the rows depend on
+STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}  # files whose contents the rows depend on
+Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,18 @@ class Manifest:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The source and its form, the numbers of rows and rejects, the digest of both, whether a
-        row has questions, whether one names a split, and notes on what is left out."""
+        """What is known of a source.
+
+        `source` and `form`; `rows` and `rejects`, how many there are, and the `digest` of both;
+        `splits`, the numbers of items with a text, captions, questions and different answers by the
+        splits that the rows name ("" for none); `notes` on what is left out; `names`, the digest of
+        the files' names if a row depends on them.
+        """
         return read_json(self.folder / "about.json")
+
+    @property
+    def has_questions(self) -> bool:
+        return any(split["questions"] for split in self.about["splits"].values())
 
     @property
     def file(self) -> Path:
@@ -71,144 +82,110 @@ class Manifest:
 def import_source(
     data: Location,
     cache: Path,
-    annotations: Mapping[str, Path] | None = None,
+    annotations: Annotations | None = None,
     root: Path | None = None,
+    columns: Columns | None = None,
 ) -> Manifest:
-    """The manifest of a source, in the folder `cache`, imported unless no file of the source has
-    changed since, and its names mean the same files.
+    """Return the manifest of a source, in the folder `cache`, imported unless no file that it
+    depends on has changed.
 
-    Raises InputError if the source as a whole is unusable, as `scan_source`.
+    Raises InputError if the source as a whole is unusable, as `Source.scan`.
     """
     if isinstance(data, Path):
         data = Path(os.path.normpath(data.absolute()))
-        is_folder(data)  # raises InputError if a folder above may not be read
-    files = {}
-    for key, file in (annotations or {}).items():
-        files[key] = os.path.normpath(file.absolute())
+    tables = {}
+    for split, files in (annotations or {}).items():
+        tables[split] = [Path(os.path.normpath(file.absolute())) for file in files]
+    source = Source(data, tables, root, columns)
 
-    source = digest({"data": str(data), "annotations": files, "root": str(root)})[:16]
-    # Another version of this package may read other rows from the same files.
-    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    state = digest({"code": code, "files": list(state_of(data, annotations))})[:16]
-    folder = cache / f"{source}-{state}"
-    known = Manifest(folder) if (folder / "about.json").is_file() else None
-    if known and is_current(known, data):
-        return known
+    names = {split: list(map(str, files)) for split, files in tables.items()}
+    told = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
+    source_digest = digest([str(data), names, str(root), told])[:16]
+    state = digest([VERSION, list(state_of(source))])[:16]
+    target = cache / f"{source_digest}-{state}"
+    if (target / "about.json").is_file():
+        known = Manifest(target)
+        if known.about["names"] in ("", digest_names(source)):
+            return known
+        shutil.rmtree(target, ignore_errors=True)
 
-    temporary = temporary_name(folder)
+    temporary = temporary_name(target)
     try:
         make_folder(temporary)
-        notes: list[str] = []
-        form, records = scan_source(data, annotations, root, notes)
-        write_manifest(data, form, records, temporary, notes)
-        if known and Manifest(temporary).about == known.about:
-            return known  # a stage may be reading it
-        if known:
-            shutil.rmtree(folder, ignore_errors=True)
+        form, rows = source.scan()
+        about = write_manifest(rows, temporary, source.folder.path if source.folder else data)
+        about |= {
+            "source": str(data),
+            "form": form,
+            # Names of files may have bytes that are not UTF-8.
+            "notes": [note.encode("utf-8", "replace").decode() for note in source.notes.lines()],
+            # The names of all files count if one was looked up among them.
+            "names": digest_names(source) if source.folder and source.folder.is_listed else "",
+        }
+        write_json(temporary / "about.json", about)
         with suppress(OSError):  # another process has imported it
-            publish(temporary, folder)
+            publish(temporary, target)
     except PermissionError as error:
         raise InputError(f"{error.filename or data}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
     # Of earlier states of the source.
-    for earlier in cache.glob(f"{source}-*"):
-        if earlier != folder:
+    for earlier in cache.glob(f"{source_digest}-*"):
+        if earlier != target:
             shutil.rmtree(earlier, ignore_errors=True)
-    return Manifest(folder)
+    return Manifest(target)
 
 
-def has_questions(data: Location, cache: Path | None = None) -> bool:
-    """Whether the data has a question; also if it cannot be read, which the plan reports. cache:
-    the folder of imported manifests; by default, the manifest is not kept."""
-    with suppress(InputError), tempfile.TemporaryDirectory(prefix="alpro-") as temporary:
-        return import_source(data, cache or Path(temporary)).about["questions"]
-    return True
-
-
-def is_current(manifest: Manifest, data: Location) -> bool:
-    """Whether the names of an imported manifest mean the files that they did: one that had no file,
-    or several, may have one now. The state of a manifest has no media, unlike that of others."""
-    is_manifest = manifest.about["form"].startswith("a manifest")
-    if not is_manifest or not isinstance(data, Path) or is_folder(data):
-        return True
-
-    media = MediaFiles(data.parent, tables=[data])
-    missing: list[str] = []
-    for batch in manifest.batches(["path"]):
-        paths = batch["path"].to_pylist()
-        missing += [path for path in paths if not is_url(path) and not is_file(Path(path))]
-    for reject in manifest.rejects().to_pylist():
-        if reject["detail"].startswith(AMBIGUOUS):
-            missing.append(reject["path"])
-
-    for path in missing:
-        # Not a file of the folder, in a folder that cannot be listed, or still several files.
-        with suppress(ValueError, InputError):
-            if media.match(media.relative(path)):
-                return False
-    return True
-
-
-def state_of(data: Location, annotations: Mapping[str, Path] | None) -> Iterator[list[Any]]:
-    """The sizes and times of the files that the rows of a source depend on, and the names of its
-    media."""
-    if not isinstance(data, Path):
-        shards = tars(data)
-        tables = [join(data, f"{Path(shard).stem}.parquet") for shard in shards]
-        files = [*shards, *tables] or [data]
+def state_of(source: Source) -> Iterator[list[Any]]:
+    """Yield the sizes and times of the files that the rows of a source depend on, and of a folder
+    the names of its media: their contents count when they are decoded."""
+    for tables in source.annotations.values():
+        for table in tables:
+            yield [str(table), file_state(table)]
+    if not source.folder:
+        shards = tars(source.data)
+        beside = [join(source.data, f"{Path(shard).stem}.parquet") for shard in shards]
+        files = [*shards, *beside] or [source.data]
         for file, identity in zip(files, identities(files), strict=True):
             yield [str(file), identity]
-        return
-
-    is_whole_folder = is_folder(data)
-    if annotations:
-        tables = list(annotations.values())
-    else:
-        tables = [] if is_whole_folder else [data]
-    for path in tables:
-        yield [str(path), file_state(path)]
-
-    if annotations or is_whole_folder or known_form(data):
-        folder = data if is_whole_folder else data.parent
-        listing = list_folder(folder)
-        for name in listing.media:
-            # Of media only the names: their contents count when they are decoded.
-            yield [name, None]
-
-        for name in listing.others:
-            if media_suffix(name) in STATE:
-                yield [name, file_state(folder / name)]
+    elif not source.is_folder:
+        yield [str(source.data), file_state(Path(source.data))]
+    elif not source.annotations:
+        yield [digest_names(source), None]
+        for name in source.folder.others:
+            if read_suffix(name) in STATE:
+                yield [name, file_state(source.folder.path / name)]
 
 
-def write_manifest(
-    source: Location,
-    form: str,
-    records: Iterable[Row | Reject],
-    folder: Path,
-    notes: list[str],
-) -> None:
-    """Writes the rows and the rejects to a folder, and what there is to know of them, last.
+def digest_names(source: Source) -> str:
+    """Return the digest of the names of a source's media."""
+    names = source.folder.media if source.folder else []
+    return digest([name.encode("utf-8", "surrogateescape").hex() for name in names])
 
-    notes: what is left out, complete when all records are read.
-    """
-    base = source if not isinstance(source, Path) or source.is_dir() else source.parent
-    counts: Counter[str] = Counter()
+
+def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
+    """Writes the rows and the rejects of a source to a folder. Returns what there is to know of
+    them. base: the folder that paths are relative to in the digest."""
+    splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    answers: defaultdict[str, set[int]] = defaultdict(set)
     content = hashlib.sha256()
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
+    counts = {"rows": 0, "rejects": 0}
     with (
-        pq.ParquetWriter(folder / "manifest.parquet", MANIFEST) as row_file,
-        pq.ParquetWriter(folder / "rejects.parquet", REJECTS) as reject_file,
+        pq.ParquetWriter(out / "manifest.parquet", MANIFEST) as row_file,
+        pq.ParquetWriter(out / "rejects.parquet", REJECTS) as reject_file,
     ):
 
-        def flush() -> None:
-            row_table = pa.Table.from_pylist(rows, schema=MANIFEST)
-            reject_table = pa.Table.from_pylist(rejects, schema=REJECTS)
-            row_file.write_table(row_table, ROW_GROUP)
-            reject_file.write_table(reject_table)
+        def flush_rows() -> None:
+            row_file.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), ROW_GROUP)
+            counts["rows"] += len(rows)
             rows.clear()
+
+        def flush_rejects() -> None:
+            reject_file.write_table(pa.Table.from_pylist(rejects, schema=REJECTS))
+            counts["rejects"] += len(rejects)
             rejects.clear()
 
         for record in records:
@@ -223,24 +200,31 @@ def write_manifest(
                 id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
                 cut = int.from_bytes(id_hash, "big")
                 rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})
-                counts.update(rows=1, questions=len(record.questions), splits=bool(record.split))
+                split = splits[record.split]
+                split["items"] += bool(record.captions or record.questions)
+                split["captions"] += len(record.captions)
+                split["questions"] += len(record.questions)
+                answers[record.split].update(hash(asked.answer) for asked in record.questions)
             else:
                 rejects.append(values)
-                counts.update(rejects=1)
-
+            # Readers find a row by its number: every group but the last has ROW_GROUP rows.
             if len(rows) == ROW_GROUP:
-                flush()
-        flush()
+                flush_rows()
+            if len(rejects) == ROW_GROUP:
+                flush_rejects()
+        flush_rows()
+        flush_rejects()
 
-    about = {
-        "source": str(source),
-        "form": form,
-        "rows": counts["rows"],
-        "rejects": counts["rejects"],
+    return {
+        **counts,
         "digest": content.hexdigest(),
-        "questions": counts["questions"] > 0,
-        "splits": counts["splits"] > 0,
-        # Names of files may have bytes that are not UTF-8.
-        "notes": [note.encode("utf-8", "replace").decode() for note in notes],
+        "splits": {
+            split: {
+                "items": counted["items"],
+                "captions": counted["captions"],
+                "questions": counted["questions"],
+                "answers": len(answers[split]),
+            }
+            for split, counted in splits.items()
+        },
     }
-    write_json(folder / "about.json", about)

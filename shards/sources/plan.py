@@ -8,12 +8,13 @@ it, so the other shards are reused.
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +26,13 @@ from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import KINDS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
-# Characters. A shorter prefix, as in `a1` and `a2`, does not indicate the source.
-MIN_PREFIX_LENGTH = 4
+# Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
+# chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before.
+GROUPINGS = {
+    "chapters": re.compile(r"(?i)(?:^|/)G(?:OPR|P\d\d|[HXLS]\d\d)(\d{4})\.\w+$"),
+    # In `a1` and `a2`, a short prefix without a separator does not tell the recording.
+    "prefix": re.compile(r"^(.*?[^/_. -])(?:[_. -]+|(?<=[^/]{3}[^/\d]))\d+\.\w+$"),
+}
 TEXT_COUNTS = ("captions", "questions")
 
 
@@ -77,12 +83,14 @@ class DecodePlan:
     ):
         """kinds: the kind of the rows that are planned, or all. group_pattern: what it finds in the
         name of a row without a group is its group: the first parenthesized group, or the whole
-        match. `validation` and `test` are the chances of a group to be in these splits, used if no
-        row has a split; `max_rows` is the maximum number of rows in a unit. Raises InputError if
-        the pattern matches no name."""
+        match; it may be a name of GROUPINGS. `validation` and `test` are the chances of a group to
+        be in these splits, used if no row has a split; `max_rows` is the maximum number of rows in a
+        unit. Raises InputError if the pattern matches no name."""
         self.manifest = manifest
-        self.pattern = re.compile(group_pattern) if group_pattern else None
-        self.named_splits = manifest.about["splits"]
+        pattern = GROUPINGS.get(group_pattern, group_pattern)
+        self.pattern = re.compile(pattern) if pattern else None
+        self.named_splits = any(split for split in manifest.about["splits"])
+        self.shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         self.generated_splits = not self.named_splits and test + validation > 0
         columns = ("kind", "split", "cut", *TEXT_COUNTS)
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in columns}
@@ -219,84 +227,76 @@ class DecodePlan:
         chosen = self.row_indices[np.asarray(starts, np.int64)]
         return list(self.rows(chosen))
 
-    def texts_by_split(self) -> dict[str, dict[str, int]]:
-        """By split, the number of items with a caption or a question, and the number of captions
-        and questions."""
-        captions = self.columns["captions"][self.is_planned]
-        questions = self.columns["questions"][self.is_planned]
-        splits = self.columns["split"][self.is_planned]
-        has_text = captions + questions > 0
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """Return what each split has: the numbers of `items` with a caption or a question, of
+        `captions`, of `questions` and of different `answers`, and `why_empty`, if it has no items."""
+        answers: dict[str, set[str]] = {split: set() for split in SPLITS}
+        first = 0
+        for batch in self.manifest.batches(["questions"]) if self.manifest.has_questions else ():
+            for index, questions in enumerate(batch["questions"].to_pylist(), first):
+                if self.is_planned[index]:
+                    split = SPLITS[self.columns["split"][index]]
+                    answers[split].update(asked["answer"] for asked in questions)
+            first += len(batch)
 
-        counts = {}
+        splits: dict[str, dict[str, Any]] = {}
         for code, split in enumerate(SPLITS):
-            in_split = splits == code
-            counts[split] = {
-                "items": int(has_text[in_split].sum()),
-                "captions": int(captions[in_split].sum()),
-                "questions": int(questions[in_split].sum()),
+            in_split = self.is_planned & (self.columns["split"] == code)
+            captions, questions = (self.columns[name][in_split] for name in TEXT_COUNTS)
+            splits[split] = {
+                "items": int((captions + questions > 0).sum()),
+                "captions": int(captions.sum()),
+                "questions": int(questions.sum()),
+                "answers": len(answers[split]),
             }
-        return counts
+        for split, counts in splits.items():
+            counts["why_empty"] = "" if counts["items"] else self._why_empty(split, splits)
+        return splits
 
-    def group_hint(self) -> str:
-        """A hint if splits are generated and files may be clips of the same videos, judging by
-        their names, which differ only in a trailing number; otherwise an empty string."""
-        if not self.generated_splits or self.pattern:
-            return ""
-
-        prefixes = self._prefixes()
-        named = Counter(filter(None, prefixes.values()))
-        # A prefix that half of all files share is the name of the data set. Many groups of few
-        # clips are videos; a few groups of many files are collections.
-        half = len(prefixes) / 2
-        counts = {prefix: count for prefix, count in named.items() if 1 < count < half}
-        while counts and len(counts) < max(counts.values()):
-            largest = max(counts, key=counts.__getitem__)
-            del counts[largest]
-        if not counts:
-            return ""
-
-        longest = min(counts, key=lambda prefix: (-len(prefix), prefix))
-        examples = (name for name, prefix in prefixes.items() if prefix == longest)
-        first = PurePosixPath(next(examples)).name
-        second = PurePosixPath(next(examples)).name
-
-        # The names of collections are no groups: the pattern excludes their prefixes.
-        collections = []
-        for prefix, count in named.items():
-            if count > 1 and prefix not in counts:
-                collections.append(re.escape(prefix))
-        not_collections = ""
-        if collections:
-            not_collections = f"^(?!(?:.*/)?(?:{'|'.join(collections)}))"
-        separator = ""
-        if not longest[-1].isalnum():
-            separator = re.escape(longest[-1])
-        pattern = rf"{not_collections}(.+?){separator}\d+\.[^.]+$"
-
-        file_count = sum(counts.values())
+    def _why_empty(self, split: str, splits: dict[str, dict[str, Any]]) -> str:
+        items = {name: counts["items"] for name, counts in splits.items() if counts["items"]}
+        if self.named_splits:
+            named = ", ".join(f"{name} ({count})" for name, count in items.items())
+            return f"the rows name the splits {named}" if named else "no row with a text names one"
+        share = self.shares[split]
+        if not share:
+            return f"no row names one, and its share `{split}` is 0"
         return (
-            f"the names of {file_count} files differ only in a number, such as {first} "
-            f"and {second}; if they are clips of one video, group_pattern = '{pattern}' keeps "
-            "them in one split"
+            f"no row names one, and with {split} = {share:g}, none of the {sum(items.values())} items "
+            f"with a text fell into it; name the splits in a column `split`, or change `seed` or "
+            f"`{split}`"
         )
 
-    def _prefixes(self) -> dict[str, str]:
-        """What is before the trailing number in the name of each group, which is a file; an empty
-        string for a name without a number or with a short prefix, and for a group of the user's."""
-        prefixes: dict[str, str] = {}
+    def group_hint(self) -> str:
+        """Return a hint if splits are generated and files may be parts of the same recordings,
+        judging by their names; otherwise an empty string."""
+        if not self.generated_splits or self.pattern:
+            return ""
+        names = self._names_without_group()
+        for key, pattern in GROUPINGS.items():
+            groups: defaultdict[str, list[str]] = defaultdict(list)
+            for name in names:
+                match = pattern.search(name)
+                if match:
+                    groups[match[1]].append(name)
+            several = [files for files in groups.values() if len(files) > 1]
+            largest = max(several, key=len, default=[])
+            # Many groups of few files are recordings; a few of many files are collections.
+            if several and len(largest) <= len(several) and 2 * len(largest) < len(names):
+                first, second = (PurePosixPath(name).name for name in several[0][:2])
+                return (
+                    f"{sum(map(len, several))} files may be parts of {len(several)} recordings, such "
+                    f"as {first} and {second}; group_pattern = {key!r} keeps those of a recording in "
+                    f"one split (--set corpora.data.group_pattern={key})"
+                )
+        return ""
+
+    def _names_without_group(self) -> list[str]:
+        names: dict[str, None] = {}
         for batch in self.manifest.batches(["group", "name"]):
-            groups = batch["group"].to_pylist()
-            names = batch["name"].to_pylist()
-            for group, name in zip(groups, names, strict=True):
-                if group:
-                    prefixes[group] = ""
-                    continue
-                stem = PurePosixPath(name).stem
-                numbered = re.fullmatch(r"(.*\D)\d+", stem)
-                prefix = numbered[1] if numbered else ""
-                is_long = len(prefix) >= MIN_PREFIX_LENGTH
-                prefixes[name] = prefix if is_long else ""
-        return prefixes
+            without_group = batch.filter(pc.equal(batch["group"], ""))
+            names.update(dict.fromkeys(without_group["name"].to_pylist()))
+        return [*names]
 
 
 def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:

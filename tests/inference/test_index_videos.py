@@ -229,7 +229,7 @@ def write_rows(file, rows):
 
 def test_rows_of_a_manifest_have_parts_captions_and_typed_columns(update, own, opened):
     rows = [{"path": "0.mp4", "start": 0, "end": 0.3, "day": "2024-01-02", "views": 9}]
-    rows += [{"path": "0.mp4", "start": 0.3, "caption": "a ball", "views": 10}, {"file": "x"}]
+    rows += [{"path": "0.mp4", "start": 0.3, "caption": "a ball", "views": 10}, {"views": 8}]
     manifest = write_rows(own / "m.jsonl", rows)
 
     counts, _ = update(manifest, columns=["day", "views"])
@@ -246,7 +246,7 @@ def test_rows_of_a_manifest_have_parts_captions_and_typed_columns(update, own, o
 
 
 def test_bad_rows_are_those_of_the_last_manifest(update, own, opened):
-    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1}, {"file": "x"}]))
+    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1}, {"views": 8}]))
     assert opened().count("reason = 'bad row'") == 1
     update(write_rows(own / "more.jsonl", [{"path": "1.mp4"}]))
     assert (len(opened()), rejected(opened())) == (2, [])

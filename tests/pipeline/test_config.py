@@ -368,7 +368,7 @@ def test_a_root_may_be_of_another_machine(tmp_path, monkeypatch):
     corpus = configure(TINY, *own).corpora["clips"]
 
     assert corpus.root == f"{tmp_path}/x"
-    assert corpus.annotation_files == {"train": tmp_path / "a", "train.2": tmp_path / "b"}
+    assert corpus.annotation_files == {"train": [tmp_path / "a", tmp_path / "b"]}
 
 
 @pytest.mark.parametrize("key", ["data", "shards"])

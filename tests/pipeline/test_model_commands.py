@@ -326,7 +326,7 @@ def test_mistakes_are_one_line(alpro_model, videos, tmp_path, arguments, named):
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
 def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
-    rows = [{"path": "bad.mp4"}, {"path": videos[0].name}, {"path": videos[1].name}, {"file": "x"}]
+    rows = [{"path": "bad.mp4"}, {"path": videos[0].name}, {"path": videos[1].name}, {"day": "x"}]
     (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = pq.read_table if end == "parquet" else csv.read_csv
     for command, word, options in (
@@ -340,7 +340,7 @@ def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
         places = range(1, 4 if word == "answer" else 3)  # the model has three answers
         columns = [name for n in places for name in (f"{word}_{n}", f"probability_{n}")]
         assert table.column_names[4:] == [*columns, "error"]
-        bad, *good, broken = table.to_pylist()
+        broken, bad, *good = table.to_pylist()
         assert (bad["id"], bad["error"][:10], broken["error"][:7]) == (
             "bad",
             "unreadable",

@@ -1,7 +1,6 @@
 """Shared by the tests of media: small videos with known frames, rows, clips and manifests."""
 
 import io
-import json
 import os
 import random
 import tarfile
@@ -17,8 +16,6 @@ from PIL import Image
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.rows import scan_manifest
-from alpro.shards.sources.scan import scan_source
 from alpro.shards.tar import tar_members
 
 BLOCK = 512
@@ -135,19 +132,6 @@ def small_row_groups(monkeypatch):
         monkeypatch.setattr(f"alpro.shards.sources.{module}.ROW_GROUP", 5)
 
 
-@pytest.fixture
-def write_records(tmp_path: Path) -> Callable[..., Path]:
-    """write_records(*records) writes a manifest in JSON Lines. A string is written unchanged as a
-    line."""
-
-    def write(*records: dict | str) -> Path:
-        path = tmp_path / "clips.jsonl"
-        path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
-        return path
-
-    return write
-
-
 def refusal(
     path: Path, decoder: str, limits: Limits = Limits(), kind: str = "video", **window
 ) -> str:
@@ -165,18 +149,6 @@ def refusal(
 def rows_and_rejects(records: Iterable[Row | Reject]) -> tuple[list[Row], list[Reject]]:
     records = list(records)
     return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
-
-
-def read_manifest(source: Path) -> tuple[list[Row], list[Reject]]:
-    rows = scan_source(source)[1] if source.is_dir() else scan_manifest(source)
-    return rows_and_rejects(rows)
-
-
-def single_row(source: Path) -> Row:
-    """The only row of a manifest without rejects."""
-    (row,), rejects = read_manifest(source)
-    assert rejects == []
-    return row
 
 
 def pack(

@@ -16,8 +16,9 @@ from PIL import Image
 from alpro.errors import InputError
 from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.reader import ShardReader, Unreadable
-from alpro.shards.schema import INDEX, Question, Reject, Row
+from alpro.shards.schema import INDEX, Question, Row
 from alpro.shards.sources.downloads import scan_downloads
+from alpro.shards.sources.scan import Source
 from alpro.shards.tar import BLOCK, DamagedTar, tar_members
 from alpro.shards.writer import ShardWriter, encode_jpeg, index_shard
 from alpro.stages.index_shards import check_frames
@@ -405,5 +406,5 @@ def test_a_member_of_absurd_size_is_an_error(tmp_path):
         with pytest.raises(DamagedTar, match="damaged at byte"):
             list(tar_members(io.BytesIO(content)))
         (tmp_path / "00000.tar").write_bytes(content)
-        reject = next(record for record in scan_downloads(tmp_path) if isinstance(record, Reject))
+        reject, *_ = scan_downloads(tmp_path, Source(tmp_path).items)
         assert (reject.reason, reject.id) == ("unreadable", "00000.tar")

@@ -55,7 +55,7 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
     assert sorted([*reader.column("id").to_pylist(), *rejects]) == sorted(rows)
     assert rejects == (BROKEN if corpus == "clips" else {})
     paths = pq.read_table(corpora[corpus] / "rejects.parquet")["path"].to_pylist()
-    assert paths == [f"{name}.mp4" for name in rejects]
+    assert [Path(path).name for path in paths] == [f"{name}.mp4" for name in rejects]
     for number in (0, len(reader) - 1):
         about = reader[number].metadata
         row = rows[about["id"]]
@@ -210,7 +210,7 @@ SHOTS = [  # clips of four videos, each of which have a caption in common
 def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows, capsys):
     """Without one, a hint says so."""
     decode_rows([{**row} for row in SHOTS], validation=0.3, test=0.3)
-    assert "hint: the names of 12 files differ only in a number" in capsys.readouterr().err
+    assert "hint: 12 files may be parts of 4 recordings" in capsys.readouterr().err
     outcome, out = decode_rows(
         [{**row} for row in SHOTS], group_pattern=r"star_(\w+)_\d+", validation=0.3, test=0.3
     )

@@ -4,8 +4,6 @@ unit and one split."""
 import csv
 import gzip
 import json
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.shards.schema import SPLITS, Reject, Row
-from alpro.shards.sources import manifest
 from alpro.shards.sources.manifest import Manifest, import_source, write_manifest
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 
@@ -31,7 +29,8 @@ pytestmark = pytest.mark.usefixtures("small_row_groups")
 def plan_of(records: list[Row | Reject], **how) -> Iterator[DecodePlan]:
     """The plan of some rows."""
     with TemporaryDirectory() as folder:
-        write_manifest(Path("source"), "rows", iter(records), Path(folder), [])
+        about = write_manifest(iter(records), Path(folder), Path("source"))
+        write_json(Path(folder) / "about.json", {"source": "source"} | about)
         yield DecodePlan(Manifest(Path(folder)), **how)
 
 
@@ -115,69 +114,85 @@ def files(*names: str, **more) -> list[Row]:
     return [Row(id=name, path=Path(name), kind="video", name=name, **more) for name in names]
 
 
-HINTED = r"(.+?)_\d+\.[^.]+$"
 CLIPS = [
-    *(
-        "star_AB_0.mp4",
-        "star_AB_1.mp4",
-        "star_CD_10.mp4",
-        "star_CD_11.mp4",
-        "star_CD_12.mp4",
-        "star_EF_1.mp4",
-    ),
+    *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_EF_1.mp4"),
     *("star_EF_2.mp4", "one.mp4", "two.mp4"),
 ]
+GOPRO = ["GX010042.MP4", "GX020042.MP4", "GH010043.MP4", "GH020043.MP4", "a/GOPR0198.MP4"]
+GOPRO += ["a/GP010198.MP4", "a/GP020198.MP4", "b.mp4"]
+# Names of files, the key that keeps those of a recording in one split, and their groups.
+RECORDINGS = {
+    "clips": (CLIPS, "prefix", {"star_AB", "star_CD", "star_EF", "one.mp4", "two.mp4"}),
+    "in a folder": (
+        [f"tv/{name}" for name in CLIPS[:6]],
+        "prefix",
+        {f"tv/star_{x}" for x in ("AB", "CD", "EF")},
+    ),
+    "short names": ([f"{a}_{n}.mp4" for a in "abcd" for n in range(2)], "prefix", {*"abcd"}),
+    "parts": (
+        [f"{a}-part {n}.mp4" for a in "abcd" for n in range(2)],
+        "prefix",
+        {f"{a}-part" for a in "abcd"},
+    ),
+    "no separator": (
+        [f"walk{a}{n}.mp4" for a in "abc" for n in "01"],
+        "prefix",
+        {f"walk{a}" for a in "abc"},
+    ),
+    "chapters": (GOPRO, "chapters", {"0042", "0043", "0198", "b.mp4"}),
+}
 
 
-def test_clips_of_the_same_videos_are_hinted_at():
-    for rows, expected in (
-        (files(*CLIPS), True),
-        (files(*(f"tv/{name}" for name in CLIPS)), True),
-        (files(*CLIPS, split="train"), False),  # the rows have splits
-        (
-            [row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")],
-            False,
-        ),  # the rows have groups
-        (files(*(f"video{n}.mp4" for n in range(9))), False),  # that is the name of the data set
-        (files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"), False),
-        # Five and six files of one name beside three small groups: rather collections of videos
-        # than the clips of one.
-        (
-            files(
-                *CLIPS, *(f"auto_{n}.mp4" for n in range(6)), *(f"more_{n}.mp4" for n in range(5))
-            ),
-            True,
-        ),
-        (files(*(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))), False),
-        (files("one.mp4", "two.mp4", "three.mp4"), False),
-        (files(*CLIPS[:1], *CLIPS[2:3], "other.mp4"), False),
-        # Windows of a file count as one file.
-        (
-            [
-                *(row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])),
-                *files("b", "c"),
-            ],
-            False,
-        ),
-        ([], False),
+@pytest.mark.parametrize("kind", RECORDINGS)
+def test_files_of_one_recording_are_hinted_at_with_a_ready_key(kind):
+    names, key, groups = RECORDINGS[kind]
+    with plan_of(files(*names), validation=0.2, test=0.2) as plan:
+        assert f"group_pattern = '{key}'" in plan.group_hint()
+    with plan_of(files(*names), validation=0.2, test=0.2, group_pattern=key) as plan:
+        assert plan.group_hint() == ""
+        assert {row.group for unit in plan.units() for row in unit.rows} == groups
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        files(*CLIPS, split="train"),
+        [row for n, name in enumerate(CLIPS) for row in files(name, group=f"of {n}")],
+        files(*(f"video{n}.mp4" for n in range(9))),  # that is the name of the data set
+        files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"),
+        # A few groups of many files are rather collections.
+        files(*(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))),
+        files("one.mp4", "two.mp4", "three.mp4"),
+        # Parts of a file are one file.
+        [row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])],
+        [],
+    ],
+)
+def test_other_names_are_no_recordings(rows):
+    with plan_of(rows, validation=0.2, test=0.2) as plan:
+        assert plan.group_hint() == ""
+
+
+def test_splits_say_what_they_have_and_why_they_are_empty():
+    asked = [
+        {"question": "who?", "answer": answer, "type": "who"} for answer in ("dog", "cat", "dog")
+    ]
+    row = Row(id="a", path=Path("a"), kind="video", captions=("x", "y"), questions=asked)
+    for split, says in (
+        ("train", "the rows name the splits train (1)"),
+        ("", "its share `test` is 0"),
     ):
-        with plan_of(rows, validation=0.2, test=0.2) as plan:
-            hint = plan.group_hint()
-        assert bool(hint) == expected
-        if hint:
-            assert "the names of 7 files" in hint
-            assert "star_AB_0.mp4 and star_AB_1.mp4" in hint
-            pattern = hint.partition("group_pattern = '")[2].partition("'")[0]
-            assert pattern.endswith(HINTED)
-            groups = filter(None, (re.search(pattern, row.name) for row in rows))
-            assert {match[1].rpartition("/")[2] for match in groups} == {
-                "star_AB",
-                "star_CD",
-                "star_EF",
-            }
-        for other in ({}, {"validation": 0.2, "group_pattern": HINTED if expected else ""}):
-            with plan_of(rows, **other) as plan:  # all for training; as the hint says
-                assert plan.group_hint() == ""
+        with plan_of([row.model_copy(update={"split": split})]) as plan:
+            splits = plan.splits()
+
+        assert splits["train"] == {
+            "items": 1,
+            "captions": 2,
+            "questions": 3,
+            "answers": 2,
+            "why_empty": "",
+        }
+        assert says in splits["test"]["why_empty"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -231,12 +246,16 @@ def test_rejects_are_kept_in_order_and_texts_are_counted():
             [0, 1],
             ["train-video-00000", "train-image-00000"],
         )
-        assert planned.texts_by_split()["train"] == {"items": 2, "captions": 3, "questions": 0}
+        assert (
+            planned.splits()["train"].items() >= {"items": 2, "captions": 3, "questions": 0}.items()
+        )
     with plan_of(
         [*bad, still, Row(id="a", path=Path("a"), kind="video")], kinds="image"
     ) as planned:
         assert [row.id for unit in planned.units() for row in unit.rows] == ["b"]
-        assert planned.texts_by_split()["train"] == {"items": 1, "captions": 1, "questions": 0}
+        assert (
+            planned.splits()["train"].items() >= {"items": 1, "captions": 1, "questions": 0}.items()
+        )
 
 
 def test_a_row_is_planned_as_it_was_imported():
@@ -278,7 +297,7 @@ def test_a_pattern_gives_the_group_of_rows_without_one():
         (r"star_(\w+)_\d+", ["ABC", "ABC", "DE", "other.mp4", "ABC", "mine"]),
         (r"star_[A-Z]+", ["star_ABC", "star_ABC", "star_DE", "other.mp4", "star_ABC", "mine"]),
         (
-            HINTED,
+            "prefix",
             ["tv/star_ABC", "tv/star_ABC", "star_DE", "other.mp4", "https://host/star_ABC", "mine"],
         ),
         (
@@ -344,6 +363,8 @@ def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]
 def write(folder: Path, form: str, kinds: list[str]) -> Path:
     path = folder / f"m.{form}"
     rows = [record for record, _ in records(kinds, folder)]
+    for row in rows:
+        (folder / row["path"]).touch()
     if form.startswith("json"):
         lines = (
             json.dumps(rows) if form == "json" else "".join(f"{json.dumps(row)}\n" for row in rows)
@@ -374,90 +395,7 @@ def test_rows_of_every_form_are_samples_or_rejects(form, kinds):
             len(kinds) - kinds.count(BAD),
             kinds.count(BAD),
         )
-        assert about["questions"] == (QUESTION in kinds)
+        assert imported.has_questions == (QUESTION in kinds)
         rows = {row.id: row for unit in plan.units() for row in unit.rows}
         assert rows == {row.id: row for _, row in records(kinds, Path(name)) if row}
         assert len(list(plan.rejects())) == kinds.count(BAD)
-
-
-def imported_again(monkeypatch, source: Path, first: Manifest, **how) -> bool:
-    """Whether a second import reads the records again."""
-    read = []
-    scan = manifest.scan_source
-    monkeypatch.setattr(
-        manifest, "scan_source", lambda *place: (read.append(place), scan(*place))[1]
-    )
-    again = import_source(source, first.folder.parent, **how)
-    monkeypatch.undo()
-    assert (again.folder == first.folder) == (not read)
-    assert [folder.name for folder in first.folder.parent.iterdir()] == [
-        again.folder.name
-    ]  # no earlier one stays
-    return bool(read)
-
-
-def test_an_unchanged_source_is_imported_once_and_an_unusable_one_leaves_nothing(
-    tmp_path, monkeypatch
-):
-    source = write(tmp_path, "jsonl", [GOOD, QUESTION])
-    first = import_source(source, tmp_path / "manifests")
-    assert not imported_again(monkeypatch, source, first)
-    (tmp_path / "other.mp4").touch()  # rows of a manifest name their files
-    assert not imported_again(monkeypatch, source, first)
-    digest = first.about["digest"]
-    os.utime(source, ns=(1, 1))
-    assert imported_again(monkeypatch, source, first)
-    again = import_source(source, tmp_path / "manifests")
-    assert again.about["digest"] == digest  # equal rows
-    (tmp_path / "importer.py").write_text("another importer")
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest, "__file__", str(tmp_path / "importer.py"))
-        assert import_source(source, tmp_path / "new").folder.name != again.folder.name
-    moved = source.rename(tmp_path / "moved.jsonl")
-    assert import_source(moved, tmp_path / "others").about["digest"] == digest
-    moved.write_text(moved.read_text().replace("1.mp4", "0.mp4"))
-    with pytest.raises(InputError, match="line 2: id '0"):
-        import_source(moved, tmp_path / "unusable")
-    assert list((tmp_path / "unusable").iterdir()) == []
-
-
-def test_a_changed_folder_is_imported_again(tmp_path, monkeypatch):
-    folder = tmp_path / "videos"
-    (folder / "deep").mkdir(parents=True)
-    for name in ("a.mp4", "b.mp4", "deep/c.mp4", "a.txt", "deep/c.txt"):
-        (folder / name).write_text("a dog")
-    for name in (
-        "deep/c.txt",
-        "b.txt",
-        "deep/d.mp4",
-        "",
-    ):  # a changed text, a new one, a new video, a removed one
-        first = import_source(folder, tmp_path / "manifests")
-        assert not imported_again(monkeypatch, folder, first)
-        (folder / name).write_text("another one") if name else (folder / "deep" / "c.mp4").unlink()
-        assert imported_again(monkeypatch, folder, first)
-
-
-def test_annotations_are_imported_again_with_another_file_video_or_root(tmp_path, monkeypatch):
-    videos = tmp_path / "videos"
-    table = tmp_path / "train.jsonl"
-    videos.mkdir()
-    (videos / "a.webm").touch()
-    table.write_text(
-        '{"clip_name": "a", "caption": "a dog"}\n{"clip_name": "b", "caption": "a cat"}\n'
-    )
-    first = import_source(videos, tmp_path / "manifests", {"train": table})
-    assert not imported_again(monkeypatch, videos, first, annotations={"train": table})
-    (videos / "b.webm").touch()
-    assert imported_again(monkeypatch, videos, first, annotations={"train": table})
-    for how in (
-        {"annotations": {"test": table}},
-        {"annotations": {"train": table}, "root": videos},
-    ):
-        assert (
-            import_source(videos, tmp_path / "manifests", **how).folder.name[:16]
-            != first.folder.name[:16]
-        )
-    beside = import_source(table, tmp_path / "manifests")
-    (tmp_path / "a.mp4").touch()  # the videos of a file of a data set lie beside it
-    assert import_source(table, tmp_path / "manifests").folder != beside.folder

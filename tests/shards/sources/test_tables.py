@@ -1,16 +1,130 @@
-"""Tables and answers as people write them: separators, headers, times, paths; options, numbers and
-several answers."""
+"""The records of tables: every line is a record or a reject, and no text is read in silence that may
+be two."""
 
+import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from alpro.shards.schema import MAX_JSON_BYTES, Row
-from alpro.shards.sources.answers import first_option, question_of
-from alpro.shards.sources.rows import scan_manifest
-from alpro.shards.sources.scan import scan_source
+from alpro.errors import InputError
+from alpro.shards.schema import MAX_JSON_BYTES
+from alpro.shards.sources.tables import Table
 from tests.conftest import one_line
 
+LINE = b'{"path": "a.mp4", "caption": "x"}'
+NEWLINE = LINE + b"\n"
+ROWS = b"path,caption\na.mp4,x\n%s\nc.mp4,x\n"
+TABS = ROWS.replace(b",", b"\t")
+
+
+def read(path, content: bytes) -> list[tuple[str, dict | str]]:
+    path.write_bytes(content)
+    return list(Table(path).records())
+
+
+def test_csv_has_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_path):
+    text = b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n\nc.mp4,it is 5" long\n'
+
+    assert read(tmp_path / "m.csv", text + b"d.mp4,a,b\ne.mp4") == [
+        ("line 2", "',' expected after '\"'"),
+        ("line 3", {"path": "b.mp4", "caption": 'two\nlines, "quoted"'}),
+        ("line 6", {"path": "c.mp4", "caption": 'it is 5" long'}),
+        ("line 7", "more cells than columns; quote texts with commas"),
+        ("line 8", {"path": "e.mp4", "caption": ""}),
+    ]
+
+
+def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_path):
+    good = ['a\t"hello" she says', "b\t'x', \"y\"", "c\tone, two", 'd\tthe "word', 'e\tsize 7"']
+    lines = [*good, 'f\t"two', '"three\tlines', 'g\t"', "h\tlast"]
+
+    found = read(tmp_path / "m.tsv", "\r\n".join(["path\tcaption", *lines]).encode())
+
+    assert [where for where, _ in found] == [f"line {number + 2}" for number in range(len(lines))]
+    assert [isinstance(record, dict) for _, record in found] == [True] * 5 + [False] * 3 + [True]
+    assert [list(record.values()) for _, record in found[:5]] == [line.split("\t") for line in good]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "reason"),
+    [
+        ("m.jsonl", NEWLINE + b'\n{"path": "b\xff"}\n' + LINE, 3, "not UTF-8"),
+        ("m.jsonl", NEWLINE + b'{"path": ' + 5000 * b"9" + b"}\n" + LINE, 2, "not JSON: Exceeds"),
+        ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, 2, "not JSON: nested too deeply"),
+        ("m.jsonl", NEWLINE + b"[1]\n" + LINE, 2, "not a JSON object"),
+        ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE, mtime=0), 2, "not JSON"),
+        ("m.csv", ROWS % b"b.mp4,\xe4", 3, "not UTF-8"),
+        ("m.csv", ROWS % (b"b.mp4," + (MAX_JSON_BYTES // 2 + 1) * b"x"), 3, "field larger"),
+        ("m.tsv", TABS % b"b.mp4\t\xe4", 3, "not UTF-8"),
+        ("m.txt", b"a\n\xe4\n\n b \n", 2, "not UTF-8"),
+    ],
+)
+def test_one_bad_line_is_one_bad_record(name, content, where, reason, tmp_path):
+    (_, first), (place, bad), (_, last) = read(tmp_path / name, content)
+
+    assert [type(first), type(last)] == [dict, dict]
+    assert place == f"line {where}"
+    assert bad.startswith(reason)
+
+
+OPEN = [
+    b'"open\nc.mp4,y\nd.mp4,z\n',
+    b'"open\nc.mp4,"quoted"\n',
+    b'"open\n' + 3000 * (b"c.mp4," + 50 * b"x" + b"\n"),
+]
+LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 100_000 * b"["]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        *(
+            ("m.csv", b"path,caption\na,x\nb.mp4," + rest, "line 3: unclosed quotation")
+            for rest in OPEN
+        ),
+        *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
+        ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
+        ("m.json", b'["\xff"]', "not UTF-8"),
+        *(("m.csv", text.encode("utf-16-le"), "UTF-16") for text in ("path,caption\n", "a")),
+        ("m.jsonl", '{"path": "a.mp4"}\n'.encode("utf-32-be"), "UTF-16"),
+        ("m.csv", b"path,caption,caption\na,x,y\n", "'caption' appears twice"),
+        ("m.tsv", b"path\tpath\na\tx\n", "'path' appears twice"),
+        ("m.csv", b"a.mp4,a dog\nb.mp4,a cat\n", "line 1 is a row"),
+        ("m.csv", b"path,\xe4\na,x\n", "not UTF-8"),
+        ("m.xlsx", b"a.mp4 a dog", "unsupported format"),
+        ("m.parquet", b"PAR1 and nothing more", "cannot be read"),
+        ("m.jsonl.gz", gzip.compress(1000 * NEWLINE, mtime=0)[:-20], "cannot be read"),
+    ],
+)
+def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line(
+    name, content, reason, tmp_path
+):
+    with one_line(str(tmp_path / name), reason):
+        read(tmp_path / name, content)
+
+
+def test_a_parquet_table_is_read_in_batches(tmp_path):
+    pq.write_table(pa.table({"path": list("abcde")}), tmp_path / "m.parquet")
+
+    records = list(Table(tmp_path / "m.parquet").records())
+
+    assert records == [(f"row {n}", {"path": c}) for n, c in enumerate("abcde", 1)]
+
+
+def test_a_parquet_table_with_dates_that_nobody_reads_or_columns_of_one_name_is_refused(tmp_path):
+    # The second day is after the year 9999.
+    years = pc.cast(pa.array([0, 4_000_000]), pa.int32()).view(pa.date32())
+    same = pa.Table.from_arrays([pa.array(["a"])] * 2, ["path", "path"])
+    for table in (pa.table({"day": years}), same):
+        pq.write_table(table, tmp_path / "m.parquet")
+        with pytest.raises(InputError, match=r"m\.parquet: cannot be read"):
+            list(Table(tmp_path / "m.parquet").records())
+
+
+DOG = ("a dog, running",)
 TABLES = {
     "tabs in a .csv": ("m.csv", "path\tcaption\na.mp4\ta dog, running\n"),
     "commas in a .tsv": ("m.tsv", 'path,caption\na.mp4,"a dog, running"\n'),
@@ -21,131 +135,34 @@ TABLES = {
     "a column without a name": ("m.csv", ',path,caption\n0,a.mp4,"a dog, running"\n'),
     "empty cells at the end": ("m.csv", 'path,caption,,\na.mp4,"a dog, running",,\n'),
     "more empty cells than columns": ("m.csv", 'path,caption\na.mp4,"a dog, running",,\n'),
+    "blank lines before the header": ("m.csv", '\n\npath,caption\na.mp4,"a dog, running"\n'),
+    "quotes in a .tsv": ("m.tsv", '"path"\t"caption"\n"a.mp4"\t"a dog, running"\n'),
     "lines of an old Mac": ("m.csv", 'path,caption\ra.mp4,"a dog, running"\r'),
     "lines of Windows": ("m.csv", 'path,caption\r\na.mp4,"a dog, running"\r\n'),
-    "JSON lines of an old Mac": ("m.jsonl", '{"path": "a.mp4", "caption": "a dog, running"}\r'),
+    "capitals": ("M.CSV", 'Path,CAPTION\na.mp4,"a dog, running"\n'),
+    "other characters of a width": ("m.csv", '\uff50ath,caption\na.mp4,"a dog, running"\n'),
+    "two byte order marks": ("m.csv", '\ufeff\ufeffpath,caption\na.mp4,"a dog, running"\n'),
+    "UTF-16": ("m.csv", 'path,caption\na.mp4,"a dog, running"\n'.encode("utf-16")),
+    "a table in a .txt": ("m.txt", "path\tcaption\na.mp4\ta dog, running\n"),
+    "gzip": ("m.csv", gzip.compress(b'path,caption\na.mp4,"a dog, running"\n', mtime=0)),
+    "JSON Lines in a .json": ("m.json", '{"path": "a.mp4", "caption": "a dog, running"}\n' * 2),
+    "one JSON object": ("m.json", json.dumps({"path": "a.mp4", "caption": DOG}, indent=1)),
+    "a Parquet of lists": ("m.parquet", [{"path": "a.mp4", "caption": [*DOG]}]),
+    "a Parquet of bytes": ("m.parquet", [{"path": b"a.mp4", "caption": DOG[0].encode()}]),
+    "a path without bytes": (
+        "m.parquet",
+        [{"video": {"path": "a.mp4", "bytes": None}, "text": DOG[0]}],
+    ),
     "NaN": ("m.jsonl", '{"path": "a.mp4", "caption": "a dog, running", "start": NaN, "note": NaN}'),
 }
 
 
 @pytest.mark.parametrize("form", TABLES)
-def test_tables_as_other_programs_write_them_are_read(form, tmp_path):
-    name, text = TABLES[form]
-    (tmp_path / name).write_bytes(text.encode())
-    (row,) = scan_manifest(tmp_path / name)
-    assert isinstance(row, Row)
-    assert (row.path.name, row.captions) == ("a.mp4", ("a dog, running",))
+def test_tables_as_other_programs_write_them_are_read(form, read):
+    name, content = TABLES[form]
 
+    imported = read({name: content}, "a.mp4", data=name)
 
-def test_times_are_seconds_or_hours_minutes_and_seconds_and_paths_may_be_those_of_windows(tmp_path):
-    (tmp_path / "m.csv").write_text(
-        "path,caption,start,end\nclips\\a.mp4,x,00:01:02.5,01:00:00\nclips/b.mp4,x,1:02,nan\n"
-        "clips/c.mp4,x,1:2:3:4,\n"
-    )
-    first, second, third = scan_manifest(tmp_path / "m.csv")
-    assert (first.path, first.start, first.end) == (tmp_path / "clips" / "a.mp4", 62.5, 3600)
-    assert (second.start, second.end) == (62, None)
-    assert "is not a time" in third.detail
-
-
-def test_a_row_counts_in_bytes_and_a_written_escape_is_no_nul(tmp_path):
-    """A row of four-byte characters must be a reject: its sample would not fit into a shard."""
-    emoji = "\N{DOG FACE}" * (MAX_JSON_BYTES // 8 + 1)
-    records = [{"path": "a.mp4", "caption": emoji}, {"path": "b.mp4", "caption": r"a \u0000 b"}]
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, records)))
-    long, written = scan_manifest(tmp_path / "m.jsonl")
-    assert "bytes" in long.detail
-    assert written.captions == (r"a \u0000 b",)
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (0, "0"),
-        (2.0, "2"),
-        ("2.0", "2"),
-        (False, "false"),
-        (True, "true"),
-        ("no", "no"),
-        (["dog", "dog", "puppy"], "dog"),
-        ("['cat', 'dog', 'dog']", "dog"),
-        ([{"answer": "yes"}, {"answer": "no"}], "yes"),
-        ([0], "0"),
-        (None, None),
-        ([], None),
-        (float("nan"), None),
-        ({"dog": 2, "cat": 3}, "cat"),
-        ({"a": "b"}, None),
-    ],
-)
-def test_an_answer_is_a_text_a_number_or_the_most_frequent_of_several(answer, expected):
-    record = {"question": "what is it?", "answer": answer}
-    if expected is None:
-        with pytest.raises(ValueError, match="answer"):
-            question_of(record, "type")
-    else:
-        assert question_of(record, "type")["answer"] == expected
-
-
-TEXTS = ["a ball", "a spoon", "a rope", "a book", "a leaf"]
-ZERO = {f"a{number}": text for number, text in enumerate(TEXTS)}
-ONE = {f"a{number}": text for number, text in enumerate(TEXTS, 1)}
-
-
-@pytest.mark.parametrize(
-    ("options", "answers", "expected"),
-    [
-        (ZERO, [3, "1"], ["a book", "a spoon"]),  # NExT-QA
-        (ONE, [0, 4], ["a ball", "a leaf"]),  # TGIF-QA counts from 0
-        (ONE, [1, 5], ["a ball", "a leaf"]),
-        (ONE, [2, 3], None),  # one or the other
-        (ZERO, [5], None),
-        (ZERO, ["a rope", "A Rope"], ["a rope", "a rope"]),
-        ({"options": ["A. a ball", "B. a spoon"]}, ["B", "(A)"], ["a spoon", "a ball"]),
-        ({"candidates": TEXTS}, ["a leaf"], ["a leaf"]),
-        ({f"mc_option_{n}": text for n, text in enumerate(TEXTS)}, [0, 4], ["a ball", "a leaf"]),
-        ({"option_a": "a ball", "option_b": "a rope"}, ["b", "A"], ["a rope", "a ball"]),
-        ({"A": "a ball", "B": "a rope", "C": "a book"}, ["C"], ["a book"]),
-        ({"answerA": "a ball", "answerB": "a rope"}, ["B"], ["a rope"]),
-        ({"options": "A. a ball; B. a rope"}, ["B"], ["a rope"]),
-        ({"options": "A. a ball\nB. a rope"}, ["(A)"], ["a ball"]),
-        ({"options": "['a ball' 'a rope']"}, ["B"], ["a rope"]),
-        ({"options": {"0": "a ball", "1": "a rope"}}, [0], ["a ball"]),
-        ({"options": ["2", "3", "5"]}, ["3"], ["3"]),
-        ({"options": "a ball, a rope"}, ["B"], None),
-        ({"opa": "a ball", "opb": "a rope"}, ["b", 0], ["a rope", "a ball"]),
-        ({"option1": "a ball", "option2": "a rope"}, ["option2"], ["a rope"]),
-        ({"options": ["a ball", "a rope"]}, ["A rope."], ["a rope"]),
-        ({"options": ["yes", "no"]}, [False, True], ["no", "yes"]),
-        ({"options": ["a ball", "a rope"]}, ["A, B"], None),
-        ({"options": ["a ball", "a rope"]}, [-1], None),
-        ({"options": "a ball, a rope"}, ["a rope"], ["a rope"]),
-        ({f"option {n}": text for n, text in enumerate(TEXTS)}, [4.0], ["a leaf"]),  # EgoSchema
-        ({"choices": [{"choice_id": 0, "choice": "one."}, {"choice": "two."}]}, ["two."], ["two."]),
-    ],
-)
-def test_options_and_the_number_of_the_right_one_are_its_text_or_refused(
-    options, answers, expected
-):
-    records = [{"question": "what is it?", "answer": answer} | options for answer in answers]
-    first = first_option(records)
-    if expected is None:
-        with pytest.raises(ValueError, match="option"):
-            question_of(records[0], "type", first)
-    else:
-        assert [question_of(each, "type", first)["answer"] for each in records] == expected
-
-
-def test_a_table_of_questions_with_options_is_read(tmp_path):
-    (tmp_path / "1.mp4").touch()
-    (tmp_path / "qa.csv").write_text(
-        "video,question,answer,a0,a1,a2\n1,what is it,0,a dog,a cat,a car\n1,and now,2,x,y,z\n"
-    )
-    (row,) = scan_source(tmp_path)[1]
-    assert [question.answer for question in row.questions] == ["a dog", "z"]
-
-
-def test_a_header_that_is_a_row_is_named(tmp_path):
-    (tmp_path / "m.csv").write_text("a.mp4,a dog\n")
-    with one_line("line 1 is a row", "a.mp4"):
-        list(scan_manifest(tmp_path / "m.csv"))
+    assert imported.rejects == []
+    assert {captions[:1] for captions in imported.captions.values()} == {DOG}
+    assert all(row.path.name == "a.mp4" for row in imported.rows)

@@ -136,5 +136,6 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(tmp_path, resources, inli
     counts = decode_data(config, data / "m.jsonl", tmp_path / "out", resources).counts
     rejects = rejects_of(tmp_path / "out")
     assert (counts["samples"], len(rejects)) == (3, len(names) + 2)
-    assert (rejects.pop("stamp"), rejects.pop("late")) == ("bad row", "no frames")
+    stamp = f"line {len(rows) - 1}"
+    assert (rejects.pop(stamp), rejects.pop("late")) == ("bad row", "no frames")
     assert set(rejects.values()) <= {"missing", "unreadable"}

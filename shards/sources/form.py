@@ -1,0 +1,278 @@
+"""What the columns of a table mean: the published forms (forms.toml), or a user's own,
+`[corpora.NAME.columns]`."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from unicodedata import normalize
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+
+VERSION = 1  # Increase it when the same files give other rows: sources are imported again.
+PLACE = re.compile(r"\{([^{}]+)\}")  # of a column in a template
+
+NO_TEXT = {"", "nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
+Record = dict[str, Any]
+Split = Literal["", "train", "validation", "test"]
+
+
+def as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+class Join(BaseModel):
+    """Further columns of a record, from the record with the same key in another list or table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    on: str
+    """column of the record"""
+    key: str = ""
+    """column of the other record that has the same value"""
+    list: str = ""
+    """where the same JSON document has the other records; if empty, they are another table"""
+
+
+class Columns(BaseModel):
+    """The columns of a table that has no published form. A column inside of an object has a dotted
+    name, `meta.title`. A column that is not set has its usual name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    file: Names = ()
+    """the video or image, relative to the folder of the table, or its URL: a column, or a template
+    such as `{page_dir}/{videoid}`; of several, the first whose columns a row has"""
+    prefixes: Names = ()
+    """what the names of files may begin with, such as `v_`"""
+    anywhere: bool = False
+    """whether a name also means the only file of that name in a subfolder"""
+    url: str = ""
+    """where the file is, if the folder has no media"""
+    captions: Names = ()
+    """texts, or lists of texts"""
+    paragraph: Literal["", "row", "file"] = ""
+    """whether the texts of a `row`, or of a `file`, are one caption"""
+    question: str = ""
+    """a question"""
+    answer: str = ""
+    """its answer; of a list, the most frequent"""
+    questions: str = ""
+    """lists of `{question, answer, type}`"""
+    type: str = ""
+    """its type; default: its first word"""
+    options: Names = ()
+    """the columns of the options, or the one with their list"""
+    first_option: Literal["", "0", "1", "A"] = ""
+    """the answer that means the first option; default: answers are texts of options"""
+    start: str = ""
+    """start of the part of the file, in seconds or as `01:02:03.5`"""
+    end: str = ""
+    """its end"""
+    span: str = ""
+    """both: `[1, 2.5]`, `0:01 - 0:03`"""
+    split: str = ""
+    """`train`, `validation` or `test`"""
+    group: str = ""
+    """items of a group stay in one split; default: the file"""
+    id: str = ""
+    """unique; default: the path without its extension, with the times"""
+    kind: str = ""
+    """`video` or `image`; default: by the file"""
+    where: dict[str, str] = {}
+    """rows to read: `{language = "English"}`"""
+    records: str = ""
+    """where a JSON document has its records: `data`, or `data.*.items` for those of every key; the
+    key is the column `$key`, and a record that is no object the column `$value`"""
+    line: re.Pattern[str] | None = None
+    """regular expression of a line of a text; its named groups are the columns"""
+    join: Join | None = None
+    """columns of another list: `{list = "videos", on = "video_id", key = "id"}`"""
+    texts: Names = ()
+    """folders of texts that have the names of the videos"""
+
+
+class Form(Columns):
+    """The meaning of the columns of a table."""
+
+    title: str = "your columns"
+    has: tuple[str, ...] = ()  # Columns that tell the form.
+    lacks: tuple[str, ...] = ()
+    format: str = ""  # Extension of its files, where the columns alone are common.
+    usual: bool = False  # Whether columns that are not set have their usual names.
+    _bound: dict[tuple[str, ...], "Form"] = PrivateAttr(default_factory=dict)
+
+    def bind(self, record: Iterable[str]) -> "Form":
+        """Return the form with the usual names that the columns of a record have."""
+        columns = tuple(record)
+        if columns not in self._bound:
+            self._bound[columns] = self._bind(columns) if self.usual else self
+        return self._bound[columns]
+
+    def _bind(self, columns: tuple[str, ...]) -> "Form":
+        names = {fold(name): name for name in reversed(columns)}
+        changes: dict[str, Any] = {}
+        for key, words in read_words("usual").items():
+            present = [names[word] for word in words if word in names]
+            if not present or key in self.model_fields_set:
+                continue
+            changes[key] = present[0]
+            if key == "captions":  # A row may have `caption` and `captions`.
+                single = fold(present[0]).rstrip("s")
+                changes[key] = [name for name in present if fold(name).rstrip("s") == single]
+        return Form.model_validate(self.model_dump() | changes | {"usual": True})
+
+    @cached_property
+    def meanings(self) -> set[str]:
+        """The columns that have a meaning. The others are stored as `meta`."""
+        columns = {
+            self.question,
+            self.answer,
+            self.questions,
+            self.type,
+            self.start,
+            self.end,
+            self.span,
+            self.url,
+        }
+        columns |= {self.split, self.group, self.id, self.kind, *self.captions, *self.options}
+        for template in self.file:
+            columns.update(places(template))
+        return columns - {""}
+
+    @property
+    def has_texts(self) -> bool:
+        is_asked = self.question and (self.answer or self.join)
+        return bool(self.captions or self.questions or is_asked)
+
+
+def places(template: str) -> list[str]:
+    """Return the columns of a file template; a text without braces is a column.
+
+    >>> places("{page_dir}/{videoid}"), places("clip_path")
+    (['page_dir', 'videoid'], ['clip_path'])
+    """
+    return PLACE.findall(template) or [template]
+
+
+@lru_cache(4096)
+def fold(name: str) -> str:
+    """Return a name as names of columns are compared: without case, spaces, `-` and `_`."""
+    return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
+
+
+@cache
+def read_words(table: str) -> Any:
+    """Return a table of forms.toml."""
+    return tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))[table]
+
+
+@cache
+def published_forms() -> list[Form]:
+    return [Form.model_validate(values) for values in read_words("form")]
+
+
+def user_form(columns: Columns) -> Form:
+    return Form.model_validate({"usual": True} | columns.model_dump(exclude_unset=True))
+
+
+TABLE = Form(title="a table", usual=True)
+LIST = Form(title="a list of files", file=("$value",))
+
+
+def find_form(columns: Iterable[str], extension: str) -> Form | None:
+    """Return the form of a table with these columns: a published one, or that of a table with a
+    column of files; None if the columns are not known."""
+    names = list(columns)
+    for form in published_forms():
+        if not (form.records or form.line) and fits(form, names, extension):
+            return form
+    if names == ["$value"]:
+        return LIST
+    return TABLE if TABLE.bind(names).file else None
+
+
+def fits(form: Form, columns: Iterable[str], extension: str) -> bool:
+    """Return whether a table with these columns has a published form."""
+    names = {*columns}
+    return (
+        names.issuperset(form.has)
+        and names.isdisjoint(form.lacks)
+        and form.format in ("", extension)
+    )
+
+
+def read_cell(record: Record, column: str) -> Any:
+    """Return a cell; a dotted column is one inside of an object, or of each object of a list."""
+    if column in record or "." not in column:
+        return record.get(column)
+    value: Any = record
+    for key in column.split("."):
+        if isinstance(value, list):
+            value = [each.get(key) for each in value if isinstance(each, dict)]
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+@lru_cache
+def split_in(text: str) -> Split | None:
+    """Return the split that a text names, an empty one if it is empty; None if it names none, or
+    several.
+
+    >>> [split_in(text) for text in ("Train", "test1k", "held-out", "val set", "nan", "x", "train_val")]
+    ['train', 'test', 'test', 'validation', '', None, None]
+    """
+    if text.strip().lower() in NO_TEXT | {"-", "unknown"}:
+        return ""
+    words = {fold(text), *(word.removesuffix("set") for word in re.findall("[a-z]+", text.lower()))}
+    splits = [split for split, names in read_words("splits").items() if words & {*names}]
+    # "not_train" names no split.
+    return splits[0] if len(splits) == 1 and not words & {"no", "non", "not"} else None
+
+
+def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
+    """Yield the records of a JSON document with their places, joined with those of its other list;
+    a reason in place of a record that is none."""
+    join = form.join if form.join and form.join.list else None
+    others: dict[str, Record] = {}
+    if join:
+        for _, other in walk(document, [join.list], ""):
+            if isinstance(other, dict):
+                others[str(other.get(join.key))] = other
+    for where, record in walk(document, form.records.split(".") if form.records else [], "entry"):
+        if join and isinstance(record, dict):
+            key = str(record.get(join.on))
+            joined = f"no entry of `{join.list}` has the {join.key} {key}"
+            yield where, {**others[key], **record} if key in others else joined
+        else:
+            yield where, record
+
+
+def walk(
+    value: Any, path: list[str], where: str, outer: Record | None = None
+) -> Iterator[tuple[str, Record | str]]:
+    """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
+
+    outer: the texts and numbers of the objects around, which the record has too, with the innermost
+    key as `$key`; None at the top of a document, whose own texts are about the document.
+    """
+    around = outer or {}
+    if isinstance(value, list) and (path or not around or any(isinstance(e, dict) for e in value)):
+        rest = path[1:] if path[:1] == ["*"] else path
+        for number, each in enumerate(value, 1):
+            yield from walk(each, rest, f"{where} {number}", around)
+    elif isinstance(value, dict) and path:
+        if outer is not None:
+            around = around | {k: v for k, v in value.items() if isinstance(v, str | int | float)}
+        keys = value if path[0] == "*" else [path[0]] if path[0] in value else []
+        for key in keys:
+            named = around | {"$key": key} if path[0] == "*" else around
+            yield from walk(value[key], path[1:], f"{where} {key!r}", named)
+    elif not path:
+        yield where, around | (value if isinstance(value, dict) else {"$value": value})

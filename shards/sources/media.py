@@ -1,0 +1,189 @@
+"""The files of a folder of videos, and which of them a name in a table means.
+
+A name is the path of a file, with or without its extension. Only a form with `anywhere` finds the
+only file of that name in a subfolder. No file is found under another word.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from posixpath import splitext
+from unicodedata import normalize
+
+from alpro.errors import InputError
+from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
+from alpro.shards.sources.form import read_words
+
+MARKERS = {"mlflow.db", "artifact.json"}  # of a workspace, and of an artifact
+# What a workspace consists of, from its first moment on.
+WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "refs"}
+WORKSPACE |= {"reports", "runs.jsonl", "units"}
+MAX_NAMED = 3  # names that are shown as examples
+
+
+class Notes:
+    """What a user should know of a source: reasons, how often each applies, and examples."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, example: str) -> None:
+        self.counts[reason] += 1
+        self.examples[reason] = [*self.examples[reason], example][:MAX_NAMED]
+
+    def line(self, reason: str) -> str:
+        return f"{self.counts[reason]} {reason}: {', '.join(self.examples[reason])}"
+
+    def lines(self) -> list[str]:
+        return [self.line(reason) for reason in self.counts]
+
+
+class Folder:
+    """The files of a folder by their paths relative to it. It is listed once, when they are asked
+    for. notes: gets what is left out."""
+
+    def __init__(self, path: Path, notes: Notes):
+        self.path = path
+        self.notes = notes
+
+    @property
+    def is_listed(self) -> bool:
+        return "files" in vars(self)
+
+    @cached_property
+    def files(self) -> dict[str, None]:
+        """All files, in the order of the parts of their paths. Raises InputError if a folder cannot
+        be listed: what is missing from the list would be missing from the data, in silence."""
+        files = []
+        pending = [""]
+        while pending:
+            inside = pending.pop()
+            try:
+                with os.scandir(self.path / inside) as entries:
+                    children = {entry.name: entry for entry in entries}
+            except OSError as error:
+                raise InputError(
+                    f"{self.path / inside}: this folder cannot be listed ({error.strerror}); make it "
+                    "readable, or move it out of the data"
+                ) from error
+            is_workspace = {"prefect"} <= children.keys() <= WORKSPACE
+            if inside and (is_workspace or children.keys() & MARKERS):
+                self.notes.add("folders that alpro writes are left out", inside)
+                continue
+            for name, entry in children.items():
+                reason = why_left_out(entry)
+                if reason:
+                    self.notes.add(f"{reason} are left out", f"{inside}{name}")
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{inside}{name}/")
+                else:
+                    files.append(f"{inside}{name}")
+        # `scandir` has no order, and a source must give the same rows on any disk.
+        return dict.fromkeys(sorted(files, key=lambda path: path.split("/")))
+
+    @cached_property
+    def media(self) -> list[str]:
+        return [path for path in self.files if read_suffix(path) in MEDIA_EXTENSIONS]
+
+    @cached_property
+    def others(self) -> list[str]:
+        return [path for path in self.files if read_suffix(path) not in MEDIA_EXTENSIONS]
+
+    @cached_property
+    def _by_stem(self) -> dict[tuple[str, bool], list[str]]:
+        """The paths of the media by the name of the file without its extension, and by whether it
+        is an image."""
+        paths: defaultdict[tuple[str, bool], list[str]] = defaultdict(list)
+        for path in self.media:
+            paths[file_stem(path), is_image(path)].append(path)
+        return paths
+
+    def find(self, name: str, prefixes: Sequence[str] = (), anywhere: bool = False) -> str | None:
+        """Return the path of the file that a name means, or None.
+
+        It is the file of this path, also with one of the prefixes, and with another extension, or
+        with one if the name has none. anywhere: otherwise, the only file in a subfolder. Raises
+        ValueError if the name could mean several files.
+        """
+        # Of a folder that is listed, most names need no request to the disk.
+        if (self.is_listed and name in self.files) or is_file(self.path / name):
+            return name
+        folder, slash, file = name.rpartition("/")
+        files = [file, *(f"{prefix}{file}" for prefix in prefixes)]
+        files += [file.removeprefix(prefix) for prefix in prefixes if file.startswith(prefix)]
+        stems = [cut_extension(f"{folder}{slash}{each}") for each in files]
+        # A name without an extension means the video rather than its picture.
+        has_extension = read_suffix(name) in MEDIA_EXTENSIONS
+        for is_inside, of_images in product((False, True), (False, True)):
+            if (is_inside and not anywhere) or (has_extension and of_images != is_image(name)):
+                continue
+            paths = []
+            for stem in stems:
+                for path in self._by_stem.get((file_stem(stem), of_images), ()):
+                    whole = cut_extension(path)
+                    if whole == stem or (is_inside and whole.endswith(f"/{stem}")):
+                        paths.append(path)
+            if len(paths) > 1:
+                raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
+            if paths and is_inside:
+                self.notes.add("names were found in a subfolder", f"{name} ({paths[0]})")
+            if paths:
+                return paths[0]
+        return None
+
+    def similar(self, name: str) -> list[str]:
+        """Return a few files of a similar name: in another folder or case, or with this name as a
+        part of theirs."""
+        part = re.compile(rf"(?i)(?<![0-9]){re.escape(file_stem(name))}(?![0-9])")
+        return [path for path in self.media if part.search(path)][:MAX_NAMED]
+
+
+def why_left_out(entry: os.DirEntry[str]) -> str:
+    """Return what a file or folder is, if it is not data."""
+    name = entry.name.lower()
+    for reason, words in read_words("left_out").items():
+        if name in words or read_suffix(name) in words:
+            return reason
+    if name.startswith("."):
+        return "hidden files and folders"
+    try:
+        # It may lead to a folder above, and the walk would have no end.
+        return "links to folders" if entry.is_symlink() and entry.is_dir() else ""
+    except OSError:
+        return "links that lead nowhere"
+
+
+def read_suffix(path: str) -> str:
+    """Return the extension of a path in lower case."""
+    return splitext(path)[1].lower()
+
+
+def spelled(path: str) -> str:
+    """Return a path as names are compared: a disk may decompose accents (NFD), as macOS does."""
+    return normalize("NFC", path)
+
+
+def cut_extension(path: str) -> str:
+    """Return a path without the extension of a video or image, as names are compared."""
+    stem, suffix = splitext(spelled(path))
+    return stem if suffix.lower() in MEDIA_EXTENSIONS else stem + suffix
+
+
+def file_stem(path: str) -> str:
+    return cut_extension(path).rpartition("/")[2]
+
+
+def is_image(path: str) -> bool:
+    return read_suffix(path) in IMAGE_EXTENSIONS
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # an invalid file name
+        return False

@@ -1,0 +1,135 @@
+"""The texts of the videos of a folder that have a file each, and what else lies in the folder.
+
+a.mp4, a.txt                also .caption, .captions, .cap and a.mp4.txt, in any case; one caption
+                            a line
+a.mp4, a.json               an object with `caption`, `captions`, `text`, ..., or a list of texts
+videos/a.mp4, labels/a.txt  a folder of texts with the names of the videos
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product
+from posixpath import splitext
+from unicodedata import normalize
+
+from alpro.errors import InputError
+from alpro.files import read_text
+from alpro.shards.file_type import find_placeholder, read_head
+from alpro.shards.schema import MAX_JSON_BYTES, Reject
+from alpro.shards.sources.form import Form, Record, read_words
+from alpro.shards.sources.media import Folder, read_suffix
+from alpro.shards.sources.rows import Items, Rows
+
+TEXT_SUFFIXES = (".txt", ".caption", ".captions", ".cap", ".json")  # the first that is there counts
+TEXT_FOLDERS = ("captions", "caption", "labels", "texts", "text", "txt", "prompts")
+# The columns of an object beside a video. Its id and its times may be those of a longer video.
+BESIDE = Form.model_validate(
+    {"title": "a folder of videos with texts", "usual": True, "file": "$file"}
+    | dict.fromkeys(("id", "start", "end", "kind"), "")
+)
+NOT_TEXTS = re.compile(
+    r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_)"
+)
+
+
+class Sidecars:
+    """The texts of the media of a folder."""
+
+    def __init__(self, folder: Folder, text_folders: Sequence[str]):
+        self.folder = folder
+        self.used: set[str] = set()
+        self._by_key: defaultdict[str, list[str]] = defaultdict(list)
+        names: set[str] = set()
+        for path in folder.others:
+            if read_suffix(path) in TEXT_SUFFIXES:
+                self._by_key[fold_path(path)].append(path)
+                names.update(path.split("/")[:-1])
+        self._text_folders = sorted(names.intersection(text_folders or TEXT_FOLDERS))
+
+    def find(self, media: str) -> str | None:
+        """Return the path of the text of a video or image, or None."""
+        *folders, name = media.split("/")
+        paths = [media]
+        # In place of one of its folders, or below the last one.
+        for text_folder, index in product(self._text_folders, range(len(folders) + 1)):
+            paths.append("/".join([*folders[:index], text_folder, *folders[index + 1 :], name]))
+        for path, suffix in product(paths, TEXT_SUFFIXES):
+            for key in (f"{path}{suffix}", f"{splitext(path)[0]}{suffix}"):
+                texts = self._by_key.get(fold_path(key), [])
+                # Of several that differ in case alone, none is clearly meant.
+                text = key if key in texts else texts[0] if len(texts) == 1 else None
+                if text and (suffix != ".json" or BESIDE.bind(self.read(text)).has_texts):
+                    return text
+        return None
+
+    def read(self, path: str) -> Record:
+        """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
+        it is none."""
+        file = self.folder.path / path
+        try:
+            placeholder = find_placeholder(read_head(file))
+            if placeholder:
+                reason = f"texts are {placeholder.kind}s and no captions ({placeholder.remedy})"
+                self.folder.notes.add(reason, path)
+                return {}
+            # A sample with a text of that size could not be written.
+            if file.stat().st_size > MAX_JSON_BYTES:
+                raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
+            text = read_text(file)
+            value = json.loads(text) if read_suffix(path) == ".json" else text.split("\n")
+        except (OSError, ValueError, RecursionError) as error:
+            return {"$reason": f"{path}: {error}"}
+        return value if isinstance(value, dict) else {"captions": value}
+
+    def scan(self, items: Items) -> Rows:
+        """Yields a row for each video or image, with the captions in its text, and a reject for each
+        text whose video is missing. Raises InputError if there is no video or image."""
+        folder = self.folder
+        for path in folder.media:
+            text = self.find(path)
+            record = self.read(text) if text else {}
+            self.used.update(filter(None, [text]))
+            shown = path.encode("utf-8", "replace").decode()
+            if shown != path:
+                record = {"$reason": "the name of the file is not UTF-8; rename it"}
+            if "$reason" in record:
+                yield Reject(id=shown, path=shown, reason="bad row", detail=record["$reason"])
+            else:
+                yield from items.add(text or path, {**record, "$file": path}, BESIDE)
+            if not text:
+                reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
+                folder.notes.add(reason, path)
+
+        stems = {fold_path(splitext(path)[0]) for path in folder.media}
+        folders = {text.rpartition("/")[0] for text in self.used}
+        for path in folder.others:
+            is_alone = path not in self.used and fold_path(splitext(path)[0]) not in stems
+            is_text = read_suffix(path) in TEXT_SUFFIXES[:-1] and not NOT_TEXTS.match(path)
+            if is_alone and is_text and path.rpartition("/")[0] in folders:
+                folder.notes.add("texts have no video or image of their name", path)
+                yield Reject(
+                    id=path, path=path, reason="missing", detail="a text without its video"
+                )
+        yield from items.rows()
+        self.note_others()
+        if not folder.media:
+            lines = [f"{folder.path}: no video or image in this folder", *folder.notes.lines()]
+            raise InputError("; ".join(lines))
+
+    def note_others(self) -> None:
+        """Note what is in the folder and not read."""
+        for path in self.folder.others:
+            suffix = read_suffix(path)
+            for remedy, suffixes in read_words("not_read").items():
+                if suffix in suffixes and path not in self.used and not NOT_TEXTS.match(path):
+                    placeholder = find_placeholder(read_head(self.folder.path / path))
+                    if placeholder:
+                        remedy = f"{placeholder.kind}s: {placeholder.remedy}"
+                    self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
+
+
+def fold_path(path: str) -> str:
+    """Return a path as the names of texts are compared: without case, and accents composed."""
+    return normalize("NFC", path).casefold()

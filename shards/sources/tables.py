@@ -1,0 +1,337 @@
+"""Streams the records of a table with their lines: CSV, TSV, JSON Lines, JSON, Parquet, or the lines
+of a text.
+
+Reading continues after an invalid record: its reason is in its place. The whole table is invalid if
+the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON document. The
+readers of pyarrow are not used for texts: after an unclosed quote its CSV reader takes the next rows
+for one text, in silence, and its JSON reader refuses a whole file for one line.
+
+TSV has no quoting: every line is a record. CSV is strict: quotation marks inside a quoted text are
+doubled.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import chain, islice, zip_longest
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alpro.errors import InputError
+from alpro.files import UTF16_MARKS
+from alpro.log import progress
+from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholder
+from alpro.shards.schema import MAX_JSON_BYTES
+from alpro.shards.sources.form import (
+    TABLE,
+    Form,
+    Record,
+    find_form,
+    fits,
+    published_forms,
+    records_in,
+    walk,
+)
+from alpro.shards.storage import Location, local_copy
+from alpro.shards.tar import GZIP
+
+Records = Iterator[tuple[str, Record | str]]
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+HEAD = 20  # records whose columns decide the form
+PROGRESS_RECORDS = 10_000  # after which progress is shown
+PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
+csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
+
+
+class PlaceholderTable(InputError):
+    """A table is a placeholder of what is stored elsewhere."""
+
+
+class Table:
+    """A table: its form, None if its columns are not known, and its records with their lines or
+    entries. The file is opened once."""
+
+    def __init__(self, path: Location, form: Form | None = None):
+        """Read the first records. Raises InputError if the table is missing, corrupt, in another
+        format or not UTF-8, or if it is a placeholder."""
+        self.path = path
+        self.name = PurePosixPath(str(path)).name
+        self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
+        self.form = form
+        self.document: Any = None  # of JSON
+        self._start = b""
+        self._records = self._read()
+        self.head = list(islice(self._records, HEAD))
+        if self.form is None:
+            self.form = find_form(self.columns, self.extension)
+        if self.form is None:
+            self.refuse_placeholder()
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The columns of the first records."""
+        return list(dict.fromkeys(chain.from_iterable(self.head_records)))
+
+    @property
+    def head_records(self) -> list[Record]:
+        return [record for _, record in self.head if isinstance(record, dict)]
+
+    @cached_property
+    def bound(self) -> Form:
+        """The form with the columns of the first records; without any if they are not known."""
+        return self.form.bind(self.columns) if self.form else Form()
+
+    @property
+    def is_partner(self) -> bool:
+        """Whether its records only complete those of another table."""
+        return bool(self.form) and not (self.bound.file or self.bound.usual)
+
+    @property
+    def has_texts(self) -> bool:
+        return self.bound.has_texts or self.is_partner
+
+    @property
+    def names_splits(self) -> bool:
+        column = self.bound.split
+        return any(column and record.get(column) for record in self.head_records)
+
+    def records(self) -> Records:
+        advance = None
+        with ExitStack() as stack:
+            for number, pair in enumerate(chain(self.head, self._records), 1):
+                if number == PROGRESS_RECORDS:
+                    advance = stack.enter_context(progress(f"reading {self.name}", None, "records"))
+                if advance and number % PROGRESS_RECORDS == 0:
+                    advance(PROGRESS_RECORDS)
+                yield pair
+
+    def refuse_placeholder(self) -> None:
+        """Raises PlaceholderTable if the contents are stored elsewhere."""
+        placeholder = find_placeholder(self._start)
+        if placeholder:
+            raise PlaceholderTable(f"{self.path}: a {placeholder.kind}: {placeholder.remedy}")
+
+    def _read(self) -> Records:
+        try:
+            with local_copy(self.path) as local, open(local, "rb") as raw:
+                self._start = raw.read(HEAD_BYTES)
+                raw.seek(0)
+                if self._start.startswith(b"PAR1") or self.extension == ".parquet":
+                    yield from read_parquet(raw)
+                    return
+                file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
+                yield from self._read_text(file)
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValueError,
+            OverflowError,
+            pa.ArrowException,
+        ) as error:
+            self.refuse_placeholder()
+            raise InputError(f"{self.path}: cannot be read: {error}") from error
+
+    def _read_text(self, file: Any) -> Records:
+        start = file.peek(1 << 16)
+        encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
+        # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole, which
+        # spoils its own record alone.
+        head = start[:1024]
+        if encoding != "utf-16" and head.count(0) * 8 > len(head):
+            raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+        # Lines end with \r in files of old programs only; otherwise it is a part of a text.
+        newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
+        # Bytes that are not UTF-8 spoil their own record alone.
+        errors = "strict" if encoding == "utf-16" else "surrogateescape"
+        text = io.TextIOWrapper(file, encoding, errors, newline=newline)
+        if self.extension in (".csv", ".tsv"):
+            return read_cells(text, self.extension)
+        if self.extension in (".jsonl", ".ndjson"):
+            return read_json_lines(text, self.form)
+        if self.extension == ".json":
+            return self._read_document(text.read())
+        if self.extension == ".txt":
+            return self._read_lines(text)
+        raise ValueError(
+            "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"
+        )
+
+    def _read_document(self, content: str) -> Records:
+        """The records of a JSON document, where its form says."""
+        if NOT_UTF8.search(content):
+            raise ValueError("not UTF-8")
+        try:
+            self.document = json.loads(content)
+        except RecursionError:
+            raise ValueError("not JSON: nested too deeply") from None
+        except ValueError as error:
+            if isinstance(parse_object(content.lstrip().partition("\n")[0]), str):
+                raise ValueError(f"not JSON: {error}") from None
+            return read_json_lines(io.StringIO(content), self.form)  # under another name
+
+        for form in published_forms() if self.form is None else ():
+            first = next(records_in(self.document, form), ("", ""))[1] if form.records else ""
+            if isinstance(first, dict) and fits(form, first, self.extension):
+                self.form = form
+                break
+        return records_in(self.document, self.form or TABLE)
+
+    def _read_lines(self, text: IO[str]) -> Records:
+        """The lines of a text: by the pattern of a form, as rows below a header, or as values."""
+        first = text.readline()
+        lines = chain([first], text)
+        for form in published_forms() if self.form is None else ():
+            if form.line and form.line.fullmatch(first.strip()):
+                self.form = form
+                break
+        pattern = self.form.line if self.form else None
+        header = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
+        if pattern is None and len(header) > 1 and (self.form or TABLE).bind(header).file:
+            yield from read_cells(lines, ".txt")
+            return
+        for number, line in enumerate(lines, 1):
+            match = re.fullmatch(pattern or "(.*)", line.strip())
+            record: Record | str = f"not a line of {self.form.title}" if self.form else ""
+            if match and match[0]:
+                record = match.groupdict() or {"$value": match[0]}
+            if line.strip():
+                yield f"line {number}", "not UTF-8" if NOT_UTF8.search(line) else record
+
+
+def read_json_lines(text: IO[str], form: Form | None) -> Records:
+    """The objects of JSON Lines."""
+    first = text.readline()
+    # Each line is an entry of a list, in which `*` stands for its entries.
+    path = form.records.removeprefix("*.").split(".") if form and form.records else []
+    for number, line in enumerate(chain([first], text), 1):
+        if line.strip():
+            record = parse_object(line)
+            where = f"line {number}"
+            yield from (
+                walk(record, path, where, {})
+                if path and isinstance(record, dict)
+                else [(where, record)]
+            )
+
+
+def parse_object(line: str) -> Record | str:
+    """Return the object of a line, or the reason why it is none."""
+    if NOT_UTF8.search(line):
+        return "not UTF-8"
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    except ValueError as error:  # also raised for numbers with too many digits
+        return f"not JSON: {getattr(error, 'msg', error)}"
+    return record if isinstance(record, dict) else "not a JSON object"
+
+
+def read_cells(lines: Iterable[str], extension: str) -> Records:
+    """The rows below the names of the columns."""
+    text = iter(lines)
+    skipped = 0
+    header = next(text, "")
+    while header and not header.strip():
+        header = next(text, "")
+        skipped += 1
+    usual = "\t" if extension == ".tsv" else ","
+    # Quoted separators are parts of names.
+    separator = max((usual, *",\t;|"), key=re.sub('"[^"]*"', "", header).count)
+    is_quoted = extension != ".tsv" or separator != "\t" or header.startswith('"')
+    reader = csv.reader(
+        chain([header], text),
+        delimiter=separator,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+        # People write spaces after commas; a quotation mark after one opens a text.
+        skipinitialspace=f"{separator} " in header,
+    )
+    columns: list[str] = []
+    while True:
+        line = skipped + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # The end of this text is unknown: continuing could lose rows.
+            if not columns or skipped + reader.line_num > line:
+                raise ValueError(
+                    f"line {line}: unclosed quotation mark at the start of a text ({error}); "
+                    "double the quotation marks that are part of a text"
+                ) from None
+            yield f"line {line}", str(error)
+            continue
+        if not columns:
+            columns = check_columns(cells)
+        elif cells:
+            yield f"line {line}", name_cells(columns, cells, is_quoted)
+
+
+def check_columns(columns: list[str]) -> list[str]:
+    """Return the names of the columns without spaces around them. Raises ValueError for duplicates,
+    and for a first line that is a row."""
+    if any(map(NOT_UTF8.search, columns)):
+        raise ValueError("line 1: not UTF-8")
+    # Two programs may each have written a byte order mark.
+    columns = [name.strip().strip("\ufeff") for name in columns]
+    for name in columns:
+        is_media = PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS
+        if is_media or (name and columns.count(name) > 1):
+            raise ValueError(
+                f"line 1 is a row, or the column {name!r} appears twice; the first line has the "
+                "names of the columns, such as path,caption"
+            )
+    return columns
+
+
+def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record | str:
+    """Return the record of a line. is_quoted: whether quotation marks around a text are removed."""
+    if any(map(str.strip, cells[len(columns) :])):
+        return "more cells than columns; quote texts with commas"
+    if any(map(NOT_UTF8.search, cells)):
+        return "not UTF-8"
+    if not is_quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+        return "an unclosed quotation mark; save a table with quoted texts as CSV"
+    # Columns that a short row lacks are empty: its form is that of the table.
+    record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
+    record.pop("", None)
+    return record
+
+
+def read_parquet(file: IO[bytes]) -> Records:
+    """The rows of a Parquet file. Raises ValueError if it has the bytes of media."""
+    with pq.ParquetFile(file) as table:
+        check_columns(table.schema_arrow.names)
+        refuse_media(table)
+        number = 0
+        for batch in table.iter_batches(PARQUET_BATCH_ROWS):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"row {number}", record
+
+
+def refuse_media(table: pq.ParquetFile) -> None:
+    """Raises ValueError if a column has bytes of media, as `push_to_hub` and the output `parquet` of
+    video2dataset write them. A text has no NUL."""
+    columns = [field.name for field in table.schema_arrow if "binary" in str(field.type)]
+    for batch in islice(table.iter_batches(1, columns=columns), 1) if columns else ():
+        for name, (cell,) in batch.to_pydict().items():
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if isinstance(content, bytes) and b"\0" in content[:HEAD_BYTES]:
+                raise ValueError(
+                    f"the videos or images are inside of the table, in the column {name!r}; write "
+                    "each into a file, and a table with the columns `video` and `caption`"
+                )

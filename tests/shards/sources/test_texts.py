@@ -1,0 +1,164 @@
+"""A text that has no words is no caption; texts and their placeholders are counted."""
+
+import json
+
+import pytest
+
+from alpro.errors import InputError
+from alpro.pipeline.cli.main import execute
+from alpro.shards.file_type import PLACEHOLDERS
+from tests.conftest import one_line
+from tests.shards.sources.conftest import write_files
+
+LFS = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32"
+    "b1258daaa5e2ca24d17e2393\nsize 605247071\n"
+)
+STORED_ELSEWHERE = {
+    "git-lfs pointer": LFS.encode(),
+    "HTML page": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
+    "file of zeros": bytes(4096),
+}
+# What other programs write under the name of a text.
+NO_CAPTIONS = {
+    "boxes of YOLO": "0 0.51 0.48 0.2 0.3\n17 0.1 0.9 0.05 0.07\n",
+    "boxes with classes": "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64\n",
+    "subtitles": "1\n00:00:01,000 --> 00:00:02,500\na dog runs\n\n2\n00:00:03,000 --> 00:00:04,000\nit barks\n",
+    "WebVTT": "WEBVTT\n\n00:01.000 --> 00:04.000\na dog\n\n00:05.000 --> 00:09.000\na cat\n",
+    "telemetry": "[iso: 110] [shutter: 1/200.0] [fnum: 2.8] [latitude: 48.13] [longitude: 11.57]\n",
+    "numbers of a sensor": "1693526400,48.13,11.57,520\n1693526401,48.13,11.58,521\n",
+    "checksums": "4d7a214614ab2935c943f9e0ff69d22e\n",
+    "markup": "<annotation>\n<object>\n<bndbox/>\n</object>\n</annotation>\n",
+    "addresses": "https://host.example/watch?v=1\n",
+    "names of files": "clip_0001.mp4\n",
+}
+
+
+@pytest.mark.parametrize("kind", NO_CAPTIONS)
+def test_texts_without_words_end_an_import(kind, read):
+    with one_line("texts have no word", "a.txt"):
+        read({"a.txt": NO_CAPTIONS[kind], "b.txt": NO_CAPTIONS[kind]}, "a.mp4 b.mp4")
+
+
+@pytest.mark.parametrize("command", [["data", "check"], ["run", "train_tokenizer", "--data"]])
+def test_a_data_set_of_boxes_ends_with_status_2(command, tmp_path, capsys):
+    boxes = {f"labels/{name}.txt": NO_CAPTIONS["boxes of YOLO"] for name in "ab"}
+    data = write_files(tmp_path / "data", {"images/a.jpg": "", "images/b.jpg": "", **boxes})
+
+    status = execute(
+        [*command, str(data), *(["--workspace", str(tmp_path / "ws")] * (len(command) > 2))]
+    )
+
+    assert status == 2
+    assert "texts have no word" in capsys.readouterr().err
+
+
+def test_a_few_texts_without_words_are_counted_and_are_no_captions(read):
+    lines = "\n".join(["a dog runs"] * 9 + ["00:01 - 00:02"])
+
+    imported = read({"a.txt": lines}, "a.mp4")
+
+    assert imported.captions == {"a.mp4": ("a dog runs",)}
+    assert "1 texts have no word" in imported.notes
+
+
+CAPTIONS = {
+    "entities": ("Tom &amp; Jerry&#39;s &quot;house&quot;", 'Tom & Jerry\'s "house"'),
+    "tags": ("<p>a <b>brown</b> dog<br/>runs</p>", "a brown dog runs"),
+    "signs": ("a &lt; b and 5 < 6", "a < b and 5 < 6"),
+    "brackets": ("[music] a man sings", "[music] a man sings"),
+    "two lines": ("a dog\n\truns", "a dog runs"),
+    "an object": ({"raw": "a dog", "tokens": ["a", "dog"]}, "a dog"),
+    "objects": ([{"caption": "a dog", "score": 0.9}], "a dog"),
+    "an object in JSON": (json.dumps({"text": "a dog", "id": 3}), "a dog"),
+    "a list of Python": ("['a dog']", "a dog"),
+    "another script": ("一只狗在跑", "一只狗在跑"),
+    "a number in words": ("un 747 décolle", "un 747 décolle"),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTIONS)
+def test_a_caption_is_the_text_that_a_person_reads(kind, read):
+    cell, expected = CAPTIONS[kind]
+
+    imported = read({"x.jsonl": [{"video": "a.mp4", "caption": cell}]}, "a.mp4")
+
+    assert imported.captions == {"a.mp4": (expected,)}
+
+
+@pytest.mark.parametrize(
+    "cell", [7, [7], [["a dog"]], {"en": "a dog", "de": "ein Hund"}, "['a dog' 'a cat']"]
+)
+def test_what_is_no_clear_caption_is_a_reject(cell, read):
+    good = {"video": "b.mp4", "caption": "a cat"}
+
+    imported = read({"x.jsonl": [{"video": "a.mp4", "caption": cell}, good]}, "a.mp4 b.mp4")
+
+    assert imported.captions == {"b.mp4": ("a cat",)}
+    assert [reject.reason for reject in imported.rejects] == ["bad row"]
+
+
+def test_a_key_of_an_object_is_named_with_a_dot(read):
+    table = {"x.jsonl": [{"video": "a.mp4", "caption": {"en": "a dog", "de": "ein Hund"}}]}
+
+    assert read(table, "a.mp4", columns={"captions": "caption.de"}).captions == {
+        "a.mp4": ("ein Hund",)
+    }
+
+
+@pytest.mark.parametrize("kind", STORED_ELSEWHERE)
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json", "x.parquet", "x.tsv", "x.csv.gz"])
+def test_a_table_that_is_stored_elsewhere_is_named(kind, name, read):
+    for data in ("", name):
+        with one_line(name, kind):
+            read({name: STORED_ELSEWHERE[kind]}, "a.mp4", data=data)
+
+
+@pytest.mark.parametrize("kind", STORED_ELSEWHERE)
+def test_a_tar_that_is_stored_elsewhere_is_named(kind, read):
+    with one_line("0.tar", kind):
+        read({"0.tar": STORED_ELSEWHERE[kind]})
+
+
+@pytest.mark.parametrize("kind", STORED_ELSEWHERE)
+def test_texts_and_videos_that_are_stored_elsewhere_are_counted(kind, tmp_path, capsys):
+    files = {"a.mp4": "x", "a.txt": STORED_ELSEWHERE[kind], "b.txt": STORED_ELSEWHERE[kind]}
+    data = write_files(tmp_path / "data", files | {"b.mp4": STORED_ELSEWHERE[kind]})
+
+    execute(["data", "check", str(data)])
+
+    out = capsys.readouterr().out
+    assert f"2 texts are {kind}s" in out
+    assert f"1 files are {kind}s" in out
+    assert "ready to run" not in out
+    assert {placeholder.kind for placeholder in PLACEHOLDERS.values()} >= {kind}
+
+
+def test_texts_whose_videos_are_missing_are_counted(read):
+    files = {f"{name}.txt": "a dog runs" for name in "abcde"}
+
+    imported = read({**files, "README.txt": "of the data", ".e.mp4.icloud": "x"}, "a.mp4 b.mp4")
+
+    assert [*imported.captions] == ["a.mp4", "b.mp4"]
+    assert {(reject.id, reject.reason) for reject in imported.rejects} == {
+        (f"{name}.txt", "missing") for name in "cde"
+    }
+    assert "3 texts have no video" in imported.notes
+    assert "1 files that iCloud has not downloaded are left out: .e.mp4.icloud" in imported.notes
+
+
+def test_placeholders_of_icloud_alone_are_named(read):
+    with pytest.raises(
+        InputError, match=r"no video or image.*2 files that iCloud has not downloaded"
+    ):
+        read({".IMG_1.MOV.icloud": "", ".IMG_2.MOV.icloud": ""})
+
+
+@pytest.mark.parametrize("columns", [["video", "caption"], ["mp4", "caption", "key", "status"]])
+def test_media_inside_of_a_parquet_table_are_one_line(columns, read):
+    video = b"\0\0\0 ftypisom"
+    cells = {"video": {"bytes": video, "path": "a.mp4"}, "mp4": video, "caption": "a dog"}
+    table = [{name: cells.get(name, "x") for name in columns}]
+
+    with one_line("inside of the table", repr(columns[0])):
+        read({"data/train-00000-of-00001.parquet": table}, data="data/train-00000-of-00001.parquet")
