@@ -35,7 +35,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def file_name(source: Source) -> str:
-    """The file of a source, or the shard and the id of a sample, for messages."""
+    """Return the file of a source, or the shard and the id of a sample, for messages."""
     if isinstance(source, Sample):
         return f"{source.shard}: {source.metadata['id']}"
     if isinstance(source, Row):
@@ -126,7 +126,7 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
 
 def _load_sample(sample: Sample, count: int, size: int) -> Clip:
 
-    about = sample.metadata
+    metadata = sample.metadata
     frames = sample.frames(segment_starts(len(sample), count))
     # decode_videos stores images with their aspect ratio.
     if is_image(sample):
@@ -134,10 +134,10 @@ def _load_sample(sample: Sample, count: int, size: int) -> Clip:
 
     return Clip(
         frames,
-        duration=about.get("duration") or 0.0,
+        duration=metadata.get("duration") or 0.0,
         # A sample from an index for search has neither.
-        width=about.get("width", size),
-        height=about.get("height", size),
+        width=metadata.get("width", size),
+        height=metadata.get("height", size),
     )
 
 
@@ -147,7 +147,8 @@ def load_for_model(source: Source, video: VideoConfig, limits: Limits = DEFAULT_
 
 
 def load_frames(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """The frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as `load_clip`."""
+    """Load the frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as
+    `load_clip`."""
     clip = load_for_model(source, video, limits)
     return clip.frames.transpose(0, 3, 1, 2)
 
@@ -155,7 +156,7 @@ def load_frames(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIM
 def decode_ahead(
     sources: Iterable[S], video: VideoConfig
 ) -> Iterator[tuple[S, Clip | DecodeError]]:
-    """The clip of each source in order, or why it cannot be decoded, as `map_ahead`."""
+    """Yield the clip of each source in order, or why it cannot be decoded, as `map_ahead`."""
     return map_ahead(lambda source: (source, _clip_or_error(source, video)), sources)
 
 

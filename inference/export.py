@@ -47,11 +47,12 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 
 def export(model: Model, folder: Path, card: str) -> None:
-    """Writes config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to
+    """Write config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to
     a new folder.
 
-    Raises InputError if the folder exists, or for a CLIP or SigLIP, whose folder transformers loads
-    as it is.
+    Raises:
+        InputError: If the folder exists, or for a CLIP or SigLIP, whose folder transformers loads
+            as it is.
     """
     source = model.folder
     if not isinstance(source.model, Prompter):
@@ -114,7 +115,7 @@ def make_processor(model: Model) -> processing_alpro.AlproProcessor:
 
 
 def configuration(model: Model) -> configuration_alpro.AlproConfig:
-    """The configuration of the exported model; `auto_map` names its classes."""
+    """Return the configuration of the exported model. `auto_map` names its classes."""
     source = model.folder
     classes = {
         "AutoConfig": "configuration_alpro.AlproConfig",
@@ -135,8 +136,8 @@ def configuration(model: Model) -> configuration_alpro.AlproConfig:
 
 
 def code() -> dict[str, str]:
-    """The source of each exported module by name: the classes, and the modules of this package that
-    they import, with imports relative to the folder."""
+    """Return the source of each exported module by name: the classes, and the modules of this
+    package that they import, with imports relative to the folder."""
     sources: dict[str, str] = {}
     pending: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
     while pending:

@@ -23,12 +23,13 @@ from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 
 
 def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
-    """The validation and test items of a corpus that are also in its training split, and their
-    counts by split.
+    """Find the validation and test items of a corpus that are also in its training split.
 
-    The frames of at most `max_samples` samples are compared by `perceptual_hash`. The table has a
-    row for each item: id, split, and whether `captions` and `frames` are equal to those of a
-    training item.
+    The frames of at most `max_samples` samples are compared by `perceptual_hash`.
+
+    Returns:
+        A row for each such item: id, split, and whether `captions` and `frames` are equal to those
+        of a training item; and counts by split.
     """
     index = read_index(folder, ["id", "split", "captions"]).combine_chunks()
     splits = np.array(index["split"].to_pylist(), object)
@@ -63,14 +64,14 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
 
 
 def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> np.ndarray:
-    """Which samples (N,) have exactly the same caption as a training sample."""
-    sample_of = pc.list_parent_indices(captions).to_numpy()  # of each caption
+    """Return which samples (N,) have exactly the same caption as a training sample."""
+    sample_index = pc.list_parent_indices(captions).to_numpy()  # of each caption
     texts = pc.list_flatten(captions)
 
-    training_texts = texts.filter(pa.array(in_training[sample_of]))
+    training_texts = texts.filter(pa.array(in_training[sample_index]))
     equal = pc.is_in(texts, training_texts)
     in_both = np.zeros(len(captions), bool)
-    in_both[sample_of[equal.to_numpy()]] = True
+    in_both[sample_index[equal.to_numpy()]] = True
     return in_both
 
 
@@ -79,8 +80,8 @@ def hash_frames(
     in_training: np.ndarray,
     max_samples: int,
 ) -> dict[int, bytes | None]:
-    """The hashes of frames by the index of their sample: validation and test samples first, up to
-    half of `max_samples`, then training samples."""
+    """Return hashes of frames by the index of their sample: of validation and test samples, up to
+    half of `max_samples`, and of training samples."""
     held_out = np.flatnonzero(~in_training)
     training = np.flatnonzero(in_training)
     # If there are few training samples, the others are compared in their place.
@@ -106,7 +107,7 @@ def hash_frames(
 
 
 def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:
-    """The hash of a sample; None if it is corrupt or blank."""
+    """Return the hash of a sample; None if it is corrupt or blank."""
     try:
         sample = reader[sample_index]
         frame_indices = segment_starts(len(sample), min(2, len(sample)))
@@ -116,10 +117,8 @@ def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:
 
 
 def perceptual_hash(frames: np.ndarray) -> bytes | None:
-    """A difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than their
-    neighbours.
-
-    None if no pixel is."""
+    """Return a difference hash of frames (T, H, W, 3) uint8: which of 8 x 8 pixels are brighter than
+    their neighbours; None if no pixel is."""
     brighter = []
     for frame in frames:
         grey = Image.fromarray(frame).convert("L")

@@ -27,7 +27,7 @@ def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image.Image:
-    """A frame (H, W, 3) uint8 as a tile, with an optional colored border."""
+    """Draw a frame (H, W, 3) uint8 as a tile, with an optional colored border."""
     image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
     if border:
         last = TILE - 1
@@ -40,11 +40,11 @@ def strip(
     lines: Sequence[tuple[str, tuple[int, int, int]]],
     width: int,
 ) -> Image.Image:
-    """Tiles side by side with colored lines of text below; text is wrapped at `width` pixels."""
+    """Draw tiles side by side, with colored lines of text below, wrapped at `width` pixels."""
     wrapped = []
     characters_per_line = max(20, width // 7)  # a character takes about 7 pixels
     for text, color in lines:
-        # Cut before it is wrapped, which takes 18 s for 400,000 characters.
+        # Truncated before it is wrapped, which takes 18 s for 400,000 characters.
         beginning = text[:MAX_CHARACTERS]
         shown = textwrap.wrap(beginning, characters_per_line) or [""]
         wrapped += [(line, color) for line in shown[:MAX_LINES]]
@@ -72,7 +72,7 @@ def strip(
 
 
 def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Strips stacked in columns."""
+    """Stack strips in columns."""
     width = max(row.width for row in rows) + 12
     rows_per_column = -(-len(rows) // columns)  # rounded up
     stacks = []
@@ -93,8 +93,8 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
-    """Evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples are
-    left out."""
+    """Draw evenly spaced samples of a corpus, each as four frames with its texts. Corrupt samples
+    are left out."""
     rows = []
     for sample_index in segment_starts(len(reader), min(count, len(reader))):
         try:
@@ -125,12 +125,15 @@ def draw_entities(
     kept: bool | None = None,
     shown: Collection[str] | None = None,
 ) -> Image.Image:
-    """A crop with its entities, as in Figure 3: the frame outside the prompter's crop is darkened.
+    """Draw a crop with its entities, as in Figure 3: the frame outside of it is darkened.
 
-    frame (H, W, 3) uint8; box (left, top, width, height) as fractions of the frame; entities with
-    probabilities, best first; kept: whether the pseudo-label passed the threshold (None: not
-    applicable); shown: the entities of the crop, which are drawn in green and the others in red
-    (None: not known).
+    Args:
+        frame: (H, W, 3) uint8.
+        box: Left, top, width and height of the crop, as fractions of the frame.
+        entities: With their probabilities, best first.
+        kept: Whether the pseudo-label passed the threshold. None: not applicable.
+        shown: The entities of the crop, which are drawn in green and the others in red. None:
+            unknown.
     """
     image = crop_tile(frame, box)
     lines = []
@@ -148,7 +151,7 @@ def draw_entities(
 
 
 def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
-    """A frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
+    """Draw a frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
     fractions)."""
     left, top, width, height = box
     x0 = round(TILE * left)
@@ -170,8 +173,7 @@ def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
 def retrieval_picture(
     queries: Sequence[tuple[str, str, Sequence[tuple[np.ndarray, str, bool]]]],
 ) -> Image.Image:
-    """Queries with their results: (text, note, results), each result (frame, note, correct), best
-    first."""
+    """Draw queries (text, note, results), each result (frame, note, correct), best first."""
     rows = []
     for text, note, results in queries:
         tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]

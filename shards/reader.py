@@ -29,7 +29,7 @@ from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
 FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
-KEPT_COLUMNS = ["id", "split", "kind", "group", "shard"]  # that a reader has in memory
+MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]  # that a reader holds in memory
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.
 MAX_GAP_BYTES = 65536
@@ -38,11 +38,11 @@ MAX_KEPT_BYTES = 2**28  # of their decoded frames, if all frames of the corpus t
 
 
 class Unreadable(InputError):
-    """A sample that is missing from its shard or corrupt. The message names the shard, the sample
-    and the reason."""
+    """Raised for a sample that is missing from its shard or corrupt. The message names the shard,
+    the sample and the reason."""
 
 
-Span = tuple[int, int, int | None]  # of a member: offset, size (bytes), CRC-32 (None: not known)
+Span = tuple[int, int, int | None]  # of a member: offset, size (bytes), CRC-32 (None: unknown)
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
@@ -62,7 +62,7 @@ class Sample:
         return len(self.spans)
 
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
-        """The chosen frames (all of them by default), read and decoded: (T, H, W, 3) uint8. Raises
+        """Read and decode the chosen frames (all of them by default): (T, H, W, 3) uint8. Raises
         Unreadable."""
         if chosen is None:
             chosen = list(range(len(self)))
@@ -97,9 +97,11 @@ class Sample:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """A frame (H, W, 3) uint8. simplejpeg gives the pixels of Pillow in 0.3 to 0.6 of the time,
-    except for CMYK, and refuses a few files that Pillow reads. Raises many types for a corrupt
-    file."""
+    """Decode a frame (H, W, 3) uint8. Raises many types for a corrupt file.
+
+    simplejpeg gives the pixels of Pillow in 0.3 to 0.6 of the time, except for CMYK, and refuses a
+    few files that Pillow reads.
+    """
     try:
         colorspace = simplejpeg.decode_jpeg_header(data)[2]
         if colorspace in ("YCbCr", "Gray"):
@@ -134,7 +136,7 @@ class ShardReader:
         frame_spans = [np.empty((0, 3), np.int64)]
         frame_counts = [np.zeros(1, np.int64)]
         # The empty table makes `concat_tables` work without a selected row.
-        fields = [INDEX.field(name) for name in KEPT_COLUMNS]
+        fields = [INDEX.field(name) for name in MEMORY_COLUMNS]
         schema = pa.schema([*fields, ("row", pa.int64())])
         tables = [schema.empty_table()]
 
@@ -164,8 +166,8 @@ class ShardReader:
         return self.table.num_rows
 
     def column(self, name: str) -> pa.Array:
-        """A column of the index, such as id, split, kind, group, captions or questions. Texts are
-        read again."""
+        """Return a column of the index, such as id, split, kind, group, captions or questions. Texts
+        are read from the index again."""
         if name in self.table.column_names:
             column = self.table[name].combine_chunks()
         else:
@@ -176,13 +178,13 @@ class ShardReader:
         return pa.concat_arrays(column.chunks)
 
     def frame_count(self, sample_index: int) -> int:
-        """The number of frames of sample 0..N-1, without reading it."""
+        """Return the number of frames of sample 0..N-1, without reading it."""
         first = self._first_frame[sample_index]
         end = self._first_frame[sample_index + 1]
         return int(end - first)
 
     def __getitem__(self, sample_index: int) -> Sample:
-        """Sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
+        """Return sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
         replaced."""
         kept = self._kept.get(sample_index)
         if kept is not None:
@@ -225,9 +227,9 @@ def _selected(
     values: dict[str, str],
     exclude: Collection[str],
 ) -> Iterator[pa.Table]:
-    """The index in batches, with row numbers: the rows that have these values and no excluded
+    """Yield the index in batches, with row numbers: the rows that have these values and no excluded
     id."""
-    columns = [*KEPT_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
+    columns = [*MEMORY_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
     schema = pa.schema([INDEX.field(name) for name in columns])
     excluded = pa.array(sorted(exclude), pa.string())
     first_row = 0
@@ -247,7 +249,7 @@ def _selected(
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
-    """The sample of an index row, with the row as its metadata."""
+    """Return the sample of an index row, with the row as its metadata."""
     sizes = row["frame_sizes"]
     checksums = row.get("frame_crc32s") or [None] * len(sizes)  # an index for search has none
     spans = zip(row["frame_offsets"], sizes, checksums, strict=True)
@@ -255,14 +257,14 @@ def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
-    """The index of a decoded corpus, one row per sample. Raises InputError if it is missing or
+    """Read the index of a decoded corpus, one row per sample. Raises InputError if it is missing or
     cannot be read."""
     with _index_file(folder) as file:
         return pq.read_table(file, columns=columns)
 
 
 def index_batches(folder: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The index of a decoded corpus, in batches of thousands of rows. Raises InputError as
+    """Yield the index of a decoded corpus in batches of thousands of rows. Raises as
     `read_index`."""
     with _index_file(folder) as file:
         yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH, columns=columns)
@@ -284,7 +286,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
-    """The bytes of a member. Raises OSError if they are not those that were indexed."""
+    """Read the bytes of a member. Raises OSError if they are not those that were indexed."""
     offset, size, crc32 = span
     if fetched:
         start, content = fetched
@@ -310,8 +312,8 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
 
 
 def _fetch(shard: str, spans: list[Span]) -> Fetched | None:
-    """All members of a sample in one request; None if they lie too far apart, as in shards of other
-    tools."""
+    """Read all members of a sample in one request; None if they lie too far apart, as in shards of
+    other tools."""
     start = min(offset for offset, _, _ in spans)
     end = max(offset + size for offset, size, _ in spans)
     needed = sum(size for _, size, _ in spans)

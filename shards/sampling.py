@@ -4,8 +4,8 @@ import numpy as np
 
 
 def segment_starts(available: int, count: int) -> list[int]:
-    """The first of the available frames in each of `count` equal segments; fewer frames than
-    segments repeat.
+    """Return the first of the available frames in each of `count` equal segments. With fewer frames
+    than segments, frames repeat.
 
     >>> segment_starts(8, 4)
     [0, 2, 4, 6]
@@ -16,13 +16,16 @@ def segment_starts(available: int, count: int) -> list[int]:
 
 
 def frames_between(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
-    """The frames of a window of seconds as a range of indices: from the frame nearest to `start` up
-    to, but excluding, the frame nearest to `end`. The first is within half a frame of `start`, even
-    with a variable frame rate, and consecutive windows neither share nor lose a frame.
+    """Return the frames of a window of seconds as a range of indices: from the frame nearest to
+    `start` up to, but excluding, the frame nearest to `end`.
 
-    times (N,): start of each frame, seconds, ascending. A window shorter than a frame has the frame
-    nearest to its start. A window that starts half a frame or more after the last frame, or ends
-    before it starts, is empty.
+    The first is within half a frame of `start`, even with a variable frame rate, and consecutive
+    windows neither share nor lose a frame. A window shorter than a frame has the frame nearest to
+    its start. A window that starts half a frame or more after the last frame, or ends before it
+    starts, is empty.
+
+    Args:
+        times: Start of each frame (N,), seconds, ascending.
 
     >>> frames_between(np.array([0.0, 0.1, 0.2, 0.3]), 0.06, 0.3)
     (1, 3)
@@ -34,7 +37,7 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
     nearest_from = np.concatenate([times[:1], middles, after_last])
 
     def nearest(seconds: float) -> int:
-        # A microsecond: a time that was rounded still counts for the frame that it is of.
+        # By a microsecond, so that a rounded time still selects its own frame.
         frames_until = np.searchsorted(nearest_from, seconds + 1e-6, side="right")
         return max(int(frames_until) - 1, 0)
 
@@ -55,11 +58,10 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
 
 
 def last_frame_seconds(times: np.ndarray) -> float:
-    """The assumed duration of the last frame, seconds: the median of the 16 before it; 1 for a
+    """Estimate the duration of the last frame, seconds: the median of the 16 before it; 1 for a
     single frame.
 
-    Only a few frames count, so that a segment's end does not depend on how much of the file is
-    read.
+    Few frames are used, so that a segment's end does not depend on how much of the file is read.
     """
     if len(times) < 2:
         return 1.0
@@ -68,7 +70,8 @@ def last_frame_seconds(times: np.ndarray) -> float:
 
 
 def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Pre-training's sampling: random frames, half of them from each half of the clip, in order."""
+    """Sample frames for pre-training: at random, half of them from each half of the clip, in
+    order."""
     if available < count or count == 1:  # one frame is from either half
         drawn = rng.integers(0, available, count)
         return sorted(drawn.tolist())
@@ -82,18 +85,21 @@ def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> li
 
 
 def frames_at_random(available: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Fine-tuning's sampling: random frames, in order; frames repeat only if there are too few."""
+    """Sample frames for fine-tuning: at random, in order. Frames repeat only if there are too
+    few."""
     has_too_few = available < count
     drawn = rng.choice(available, count, replace=has_too_few)
     return sorted(drawn.tolist())
 
 
 def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order of the examples in which the examples of a group are adjacent.
+    """Return a random order of the examples in which the examples of a group are adjacent.
 
-    groups (N,): the group of each example. Examples of a group in a batch are then each other's
-    negatives in the contrastive and matching losses: clips of the same source are the hardest
-    negatives.
+    Examples of a group in a batch are then each other's negatives in the contrastive and matching
+    losses: clips of the same source are the hardest negatives.
+
+    Args:
+        groups: The group of each example (N,).
     """
     names, group_index = np.unique(groups, return_inverse=True)
     ranks = rng.permutation(len(names))

@@ -19,27 +19,26 @@ MAX_CROP_ATTEMPTS = 10
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 at size x size, without keeping the aspect ratio: (T, size, size,
-    3)."""
+    """Resize frames (T, H, W, 3) uint8 to (T, size, size, 3), without keeping the aspect ratio."""
     if frames.shape[1:3] == (size, size):
         return frames
-    return np.stack([_resized(frame, size) for frame in frames])
+    return np.stack([_resize(frame, size) for frame in frames])
 
 
-def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+def _resize(frame: np.ndarray, size: int) -> np.ndarray:
     picture = Image.fromarray(frame)
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def random_crop(frames: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A crop of `share` of both sides (1: the whole frame) at a random position: (T, H, W, 3) to
+def random_crop(frames: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Crop frames (T, H, W, 3) to `fraction` of both sides (1: the whole frame) at a random position:
     (T, h, w, 3)."""
-    if share == 1:
+    if fraction == 1:
         return frames
 
     height, width = frames.shape[1:3]
-    h = round(height * share)
-    w = round(width * share)
+    h = round(height * fraction)
+    w = round(width * fraction)
     top = int(rng.integers(height - h + 1))
     left = int(rng.integers(width - w + 1))
     return frames[:, top : top + h, left : left + w]
@@ -52,8 +51,8 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """A crop of a random share (`scale`) of the area and a random aspect ratio, resized: (H, W, 3)
-    to (size, size, 3).
+    """Crop a frame (H, W, 3) to a random fraction (`scale`) of its area with a random aspect ratio,
+    and resize it to (size, size, 3).
 
     As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest
     central crop within the bounds of the aspect ratio is used. Bicubic.
@@ -61,7 +60,7 @@ def random_resized_crop(
     frame_height, frame_width = frame.shape[:2]
     left, top, width, height = crop_box(frame_width, frame_height, rng, scale, ratio)
     cropped = frame[top : top + height, left : left + width]
-    return _resized(cropped, size)
+    return _resize(cropped, size)
 
 
 def crop_box(
@@ -71,7 +70,7 @@ def crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The crop of `random_resized_crop`: left, top, width, height in pixels."""
+    """Draw the crop of `random_resized_crop`: left, top, width, height in pixels."""
     min_ratio, max_ratio = ratio
     for _ in range(MAX_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
@@ -105,7 +104,7 @@ SIDES = re.compile(
 
 
 def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
-    """Augments the cropped frames (T, H, W, 3) uint8 of a clip identically; the shape is
+    """Augment the cropped frames (T, H, W, 3) uint8 of a clip identically. The shape is
     unchanged."""
     operations = VIDEO_OPERATIONS
     if SIDES.search(text):
@@ -117,9 +116,9 @@ def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np
 
 
 def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Generator) -> np.ndarray:
-    """Random resized crop, flip and RandAugment of an image (H, W, 3) uint8 -> (size, size, 3)."""
+    """Crop, flip and augment an image (H, W, 3) uint8 -> (size, size, 3)."""
     frame = random_resized_crop(frame, size, rng)
-    # Drawn for any text: the draws after it are the same with a side and without.
+    # Drawn for any text, so that the draws after it do not depend on the text.
     if rng.random() < 0.5 and not SIDES.search(text):
         frame = frame[:, ::-1]
 
@@ -149,8 +148,8 @@ def affine(picture: Picture, *matrix: float) -> Picture:
     )
 
 
-def shifted(picture: Picture, right: float, down: float) -> Picture:
-    """Translates by whole pixels: without interpolation, which takes eight times as long."""
+def translate(picture: Picture, right: float, down: float) -> Picture:
+    """Translate by whole pixels: without interpolation, which takes eight times as long."""
     matrix = (1, 0, -round(right), 0, 1, -round(down))
     return picture.transform(
         picture.size,
@@ -161,9 +160,9 @@ def shifted(picture: Picture, right: float, down: float) -> Picture:
     )
 
 
-def enhanced(kind: type) -> Operation:
-    """Brightness, contrast or sharpness with a factor from 0.1 to 1.9; strength 0.5 is the
-    identity."""
+def make_enhancement(kind: type) -> Operation:
+    """Return an operation of brightness, contrast or sharpness with a factor from 0.1 to 1.9.
+    Strength 0.5 is the identity."""
 
     def enhance(picture: Picture, strength: float) -> Picture:
         factor = strength * 1.8 + 0.1
@@ -178,7 +177,7 @@ def identity(picture: Picture, strength: float) -> Picture:
 
 
 def shear_x(picture: Picture, strength: float) -> Picture:
-    # The matrix maps output to input pixels: lower rows move right.
+    # The matrix maps output to input pixels, so that lower rows move right.
     return affine(picture, 1, -0.3 * strength, 0, 0, 1, 0)
 
 
@@ -187,11 +186,11 @@ def shear_y(picture: Picture, strength: float) -> Picture:
 
 
 def translate_x(picture: Picture, strength: float) -> Picture:
-    return shifted(picture, -10 * strength, 0)
+    return translate(picture, -10 * strength, 0)
 
 
 def translate_y(picture: Picture, strength: float) -> Picture:
-    return shifted(picture, 0, -10 * strength)
+    return translate(picture, 0, -10 * strength)
 
 
 def rotate(picture: Picture, strength: float) -> Picture:
@@ -203,9 +202,9 @@ def mirror(picture: Picture, strength: float) -> Picture:
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-BRIGHTNESS = enhanced(ImageEnhance.Brightness)
-SHARPNESS = enhanced(ImageEnhance.Sharpness)
-CONTRAST = enhanced(ImageEnhance.Contrast)
+BRIGHTNESS = make_enhancement(ImageEnhance.Brightness)
+SHARPNESS = make_enhancement(ImageEnhance.Sharpness)
+CONTRAST = make_enhancement(ImageEnhance.Contrast)
 IMAGE_OPERATIONS = [
     identity,
     BRIGHTNESS,

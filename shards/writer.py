@@ -43,8 +43,8 @@ class ShardWriter:
         self.count = 0
 
     def write(self, row: Row, clip: Clip) -> None:
-        """Appends a sample. Raises DecodeError if its texts and metadata are longer than a reader
-        takes."""
+        """Append a sample. Raises DecodeError if its texts and metadata are longer than a reader
+        accepts."""
         metadata = SampleMetadata(
             id=row.id,
             kind=row.kind,
@@ -113,7 +113,7 @@ class ShardWriter:
 
 
 def sample_key(name: str) -> str:
-    """The key of a sample: the first 128 bits of the SHA-256 of its id.
+    """Return the key of a sample: the first 128 bits of the SHA-256 of its id.
 
     Readers of several shards distinguish samples by their keys, which are unique in a corpus like
     the ids. A key does not depend on the shard's name, because another corpus may reuse the shard
@@ -123,8 +123,8 @@ def sample_key(name: str) -> str:
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """Encodes a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colors
-    of small frames."""
+    """Encode a frame (H, W, 3) uint8 as JPEG, without chroma subsampling, which blurs the colors of
+    small frames."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

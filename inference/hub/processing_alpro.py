@@ -22,19 +22,20 @@ from alpro.shards.sampling import segment_starts
 FILE = "processor_config.json"
 # Options of a download.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Options that transformers and sentence-transformers pass to every processor. What they usually say
-# is what this one does.
+# Options that transformers and sentence-transformers pass to every processor, with the values that
+# describe what this one does.
 USUAL: dict[str, set[Any]] = {
     "return_tensors": {None, "pt"},
     "padding": {True, "longest"},
     "truncation": {True},
     "device": {None, "cpu"},
 }
-GROUPS = ("text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs", "common_kwargs")
+# Options of the parts of other processors.
+GROUPS = {"text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs", "common_kwargs"}
 
 
 class AlproProcessor(ProcessorMixin):
-    """Makes a model's inputs.
+    """Makes the inputs of an exported model.
 
     A call with `videos` or `images`, and `text` returns `pixel_values` (V, T, 3, S, S), and
     `input_ids` and `attention_mask` (N, L).
@@ -72,7 +73,7 @@ class AlproProcessor(ProcessorMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *unused: Any, **options: Any
     ) -> "AlproProcessor":
-        """Loads the processor of a folder or of a repository of the hub."""
+        """Load the processor of a folder or of a repository of the hub."""
         hub = {name: options[name] for name in HUB if name in options}
         file = cached_file(pretrained_model_name_or_path, FILE, **hub)
         values = json.loads(Path(str(file)).read_text("utf-8"))
@@ -82,8 +83,8 @@ class AlproProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: Any, push_to_hub: bool = False, **options: Any
     ) -> list[str]:
-        """Writes the processor and its tokenizer. It does not push: `huggingface_hub.upload_folder`
-        does."""
+        """Write the processor and its tokenizer. To push them, use
+        `huggingface_hub.upload_folder`."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -112,17 +113,13 @@ class AlproProcessor(ProcessorMixin):
 
         data: dict[str, Tensor] = {}
         if videos is not None:
-            many = [videos] if _is_single(videos, dimensions=4) else videos
-            pixels = []
-            for video in many:
-                frames = self._read_video(video) if isinstance(video, str | Path) else video
-                pixels.append(self._pixels(np.asarray(frames)))
+            batch = [videos] if _is_single(videos, dimensions=4) else videos
+            pixels = [self._pixels(self._read_video(video)) for video in batch]
             data["pixel_values"] = torch.cat(pixels)
         if images is not None:
-            many = [images] if _is_single(images, dimensions=3) else images
-            data["pixel_values"] = torch.cat(
-                [self._pixels(self._read_image(image)) for image in many]
-            )
+            batch = [images] if _is_single(images, dimensions=3) else images
+            pixels = [self._pixels(self._read_image(image)) for image in batch]
+            data["pixel_values"] = torch.cat(pixels)
 
         if text is not None:
             texts = [text] if isinstance(text, str) else text
@@ -137,13 +134,14 @@ class AlproProcessor(ProcessorMixin):
             data["attention_mask"] = encoded["attention_mask"]
         return BatchFeature(data)
 
-    def _read_video(self, file: str | Path) -> np.ndarray:
-        """Return the frames (T, S, S, 3) of a video file that are used, as the pipeline decodes
-        them."""
+    def _read_video(self, video: Any) -> np.ndarray:
+        """Return the frames (F, H, W, 3) of an array, or of a file as the pipeline decodes it."""
+        if not isinstance(video, str | Path):
+            return np.asarray(video)
         try:
-            return decode_video(Path(file), self.frames, self.image_size).frames
+            return decode_video(Path(video), self.frames, self.image_size).frames
         except DecodeError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{video}: {error}") from error
 
     def _read_image(self, image: Any) -> np.ndarray:
         """Return the frame (1, H, W, 3) uint8 of a file, an image of Pillow or an array
@@ -158,7 +156,7 @@ class AlproProcessor(ProcessorMixin):
         return np.asarray(image)[None]
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
-        """Frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
+        """Choose, scale and normalize frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ValueError(
                 f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}"
@@ -174,19 +172,16 @@ class AlproProcessor(ProcessorMixin):
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises TypeError for an unknown option, and ValueError for one with an unusual value."""
-    given = dict(options)
-    for group in GROUPS:
-        given |= given.pop(group, None) or {}
-    for name, value in given.items():
-        if name not in USUAL and name in options:
+    """Raise TypeError for an unknown option, and ValueError for one with an unusual value."""
+    for name in options.keys() - GROUPS:
+        if name not in USUAL:
             raise TypeError(f"unknown argument {name!r}: videos, images and text are known")
-        if name in USUAL and name in options and value not in USUAL[name]:
-            raise ValueError(f"{name}={value!r} is not supported")
+        if options[name] not in USUAL[name]:
+            raise ValueError(f"{name}={options[name]!r} is not supported")
 
 
 def _is_single(value: Any, dimensions: int) -> bool:
-    """Whether this is one video or image, not several: a file, an image, an array of
+    """Return whether this is one video or image, not several: a file, an image, an array of
     `dimensions`."""
     # Pillow's images are known by a method: it need not be installed.
     if isinstance(value, str | Path) or hasattr(value, "getexif"):
