@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from alpro.errors import InputError
+from alpro.shards.duration import video_seconds
 from alpro.shards.reader import Sample, index_batches, sample_from_row
 from alpro.shards.schema import Member, Reject, Row, arrow_type
-from alpro.shards.seeking import video_seconds
 from alpro.shards.sources.downloads import is_downloads
 from alpro.shards.sources.scan import is_folder, scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, join, located

@@ -39,27 +39,36 @@ def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Cli
 
 def decode_animation(request: ClipRequest) -> Clip:
     """Decode a clip of an animated PNG, WebP or AVIF. Raises DecodeError with the reason."""
+    indices, duration = request.choose(animation_times(request))
+    wanted, inverse = np.unique(indices, return_inverse=True)
+    frames = []
     with _open_image(request.path, request.limits) as image:
-        # A PNG may begin with a still image for programs that show no animations.
-        first = 1 if image.info.get("default_image") else 0
-        times = []
-        seconds = 0.0
-        for number in range(first, image.n_frames):
-            request.seconds_left()
-            image.seek(number)
-            image.load()
-            times.append(seconds)
-            seconds += image.info.get("duration", 0) / 1000 or DEFAULT_FRAME_SECONDS
-
-        indices, duration = request.choose(np.array(times))
-        wanted, inverse = np.unique(indices, return_inverse=True)
-        frames = []
+        first = _first_frame(image)
         for number in wanted.tolist():
             request.seconds_left()
             image.seek(first + number)
             frames.append(square_frame(image, request.size))
         width, height = image.size
     return Clip(np.stack(frames)[inverse], duration, width, height)
+
+
+def animation_times(request: ClipRequest) -> np.ndarray:
+    """Return when the frames of an animated image are shown (n,), seconds. Raises DecodeError."""
+    times = []
+    seconds = 0.0
+    with _open_image(request.path, request.limits) as image:
+        for number in range(_first_frame(image), image.n_frames):
+            request.seconds_left()
+            image.seek(number)
+            image.load()
+            times.append(seconds)
+            seconds += image.info.get("duration", 0) / 1000 or DEFAULT_FRAME_SECONDS
+    return np.array(times)
+
+
+def _first_frame(image: Any) -> int:
+    """Return 1 for a PNG that begins with a still image, for programs that show no animations."""
+    return int(bool(image.info.get("default_image")))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from alpro.inference.index_videos import remove_videos
 from alpro.inference.items import EMPTY, scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError
+from alpro.shards.duration import video_seconds
 from alpro.shards.reader import read_index
-from alpro.shards.seeking import video_seconds
 from alpro.stages.evaluation.any_model import labeled
 
 

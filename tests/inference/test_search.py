@@ -15,8 +15,8 @@ from alpro.inference.model import Model
 from alpro.inference.search import Hit, Searcher, find_model, group_windows
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video as decode
+from alpro.shards.duration import video_seconds
 from alpro.shards.schema import Row
-from alpro.shards.seeking import video_seconds
 
 TEXT = "a red ball moves left"
 

@@ -10,8 +10,8 @@ from alpro.errors import InputError
 from alpro.shards import clip
 from alpro.shards.clip import Limits
 from alpro.shards.decoding import decode_video
+from alpro.shards.duration import video_seconds
 from alpro.shards.ffmpeg_copy import ffmpeg_binary, ffmpeg_error
-from alpro.shards.seeking import video_seconds
 from tests.shards.conftest import refusal
 
 every_way = pytest.mark.parametrize("way", ["seek", "order", "ffmpeg"])

@@ -326,25 +326,6 @@ def test_untagged_colors_are_bt601_and_a_frame_of_the_target_size_keeps_its_brig
             assert np.abs((frame[32, 4::8] - BARS).mean(axis=0)).max() < 0.5 or size != (64, 64)
 
 
-def test_a_palette_is_that_of_the_whole_video(tmp_path):
-    """MOV gives it with the first packet only."""
-    palette = np.zeros((256, 4), np.uint8)
-    palette[7] = 255, 200, 100, 50
-    with av.open(str(tmp_path / "a.mov"), "w") as container:
-        stream = container.add_stream("smc", rate=10)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "pal8"
-        for _ in range(3):
-            image = np.full((32, 32), 7, np.uint8)
-            frame = av.VideoFrame.from_ndarray((image, palette), format="pal8")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-    for way in ("auto", "ffmpeg"):
-        frames = decode_video(tmp_path / "a.mov", 2, 32, decoder=way).frames
-        assert np.abs(frames.astype(int) - [200, 100, 50]).max() <= 4
-
-
 @pytest.mark.parametrize("form", IN_ORDER)
 def test_a_seek_that_may_not_lead_to_a_frame_is_not_trusted(make_video, form):
     path, *_ = make_form(make_video, form, FRAMES, picture=moving(0))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from alpro.shards.clip import DecodeError, Limits
 from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.duration import video_seconds
 from tests.shards.conftest import color, flat, refusal
 
 
@@ -162,6 +163,7 @@ def test_an_animated_image_is_decoded_as_a_video(write_animation, numbers, name)
         assert numbers(clip) == frames
         assert clip.duration == pytest.approx(duration)
         assert (clip.width, clip.height) == (64, 48)
+    assert video_seconds(path) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
@@ -201,3 +203,4 @@ def test_an_animation_keeps_the_limits(write_animation, name):
     assert refusal(path, "auto", start=5.0).startswith("no frames: between 5 and the end s")
     path.write_bytes(content[: len(content) // 2])
     assert refusal(path, "auto").startswith("unreadable: ")
+    assert video_seconds(path) == 0

@@ -11,8 +11,8 @@ import pytest
 
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video
+from alpro.shards.duration import video_seconds
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
-from alpro.shards.seeking import video_seconds
 
 SECONDS = 6
 RATE = 10

@@ -1,0 +1,22 @@
+"""Clips of sources: what is a video and what an image."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro.inference.clips import is_image, load_clip
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png"])
+def test_an_animated_image_is_loaded_as_a_video(tmp_path, name):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "still.png")
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+
+    clip = load_clip(tmp_path / name, 3, 8)
+
+    assert not is_image(tmp_path / name)
+    assert clip.frames[:, 0, 0].tolist() == (np.eye(3, dtype=int) * 255).tolist()
+    assert is_image(tmp_path / "still.png")
+    assert is_image("https://host/a.png?x=1")
+    assert not is_image("https://host/a.mp4")
