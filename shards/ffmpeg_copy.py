@@ -30,43 +30,46 @@ def decode_copy(request: ClipRequest) -> Clip:
         InputError: If ffmpeg or ffmpeg-python is not installed.
     """
     with tempfile.TemporaryDirectory(prefix="alpro-") as folder:
-        copy = Path(folder) / "copy.mkv"
-        _write_copy(request, copy)
-        return decode_in_order(replace(request, path=copy))
+        # A name that neither ffmpeg nor ffmpeg-python interprets.
+        video = Path(folder) / "video"
+        video.symlink_to(request.path)
+        copy = video.with_suffix(".mkv")
+        _run(_copy_command(video, copy, request.limits), request)
+        clip = decode_in_order(replace(request, path=copy))
+        if copy.stat().st_size >= MAX_COPY_BYTES:  # where ffmpeg stops
+            raise DecodeError("too large", f"a copy has more than {MAX_COPY_BYTES >> 30} GiB")
+        return clip
 
 
-def _write_copy(request: ClipRequest, copy: Path) -> None:
-    """Transcode a video to FFV1 in Matroska, upright, within limits of time, memory and disk.
+def _copy_command(video: Path, copy: Path, limits: Limits) -> list[str]:
+    """Return the command that transcodes a video to FFV1 in Matroska, upright.
 
-    The first error stops ffmpeg, which would conceal it with parts of other frames.
+    The first error stops it: ffmpeg would conceal it with parts of other frames.
     """
     try:
         import ffmpeg
     except ImportError as error:
         raise InputError(
-            f"PyAV cannot open {request.path.name}, and there is no ffmpeg-python ({error}): "
+            f"PyAV cannot open a video, and there is no ffmpeg-python ({error}): "
             "pip install ffmpeg-python imageio-ffmpeg"
         ) from error
-    # An empty name: the file is put in below, as ffmpeg-python only accepts UTF-8.
-    video = ffmpeg.input(
-        "",
-        max_pixels=request.limits.max_pixels,
+    stream = ffmpeg.input(
+        str(video),
+        max_pixels=limits.max_pixels,
         threads=1,  # a pool has a worker per core
         protocol_whitelist="file,pipe",
         format_whitelist=CONTAINERS,
     )["V:0"]  # the first video stream that is not a cover
-    video = video.filter("setpts", ASCENDING)
-    encoding = {"vcodec": "ffv1", "threads": 1}
+    encoding = {"vcodec": "ffv1", "threads": 1, "fs": MAX_COPY_BYTES}
     timing = {"fps_mode": "passthrough", "enc_time_base": "1:1000000"}
-    output = video.output(str(copy), **encoding, **timing)
+    output = stream.filter("setpts", ASCENDING).output(str(copy), **encoding, **timing)
 
     # -copyts: without it, ffmpeg treats a gap of ten seconds in a transport stream as a clock
-    # error.
+    # error. -timelimit: if this process is killed, nothing else stops ffmpeg.
     options = ("-nostdin", "-copyts", "-hide_banner", "-nostats", "-xerror")
-    output = output.global_args(*options, "-loglevel", "error")
-    command = [str(word) for word in ffmpeg.compile(output, cmd=ffmpeg_binary())]
-    command[command.index("-i") + 1] = str(request.path)
-    _run(command, request)
+    limit = ("-timelimit", int(limits.timeout) + 2, "-loglevel", "error")
+    command = ffmpeg.compile(output.global_args(*options, *limit), cmd=ffmpeg_binary())
+    return [str(word) for word in command]
 
 
 def _run(command: list[str], request: ClipRequest) -> None:
@@ -79,7 +82,11 @@ def _run(command: list[str], request: ClipRequest) -> None:
         start_new_session=True,  # its children are killed with it
     )
     try:
-        _limit_resources(process.pid, request.limits, left)
+        with suppress(ImportError, ProcessLookupError):  # another system; it has ended
+            from resource import RLIMIT_DATA, prlimit
+
+            max_bytes = request.limits.memory + FFMPEG_BYTES
+            prlimit(process.pid, RLIMIT_DATA, (max_bytes, max_bytes))
         _, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
@@ -91,37 +98,14 @@ def _run(command: list[str], request: ClipRequest) -> None:
         raise ffmpeg_error(process.returncode, log.decode("utf-8", "replace"), request.limits)
 
 
-def _limit_resources(pid: int, limits: Limits, seconds: float) -> None:
-    """Limit a process on Linux: if this process is killed, nothing else stops ffmpeg."""
-    try:
-        from resource import RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, prlimit
-    except ImportError:  # another system
-        return
-    with suppress(ProcessLookupError):  # it may have ended
-        for kind, limit in (
-            (RLIMIT_DATA, limits.memory + FFMPEG_BYTES),
-            (RLIMIT_FSIZE, MAX_COPY_BYTES),
-            (RLIMIT_CPU, int(seconds) + 2),
-        ):
-            prlimit(pid, kind, (limit, limit + 1))
-
-
 def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
     """Return the reason why ffmpeg failed."""
     if "No space left on device" in log:  # no fault of the file
         return OSError(errno.ENOSPC, "No space left for a copy", tempfile.gettempdir())
-    if code == -signal.SIGXFSZ or "File too large" in log:
-        return DecodeError("too large", f"a copy has more than {MAX_COPY_BYTES >> 30} GiB")
-    if "exceeds specified max pixel count" in log:
-        return DecodeError("too large", f"more than {limits.max_pixels} pixels")
-    if code == -signal.SIGKILL or "Cannot allocate memory" in log or "get_buffer() failed" in log:
+    if "Cannot allocate memory" in log or code == -signal.SIGKILL:  # by the kernel
         return limits.too_much_memory()
-    if code == -signal.SIGXCPU:
-        return limits.too_slow()
     if code < 0:
         return DecodeError("crashed", f"ffmpeg ended by {signal.Signals(-code).name}")
-    if "matches no streams" in log:
-        return DecodeError("no video")
 
     # Later errors follow from the first. Before it are the names of parts of ffmpeg, after it may
     # be the path, which the row has.

@@ -4,24 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from alpro.errors import InputError
 from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits, error_text
 
 DEFAULT_FRAME_SECONDS = 0.1  # of a frame without a duration, as browsers show it
-
-
-def import_pillow() -> Any:
-    """Return Pillow. Raises InputError if it is not installed."""
-    try:
-        import PIL.Image
-        import PIL.ImageOps
-    except ImportError as error:
-        raise InputError(f"no Pillow ({error}): pip install pillow") from error
-    return PIL
 
 
 def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Clip:
@@ -33,7 +22,7 @@ def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Cli
         if keep_ratio:
             scale = min(1.0, size / min(width, height))
             target = (round(width * scale), round(height * scale))
-        resized = upright.resize(target, import_pillow().Image.Resampling.BICUBIC)
+        resized = upright.resize(target, Image.Resampling.BICUBIC)
     return Clip(np.asarray(resized)[None], 0.0, width, height)
 
 
@@ -57,7 +46,7 @@ def animation_times(request: ClipRequest) -> np.ndarray:
     times = []
     seconds = 0.0
     with _open_image(request.path, request.limits) as image:
-        for number in range(_first_frame(image), image.n_frames):
+        for number in range(_first_frame(image), getattr(image, "n_frames", 1)):
             request.seconds_left()
             image.seek(number)
             image.load()
@@ -66,51 +55,49 @@ def animation_times(request: ClipRequest) -> np.ndarray:
     return np.array(times)
 
 
-def _first_frame(image: Any) -> int:
+def _first_frame(image: Image.Image) -> int:
     """Return 1 for a PNG that begins with a still image, for programs that show no animations."""
     return int(bool(image.info.get("default_image")))
 
 
 @contextmanager
-def _open_image(path: Path, limits: Limits) -> Iterator[Any]:
+def _open_image(path: Path, limits: Limits) -> Iterator[Image.Image]:
     """Open an image whose size is within the limits.
 
     Raises:
         DecodeError: With the reason, also for any error of Pillow in the body.
     """
-    pillow = import_pillow().Image
     try:
         with (
-            warnings.catch_warnings(action="ignore", category=pillow.DecompressionBombWarning),
-            pillow.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
         ):
             # Before any pixel is decoded: `open` reads the header alone.
             limits.check_size(*image.size)
             yield image
     except (DecodeError, MemoryError):
         raise
-    except pillow.DecompressionBombError:  # Pillow's own limit
+    except Image.DecompressionBombError:  # Pillow's own limit
         raise DecodeError("too large", "more than 178 million pixels") from None
     except Exception as error:
         # For corrupt files, Pillow also raises struct.error, KeyError and ZeroDivisionError.
         raise DecodeError("unreadable", error_text(error).split(" '/")[0]) from error
 
 
-def square_frame(image: Any, size: int) -> np.ndarray:
+def square_frame(image: Image.Image, size: int) -> np.ndarray:
     """Scale an image of Pillow to a frame (size, size, 3) uint8, upright."""
-    scaled = _upright_rgb(image).resize((size, size), import_pillow().Image.Resampling.BICUBIC)
+    scaled = _upright_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(scaled)
 
 
-def _upright_rgb(image: Any) -> Any:
+def _upright_rgb(image: Image.Image) -> Image.Image:
     """Turn an image of Pillow as its EXIF says, on white where it is transparent, 8 bits deep."""
-    pillow = import_pillow()
-    upright = pillow.ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip at 255
         high_bytes = np.asarray(upright) >> 8
-        upright = pillow.Image.fromarray(high_bytes.astype(np.uint8))
+        upright = Image.fromarray(high_bytes.astype(np.uint8))
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
-        white = pillow.Image.new("RGBA", upright.size, "white")
-        upright = pillow.Image.alpha_composite(white, upright)
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
     return upright.convert("RGB")

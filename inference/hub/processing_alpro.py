@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
@@ -149,7 +150,7 @@ class AlproProcessor(ProcessorMixin):
         try:
             if isinstance(image, str | Path):
                 return decode_image(Path(image), self.image_size).frames
-            if hasattr(image, "getexif"):
+            if isinstance(image, Image.Image):
                 return square_frame(image, self.image_size)[None]
         except DecodeError as error:
             raise ValueError(f"{image}: {error}") from error
@@ -183,7 +184,6 @@ def _check_options(options: dict[str, Any]) -> None:
 def _is_single(value: Any, dimensions: int) -> bool:
     """Return whether this is one video or image, not several: a file, an image, an array of
     `dimensions`."""
-    # Pillow's images are known by a method: it need not be installed.
-    if isinstance(value, str | Path) or hasattr(value, "getexif"):
+    if isinstance(value, str | Path | Image.Image):
         return True
     return getattr(value, "ndim", None) == dimensions

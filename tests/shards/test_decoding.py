@@ -101,7 +101,7 @@ def write_sound(path) -> bytes:
     return path.read_bytes()
 
 
-@every_way
+@pytest.mark.parametrize("way", ["seek", "order", "auto"])
 def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video, way):
     whole = make_video("a.mp4", 24, {"g": "5"}).read_bytes()
     early = make_video("a.mp4", 24, {"g": "5"}, container={"movflags": "faststart"}).read_bytes()
@@ -153,12 +153,9 @@ def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_vid
     [
         (1, "", "unreadable: no frame could be decoded"),
         (1, "[h264 @ 0x1] Invalid NAL size (0 > 115).\nlater", "unreadable: Invalid NAL size"),
-        (1, "Picture size 9x9 exceeds specified max pixel count 4", "too large: more than"),
-        (1, "[h264 @ 0x1] get_buffer() failed\n", "too much memory: more than 2048 MiB"),
+        (1, "[ffv1 @ 0x1] Cannot allocate memory\n", "too much memory: more than 2048 MiB"),
         (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
         (-9, "", "too much memory: more than 2048 MiB"),  # the kernel killed it
-        (-24, "", "too slow: longer than 60 s"),  # SIGXCPU
-        (-25, "", "too large: a copy has more than 4 GiB"),  # SIGXFSZ
     ],
 )
 def test_the_reason_is_the_first_error_in_ffmpegs_log(code, log, reason):
