@@ -28,8 +28,14 @@ from alpro.log import log
 from alpro.names import record_run
 from alpro.pipeline.execution.launch import run_stage
 from alpro.pipeline.plan.dag import Planned, check_test_items
-from alpro.pipeline.reports.document import FAILED, FINISHED, STOPPED, describe_run
-from alpro.pipeline.reports.summaries import earlier_runs, report_file
+from alpro.pipeline.reports.document import describe_run
+from alpro.pipeline.reports.summaries import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    earlier_runs,
+    report_file,
+)
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title, status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker

@@ -35,9 +35,6 @@ from alpro.pipeline.reports.verdict import compare_fine_tuned, headline
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
-FINISHED = "finished"
-FAILED = "failed"
-STOPPED = "stopped"
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
@@ -74,7 +71,7 @@ img {{ max-width: 100%; height: auto; background: #fff }}
 </head>
 <body>
 <h1>{title}</h1>
-{head}<nav>{contents}</nav>
+{head}<nav aria-label="Contents">{contents}</nav>
 {body}</body>
 </html>
 """
@@ -129,7 +126,10 @@ class Document:
         rendered = parser.renderer.render(tokens, parser.options, {})
         # A wide table scrolls, and not the page.
         return re.sub(
-            "<table>.*?</table>", r'<div class="table">\g<0></div>', rendered, flags=re.DOTALL
+            "<table>.*?</table>",
+            r'<div class="table" tabindex="0">\g<0></div>',
+            rendered,
+            flags=re.DOTALL,
         )
 
     def _read_picture(self, address: str) -> bytes:

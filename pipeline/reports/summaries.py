@@ -8,9 +8,11 @@ from urllib.parse import quote
 
 from alpro.files import read_json
 from alpro.pipeline.plan.plan import Plan, required
-from alpro.pipeline.reports.document import FINISHED
 from alpro.pipeline.store.artifacts import Step
 
+FINISHED = "finished"
+FAILED = "failed"
+STOPPED = "stopped"
 MAX_EARLIER_RUNS = 8  # that a page links
 
 
