@@ -9,11 +9,14 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from alpro.interpreter import set_parent_death_signal
 from alpro.pool import in_this_process
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
@@ -28,13 +31,21 @@ DASK = Path(sys.executable).with_name("dask")
 
 @pytest.fixture
 def dask(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """dask("worker", ...): starts a program of the cluster."""
+    """dask("worker", ...): starts a program of the cluster, which ends with the test.
+
+    The kernel ends it when pytest is killed. Call it from the main thread: the kernel counts the
+    end of the thread that has started a program.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    end_with_pytest = partial(set_parent_death_signal, os.getpid(), signal.SIGKILL)
     with ExitStack() as stack:
 
         def start(*words: object) -> subprocess.Popen:
             command = [str(word) for word in (DASK, *words)]
-            program = stack.enter_context(subprocess.Popen(command, env=environment, cwd=tmp_path))
+            program = subprocess.Popen(
+                command, env=environment, cwd=tmp_path, preexec_fn=end_with_pytest
+            )
+            stack.callback(program.wait)
             stack.callback(program.kill)
             return program
 
@@ -62,29 +73,29 @@ def test_a_worker_is_killed_and_another_one_added(dask, scheduler, tmp_path):
     with in_this_process():
         decode_data(Config(**SETTINGS), manifest, here, Resources(workers=1))
 
-    # One is started by Dask's nanny, and two without.
-    options = ["--nthreads", 2, "--no-nanny", "--local-directory", tmp_path]
-    workers = [dask("worker", scheduler, *options) for _ in range(2)]
-    dask("worker", scheduler, "--nthreads", 2, "--local-directory", tmp_path)
+    # One is started by Dask's nanny, and two without. A worker whose scheduler is gone ends.
+    options = ["--nthreads", 2, "--local-directory", tmp_path, "--death-timeout", 30]
+    without_nanny = [*options, "--no-nanny"]
+    victim = dask("worker", scheduler, *without_nanny)
+    dask("worker", scheduler, *without_nanny)
+    dask("worker", scheduler, *options)
 
     tried = tmp_path / "data"
-
-    def interfere() -> None:
-        victim = workers[0]
-        # It holds an item that waits for `go`.
-        wait_until(lambda: any(path.name > "30" for path in tried.glob(f"*.{victim.pid}.tried")))
-        os.kill(victim.pid, signal.SIGKILL)
-        dask("worker", scheduler, *options)
-        (tried / "go").touch()
-
-    thread = threading.Thread(target=interfere)
-    thread.start()
     there = tmp_path / "cluster"
-    decode_data(GatedDecoder(**SETTINGS), manifest, there, Resources(scheduler=scheduler))
-    thread.join()
+    resources = Resources(scheduler=scheduler)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(decode_data, GatedDecoder(**SETTINGS), manifest, there, resources)
+        # Until the victim holds an item that waits for `go`.
+        pattern = f"*.{victim.pid}.tried"
+        wait_until(lambda: decoding.done() or any(p.name > "30" for p in tried.glob(pattern)))
+        victim.kill()
+        dask("worker", scheduler, *without_nanny)
+        (tried / "go").touch()
+        decoding.result()
 
     for file in ("index.parquet", "rejects.parquet", "statistics.json", *here.glob("*.tar")):
         name = Path(file).name
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    # Only the items of the victim's units are decoded twice.
     tries = Counter(path.name.partition(".")[0] for path in tried.glob("*.tried"))
     assert max(tries.values()) == 2
