@@ -38,7 +38,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from tiny_world import MODEL, SCENES, add_inputs, configuration, draw, run_stage, write_vocabulary
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
@@ -58,7 +58,6 @@ from alpro.shards.clip import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.cost import matrix_weights
 from alpro.stages.training.loop import Run
 from alpro.stages.training.metrics import read_metrics
 
@@ -367,6 +366,11 @@ def flops_of_a_sample(config: ModelConfig, frames: int) -> float:
     of_text = 6 * text * 2 * TEXT_TOKENS
     of_pairs = 6 * fusion * 4 * (patches + 1 + TEXT_TOKENS)
     return float(of_video + of_text + of_pairs)
+
+
+def matrix_weights(module: nn.Module) -> int:
+    """Return the number of weights in matrices."""
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
 
 
 def flops_of_a_clip_sample(folder: Path, frames: int) -> float:

@@ -19,7 +19,7 @@ from alpro.credentials import redacted
 from alpro.errors import InputError
 from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
-from alpro.pool import Died, exit_after
+from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import Decoder, decode_image, decode_video
 from alpro.shards.memory import memory_limit
@@ -39,7 +39,6 @@ from alpro.stages.corpora.units import (
     open_units,
 )
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
-from alpro.stages.execution.workers import run_tasks
 
 VERSION = 16
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
@@ -135,7 +134,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     work = partial(decode_unit, config=config, store=store)
     retry = partial(decode_apart, config=config, store=store, resources=resources)
     with progress("decoding", len(plan.row_indices), "items") as advance:
-        for task, unit in finish_units(plan.units(), work, retry, out, resources):
+        for task, unit in finish_units(plan.units(), work, out, resources, retry):
             units[unit.name] = unit
             advance(len(task))
 
@@ -271,7 +270,8 @@ def decode_apart(
     for decoder in decoders:
         work = partial(decode_unit, config=config, store=store, decoder=decoder)
         deaths: list[DecodeUnit] = []
-        for single, unit in run_tasks(singles, work, resources):
+        results = each(singles, work, resources.worker_count, resources.scheduler)
+        for single, unit in results:
             outcomes[single.name] = unit
             if not isinstance(unit, Died):
                 continue

@@ -87,7 +87,6 @@ def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.de
     model = Scorer.load(config, inputs.retrieval, device)
     corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    model.announce_cost(gallery)
 
     matching, similarity = model.score(gallery)
     add_rankers(

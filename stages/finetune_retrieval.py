@@ -8,7 +8,7 @@ from pydantic import Field
 
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
-from alpro.stages.evaluation.validation import matched_pairs, validate_retrieval
+from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
@@ -62,7 +62,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             objective,
             validate,
             select,
-            pairs=matched_pairs(inputs.corpora, config),
         )
 
     return train(build, config, inputs.corpora, out, resources)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +40,6 @@ from alpro.stages.corpora.tables import (
 )
 from alpro.stages.corpora.units import Unit, Units, finish_units, merge_units, open_units
 from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
-from alpro.stages.execution.workers import run_again
 
 VERSION = 4
 
@@ -55,13 +53,6 @@ class Config(StageConfig, frozen=True):
     max_reject_share: float = Field(
         default=0.2, ge=0, le=1, description="maximum fraction of rejected samples"
     )
-
-
-class ShardUnit(NamedTuple):
-    """One shard, processed independently by one worker."""
-
-    name: str
-    shard: Location
 
 
 class EarlierIndex(NamedTuple):
@@ -104,7 +95,6 @@ class Inputs(StageInputs):
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Write the output of decode_videos except the shards."""
     shards = list_shards(inputs.shards)
-    tasks = [ShardUnit(f"{index:06d}", shard) for index, shard in enumerate(shards)]
     store = open_units(out)
 
     units: dict[str, Unit] = {}
@@ -113,12 +103,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         progress("indexing", len(shards), "shards") as advance,
     ):
         work = partial(index_unit, config=config, store=store, earlier=earlier)
-        retry = partial(run_again, work=work, resources=resources, get_name=attrgetter("shard"))
-        for _, unit in finish_units(tasks, work, retry, out, resources):
+        for _, unit in finish_units(shards, work, out, resources):
             units[unit.name] = unit
             advance()
 
-    records = merge_units([units[task.name] for task in tasks], store, out)
+    records = merge_units([units[str(shard)] for shard in shards], store, out)
     # Across shards: a worker sees its own alone.
     check_ids(out)
     check_sizes(shards, records)
@@ -153,23 +142,23 @@ def open_earlier_index(folder: Location, temporary: Path) -> Iterator[EarlierInd
         yield earlier
 
 
-def index_unit(task: ShardUnit, config: Config, store: Units, earlier: EarlierIndex | None) -> Unit:
+def index_unit(shard: Location, config: Config, store: Units, earlier: EarlierIndex | None) -> Unit:
     """Find the unit of a shard, or index the shard."""
     rows = INDEX.empty_table()
     if earlier:
-        rows = read_earlier_rows(task, earlier)
+        rows = read_earlier_rows(shard, earlier)
 
     def get_key() -> str:
-        (file,) = identities([task.shard])
-        values = [VERSION, config.kinds, str(task.shard), file, rows.to_pylist()]
+        (file,) = identities([shard])
+        values = [VERSION, config.kinds, str(shard), file, rows.to_pylist()]
         return digest(values)
 
-    return store.find_or_make(task.name, get_key, partial(write_unit, task, config, rows))
+    return store.find_or_make(str(shard), get_key, partial(write_unit, shard, config, rows))
 
 
-def read_earlier_rows(task: ShardUnit, earlier: EarlierIndex) -> pa.Table:
+def read_earlier_rows(shard: Location, earlier: EarlierIndex) -> pa.Table:
     """Return the rows of a shard in the earlier index."""
-    name = PurePosixPath(str(task.shard)).name
+    name = PurePosixPath(str(shard)).name
     try:
         return pq.read_table(earlier.path, filters=[("shard", "==", name)], schema=INDEX)
     except (OSError, pa.ArrowException) as error:
@@ -182,31 +171,29 @@ def unreadable_index(location: Location, error: Exception) -> InputError:
     )
 
 
-def write_unit(task: ShardUnit, config: Config, earlier: pa.Table, folder: Path) -> dict[str, Any]:
+def write_unit(shard: Location, config: Config, earlier: pa.Table, folder: Path) -> dict[str, Any]:
     """Index one shard, decode a frame of each sample, and write the tables of the unit. Return its
     record."""
     try:
-        with local_copy(task.shard, folder=folder) as path:
+        with local_copy(shard, folder=folder) as path:
             try:
                 index = index_shard(path)
             except InputError as error:  # names the temporary copy
-                raise InputError(str(error).replace(str(path), str(task.shard), 1)) from error
+                raise InputError(str(error).replace(str(path), str(shard), 1)) from error
 
             # In both: a sample of the other kind is not a lost one.
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
                 earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
-            checked = check_frames(index, earlier, path, task.shard)
+            checked = check_frames(index, earlier, path, shard)
     except OSError as error:
         # Not the shard's fault.
         if error.errno in DISK_FULL:
             raise
-        raise InputError(
-            f"{task.shard}: not a readable shard: {error.strerror or error}"
-        ) from error
+        raise InputError(f"{shard}: not a readable shard: {error.strerror or error}") from error
 
     # The index names the shard where it is, and not the copy that was read.
-    names = pa.array([str(task.shard)] * checked.samples.num_rows, pa.string())
+    names = pa.array([str(shard)] * checked.samples.num_rows, pa.string())
     column = checked.samples.column_names.index("shard")
     samples = checked.samples.set_column(column, "shard", names)
     rejects = pa.Table.from_pylist(checked.rejects, schema=REJECTS)

@@ -73,15 +73,6 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
             )
         return self
 
-    @model_validator(mode="after")
-    def _keeps_crops(self) -> "Config":
-        if self.weights.pem and any(phase.patch_dropping for phase in self.phases):
-            raise ValueError(
-                "patch_dropping with PEM: all patches of its crops are needed; set one of the two "
-                "to 0"
-            )
-        return self
-
     @property
     def needs_prompter(self) -> bool:
         """Whether a prompter is required, for pseudo-labels or initial weights."""

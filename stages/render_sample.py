@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from alpro.log import progress
-from alpro.pool import Died
 from alpro.shards.sample import scene as grammar
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import (
@@ -33,7 +32,7 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
-from alpro.stages.execution.workers import run_again, run_tasks
+from alpro.stages.execution.workers import run_tasks
 
 VERSION = 6
 TIMES = 5  # times of a clip for which its row has the places of the objects
@@ -106,14 +105,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
     render_batch = partial(render_items, config=config, out=out)
-    died: list[tuple[list[Item], Died]] = []
     with progress("rendering", len(items), "files") as advance:
-        for batch, count in run_tasks(batches, render_batch, resources):
-            if isinstance(count, Died):
-                died.append((batch, count))
-            else:
-                advance(count)
-        for _, count in run_again(died, render_batch, resources, lambda batch: batch[0].path):
+        for _, count in run_tasks(batches, render_batch, resources):
             advance(count)
     broken = write_broken_items(out)
 

@@ -114,8 +114,6 @@ class Config(EncoderConfig, frozen=True):
     def _both_towers(self) -> "Config":
         if self.clip and (self.vit or self.bert):
             raise ValueError("clip has both towers; remove vit and bert")
-        if self.clip and any(phase.patch_dropping for phase in self.phases):
-            raise ValueError("patch_dropping is not for the towers of `clip`; set it to 0")
         if self.clip and self.optimizer == "muon":
             raise ValueError("optimizer = muon is not for the towers of `clip`; set it to adamw")
         if not self.clip:

@@ -96,7 +96,6 @@ def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.de
     model = Scorer.load(config, inputs.pretrained, device)
     corpus = inputs.corpora[config.retrieval]
     gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-    model.announce_cost(gallery)
     add_rankers(
         results,
         what="zero-shot",

@@ -425,15 +425,14 @@ def hub(tmp_path, monkeypatch) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def training() -> Callable[..., Any]:
-    """training(corpora, steps, group_batches=..., patch_dropping=..., **changes): a TrainingConfig
+    """training(corpora, steps, group_batches=..., **changes): a TrainingConfig
     of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
     def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
         phase: dict[str, Any] = {"corpora": tuple(corpora), "steps": steps}
-        phase |= {
-            key: changes.pop(key) for key in ("group_batches", "patch_dropping") if key in changes
-        }
+        if "group_batches" in changes:
+            phase["group_batches"] = changes.pop("group_batches")
         values = {
             "batch_size": 8,
             "lr": 1e-3,

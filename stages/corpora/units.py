@@ -162,30 +162,17 @@ def open_units(out: Path) -> Units:
 def finish_units(
     tasks: Iterable[TaskT],
     work: Callable[[TaskT], Unit],
-    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]],
     out: Path,
     resources: Resources,
+    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]] | None = None,
 ) -> Iterator[tuple[TaskT, Unit]]:
-    """Find or make units in processes, and yield them in order of completion.
+    """Find or make units in processes (`run_tasks`), and yield them in order of completion.
 
-    Args:
-        tasks: What the units are made from.
-        work: Finds or makes a unit.
-        retry: Makes the units whose processes died.
-        out: The folder of the stage, which gets a line for each finished unit.
+    The folder of the stage, `out`, gets a line for each finished unit: a stage that ends with more
+    lines than it began with runs again.
     """
-    died: list[tuple[TaskT, Died]] = []
     with open(out / PROGRESS, "a") as progress:
-        for task, unit in run_tasks(tasks, work, resources):
-            if isinstance(unit, Died):
-                died.append((task, unit))
-            else:
-                print(unit.key, file=progress, flush=True)
-                yield task, unit
-
-        if died:
-            log.info(f"processes of {len(died)} units died; they are tried again")
-        for task, unit in retry(died):
+        for task, unit in run_tasks(tasks, work, resources, retry):
             print(unit.key, file=progress, flush=True)
             yield task, unit
 

@@ -23,13 +23,12 @@ from alpro.inference.encoding import (
     score,
     similarities,
 )
-from alpro.log import log, progress
+from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
-from alpro.models.ranks import rank, world_size
+from alpro.models.ranks import world_size
 from alpro.stages.evaluation.gallery import Gallery, Questions
 from alpro.stages.evaluation.protocol import EvaluationConfig
-from alpro.stages.training.cost import MatchingCost
 
 QUESTIONS = 256  # that are encoded together
 
@@ -82,15 +81,6 @@ class Scorer:
             self.encoder, gallery.reader, gallery.sample_indices, reorder=reorder
         )
         return texts, videos
-
-    def announce_cost(self, gallery: Gallery) -> None:
-        """Logs what the matching of a gallery will compute, if it is much."""
-        if self.top_k or rank():
-            return
-        cost = MatchingCost.of(cast(Alpro, self.encoder.model), self.length)
-        message = cost.evaluation_warning(len(gallery.texts), len(gallery.ids))
-        if message:
-            log.info(message)
 
     def score(
         self, gallery: Gallery, reorder: Reorder | None = None

@@ -175,21 +175,6 @@ def validate_retrieval(
     return lambda: averaged(galleries, metrics), "validation/mean_recall"
 
 
-def matched_pairs(corpora: Corpora, config: TrainingConfig) -> int:
-    """The number of pairs that `validate_retrieval` matches each time."""
-    validation = cast(MatchingValidation, config.validation)
-    pairs = 0
-    for name in config.corpora:
-        gallery = Gallery.of(corpora[name], "validation")
-        gallery = gallery.first(validation.videos, validation.captions)
-        videos = len(gallery.ids)
-        texts = len(gallery.texts)
-        # Of each text and of each video the most similar ones.
-        most = validation.top_k * (videos + texts) or videos * texts
-        pairs += min(videos * texts, most)
-    return pairs
-
-
 def validate_qa(
     encoder: NormalizedModel,
     corpora: Corpora,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from alpro.errors import InputError
+from alpro.log import log
 from alpro.pool import Died, each
 from alpro.stages.execution.interface import Resources
 
@@ -12,33 +12,36 @@ Result = TypeVar("Result")
 
 
 def run_tasks(
-    tasks: Iterable[Task], work: Callable[[Task], Result], resources: Resources
-) -> Iterator[tuple[Task, Result | Died]]:
-    """Run a function on tasks, on this machine or on a cluster. See `alpro.pool.each`."""
-    return each(tasks, work, resources.worker_count, resources.scheduler)
-
-
-def run_again(
-    died: Iterable[tuple[Task, Died]],
+    tasks: Iterable[Task],
     work: Callable[[Task], Result],
     resources: Resources,
-    get_name: Callable[[Task], str],
+    retry: Callable[[list[tuple[Task, Died]]], Iterable[tuple[Task, Result]]] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
-    """Run tasks whose processes died a second time, one after another: memory may have been short.
+    """Run a function on tasks, on this machine or on a cluster (`alpro.pool.each`).
 
     Args:
-        get_name: Returns the name of a task for a message.
+        retry: Returns the results of the tasks whose processes died, after all others.
+
+    Returns:
+        The tasks with their results, in order of completion.
 
     Raises:
-        InputError: If a task dies again.
+        RuntimeError: If a process died and there is no `retry`. Memory may have been short: a stage
+            that has finished some tasks runs again.
     """
-    alone = resources.model_copy(update={"workers": 1})
-    deaths = list(died)
-    tasks = [task for task, _ in deaths]
-    for task, result in run_tasks(tasks, work, alone):
+    died: list[tuple[Task, Died]] = []
+    for task, result in each(tasks, work, resources.worker_count, resources.scheduler):
         if isinstance(result, Died):
-            raise InputError(
-                f"{get_name(task)}: {result.reason}, twice; if memory is short, free some, or lower "
-                "resources.workers"
-            )
-        yield task, result
+            died.append((task, result))
+        else:
+            yield task, result
+
+    if not died:
+        return
+    if retry is None:
+        task, death = died[0]
+        raise RuntimeError(
+            f"{task}: {death.reason}; if memory is short, free some, or lower resources.workers"
+        )
+    log.info(f"processes of {len(died)} units died; they are tried again")
+    yield from retry(died)

@@ -28,8 +28,6 @@ class Batch:
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
-    # (B, K) indices of the patches that are encoded, ascending; None: all
-    kept: Tensor | None = None
     # (B, M) of the crops; None: the objective asks the prompter
     pseudo_labels: Tensor | None = None
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
@@ -104,8 +102,6 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
-    if "kept" in items[0]:
-        batch.kept = torch.from_numpy(np.stack([item["kept"] for item in items]))
     if "answer" in items[0]:
         batch.answers = torch.tensor([item["answer"] for item in items])
     return batch
@@ -161,10 +157,3 @@ def random_box(
             left = int(rng.integers(0, grid - width + 1))
             return left, top, width, height
     return 0, grid // 4, grid, max(1, grid // 2)
-
-
-def keep_patches(grid: int, dropped: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices (K,), ascending, of a random subset of patches: drops the fraction `dropped`, keeps
-    at least one."""
-    count = max(1, round((1 - dropped) * grid**2))
-    return np.sort(rng.permutation(grid**2)[:count])

@@ -29,12 +29,6 @@ class Phase(StageConfig, frozen=True):
         default=False,
         description="put samples of a group into one batch, as negatives of each other",
     )
-    patch_dropping: float = Field(
-        default=0,
-        ge=0,
-        lt=1,
-        description="fraction of the patches that training drops (FLIP); not with PEM",
-    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Phase":

@@ -23,7 +23,7 @@ from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.batch import Batch, collate, keep_patches, mask_words, random_box
+from alpro.stages.training.batch import Batch, collate, mask_words, random_box
 from alpro.stages.training.config import Phase, TrainingConfig
 
 # What there is one training example of; see `CorpusExamples`.
@@ -238,20 +238,14 @@ class TrainingDataset(Dataset[Batch]):
         items = []
         for index in indices:
             epoch, example = examples[index]
-            item = self.readable(source, epoch, example, phase.patch_dropping, unreadable)
-            items.append(item)
+            items.append(self.readable(source, epoch, example, unreadable))
 
         length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
     def readable(
-        self,
-        source: CorpusExamples,
-        epoch: int,
-        example: int,
-        dropped: float,
-        unreadable: list[str],
+        self, source: CorpusExamples, epoch: int, example: int, unreadable: list[str]
     ) -> dict[str, Any]:
         """The arrays of an example, or of the next readable one; then the error is added to
         `unreadable`.
@@ -263,7 +257,7 @@ class TrainingDataset(Dataset[Batch]):
         errors: list[str] = []
         while len(errors) < MAX_ATTEMPTS:
             try:
-                return self.example(source, epoch, example, dropped)
+                return self.example(source, epoch, example)
             except Unreadable as error:
                 if not errors:
                     unreadable.append(str(error))
@@ -280,13 +274,8 @@ class TrainingDataset(Dataset[Batch]):
             "shards"
         )
 
-    def example(
-        self, source: CorpusExamples, epoch: int, example: int, dropped: float = 0.0
-    ) -> dict[str, Any]:
-        """The arrays of an example. Its random generator is seeded by seed, epoch and example.
-
-        dropped: fraction of the patches that are not encoded.
-        """
+    def example(self, source: CorpusExamples, epoch: int, example: int) -> dict[str, Any]:
+        """The arrays of an example. Its random generator is seeded by seed, epoch and example."""
         # The draws below keep their order: a new one goes behind all others, or it changes every
         # example.
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, example])
@@ -335,8 +324,6 @@ class TrainingDataset(Dataset[Batch]):
             item["box"] = random_box(grid, rng, self.spec.crop_area) if shows_crop else whole_frame
 
         item["uniforms"] = rng.random(2)
-        if dropped:
-            item["kept"] = keep_patches(grid, dropped, rng)
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
@@ -366,7 +353,7 @@ class TrainingDataset(Dataset[Batch]):
     def batch_bytes(self, step: int) -> int:
         """The bytes of the frames of a step's batch on this rank, from one example."""
         source = self.sources[self.source_of[min(step, len(self) - 1)]]
-        example = self.readable(source, 0, 0, 0.0, [])
+        example = self.readable(source, 0, 0, [])
         return example["frames"].nbytes * (self.config.batch_size // self.ranks)
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:

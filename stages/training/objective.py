@@ -118,8 +118,8 @@ class Objective(NormalizedModel):
         return {name for name in unused if getattr(self.model, name, None) is not None}
 
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
-        """Tokens of the frames of a batch, of its kept patches."""
-        return self.model.encode_video(self.pixels(batch.frames), cls_only, batch.kept)
+        """Tokens of the frames of a batch."""
+        return self.model.encode_video(self.pixels(batch.frames), cls_only)
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with pseudo-labels, if the objective uses any."""
@@ -254,7 +254,7 @@ class PrompterObjective(Objective):
             # Pixels are normalized: black is not 0.
             patch_size = pixels.shape[-1] // self.examples.grid
             pixels = crop(pixels, batch.boxes, patch_size, self.black)
-        return self.model.encode_video(pixels, cls_only, batch.kept)
+        return self.model.encode_video(pixels, cls_only)
 
     def forward(
         self, batch: Batch, counts: Counts, features: StepFeatures | None = None

@@ -21,7 +21,6 @@ from alpro.models.precision import name_of
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
-from alpro.stages.training.cost import MatchingCost
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.interpolation import interpolate_
@@ -55,7 +54,6 @@ class Training:
         draw: called by rank 0 with the data set before training.
         interpolates: the result is the best on validation between the initial weights and the
             trained ones (needs `select`).
-        pairs: the text-video pairs that a validation matches.
     """
 
     bundle: ModelBundle
@@ -64,7 +62,6 @@ class Training:
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
     interpolates: bool = False
-    pairs: int = 0
 
 
 def train(
@@ -101,7 +98,11 @@ def train(
 
         warnings: list[str] = []
         if world.main:
-            log_sizes(training, data, config, f"{name_of(dtype)} on {world.device.type}")
+            size = sum(parameter.numel() for parameter in bundle.model.parameters())
+            log.info(
+                f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on "
+                f"{world.device.type}"
+            )
             warnings += data.cut_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
@@ -129,25 +130,6 @@ def train(
             "samples_without_text": data.skipped,
         }
         return Outcome(counts, metrics, warnings, name_of(dtype))
-
-
-def log_sizes(
-    training: Training, data: TrainingDataset, config: TrainingConfig, computed: str
-) -> None:
-    """Logs the size of the model, and what validation costs if that is much beside the training.
-
-    computed: the type of the matrix products and the device.
-    """
-    model = training.bundle.model
-    size = sum(parameter.numel() for parameter in model.parameters())
-    log.info(f"{size / 1e6:.3g} M parameters, matrix products in {computed}")
-
-    if training.pairs:
-        cost = MatchingCost.of(cast(Alpro, model), config.max_text_tokens)
-        examples = len(data) * config.batch_size
-        message = cost.warning(examples, training.pairs, config.validation.times)
-        if message:
-            log.info(message)
 
 
 def fit(

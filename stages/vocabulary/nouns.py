@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import metadata
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
@@ -25,7 +24,6 @@ from alpro.log import progress
 from alpro.shards.reader import index_batches
 from alpro.stages.corpora.units import Unit, Units, finish_units, open_units
 from alpro.stages.execution.interface import Resources
-from alpro.stages.execution.workers import run_again
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -50,6 +48,9 @@ class CaptionUnit(NamedTuple):
     name: str
     texts: list[str]
     counts: list[int]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 WORDS = "words.json"  # of a unit: (word, use, count)
@@ -112,8 +113,7 @@ def tag_in_workers(
     """Yield units of captions with their words, in order of completion."""
     store = open_units(out)
     work = partial(find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store)
-    retry = partial(run_again, work=work, resources=resources, get_name=attrgetter("name"))
-    for task, unit in finish_units(units, work, retry, out, resources):
+    for task, unit in finish_units(units, work, out, resources):
         rows = read_json(store.folder(unit.key) / WORDS)
         yield task, Counter({(word, Use[use]): count for word, use, count in rows})
 

@@ -201,13 +201,12 @@ def test_only_the_last_layers_of_each_tower_are_trained(folder):
 
 def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
     clip = clip_folders["clip"]
-    dropping = {"phases": [{"corpora": ["clips"], "steps": 1, "patch_dropping": 0.5}]}
     wrong = {
         "vit": {"vit": "vit_tiny_patch16_224.a"},
         "bert": {"bert": "b"},
         "muon": {"optimizer": "muon"},
     }
-    for key, changes in (wrong | {"patch_dropping": dropping}).items():
+    for key, changes in wrong.items():
         with pytest.raises(ValueError, match=key):
             configured(clip, **changes)
     with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower

@@ -29,7 +29,7 @@ def sample_ids(data: TrainingDataset) -> list[str]:
 def assert_equal(one: Batch, other: Batch) -> None:
     """Two batches are the same, to the last bit."""
     assert (one.step, one.kind, one.ids) == (other.step, other.kind, other.ids)
-    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "kept", "answers"):
+    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "answers"):
         first = getattr(one, name)
         second = getattr(other, name)
         assert (first is None) == (second is None), name
@@ -46,7 +46,7 @@ def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
 ):
     """What is contrasted with what does not depend on how many processes share a batch."""
     ranks, parts = shape
-    config = {"mlm": 0.3, "patch_dropping": 0.4, "crops": 0.5, "accumulation_steps": parts}
+    config = {"mlm": 0.3, "crops": 0.5, "accumulation_steps": parts}
     whole = steps_of({"clips": clips}, **config)[step]
     batches = [
         steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step] for rank in range(ranks)
@@ -55,7 +55,7 @@ def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
     found = [own[part] for part in range(parts) for own in of_ranks]
     assert [len(part.ids) for part in found] == [8 // ranks // parts] * ranks * parts
     assert [name for part in found for name in part.ids] == whole.ids
-    for name in ("video", "frames", "boxes", "kept"):
+    for name in ("video", "frames", "boxes"):
         assert torch.equal(torch.cat([getattr(part, name) for part in found]), getattr(whole, name))
     for name, filler in (
         ("text", 0),
@@ -77,18 +77,6 @@ def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
     assert clip.shape[1] == 4
     assert torch.equal(clip[:, :1], frame)
     assert torch.equal(clip, frame.expand_as(clip))
-
-
-def test_dropped_patches_change_nothing_else(clips, steps_of):
-    whole, half = (
-        steps_of({"clips": clips}, 4, mlm=0.3, patch_dropping=share) for share in (0.0, 0.5)
-    )
-    for step in range(4):
-        batch = half[step]
-        assert batch.kept.shape == (len(batch.ids), 8)
-        assert whole[step].kept is None
-        assert_equal(replace(batch, kept=None), whole[step])
-    assert not torch.equal(half[0].kept, half[1].kept)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -161,16 +149,14 @@ def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, st
 def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(
     clips, corpus, steps_of
 ):
-    one, other = (
-        steps_of({"clips": clips}, 10, seed=seed, mlm=0.3, patch_dropping=0.5) for seed in (1, 2)
-    )
+    one, other = (steps_of({"clips": clips}, 10, seed=seed, mlm=0.3) for seed in (1, 2))
     assert sample_ids(one) != sample_ids(other)
     assert {name.split("-")[0] for name in sample_ids(one) + sample_ids(other)} == {"train"}
     shared = (
-        one.example(one.sources[0], 0, 3, 0.5),
-        other.example(other.sources[0], 0, 3, 0.5),
+        one.example(one.sources[0], 0, 3),
+        other.example(other.sources[0], 0, 3),
     )  # of the same sample
-    for drawn in ("frames", "masked", "box", "uniforms", "kept"):
+    for drawn in ("frames", "masked", "box", "uniforms"):
         assert not np.array_equal(*(example[drawn] for example in shared)), drawn
     two = {name: corpus(6, prefix=name) for name in "ab"}
     assert (steps_of(two, 40, seed=1).source_of != steps_of(two, 40, seed=2).source_of).any()

@@ -7,7 +7,7 @@ import torch
 from alpro.models.losses import box_mask
 from alpro.models.word_pieces import load_tokenizer
 from alpro.stages.training import dataset
-from alpro.stages.training.batch import keep_patches, mask_words, random_box
+from alpro.stages.training.batch import mask_words, random_box
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from tests.stages.training.conftest import sample_rows
 
@@ -205,16 +205,3 @@ def test_boxes_have_their_share_of_the_area_and_are_tall_and_wide_and_everywhere
     assert box_mask(boxes, grid).any(dim=0).all()  # every patch is in some box
     # 2 x 2 patches: a share of 0.3 to 0.4 is no whole number of patches.
     assert random_box(2, rng, area=(0.3, 0.4)) == (0, 0, 2, 1)
-
-
-def test_kept_patches_are_a_subset_of_which_every_patch_is_equally_often():
-    rng = np.random.default_rng(0)
-    for grid, dropped, count in ((1, 0.99, 1), (4, 0.0, 16), (4, 0.9, 2), (14, 0.5, 98)):
-        kept = keep_patches(grid, dropped, rng)
-        assert len(kept) == count
-        assert (np.diff(kept) > 0).all()
-        assert 0 <= kept[0] <= kept[-1] < grid**2
-    counts = np.bincount(
-        np.concatenate([keep_patches(4, 0.75, rng) for _ in range(4000)]), minlength=16
-    )
-    assert np.abs(counts / 4000 - 0.25).max() < 0.035  # five standard deviations

@@ -5,7 +5,6 @@ import math
 import signal
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training import metrics
-from alpro.stages.training.batch import Batch, keep_patches
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import (
@@ -302,7 +301,7 @@ def step(training, tmp_path):
     return take
 
 
-@pytest.mark.parametrize(("parts", "dropped"), [(2, 0), (4, 0), (2, 0.5)])
+@pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize(
     ("name", "off", "contrast"),
     [
@@ -314,16 +313,12 @@ def step(training, tmp_path):
     ],
 )
 def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
-    name, off, contrast, parts, dropped, step
+    name, off, contrast, parts, step
 ):
     """Masked words, kept samples, valid negatives and known answers differ in number between the
     micro-batches, and two captions of one video are in different ones."""
     weights = WEIGHTS | ({off: 0.0} if off else {})
     batch = whole_batch()
-    if dropped:
-        weights["pem"] = 0.0  # all patches of its crops are needed
-        rng = np.random.default_rng(0)
-        batch.kept = torch.from_numpy(np.stack([keep_patches(4, dropped, rng) for _ in batch.ids]))
     pool = 8 // parts
     name += f" {pool}" if "pools" in name else ""
     expected_metrics, expected = step(
@@ -339,15 +334,11 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
 
 
-DROPPING = {"corpora": ["clips"], "steps": 1, "patch_dropping": 0.25}
-
-
 @pytest.mark.parametrize(
     ("stage", "values", "key"),
     [
         (MatchingConfig, {}, "negative_pool_size"),
         (FinetuneQa, {}, "contrast = batch"),
-        (Pretrain, {"negative_pool_size": 4, "phases": [DROPPING]}, "patch_dropping"),
         (Pretrain, {"negative_pool_size": 4, "weights": {"vtc": 0}}, "weights.vtc"),
         (TrainPrompter, {}, ""),
         (MatchingConfig, {"negative_pool_size": 4}, ""),

@@ -17,7 +17,7 @@ from alpro.models.frames import NormalizedModel, normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.validation import pem_scores
-from alpro.stages.training.batch import Batch, keep_patches
+from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
@@ -181,23 +181,6 @@ def test_compiled_equals_eager(name, batch):
     assert actual.keys() == eager.keys()
     for key, value in eager.items():
         torch.testing.assert_close(actual[key], value, atol=1e-5, rtol=1e-3, msg=key)
-
-
-@pytest.mark.parametrize("name", ["prompter", "pretrain"])
-def test_no_loss_reads_a_dropped_patch(name, batch):
-    """The losses are those of a batch whose dropped patches show something else."""
-    objective = objective_of(name, weights=WEIGHTS | {"pem": 0.0})
-    rng = np.random.default_rng(0)
-    kept = torch.from_numpy(np.stack([keep_patches(4, 0.5, rng) for _ in batch.ids]))
-    batch = replace(batch, boxes=None, kept=kept)
-    shown = torch.zeros(8, 16, dtype=torch.bool).scatter(1, kept, True).view(-1, 1, 1, 4, 4)
-    shown = shown.repeat_interleave(4, dim=3).repeat_interleave(4, dim=4)
-    torch.testing.assert_close(
-        losses_of(objective, batch),
-        losses_of(objective, replace(batch, frames=batch.frames * shown)),
-    )
-    whole, _ = losses_of(objective, replace(batch, kept=None))
-    assert not torch.equal(losses_of(objective, batch)[0], whole)
 
 
 def test_the_prompter_sees_its_crops_black_outside(batch):
