@@ -101,18 +101,18 @@ def draw(centers: np.ndarray, count: int, random: np.random.Generator) -> np.nda
 
 def measure(index: Index, queries: np.ndarray) -> dict[str, float]:
     """Search each query exactly and approximately."""
-    found: dict[bool, list[set[str]]] = {}
+    results: dict[bool, list[set[str]]] = {}
     seconds: dict[bool, list[float]] = {}
     for exact in (True, False):
-        found[exact] = []
+        results[exact] = []
         seconds[exact] = []
         for query in queries:
             began = time.perf_counter()
             items = index.nearest(query, K, exact=exact)
             seconds[exact].append(time.perf_counter() - began)
-            found[exact].append({item["key"] for item in items})
+            results[exact].append({item["key"] for item in items})
 
-    common = [len(a & b) / K for a, b in zip(found[True], found[False], strict=True)]
+    common = [len(a & b) / K for a, b in zip(results[True], results[False], strict=True)]
     figures = {"recall": float(np.mean(common[1:]))}
     for exact, name in ((True, "exact"), (False, "approximate")):
         figures[f"{name}_p50"], figures[f"{name}_p99"] = np.percentile(seconds[exact][1:], (50, 99))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
 PARTITIONS = 1024  # of the approximate index
-PROBES = 128  # partitions that a query reads
+PROBES = 384  # partitions that a query reads
 DIGITS = 6  # of a similarity: beyond, equal vectors may differ
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"

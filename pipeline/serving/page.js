@@ -169,7 +169,7 @@ function move(step) {
   const place = hits.findIndex((hit) => hit.key === id);
   const next = place < 0 ? null : hits[place + step];
   if (!next) return;
-  history.replaceState(history.state, "", address({ open: idOf(next) }));
+  history.replaceState(history.state, "", address({ open: next.key }));
   render();
 }
 

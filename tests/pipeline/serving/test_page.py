@@ -1,9 +1,8 @@
-"""The page of `alpro serve` in a browser."""
+"""The page of `alpro serve` in a browser, as wide as a phone."""
 
 import shutil
 import threading
 
-import numpy as np
 import pytest
 import uvicorn
 
@@ -14,102 +13,146 @@ from tests.pipeline.conftest import wait_for
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+WIDTH = 390
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="no Chromium")]
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
-def test_the_page_in_a_browser(models, free_port, videos):
-    """Gallery, examples, pages, hover, the dialog and its ways out, a question and a box, filters
-    and files."""
-    from playwright.sync_api import sync_playwright
-
+@pytest.fixture(scope="module")
+def address(models, free_port):
     port = free_port()
-    server = Server(
-        uvicorn.Config(
-            guarded(application(models), "127.0.0.1"), "127.0.0.1", port, log_level="warning"
-        )
-    )
+    app = guarded(application(models), "127.0.0.1")
+    server = Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_for(lambda: server.started or not thread.is_alive())
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 400, "height": 800})
-            errors = []
-            page.set_default_timeout(120_000)  # of a busy machine
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on(
-                "console",
-                lambda message: errors.append(message.text) if message.type == "error" else None,
-            )
-            address = f"http://127.0.0.1:{port}"
-            page.goto(f"{address}/")
-            page.wait_for_selector(".card >> nth=11")
-            assert page.locator("#examples a").count() == 3
-            page.click("#examples a >> nth=0")
-            page.wait_for_selector("meter")
-            page.click("#pages >> text=Next")
-            page.wait_for_selector("#about:text-matches('^13 to')")
-            assert "offset=12" in page.url
-            page.hover(".card .still >> nth=0")
-            page.wait_for_selector(".card .still > video, .card .still > img >> nth=1")
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
 
-            # The dialog: arrows go to the next hit, a click outside closes it, Back does not open
-            # it.
-            page.goto(f"{address}/?filter=kind%3Dvideo+day%3E%3D2024-01-01")
-            page.click(".card .still >> nth=0")
-            page.wait_for_selector("#opened[open] #media video")
-            opened = page.url
-            page.keyboard.press("ArrowRight")
-            page.wait_for_url(lambda url: url != opened)
-            page.mouse.click(2, 2)
-            page.wait_for_selector("#opened:not([open])", state="attached")
-            assert "open=" not in page.url
-            page.go_back()
-            page.wait_for_timeout(300)
-            assert page.locator("#opened[open]").count() == 0
-            page.goto(opened)  # a shared address
-            page.fill("#ask input", "what moves?")
-            page.click("#ask button")
-            page.wait_for_selector("#ask dd >> nth=1")
 
-            # A box, after its button.
-            assert page.locator("#box").is_hidden()
-            page.click("#draw")
-            area = page.locator("#media").bounding_box()
-            page.mouse.move(area["x"] + area["width"] / 2, area["y"] + 5)
-            page.mouse.down()
-            page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] / 2)
-            page.mouse.up()
-            page.click("#name")
-            page.wait_for_selector("#entities dd >> nth=4")
-            page.wait_for_selector("#entities .warning:text-matches('always named')")
-            page.keyboard.press("Escape")
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
 
-            page.goto(f"{address}/?filter=kind%3Dvideo+nothing")
-            page.click(".empty >> text=Clear the filter")
-            page.wait_for_selector(".card >> nth=0")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
-            # The file is opened while its search is under way, and stays open when the hits come.
-            hits = page.locator("#about").inner_text()
-            page.evaluate("document.querySelector('#about').textContent = 'searching'")
-            waiting = []
-            page.route("**/search?*", lambda route: waiting.append(route))
-            page.set_input_files("#upload", str(videos[0]))
-            page.click("#like >> text=Open it")
-            page.wait_for_selector("#caption:text-matches('mp4$')")
-            waiting.pop().continue_()
-            page.wait_for_selector(f"#about:text-is('{hits}')")
-            assert page.locator("#caption").is_visible()
-            page.unroute("**/search?*")
-            page.keyboard.press("Escape")
-            assert page.evaluate("document.documentElement.scrollWidth") <= 400
-            columns = "getComputedStyle(document.querySelector('#hits')).gridTemplateColumns"
-            assert len(page.evaluate(columns).split()) == 3
-            assert errors == []
-            browser.close()
-    finally:
-        server.should_exit = True
-        thread.join()
-    assert np.isfinite(models.index.embeddings).all()
+
+@pytest.fixture
+def page(browser, address):
+    """The page with all clips. At the end, no script has failed and nothing leaves the screen."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 800})
+    errors = []
+    page.set_default_timeout(120_000)  # of a busy machine
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector(".card >> nth=11")
+    yield page
+    assert errors == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTH
+    page.close()
+
+
+def open_next(page, key="ArrowRight"):
+    """Press an arrow in the dialog, and wait until it shows another clip."""
+    shown = page.locator("#position").inner_text()
+    page.keyboard.press(key)
+    page.wait_for_function(
+        "shown => document.querySelector('#position').innerText != shown", arg=shown
+    )
+
+
+def test_an_example_is_a_search_with_pages(page):
+    page.click("#examples a >> nth=0")
+    page.wait_for_selector("meter")
+    page.click("#pages >> text=Next")
+    page.wait_for_selector("#about:text-matches('^13 to')")
+    assert "offset=12" in page.url
+
+
+def test_a_pointer_on_a_card_plays_it(page):
+    page.hover(".card .still >> nth=0")
+    page.wait_for_selector(".card .still > video, .card .still > img >> nth=1")
+
+
+def test_a_clip_opens_closes_and_has_an_address(page):
+    page.click(".card .still >> nth=0")
+    page.wait_for_selector("#opened[open] #media > :first-child")
+    address = page.url
+
+    page.mouse.click(2, 2)
+    page.wait_for_selector("#opened:not([open])", state="attached")
+    assert "open=" not in page.url
+
+    page.goto(address)
+    page.wait_for_selector("#opened[open]")
+
+
+def test_arrow_keys_go_to_the_next_clip_also_after_a_question(page):
+    page.click(".card .still >> nth=0")
+    open_next(page)
+    for key in ("Enter", None):
+        page.fill("#ask input", "what moves?")
+        page.keyboard.press(key) if key else page.click("#ask button")
+        page.wait_for_selector("#ask dd >> nth=1")
+        open_next(page)
+    open_next(page, "ArrowLeft")
+
+
+def test_a_box_is_drawn_and_its_entities_are_named(page):
+    page.click(".card .still >> nth=0")
+    page.wait_for_selector("#opened[open]")
+    assert page.locator("#box").is_hidden()
+    page.click("#draw")
+    area = page.locator("#media").bounding_box()
+    page.mouse.move(area["x"] + area["width"] / 2, area["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] - 2, area["y"] + area["height"] / 2)
+    page.mouse.up()
+
+    page.click("#name >> text=the box")
+
+    page.wait_for_selector("#entities dd >> nth=4")
+    page.wait_for_selector("#entities .warning:text-matches('always named')")
+
+
+def test_a_ready_condition_is_added_and_removed_by_a_click(page):
+    page.click("summary")
+    page.click("#ready >> text=kind = 'image'")
+    page.wait_for_selector("#about:text-matches('of 1 clips')")
+    page.click("#ready >> text=duration >= 60")
+    page.wait_for_selector(".empty")
+    assert page.input_value("[name=where]") == "kind = 'image' AND duration >= 60"
+    page.click(".empty >> text=Clear the filter")
+    page.wait_for_selector(".card >> nth=11")
+
+
+def test_a_wrong_condition_keeps_the_results(page):
+    page.fill("[name=where]", "color = 'red'")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#warning:text-matches('no column color')")
+    assert page.locator(".card").count() == 12
+
+
+def test_an_uploaded_video_has_similar_clips_until_all_are_shown(page, videos):
+    page.set_input_files("#upload", str(videos[0]))
+    page.wait_for_selector("meter")
+    page.click("#like >> text=Open it")
+    page.wait_for_selector("#caption:text-matches('mp4$')")
+    page.keyboard.press("Escape")
+
+    area = page.locator("#like >> text=Show all").bounding_box()
+    assert area["x"] + area["width"] <= WIDTH
+    page.click("#like >> text=Show all")
+    page.wait_for_selector("meter", state="detached")
+
+
+def test_an_upload_that_is_no_video_says_what_it_is(page, tmp_path):
+    file = tmp_path / "report.mp4"
+    file.write_bytes(b"%PDF-1.7")
+    page.set_input_files("#upload", str(file))
+    page.wait_for_selector("#warning:text-matches('report.mp4: this file is a PDF')")
+    assert page.locator(".card").count() == 12
