@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from alpro.pipeline.serving.models import ServedModels
 
 MIN_TOKEN = 16  # characters: guesses are not counted
+NEEDS_TOKEN = (
+    "other machines need a token; write one with `openssl rand -hex 32 > token`, and add "
+    "--token-file token"
+)
 
 
 def serve(  # noqa: PLR0913 - options of a command
@@ -60,47 +64,52 @@ def serve(  # noqa: PLR0913 - options of a command
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
 
-    token = token_of(host, token_file)
+    token = read_token(host, token_file)
     check_public_name(public_name, token)
     # Before the models are loaded, which takes longer.
-    check_port("--port", port, host)
-    app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
-    guard.serve(guard.guarded(app, host, token, public_name), host, port)
+    with open_port("--port", port, host) as listening:
+        app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
+        guard.serve(guard.guarded(app, host, token, public_name), listening)
 
 
 def check_public_name(name: str, token: str) -> None:
-    """Raises InputError if a proxy's name is no name, or if others could do without a token."""
+    """Raise InputError if a proxy's name is no name, or if others could do without a token."""
     if name and not re.fullmatch(r"[\w.-]+(:\d+)?", name):
         raise InputError(
             f"--public-name {name}: only the name that browsers show, such as search.example.com, "
-            f"or with its port"
+            "or with its port"
         )
     if name and not token:
-        raise InputError(
-            f"--public-name {name}: other machines need a token; write one with `openssl rand -hex "
-            f"32 > token`, and "
-            "add --token-file token"
-        )
+        raise InputError(f"--public-name {name}: {NEEDS_TOKEN}")
 
 
-def check_port(option: str, port: int, host: str = "127.0.0.1") -> None:
-    """Raises InputError if a server could not listen on a port of an address."""
+def check_port(option: str, port: int) -> None:
+    """Raise InputError if a server could not listen on a port of this machine."""
     # Only for a moment: the server binds it again.
+    open_port(option, port, "127.0.0.1").close()
+
+
+def open_port(option: str, port: int, host: str) -> socket.socket:
+    """Listen on a port of an address. Raise InputError if that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ).close()
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(
             f"port {port} of {host}: {error.strerror}; choose another with {option}"
         ) from error
 
 
-def token_of(host: str, file: Path | None) -> str:
-    """The token that requests need; empty: none. Raises InputError if other machines could do
-    without."""
-    from alpro.pipeline.serving.guard import LOCAL
+def read_token(host: str, file: Path | None) -> str:
+    """Return the token that requests need; empty: none.
 
+    Args:
+        host: Address that the server listens on.
+        file: File whose first line is the token; by default the token is $ALPRO_TOKEN.
+
+    Raises:
+        InputError: The token is too short, or other machines could do without one.
+    """
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
         try:
@@ -109,23 +118,17 @@ def token_of(host: str, file: Path | None) -> str:
             # An editor ends the file with a line break.
             token = read_text(file).partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--token-file {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}"
-            ) from error
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise InputError(f"--token-file {file}: {reason}") from error
 
     # An empty file must not let everybody in.
     if (file or token) and len(token) < MIN_TOKEN:
         raise InputError(
             f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or "
-            f"more"
+            "more"
         )
-    if not token and host not in LOCAL:
-        raise InputError(
-            f"--host {host}: other machines need a token; write one with `openssl rand -hex 32 > "
-            f"token`, and add "
-            "--token-file token"
-        )
-
+    if not token and host not in ("127.0.0.1", "localhost"):
+        raise InputError(f"--host {host}: {NEEDS_TOKEN}")
     return token
 
 

@@ -1,16 +1,13 @@
 """The API of `alpro serve` and its page. Parameters are in the query of an address; the body of a
 POST is a file."""
 
-import asyncio
 import io
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +16,7 @@ from alpro.errors import InputError
 from alpro.inference.clips import load_clip
 from alpro.inference.index import SHOWN_COLUMNS, make_condition
 from alpro.inference.items import get_source
+from alpro.inference.model import Model
 from alpro.inference.search import Searcher
 from alpro.inputs import WHOLE, parse_box
 from alpro.log import log
@@ -105,11 +103,11 @@ def application(
         redoc_url=None,  # its page loads scripts of other hosts
     )
     app.router.redirect_slashes = False
-    app.state.queue = RequestQueue()
+    queue = RequestQueue()
 
     _add_errors(app)
-    _add_searches(app, models, rerank, nothing_below)
-    _add_answers(app, models)
+    _add_searches(app, models, queue, rerank, nothing_below)
+    _add_answers(app, models, queue)
     _add_clips(app, models)
     _add_health(app, models)
     _add_page(app)
@@ -136,114 +134,91 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_searches(
-    app: FastAPI, models: ServedModels, rerank: int | None, nothing_below: float | None
+    app: FastAPI,
+    models: ServedModels,
+    queue: RequestQueue,
+    rerank: int | None,
+    nothing_below: float | None,
 ) -> None:
     @app.get("/api/search")
     @app.post("/api/search", operation_id="search_upload")
-    async def search_clips(
-        request: Request, query: Annotated[SearchQuery, Query()]
+    def search_clips(
+        query: Annotated[SearchQuery, Query()],
+        file: Annotated[Path | None, Depends(queue.receive)],
     ) -> dict[str, Any]:
         """Return the clips that fit a text, or that are similar to a clip or to the body; all clips
         if there is neither."""
         searcher: Searcher = models.require("search", "INDEX")
+        if sum(map(bool, (query.text, query.clip, file))) > 1:
+            raise HTTPException(400, "search for a text, a clip or a file, not for two of them")
+        page = query.model_dump(include={"k", "offset", "where", "words"})
 
-        def decode(file: Path | None) -> Any:
-            if file is None:  # an empty body
-                return None
-            if query.text or query.clip:
-                raise HTTPException(400, "search for a text, a clip or a file, not for two of them")
-            return models.frames(searcher.model, "", file)
-
-        def compute(file: Path | None, frames: Any) -> dict[str, Any]:
-            if query.text and query.clip:
-                raise HTTPException(400, "search for a text or for a clip, not both")
-            page = query.model_dump(include={"k", "offset", "where", "words"})
-
-            if query.text:
-                matched = rerank if query.rerank is None else query.rerank
-                result = searcher.search(
-                    query.text, **page, rerank=matched, nothing_below=nothing_below
-                )
-            elif query.clip:
-                models.item(query.clip)  # 404 if there is none
-                embedding = searcher.index.embedding(query.clip)
-                result = searcher.similar(embedding, **page, without=query.clip)
-            elif frames is not None:
-                result = searcher.similar(searcher.model.embed_frames(frames)[0], **page)
-            else:
-                result = searcher.all(**page)
-            return result.json()
-
-        # A search by text must not wait for a thread that decodes.
-        return await app.state.queue.run(
-            request, compute, decode if request.method == "POST" else None
-        )
+        if query.text:
+            page["rerank"] = rerank if query.rerank is None else query.rerank
+            page["nothing_below"] = nothing_below
+            return queue.compute(searcher.search, query.text, **page).json()
+        if query.clip:
+            models.item(query.clip)  # 404 if there is none
+            embedding = searcher.index.embedding(query.clip)
+            return searcher.similar(embedding, **page, without=query.clip).json()
+        if file:
+            _, frames = models.decode(searcher.model, "", file)
+            embedding = queue.compute(searcher.model.embed_frames, frames)[0]
+            return searcher.similar(embedding, **page).json()
+        return searcher.all(**page).json()
 
 
-def _add_answers(app: FastAPI, models: ServedModels) -> None:
+def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> None:
     @app.get("/api/ask")
     @app.post("/api/ask", operation_id="ask_upload")
-    async def ask(request: Request, query: Annotated[Question, Query()]) -> dict[str, Any]:
+    def ask(
+        query: Annotated[Question, Query()],
+        file: Annotated[Path | None, Depends(queue.receive)],
+    ) -> dict[str, Any]:
         """Return answers to a question about a clip or the body, best first."""
-        model = models.require("ask", "--ask MODEL")
-
-        def compute(file: Path | None, frames: Any) -> list[tuple[str, float]]:
-            source = models.source(query.clip, file)
-            return model.ask(source, query.question, query.k, frames=frames)
-
-        answers = await app.state.queue.run(
-            request, compute, lambda file: models.frames(model, query.clip, file)
-        )
+        model: Model = models.require("ask", "--ask MODEL")
+        source, frames = models.decode(model, query.clip, file)
+        answers = queue.compute(model.ask, source, query.question, query.k, frames=frames)
         return {"answers": ranked_words(answers), "note": model.note(query.question)}
 
     @app.get("/api/entities")
     @app.post("/api/entities", operation_id="entities_upload")
-    async def entities(request: Request, query: Annotated[Region, Query()]) -> dict[str, Any]:
+    def entities(
+        query: Annotated[Region, Query()],
+        file: Annotated[Path | None, Depends(queue.receive)],
+    ) -> dict[str, Any]:
         """Return entities in a region of a clip or the body, best first."""
-        model = models.require("entities", "--entities MODEL")
-        # Before the queue: a wrong box is refused at once.
+        model: Model = models.require("entities", "--entities MODEL")
         box = parse_box(query.box) if query.box.strip() else WHOLE
-
-        def compute(file: Path | None, frames: Any) -> list[tuple[str, float]]:
-            source = models.source(query.clip, file)
-            return model.entities(source, box, query.k, text=query.text.strip(), frames=frames)
-
-        named = await app.state.queue.run(
-            request, compute, lambda file: models.frames(model, query.clip, file)
+        source, frames = models.decode(model, query.clip, file)
+        labels = queue.compute(
+            model.entities, source, box, query.k, text=query.text.strip(), frames=frames
         )
-        return {"entities": ranked_words(named), "note": model.entities_note}
+        return {"entities": ranked_words(labels), "note": model.entities_note}
 
 
 def _add_clips(app: FastAPI, models: ServedModels) -> None:
-    threads = ThreadPoolExecutor(os.cpu_count(), "previews")
-
     @lru_cache(maxsize=CACHED_PREVIEWS)
     def preview(key: str, identity: str, frames: int) -> bytes:
         # `identity` is only part of the cache's key: a changed file has a new preview.
         return render_preview(models.current_item(key), frames)
 
     @app.get("/api/clip/{key}")
-    async def clip_file(key: str, view: Literal["file", "still", "moving"] = "file") -> Response:
+    def clip_file(key: str, view: Literal["file", "still", "moving"] = "file") -> Response:
         """Return the file of a clip, in ranges, if browsers may play it; or its middle frame, or
         eight frames that move."""
-        loop = asyncio.get_running_loop()
-        # Threads wait for the disk, which may be a network's; the event loop does not.
-        item = await loop.run_in_executor(threads, models.current_item, key)
-
+        item = models.current_item(key)
         if view != "file":
-            frames = PREVIEW_FRAMES if view == "moving" else 1
-            picture = await loop.run_in_executor(threads, preview, key, item["identity"], frames)
+            picture = preview(key, item["identity"], PREVIEW_FRAMES if view == "moving" else 1)
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])
-        # The path of a sample or a member is that of its tar.
+        # The path of a sample or a member is the path of its tar.
         is_inside = item["frame_offsets"] is not None or item["member"]
         if is_inside or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
             raise HTTPException(
                 404, "browsers cannot play this file; view=moving shows some frames"
             )
-        if not os.access(path, os.R_OK):  # the answer would break off after its headers
-            raise HTTPException(404, "this file cannot be read")
         return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
 
 
@@ -318,7 +293,7 @@ def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def examples(models: ServedModels) -> list[str]:
-    """Return three texts to try: captions of the index, or else entities."""
+    """Return three texts to try: captions of the index."""
     if not models.search:
         return []
     index = models.search.index
@@ -329,7 +304,4 @@ def examples(models: ServedModels) -> list[str]:
     texts = []
     for offset in range(0, count, max(1, -(-count // 3))):
         texts += [item["caption"] for item in index.rows(captioned, 1, offset)]
-    if not texts and models.entities:
-        entities = models.entities.folder.entities
-        texts = entities[:: max(1, len(entities) // 3)][:3]
     return list(dict.fromkeys(texts))

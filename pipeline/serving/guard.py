@@ -104,27 +104,17 @@ def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> 
     return TrustedHostMiddleware(guard, names, www_redirect=False)
 
 
-def serve(app: ASGIApp, host: str, port: int) -> None:
+def serve(app: ASGIApp, listening: socket) -> None:
     """Serve until Ctrl-C or SIGTERM, and then until open requests are answered."""
     config = uvicorn.Config(
         app,
-        host,
-        port,
         log_level="warning",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=10,
         ws="none",
     )
+    host, port = listening.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    print(f"the page is at http://{name}:{port} (Ctrl-C stops it)", flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
-        Server(config).run()
-
-
-class Server(uvicorn.Server):
-    """Print the address once the server listens."""
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            address = f"http://{host}:{self.config.port}"
-            print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
+        uvicorn.Server(config).run([listening])

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
+from torch import Tensor
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.inference.clips import DEFAULT_LIMITS, Source
+from alpro.inference.clips import Source
 from alpro.inference.index import quoted
 from alpro.inference.items import Item, get_source
 from alpro.inference.model import Model
@@ -69,32 +70,29 @@ class ServedModels:
                 )
         return item
 
-    def frames(self, model: Model, key: str, file: Path | None) -> Any:
+    def decode(self, model: Model, key: str, file: Path | None) -> tuple[Source, Tensor]:
         """Decode the clip or the body of a request.
+
+        Returns:
+            What was decoded, and its frames (1, T, 3, H, W) uint8.
 
         Raises:
             HTTPException: The request has both or none, or the clip's file is another one.
-            DecodeError: It cannot be decoded.
+            InputError: The body cannot be decoded.
         """
         if bool(key) == bool(file):
             raise HTTPException(400, "name a clip by its key, or send a file")
         if not file:
-            return model.frames(get_source(self.current_item(key)), DEFAULT_LIMITS)
+            clip = get_source(self.current_item(key))
+            return clip, model.frames(clip)
+
+        # The file has no name that would say what it is.
+        upload = Row(id="upload", path=file, kind=content_kind(read_head(file)))
         try:
-            return model.frames(upload_source(file), UPLOAD_LIMITS)
+            return upload, model.frames(upload, UPLOAD_LIMITS)
         except DecodeError as error:
             # The detail may name the server's own files.
             raise InputError(describe_upload(file, error.reason)) from error
-
-    def source(self, key: str, file: Path | None) -> Source:
-        """Return the clip or the body of a request. `frames` has compared the clip's file with the
-        index."""
-        return upload_source(file) if file else get_source(self.item(key))
-
-
-def upload_source(file: Path) -> Row:
-    """Return the row of an uploaded file, whose name says nothing."""
-    return Row(id="upload", path=file, kind=content_kind(read_head(file)))
 
 
 def describe_upload(file: Path, reason: str) -> str:

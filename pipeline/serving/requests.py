@@ -1,23 +1,23 @@
-"""How requests take turns: files are received and decoded side by side, and the models compute one
+"""Limits of requests: files are received and decoded side by side, and the models compute one
 request at a time."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import Semaphore
 from typing import IO, Any, TypeVar
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
-MAX_WAITING = 32  # requests, including the one that is computed
+# Requests that wait or compute. The server has 40 threads, so that some are free for pictures.
+MAX_WAITING = 32
 MAX_UPLOADS = 8  # bodies that are received or decoded at a time
 MAX_UPLOAD_BYTES = 200 << 20
 UPLOAD_SECONDS = 120.0
-DECODERS = max(2, (os.cpu_count() or 2) // 2)
 T = TypeVar("T")
 
 
@@ -25,64 +25,46 @@ class RequestQueue:
     """Run functions of the models one at a time, in order."""
 
     def __init__(self) -> None:
-        self.waiting = 0
-        self.uploads = 0
-        self.turn = asyncio.Lock()
-        self.models = ThreadPoolExecutor(1, "models")  # PyTorch keeps workers for each thread
-        # Two pools: uploads that take long do not hold back clips of the index.
-        self.upload_decoders = ThreadPoolExecutor(DECODERS, "uploads")
-        self.clip_decoders = ThreadPoolExecutor(DECODERS, "clips")
+        self._places = Semaphore(MAX_WAITING)
+        self._upload_places = Semaphore(MAX_UPLOADS)
+        self._thread = ThreadPoolExecutor(1, "models")  # PyTorch keeps workers for each thread
 
-    async def run(
-        self,
-        request: Request,
-        compute: Callable[[Path | None, Any], T],
-        decode: Callable[[Path | None], Any] | None = None,
-    ) -> T:
-        """Return compute(file, decode(file)), where `file` is the body of a POST; None if it is
-        empty.
+    def compute(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return function(*args, **kwargs), when it is its turn."""
+        return self._thread.submit(function, *args, **kwargs).result()
+
+    async def receive(self, request: Request) -> AsyncIterator[Path | None]:
+        """Take a place until the answer is sent, and receive the body of a POST as a file.
+
+        Yields:
+            The file, which is deleted afterwards; None if there is no body.
 
         Raises:
-            HTTPException: Too many requests wait, the body is too large or too slow, or the client
-                has gone.
+            HTTPException: Too many requests wait, or the body is too large or too slow.
         """
-        loop = asyncio.get_running_loop()
-        async with self._receive(request) as file:
-            # A longer queue would answer everybody late.
-            if self.waiting >= MAX_WAITING:
-                raise HTTPException(429, "too many requests are waiting", {"Retry-After": "1"})
-
-            self.waiting += 1
-            try:
-                decoded = None
-                if decode:
-                    pool = self.upload_decoders if file else self.clip_decoders
-                    decoded = await loop.run_in_executor(pool, decode, file)
-                async with self.turn:
-                    if await request.is_disconnected():
-                        raise HTTPException(499)
-                    return await loop.run_in_executor(self.models, compute, file, decoded)
-            finally:
-                self.waiting -= 1
-
-    @asynccontextmanager
-    async def _receive(self, request: Request) -> AsyncIterator[Path | None]:
-        """Receive the body of a POST as a file, which is deleted afterwards."""
-        if request.method != "POST":
-            yield None
-            return
-        if self.uploads >= MAX_UPLOADS:
-            raise HTTPException(
-                429, "too many uploads", {"Retry-After": "1", "Connection": "close"}
-            )
-
-        self.uploads += 1
-        try:
-            with NamedTemporaryFile(prefix="alpro-upload-") as file:
+        # A longer queue would answer everybody late.
+        with take(self._places, "requests"):
+            if request.method != "POST":
+                yield None
+                return
+            with (
+                take(self._upload_places, "uploads"),
+                NamedTemporaryFile(prefix="alpro-upload-") as file,
+            ):
                 await save_body(request, file)
                 yield Path(file.name) if file.tell() else None
-        finally:
-            self.uploads -= 1
+
+
+@contextmanager
+def take(places: Semaphore, name: str) -> Iterator[None]:
+    """Take one of the places, or raise 429."""
+    if not places.acquire(blocking=False):
+        headers = {"Retry-After": "1", "Connection": "close"}
+        raise HTTPException(429, f"too many {name} are waiting", headers)
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def save_body(request: Request, file: IO[bytes]) -> None:

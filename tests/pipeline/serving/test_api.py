@@ -16,7 +16,7 @@ from alpro.inference.index import Index
 from alpro.inference.index_videos import remove_videos
 from alpro.inference.search import Searcher
 from alpro.pipeline.cli.options import ModelOptions as Options
-from alpro.pipeline.cli.serve import load_models, token_of
+from alpro.pipeline.cli.serve import load_models, read_token
 from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded
 from alpro.pipeline.serving.models import ServedModels
@@ -311,7 +311,7 @@ def test_other_machines_need_a_token(host, content, variable, expected, tmp_path
     file = tmp_path / "token"
     file.write_bytes(content or b"")
     with pytest.raises(InputError, match=r"(?i)token") if expected is None else nullcontext():
-        assert token_of(host, None if content is None else file) == expected
+        assert read_token(host, None if content is None else file) == expected
 
 
 def test_a_changed_index_is_noticed(models, videos, tmp_path):

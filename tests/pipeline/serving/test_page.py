@@ -1,14 +1,14 @@
 """The page of `alpro serve` in a browser, as wide as a phone."""
 
 import shutil
+import socket
 import threading
 
 import pytest
 import uvicorn
 
 from alpro.pipeline.serving.app import application
-from alpro.pipeline.serving.guard import Server, guarded
-from tests.pipeline.conftest import wait_for
+from alpro.pipeline.serving.guard import guarded
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -19,16 +19,15 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 
 
 @pytest.fixture(scope="module")
-def address(models, free_port):
-    port = free_port()
+def address(models):
     app = guarded(application(models), "127.0.0.1")
-    server = Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    wait_for(lambda: server.started or not thread.is_alive())
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
