@@ -1,5 +1,4 @@
-"""Fine-tunes for question answering as classification of the training answers (paper, section
-4.1)."""
+"""Fine-tune for question answering, a classification of the training answers (paper, section 4.1)."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, fine_tuned, train
 
-VERSION = 7  # a byte order mark is no part of the first answer
+VERSION = 7  # a byte order mark does not belong to the first answer
 
 
 class Config(TrainingConfig, frozen=True):
@@ -52,17 +51,17 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
+    """Fine-tune the pre-trained model, or the model folder that replaces it (`start`)."""
     config: Config | None = pipeline.finetune_qa
     if config is None:
         return None
 
-    # `start` replaces pre-training: the model is a folder of the user's then.
     folders = {"model": pipeline.start} if pipeline.start else {}
     return Needs(config, {"model": "pretrain"}, folders, config.corpora)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes model/ with the best weights on validation."""
+    """Write model/ with the best weights on validation."""
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)
@@ -81,7 +80,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         ).to(device)
         validate, select = validate_qa(objective, inputs.corpora, start.tokenizer, answers, config)
 
-        # Row i of the head is answers[i]: the folder holds both.
+        # Row i of the head is the class of answers[i], so the folder has both.
         bundle = ModelBundle("qa", model, start.tokenizer, start.preprocessing, answers=answers)
         return Training(bundle, objective, validate, select)
 
@@ -89,10 +88,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def frequent_answers(folders: list[Path], count: int) -> list[str]:
-    """The `count` most frequent answers of the training splits, ties in alphabetical order. Raises
-    InputError if the training splits have fewer than two."""
+    """Return the `count` most frequent answers of the training splits, ties in alphabetical order.
+
+    Raises:
+        InputError: If the training splits have fewer than two different answers.
+    """
     counts: Counter[str] = Counter()
-    for folder in dict.fromkeys(folders):  # two names may have one folder
+    for folder in dict.fromkeys(folders):  # two corpora may be the same folder
         for row in read_index(folder, ["split", "questions"]).to_pylist():
             if row["split"] == "train":
                 counts.update(question["answer"] for question in row["questions"])

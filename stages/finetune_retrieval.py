@@ -1,4 +1,4 @@
-"""Fine-tunes for text-video retrieval: VTC + VTM, with model selection on the validation split
+"""Fine-tune for text-video retrieval: VTC + VTM, with model selection on the validation split
 (paper, section 4.1)."""
 
 from pathlib import Path
@@ -34,18 +34,18 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
+    """Fine-tune the pre-trained model, or the model folder that replaces it (`start`)."""
     config: Config | None = pipeline.finetune_retrieval
     if config is None:
         return None
 
-    # `start` replaces pre-training: the model is a folder of the user's then.
     folders = {"model": pipeline.start} if pipeline.start else {}
     return Needs(config, {"model": "pretrain"}, folders, config.corpora)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes model/ with the best weights on validation,
-    and whether they rank better by similarity or by matching there."""
+    """Write model/ with the best weights on validation, and the ranking that was better there: by
+    similarity or by matching."""
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)

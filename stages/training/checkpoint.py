@@ -1,5 +1,4 @@
-"""Checkpoints with bit-exact resume: safetensors and JSON, written to a temporary folder, then
-renamed."""
+"""Checkpoints with bit-exact resume: safetensors and JSON in a temporary folder that is renamed."""
 
 import json
 import re
@@ -18,11 +17,11 @@ from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 from alpro.models.folder import write_tensors
 
-KEEP = 2
+KEPT_CHECKPOINTS = 2
 
 
 class Checkpoints:
-    """The checkpoints of a training run: folders step-00000123 with model, optimizer, state and
+    """Checkpoints of a training run: folders step-00000123 with model, optimizer, state and
     checksums."""
 
     def __init__(self, folder: Path):
@@ -36,14 +35,17 @@ class Checkpoints:
         state: dict[str, Any],
         rng: Sequence[Tensor],
     ) -> None:
-        """Writes the checkpoint after `step` steps and deletes all but the newest two.
+        """Write the checkpoint after `step` steps, and delete all but the newest two.
 
-        rng: the random state of every rank. Raises OSError if it cannot be written; earlier
-        checkpoints are kept.
+        Args:
+            rng: Random state of every rank.
+
+        Raises:
+            OSError: If it cannot be written. Earlier checkpoints are kept.
         """
         make_folder(self.folder)
 
-        # The checksums are written last, and the folder gets its name after them.
+        # The folder is renamed after its checksums are written, so an incomplete one has no name.
         temporary = self.folder / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -65,28 +67,31 @@ class Checkpoints:
         publish(temporary, target)
         log.debug(f"checkpoint {target}")
 
-        for old in self.all()[KEEP:]:
+        for old in self.all()[KEPT_CHECKPOINTS:]:
             shutil.rmtree(old)
-        # Best weights are kept as long as a checkpoint refers to them.
+        # Best weights stay as long as a checkpoint refers to them.
         with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
-            states_kept = [json.loads((path / "state.json").read_text()) for path in self.all()]
-            referenced = {state.get("best_step") for state in states_kept}
+            stored = [json.loads((path / "state.json").read_text()) for path in self.all()]
+            referenced = {values.get("best_step") for values in stored}
             for best in self.folder.glob("best-*.safetensors"):
                 if int(best.stem.split("-")[1]) not in referenced:
                     best.unlink()
 
     def all(self) -> list[Path]:
-        """The checkpoint folders, newest first."""
+        """List the checkpoint folders, newest first."""
         folders = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
         return sorted(folders, reverse=True)
 
     def restore(
         self, model: nn.Module, optimizer: Optimizer, rank: int = 0
     ) -> dict[str, Any] | None:
-        """Loads the newest intact checkpoint and returns its state, or None.
+        """Load the newest intact checkpoint.
 
-        A corrupt checkpoint is logged and deleted, and the previous one is used. Restores the
-        random state of `rank`; a rank that is not in the checkpoint keeps its own.
+        A corrupt checkpoint is logged and deleted, and the previous one is used. The random state of
+        `rank` is restored; a rank that is not in the checkpoint keeps its own.
+
+        Returns:
+            The state that was saved, or None if there is no checkpoint.
         """
         for folder in self.all():
             corrupt = corrupt_files(folder)
@@ -97,7 +102,7 @@ class Checkpoints:
                 continue
 
             log.debug(f"restoring {folder}")
-            # Not strict: frozen weights are not in the file.
+            # Not strict: the file has no frozen weights.
             weights = load_file(folder / "model.safetensors")
             unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
             assert not unexpected, unexpected
@@ -112,14 +117,14 @@ class Checkpoints:
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name: checkpoints do not store the frozen prompter."""
+    """Return the trainable parameters by name. Checkpoints do not store the frozen prompter."""
     return {
         name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
     }
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer state as tensors named `<parameter index>.<state>`."""
+    """Return the optimizer's state as tensors named `<parameter index>.<state>`."""
     tensors = {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -128,24 +133,26 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load the tensors of `optimizer_tensors` into an optimizer."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
 
-    # Settings such as weight decay come from the configuration, not from the checkpoint.
+    # Settings such as weight decay come from the configuration and not from the checkpoint.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def random_state() -> Tensor:
-    """The random state of this rank: the CPU generator's bytes, followed by those of its GPU, if
-    any."""
+    """Return the random state of this rank: the bytes of the CPU's generator, followed by the bytes
+    of its GPU's, if any."""
     cpu = torch.get_rng_state()
     return torch.cat([cpu, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else cpu
 
 
 def set_random_state(state: Tensor) -> None:
+    """Restore a state of `random_state`."""
     size = len(torch.get_rng_state())
     torch.set_rng_state(state[:size])
     if torch.cuda.is_available() and len(state) > size:
@@ -153,7 +160,8 @@ def set_random_state(state: Tensor) -> None:
 
 
 def corrupt_files(folder: Path) -> str:
-    """The corrupt or missing files of a checkpoint, or the error; empty if it is intact."""
+    """Return the names of the corrupt or missing files of a checkpoint, or the error of reading
+    them; empty if it is intact."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
         wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]

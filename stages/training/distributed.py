@@ -1,4 +1,4 @@
-"""Training and evaluation in several processes: the process group. Its collectives are in
+"""The process group of a training or evaluation in several processes. Its collectives are in
 models/ranks.py."""
 
 import inspect
@@ -19,7 +19,7 @@ from alpro.stages.execution.interface import Resources
 
 @dataclass(frozen=True)
 class World:
-    """Global rank, number of ranks and device of this process."""
+    """The global rank and device of this process, and the number of ranks."""
 
     rank: int
     size: int
@@ -33,7 +33,7 @@ class World:
 
 @contextmanager
 def init_distributed(resources: Resources) -> Iterator[World]:
-    """Initializes the process group under torchrun; a world of size 1 without it."""
+    """Initialize the process group under torchrun. Without torchrun, the world has one rank."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = pick_device(resources.device, local)
     size = int(os.environ.get("WORLD_SIZE", 1))
@@ -50,11 +50,13 @@ def init_distributed(resources: Resources) -> Iterator[World]:
 
 
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
-    """Averages gradients over the ranks. Buffers are constants, which need no synchronization."""
+    """Wrap a module so that its gradients are averaged over the ranks. Its buffers are constants
+    and are not synchronized."""
     # PyTorch 2.13 renamed this option.
-    known = inspect.signature(DistributedDataParallel).parameters
-    renamed = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {renamed: False}
-    # Gradients are views of what is reduced: one copy of them less in memory.
-    options["gradient_as_bucket_view"] = True
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers"
+    if buffers not in parameters:
+        buffers = "broadcast_buffers"
+    # Gradients are views of the reduced buckets, which saves a copy of them.
+    options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(module, **options)

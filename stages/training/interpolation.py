@@ -1,6 +1,6 @@
-"""Weights between those before and after a fine-tuning (WiSE-FT: Wortsman et al., Robust
-Fine-tuning of Zero-shot Models, 2022): a small fine-tuning of a CLIP often gains most on the way,
-and keeps more of what the CLIP knew."""
+"""Interpolation between the weights before and after a fine-tuning (WiSE-FT: Wortsman et al., Robust
+Fine-tuning of Zero-shot Models, 2022). After a small fine-tuning of a CLIP, weights in between often
+score best, and keep more of what the CLIP knew."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from alpro.log import log
 from alpro.models.ranks import broadcast, rank
 from alpro.stages.training.checkpoint import trainable
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the fine-tuning; 0: the weights before it
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: the weights before fine-tuning, 1: those after it
 
 
 @torch.no_grad()
@@ -21,18 +21,20 @@ def interpolate_(
     validate: Callable[[], dict[str, float]],
     metric: str,
 ) -> dict[str, float]:
-    """Sets the trained weights to the best on validation between those `before` and their present
-    values.
+    """Set the trained weights to the interpolation that is the best on validation. Among equally
+    good ones, the largest share is chosen. Every rank calls this function.
 
-    Of equal shares the largest is kept. Every rank calls it; the present weights of rank 0 count.
+    Args:
+        before: The weights before fine-tuning.
+        validate: Returns the metrics of the model's current weights.
+        metric: The metric that decides; higher is better.
 
     Returns:
         The metrics of the chosen weights, `metric` of every share as
-        `<metric>/interpolated/<share>`, and the chosen
-        share as `interpolation_share`.
+        `<metric>/interpolated/<share>`, and the chosen share as `interpolation_share`.
     """
     weights = trainable(model)
-    # Rank 0 alone has loaded the weights that were the best on validation (`Run.train`).
+    # Only rank 0 has loaded the weights that were the best on validation (`Run.train`).
     broadcast(list(weights.values()))
 
     after = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
@@ -51,5 +53,5 @@ def interpolate_(
     rows = {f"{metric}/interpolated/{share:g}": results[share][metric] for share in SHARES}
     if rank() == 0:
         scores = ", ".join(f"{share:g}: {results[share][metric]:.2f}" for share in SHARES)
-        log.info(f"{metric} by share of the fine-tuning in the weights: {scores}; kept {best:g}")
+        log.info(f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}")
     return results[best] | rows | {"interpolation_share": best}

@@ -1,4 +1,4 @@
-"""Training metrics as JSON lines, which MLflow and the report read."""
+"""Metrics of a training as JSON lines, from which MLflow and the report are made."""
 
 import json
 import math
@@ -18,19 +18,20 @@ from alpro.log import log
 from alpro.models.ranks import all_reduce_sum
 from alpro.stages.training.config import TrainingConfig
 
-CHANCE_SHARE = 0.98  # of the level, from which on a loss counts as being there
-LAST_VALUES = 3  # the last values that are averaged
+CHANCE_SHARE = 0.98  # a loss above this fraction of its chance level has learned nothing
+LAST_VALUES = 3  # last logged values of a loss that are averaged
 
 
 class MetricsFile:
-    """metrics.jsonl of a stage: one object per line with `step`, `time` and the metrics."""
+    """metrics.jsonl of a stage: one object per line with `step`, `time` and the metrics. Only rank
+    0, which is `active`, writes it."""
 
     def __init__(self, folder: Path, active: bool = True):
         self.path = folder / "metrics.jsonl"
-        self.active = active  # only rank 0 writes
+        self.active = active
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line. A failed write is logged and does not stop training."""
+        """Append a line. A failed write is logged and does not stop training."""
         if not self.active:
             return
 
@@ -39,31 +40,31 @@ class MetricsFile:
         try:
             with open(self.path, "a") as file:
                 file.write(line)
-        except OSError as error:  # for example a full disk, which may have space again later
-            # The next line would continue a line that was written in part.
+        except OSError as error:  # a full disk may have space again later
+            # Otherwise the next line would continue the one that was written in part.
             with suppress(OSError):
                 os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
     def sync(self) -> None:
-        """Before a checkpoint: what comes before it is not computed again."""
+        """Write the lines to disk. Called before a checkpoint: steps before it are not run again."""
         if self.active and self.path.exists():
             sync(self.path)
             sync(self.path.parent)
 
     def drop_after(self, step: int) -> None:
-        """Removes the lines after `step`: a run resumed from a checkpoint writes them again."""
+        """Remove the lines after `step`, which a run that resumes from a checkpoint writes again."""
         if not self.active or not self.path.exists():
             return
 
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file, up to one that cannot be read; empty if there is no
-    such file."""
+    """Read the complete lines of a metrics file, up to the first unreadable one. A missing file has
+    no lines."""
     lines: list[dict[str, Any]] = []
     with suppress(FileNotFoundError, ValueError), open(path) as file:
         lines += (json.loads(line) for line in file if line.endswith("\n"))
@@ -71,26 +72,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Mean:
-    """Means of metrics over the steps since the last `read`. Sums stay on the device: one
-    synchronization per read."""
+    """Means of metrics over the steps since the last `read`. The sums stay on the device: only
+    `read` synchronizes with it."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.sums: Tensor | None = None  # of each metric, then the number of steps
+        # Sum of each metric, followed by the number of steps.
+        self.sums: Tensor | None = None
 
     def add(self, names: tuple[str, ...], values: Tensor, counted: Tensor) -> None:
-        """Adds the metrics (M,) of a step, unless `counted` (a boolean tensor) is False."""
+        """Add the metrics of a step.
+
+        Args:
+            names: The same M names in each step.
+            values: The metrics (M,).
+            counted: A boolean tensor; if it is False, the step is left out.
+        """
         assert names == self.names or self.sums is None, (
             "all steps of a stage have the same metrics"
         )
         row = torch.cat([values.double(), values.new_ones(1, dtype=torch.double)])
-        # A product with 0 would keep NaN.
+        # Multiplying by 0 instead would keep NaN.
         row = torch.where(counted, row, 0.0)
         self.names = names
         self.sums = row if self.sums is None else self.sums + row
 
     def read(self) -> dict[str, float]:
-        """The means over all ranks since the last read; empty if no step was counted."""
+        """Return the means over all ranks since the last read; empty if no step was counted."""
         if self.sums is None:
             return {}
         *sums, count = all_reduce_sum(self.sums).tolist()
@@ -100,8 +108,8 @@ class Mean:
         return {name: value / count for name, value in zip(self.names, sums, strict=True)}
 
     def state(self) -> dict[str, float]:
-        """The sums over all ranks by name, and the number of steps under "", for a checkpoint. Rank
-        0 restores them."""
+        """Return the sums over all ranks by name, and the number of steps under "", for a checkpoint.
+        Rank 0 restores them."""
         if self.sums is None:
             return {}
         return dict(zip((*self.names, ""), all_reduce_sum(self.sums).tolist(), strict=True))
@@ -113,7 +121,7 @@ class Mean:
 
 
 class Skipped:
-    """Counts steps skipped because a loss or the gradient was not finite.
+    """Counter of the steps that were skipped because a loss or the gradient was not finite.
 
     The flags stay on the device until `read`, which copies all of them at once.
     """
@@ -123,12 +131,19 @@ class Skipped:
         self.pending: list[tuple[int, tuple[str, ...], Tensor]] = []
 
     def add(self, step: int, names: tuple[str, ...], wrong: Tensor) -> None:
-        """wrong (M,): on how many ranks each metric of the step is not finite."""
+        """Add the flags of a step.
+
+        Args:
+            wrong: Number of ranks (M,) on which each metric is not finite.
+        """
         self.pending.append((step, names, wrong))
 
     def read(self, limit: int) -> int:
-        """The number of skipped steps since the last read. Raises InputError after `limit` in a
-        row."""
+        """Return the number of skipped steps since the last read.
+
+        Raises:
+            InputError: If `limit` consecutive steps were skipped.
+        """
         if not self.pending:
             return 0
 
@@ -147,11 +162,10 @@ class Skipped:
 
 
 def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
-    """The loss of a model that gives every pair, and every answer, the same probability, by the
-    name of the loss.
+    """Return each loss of a model that gives every pair, and every answer, the same probability.
 
-    VTC: ln of the pairs that are contrasted. VTM: the entropy of one pair that matches and two that
-    do not. QA: ln of the number of answers.
+    VTC: ln of the number of pairs that are contrasted. VTM: the entropy of one pair that matches and
+    two that do not. QA: ln of the number of answers.
     """
     pairs = config.batch_size
     if not config.contrasts_whole_batch:
@@ -165,7 +179,7 @@ def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
 def losses_at_chance(
     lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int
 ) -> Iterator[str]:
-    """A warning for each loss whose last values, of the lines of metrics.jsonl, are not below its
+    """Yield a warning for each loss whose last values in metrics.jsonl are not below its chance
     level."""
     for name, level in chance_levels(config, answers).items():
         key = f"train/loss_{name}"
