@@ -21,12 +21,11 @@ from alpro.stages.execution.interface import (
     StageInputs,
     file_or_word,
 )
-from alpro.stages.vocabulary import verbs
-from alpro.stages.vocabulary.nouns import Use, Words, composed, count_words, read_captions
+from alpro.stages.vocabulary.nouns import Words, composed, count_words, read_captions
 
-VERSION = 7  # templates in any script
-# Nouns that name no object: amounts and kinds, places in the image, the image and its parts, and
-# words that stand for anything.
+VERSION = 8  # nouns are counted in one use
+# Words that name no object: amounts and kinds, places in the image, the image and its parts, words
+# that stand for anything, and what a camera does, which taggers take for nouns in terse captions.
 NON_OBJECTS = (
     "amount bit bunch couple half lot lots number pair part parts piece pieces series variety "
     "kind kinds sort sorts type types way ways "
@@ -35,7 +34,8 @@ NON_OBJECTS = (
     "angle angles background backgrounds clip clips closeup closeups footage foreground "
     "frame frames image images lapse motion picture pictures scene scenes segment segments "
     "sequence sequences shot shots view views "
-    "item items object objects other others stuff thing things time times"
+    "item items object objects other others stuff thing things time times "
+    "zoom zooms"
 )
 LETTERS = range(2, 31)  # allowed lengths of an entity
 MIN_COUNT = 2  # occurrences of an entity
@@ -87,19 +87,6 @@ class Candidate:
     name: str
     count: int  # as a noun
     occurrences: int  # as any part of speech
-    after_noun: int = 0  # as a noun that follows a noun or a pronoun
-    family: int = 0  # as a noun, with the count of its singular
-    verb_forms: int = 0  # occurrences of its forms in -ing and -ed as other parts of speech
-
-    @property
-    def is_verb(self) -> bool:
-        """Whether the corpus uses the word as a verb in the third person."""
-        return (
-            bool(self.verb_forms)
-            and self.after_noun >= verbs.MIN_AFTER_NOUN * self.count
-            and self.occurrences - self.count >= verbs.MIN_OTHER * self.occurrences
-            and self.verb_forms >= verbs.MIN_VERB_FORMS * self.family
-        )
 
 
 class Inputs(StageInputs):
@@ -162,25 +149,10 @@ def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
 
 def list_nouns(words: Words) -> list[Candidate]:
     """List the nouns among counted words, the most frequent first, ties in alphabetical order."""
-
-    def as_noun(name: str) -> int:
-        return words[name, Use.NOUN] + words[name, Use.AFTER_NOUN]
-
     nouns = []
-    for name in {name for name, use in words if use is not Use.OTHER}:
-        count = as_noun(name)
-        stems = verbs.get_stems(name)
-        forms = {form for stem in stems for form in verbs.get_verb_forms(stem)}
-        noun = Candidate(
-            name,
-            count=count,
-            occurrences=count + words[name, Use.OTHER],
-            after_noun=words[name, Use.AFTER_NOUN],
-            family=count + sum(as_noun(stem) for stem in stems),
-            verb_forms=sum(words[form, Use.OTHER] for form in forms),
-        )
-        nouns.append(noun)
-
+    for (name, is_noun), count in words.items():
+        if is_noun:
+            nouns.append(Candidate(name, count, occurrences=count + words[name, False]))
     # A fixed order: ties at M must not depend on the order in which captions are read.
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
@@ -273,8 +245,6 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     # Taggers sometimes take a verb or an adjective for a noun.
     if word.count < config.min_noun_share * word.occurrences:
         return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
-    if config.min_noun_share and word.is_verb:
-        return "a verb after its subject in most of its occurrences"
     if word.count < MIN_COUNT:
         return f"fewer than {MIN_COUNT} times"
     return ""

@@ -1,1 +1,1 @@
-"""Nouns and verbs of captions."""
+"""Nouns of captions."""

@@ -9,7 +9,6 @@ of processes.
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import metadata
@@ -28,18 +27,11 @@ from alpro.stages.execution.interface import Resources
 if TYPE_CHECKING:
     from spacy.language import Language
 
-VERSION = 1  # of the words of a unit; increase it if they change for the same texts
+VERSION = 2  # of the words of a unit; increase it if they change for the same texts
 
 
-class Use(Enum):
-    """The part of speech of an occurrence of a word."""
-
-    NOUN = "noun"
-    AFTER_NOUN = "noun that follows a noun or a pronoun, as a verb follows its subject"
-    OTHER = "another part of speech"
-
-
-Words = Counter[tuple[str, Use]]  # lower-cased words, in each use
+# Counts of lower-cased words, as nouns (True) and as other parts of speech.
+Words = Counter[tuple[str, bool]]
 
 
 class CaptionUnit(NamedTuple):
@@ -53,7 +45,7 @@ class CaptionUnit(NamedTuple):
         return self.name
 
 
-WORDS = "words.json"  # of a unit: (word, use, count)
+WORDS = "words.json"  # of a unit: (word, is_noun, count)
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
 CAPTIONS_PER_UNIT = 4096  # a unit takes about a second
@@ -75,7 +67,7 @@ _tagging = threading.Lock()  # the vocabulary of a pipeline is not thread-safe
 
 
 def count_words(captions: Counter[str], tagger: str, out: Path, resources: Resources) -> Words:
-    """Count the words of captions (which have counts themselves), each use apart.
+    """Count the words of captions, which have counts themselves, as nouns and as others.
 
     Args:
         out: The folder of the stage.
@@ -115,14 +107,14 @@ def tag_in_workers(
     work = partial(find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store)
     for task, unit in finish_units(units, work, out, resources):
         rows = read_json(store.folder(unit.key) / WORDS)
-        yield task, Counter({(word, Use[use]): count for word, use, count in rows})
+        yield task, Counter({(word, is_noun): count for word, is_noun, count in rows})
 
 
 def find_or_tag(task: CaptionUnit, tagger: str, version: str, store: Units) -> Unit:
     """Find the unit of the captions, or tag them."""
 
     def write(folder: Path) -> dict[str, Any]:
-        rows = [(word, use.name, n) for (word, use), n in tag_unit(task, tagger).items()]
+        rows = [(word, is_noun, n) for (word, is_noun), n in tag_unit(task, tagger).items()]
         write_json(folder / WORDS, rows)
         return {}
 
@@ -143,26 +135,19 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     """Count the words of a unit's texts, weighted by the counts of the texts."""
     nlp = load_tagger(tagger)
     # Imported here: spaCy is optional, and `load_tagger` says what to install.
-    from spacy.symbols import LOWER, NOUN, POS, PRON, PROPN
+    from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
-    # By word id, whether the word is a noun, and whether it follows a noun or a pronoun.
-    counts: Counter[tuple[int, bool, bool]] = Counter()
-    words: Words = Counter()
+    counts: Counter[tuple[int, bool]] = Counter()  # by the id of a word, and whether it is a noun
     # One thread, because the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         docs = nlp.pipe(map(composed, unit.texts), batch_size=CAPTIONS_PER_BATCH)
         for doc, weight in zip(docs, unit.counts, strict=True):
-            follows = False
             for word, tag in doc.to_array([LOWER, POS]).tolist():
-                counts[word, tag == NOUN, follows] += weight
-                follows = tag in (NOUN, PROPN, PRON)
+                counts[word, tag == NOUN] += weight
 
-        for (word, is_noun, follows), count in counts.items():
-            use = Use.OTHER
-            if is_noun:
-                use = Use.AFTER_NOUN if follows else Use.NOUN
-            words[nlp.vocab.strings[word], use] += count
+        strings = nlp.vocab.strings
+        words = Counter({(strings[word], noun): count for (word, noun), count in counts.items()})
 
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()

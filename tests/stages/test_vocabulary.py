@@ -29,7 +29,7 @@ from alpro.stages.build_vocabulary import (
 )
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
-from alpro.stages.vocabulary.nouns import CaptionUnit, Use, count_words, load_tagger, tag_unit
+from alpro.stages.vocabulary.nouns import CaptionUnit, count_words, load_tagger, tag_unit
 from tests.conftest import ROOT, one_line
 
 GERMAN = Templates(video=("Ein Film: {}.",), image=("Ein Foto: {}.",))
@@ -39,7 +39,7 @@ PICTURE = "background clip corner frame left right scene scenes shot start view"
 
 def words_of(**counts: int) -> list[Candidate]:
     """Nouns that occur only as nouns, with their counts."""
-    return list_nouns(Counter({(name, Use.NOUN): count for name, count in counts.items()}))
+    return list_nouns(Counter({(name, True): count for name, count in counts.items()}))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_left_out_nouns_have_a_reason():
         photos=20,
     )
     words += words_of(fish=2, rarity=1)
-    words += list_nouns(Counter({("talks", Use.NOUN): 39, ("talks", Use.OTHER): 61}))
+    words += list_nouns(Counter({("talks", True): 39, ("talks", False): 61}))
     config = Config(entities=2, exclude=("animal",))
     chosen, left_out = select_words(words, config)
     assert chosen == [("ball", 60), ("box", 50)]
@@ -105,11 +105,11 @@ def test_left_out_nouns_have_a_reason():
 def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
     words = Counter(
         {
-            ("dog", Use.NOUN): 9,
-            ("play", Use.NOUN): 3,
-            ("play", Use.OTHER): 7,
-            ("up", Use.NOUN): 2,
-            ("up", Use.OTHER): 98,
+            ("dog", True): 9,
+            ("play", True): 3,
+            ("play", False): 7,
+            ("up", True): 2,
+            ("up", False): 98,
         }
     )
     config = Config(min_noun_share=share)
@@ -218,8 +218,8 @@ def test_word_counts_are_weighted_by_captions_and_part_of_speech(tmp_path, resou
     captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
     words = count_words(captions, "embedded", tmp_path, resources)
     others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
-    assert words == {("dog", Use.NOUN): 4, ("cat", Use.NOUN): 1} | {
-        (word, Use.OTHER): count for word, count in others.items()
+    assert words == {("dog", True): 4, ("cat", True): 1} | {
+        (word, False): count for word, count in others.items()
     }
 
 
@@ -252,7 +252,7 @@ def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
     monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
     before = load_tagger("embedded")
     assert load_tagger("embedded") is before  # once a process
-    assert tag_unit(CaptionUnit("", ["a dog sleeps"], [1]), "embedded")["dog", Use.NOUN] == 1
+    assert tag_unit(CaptionUnit("", ["a dog sleeps"], [1]), "embedded")["dog", True] == 1
     assert load_tagger("embedded") is not before
 
 
@@ -283,9 +283,7 @@ def other_tagger(tmp_path_factory) -> str:
 
 def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
     assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
-    assert (
-        tag_unit(CaptionUnit("", ["the gizmo shines"], [1]), other_tagger)["gizmo", Use.NOUN] == 1
-    )
+    assert tag_unit(CaptionUnit("", ["the gizmo shines"], [1]), other_tagger)["gizmo", True] == 1
 
 
 TEXTS = [
