@@ -19,11 +19,13 @@ TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
-`alpro config list` lists these, and `alpro config show NAME` prints one with all its values. `base = "NAME"` at the top
-of a file continues another: `msrvtt_retrieval` continues `webvid_cc3m` or, with `--pretrained`, a model.
+`alpro config list` lists these, and `alpro config show NAME` prints one with all its values. A file with
+`base = "NAME"` is laid over another: tables are merged, lists replaced. `msrvtt_retrieval` is laid over `webvid_cc3m`.
 
 `--set stage.key=value` changes a value on the command line, also in lists:
-`--set train_prompter.phases.0.steps=100`. Unknown keys and values out of range are refused before anything runs.
+`--set train_prompter.phases.0.steps=100`. The value is TOML, or text without quotes. `--data X` is
+`--set corpora.data.data=X`. Unknown keys, values out of range, and batches that the processes do not divide are refused
+before anything runs.
 
 `[model]` is for ALPRO and the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
 skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent."""

@@ -16,7 +16,7 @@ import yaml
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
-from alpro.pipeline.config.layers import CONFIGS, shipped
+from alpro.pipeline.config.load import CONFIGS, shipped
 from alpro.pipeline.execution import launch
 from alpro.pipeline.execution.launch import GRACE_SECONDS
 from alpro.pipeline.flows.study import STUDIES, Study, load_study

@@ -20,11 +20,11 @@ from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.config.layers import CONFIGS, shipped
+from alpro.pipeline.config.load import CONFIGS, shipped
 from alpro.pipeline.plan.checks import check_plan, check_test_items
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.models import read_settings
-from alpro.pipeline.plan.steps import build_steps
+from alpro.pipeline.plan.plan import build_steps
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Resources
@@ -241,7 +241,7 @@ def test_without_a_model_the_papers_pretraining_comes_first(name):
     for stage in ("finetune_retrieval", "finetune_qa", "evaluate"):
         assert getattr(config, stage) == getattr(alone, stage)
     assert set(config.corpora) == set(corpora)
-    assert alone.used_corpora == {corpora[0]}
+    assert alone.used_corpora.keys() == {corpora[0]}
 
 
 def test_the_model_and_the_losses_are_those_of_the_paper():

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -23,19 +24,22 @@ from alpro.pipeline.cli.options import (
     print_json,
     toml_text,
 )
-from alpro.pipeline.config.command import Command, changed_key, data_changes
-from alpro.pipeline.config.tables import is_of_step
-from alpro.pipeline.store.snapshot import Snapshot
+from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
+
+if TYPE_CHECKING:
+    from alpro.pipeline.store.snapshot import Snapshot
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
 
-def read_store(workspace: Path) -> Snapshot:
+def read_store(workspace: Path) -> "Snapshot":
+    from alpro.pipeline.store.snapshot import Snapshot
+
     return Snapshot(workspace / "artifacts")
 
 
-def check_exists(snapshot: Snapshot) -> None:
+def check_exists(snapshot: "Snapshot") -> None:
     """Raise InputError if a workspace has no store: another one was probably meant."""
     if not snapshot.root.is_dir():
         raise InputError(
@@ -309,7 +313,7 @@ def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) ->
         print(sentence)
 
 
-def last_two(snapshot: Snapshot) -> list[tuple[Path, Record]]:
+def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
     """Return the last two evaluations of the same stage, the older first."""
     evaluated: dict[str, list[tuple[Path, Record]]] = {}
     for folder, record in reversed(snapshot.artifacts):
@@ -358,7 +362,7 @@ def own_changes(record: Record) -> str:
     command = command_of(record)
     if not command:
         return ""
-    changes = [one for one in command.changes if is_of_step(changed_key(one), record.name)]
+    changes = [change for change in command.changes if concerns(change, record.name)]
     return " ".join([command.config_name, *changes])
 
 

@@ -13,12 +13,12 @@ from alpro.artifact import Record
 from alpro.credentials import has_credentials
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
-from alpro.files import atomic_write
 from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import config_name, record_run
 from alpro.pipeline.cli.model import Scored, score_models
 from alpro.pipeline.cli.options import ModelOptions, RunOptions, Source, check_workspace, print_json
+from alpro.pipeline.config.command import changed_key, covers
 from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
@@ -222,30 +222,53 @@ def print_plan(plan: "Plan", json: bool) -> None:
     rows = plan_rows(plan)
     if json:
         print_json(rows)
-    else:
-        print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
+        return
+    print(*changed_values(plan), sep="\n", end="\n" if plan.command.changes else "")
+    print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
+
+
+def changed_values(plan: "Plan") -> list[str]:
+    """Return the values that the changes of a command set, each beside the configuration's own."""
+    from alpro.artifact import flatten
+    from alpro.pipeline.config.load import load_config, variations
+    from alpro.pipeline.plan.difference import value_text
+
+    command = plan.command
+    varied = variations(command)
+    places = tuple(change for change in command.changes if change not in varied)
+    before = flatten(load_config(replace(command, changes=places)).as_written())
+    after = flatten(plan.settings.as_written())
+
+    lines = []
+    for change in varied:
+        # Of a table, the values that differ.
+        keys = [key for key in after if covers(changed_key(change), key)]
+        for key in keys:
+            if len(keys) == 1 or after[key] != before.get(key):
+                old = value_text(before.get(key))
+                lines.append(f"{key} = {value_text(after[key])} (configuration: {old})")
+        if not keys:  # a stage that is left out
+            lines.append(change)
+    return list(dict.fromkeys(lines))
 
 
 def plan_rows(plan: "Plan") -> list[dict[str, str]]:
     """Return for each step whether its artifact exists, and if not, why it has to be built."""
-    from alpro.pipeline.plan.plan import explain, required
+    from alpro.pipeline.plan.difference import explain
 
-    wanted = required(plan.steps, plan.store)
-    earlier = [
-        record for _, record in plan.store.all() if made_with(record) == plan.command.config_name
-    ]
+    earlier = []
+    for _, record in plan.snapshot.artifacts:
+        if made_with(record) == plan.command.config_name:
+            earlier.append(record)
 
     rows = []
     for step in plan.steps:
-        why = ""
-        if plan.store.find(step):
-            state = "cached"
-        elif step in wanted:
-            state = "to run"
-            why = explain(step, earlier)
-        else:
-            state = "not needed"
-        row = {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": why}
+        row = {"state": "cached", "name": step.name, "fingerprint": step.fingerprint, "reason": ""}
+        if step not in plan.required:
+            row["state"] = "not needed"
+        elif not plan.snapshot.find(step):
+            row["state"] = "to run"
+            row["reason"] = explain(step.description, earlier)
         rows.append(row)
     return rows
 
@@ -271,12 +294,3 @@ def create_workspace(folder: Path) -> None:
         ) from error
 
     check_locks(home)
-    try:
-        with atomic_write(home / ".renamed") as file:
-            file.touch()
-        (home / ".renamed").unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--workspace {folder}: files cannot be renamed there ({error.strerror}), as on a mounted "
-            "bucket; choose a folder on a disk"
-        ) from error

@@ -1,4 +1,5 @@
-"""A command: a configuration, changes of its values, and the last stage to run."""
+"""A command: a configuration, changes of its values, and the last stage to run; and which tables of
+a configuration a stage has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +7,16 @@ from dataclasses import dataclass
 import tomli_w
 
 from alpro.names import config_name
+from alpro.stages import TRAININGS
+
+# Stages that create a model, which a model in `pretrained` replaces.
+MODEL_STAGES = ("train_prompter", "pretrain")
+# Stages that run without a table, and use [templates].
+TEXT_STAGES = ("train_tokenizer", "build_vocabulary", "cache_prompts")
+# Tables that are set once, and the stages whose configuration has a copy.
+SHARED = {"model": MODEL_STAGES, "templates": TEXT_STAGES}
+# The table of a stage that has that of another one.
+TABLE_OF = {"zero_shot": "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,11 @@ class Command:
         return words
 
 
+def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the changes of `--data`, followed by those of `--set`."""
+    return (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
+
+
 def text_change(key: str, text: str) -> str:
     """Return the change that sets a key to a text, whatever characters it has.
 
@@ -49,6 +65,27 @@ def changed_key(change: str) -> str:
     return change.partition("=")[0].strip()
 
 
-def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the changes of `--data`, followed by those of `--set`."""
-    return (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
+def covers(table: str, key: str) -> bool:
+    """Return whether a key is that of a table, or in it.
+
+    >>> covers("pretrain.lr", "pretrain.lr"), covers("pretrain", "pretrain.lr"), covers("pre", "pretrain")
+    (True, True, False)
+    """
+    return key == table or key.startswith(f"{table}.")
+
+
+def concerns(change: str, step: str) -> bool:
+    """Return whether a change sets a value of a step's configuration.
+
+    >>> concerns("corpora.clips.size=64", "decode_videos clips"), concerns("model.video={}", "pretrain")
+    (True, True)
+    >>> concerns("pretrain.lr=1e-4", "finetune_qa")
+    False
+    """
+    stage, _, corpus = step.partition(" ")
+    tables = [f"corpora.{corpus}" if corpus else TABLE_OF.get(stage, stage)]
+    tables += [table for table, stages in SHARED.items() if stage in stages]
+    if stage in TRAININGS:
+        tables.append("max_steps")
+    key = changed_key(change)
+    return any(covers(table, key) or covers(key, table) for table in tables)

@@ -1,29 +1,47 @@
-"""Loads the configuration of a command."""
+"""Loads the configuration of a command: a TOML file over its `base`, and changes over both.
+
+The values are those of TOML until `PipelineConfig` validates them. Only TOML files are read here:
+`alpro.pipeline.plan.models` looks at the models that they name, and at this machine.
+"""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from alpro.artifact import flatten
+from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.pipeline.config.command import Command, changed_key
-from alpro.pipeline.config.fields import error_key, error_line
-from alpro.pipeline.config.layers import (
-    CONFIGS,
-    Values,
-    apply_change,
-    find_config,
-    read_config,
-    shipped,
+from alpro.files import read_text
+from alpro.log import log
+from alpro.pipeline.config.command import (
+    MODEL_STAGES,
+    SHARED,
+    TEXT_STAGES,
+    Command,
+    changed_key,
+    covers,
 )
+from alpro.pipeline.config.fields import error_key, error_line, find_field, is_text
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.config.tables import covers
+from alpro.shards.storage import absolute
+from alpro.stages.execution.interface import path_kind
 
-__all__ = ["CONFIGS", "load_config", "shipped"]
+CONFIGS = Path(__file__).with_name("shipped")
+# Stages that a pipeline has only if it has their table. `false` in its place leaves a stage out.
+OPTIONAL_STAGES = (*MODEL_STAGES, "render_sample", "finetune_retrieval", "finetune_qa")
+# Keys of which a table has one. A layer that sets one of them replaces the others.
+ALTERNATIVES = ({"steps", "epochs"}, {"manifest", "data", "shards"})
+
+Values = dict[str, Any]
 
 
 def load_config(command: Command) -> PipelineConfig:
     """Load a TOML file, or a shipped configuration by name, with changes such as
     `pretrain.lr=1e-4`.
-
-    Only TOML files are read. `read_settings` of the plan also looks at models and this machine.
 
     Raises:
         InputError: A value is invalid. The message is one line.
@@ -41,32 +59,220 @@ def read_values(command: Command) -> Values:
 
 def validate(values: Values, command: Command) -> PipelineConfig:
     """Make a configuration of the values of a command."""
-    changed = [changed_key(change) for change in command.changes]
     try:
-        settings = PipelineConfig.model_validate(values)
+        settings = PipelineConfig.model_validate(share_tables(values))
     except ValidationError as error:
         # The message names where the value was set: in a change, or else in the file.
         key = error_key(error.errors()[0])
-        is_changed = any(covers(one, key) for one in changed)
+        is_changed = any(covers(changed_key(change), key) for change in command.changes)
         place = "" if is_changed else f"{find_config(command.config)}: "
         raise InputError(f"{place}{error_line(error, PipelineConfig)}") from error
 
     check_corpora(settings, command)
-    return settings.limited()
+    return settings.limited() if settings.max_steps else settings
 
 
 def check_corpora(settings: PipelineConfig, command: Command) -> None:
-    """Raise InputError if a change names a corpus that the file lacks and that no stage reads, such
-    as `--data` for a configuration whose corpora have other names."""
-    keys = [changed_key(change).split(".") for change in command.changes]
-    changed = {parts[1] for parts in keys if parts[0] == "corpora" and len(parts) > 1}
-    unused = changed - settings.used_corpora
-    if not unused:
-        return
+    """Check that a change names no corpus that nothing reads, as `--data` does where the corpora
+    have other names, and that every corpus that a stage reads has data."""
+    used = settings.used_corpora
+    for change in command.changes:
+        table, *names = changed_key(change).split(".")
+        if table == "corpora" and names and names[0] not in used:
+            # A file may have a corpus in reserve.
+            known = read_config(find_config(command.config)).get("corpora", {})
+            if names[0] not in known:
+                options = " or ".join(f"corpora.{name}.data" for name in known)
+                raise InputError(f"{change}: no stage reads this corpus; set {options}")
 
-    names = read_config(find_config(command.config)).get("corpora", {})
-    for name in sorted(unused - set(names)):
-        options = " or ".join(f"corpora.{one}.data" for one in names)
-        raise InputError(
-            f"corpora.{name}: no stage of {command.config_name} reads this corpus; set {options}"
-        )
+    for name in used:
+        corpus = settings.corpora[name]
+        if not (corpus.manifest or corpus.data or corpus.shards):
+            option = ", or --data" if name == "data" else ""
+            raise InputError(f"{command.config}: set corpora.{name}.data{option}")
+
+
+def variations(command: Command) -> list[str]:
+    """Return the changes of a command that make a variant of its configuration: all but those that
+    say where the user's files are, and the resources."""
+    varied = []
+    for change in command.changes:
+        keys = changed_key(change).split(".")
+        field, _ = find_field(PipelineConfig, keys)
+        is_place = field is not None and path_kind(field, "") in ("file", "root")
+        if not is_place and keys[0] != "resources":
+            varied.append(change)
+    return varied
+
+
+# Files.
+
+
+def shipped(folder: Path = CONFIGS) -> list[str]:
+    """Return the names of the shipped configurations, or of the studies."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
+    """Find a TOML file by its path in `folder`, by the name of a shipped one, or by its name in the
+    folder `configs`."""
+    refuse_credentials("--config", source)
+    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+        # A folder named `sample` hides no configuration of this name.
+        if file.is_file():
+            return file
+    raise InputError(
+        f"{source}: no such file; the shipped ones are {', '.join(shipped(shipped_in))}"
+    )
+
+
+def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
+    """Read a configuration file, with absolute paths, over its `base`."""
+    log.debug(f"reading {path}")
+    values = resolve_paths(read_toml(path), path.parent)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+
+    # A base that leads back to this file would be read for ever.
+    if not isinstance(base, str) or path in below:
+        raise InputError(f"{path}: base must be another configuration (it is {base!r})")
+    return merge(read_config(find_config(base, path.parent), (*below, path)), values)
+
+
+def read_toml(path: Path) -> Values:
+    try:
+        values = tomllib.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error
+
+    # Of every key: the configuration is recorded in artifacts and shown in MLflow.
+    for key, value in flatten(values).items():
+        refuse_credentials(f"{path}: {key}", value)
+    return values
+
+
+def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
+    """Make the paths among nested values absolute.
+
+    Args:
+        folder: the folder that relative paths are relative to.
+        keys: the key of the value.
+    """
+    if isinstance(value, dict):
+        return {key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()}
+    if isinstance(value, list):
+        return [resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)]
+    if not isinstance(value, str) or not value:
+        return value
+
+    field, _ = find_field(PipelineConfig, keys)
+    kind = path_kind(field, value) if field else ""
+    if kind == "root":  # maybe of another machine: links are not resolved
+        return os.path.normpath(folder.absolute() / value)
+    if not kind:
+        return value
+    path = absolute(value, folder)
+    # A name on the hub looks like a path: only one that exists is one.
+    is_name = kind == "file or name" and not (isinstance(path, Path) and path.exists())
+    return value if is_name else str(path)
+
+
+# Layers.
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Lay a value over another. Tables are merged, so that an empty one changes nothing; other
+    values are replaced.
+
+    >>> merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
+    {'a': {'b': 1, 'c': 3}, 'd': [2]}
+    >>> merge({"a": {"b": 1}}, {"a": {}})
+    {'a': {'b': 1}}
+    >>> merge({"manifest": "clips.jsonl"}, {"data": "videos"})
+    {'data': 'videos'}
+    """
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+
+    table = dict(below)
+    for key, value in above.items():
+        drop_alternatives(table, key, value)
+        table[key] = merge(table[key], value) if key in table else value
+    return table
+
+
+def drop_alternatives(table: Values, key: str, value: Any) -> None:
+    """Remove the keys that a new value replaces."""
+    for keys in ALTERNATIVES:
+        if key in keys and value:
+            for other in keys - {key}:
+                table.pop(other, None)
+
+
+def apply_change(values: Values, change: str) -> None:
+    """Set the value of KEY=VALUE in nested values. Relative paths are relative to the current
+    folder."""
+    key, equals, text = change.partition("=")
+    refuse_credentials(key.strip(), text)
+    if not equals or not key.strip():
+        raise InputError(f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+
+    keys = tuple(key.strip().split("."))
+    *parents, last = keys
+    table: Any = values
+    for parent in parents:
+        position = table_key(table, parent, change)
+        # Also where `false` stands for a stage that is left out.
+        if isinstance(table, dict) and not isinstance(table.get(parent), dict | list):
+            table[parent] = {}
+        table = table[position]
+
+    value = resolve_paths(parse_value(text, keys), Path.cwd(), keys)
+    table[table_key(table, last, change)] = value
+    if isinstance(table, dict):
+        drop_alternatives(table, last, value)
+
+
+def parse_value(text: str, keys: Sequence[str]) -> Any:
+    """Parse the value of a change: TOML, or else plain text, such as a path without quotes."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+    # A folder may be called 2024-01-01, 7 or true.
+    _, annotation = find_field(PipelineConfig, keys)
+    is_other = not isinstance(value, str | list)
+    return text if is_other and is_text(annotation) else value
+
+
+def table_key(table: Any, name: str, change: str) -> str | int:
+    """Return a part of a change's key as the key of a table, or as the index of a list."""
+    if isinstance(table, dict):
+        return name
+    if not isinstance(table, list) or not name.isdigit() or int(name) >= len(table):
+        count = len(table) if isinstance(table, list) else 0
+        raise InputError(f"{change}: {name!r} is no index of a list of {count} values")
+    return int(name)
+
+
+def share_tables(values: Values) -> Values:
+    """Leave out stages that are `false` or that `pretrained` replaces, and copy [model] and
+    [templates], which are set once, to the stages that have them."""
+    dropped = {stage for stage in OPTIONAL_STAGES if values.get(stage) is False}
+    if values.get("pretrained"):
+        dropped |= {*MODEL_STAGES}
+    values = {key: value for key, value in values.items() if key not in dropped}
+
+    for key, stages in SHARED.items():
+        for stage in stages:
+            table = values.get(stage, {} if stage in TEXT_STAGES else None)
+            if not isinstance(table, dict):
+                continue
+            own = table.get(key, {})
+            if own and stage != "train_prompter":
+                raise InputError(f"{stage}.{key}: set it once, in [{key}]")
+            values[stage] = {**table, key: merge(values.get(key, {}), own)}
+    return values

@@ -11,7 +11,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.models.folder import read_task
 from alpro.models.words import Templates
-from alpro.pipeline.config.tables import MODEL_STAGES, SHARED, TEXT_STAGES, merge
+from alpro.pipeline.config.command import SHARED
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
@@ -28,14 +28,6 @@ from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
 AnnotationFile = Literal["train", "validation", "test", "texts"]
-# Stages that a pipeline has only if it has their table. `false` in its place leaves a stage out.
-OPTIONAL_STAGES = (
-    "render_sample",
-    "train_prompter",
-    "pretrain",
-    "finetune_retrieval",
-    "finetune_qa",
-)
 
 
 class Corpus(DecodeVideos, frozen=True):
@@ -70,6 +62,17 @@ class Corpus(DecodeVideos, frozen=True):
     columns: Columns | None = Field(
         default=None, description="the columns of the tables, if they have no published form"
     )
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Corpus":
+        if sum(map(bool, (self.manifest, self.data, self.shards))) > 1:
+            raise ValueError("set one of data, shards, and manifest (of the sample)")
+        extra = self.model_fields_set - KEYS_WITH_SHARDS
+        if self.shards and extra:
+            raise ValueError(f"shards are used unchanged; remove the key {min(extra)}")
+        if self.root and not self.annotations:
+            raise ValueError("root is only used with annotations; remove this key")
+        return self
 
     @property
     def decoding(self) -> DecodeVideos:
@@ -136,29 +139,6 @@ class PipelineConfig(BaseModel):
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _share_tables(cls, values: Any) -> Any:
-        """Copy [model] and [templates], which are set once, to the stages that have them."""
-        if not isinstance(values, dict):
-            return values
-
-        dropped = {stage for stage in OPTIONAL_STAGES if values.get(stage) is False}
-        if values.get("pretrained"):
-            dropped |= {*MODEL_STAGES}
-        values = {key: value for key, value in values.items() if key not in dropped}
-
-        for key, stages in SHARED.items():
-            for stage in stages:
-                table = values.get(stage, {} if stage in TEXT_STAGES else None)
-                if not isinstance(table, dict):
-                    continue
-                own = table.get(key, {})
-                if own and stage != "train_prompter":
-                    raise ValueError(f"{stage}.{key}: set it once, in [{key}]")
-                values[stage] = {**table, key: merge(values.get(key, {}), own)}
-        return values
-
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
         """Pre-training starts from a prompter that this pipeline trains or names, or is replaced by
@@ -186,56 +166,29 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_corpora(self) -> "PipelineConfig":
-        for name, corpus in self.corpora.items():
-            self._check_corpus(name, corpus)
-
-        for key, name in self._corpus_keys():
+        taken = INPUTS & self.corpora.keys()
+        if taken:
+            raise ValueError(
+                f"corpora.{min(taken)}: this is the name of an input of the stages; choose another"
+            )
+        for name, key in self.used_corpora.items():
             if name not in self.corpora:
                 raise ValueError(
                     f"{key}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
                 )
+            if self.corpora[name].manifest and self.render_sample is None:
+                raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
         return self
 
-    def _corpus_keys(self) -> list[tuple[str, str]]:
-        """Return the corpora that stages read, each with the key that names it."""
-        keys = [(f"evaluate.{task}", getattr(self.evaluate, task)) for task in ("retrieval", "qa")]
-        for stage, config in self.trainings().items():
-            keys += [(f"{stage}.phases", name) for name in config.corpora]
-        return [(key, name) for key, name in keys if name]
-
     @property
-    def used_corpora(self) -> set[str]:
-        """Names of the corpora that stages read."""
-        return {name for _, name in self._corpus_keys()}
-
-    def _check_corpus(self, name: str, corpus: Corpus) -> None:
-        """Raises ValueError if a corpus has a name that is taken, or keys that do not go
-        together."""
-        if name in INPUTS:
-            raise ValueError(
-                f"corpora.{name}: this is the name of an input of the stages; choose another"
-            )
-
-        # A base may have corpora for stages that are left out. They need no data.
-        sources = sum(map(bool, (corpus.manifest, corpus.data, corpus.shards)))
-        hint = " (or --data)" if name == "data" else ""
-        if sources > 1 or (not sources and name in self.used_corpora):
-            raise ValueError(
-                f"corpora.{name}: set one of data{hint}, shards, and manifest (of the sample)"
-            )
-
-        extra = corpus.model_fields_set - KEYS_WITH_SHARDS
-        if corpus.shards and extra:
-            raise ValueError(
-                f"corpora.{name}.{min(extra)}: shards are used unchanged; remove this key"
-            )
-
-        if corpus.root and not corpus.annotations:
-            raise ValueError(
-                f"corpora.{name}.root: it is only used with annotations; remove this key"
-            )
-        if corpus.manifest and self.render_sample is None:
-            raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
+    def used_corpora(self) -> dict[str, str]:
+        """The corpora that stages read, each with a key that names it."""
+        keys: dict[str, str] = {}
+        for stage, config in self.trainings().items():
+            keys |= dict.fromkeys(config.corpora, f"{stage}.phases")
+        for task in ("retrieval", "qa"):
+            keys |= {name: f"evaluate.{task}" for name in [getattr(self.evaluate, task)] if name}
+        return keys
 
     @property
     def uses_prompter(self) -> bool:
@@ -283,7 +236,7 @@ class PipelineConfig(BaseModel):
                 steps = min(phase.steps or limit, limit)
                 phases.append(phase.model_copy(update={"steps": steps, "epochs": 0}))
             stages[stage] = config.model_copy(update={"phases": tuple(phases)})
-        return self.model_copy(update=stages) if limit else self
+        return self.model_copy(update=stages)
 
     def as_written(self, **options: Any) -> dict[str, Any]:
         """Return the values as a user writes them, with [model] and [templates] once.

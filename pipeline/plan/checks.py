@@ -8,11 +8,11 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import padded
+from alpro.pipeline.config.command import TABLE_OF
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.config.tables import TABLE_OF
 from alpro.pipeline.plan.check_data import check_answers
-from alpro.pipeline.plan.plan import Plan, required
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.plan import Plan
+from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import make_plan
@@ -32,7 +32,7 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     Raises:
         InputError: A step that has to run would fail, or would have nothing to evaluate.
     """
-    steps = steps_to_run(plan)
+    steps = plan.steps_to_run
     for step in steps:
         if step.unreadable:
             raise InputError(step.unreadable)
@@ -43,11 +43,6 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
         check_devices(resources.device, resources.processes)
     check_test_items(plan)
-
-
-def steps_to_run(plan: Plan) -> list[Step]:
-    """Return the steps of a plan that have no artifact, and that a result needs."""
-    return [step for step in required(plan.steps, plan.store) if not plan.store.find(step)]
 
 
 def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
@@ -94,7 +89,7 @@ def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
     Raises:
         InputError: A corpus has none.
     """
-    for step in steps_to_run(plan):
+    for step in plan.steps_to_run:
         if step.stage not in EVALUATIONS:
             continue
         config = cast(EvaluationConfig, step.config)
@@ -103,7 +98,7 @@ def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
             if corpus and corpus.fingerprint != source.fingerprint:
                 continue
 
-            if plan.store.find(source):
+            if corpus or plan.snapshot.find(source):
                 check_items(config, name, plan.store.folder(source))
             # Shards and the sample are checked once the corpus is made.
             elif "manifest" in source.given:

@@ -1,21 +1,20 @@
 """Steps that make corpora: of the rendered sample, of the user's files, or of existing shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.log import warn_once
-from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig
+from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.digests import Digests, digest_manifest, digest_shards
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import Location, located
 from alpro.stages.index_shards import Config as IndexConfig
 
 
 def corpus_steps(
-    settings: PipelineConfig, sample: Step | None, digests: Digests
+    corpora: Mapping[str, Corpus], sample: Step | None, digests: Digests
 ) -> dict[str, Step]:
     """Return the step that makes each corpus, by the corpus's name.
 
@@ -26,7 +25,7 @@ def corpus_steps(
         sample: the step that renders the sample.
     """
     steps = {}
-    for name, corpus in settings.corpora.items():
+    for name, corpus in corpora.items():
         if corpus.manifest and sample:
             inputs = {"sample": sample}
             steps[name] = Step("decode_videos", f"decode_videos {name}", corpus.decoding, inputs)
@@ -112,27 +111,3 @@ def recheck(
             return False
 
     return is_unchanged if is_local else None
-
-
-def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> PipelineConfig:
-    """Leave out question answering on corpora that have no questions, as their manifests tell.
-
-    A configuration that only answers questions stays as it is: such data is a mistake then.
-    """
-    silent = set()
-    if not (settings.finetune_retrieval or settings.evaluate.retrieval):
-        return settings
-    for name, step in corpora.items():
-        manifest = step.given.get("manifest")
-        if manifest and not Manifest(Path(manifest)).has_questions:
-            silent.add(name)
-
-    changed: dict[str, object] = {}
-    asked = settings.finetune_qa.corpora if settings.finetune_qa else []
-    if asked and silent.issuperset(asked):
-        changed["finetune_qa"] = None
-        sources = ", ".join(settings.corpora[name].data for name in asked)
-        warn_once(f"no questions in {sources}: question answering is skipped")
-    if settings.evaluate.qa in silent:
-        changed["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
-    return settings.model_copy(update=changed) if changed else settings

@@ -1,11 +1,11 @@
 """What the result of an artifact depends on, and what differs between several runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from alpro.artifact import Record, deciding
-from alpro.pipeline.config.tables import SHARED, TABLE_OF
+from alpro.pipeline.config.command import SHARED, TABLE_OF
 from alpro.stages import CORPUS_STAGES
 
 Kind = Literal["configuration", "data", "code", "version"]
@@ -93,6 +93,38 @@ def circumstances(record: Record) -> dict[tuple[Kind, str], str]:
     for package, version in record.versions.items():
         values["version", package] = version
     return values
+
+
+def explain(wanted: Record, records: Sequence[Record]) -> str:
+    """Return why a step has to run: how it differs from the most similar of earlier records.
+
+    Args:
+        wanted: the description of the step.
+        records: the records of earlier artifacts, oldest first.
+    """
+    described = recipe(wanted)
+    found = [
+        differences(recipe(record), described)
+        # Newest first: `min` returns the first of equals.
+        for record in reversed(records)
+        if record.name == wanted.name
+    ]
+    if not found:
+        return "no artifact of this configuration yet"
+
+    fewest = min(found, key=len)
+    # The line stays readable after a change of many values.
+    shown = [describe(one) for one in fewest[:3]]
+    more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
+    return ", ".join(shown) + more
+
+
+def describe(difference: Difference) -> str:
+    """Return how a step differs from an earlier artifact."""
+    if difference.kind == "data":  # digests say nothing to a reader
+        return f"{difference.name} differs"
+    old, new = map(shorten, difference.values)
+    return f"{difference.name} = {new} (previous run: {old})"
 
 
 def setting_name(record: Record, key: str) -> str:

@@ -16,6 +16,9 @@ from alpro.shards.sources.manifest import Manifest
 from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards
 
+State = tuple[int, int] | None  # size and time of a file
+
+WAIT_SECONDS = 60  # for another program that writes into the cache
 THREADS = 8  # that read files
 BATCH = 512  # files that are looked up, or read before their digests are kept
 MISSING = "missing"  # in place of a digest: the file does not exist, or must not be read
@@ -47,7 +50,7 @@ class Digests:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.path, timeout=60)) as db:
+            with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as db:
                 yield db
         except sqlite3.DatabaseError as error:  # in use, not writable, damaged
             raise InputError(
@@ -55,36 +58,36 @@ class Digests:
             ) from error
 
     def of(self, paths: Sequence[Path | str]) -> list[str]:
-        """The digest of each file; "missing" if it does not exist or must not be read.
+        """Return the digest of each file; "missing" if it does not exist or must not be read.
 
-        Raises InputError if reading fails otherwise: one error of a disk or a network must not
-        decide a fingerprint. New digests are kept batch by batch, so that an interrupted run keeps
-        them; no transaction is open while files are read, so that other pipelines do not wait.
+        New digests are kept batch by batch, so that an interrupted run keeps them. No transaction
+        is open while files are read, so that other pipelines do not wait.
+
+        Raises:
+            InputError: Reading fails otherwise. One error of a disk or a network must not decide a
+                fingerprint.
         """
         files = [str(path) for path in paths]
-        digests: list[str] = []
+        known: dict[str, str] = {}
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
-                batch = files[start : start + BATCH]
                 # Before the files are read: one that changes meanwhile is read again the next time.
-                states = {file: file_state(file) for file in batch}
-                cached = self._cached(db, states)
-
-                unknown = [file for file in states if file not in cached]
-                fresh = dict(zip(unknown, pool.map(checksum_or_missing, unknown), strict=True))
-                # A file that is missing now may be there the next time.
-                read = {file: value for file, value in fresh.items() if value != MISSING}
-                self._keep(db, read, states)
-
-                known = cached | fresh
-                digests += [known[file] for file in batch]
-        return digests
+                states = {file: file_state(file) for file in files[start : start + BATCH]}
+                known |= self._cached(db, states)
+                unread = [file for file in states if file not in known]
+                fresh = dict(zip(unread, pool.map(checksum_or_missing, unread), strict=True))
+                self._keep(db, fresh, states)
+                known |= fresh
+        return [known[file] for file in files]
 
     def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
-        """The identity of each file at a URL; "not fetched" if its store never responded.
+        """Return the identity of each file at a URL; "not fetched" if its store never responded.
 
-        If the store does not respond now, or without `ask`, it is that of the last time: a server
-        that is down for a moment does not change a fingerprint.
+        If the store does not respond now, it is the last one: a server that is down for a moment
+        does not change a fingerprint.
+
+        Args:
+            ask: ask the stores; otherwise, return the identities of the last time.
         """
         known: dict[str, str] = {}
         if ask:
@@ -99,10 +102,8 @@ class Digests:
                 known |= self._cached(db, dict.fromkeys(unknown[start : start + BATCH], REMOTE))
         return [known.get(url, NOT_FETCHED) for url in locations]
 
-    def _cached(
-        self, db: sqlite3.Connection, states: Mapping[str, tuple[int, int] | None]
-    ) -> dict[str, str]:
-        """The cached digests of the files that are still in these states."""
+    def _cached(self, db: sqlite3.Connection, states: Mapping[str, State]) -> dict[str, str]:
+        """Return the cached digests of the files that are still in these states."""
         marks = ",".join("?" * len(states))
         rows = db.execute(f"select * from digests where path in ({marks})", list(states))
         return {
@@ -110,18 +111,15 @@ class Digests:
         }
 
     def _keep(
-        self,
-        db: sqlite3.Connection,
-        fresh: Mapping[str, str],
-        states: Mapping[str, tuple[int, int] | None],
+        self, db: sqlite3.Connection, fresh: Mapping[str, str], states: Mapping[str, State]
     ) -> None:
-        """Caches digests, each with the state that its file had before it was read."""
+        """Cache digests, each with the state that its file had before it was read."""
         rows = []
         for file, value in fresh.items():
             state = states[file]
-            if state:
+            # A local file that is missing now may be there the next time.
+            if state and (state == REMOTE or value != MISSING):
                 rows.append((file, *state, value))
-
         with db:
             db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
 
@@ -188,3 +186,18 @@ def digest_model(folder: Path, digests: Digests) -> str:
     # By name: the same model in another folder has the same digest.
     names = [file.name for file in files]
     return digest(dict(zip(names, digests.of(files), strict=True)))
+
+
+def digest_files(path: Path, digests: Digests) -> str:
+    """Return the digest of a file, or of the files in and below a folder, such as a spaCy pipeline.
+    Hidden files and folders, such as .git, are left out."""
+    if not path.is_dir():
+        return digests.of([path])[0]
+
+    files: dict[str, Path] = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not is_hidden:
+            files[str(name)] = file
+    return digest(dict(zip(files, digests.of(list(files.values())), strict=True)))

@@ -2,11 +2,9 @@
 
 from alpro.errors import InputError
 from alpro.models.initial import text_sizes, video_sizes
-from alpro.pipeline.config.command import Command
-from alpro.pipeline.config.layers import Values
-from alpro.pipeline.config.load import read_values, validate
+from alpro.pipeline.config.command import MODEL_STAGES, Command
+from alpro.pipeline.config.load import Values, merge, read_values, validate
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.config.tables import MODEL_STAGES, merge
 
 ENCODERS = (("video", "vit", video_sizes), ("text", "bert", text_sizes))
 

@@ -1,19 +1,26 @@
-"""The plan of a command: its steps, which of them have to run, and why."""
+"""The plan of a command: its steps with their inputs and outside files, and which have to run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
+from importlib import import_module, metadata
 from pathlib import Path
 
-from alpro.artifact import Record
 from alpro.errors import InputError
+from alpro.log import warn_once
+from alpro.models.clip_prompter import check_clip
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.difference import Difference, differences, recipe, shorten
-from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.corpora import corpus_steps
+from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
 from alpro.pipeline.plan.models import read_settings
-from alpro.pipeline.plan.steps import build_steps
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.snapshot import Snapshot
+from alpro.pipeline.store.step import Step
+from alpro.shards.sources.manifest import Manifest
+from alpro.stages import CORPUS_STAGES, STAGES
+from alpro.stages.execution.interface import FILE_OR_NAME, Needs, path_kind
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,21 @@ class Plan:
     settings: PipelineConfig
     steps: list[Step]
     store: Store
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The store as it is when the plan is first asked about it."""
+        return self.store.snapshot()
+
+    @cached_property
+    def required(self) -> list[Step]:
+        """The steps whose artifacts exist or have to be built, in order."""
+        return required(self.steps, self.snapshot)
+
+    @property
+    def steps_to_run(self) -> list[Step]:
+        """The steps whose artifacts have to be built, in order."""
+        return [step for step in self.required if not self.snapshot.find(step)]
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:
@@ -40,14 +62,111 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     return Plan(command, settings, steps, Store(workspace / "artifacts"))
 
 
+def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineConfig, list[Step]]:
+    """Return the steps of a configuration in an order in which they can run: a step for each
+    corpus, and for each stage that the configuration asks for, with the inputs that the stage's
+    `needs` names.
+
+    Returns:
+        The configuration without what the data has nothing for, and its steps.
+    """
+    built: dict[str, Step] = {}  # by stage
+    corpora: dict[str, Step] = {}
+    steps: list[Step] = []
+    for stage in STAGES:
+        if stage in CORPUS_STAGES:
+            # Two stages make corpora. The first of them in the list plans both.
+            if not corpora:
+                corpora = corpus_steps(settings.corpora, built.get("render_sample"), digests)
+                settings = without_questions(settings, corpora)
+                steps += corpora.values()
+            continue
+
+        needs: Needs | None = import_module(f"alpro.stages.{stage}").needs(settings)
+        if needs is None:
+            continue
+        inputs = {name: built[source] for name, source in needs.stages.items() if source in built}
+        inputs |= {name: corpora[name] for name in needs.corpora}
+        step = Step(stage, stage, needs.config, inputs, given=needs.folders)
+        built[stage] = with_digests(step, digests)
+        steps.append(built[stage])
+    return settings, steps
+
+
+def with_digests(step: Step, digests: Digests) -> Step:
+    """Return a step with the digests of the models and files that it names; its `unreadable` says
+    why they cannot be read."""
+    try:
+        files = {name: digest_model(Path(folder), digests) for name, folder in step.given.items()}
+        for key in type(step.config).model_fields:
+            files |= digest_value(step, key, digests)
+    except InputError as error:
+        return replace(step, unreadable=str(error))
+    return replace(step, digests=files)
+
+
+def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
+    """Return the digest of the file, folder or package that a key of a step names, by STAGE.KEY;
+    empty for any other value, and for a name on the hub.
+
+    Raises:
+        InputError: A file that must exist does not, or a CLIP cannot be used.
+    """
+    value = getattr(step.config, key)
+    kind = path_kind(type(step.config).model_fields[key], value) if value else ""
+    if not kind:
+        return {}
+
+    name = f"{step.stage}.{key}"
+    path = Path(value)
+    files = {}
+    if path.exists():
+        files[name] = digest_files(path, digests)
+    elif key == "tagger":  # perhaps an installed package, such as a spaCy pipeline
+        with suppress(metadata.PackageNotFoundError):
+            files[name] = f"{value} {metadata.version(value)}"
+    elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
+        raise InputError(f"{name} = {value!r}: no such file or folder")
+
+    if key in ("clip", "prompter"):
+        # Now, rather than after the videos are decoded.
+        check_clip(value, name, getattr(step.config, "max_text_tokens", 0))
+    return files
+
+
+def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> PipelineConfig:
+    """Leave out question answering on corpora that have no questions, as their manifests tell.
+
+    A configuration that only answers questions stays as it is: such data is a mistake then.
+    """
+    silent = set()
+    if not (settings.finetune_retrieval or settings.evaluate.retrieval):
+        return settings
+    for name, step in corpora.items():
+        manifest = step.given.get("manifest")
+        if manifest and not Manifest(Path(manifest)).has_questions:
+            silent.add(name)
+
+    changed: dict[str, object] = {}
+    asked = settings.finetune_qa.corpora if settings.finetune_qa else []
+    if asked and silent.issuperset(asked):
+        changed["finetune_qa"] = None
+        sources = ", ".join(settings.corpora[name].data for name in asked)
+        warn_once(f"no questions in {sources}: question answering is skipped")
+    if settings.evaluate.qa in silent:
+        changed["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
+    return settings.model_copy(update=changed) if changed else settings
+
+
 def needed(steps: list[Step], stage: str) -> list[Step]:
     """Return the steps of one stage and everything that they depend on, in order."""
     wanted = {step.fingerprint for step in steps if step.stage == stage}
     if not wanted:
         stages = list(dict.fromkeys(step.stage for step in steps))
         close = get_close_matches(stage, stages, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"no stage {stage!r}; {hint}this configuration has {', '.join(stages)}")
+        known = f"this configuration has {', '.join(stages)}"
+        hint = f"did you mean {close[0]!r}?" if close else known
+        raise InputError(f"no stage {stage!r}; {hint}")
 
     # From the end, because inputs come before their users.
     for step in reversed(steps):
@@ -56,7 +175,7 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     return [step for step in steps if step.fingerprint in wanted]
 
 
-def required(steps: list[Step], store: Store) -> list[Step]:
+def required(steps: list[Step], store: Store | Snapshot) -> list[Step]:
     """Return the steps whose artifacts exist or have to be built, in order.
 
     An input is built only for a step that runs: if decoded shards were deleted but everything that
@@ -70,34 +189,3 @@ def required(steps: list[Step], store: Store) -> list[Step]:
         if step.fingerprint in wanted and not exists[step.fingerprint]:
             wanted |= {source.fingerprint for source in step.inputs.values()}
     return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
-
-
-def explain(step: Step, records: Sequence[Record]) -> str:
-    """Return why a step has to run: how it differs from the most similar of earlier records.
-
-    Args:
-        records: the records of earlier artifacts, oldest first.
-    """
-    wanted = recipe(step.description)
-    found = [
-        differences(recipe(record), wanted)
-        # Newest first: `min` returns the first of equals.
-        for record in reversed(records)
-        if record.name == step.name
-    ]
-    if not found:
-        return "no artifact of this configuration yet"
-
-    fewest = min(found, key=len)
-    # The line stays readable after a change of many values.
-    shown = [describe(one) for one in fewest[:3]]
-    more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
-    return ", ".join(shown) + more
-
-
-def describe(difference: Difference) -> str:
-    """Return how a step differs from an earlier artifact."""
-    if difference.kind == "data":  # digests say nothing to a reader
-        return f"{difference.name} differs"
-    old, new = map(shorten, difference.values)
-    return f"{difference.name} = {new} (previous run: {old})"

@@ -1,5 +1,4 @@
-"""Steps and the store of their artifacts: finds and makes them, knows what each was built from, and
-removes them.
+"""The store of artifacts: finds, makes and removes them.
 
 The result of a stage is a folder, `<root>/<stage>/<fingerprint>`, which becomes an artifact when
 its record, artifact.json, is written last. Until then the folder contains unfinished work, which
@@ -11,12 +10,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
@@ -25,77 +22,21 @@ from huggingface_hub import constants
 from alpro.artifact import (
     RECORD,
     Record,
-    Source,
     check_artifact,
-    check_record,
-    digest_of,
-    read_record,
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.snapshot import Artifact, Snapshot
+from alpro.pipeline.store.step import Step
 from alpro.shards.ffmpeg_copy import ffmpeg_version
-from alpro.shards.storage import Location, absolute, located
-from alpro.stages.execution.interface import FILE_OR_NAME, STOP, Outcome, StageConfig, path_kind
+from alpro.shards.storage import Location, located
+from alpro.stages.execution.interface import FILE_OR_NAME, STOP, Outcome, path_kind
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage with everything that determines its result, and so its fingerprint."""
-
-    stage: str
-    name: str  # name for users: the stage, and the corpus if there are several
-    config: StageConfig
-    inputs: Mapping[str, "Step"] = field(default_factory=dict)
-    # SHA-256 or version of outside files, by the name of an input or STAGE.KEY.
-    digests: Mapping[str, str] = field(default_factory=dict)
-    # Inputs that no step builds, such as a model folder of the user's. Only their digests count.
-    given: Mapping[str, Location] = field(default_factory=dict)
-    # The user's files that an input in `given` was imported from.
-    imported_from: Mapping[str, Location] = field(default_factory=dict)
-    recheck: Callable[[], bool] | None = None  # tells whether local outside files are unchanged
-    # Why outside files cannot be read on this machine. The step cannot run then.
-    unreadable: str = ""
-
-    def needs(self, other: "Step") -> bool:
-        """Return whether the other's artifact is an input of this step, or of one of its inputs."""
-        return any(step.name == other.name or step.needs(other) for step in self.inputs.values())
-
-    @property
-    def module(self) -> ModuleType:
-        return import_module(f"alpro.stages.{self.stage}")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return digest_of(self._recipe())
-
-    @property
-    def description(self) -> Record:
-        """The artifact's record as it is known before the stage runs."""
-        paths = {**self.imported_from, **self.given}
-        return replace(
-            self._recipe(),
-            name=self.name,
-            fingerprint=self.fingerprint,
-            paths={name: str(absolute(path)) for name, path in paths.items()},
-        )
-
-    def _recipe(self) -> Record:
-        """Return the fields that the fingerprint hashes."""
-        inputs = {name: Source(step.stage, step.fingerprint) for name, step in self.inputs.items()}
-        return Record(
-            stage=self.stage,
-            stage_version=self.module.VERSION,
-            config=self.config.model_dump(mode="json"),
-            inputs=inputs,
-            files=dict(self.digests),
-        )
 
 
 class Store:
@@ -105,15 +46,15 @@ class Store:
         self.root = root
 
     def folder(self, step: Step) -> Path:
-        return self.root / step.stage / step.fingerprint[:16]
+        return step.folder(self.root)
 
     def find(self, step: Step) -> Record | None:
-        """The record of a step's artifact, None if there is none. Raises InputError if the record
-        was changed."""
-        record = read_record(self.folder(step))
-        if record is not None:
-            check_record(self.folder(step), record)
-        return record
+        """Return the record of a step's artifact, None if there is none.
+
+        Raises:
+            InputError: The record was changed.
+        """
+        return self.snapshot().find(step)
 
     def snapshot(self) -> Snapshot:
         """Read every record once, for a command that asks several questions."""

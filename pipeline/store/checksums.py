@@ -24,116 +24,100 @@ class Problem(NamedTuple):
     """A file of an artifact that is not as recorded."""
 
     kind: Kind
-    folder: str  # of the artifact
-    name: str
+    folder: str  # name of the artifact's folder
+    name: str  # name of the artifact
     file: str
     detail: str
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """The files of an artifact by their names relative to its folder: without its record,
+def list_files(folder: Path) -> dict[str, Path]:
+    """Return the files of an artifact by their names relative to its folder: without its record,
     unfinished work, temporary files of killed processes, and files that only this machine can
     use."""
-    found = {}
+    files = {}
     # Sorted: records of equal folders are equal.
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        temporary = path.name.startswith(".") and path.suffix == ".part"
-        ours = path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
-        if not temporary and not ours and path.is_file():
-            found["/".join(parts)] = path
-
-    return found
+        is_temporary = path.name.startswith(".") and path.suffix == ".part"
+        is_local = path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
+        if path.is_file() and not is_temporary and not is_local:
+            files["/".join(parts)] = path
+    return files
 
 
 def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
-    """Sizes and SHA-256 of an artifact's files. known: the SHA-256 of files that need not be read
-    again."""
-    files = files_of(folder)
-    unread = [name for name in files if name not in known]
+    """Return sizes and SHA-256 of an artifact's files.
 
+    Args:
+        known: SHA-256 of files that need not be read again, by name.
+    """
+    files = list_files(folder)
+    unread = [path for name, path in files.items() if name not in known]
     # hashlib releases the GIL: threads read and hash side by side.
     with ThreadPoolExecutor(THREADS) as threads:
-        values = {
-            **known,
-            **dict(
-                zip(unread, threads.map(lambda name: checksum(files[name]), unread), strict=True)
-            ),
-        }
+        read = dict(zip(unread, threads.map(checksum, unread), strict=True))
 
-    return {
-        name: {"size": path.stat().st_size, "sha256": values[name]} for name, path in files.items()
-    }
+    contents = {}
+    for name, path in files.items():
+        contents[name] = {"size": path.stat().st_size, "sha256": known.get(name) or read[path]}
+    return contents
 
 
 def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
-    """Compares the files of artifacts with their records. Artifacts whose files are as recorded
-    yield nothing."""
+    """Compare the files of artifacts with their records. Files that are as recorded yield
+    nothing."""
     total = sum(len(record.contents) for _, record in artifacts)
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
+            changes = []
             if folder.name != record.fingerprint[:16]:
-                yield Problem(
-                    "damaged", folder.name, record.name, RECORD, "does not match its fingerprint"
-                )
-
+                changes.append("does not match its fingerprint")
             if record.values.get(RECORD_DIGEST) != record_digest(record.values):
-                yield Problem(
-                    "damaged",
-                    folder.name,
-                    record.name,
-                    RECORD,
-                    "was changed after it was written",
-                )
+                changes.append("was changed after it was written")
+            for detail in changes:
+                yield Problem("damaged", folder.name, record.name, RECORD, detail)
 
             recorded = record.contents
             # Also the files that only one of the two has.
-            files = sorted(recorded.keys() | files_of(folder).keys())
-            paths = [folder / file for file in files]
-            for file, problem in zip(
-                files, threads.map(difference, paths, map(recorded.get, files)), strict=True
-            ):
+            names = sorted(recorded.keys() | list_files(folder).keys())
+            paths = [folder / name for name in names]
+            compared = threads.map(compare_file, paths, map(recorded.get, names))
+            for name, (kind, detail) in zip(names, compared, strict=True):
                 advance(1)
-                if problem:
-                    yield Problem(problem[0], folder.name, record.name, file, problem[1])
+                if kind:
+                    yield Problem(kind, folder.name, record.name, name, detail)
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:
-    """The artifacts in a store whose records are not JSON objects, so that they count as
+    """Yield the artifacts in a store whose records are not JSON objects, so that they count as
     unfinished."""
     for path in sorted(root.glob(f"*/*/{RECORD}")):
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):
                 continue
-
-        yield Problem(
-            "damaged", path.parent.name, path.parent.parent.name, RECORD, "cannot be read"
-        )
+        folder = path.parent
+        yield Problem("damaged", folder.name, folder.parent.name, RECORD, "cannot be read")
 
 
-def difference(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind, str] | None:
-    """How a file differs from its record; None if it does not."""
+def compare_file(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind | None, str]:
+    """Return how a file differs from its record, with a detail; None if it does not."""
     if recorded is None:
         return "extra", ""
     try:
+        size = path.stat().st_size
         # The size first: it is known without reading.
-        if (size := path.stat().st_size) != recorded["size"]:
+        if size != recorded["size"]:
             return "damaged", f"{size} bytes instead of {recorded['size']}"
-        return (
-            None
-            if checksum(path) == recorded["sha256"]
-            else ("damaged", "its SHA-256 differs from the record")
-        )
+        if checksum(path) != recorded["sha256"]:
+            return "damaged", "its SHA-256 differs from the record"
     except FileNotFoundError:
         return "missing", ""
     except OSError as error:
         return "damaged", f"cannot be read: {error.strerror}"
+    return None, ""
 
 
 def measure_folder(folder: Path) -> int:
     """Return the bytes of a folder, also of files that other folders share."""
-    return sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    )
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum(path.stat().st_size for path in files)

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 
-from alpro.artifact import Record, artifacts
+from alpro.artifact import Record, artifacts, check_record, read_record
+from alpro.pipeline.store.step import Step
 
 Artifact = tuple[Path, Record]  # its folder and its record
 
@@ -18,6 +19,7 @@ class Snapshot:
 
     def __init__(self, root: Path):
         self.root = root
+        self._records: dict[Path, Record | None] = {}
 
     @cached_property
     def artifacts(self) -> list[Artifact]:
@@ -25,43 +27,69 @@ class Snapshot:
         return artifacts(self.root)
 
     @cached_property
-    def by_fingerprint(self) -> dict[str, Artifact]:
-        """Every artifact by its fingerprint, oldest first."""
-        return {record.fingerprint: (folder, record) for folder, record in self.artifacts}
+    def _inputs(self) -> dict[str, list[str]]:
+        """The fingerprints of each artifact's inputs, by its own."""
+        inputs = {}
+        for _, record in self.artifacts:
+            inputs[record.fingerprint] = [source.fingerprint for source in record.inputs.values()]
+        return inputs
+
+    def find(self, step: Step) -> Record | None:
+        """Return the record of a step's artifact, None if there is none.
+
+        Raises:
+            InputError: The record was changed.
+        """
+        folder = step.folder(self.root)
+        if folder not in self._records:
+            record = read_record(folder)
+            if record is not None:
+                check_record(folder, record)
+            self._records[folder] = record
+        return self._records[folder]
+
+    def ancestors(self, fingerprints: Iterable[str]) -> set[str]:
+        """Return the fingerprints of artifacts and of all that they were built from.
+
+        What a removed artifact was built from is not known.
+        """
+        reached: set[str] = set()
+        pending = [*fingerprints]
+        while pending:
+            fingerprint = pending.pop()
+            if fingerprint not in reached:
+                reached.add(fingerprint)
+                pending += self._inputs.get(fingerprint, ())
+        return reached
 
     def lineage(self, record: Record) -> list[Artifact]:
         """Return an artifact and all that it was built from and that was not removed since, inputs
         before their users."""
+        present = {other.fingerprint: (folder, other) for folder, other in self.artifacts}
         ordered: dict[str, Artifact] = {}
 
         def visit(fingerprint: str) -> None:
-            # A removed artifact has no record: what it was built from is not known.
-            if fingerprint in self.by_fingerprint and fingerprint not in ordered:
-                artifact = self.by_fingerprint[fingerprint]
-                for source in artifact[1].inputs.values():
-                    visit(source.fingerprint)
-                ordered[fingerprint] = artifact
+            if fingerprint in present and fingerprint not in ordered:
+                for source in self._inputs[fingerprint]:
+                    visit(source)
+                ordered[fingerprint] = present[fingerprint]
 
         visit(record.fingerprint)
         return list(ordered.values())
 
     def dependents(self, folders: Collection[Path]) -> list[Artifact]:
         """Return the artifacts that were built from those in some folders, without these."""
-        users: dict[str, list[str]] = {}
-        for fingerprint, (_, record) in self.by_fingerprint.items():
-            for source in record.inputs.values():
-                users.setdefault(source.fingerprint, []).append(fingerprint)
+        removed = {folder.resolve() for folder in folders}
+        chosen = {
+            record.fingerprint for folder, record in self.artifacts if folder.resolve() in removed
+        }
 
-        starts = {folder.resolve() for folder in folders}
-        chosen = [
-            record.fingerprint for folder, record in self.artifacts if folder.resolve() in starts
-        ]
-        reached = reach(chosen, users)
-        return [
-            (folder, record)
-            for folder, record in self.artifacts
-            if record.fingerprint in reached and record.fingerprint not in chosen
-        ]
+        users = []
+        for folder, record in self.artifacts:
+            is_removed = record.fingerprint in chosen
+            if not is_removed and chosen & self.ancestors([record.fingerprint]):
+                users.append((folder, record))
+        return users
 
     def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
         """Return the artifacts that no kept one was built from, newest first, so that users come
@@ -72,35 +100,12 @@ class Snapshot:
         """
         # Oldest first: of a name, the newest record wins.
         newest = {record.name: record.fingerprint for _, record in self.artifacts}
-        sources = {}
-        for fingerprint, (_, record) in self.by_fingerprint.items():
-            sources[fingerprint] = [source.fingerprint for source in record.inputs.values()]
-
-        reached = reach([*kept] or [*newest.values()], sources)
-        return [
-            (folder, record)
-            for folder, record in reversed(self.artifacts)
-            if record.fingerprint not in reached
-        ]
+        reached = self.ancestors([*kept] or newest.values())
+        return [one for one in reversed(self.artifacts) if one[1].fingerprint not in reached]
 
     def unfinished(self) -> list[Path]:
         """Return the folders of interrupted stages: they have no record, and the same stage
         continues in them."""
         finished = {folder for folder, _ in self.artifacts}
-        return [
-            folder
-            for folder in sorted(self.root.glob("*/*"))
-            if folder.is_dir() and folder not in finished
-        ]
-
-
-def reach(starts: Iterable[str], edges: dict[str, list[str]]) -> set[str]:
-    """Return what can be reached from `starts` along edges, themselves included."""
-    reached: set[str] = set()
-    pending = [*starts]
-    while pending:
-        fingerprint = pending.pop()
-        if fingerprint not in reached:
-            reached.add(fingerprint)
-            pending += edges.get(fingerprint, ())
-    return reached
+        folders = [folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir()]
+        return [folder for folder in folders if folder not in finished]

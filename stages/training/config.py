@@ -160,11 +160,20 @@ class TrainingConfig(StageConfig, frozen=True):
         return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
 
     def check_division(self, ranks: int) -> None:
-        """Raises InputError if a batch cannot be divided equally among `ranks` processes."""
-        if self.batch_size % (ranks * self.accumulation_steps):
+        """Check that a batch can be divided equally among processes.
+
+        Args:
+            ranks: number of processes on all machines.
+
+        Raises:
+            InputError: It cannot.
+        """
+        parts = ranks * self.accumulation_steps
+        if self.batch_size % parts:
+            nearest = max(1, round(self.batch_size / parts)) * parts
             raise InputError(
                 f"batch_size {self.batch_size} is not a multiple of {ranks} processes x "
-                f"{self.accumulation_steps} accumulation_steps"
+                f"{self.accumulation_steps} accumulation_steps; set it to {nearest}, or change these"
             )
 
 

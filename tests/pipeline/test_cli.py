@@ -128,7 +128,6 @@ MISTAKES = {
         "run --config {tmp}/fifo",
     ],
     "artifacts/pretrain/ab": ["artifacts rm ab --yes --workspace {tmp}"],
-    "UTF-8": ["run --config {tmp}/\udcff.toml"],
     "ARTIFACT": ["artifacts rm"],
     "two or more": ["artifacts compare a"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
@@ -314,11 +313,7 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
         assert command.changes == (f'pretrained="{given}"', "pretrained=b")
 
 
-def test_output_that_nothing_reads_is_no_traceback_and_another_broken_pipe_is(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(cli, "app", Mock(side_effect=BrokenPipeError))
-        with pytest.raises(BrokenPipeError):
-            cli.execute([])
+def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
     read, write = os.pipe()
     with open(write, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from alpro.artifact import Record, Source
-from alpro.pipeline.plan.difference import Difference, differences, origin
-from alpro.pipeline.plan.plan import explain
-from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.plan.difference import Difference, differences, explain, origin
+from alpro.pipeline.store.step import Step
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
@@ -85,11 +84,11 @@ def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_c
     ]
     step = steps(tmp_path, "evaluate.seed=3", "evaluate.frames=8")["evaluate"]
 
-    assert explain(step, earlier) == "evaluate.seed = 3 (previous run: 2)"
+    assert explain(step.description, earlier) == "evaluate.seed = 3 (previous run: 2)"
 
 
 def test_a_step_without_an_earlier_artifact_says_so(tmp_path):
-    assert explain(steps(tmp_path)["evaluate"], [MODEL]) == (
+    assert explain(steps(tmp_path)["evaluate"].description, [MODEL]) == (
         "no artifact of this configuration yet"
     )
 
@@ -103,4 +102,4 @@ def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
         ("decode_videos clips", "corpora.clips.frames = 3 "),
         ("zero_shot", "evaluate.frames = 8 "),
     ):
-        assert key in explain(after[name], [before[name].description])
+        assert key in explain(after[name].description, [before[name].description])

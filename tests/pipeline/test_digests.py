@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +15,8 @@ from alpro.errors import InputError
 from alpro.pipeline.plan import digests as module
 from alpro.pipeline.plan.digests import Digests
 from tests.plans import digest_data
+
+ROW = '{"path": "%s.mp4", "caption": "this is %s"}\n'
 
 
 @pytest.fixture
@@ -24,83 +27,135 @@ def digests(tmp_path) -> Digests:
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A manifest of two files."""
-    (tmp_path / "data").mkdir()
-    rows = [{"path": name, "caption": f"this is {name}"} for name in ("a.mp4", "b.mp4")]
-    for row in rows:
-        (tmp_path / "data" / row["path"]).write_text(row["path"])
-    (tmp_path / "data" / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "data" / "items.jsonl"
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.mp4").write_text(name)
+    (folder / "items.jsonl").write_text("".join(ROW % (name, name) for name in "ab"))
+    return folder / "items.jsonl"
 
 
-def test_the_digest_of_data_depends_on_rows_and_their_files_and_neither_on_others_nor_on_its_folder(
-    data, digests, tmp_path, monkeypatch
-):
-    folder = data.parent
-    text = data.read_text()
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# Data.
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("items.jsonl", ROW % ("a", "that")),
+        ("items.jsonl", ROW % ("a", "a") + ROW % ("b", "b") + ROW % ("c", "new")),
+        ("items.jsonl", ROW % ("a", "a") + ROW % ("b", "b") + "no JSON\n"),
+        ("a.mp4", "other contents"),
+        ("b.mp4", None),
+    ],
+)
+def test_rows_and_their_files_decide_the_digest_of_data(file, content, data, digests):
     before = digest_data(data, digests)
-    (folder / "notes.md").write_text("not named by the manifest")
-    moved = shutil.copytree(folder, tmp_path / "elsewhere")
-    assert digest_data(data, digests) == digest_data(moved / data.name, digests) == before
-    found = {before}
-    for other in (
-        text.replace("this is", "that is"),
-        text + '{"path": "c.mp4", "caption": "new"}\n',
-        text + "no JSON\n",
-    ):
-        data.write_text(other)
-        found.add(digest_data(data, digests))
-    (folder / "a.mp4").write_text("other contents")
-    found.add(digest_data(data, digests))
-    (folder / "b.mp4").unlink()
-    found.add(digest_data(data, digests))
-    assert len(found) == 6
+    path = data.parent / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert digest_data(data, digests) != before
 
+
+def test_other_files_and_the_folder_do_not_decide_the_digest_of_data(data, digests, tmp_path):
+    before = digest_data(data, digests)
+    (data.parent / "notes.md").write_text("not named by the manifest")
+    moved = shutil.copytree(data.parent, tmp_path / "elsewhere")
+    assert digest_data(data, digests) == digest_data(moved / data.name, digests) == before
+
+
+def test_a_folder_has_one_digest_by_whatever_path(data, digests, monkeypatch):
+    folder = data.parent
     data.unlink()
     (folder / "a.txt").write_text("a bird\n")
-    of_folder = digest_data(folder, digests)
-    assert digest_data(folder / ".." / folder.name, digests) == of_folder
+    before = digest_data(folder, digests)
+
+    assert digest_data(folder / ".." / folder.name, digests) == before
     monkeypatch.chdir(folder)
-    assert digest_data(Path(), digests) == of_folder
+    assert digest_data(Path(), digests) == before
     (folder / "a.txt").write_text("a bird\na plane\n")
-    assert digest_data(folder, digests) != of_folder
+    assert digest_data(folder, digests) != before
 
 
-def test_a_file_that_cannot_be_read_now_is_an_error_and_a_folder_is_missing(
-    data, digests, monkeypatch
-):
+def test_a_path_that_is_no_file_is_missing(data, digests):
     (data.parent / "c.mp4").mkdir()
     assert digests.of([data.parent / "c.mp4"]) == ["missing"]
-    data.write_text(
-        data.read_text()
-        + '{"path": "c.mp4", "caption": "x"}\n{"path": "d\\u0000", "caption": "x"}\n'
-    )
+    rows = [json.dumps({"path": path, "caption": "x"}) for path in ("c.mp4", "d\0")]
+    data.write_text("\n".join(rows))
     assert digest_data(data, digests)
-    data.touch()
+
+
+# The cache.
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_a_file_that_must_not_be_read_is_missing_and_one_that_fails_is_an_error(
+    error, data, digests, monkeypatch
+):
+    def fail(path: str) -> str:
+        raise OSError(error, "no")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            module, "checksum", Mock(side_effect=PermissionError(errno.EACCES, "no permission"))
-        )
-        assert digests.of([data]) == ["missing"]
-        patch.setattr(
-            module, "checksum", Mock(side_effect=OSError(errno.EIO, "input/output error"))
-        )
-        with pytest.raises(InputError, match=r"items\.jsonl: cannot be read"):
-            digests.of([data])
-    assert digests.of([data]) == [hashlib.sha256(data.read_bytes()).hexdigest()]
+        patch.setattr(module, "checksum", fail)
+        if error == errno.EACCES:
+            assert digests.of([data]) == ["missing"]
+        else:
+            with pytest.raises(InputError, match=r"items\.jsonl: cannot be read"):
+                digests.of([data])
+    assert digests.of([data]) == [sha256(data.read_bytes())]
+
+
+def test_an_unchanged_file_is_read_once_also_after_an_interruption(tmp_path, digests, monkeypatch):
+    """Each batch is kept; another pipeline can write while files are read."""
+    read = []
+    checksum = module.checksum
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+
+    def interrupted(path: str) -> str:
+        read.append(Path(path).name)
+        if read == ["a", "b"]:
+            raise KeyboardInterrupt
+        with sqlite3.connect(digests.path, timeout=5) as other:  # a commit is short
+            row = "insert or replace into digests values (?, 1, 1, 'x')"
+            other.execute(row, (f"other {path}",))
+        other.close()
+        return checksum(path)
+
+    monkeypatch.setattr(module, "checksum", interrupted)
+    monkeypatch.setattr(module, "BATCH", 1)
+    with pytest.raises(KeyboardInterrupt):
+        digests.of(files)
+    expected = [sha256(name) for name in (b"a", b"b", b"c")]
+    assert digests.of([*files, tmp_path / "none"]) == [*expected, "missing"]
+    assert (digests.of(files), read) == (expected, ["a", "b", "b", "c"])
+
+
+def test_a_changed_file_is_read_again(tmp_path, digests):
+    file = tmp_path / "a"
+    file.write_bytes(b"a")
+    assert digests.of([file]) == [sha256(b"a")]
+    file.write_bytes(b"d")  # as long as before
+    os.utime(file, ns=(1, 1))
+    assert digests.of([file]) == [sha256(b"d")]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "in use"])
 def test_a_cache_that_cannot_be_used_is_named(damage, tmp_path, digests, monkeypatch):
-    connect = sqlite3.connect
-    other = connect(digests.path)
-    if damage == "in use":
-        monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
-        other.execute("begin exclusive")
-    else:
-        digests.path.write_bytes(b"garbage" * 500)
-    with pytest.raises(InputError, match=r"digests\.sqlite"):
-        digests.of([tmp_path / "a"])
-    other.close()
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0)
+    with closing(sqlite3.connect(digests.path)) as other:
+        if damage == "in use":
+            other.execute("begin exclusive")
+        else:
+            digests.path.write_bytes(b"garbage" * 500)
+        with pytest.raises(InputError, match=r"digests\.sqlite"):
+            digests.of([tmp_path / "a"])
 
 
 def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch):

@@ -14,7 +14,7 @@ from alpro.files import read_json
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.execution.run_stage import run
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.steps import build_steps
+from alpro.pipeline.plan.plan import build_steps
 from alpro.stages.execution.interface import Resources
 from tests.plans import configure
 

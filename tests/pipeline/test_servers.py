@@ -22,7 +22,7 @@ from filelock import Timeout
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.pipeline.config.layers import CONFIGS, shipped
+from alpro.pipeline.config.load import CONFIGS, shipped
 from alpro.pipeline.flows import servers
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed

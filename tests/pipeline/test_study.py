@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alpro.artifact import RECORD_VERSION, Record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.layers import shipped
+from alpro.pipeline.config.load import shipped
 from alpro.pipeline.flows.study import (
     SEEDED,
     STUDIES,

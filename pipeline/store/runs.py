@@ -1,0 +1,110 @@
+"""The log of the commands of a workspace, runs.jsonl. What else tells of a command has its id.
+
+A line is written when a run begins, and another when it ends. A run that was killed has only the
+first.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from alpro.pipeline.config.command import Command
+
+FILE = "runs.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that ran in a workspace."""
+
+    at: str = ""  # time of its start in ISO 8601
+    config: str = ""
+    changes: tuple[str, ...] = ()
+    stage: str = ""
+    folder: str = ""  # that relative paths are relative to
+    commit: str = ""
+    title: str = ""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    # Known at its end.
+    state: str = "unfinished"
+    reason: str = ""  # why it did not finish
+    seconds: float = 0.0
+    steps: Mapping[str, str] = field(default_factory=dict)  # fingerprints of artifacts by step
+    report: str = ""  # file, relative to the workspace
+
+    @property
+    def command(self) -> Command:
+        return Command(self.config, self.changes, self.stage)
+
+
+class Runs:
+    """The log of a workspace."""
+
+    def __init__(self, workspace: Path):
+        self.file = workspace / FILE
+
+    def begin(self, run: Run) -> None:
+        """Write that a run begins."""
+        self._append(asdict(run))
+
+    def end(self, run: Run, **values: Any) -> None:
+        """Write how a run ended.
+
+        Args:
+            values: fields that are known now.
+        """
+        self._append({"id": run.id, **values})
+
+    def all(self) -> list[Run]:
+        """Return the runs in the order in which they began."""
+        values: dict[str, dict[str, Any]] = {}
+        for line in self._lines():
+            values.setdefault(line["id"], {}).update(line)
+
+        names = {one.name for one in fields(Run)}
+        runs = []
+        for one in values.values():
+            known: dict[str, Any] = {name: one[name] for name in names & one.keys()}
+            known["changes"] = tuple(known.get("changes", ()))
+            runs.append(Run(**known))
+        return runs
+
+    def find(self, id: str) -> Run | None:
+        """Return the run with an id."""
+        return next((run for run in self.all() if run.id == id), None)
+
+    def previous(self, run: Run) -> Run | None:
+        """Return the run of the same configuration that began last before another one."""
+        earlier = None
+        for one in self.all():
+            if one.id == run.id:
+                break
+            if one.command.config_name == run.command.config_name:
+                earlier = one
+        return earlier
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, ensure_ascii=False) + "\n"
+        # A single write to a file that is open for appending: lines of two commands do not mix.
+        with self.file.open("ab+") as file:
+            # A line that a power failure has cut must not take this one with it.
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            is_cut = file.read(1) not in (b"", b"\n")
+            file.write((f"\n{text}" if is_cut else text).encode())
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of runs, without one that a power failure has cut."""
+        if not self.file.is_file():
+            return
+        for text in self.file.read_text("utf-8", "replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "id" in line:
+                yield line

@@ -1,0 +1,69 @@
+"""A step of a pipeline: a stage with everything that determines its result."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from alpro.artifact import Record, Source, digest_of
+from alpro.shards.storage import Location, absolute
+from alpro.stages.execution.interface import StageConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with everything that determines its result, and so its fingerprint."""
+
+    stage: str
+    name: str  # name for users: the stage, and the corpus if there are several
+    config: StageConfig
+    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+    # SHA-256 or version of outside files, by the name of an input or STAGE.KEY.
+    digests: Mapping[str, str] = field(default_factory=dict)
+    # Inputs that no step builds, such as a model folder of the user's. Only their digests count.
+    given: Mapping[str, Location] = field(default_factory=dict)
+    # The user's files that an input in `given` was imported from.
+    imported_from: Mapping[str, Location] = field(default_factory=dict)
+    recheck: Callable[[], bool] | None = None  # tells whether local outside files are unchanged
+    # Why outside files cannot be read on this machine. The step cannot run then.
+    unreadable: str = ""
+
+    def folder(self, root: Path) -> Path:
+        """Return the folder of the step's artifact in a folder of artifacts."""
+        return Source(self.stage, self.fingerprint).folder(root)
+
+    def needs(self, other: "Step") -> bool:
+        """Return whether the other's artifact is an input of this step, or of one of its inputs."""
+        return any(step.name == other.name or step.needs(other) for step in self.inputs.values())
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"alpro.stages.{self.stage}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest_of(self._recipe())
+
+    @property
+    def description(self) -> Record:
+        """The artifact's record as it is known before the stage runs."""
+        paths = {**self.imported_from, **self.given}
+        return replace(
+            self._recipe(),
+            name=self.name,
+            fingerprint=self.fingerprint,
+            paths={name: str(absolute(path)) for name, path in paths.items()},
+        )
+
+    def _recipe(self) -> Record:
+        """Return the fields that the fingerprint hashes."""
+        inputs = {name: Source(step.stage, step.fingerprint) for name, step in self.inputs.items()}
+        return Record(
+            stage=self.stage,
+            stage_version=self.module.VERSION,
+            config=self.config.model_dump(mode="json"),
+            inputs=inputs,
+            files=dict(self.digests),
+        )

@@ -1,0 +1,334 @@
+"""`alpro artifacts ...`: list, show, verify and remove."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alpro.artifact import Source, artifacts, read_record
+from alpro.files import read_json, write_json
+from alpro.inference.index import Index, IndexSettings
+from alpro.names import record_index
+from alpro.pipeline.cli import main as cli
+from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.step import Step
+from alpro.stages import render_sample
+from alpro.stages.execution.interface import Outcome
+from tests.pipeline.conftest import write_artifact
+
+COMMAND = {
+    "config": "sample",
+    "changes": ["train.lr=1e-4", "finetune_qa.lr=2", "name='my own'"],
+    "folder": "/home/me",
+}
+
+
+def add(workspace: Path, mark: str, name: str, *inputs: str) -> Path:
+    """Writes an artifact; each is newer than the one before, and larger."""
+    day = 1 + len(artifacts(workspace / "artifacts"))
+    run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+"}
+    more = {
+        "name": name,
+        "fingerprint": mark * 64,
+        "run": run | {"arguments": COMMAND},
+        "inputs": {source: Source(source, source * 64) for source in inputs},
+        "counts": {"rows": 3},
+        "config": {"seed": 7, "lr": 0.1234567891},
+    }
+    folder, _ = write_artifact(workspace, name.split()[0], **more)
+    (folder / "data").write_bytes(bytes(day * 100_000))
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Path:
+    """Two corpora and two results of each stage; f is unfinished."""
+    add(tmp_path, "a", "decode clips")
+    add(tmp_path, "b", "decode stills")
+    add(tmp_path, "c", "train", "a", "b")
+    add(tmp_path, "d", "evaluate", "c", "a")
+    add(tmp_path, "e", "train", "a")
+    add(tmp_path, "0", "evaluate", "e", "a")
+    (tmp_path / "artifacts" / "train" / ("f" * 16) / "parts").mkdir(parents=True)
+    return tmp_path
+
+
+def alpro(workspace: Path, *words: object) -> int:
+    """Calls `alpro artifacts ...`; returns its exit status."""
+    return cli.execute(["artifacts", *map(str, words), "--workspace", str(workspace)])
+
+
+def marks(workspace: Path) -> str:
+    """The artifacts that are there."""
+    return "".join(record.fingerprint[0] for _, record in artifacts(workspace / "artifacts"))
+
+
+def folder_of(workspace: Path, stage: str, mark: str) -> Path:
+    return workspace / "artifacts" / stage / (mark * 16)
+
+
+# ls and show.
+
+
+@pytest.mark.parametrize(
+    ("stage", "metrics", "shown"),
+    [
+        ("evaluate", {"test/retrieval_vtc/t2v/R1": 51.26, "test/qa/acc": 33.0}, ["51.3", "33.0"]),
+        ("finetune_qa", {"validation/qa/acc": 44.0}, ["44.0"]),
+        ("cache_prompts", {"loss": 55.5}, []),
+    ],
+)
+def test_an_artifact_is_listed_with_its_scores(stage, metrics, shown, tmp_path, capsys):
+    """Of an evaluation on its split, of a training on the validation split."""
+    write_artifact(tmp_path, stage, metrics=metrics)
+    alpro(tmp_path, "ls")
+    out = capsys.readouterr().out
+    assert [score for score in ("51.3", "33.0", "44.0", "55.5") if score in out] == shown
+
+
+def test_an_artifact_is_listed_with_its_inputs_its_size_and_the_changes_of_its_stage(
+    workspace, capsys
+):
+    (folder_of(workspace, "decode", "a") / "link").symlink_to("data")
+    alpro(workspace, "ls")
+    lines = capsys.readouterr().out.splitlines()
+
+    (line,) = (text for text in lines if text.startswith("c" * 16))
+    inputs = ["a", "a" * 8 + ",", "b", "b" * 8]
+    expected = ["train", "2026-01-03", "00:00", "1", "0.3", "sample", "train.lr=1e-4", *inputs]
+    assert line.split()[1:] == expected
+    assert lines[-1] == "6 artifacts, 2.1 MB"
+
+
+def test_artifacts_are_listed_as_json(workspace, capsys):
+    alpro(workspace, "ls", "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["bytes"] // 100_000 for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert (rows[2]["name"], rows[2]["folder"]) == (
+        "train",
+        str(folder_of(workspace, "train", "c")),
+    )
+
+
+def test_an_artifact_is_shown_with_the_command_that_builds_it(workspace, capsys):
+    alpro(workspace, "show", "dd")
+    command, place, *_ = capsys.readouterr().out.splitlines()
+    assert command == (
+        "alpro run evaluate --config sample --set train.lr=1e-4 --set finetune_qa.lr=2 --set "
+        "'name='\"'\"'my own'\"'\"''"
+    )
+    assert place.strip() == (
+        "in the folder /home/me, at commit abc123, which lacks changes of the checkout"
+    )
+
+
+def test_an_artifact_is_shown_with_all_that_it_was_built_from(workspace, capsys):
+    path = folder_of(workspace, "evaluate", "d") / "artifact.json"
+    write_json(path, read_json(path) | {"files": {"data": "12ab"}})
+    alpro(workspace, "show", "dd")
+    shown = capsys.readouterr().out
+
+    sources = shown.partition("built from\n")[2].splitlines()
+    assert [line[0] for line in sources if "2026" in line] == [*"abcd"]
+    assert "lr = 0.1234567891\n" in shown
+    assert 'data = "12ab"\n' in shown
+
+
+@pytest.mark.parametrize(("mark", "is_shown"), [("dd", False), ("cc", True)])
+def test_counts_are_shown_except_those_of_an_evaluation(mark, is_shown, workspace, capsys):
+    """They are the queries of each score."""
+    alpro(workspace, "show", mark)
+    assert ("rows = 3\n" in capsys.readouterr().out) == is_shown
+
+
+def test_an_artifact_without_a_command_is_shown(workspace, capsys):
+    path = folder_of(workspace, "evaluate", "d") / "artifact.json"
+    write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
+    assert alpro(workspace, "show", "dd") == 0
+    assert "alpro run" not in capsys.readouterr().out
+
+
+# verify.
+
+
+@pytest.fixture
+def built(tmp_path) -> tuple[Path, Path]:
+    """Two artifacts, the second with a damaged file."""
+    store = Store(tmp_path / "artifacts")
+
+    def work(_: Step, out: Path) -> Outcome:
+        (out / "a.tar").write_bytes(b"0123456789")
+        return Outcome()
+
+    folders = []
+    for seed, name in enumerate(("good", "bad")):
+        step = Step("render_sample", name, render_sample.Config(seed=seed))
+        store.make(step, work, {})
+        folders.append(store.folder(step))
+    (folders[1] / "a.tar").write_bytes(b"x")
+    return folders[0], folders[1]
+
+
+def test_the_exit_status_tells_whether_all_is_as_recorded(built, tmp_path, capsys):
+    good, bad = built
+    statuses = [
+        alpro(tmp_path, "verify", *names)
+        for names in ([], [good.name[:6]], [good.name, bad.name], ["0" * 20])
+    ]
+    assert statuses == [1, 0, 1, 2]
+    line = ["damaged", bad.name, "bad", "a.tar", "1", "bytes", "instead", "of", "10"]
+    assert line in [text.split() for text in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("removed", [{"sum"}, {"sum", "contents"}])
+def test_a_record_without_its_digest_is_a_problem(removed, built, tmp_path, capsys):
+    path = built[0] / "artifact.json"
+    write_json(path, {key: value for key, value in read_json(path).items() if key not in removed})
+    assert alpro(tmp_path, "verify", built[0].name) == 1
+    assert "was changed" in capsys.readouterr().out
+
+
+def test_records_that_cannot_be_read_or_were_moved_are_problems(built, tmp_path, capsys):
+    good, bad = built
+    (good / "artifact.json").write_text("")
+    bad.rename(bad.with_name("0" * 16))
+
+    assert alpro(tmp_path, "verify") == 1
+    lines = [line.split(maxsplit=4)[2:] for line in capsys.readouterr().out.splitlines()]
+    assert ["render_sample", "artifact.json", "cannot be read"] in lines
+    assert ["bad", "artifact.json", "does not match its fingerprint"] in lines
+
+
+# gc and rm.
+
+
+def test_gc_lists_before_it_removes(workspace, capsys):
+    alpro(workspace, "gc")
+    out = capsys.readouterr().out
+    assert "c" * 16 in out
+    assert f"alpro artifacts rm {'f' * 16}" in out
+    assert marks(workspace) == "abcde0"
+
+
+def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(workspace, capsys):
+    for place in ("reports/a.html", "mlflow/1/picture.png", "mlflow.db"):
+        (workspace / place).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / place).touch()
+
+    def files() -> set[Path]:
+        return {path for path in workspace.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+    removed = {
+        file
+        for stage, mark in (("train", "c"), ("evaluate", "d"))
+        for file in folder_of(workspace, stage, mark).iterdir()
+    }
+    before = files()
+
+    alpro(workspace, "gc", "--yes")
+
+    assert marks(workspace) == "abe0"
+    assert files() == before - removed
+    assert (folder_of(workspace, "train", "f") / "parts").is_dir()
+    capsys.readouterr()
+    alpro(workspace, "gc", "--yes")
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_gc_keeps_only_what_is_named(workspace):
+    alpro(workspace, "gc", "00", "--yes")
+    assert marks(workspace) == "ae0"
+
+
+def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
+    for mark in "ab":
+        (workspace / "units" / mark).mkdir(parents=True)
+        (workspace / "units" / mark / "shard.tar").write_bytes(bytes(2 << 20))
+        table = pa.table({"name": ["train"], "key": [mark]})
+        pq.write_table(table, folder_of(workspace, "decode", mark) / "units.parquet")
+
+    alpro(workspace, "gc", "00", "--yes")  # built from a
+
+    assert [unit.name for unit in (workspace / "units").iterdir()] == ["a"]
+    assert "1 units that no corpus is made of: 2.0 MiB" in capsys.readouterr().out
+
+
+def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
+    # Not beside the workspace, where indexes are looked for.
+    place = tmp_path_factory.mktemp("elsewhere") / "index"
+    settings = IndexSettings(model=str(folder_of(workspace, "train", "c")), digest="x")
+    index = Index.create(place, settings, 8, {})
+    record_index(workspace, index.place)
+
+    alpro(workspace, "gc", "--yes")
+
+    assert marks(workspace) == "abce0"
+
+
+def test_gc_keeps_the_models_of_the_registry(workspace, monkeypatch):
+    (workspace / "mlflow.db").touch()
+    registry = "alpro.pipeline.tracking.registry.registered_fingerprints"
+    monkeypatch.setattr(registry, lambda uri: {"e" * 64})
+    alpro(workspace, "gc", "a" * 16, "--yes")
+    assert marks(workspace) == "ae"
+
+
+def test_gc_lists_a_link_to_another_workspace(workspace, tmp_path_factory, capsys):
+    folder = folder_of(workspace, "train", "c")
+    other = tmp_path_factory.mktemp("other") / "c"
+    shutil.move(folder, other)
+    folder.symlink_to(other)
+
+    assert alpro(workspace, "gc", "--yes") == 0
+
+    assert f"elsewhere, stays: {folder}" in capsys.readouterr().out
+    assert read_record(other)
+    assert marks(workspace) == "abce0"
+
+
+def test_rm_removes_artifacts_and_unfinished_work(workspace, capsys):
+    interrupted = f"{folder_of(workspace, 'train', 'f')}/"  # as a shell completes it
+    assert alpro(workspace, "rm", " dd", interrupted, "dddd ", "--yes") == 0
+
+    assert marks(workspace) == "abce0"
+    assert not Path(interrupted).exists()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_rm_needs_an_answer(workspace, capsys):
+    assert alpro(workspace, "rm", "dd") == 2  # nobody answers here
+    assert "--yes" in capsys.readouterr().err
+    assert marks(workspace) == "abcde0"
+
+
+@pytest.mark.parametrize(("answer", "left"), [("", "abcde0"), ("n", "abcde0"), ("yes", "abce0")])
+def test_rm_asks_at_a_terminal(answer, left, workspace, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    alpro(workspace, "rm", "dd")
+    assert marks(workspace) == left
+
+
+def test_rm_names_what_was_built_from_it(workspace, capsys):
+    alpro(workspace, "rm", "bb")
+    assert "evaluate dddddddd" in capsys.readouterr().out
+
+
+def test_rm_reads_each_record_a_few_times_however_many_there_are(tmp_path, monkeypatch, capsys):
+    reads: list[Path] = []
+    read = read_json
+    monkeypatch.setattr("alpro.artifact.read_json", lambda path: reads.append(path) or read(path))
+
+    for count in (20, 40):
+        for number in range(count - 20, count):
+            inputs = {"x": Source("train", f"{number - 1:064}")} if number else {}
+            run = {"at": f"2026-01-01T00:00:{number:02}", "seconds": 1.0}
+            fingerprint = f"{number:064}"[::-1]
+            write_artifact(tmp_path, "train", fingerprint=fingerprint, inputs=inputs, run=run)
+        reads.clear()
+        alpro(tmp_path, "rm", f"{0:064}"[::-1])
+        assert len(reads) <= 2 * count + 2

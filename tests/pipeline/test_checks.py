@@ -1,0 +1,135 @@
+"""What a plan refuses before anything runs."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.store.artifacts import Store
+from alpro.stages import TRAININGS
+from alpro.stages.execution.interface import Outcome
+from tests.conftest import one_line
+from tests.pipeline.conftest import TINY
+from tests.plans import plan_of
+
+
+def check(folder: Path, *changes: str, stage: str = "", elsewhere: tuple[str, ...] = ()) -> None:
+    check_plan(plan_of(TINY, *changes, workspace=folder, stage=stage), elsewhere)
+
+
+DIVIDED = [f"{stage}.batch_size=48" for stage in TRAININGS]
+
+
+@pytest.mark.parametrize("stage", TRAININGS)
+def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(stage, tmp_path):
+    with one_line(f"{stage}: batch_size 8", "3 processes", "set it to 9"):
+        check(tmp_path, *DIVIDED, f"{stage}.batch_size=8", "resources.processes=3")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [
+            *("resources.nodes=2", "resources.processes=8", "resources.rendezvous=host:1"),
+            *("pretrain.batch_size=64", "pretrain.accumulation_steps=8"),
+        ],
+        ["pretrain.batch_size=8", "pretrain.accumulation_steps=3"],
+        ["pretrain.negative_pool_size=4", "resources.processes=8"],
+    ],
+)
+def test_nodes_micro_batches_and_pools_divide_a_batch_too(changes, tmp_path):
+    with one_line("pretrain: "):
+        check(tmp_path, *DIVIDED, *changes)
+
+
+def test_a_stage_that_exists_or_is_not_planned_divides_nothing(tmp_path):
+    changes = ["train_prompter.batch_size=6", "resources.processes=3"]
+    check(tmp_path, *changes, stage="train_prompter")
+
+    plan = plan_of(TINY, *changes, workspace=tmp_path, stage="pretrain")
+    store = Store(tmp_path / "artifacts")
+    store.make(plan.steps[-1], lambda step, out: Outcome(), {})
+    check_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "part"),
+    [
+        (0, ["resources.device=cuda"], "resources.device = cuda"),
+        (2, ["resources.processes=3"], "resources.processes = 3, but this machine has 2"),
+        (2, ["resources.processes=3", "resources.device=cuda"], "this machine has 2"),
+        (0, ["resources.processes=3"], ""),  # on a CPU
+        (2, ["resources.processes=3", "resources.device=cpu"], ""),
+        (4, ["resources.processes=3", "resources.device=cuda"], ""),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(count, changes, part, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with one_line(part) if part else nullcontext():
+        check(tmp_path, *DIVIDED, *changes)
+
+
+def test_stages_without_a_model_or_on_another_machine_need_no_device_here(tmp_path):
+    check(tmp_path, "resources.device=cuda", stage="build_vocabulary")
+    check(
+        *(tmp_path, "resources.device=cuda"),
+        stage="pretrain",
+        elsewhere=("train_prompter", "cache_prompts", "pretrain"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (["pretrain.max_text_tokens=33"], "pretrain.max_text_tokens = 32 (it is 33)"),
+        (["evaluate.max_text_tokens=33"], "evaluate.max_text_tokens = 32 (it is 33)"),
+        (
+            ["train_prompter.model.text.max_length=8", "pretrain.start=scratch"],
+            "train_prompter.max_text_tokens = 8",
+        ),
+    ],
+)
+def test_texts_that_are_longer_than_the_text_encoder_takes_are_refused(changes, part, tmp_path):
+    with one_line(part):
+        check(tmp_path, *changes)
+
+
+# What the data tells.
+
+
+def manifest(folder: Path, *rows: dict) -> Path:
+    path = folder / "m.jsonl"
+    (folder / "a.mp4").touch()
+    path.write_text("".join(json.dumps({"path": "a.mp4"} | row) + "\n" for row in rows))
+    return path
+
+
+def test_question_answering_is_left_out_where_the_data_has_no_questions(tmp_path, capsys):
+    silent = manifest(tmp_path, {"caption": "a dog"})
+    for _ in range(2):
+        plan = plan_of("own_videos", workspace=tmp_path, data=silent)
+
+    assert plan.settings.finetune_qa is None
+    assert (plan.settings.evaluate.retrieval, plan.settings.evaluate.qa) == ("data", "")
+    assert "finetune_qa" not in [step.stage for step in plan.steps]
+    assert capsys.readouterr().err.count("question answering is skipped") == 1
+
+
+def test_question_answering_stays_where_a_row_has_a_question(tmp_path):
+    asked = {"questions": [{"question": "what?", "answer": "dog"}]}
+    plan = plan_of("own_videos", workspace=tmp_path, data=manifest(tmp_path, asked))
+    assert plan.settings.finetune_qa
+
+
+def test_a_configuration_that_only_answers_questions_refuses_data_without_them(tmp_path):
+    data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_text('{"task": "pretrain"}')
+
+    with one_line("msrvtt: no test item has questions"):
+        check_plan(plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path))

@@ -1,0 +1,60 @@
+"""The log of the commands of a workspace."""
+
+from pathlib import Path
+
+import pytest
+
+from alpro.pipeline.config.command import Command
+from alpro.pipeline.store.runs import FILE, Run, Runs
+
+
+@pytest.fixture
+def runs(tmp_path) -> Runs:
+    return Runs(tmp_path)
+
+
+def begin(runs: Runs, at: str, config: str = "tiny", *changes: str) -> Run:
+    run = Run(at=at, config=config, changes=changes, stage="pretrain")
+    runs.begin(run)
+    return run
+
+
+def test_a_run_is_read_as_it_was_written(runs):
+    run = begin(runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"')
+    runs.end(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
+
+    (read,) = runs.all()
+    assert (read.id, read.at, read.state, read.seconds) == (run.id, run.at, "finished", 1.5)
+    assert read.command == Command("my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain")
+    assert read.steps == {"pretrain": "ab" * 32}
+    assert runs.find(run.id) == read
+
+
+def test_a_run_that_was_killed_is_unfinished(runs):
+    run = begin(runs, "2026-01-01T00:00:00+00:00")
+    assert runs.all() == [run]
+    assert run.state == "unfinished"
+
+
+def test_the_previous_run_is_the_last_one_of_the_same_configuration(runs):
+    first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
+    second = begin(runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1")
+    other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
+    third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
+    runs.end(first, state="finished")  # a run may end after another began
+
+    assert [runs.previous(run) for run in (first, other)] == [None, None]
+    assert runs.previous(third) == second
+
+
+def test_a_line_that_was_cut_loses_no_other(runs, tmp_path):
+    first = begin(runs, "2026-01-01T00:00:00+00:00")
+    file: Path = tmp_path / FILE
+    file.write_text(f'{file.read_text()}{{"id": "cut", "at": "20')
+    second = begin(runs, "2026-01-02T00:00:00+00:00")
+
+    assert runs.all() == [first, second]
+
+
+def test_a_workspace_without_a_run_has_none(runs):
+    assert runs.all() == []
