@@ -78,7 +78,6 @@ MISTAKES = {
     "no artifacts": [f"artifacts {name} --workspace {{tmp}}/none" for name in ("verify", "gc")],
     "none.jsonl": ["data check {tmp}/none.jsonl", "run --data {tmp}/none.jsonl"],
     "empty.jsonl": ["run --data {tmp}/empty.jsonl"],
-    "path": ["run --data {tmp}/words.csv"],
     "render_sample": ["run render_sample --config own_videos --data {tmp}/one.jsonl"],
     "test item": [f"run {more} --data {{tmp}}/one.jsonl" for more in ("", "--dry-run")],
     "no test item has captions": ["run train_prompter --config from_clip --data {tmp}/one.jsonl"],
@@ -151,7 +150,6 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
     for file, text in (
         ("there.toml", "mine"),
         ("empty.jsonl", ""),
-        ("words.csv", "clip_file,words\n1,2\n"),
         ("one.jsonl", '{"path": "a.mp4", "caption": "x", "split": "train"}\n'),
         ("asked.jsonl", f"{ASKED}\n" + '{"path": "a.mp4", "caption": "x", "split": "test"}\n'),
         ("secret.jsonl", '{"path": "https://me:hush@host/a.mp4", "caption": "a"}'),
@@ -311,6 +309,15 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
         command = Source(pretrained=name, set=("pretrained=b",)).command("tiny", tmp_path)
         given = folder / "model" if name != str(folder / "model") else name
         assert command.changes == (f'pretrained="{given}"', "pretrained=b")
+
+
+def test_columns_that_are_not_known_are_followed_by_the_table_to_correct(tmp_path, capsys):
+    (tmp_path / "words.csv").write_text("clip_file,words\n1,2\n")
+
+    status = cli.execute(["run", "--data", str(tmp_path / "words.csv"), "--dry-run"])
+
+    assert status == 2
+    assert "\n[corpora.data.columns]\n" in capsys.readouterr().err
 
 
 def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
