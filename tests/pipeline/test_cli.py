@@ -111,7 +111,7 @@ MISTAKES = {
             )
         ),
     ],
-    "line 1 of the manifest: path": ["run --data {tmp}/secret.jsonl"],
+    "line 1: path": ["run --data {tmp}/secret.jsonl"],
     "--tracking-uri": [
         f"run --tracking-uri {name}://me:hush@host --dry-run"
         for name in ("http", "postgresql+psycopg")
@@ -154,6 +154,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
         ("asked.jsonl", f"{ASKED}\n" + '{"path": "a.mp4", "caption": "x", "split": "test"}\n'),
         ("secret.jsonl", '{"path": "https://me:hush@host/a.mp4", "caption": "a"}'),
         ("a.mp4", ""),
+        ("b.mp4", ""),
     ):
         (tmp_path / file).write_text(text)
     (tmp_path / "loop.toml").symlink_to("loop.toml")
