@@ -22,7 +22,7 @@ from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_answers, add_rankers, unanswerable
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
-VERSION = f"15 {TABLE_VERSION}"
+VERSION = f"16 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig, frozen=True):

@@ -23,7 +23,7 @@ from alpro.stages.evaluation.scorer import Scorer
 from alpro.stages.evaluation.scores import add_rankers
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
-VERSION = f"13 {TABLE_VERSION}"  # entities of any script and of several words
+VERSION = f"14 {TABLE_VERSION}"  # intervals of scipy, none of a median
 
 
 class Config(EvaluationConfig, frozen=True):

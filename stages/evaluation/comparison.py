@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.stages.evaluation.statistics import PairedDifference, Statistic, paired_difference
+from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
 SCORES = "scores.parquet"  # the value of every score of results.json for each of its queries
 SCORE_COLUMNS = ["score", "id", "text", "value"]
@@ -54,12 +54,13 @@ def compare(a: Path, b: Path) -> Comparison:
         values_b = scores_b[row["name"]]
         # A paired test needs the value of each query in both.
         if values_a.keys() == values_b.keys():
-            compared.append((row, difference(values_a, values_b, row["statistic"])))
+            if row["statistic"] == "mean":  # a median has no sums by video
+                compared.append((row, difference(values_a, values_b)))
         else:
             shared = values_a.keys() & values_b.keys()
             other_queries[row["name"]] = (len(values_a), len(values_b), len(shared))
 
-    if not compared:
+    if other_queries and not compared:
         name, (of_a, of_b, shared_count) = next(iter(other_queries.items()))
         raise InputError(
             f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} "
@@ -80,16 +81,16 @@ def compare_scores(
         return None
 
     row = next(row for row in read_json(b / "results.json") if row["name"] == second)
-    return row, difference(values_a, values_b, row["statistic"])
+    return row, difference(values_a, values_b)
 
 
-def difference(a: Values, b: Values, statistic: Statistic) -> PairedDifference:
+def difference(a: Values, b: Values) -> PairedDifference:
     """The `paired_difference` of two scores of the same queries."""
     # The two evaluations may have the queries in another order.
     videos = np.array([video for video, _, _ in a], object)
     values_a = np.array(list(a.values()))
     values_b = np.array([b[query] for query in a])
-    return paired_difference(values_a, values_b, videos, statistic)
+    return paired_difference(values_a, values_b, videos)
 
 
 def values_of(folder: Path) -> dict[str, Values]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from alpro.stages.evaluation.statistics import Statistic, value_of
+from alpro.stages.evaluation.statistics import Statistic, compute_score
 
 DIRECTIONS = ("t2v", "v2t")
 CAPTIONS = " | "  # between the captions of a video that is a query
@@ -112,7 +112,7 @@ class Score(NamedTuple):
     @property
     def value(self) -> float:
         """The score: the mean or the median of the values."""
-        return value_of(self.values, self.metric.statistic)
+        return compute_score(self.values, self.metric.statistic)
 
     @property
     def items(self) -> int:

@@ -24,7 +24,7 @@ from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.metrics import Metric, Score
 from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items
-from alpro.stages.evaluation.statistics import bootstrap_interval, independent_videos
+from alpro.stages.evaluation.statistics import bootstrap_interval, count_independent_videos
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.distributed import init_distributed
 
@@ -91,7 +91,10 @@ class Results:
         full_name = "/".join(filter(None, (name, direction, metric.key)))
         row = self._row(metric, full_name, what, value=score.value, items=score.items)
 
-        low, high = bootstrap_interval(score.values, queries.ids, metric.statistic) or (None, None)
+        low = high = None
+        # A median has no sums by video.
+        if metric.statistic == "mean":
+            low, high = bootstrap_interval(score.values, queries.ids) or (None, None)
         row |= {
             "direction": direction,
             "protocol": protocol,
@@ -99,7 +102,7 @@ class Results:
             "high": high,
             "chance": score.chance,
             "videos": len(set(queries.ids)),
-            "independent_videos": independent_videos(queries.ids),
+            "independent_videos": count_independent_videos(queries.ids),
         }
 
         # Dictionaries: a million questions have few texts, and many scores have the same ones.

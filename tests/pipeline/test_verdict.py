@@ -63,7 +63,7 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
         luck = rng.random(200)
         better = luck < (0.15 + difference) / 2
         worse = (luck < 0.15) & ~better
-        return paired_difference(100.0 * worse, 100.0 * better, clips, "mean")
+        return paired_difference(100.0 * worse, 100.0 * better, clips)
 
     sentences = [verdict("a", "b", row, draw(0.0)) for _ in range(10)]
     shown = [

@@ -50,8 +50,8 @@ def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
         "protocol": "all pairs",
         "metric": "MdR",
         "value": 1,
-        "low": 0,
-        "high": 0,
+        "low": None,
+        "high": None,
         "unit": "rank",
     }
     last |= {
@@ -61,7 +61,7 @@ def test_the_rows_say_what_was_asked_of_how_many(tmp_path):
         "videos": 3,
         "independent_videos": 3.0,
     }
-    assert results.rows[-1] | {"low": 0, "high": 0} == last | {"chance": 2.0, "baseline": "chance"}
+    assert results.rows[-1] == last | {"chance": 2.0, "baseline": "chance"}
     assert results.metrics["test/hand/t2v/R1"] == pytest.approx(200 / 3)
     rows = pq.read_table(tmp_path / "hand_t2v.parquet").to_pylist()
     assert [(row["text"], row["id"], row["rank"], row["best"]) for row in rows] == [
@@ -170,7 +170,9 @@ def test_every_score_has_its_interval_protocol_and_queries(clips_of_brightness, 
             name
         )
         assert sorted(ids) == ["down0", "down1", "up0", "up1"]
-        interval = bootstrap_interval(values, np.array(ids, object), row["statistic"])
+        interval = None
+        if row["statistic"] == "mean":
+            interval = bootstrap_interval(values, np.array(ids, object))
         assert (row["low"], row["high"]) == (interval or (None, None)), name
         assert set(part["text"].to_pylist()) == texts[row["direction"]]
     protocols = {

@@ -1,0 +1,104 @@
+"""Two evaluations over the same queries, score by score."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alpro.errors import InputError
+from alpro.stages.evaluation.comparison import compare
+from alpro.stages.evaluation.metrics import ACCURACY, ENTITY_ACCURACY, Metric, Queries, Score
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import PairedDifference
+
+RECALL = Metric("R1", "R@1", "retrieval")
+QUESTIONS = Queries.of(["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"])
+
+
+def clips(*numbers: int, caption: str = "a ball | a red ball") -> Queries:
+    return Queries.of([f"v{n}" for n in numbers], [caption] * len(numbers))
+
+
+def evaluation(folder: Path, *scores: tuple[Metric, list[float], Queries]) -> Path:
+    folder.mkdir(parents=True)
+    results = Results("test", folder)
+    for metric, values, queries in scores:
+        results.add(Score(metric, np.array(values), 10.0, queries), "by hand", metric.table)
+    results.outcome()
+    return folder
+
+
+def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
+    """The second "how?" of v2 is another question than the first: repeated queries are matched in
+    their order."""
+    turned = QUESTIONS.select(np.array([4, 2, 0, 1, 3]))
+    a = evaluation(tmp_path / "a", (ACCURACY, [0, 100, 100, 0, 100], QUESTIONS))
+    b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
+    ((row, actual),) = compare(a, b).scores
+    assert (row["name"], row["what"]) == ("qa/acc", "by hand")
+    assert actual == PairedDifference(60, 60, 0, 0, 0, 1)
+
+
+def test_each_score_has_both_values_and_the_difference(tmp_path):
+    a = evaluation(
+        tmp_path / "a",
+        (ACCURACY, [0, 0, 100, 0, 0], QUESTIONS),
+        (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3)),
+    )
+    b = evaluation(
+        tmp_path / "b",
+        (RECALL, [100, 0, 100, 0], clips(0, 1, 2, 3)),
+        (ACCURACY, [100, 0, 100, 0, 0], QUESTIONS),
+    )
+    compared = compare(a, b)
+    assert [(row["name"], d.a, d.b, d.difference) for row, d in compared.scores] == [
+        ("qa/acc", 20, 40, 20),
+        ("retrieval/R1", 25, 50, 25),
+    ]
+    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one
+    # of it alone has 50.
+    accuracy = compared.scores[0][1]
+    assert (accuracy.low, accuracy.high, accuracy.p) == (0, 50, 1)
+    assert (compared.other_queries, compared.single) == ({}, 0)
+
+
+def test_a_score_of_other_queries_is_left_out(tmp_path):
+    """Such as entity accuracy with another vocabulary: only clips with a known entity count."""
+    a = evaluation(
+        tmp_path / "a",
+        (ACCURACY, [0.0] * 5, QUESTIONS),
+        (ENTITY_ACCURACY, [0, 100, 0], clips(0, 1, 2)),
+        (RECALL, [100], clips(0)),
+    )
+    b = evaluation(
+        tmp_path / "b", (ACCURACY, [0.0] * 5, QUESTIONS), (ENTITY_ACCURACY, [100, 0], clips(1, 3))
+    )
+    compared = compare(a, b)
+    assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
+    assert compared.other_queries == {"entities/acc": (3, 2, 1)}
+    assert compared.single == 1
+
+
+def test_different_test_sets_are_a_mistake(tmp_path):
+    """So are clips of the same names with other captions, as those of the sample with another
+    seed."""
+    mine = evaluation(tmp_path / "mine", (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3)))
+    seeded = evaluation(
+        tmp_path / "seeded", (RECALL, [0, 100, 0], clips(0, 1, 2, caption="a star"))
+    )
+    with pytest.raises(InputError, match="retrieval/R1 has 4 and 3 queries, 0 of them shared"):
+        compare(mine, seeded)
+    a = evaluation(tmp_path / "evaluate" / "0123456789", (ACCURACY, [0.0] * 5, QUESTIONS))
+    b = evaluation(
+        tmp_path / "evaluate" / "abcdefghij",
+        (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))),
+    )
+    c = evaluation(tmp_path / "zero_shot" / "abcdefghij", (RECALL, [0, 100], clips(0, 1)))
+    (tmp_path / "pretrain").mkdir()
+    for other, named in (
+        (b, "abcdefgh.*qa/acc has 5 and 3 queries, 3"),
+        (c, "abcdefgh"),
+        (tmp_path / "pretrain", "pretrain"),
+    ):
+        with pytest.raises(InputError, match=named):
+            compare(a, other)
