@@ -107,19 +107,6 @@ def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
     assert any((best[name] != last[name]).any() for name in best)
 
 
-def test_an_interpolation_without_validation_clips_is_announced(clip_folders, tmp_path, resources):
-    config = configured(clip_folders["clip"], interpolate=True)
-    inputs = train_prompter.Inputs(corpora={})
-    with (
-        mock.patch.object(train_prompter, "train", lambda build, *_: build(CPU)),
-        mock.patch.object(train_prompter, "validate_contrast", return_value=None),
-        mock.patch.object(train_prompter.log, "warning") as warning,
-    ):
-        training = train_prompter.run(config, inputs, tmp_path, resources)
-    warning.assert_called_once()
-    assert not training.interpolates
-
-
 def test_training_changes_both_towers_and_temporal_attention(trained, folder):
     trained = trained.out
     before = load_towers(configured(folder), CPU).model

@@ -90,28 +90,6 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     }
 
 
-def test_statistics_are_those_of_the_training_frames(index, corpus_of, tmp_path):
-    """Statistics are those of all frames if there are no training samples."""
-
-    def mean(*splits: str) -> list[float]:
-        brightness = {"train": 51, "validation": 255, "test": 102}
-        rows = [
-            {
-                "id": s,
-                "kind": "image",
-                "split": s,
-                "frames": np.full((1, 8, 8, 3), brightness[s], np.uint8),
-            }
-            for s in splits
-        ]
-        return statistics_of(index(corpus_of(tmp_path / f"{splits}", rows), f"of {splits}")[0])[
-            "mean"
-        ]
-
-    assert mean("train", "validation", "test") == [0.2] * 3
-    assert mean("test") == [0.4] * 3
-
-
 def test_overlap_with_training_is_listed_counted_and_printed(
     index, corpus_of, tmp_path, memory, capsys
 ):
@@ -239,20 +217,6 @@ def test_the_index_beside_shards_at_a_url_is_copied_once(shards, index, clips, s
 
     copies = [path for method, path, _ in server.asked if method == "GET" and "index" in path]
     assert len(copies) == 1
-
-
-def test_finished_shards_are_not_indexed_again(shards, index, monkeypatch):
-    last = sorted(shards.iterdir())[-1]
-    content = last.read_bytes()
-    last.write_bytes(b"")
-    with pytest.raises(InputError, match="not a readable shard"):
-        index(shards)
-    last.write_bytes(content)
-    done = []
-    whole = index_shards.index_shard
-    monkeypatch.setattr(index_shards, "index_shard", lambda path: done.append(path) or whole(path))
-    index(shards)
-    assert done == [last]
 
 
 @pytest.mark.parametrize("change", ["a frame", "a caption", "a sample"])

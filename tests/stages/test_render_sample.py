@@ -16,7 +16,6 @@ from alpro.shards.sample.scene import (
     REVERSED,
     THING_KINDS,
     Scene,
-    Thing,
     draw_scene,
 )
 from alpro.stages import render_sample
@@ -141,36 +140,6 @@ def test_a_reversed_scene_is_the_scene_played_backwards(motion):
     frames, back = (render(s, 5, 32).astype(float) for s in (scene, scene.reverse()))
     assert abs(frames - back[::-1]).mean() < 4  # the camera's noise, no more
     assert abs(frames - back).mean() > abs(frames - back[::-1]).mean()
-
-
-POSES = [  # motion, time, x, y, radius, angle of a thing at the middle with radius 0.2 and reach 0.8
-    ("left", 0.0, 0.9, 0.5, 0.2, 0),
-    ("left", 1.0, 0.1, 0.5, 0.2, 0),
-    ("right", 1.0, 0.9, 0.5, 0.2, 0),
-    ("up", 1.0, 0.5, 0.1, 0.2, 0),
-    ("down", 1.0, 0.5, 0.9, 0.2, 0),
-    ("still", 0.7, 0.5, 0.5, 0.2, 0),
-    ("growing", 0.0, 0.5, 0.5, 0.09, 0),
-    ("growing", 1.0, 0.5, 0.5, 0.26, 0),
-    ("spinning", 0.25, 0.5, 0.5, 0.2, 90),
-    ("circle", 0.0, 1.3, 0.5, 0.2, 0),
-    ("circle", 0.5, -0.3, 0.5, 0.2, 0),
-]
-
-
-@pytest.mark.parametrize(("motion", "time", "x", "y", "radius", "angle"), POSES)
-def test_the_position_of_a_thing(motion, time, x, y, radius, angle):
-    thing = Thing("ball", "red", motion, 0.5, 0.5, 0.2, 0.8)
-    assert thing.pose(time) == pytest.approx((x, y, radius, angle))
-
-
-def test_a_moving_thing_moves_in_the_frames():
-    scene = Scene((Thing("ball", "red", "right", 0.5, 0.5, 0.2, 0.7),), None)
-    red = render(scene, 3, 40)[..., 0].astype(float) - render(scene, 3, 40)[..., 2]
-    centres = [
-        (frame.clip(60) - 60).sum(0) @ np.arange(40) / (frame.clip(60) - 60).sum() for frame in red
-    ]
-    assert centres == pytest.approx([0.15 * 40, 0.5 * 40, 0.85 * 40], abs=2)
 
 
 def answers(scene: Scene, question: str) -> set[str]:

@@ -214,15 +214,6 @@ def test_a_decomposed_word_is_the_composed_one():
     assert tagged_nouns(caption, caption.replace("\u00e9", "e\u0301"))["caf\u00e9"] == 2
 
 
-def test_word_counts_are_weighted_by_captions_and_part_of_speech(tmp_path, resources):
-    captions = Counter({"a dog is sleeping": 3, "a small dog and a cat": 1})
-    words = count_words(captions, "embedded", tmp_path, resources)
-    others = {"a": 5, "is": 3, "sleeping": 3, "small": 1, "and": 1}
-    assert words == {("dog", True): 4, ("cat", True): 1} | {
-        (word, False): count for word, count in others.items()
-    }
-
-
 def captions_of(number: int) -> Counter[str]:
     """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them
     more than once."""
@@ -246,14 +237,6 @@ def test_counts_do_not_depend_on_the_units(tmp_path, resources, monkeypatch, inl
     shuffled = list(captions.items())
     random.Random(4).shuffle(shuffled)
     assert count_words(Counter(dict(shuffled)), "embedded", tmp_path, resources) == whole
-
-
-def test_a_tagger_with_a_large_vocabulary_is_reloaded(monkeypatch):
-    monkeypatch.setattr(nouns, "MAX_VOCAB_WORDS", 10)
-    before = load_tagger("embedded")
-    assert load_tagger("embedded") is before  # once a process
-    assert tag_unit(CaptionUnit("", ["a dog sleeps"], [1]), "embedded")["dog", True] == 1
-    assert load_tagger("embedded") is not before
 
 
 def test_a_tagger_that_is_not_installed_raises_an_input_error():

@@ -2,7 +2,6 @@
 none is broken."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ from transformers import CLIPConfig, CLIPModel
 from alpro.models import attention, precision
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
-from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
-from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import are_layers_compiled, configure_layers
+from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 
@@ -116,27 +113,3 @@ def test_a_block_with_the_attention_of_a_gpu_is_one_graph(graphs, monkeypatch):
     torch.testing.assert_close(actual, expected)
     assert len(graphs) == 1
     assert not counters["graph_break"]
-
-
-@pytest.mark.parametrize(
-    ("device", "width", "compile_layers", "triton", "compilers", "expected"),
-    [
-        ("cuda", 512, True, True, {"gcc"}, True),
-        ("cuda", 512, True, True, {"my-cc"}, True),
-        ("cuda", 512, True, True, set(), False),
-        ("cuda", 512, True, False, {"gcc"}, False),
-        ("cuda", 511, True, True, {"gcc"}, False),
-        ("cuda", 512, False, True, {"gcc"}, False),
-        ("cpu", 512, True, True, {"gcc"}, False),
-    ],
-)
-def test_wide_layers_are_compiled_on_a_gpu_with_a_compiler(
-    monkeypatch, device, width, compile_layers, triton, compilers, expected
-):
-    monkeypatch.setenv("CC", "my-cc")
-    monkeypatch.setattr(loop, "find_spec", lambda name: triton or None)
-    monkeypatch.setattr(loop.shutil, "which", lambda name: name if name in compilers else None)
-    video = SimpleNamespace(width=width)
-    objective = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(video=video)))
-    world = World(0, 1, torch.device(device))
-    assert are_layers_compiled(objective, Resources(compile=compile_layers), world) is expected

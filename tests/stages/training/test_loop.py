@@ -1,7 +1,6 @@
 """The training loop: steps and their micro-batches, validation and selection, steps that are not
 finite, metrics."""
 
-import math
 import signal
 from dataclasses import replace
 
@@ -22,7 +21,6 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import (
     Mean,
     MetricsFile,
-    chance_levels,
     losses_at_chance,
     read_metrics,
 )
@@ -137,30 +135,6 @@ def test_micro_batches_are_one_step_on_their_mean(new_run):
         torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_each_line_has_the_rate_of_its_step_and_a_throughput_without_validation(
-    new_run, monkeypatch
-):
-    """By a clock that goes on by a second each time it is read, and by a week in a validation."""
-    clock = [0.0]
-
-    def read() -> float:
-        clock[0] += 1
-        return clock[0]
-
-    def validate(_: Objective) -> dict[str, float]:
-        clock[0] += 604_800
-        return {"validation/score": 1.0}
-
-    monkeypatch.setattr("alpro.stages.training.loop.time.monotonic", read)
-    run = new_run("run", run={"validate": validate}, validation={"times": 4}, warmup_ratio=0.4)
-    run.start()
-    lines = [line for line in read_metrics(run.out / "metrics.jsonl") if "train/lr" in line]
-    assert [line["train/lr"] for line in lines] == [
-        learning_rate(step, 8, run.config) for step in (1, 3, 5, 7)
-    ]
-    assert min(line["train/samples_per_second"] for line in lines) > 0.1
-
-
 def damaged(*steps: int) -> type[TrainingDataset]:
     """Data with unreadable examples in some steps."""
 
@@ -268,16 +242,6 @@ def test_losses_that_stayed_at_chance_are_named(training, losses, warned):
     assert [
         line.partition(":")[0] for line in losses_at_chance(lines(**losses), config, answers=5)
     ] == warned
-
-
-def test_contrast_is_over_a_micro_batch_unless_it_is_over_the_batch(training):
-    halves = training(("a",), 1, batch_size=8, accumulation_steps=2)
-    assert chance_levels(halves, 1) == {
-        "vtc": math.log(4),
-        "vtm": pytest.approx(0.6365, abs=1e-4),
-        "qa": 0,
-    }
-    assert chance_levels(halves.model_copy(update={"contrast": "batch"}), 1)["vtc"] == math.log(8)
 
 
 Step = tuple[dict[str, float], dict[str, Tensor]]

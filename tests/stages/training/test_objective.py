@@ -9,21 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpro.models import alpro
-from alpro.models.alpro import Alpro, Prompter
-from alpro.models.frames import NormalizedModel, normalize_frames
+from alpro.models.alpro import Alpro
+from alpro.models.frames import normalize_frames
 from alpro.models.losses import box_mask, hard_negatives, vtc_loss
-from alpro.stages.evaluation.gallery import Gallery
-from alpro.stages.evaluation.validation import pem_scores
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
-from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 from tests.stages.training.part_of_a_batch import (
     NAMES,
-    NORM,
     TEXT,
     WEIGHTS,
     losses_and_gradients,
@@ -282,58 +278,6 @@ def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
         )
         for half in found:
             torch.testing.assert_close(half, value, atol=1e-5, rtol=1e-5, msg=key)
-
-
-@pytest.fixture
-def pretraining(tiny_model, tokenizer) -> PretrainObjective:
-    """Pre-training that knows the words of the sample."""
-    torch.manual_seed(0)
-    shape = tiny_model(tokenizer.get_vocab_size())
-    prompts = {kind: F.normalize(torch.randn(8, 16), dim=1) for kind in ("video", "image")}
-    teacher = NormalizedModel(Prompter(shape), *NORM)
-    settings = PretrainSettings(threshold=0.0)
-    return PretrainObjective(Alpro(shape, entities=8), *NORM, teacher, prompts, settings)
-
-
-def recorded(monkeypatch, owner: nn.Module, name: str) -> list[Tensor]:
-    """The results of each call of a method."""
-    results = []
-    method = getattr(owner, name)
-    monkeypatch.setattr(
-        owner, name, lambda *args: results.append(result := method(*args)) or result
-    )
-    return results
-
-
-@pytest.mark.parametrize("kept_share", [0.0, 0.6, 1.0])
-def test_validation_of_pem_is_over_the_crops_that_it_keeps(
-    pretraining, clips, tokenizer, monkeypatch, kept_share
-):
-    """In batches of two, of which the last has one crop."""
-    gallery = Gallery.of(clips, "validation").first(5, 1)
-    objective = pretraining.eval()
-    calls = ((objective, "pseudo_labels"), (objective.model, "pem_logits"))
-    labels, logits = (recorded(monkeypatch, *of) for of in calls)
-    pem_scores(objective, tokenizer, 16, gallery, batch=2)
-    assert [len(part) for part in labels] == [2, 2, 1]
-    labels = torch.cat(labels)
-    logits = torch.cat(logits)
-    best = labels.amax(1)
-    objective.threshold = (
-        float(best.sort(descending=True).values[round(5 * kept_share) - 1]) if kept_share else 1.0
-    )
-    kept = best >= objective.threshold
-    assert kept.float().mean() == pytest.approx(kept_share)
-    right = (labels.argmax(1) == logits.argmax(1)) & kept
-    entropy = -(labels * labels.log()).sum(1)
-    assert pem_scores(objective, tokenizer, 16, gallery, batch=2) == pytest.approx(
-        {
-            "validation/pem/kept": 100 * kept_share,
-            "validation/pem/acc": 100 * float(right.sum()) / max(1, int(kept.sum())),
-            "validation/pem/label_entropy": float(entropy[kept].sum()) / max(1, int(kept.sum())),
-        },
-        rel=1e-4,
-    )
 
 
 @pytest.mark.parametrize("off", [{}, {"pem": 0.0}, {"vtm": 0.0}])

@@ -174,6 +174,26 @@ def test_the_pretended_device_finds_what_a_gpu_would():
             read(torch.ones((), device=META))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["prompter", "matching", "pretrain", "qa"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a GPU")
+def test_a_step_on_a_gpu_does_not_synchronize(name, training, tmp_path, monkeypatch):
+    monkeypatch.undo()  # this is the real device
+    device = torch.device("cuda")
+    objective = objective_of(name, dropout=0.1).to(device)
+    run = run_of(objective, training(accumulation_steps=2), tmp_path, World(0, 1, device))
+    batch = whole_batch().to(device)
+    run.update(batch)  # libraries set themselves up
+
+    torch.cuda.set_sync_debug_mode("error")  # a synchronization raises
+    try:
+        run.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert run.skipped.read(limit=5) == 0
+
+
 @pytest.mark.parametrize("kind", ["ALPRO", "CLIP"])
 def test_a_teacher_that_is_cast_once_has_the_same_labels(kind):
     """As when autocast casts its matrices in every pass."""

@@ -2,8 +2,6 @@
 normalization, initial weights."""
 
 import json
-from contextlib import nullcontext
-from unittest import mock
 
 import pytest
 import torch
@@ -15,13 +13,11 @@ from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
-from alpro.stages.training.distributed import World
 from alpro.stages.training.objective import MatchingObjective
-from alpro.stages.training.stage import Training, measure_preprocessing
-from tests.stages.training.conftest import Killed
+from alpro.stages.training.stage import measure_preprocessing
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
@@ -82,34 +78,15 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
         pick_device("cuda")
 
 
-@pytest.mark.parametrize(
-    ("pool", "parts", "compiled", "expected"),
-    [
-        (0, 1, False, True),
-        (4, 1, False, False),
-        (8, 1, False, True),
-        (4, 2, False, True),
-        (2, 2, True, True),
-    ],
-)
-def test_texts_have_one_length_where_a_pool_spans_ranks_or_layers_are_compiled(
-    pool, parts, compiled, expected, training, tiny_model, tokenizer, tmp_path, monkeypatch
+@pytest.mark.parametrize(("pool", "expected"), [(0, True), (2, False), (4, False), (8, True)])
+def test_ranks_share_texts_where_a_pool_of_negatives_spans_them(
+    pool, expected, tiny_model, monkeypatch
 ):
-    """Two ranks of four pairs, or of two in each of two micro-batches."""
-    dataset = mock.Mock(side_effect=Killed)
-    model = Alpro(tiny_model(tokenizer.get_vocab_size()))
-    objective = MatchingObjective(model, (0.5,) * 3, (0.5,) * 3, pool)
-    made = Training(ModelBundle("retrieval", model, tokenizer), objective, None)
-    monkeypatch.setattr(
-        stage, "init_distributed", lambda _: nullcontext(World(1, 2, torch.device("cpu")))
-    )
+    """Two ranks of four pairs. Shared texts have one length."""
     monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
-    monkeypatch.setattr(stage, "TrainingDataset", dataset)
-    monkeypatch.setattr(stage, "are_layers_compiled", lambda *_: compiled)
-    config = training(("a",), accumulation_steps=parts)
-    with pytest.raises(Killed):
-        stage.train(lambda _: made, config, {}, tmp_path, Resources(device="cpu"))
-    assert dataset.call_args.kwargs["one_length"] is expected
+    objective = MatchingObjective(Alpro(tiny_model()), (0.5,) * 3, (0.5,) * 3, pool)
+
+    assert objective.shares_texts(4) is expected
 
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
